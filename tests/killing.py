@@ -69,7 +69,7 @@ def main(folder: Path, trials: int, words: list[str]) -> None:
         log_of_checkpoint = run / "checkpoint" / "training.jsonl"
         kept = len(log_of_checkpoint.read_text().splitlines()) if log_of_checkpoint.is_file() else None
         code = forked(words, run, log)
-        _, went_on, after = log.read_text().partition("Going on with training after step ")
+        _, went_on, after = log.read_text().partition("Resuming training after step ")
         trial = Trial(
             killed=f"before change {at} of {changes}" if by_change else f"after {wait:.2f} of {seconds:.2f} s",
             left=left,

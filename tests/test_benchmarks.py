@@ -92,7 +92,7 @@ def test_the_table_shows_the_base_once_and_the_reports_verdict(tables, tmp_path)
     assert lines[2].startswith("| LoRA, top 15 layers (quickstart) | 40.0 → 60.0 better | not measured | ")
     assert lines[2].endswith("| 1,234 | 1,000 | 2.0 | 1.5 |")
     assert lines[3].startswith("| DoRA | 61.0 better | ")
-    assert "| 17.00 not shown |" in lines[3]
+    assert "| 17.00 no significant change |" in lines[3]
     on_gpu = report(60.0)
     on_gpu["training"]["peak_gpu_gb"] = 11.5
     (jobs[0].folder / "report.json").write_text(json.dumps(on_gpu), "utf-8")

@@ -60,7 +60,7 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(place):
     (folder / "checkpoint").rename(folder / f".checkpoint.{ended.pid}.old")
     resumed = meditune(*words)
     assert resumed.code == 0
-    assert "Going on with training after step 4" in resumed.err
+    assert "Resuming training after step 4" in resumed.err
     assert not list(folder.glob(".*.old"))
 
 
@@ -81,5 +81,5 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_last_one(place, monkeypa
     assert len(read_rows(checkpoint / "training.jsonl")) == 2
     resumed = meditune(*words)
     assert resumed.code == 0
-    assert "Going on with training after step 2" in resumed.err
+    assert "Resuming training after step 2" in resumed.err
     assert place.adapter("full") == place.adapter("roomy")

@@ -38,7 +38,7 @@ def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, 
     assert "v0001 is served from now on" in done.out
     shutil.rmtree(copy)
     shown = meditune("registry", "show", registry, "v0001").out
-    assert "whole" in shown
+    assert "undamaged" in shown
     assert "Note: the first" in shown
     assert "promoted: the first version" in shown
     # A version is a run's folder, with which all that is done to runs can be done.
@@ -53,14 +53,14 @@ def test_what_is_no_finished_run_is_refused(place: Bench, tmp_path: Path) -> Non
     assert not (tmp_path / "registry").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")
-    meditune("registry", "list", tmp_path / "other").refused(3, "is no registry", "meditune registry add")
+    meditune("registry", "list", tmp_path / "other").refused(3, "is not a registry", "meditune registry add")
 
 
 def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     with_versions(folder, run, REFUSED, None)
     meditune("registry", "promote", folder, "v0002").refused(5, "did not pass the gate", "accuracy on old", "-3.0")
-    meditune("registry", "promote", folder, "v0003").refused(5, "never held against", "meditune retrain")
+    meditune("registry", "promote", folder, "v0003").refused(5, "never compared with", "meditune retrain")
     meditune("registry", "promote", folder, "v0002", "--force").refused(3, "needs a reason", "--why")
     assert Registry(folder).state().current == "v0001"
     assert meditune("registry", "promote", folder, "v0002", "--force", "--why", "a recall").code == 0
@@ -71,18 +71,18 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
 
 def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
-    with pytest.raises(GateError, match="was held against v0002, and v0001 is served now"):
+    with pytest.raises(GateError, match="was compared with v0002, but v0001 is served now"):
         registry.promote("v0003")
     registry.promote("v0002")
     registry.promote("v0003")
     assert registry.rollback("ratings fell", of="v0003") == "v0002"
     assert registry.state().current == "v0002"
-    with pytest.raises(DataError, match="isn't served any more"):
+    with pytest.raises(DataError, match="is no longer served"):
         registry.rollback("a late alarm", of="v0003")
     with pytest.raises(GateError, match="rolled back before"):
         registry.promote("v0003")
     assert registry.rollback("again") == "v0001"
-    with pytest.raises(DataError, match="no whole version before v0001"):
+    with pytest.raises(DataError, match="no undamaged version before v0001"):
         registry.rollback("and again")
     assert [each.what for each in registry.state().history][-2:] == ["rolled back", "rolled back"]
 
@@ -97,7 +97,7 @@ def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> N
     told: list[str] = []
     assert registry.servable(told.append).id == "v0001"
     assert "v0002" in told[0]
-    assert "model/adapter_model.safetensors isn't what it was" in told[0]
+    assert "model/adapter_model.safetensors was changed" in told[0]
     assert "DAMAGED: model/adapter_model.safetensors" in meditune("registry", "show", registry.folder, "v0002").out
     (registry.place("v0003") / "model" / "adapter_model.safetensors").unlink()
     meditune("registry", "promote", registry.folder, "v0003").refused(
@@ -115,9 +115,9 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     registry = with_versions(folder, run, REFUSED, PASSED)
     meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--shadow")
-    assert "unseen" in meditune("registry", "try", folder, "v0002", "--shadow", "--percent", 50).out
+    assert "as a shadow" in meditune("registry", "try", folder, "v0002", "--shadow", "--percent", 50).out
     assert "shadow 50 %" in meditune("registry", "list", folder).out
-    meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "no share")
+    meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "not a share")
     assert meditune("registry", "try", folder, "v0003", "--percent", 5).code == 0
     trial = registry.state().trial
     assert trial

@@ -178,7 +178,7 @@ def test_the_last_line_says_what_got_worse(official, place):
     if not report["worse"]:
         assert result.last == "No metric got worse."
     for name in report["worse"]:
-        assert result.last.startswith(("GOT WORSE: ", "MOVED THE WRONG WAY"))
+        assert result.last.startswith(("SIGNIFICANTLY WORSE: ", "WORSE, but "))
         assert METRIC_TABLE[name].title in result.last
 
 
@@ -314,7 +314,7 @@ def test_ended_during_training(place, uninterrupted, number):
     assert not (place.folder / name / "model").exists()
     resumed = meditune(*words)
     assert resumed.code == 0, resumed
-    assert "Going on with training after step" in resumed.err
+    assert "Resuming training after step" in resumed.err
     same(place, name, uninterrupted)
     tidy(place.folder / name)
 
@@ -351,7 +351,7 @@ def test_two_runs_in_one_folder_dont_meet(place, uninterrupted):
     words = ["run", "quickstart", "--output", place.folder / "shared", *place.settings(**STEPS)]
     with place.started(*words) as process:
         wait_for((place.folder / "shared" / "checkpoint" / "state.json").is_file, process)
-        meditune(*words).refused(1, "Another meditune is at work in", "choose another --output")
+        meditune(*words).refused(1, "Another meditune process is using", "choose another --output")
         assert process.wait() == 0
     same(place, "shared", uninterrupted)
 
@@ -444,7 +444,7 @@ def test_odd_data_makes_the_journey(place, tmp_path, name, changes, metrics):
 def test_nothing_to_learn_is_said_before_anything_is_computed(place, tmp_path, removed, task):
     path = jsonl(tmp_path / "own.jsonl", rows(30, **{removed: ""}))
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path, train__tasks=f"[{task}]"))
-    result.refused(3, f"a{'n' * (task == 'answer')} {task} to learn from", "train.tasks")
+    result.refused(3, f"a{'n' * (task == 'answer')} {task} to train on", "train.tasks")
     assert not (tmp_path / "run" / "predictions").exists()
 
 
@@ -470,7 +470,7 @@ def test_a_training_question_longer_than_the_budget_is_counted(place, tmp_path):
 
 
 def test_a_loss_that_explodes_is_said(place):
-    place.run("exploded", train__learning_rate="1e30").refused(1, "Training broke down", "train.learning_rate")
+    place.run("exploded", train__learning_rate="1e30").refused(1, "Training diverged", "train.learning_rate")
     assert not (place.folder / "exploded" / "model").exists()
 
 
@@ -495,7 +495,7 @@ def test_real_data_take_the_samples_place_once_they_are_there(place, tmp_path, m
         patch.setenv("MEDITUNE_DATA", str(tmp_path))
         assert "SYNTHETIC" in meditune("data", "prepare", *words).out
     again = meditune("data", "prepare", *words)
-    assert "take the sample's place" in again.err
+    assert "replaces the sample" in again.err
     assert "SYNTHETIC" not in again.out
     assert json.loads((tmp_path / "run" / "data" / "quality.json").read_text())["sources"]["pubmedqa"]["read"] == 1000
 

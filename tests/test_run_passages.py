@@ -91,12 +91,12 @@ def test_figures_and_differences_follow_from_what_is_stored(folder):
 
 def test_people_are_shown_the_conditions(done):
     folder, result = done
-    assert "tuned, by what it is shown" in result.out
-    assert "own document is among the 3 found for 100.0 %" in result.out
+    assert "tuned, by context" in result.out
+    assert "the top 3 documents contain the item's own document for 100.0 %" in result.out
     words = shown(folder)
     assert "With and without sources" in words
     assert "Closed book Given context Retrieved passages" in words
-    assert "What was found (3)" in words
+    assert "Retrieved passages (3)" in words
 
 
 def test_training_showed_the_own_passage_among_others_and_nothing_of_the_test(folder):
@@ -115,7 +115,7 @@ def test_training_showed_the_own_passage_among_others_and_nothing_of_the_test(fo
     said = read_json(folder / "model" / "training.json")["retrieved"]
     assert said == {"examples": len(found), "right": sum(row["right"] for row in found), "left_out": 0}
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
-    assert f"{len(found)} of the {len(train)} examples showed passages that had been found" in card
+    assert f"{len(found)} of the {len(train)} examples showed retrieved passages" in card
     record = read_json(folder / "model" / "trained_on.json")
     assert len(record["contexts"]) == len(train), "the record names the examples' own contexts"
 
@@ -164,7 +164,7 @@ def test_an_evaluation_finds_its_own_passages(place, folder, tmp_path):
     one, run = read_json(tmp_path / "one" / "evaluation.json"), read_json(folder / "report.json")
     assert one["conditions"]["model"] == run["conditions"]["tuned"]
     assert one["figures"] == pytest.approx(run["tuned"])
-    assert "model, by what it is shown" in result.out
+    assert "model, by context" in result.out
 
 
 def test_a_comparison_says_that_the_passages_were_others(place, folder, tmp_path):

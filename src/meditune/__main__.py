@@ -1,4 +1,4 @@
-"""`python -m meditune`, and so `torchrun -m meditune`."""
+"""Entry point of `python -m meditune` and `torchrun -m meditune`."""
 
 from meditune.cli.main import main
 

@@ -1,6 +1,6 @@
-"""Cross-validation over PubMedQA's published folds: a run for each fold, then all of them together.
+"""Cross-validation over PubMedQA's published folds: one run per fold, then a summary of all folds.
 
-Each run trains on nine folds and is measured on the tenth; the official test set stays untouched.
+Each run trains on nine folds and is measured on the tenth; the official test set is not used.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MODELS = ("base", "tuned")
 
 
 def settings(fold: int) -> list[str]:
-    """What turns a recipe into the one of a fold, as `--set` takes it."""
+    """Return the `--set` arguments that turn a recipe into the recipe of one fold."""
     return [f"data.fold={fold}", SETTINGS]
 
 
 def crossval(
     recipes: Mapping[int, Recipe], folder: Path, commands: Mapping[int, str], approve: Approve = refuse
 ) -> dict[str, Any]:
-    """Do, or finish, the run of each fold in `folder/fold-N`; returns crossval.json's content.
+    """Run or resume each fold in `folder/fold-N`, and return the content of crossval.json.
 
     Raises MedituneError where the folder holds something else.
     """
@@ -59,13 +59,13 @@ def crossval(
 
 
 def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
-    """All folds' figures: `items`, `figures`, `accuracy_ci95` and `worse`, as docs/reference/report.md says.
+    """Return the metrics of all folds: `items`, `figures`, `accuracy_ci95` and `worse` (docs/reference/report.md).
 
-    Of each metric and model the figure of every fold, their mean and standard deviation (n - 1; None of one fold), and
-    the pooled figure over the items of all folds, each predicted by the model that didn't train on it. Pooled is None
-    for what isn't measured on the fold's items, such as general text. The interval of the pooled difference is the
-    paired bootstrap's over items. It leaves out that the folds' models share most of their training items, for which
-    there is no unbiased estimate (Bengio and Grandvalet 2004), so it is somewhat too narrow.
+    For each metric and model: the value of every fold, the mean and standard deviation (n - 1; None for one fold), and
+    the pooled value over the items of all folds, each predicted by the model that didn't train on it. Pooled is None
+    for what isn't measured on the fold's items, such as general text. The interval of the pooled difference comes from
+    a paired bootstrap over items. It is somewhat too narrow, because it ignores that the folds' models share most of
+    their training items; no unbiased estimate exists for that (Bengio and Grandvalet 2004).
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
@@ -99,7 +99,7 @@ def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
 
 
 def pooled(runs: list[Path], model: str) -> Any:
-    """The predictions of all folds as one model's; a kind whose ids come in several folds is left out."""
+    """Return the predictions of all folds as one model's; leave out kinds whose ids occur in several folds."""
     from meditune.evaluate.predictions import KINDS, Predictions, read
 
     every = [read(place / "predictions", model) for place in runs]
@@ -113,7 +113,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _finished(place: Path, recipe: Recipe) -> bool:
-    """Whether a fold's run is done with these settings; `run` says what is wrong where they are others."""
+    """Return whether a fold's run is finished with these settings; `run` reports other settings as an error."""
     done = (place / RECIPE).is_file() and (place / "report.html").is_file()
     return done and what_counts(load_recipe(str(place / RECIPE)).recipe) == what_counts(recipe)
 
@@ -124,4 +124,4 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or any(
         item.name != RESULT and not re.fullmatch(r"fold-\d", item.name) for item in folder.iterdir()
     ):
-        raise MedituneError(f"{folder} is there already and holds no cross-validation. Choose another --output.")
+        raise MedituneError(f"{folder} already exists and holds no cross-validation. Choose another --output.")

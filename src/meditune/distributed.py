@@ -1,7 +1,7 @@
-"""The processes that train together, as torchrun starts and numbers them. Where there is one, all of this does nothing.
+"""The processes of a distributed training that torchrun starts. With a single process, nothing here has an effect.
 
-torchrun gives each process its number (RANK), the number within its machine (LOCAL_RANK) and how many there are
-(WORLD_SIZE). Number 0, the first, owns the run's folder and is the only one that prints; the others compute.
+torchrun gives each process its number (RANK), its number on its machine (LOCAL_RANK) and the number of processes
+(WORLD_SIZE). Process 0, the first, owns the run's folder and is the only one that prints; the others compute.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from meditune.errors import MedituneError
 Value = TypeVar("Value")
 
 WAIT = timedelta(hours=6)
-"""So long may the first process prepare data, or write replay text, while the others wait."""
+"""The longest time for which processes wait while the first one prepares data or writes replay text"""
 LAG = 60.0
-"""Seconds in which a file of one machine becomes seen by the others: network file systems remember what isn't there."""
+"""Seconds until a new file is visible on other machines: network file systems cache which files don't exist"""
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0; the number of the GPU that it takes."""
+    """Return this process's number on its machine, from 0, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
 
 
 def local_world() -> int:
-    """How many of the processes are on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world() > 1 else 1
 
 
 def is_first() -> bool:
-    """Whether this process owns the run's folder and prints."""
+    """Return whether this process owns the run's folder and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of the processes inside the block; only the first prints there.
+    """Join the process group inside the block; only the first process prints there.
 
-    An error in one ends all: the first to fail raises it, the others, whose waiting fails in consequence, end without
-    a word. Raises MedituneError where this machine has too few GPUs, or another process was killed.
+    An error in one process ends all: the first to fail raises it, and the others, whose collective operations then
+    fail, end silently. Raises MedituneError if this machine has too few GPUs or another process was killed.
     """
     if world() == 1:
         yield
@@ -80,8 +80,8 @@ def process_group() -> Iterator[None]:
         _fail(error, store)
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise MedituneError(
-                "Another process of this training ended without a word, perhaps killed for its memory. What is "
-                "finished is kept; run the same command again to go on."
+                "Another process of this training ended without an error message, perhaps because memory ran out. "
+                "Finished work is kept; run the same command again to resume."
             ) from error
         raise
     finally:
@@ -90,7 +90,7 @@ def process_group() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Return when all processes have come here."""
+    """Return when all processes have reached this call."""
     if world() > 1:
         import torch
 
@@ -98,7 +98,7 @@ def barrier() -> None:
 
 
 def broadcast(value: Value) -> Value:
-    """The first process's value, in all of them."""
+    """Return the first process's value in all processes."""
     if world() == 1:
         return value
     import torch
@@ -110,7 +110,7 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_sum(tensor: Any) -> Any:
-    """The tensor, which now holds the sum over all processes."""
+    """Return the tensor, replaced in place by its sum over all processes."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -119,7 +119,7 @@ def all_reduce_sum(tensor: Any) -> Any:
 
 
 def broadcast_tensor(tensor: Any) -> None:
-    """Put the first process's values into the tensor."""
+    """Copy the first process's values into the tensor of every process."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -127,13 +127,13 @@ def broadcast_tensor(tensor: Any) -> None:
 
 
 def only_first(manager: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-    """The context manager in the first process; one that does nothing in the others."""
+    """Return the context manager in the first process, and one that does nothing in the others."""
     return manager if is_first() else nullcontext()
 
 
 @contextmanager
 def one_on_each_machine_first() -> Iterator[None]:
-    """Let one process of each machine do the block before the others do: it fetches what they then find there."""
+    """Run the block in one process of each machine before the others: it downloads what they then find."""
     if local_rank():
         barrier()
     yield
@@ -142,19 +142,19 @@ def one_on_each_machine_first() -> Iterator[None]:
 
 
 def check_shared(path: Path) -> None:
-    """Raise MedituneError where this process doesn't see what the first one wrote."""
+    """Raise MedituneError if this process doesn't see a file that the first one wrote."""
     deadline = time.monotonic() + LAG
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     if not path.exists():
         raise MedituneError(
-            f"{path} isn't there on {socket.gethostname()}. All machines of a training must see the same --output "
-            "folder: put it on a file system that they share."
+            f"{path} doesn't exist on {socket.gethostname()}. All machines that train together need the same --output "
+            "folder: put it on a shared file system."
         )
 
 
 def _join() -> Any:
-    """Meet the others; returns the store by which they tell each other what can't wait."""
+    """Join the other processes and return the store through which they signal failures."""
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -164,8 +164,8 @@ def _join() -> Any:
         count = torch.cuda.device_count()
         if local_rank() >= count:
             raise MedituneError(
-                f"{local_world()} processes were started on {socket.gethostname()}, which has {count} GPUs. Give "
-                f"torchrun --nproc-per-node {count}."
+                f"{local_world()} processes were started on {socket.gethostname()}, which has {count} GPUs. Start "
+                f"torchrun with --nproc-per-node {count}."
             )
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
@@ -175,13 +175,13 @@ def _join() -> Any:
 
 
 def _fail(error: BaseException, store: Any) -> None:
-    """Return in the first process that fails; end the others without a word."""
-    # torchrun's request to end comes a moment after a terminal's ctrl-C, and would break into the last words.
+    """Return in the first process that fails; end the others silently."""
+    # torchrun's signal follows a terminal's Ctrl-C by a moment and would interrupt the last output.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
         earlier = store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) > 1
     except RuntimeError:
-        earlier = True  # The process that kept the store is gone, and has said why.
+        earlier = True  # The process that held the store is gone and has reported why.
     if earlier:
         raise SystemExit(getattr(error, "exit_code", 1)) from None

@@ -1,7 +1,7 @@
-"""Errors that are written for the person who reads them.
+"""Exceptions whose messages are written for users.
 
-Every error says what is wrong, where (file, line, key) and what to do next. The command line prints the sentence
-without a traceback and ends with the error's exit code.
+Every message says what is wrong, where (file, line, key) and what to do next. The command line prints it without a
+traceback and exits with the error's exit code.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 def install_command(*extras: str) -> str:
     """Return the command that installs Meditune's extras, for an error message.
 
-    Meditune isn't on the package index, where its name may be taken by a stranger: the command installs from the
-    source folder. It works from any folder where Meditune runs out of that one, else from within it.
+    Meditune isn't on the package index, where someone else may own its name, so the command installs from the source
+    folder. If Meditune runs from its source folder, the command works anywhere; otherwise only inside that folder.
     """
     source = Path(__file__).resolve().parents[2]
     inside = not (source / "pyproject.toml").is_file() or source == Path.cwd().resolve()
@@ -23,19 +23,19 @@ def install_command(*extras: str) -> str:
 
 
 class MedituneError(Exception):
-    """Something the user can put right. The message is shown as it is."""
+    """An error that the user can correct. The message is shown unchanged."""
 
     exit_code = 1
 
 
 class RecipeError(MedituneError):
-    """A recipe, or a `--set` on the command line, that can't be used."""
+    """An error in a recipe or in a `--set` option of the command line."""
 
     exit_code = 2
 
 
 class DiskFullError(MedituneError):
-    """A file or folder for which the disk has no room."""
+    """A file or folder that can't be written because the disk is full."""
 
 
 class DataError(MedituneError):
@@ -45,41 +45,41 @@ class DataError(MedituneError):
 
 
 class ModelError(MedituneError):
-    """A model that can't be had, read, or used for what was asked."""
+    """A model that is unavailable, can't be read, or can't be used for a task."""
 
     exit_code = 4
 
 
 class StoreError(DataError):
-    """What a server keeps can't be read or written: no fault of who asks it."""
+    """A server's store that can't be read or written, which isn't the caller's fault."""
 
 
 class EngineError(ModelError):
-    """An engine that fails, closes, or can't be reached while it answers: no fault of who asks it."""
+    """An engine that fails, closes or becomes unreachable while it answers, which isn't the caller's fault."""
 
 
 class EngineUnavailableError(EngineError):
-    """An engine that has ended: it is being restarted, or could not be."""
+    """An engine that has ended and is being restarted, or couldn't be restarted."""
 
     def __init__(self, message: str, retry_after_s: float, given_up: bool = False) -> None:
-        """`given_up`: it is not tried again, so the process should end."""
+        """Store when to retry; with `given_up` no restart will be attempted, so the process should end."""
         super().__init__(message)
         self.retry_after_s, self.given_up = retry_after_s, given_up
 
 
 class GateError(MedituneError):
-    """A model that doesn't meet the policy it was held to."""
+    """A model that doesn't meet the gate's policy."""
 
     exit_code = 5
 
 
 class DriftError(MedituneError):
-    """Requests or answers that are no longer what they were."""
+    """Requests or answers whose distribution has changed."""
 
     exit_code = 6
 
 
 class Stopped(BaseException):
-    """The user pressed ctrl-C, or the system asked to end. Not an Exception, so that nothing swallows it."""
+    """Ctrl-C or a signal to terminate. It isn't an Exception, so that nothing swallows it."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written to a temporary name beside their place, then renamed."""
+"""Reading and writing files; writes are atomic: to a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ LINE_CHARACTERS = 2**26
 
 @contextmanager
 def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
-    """A text file open for writing that takes `path`'s place when the block ends well, and vanishes otherwise.
+    """Yield a text file open for writing, which replaces `path` if the block succeeds and is deleted otherwise.
 
-    A private file is readable for its owner alone, from its first byte on. Raises MedituneError, naming the disk, where
-    there is no space left.
+    A private file is readable only by its owner, from its first byte. Raises DiskFullError if no space is left.
     """
     with _partial(path, private) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         yield stream
@@ -32,7 +31,7 @@ def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
 
 @contextmanager
 def _partial(path: Path, private: bool) -> Iterator[Path]:
-    """A name to write to, whose file takes `path`'s place when the block ends well, and vanishes otherwise."""
+    """Yield a path to write to, whose file replaces `path` if the block succeeds and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -51,9 +50,9 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes `path`'s place when the block ends well, and vanishes otherwise.
+    """Yield an empty folder to fill, which replaces `path` if the block succeeds and is deleted otherwise.
 
-    Where it can't take the place, what was there stays.
+    If it can't replace `path`, the previous folder stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -71,7 +70,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
             raise
     except DiskFullError as error:
-        # The folder that was to be, not a file in its temporary one.
+        # Name the target folder, not a file in the temporary one.
         raise disk_full(path) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -84,7 +83,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_message(path: Path) -> Iterator[None]:
-    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
+    """Raise the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise their own."""
     try:
         yield
     except Exception as error:
@@ -94,30 +93,30 @@ def full_disk_message(path: Path) -> Iterator[None]:
 
 
 def is_result_of(folder: Path, mark: str, made_from: dict[str, Any]) -> bool:
-    """Whether `folder` holds a finished result that was made from just that, as its file `mark` says.
+    """Return whether `folder` holds a finished result of exactly `made_from`, according to its file `mark`.
 
-    Raises MedituneError where anything else is in the way; nothing and an empty folder aren't.
+    A missing or empty folder gives False. Raises MedituneError if the folder holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    said = read_json(folder / mark) if (folder / mark).is_file() else None
-    if isinstance(said, dict) and said.get("made_from") == made_from:
+    record = read_json(folder / mark) if (folder / mark).is_file() else None
+    if isinstance(record, dict) and record.get("made_from") == made_from:
         return True
-    raise MedituneError(f"{folder} is there already and holds something else. Choose another --output, or remove it.")
+    raise MedituneError(f"{folder} already exists and holds something else. Choose another --output, or remove it.")
 
 
 def disk_full(path: Path) -> MedituneError:
-    """The error for a full disk, with the space that is left where `path` should go."""
+    """Return the error for a full disk, with the free space where `path` was to be written."""
     place = path if path.exists() else path.parent
     free = shutil.disk_usage(place).free / 1e6
     return DiskFullError(
-        f"The disk is full: {path} could not be written ({free:.0f} MB free). Make room and run the same command "
-        "again; finished stages are kept."
+        f"The disk is full: {path} could not be written ({free:.0f} MB free). Free some space and run the same "
+        "command again; finished stages are kept."
     )
 
 
 def write_bytes(path: Path, data: bytes | memoryview, private: bool = False) -> None:
-    """Write `data`, whole or not at all; a private file is for its owner alone."""
+    """Write `data` atomically; a private file is readable only by its owner."""
     with _partial(path, private) as partial, partial.open("wb") as stream:
         stream.write(data)
         stream.flush()
@@ -125,40 +124,40 @@ def write_bytes(path: Path, data: bytes | memoryview, private: bool = False) -> 
 
 
 def write_json(path: Path, value: Any, private: bool = False) -> None:
-    """Write `value` as indented JSON, whole or not at all; a private file is for its owner alone."""
+    """Write `value` as indented JSON, atomically; a private file is readable only by its owner."""
     with replace_file(path, private) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises DataError with the file and the line where it breaks."""
+    """Return the JSON value in `path`. Raises DataError with the file and line of the first error."""
     return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The JSON value in the text of `path`; `pairs`, where given, makes each object of its keys and values.
+    """Return the JSON value in `text`, the content of `path`; `pairs`, if given, builds each object from its items.
 
-    Raises DataError with the file and the line where it breaks.
+    Raises DataError with the file and line of the first error.
     """
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file may be cut "
-            "off; fetch it again."
+            "off; copy or download it again."
         ) from error
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}: {_unreadable(error)}. Fetch it again.") from error
+        raise DataError(f"{path}: {_unreadable(error)}. Copy or download the file again.") from error
 
 
 def _unreadable(error: Exception) -> str:
-    """What Python's JSON reader can't do although it may be JSON: endless nesting, and endless whole numbers."""
-    return "lists and objects too deep to read" if isinstance(error, RecursionError) else "a number of too many digits"
+    """Return why Python can't read text that may be valid JSON: excessive nesting, or an excessively long integer."""
+    return "values nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises DataError where there is none."""
+    """Return the text of a UTF-8 file. Raises DataError if the file doesn't exist or isn't UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -168,18 +167,18 @@ def read_text(path: Path) -> str:
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> DataError:
-    """The error for text in another encoding; `line` is the last one that was whole, where it is known."""
+    """Return the error for text in another encoding; `line` is the last line that could be read, if known."""
     place = f" at byte {error.start}" if line is None else f" after line {line}"
     return DataError(
-        f"{path}: not UTF-8 text{place} (it holds the byte 0x{error.object[error.start]:02x} there). Convert it to "
+        f"{path}: not UTF-8 text{place} (invalid byte 0x{error.object[error.start]:02x}). Convert the file to "
         f"UTF-8; if it comes from Excel or an older Windows program: iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
     )
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = False) -> int:
-    """Write one JSON object a line, whole or not at all; returns the number of lines.
+    """Write one JSON object per line, atomically, and return the number of lines.
 
-    A private file is for its owner alone.
+    A private file is readable only by its owner.
     """
     count = 0
     with replace_file(path, private) as stream:
@@ -191,12 +190,12 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = Fals
 
 @contextmanager
 def growing_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """`path` with these rows in place of what it held, and a function that adds one more as a whole line at once.
+    """Replace the content of `path` by these rows, and yield a function that appends one row as a whole line.
 
-    Raises MedituneError, naming the disk, where there is no space left.
+    Raises DiskFullError if no space is left.
     """
     write_jsonl(path, rows)
-    # Without a buffer a line is one write: whoever follows the file never sees half of it.
+    # Without a buffer a line is one write: readers of the growing file never see half a line.
     with path.open("ab", buffering=0) as stream:
 
         def add(row: dict[str, Any]) -> None:
@@ -214,12 +213,12 @@ def growing_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Callab
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All objects of a JSON Lines file. Raises DataError with the file and line of the first bad one."""
+    """Return all objects of a JSON Lines file. Raises DataError with the file and line of the first invalid one."""
     return [row for _, row in numbered_jsonl(path)]
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of each line that isn't blank. Raises DataError at the first bad one."""
+    """Yield line number (from 1) and object of each non-blank line. Raises DataError at the first invalid one."""
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -229,9 +228,9 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    cut = " It is the last line and has no end: the file may be cut off." if line[-1] != "\n" else ""
+                    cut = " The last line is incomplete: the file may be cut off." if line[-1] != "\n" else ""
                     raise DataError(
-                        f"{path}, line {number}: not valid JSON ({error.msg}).{cut} Mend or remove this line."
+                        f"{path}, line {number}: not valid JSON ({error.msg}).{cut} Correct or remove this line."
                     ) from error
                 except (RecursionError, ValueError) as error:
                     raise DataError(f"{path}, line {number}: {_unreadable(error)}. Remove this line.") from error
@@ -245,25 +244,25 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def bounded_lines(stream: TextIO, path: Path, characters: int = LINE_CHARACTERS) -> Iterator[str]:
-    """The lines of `stream`. Raises DataError, naming `path`, at one that is longer: it could fill the memory."""
+    """Yield the lines of `stream`. Raises DataError, naming `path`, at a longer line, which could fill the memory."""
     number = 0
     while line := stream.readline(characters + 1):
         number += 1
         if len(line) > characters:
             raise DataError(
-                f"{path}, line {number}: over {characters:,} characters without a line's end. Check whether the file "
-                "is damaged, or all in one line."
+                f"{path}, line {number}: more than {characters:,} characters without a line break. Check whether the "
+                "file is damaged or written on a single line."
             )
         yield line
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cache_folder(kind: str) -> Path:
-    """Where fetched things of a kind ("models", "data") are kept: `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
+    """Return the cache folder of a kind ("models", "data"), in `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
     root = os.environ.get("MEDITUNE_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "meditune") / kind

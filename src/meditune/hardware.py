@@ -1,4 +1,4 @@
-"""What this machine, or the container it is seen through, has to compute with."""
+"""Cores, memory and GPU of this machine, within the limits of its container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity and its container's quota, not what the host has."""
+    """Return the number of cores that this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _words(_CPU_QUOTA)
     if len(quota) == 2 and quota[0].isdigit():
@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def memory_gb() -> tuple[float, float]:
-    """Total and free main memory in GB (10^9 bytes), within the container's limit."""
+    """Return total and free main memory in GB (10^9 bytes), within the container's limit."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -35,7 +35,7 @@ def memory_gb() -> tuple[float, float]:
 
 
 def used_gb() -> float:
-    """Memory that this process holds now, in 10^9 bytes: the GPU's if torch keeps tensors there, else main memory."""
+    """Return this process's memory in GB (10^9 bytes): GPU memory if torch reserves any, else main memory."""
     import psutil
     import torch
 
@@ -44,7 +44,7 @@ def used_gb() -> float:
 
 
 def gpu() -> tuple[str, float] | None:
-    """Name and memory in GB of the first GPU that torch can use; None where there is none."""
+    """Return name and memory in GB of the first GPU that torch can use; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -58,20 +58,21 @@ def _words(path: Path) -> list[str]:
 
 
 def limit_malloc_arenas() -> None:
-    """Let glibc keep two heaps (mallopt(3), M_ARENA_MAX); elsewhere nothing happens.
+    """Limit glibc to two heaps (mallopt(3), M_ARENA_MAX); with other C libraries do nothing.
 
-    With one for each thread, what is free in one is wanted in another, and a process holds more than it uses.
+    With one heap per thread, memory that is free in one heap can't be used by the others, so a process holds more
+    memory than it needs.
     """
     _glibc("mallopt", M_ARENA_MAX, 2)
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system (malloc_trim(3)); elsewhere nothing happens."""
+    """Return freed memory to the system (malloc_trim(3)); with C libraries other than glibc do nothing."""
     _glibc("malloc_trim", 0)
 
 
 def _glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux":
-        # musl's C library has neither.
+        # musl has neither function.
         with suppress(AttributeError):
             getattr(ctypes.CDLL(None), function)(*arguments)

@@ -1,12 +1,8 @@
-"""A run's stages where the model is behind an API.
-
-What a run would send and cost, and the question before anything is sent.
-
-The stages of a run, in order, for a model behind an API.
+"""Run the stages of a run whose model is behind an API, after an estimate of the cost was approved.
 
     check the rows -> estimate -> ask -> measure the base -> tune -> measure the tuned
 
-Nothing is sent before the answer to the question.
+Nothing is sent before the estimate is approved.
 """
 
 from __future__ import annotations
@@ -34,35 +30,35 @@ from meditune.train.hosted_job import FOLDER, JOBS, State, events, fine_tune, pr
 APPROVED = "approved.json"
 
 Approve = Callable[[str], None]
-"""Shown the estimate; raises MedituneError where it isn't approved of."""
+"""A function that is given the estimate; it raises MedituneError if the user doesn't approve."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to be sent; tokens are estimated."""
+    """The amount of data that is still to be sent; tokens are estimated."""
 
     rows: int = 0
     """Training rows to be uploaded."""
     training: int = 0
-    """Over all epochs."""
+    """Training tokens over all epochs."""
     requests: int = 0
     read: int = 0
     written: int = 0
-    """At most."""
+    """Output tokens, at most."""
 
     def text(self, model: ApiModel) -> str:
-        """For people: what goes where, how much it is and what it costs."""
+        """Return a description for people: the destination, the amount and the cost."""
         spec = model.spec
         key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
-        lines = [f"Sent to {spec.url}, {key}:"]
+        lines = [f"To be sent to {spec.url}, {key}:"]
         prices: list[tuple[str, int, float | None, str]] = []
         if self.rows:
-            lines.append(f"  {self.rows:,} training rows; about {self.training:,} tokens are trained on")
+            lines.append(f"  {self.rows:,} training rows, about {self.training:,} training tokens")
             prices.append(("training", self.training, spec.price_per_million_training_tokens, "training"))
         if self.requests:
             lines.append(
-                f"  {self.requests:,} test prompts; about {self.read:,} tokens are read and at most {self.written:,} "
-                "written"
+                f"  {self.requests:,} test prompts: about {self.read:,} input tokens and at most {self.written:,} "
+                "output tokens"
             )
             prices.append(("reading", self.read, spec.price_per_million_input_tokens, "input"))
             prices.append(("writing", self.written, spec.price_per_million_output_tokens, "output"))
@@ -70,23 +66,23 @@ class Estimate:
         unknown = [f"model.api.price_per_million_{kind}_tokens" for _, _, price, kind in prices if price is None]
         if known:
             parts = ", ".join(f"{label} {cost:,.2f}" for label, cost in known)
-            lines.append(f"Cost: about {sum(cost for _, cost in known):,.2f} ({parts}), in the prices' currency.")
+            lines.append(f"Cost: about {sum(cost for _, cost in known):,.2f} ({parts}), in the currency of the prices.")
         if unknown:
             what = "The rest of the cost is" if known else "The cost is"
-            lines.append(f"{what} unknown: set {', '.join(unknown)} to what the provider asks.")
-        lines.append(f"Tokens are an estimate: {RULE}.")
+            lines.append(f"{what} unknown: set {', '.join(unknown)} to the provider's prices.")
+        lines.append(f"Token counts are estimates: {RULE}.")
         return "\n".join(lines)
 
 
 def refuse(text: str) -> None:
-    """Approve of nothing."""
+    """Reject every estimate."""
     raise MedituneError(
-        f"Nothing was sent. Data would leave this machine, and it costs money:\n{text}\nTo agree, add --yes."
+        f"Nothing was sent. This command sends data to another machine and costs money:\n{text}\nTo agree, add --yes."
     )
 
 
 def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve) -> None:
-    """Ask, unless as much or more was approved of in this folder before, and no job has failed since."""
+    """Ask for approval, unless at least as much was approved in this folder before and no job has failed since."""
     what = {"model": model.name, "url": model.spec.url, "failed": len(State.of(folder).ended)}
     path = folder / FOLDER / APPROVED
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -99,9 +95,9 @@ def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve
 def tune(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, measured: bool = True
 ) -> None:
-    """Tune through the API, and measure the model before and after unless told not to; what is done stays.
+    """Tune through the API, and measure the model before and after unless `measured` is false; keep finished parts.
 
-    Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved of.
+    Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved.
     """
     examples = data.splits.measured(recipe.evaluate.split) if measured else []
     dev, found = (data.splits.dev, shown(recipe, examples, folder)) if measured else ([], [])
@@ -129,7 +125,7 @@ def tune(
 
 
 def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve) -> None:
-    """Measure one model; what is done stays. Raises as `tune`."""
+    """Measure one model and keep finished parts; raise the same errors as `tune`."""
     examples = data.splits.measured(recipe.evaluate.split)
     found = shown(recipe, examples, folder)
     measuring = ApiEvaluator(recipe, examples, folder / "predictions", data.splits.dev, found)
@@ -143,7 +139,7 @@ def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, appro
 
 
 def status(folder: Path) -> str:
-    """How the run's training job is, as the API says, with its last events."""
+    """Return the status of the run's training job as the API reports it, with its latest events."""
     model, state, job_id = _job(folder)
     with model.client() as client:
         job = client.get(f"{JOBS}/{job_id}")
@@ -155,7 +151,7 @@ def status(folder: Path) -> str:
 
 
 def cancel(folder: Path) -> str:
-    """Ask the API to end the run's training job; says how it is then."""
+    """Ask the API to cancel the run's training job, and return its status afterwards."""
     model, _, job_id = _job(folder)
     with model.client() as client:
         job = client.post(f"{JOBS}/{job_id}/cancel")
@@ -181,5 +177,5 @@ def _job(folder: Path) -> tuple[ApiModel, State, str]:
     recipe = load_recipe(str(folder / RECIPE)).recipe
     model, state = find_api_model(recipe.model.base, recipe.model.api), State.of(folder)
     if model is None or state.job is None:
-        raise DataError(f"{folder} has no training job at an API.")
+        raise DataError(f"{folder} has no training job behind an API.")
     return model, state, state.job

@@ -1,12 +1,9 @@
-"""Versions of a model with their lineage: what was made of what, which one is served, and which came before it.
+"""A registry of model versions: add, try out, promote and roll back versions, and trace their lineage.
 
-A folder of versions: added, tried, promoted, rolled back; whole or not at all, and by one program at a time.
-
-registry.json: which version is served, which one is tried beside it, which ones came before, and what happened.
-
-One version: a finished run's folder, kept for good, with a list of its files and what is known of its making.
-
-Whether a version fails more often than the one beside it.
+registry.json records which version is served, which one is on trial, which ones were served before, and all events. A
+version is a permanent copy of a finished run's folder, with a list of its files and a record of its origin. Changes are
+atomic, and only one program can make them at a time. `is_failing` decides whether a version fails more often than the
+one beside it.
 """
 
 from __future__ import annotations
@@ -37,101 +34,105 @@ Mode = Literal["canary", "shadow"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A version that is tried beside the one that is served."""
+    """A version that is tried beside the served one."""
 
     version: str
     mode: Mode
-    """canary: it answers a share of the conversations; shadow: it answers unseen beside the other"""
+    """canary: it answers a share of the conversations; shadow: it also answers, but users don't see its answers"""
     percent: float
-    """Of the conversations"""
+    """Share of the conversations, in percent"""
     since: str
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a version."""
+    """An event in a version's history."""
 
     when: str
     what: What
     version: str
     why: str = ""
     forced: bool = False
-    """Against the gate, or without one"""
+    """True if it overruled the gate, or had none"""
 
 
 @dataclass(frozen=True)
 class State:
-    """What registry.json holds."""
+    """The content of registry.json."""
 
     standing: tuple[str, ...] = ()
-    """Versions that were promoted and not rolled back since, the one that is served last"""
+    """Versions that were promoted and not rolled back since; the last one is served"""
     trial: Trial | None = None
     withdrawn: tuple[str, ...] = ()
-    """Rolled back: nothing promotes them by itself again"""
+    """Versions that were rolled back; they are no longer promoted automatically"""
     versions: dict[str, str] = field(default_factory=dict)
     """Id -> SHA-256 of its version.json"""
     history: tuple[Event, ...] = ()
 
     @property
     def current(self) -> str | None:
-        """The version that is served."""
+        """The served version."""
         return self.standing[-1] if self.standing else None
 
     def with_event(self, what: What, version: str, why: str = "", forced: bool = False) -> State:
-        """The same with one more event, now."""
+        """Return a copy with one more event, at the current time."""
         return replace(self, history=(*self.history, Event(utc_now(), what, version, why, forced)))
 
     def taken_up(self) -> Event | None:
-        """What made the current version the one that is served: its promotion, or that of a later one being undone."""
+        """Return the event since which the current version is served: its promotion, or a later one's rollback."""
         return next((each for each in reversed(self.history) if each.what in ("promoted", "rolled back")), None)
 
 
 def utc_now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write(folder: Path, state: State) -> None:
-    """Write registry.json, whole or not at all."""
+    """Write registry.json atomically."""
     write_json(folder / FILE, {"format": FORMAT, "current": state.current, **asdict(state)})
 
 
 def read(folder: Path) -> State:
-    """What registry.json holds. Raises DataError where there is none, or it is damaged."""
+    """Return the content of registry.json; raise DataError where it is missing or damaged."""
     path = folder / FILE
     if not path.is_file():
-        raise DataError(f"{folder} is no registry: {FILE} is missing. Make one: meditune registry add {folder} RUN")
-    said = read_json(path)
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise DataError(f"{path}: not a registry of this version of Meditune. Update Meditune, or put a copy there.")
-    return _state(said, path)
+        raise DataError(
+            f"{folder} is not a registry: {FILE} is missing. Create one: meditune registry add {folder} RUN"
+        )
+    stored = read_json(path)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: this version of Meditune can't read it. Update Meditune, or restore the file from a backup."
+        )
+    return _state(stored, path)
 
 
-def _state(said: dict[str, Any], path: Path) -> State:
+def _state(stored: dict[str, Any], path: Path) -> State:
     try:
         return State(
-            tuple(said["standing"]),
-            Trial(**said["trial"]) if said["trial"] else None,
-            tuple(said["withdrawn"]),
-            dict(said["versions"]),
-            tuple(Event(**each) for each in said["history"]),
+            tuple(stored["standing"]),
+            Trial(**stored["trial"]) if stored["trial"] else None,
+            tuple(stored["withdrawn"]),
+            dict(stored["versions"]),
+            tuple(Event(**each) for each in stored["history"]),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Put a copy in its place.") from error
+        raise DataError(f"{path} is damaged ({error}). Restore it from a backup.") from error
 
 
 VERSION_FILE = "version.json"
 GATES = "gates"
-"""In a version's folder: the comparisons that it was judged by"""
+"""Folder, within a version's, with the comparisons that it was judged by"""
 LEFT = {"checkpoint", "training.jsonl", STAGES}
-"""What of a run isn't needed to serve it, to measure it or to go on from it"""
+"""Parts of a run that aren't needed to serve, evaluate or further train its model"""
 INTERMEDIATE = ("merged", "ollama")
 """Exports that no server opens"""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What version.json holds."""
+    """The content of version.json."""
 
     id: str
     made: str
@@ -142,17 +143,17 @@ class Version:
     """Versions that it was trained from"""
     base_model: str
     recipe: str
-    """Its name"""
+    """Name of the recipe"""
     data: dict[str, Any]
     """`train`, `dev`, `test`, `test_set`, `sha256`"""
     fed: dict[str, Any] = field(default_factory=dict)
-    """What it learnt beyond its parents, by source: rows and SHA-256 of each; empty for a first version"""
+    """New training data that its parents didn't have, by source: rows and SHA-256; empty for a first version"""
     figures: dict[str, float] = field(default_factory=dict)
-    """On its own test items"""
+    """Metrics on its own test items"""
     gate: dict[str, Any] | None = None
     """`passed`, and for each set of items its `checks`, `figures` and `comparison`; None where nothing was compared"""
     index: str = ""
-    """The hash of the content of the index that was served when it was made; empty without one"""
+    """Hash of the content of the index that was served when it was made; empty without an index"""
     meditune: str = ""
     note: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -160,12 +161,12 @@ class Version:
 
     @property
     def passed(self) -> bool:
-        """Whether it was held against the version before it and met the policy."""
+        """True if it was compared with the version before it and met the policy."""
         return bool(self.gate and self.gate["passed"])
 
     @property
     def weights(self) -> str:
-        """The first digits of a hash of all that answers depend on: weights, adapter, tokenizer, prompt format."""
+        """The start of a hash of all that answers depend on: weights, adapter, tokenizer, prompt format."""
         from hashlib import sha256 as digest
 
         parts = ("model", START, PRUNED, EXPORTS)
@@ -174,7 +175,7 @@ class Version:
 
 
 def copy_run(run: Path, folder: Path) -> None:
-    """Copy of a run what a version holds into `folder`."""
+    """Copy the parts of a run that a version consists of into `folder`."""
     for item in sorted(run.iterdir()):
         if item.name in LEFT or item.name.startswith("."):
             continue
@@ -186,7 +187,7 @@ def copy_run(run: Path, folder: Path) -> None:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file below the folder, but for version.json."""
+    """Return SHA-256 and size of every file in the folder, except version.json."""
     return {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in _files(folder)
@@ -195,7 +196,7 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def damaged_files(folder: Path, version: Version) -> str:
-    """What is wrong with a version's files, in words; empty where nothing is."""
+    """Return a description of the first damaged file of a version; empty where all are intact."""
     for name, row in version.files.items():
         path = folder / name
         if not path.is_file():
@@ -203,34 +204,34 @@ def damaged_files(folder: Path, version: Version) -> str:
         if path.stat().st_size != row["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes instead of {row['bytes']:,}"
         if sha256(path) != row["sha256"]:
-            return f"{name} isn't what it was (its SHA-256 differs)"
+            return f"{name} was changed (its SHA-256 differs)"
     return ""
 
 
 def write_version(folder: Path, version: Version) -> str:
-    """Write version.json; its SHA-256."""
+    """Write version.json and return its SHA-256."""
     write_json(folder / VERSION_FILE, asdict(version))
     return sha256(folder / VERSION_FILE)
 
 
 def read_version(folder: Path) -> Version:
-    """The version in a folder. Raises DataError where version.json is missing or none of ours."""
-    said = read_json(folder / VERSION_FILE)
+    """Return the version in a folder; raise DataError where version.json is missing or has another format."""
+    stored = read_json(folder / VERSION_FILE)
     try:
-        return Version(**said | {"parents": tuple(said["parents"])})
+        return Version(**stored | {"parents": tuple(stored["parents"])})
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{folder / VERSION_FILE}: not a version of this Meditune ({error}). Put a copy in its place."
+            f"{folder / VERSION_FILE}: this version of Meditune can't read it ({error}). Restore it from a backup."
         ) from error
 
 
 def refuse_unservable(run: Path) -> None:
-    """Raise ModelError where the run's model isn't here: a server couldn't open it."""
+    """Raise ModelError where the run's model isn't on this machine, so a server couldn't open it."""
     model = run / "model"
     if not any((model / name).is_file() for name in ("config.json", ADAPTER_FILE)):
         raise ModelError(
-            f"{run} holds no model that can be served from here (neither config.json nor {ADAPTER_FILE} in {model}). A "
-            "model behind an API is served there."
+            f"{run} holds no model that can be served locally: {model} has neither config.json nor {ADAPTER_FILE}. "
+            "A model behind an API is served by that API."
         )
     if not (run / RECIPE).is_file():
         raise ModelError(f"{run} holds no {RECIPE}. Give the folder of a finished `meditune run`.")
@@ -246,53 +247,53 @@ LOCK_S = 60.0
 
 
 def is_registry(place: Path) -> bool:
-    """Whether a folder is a registry."""
+    """Return whether a folder is a registry."""
     return (place / FILE).is_file()
 
 
 class Registry:
-    """The versions in a folder. Reading takes no lock: registry.json is whole at any time."""
+    """A folder of model versions; reading takes no lock, because registry.json is replaced atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def state(self) -> State:
-        """What is served and what happened. Raises DataError where there is no registry."""
+        """Return the registry's state; raise DataError where there is no registry."""
         return read(self.folder)
 
     def place(self, id: str) -> Path:
-        """A version's folder, which is that of a finished run."""
+        """Return a version's folder, which has the structure of a finished run."""
         return self.folder / VERSIONS / id
 
     def get(self, id: str) -> Version:
-        """What is known of a version. Raises DataError where there is none, or its version.json was changed."""
+        """Return a version's record; raise DataError where it is missing or its version.json was changed."""
         known = self.state().versions
         if id not in known:
-            raise DataError(f"{self.folder} has no version {id!r}. There are {', '.join(known) or 'none'}.")
+            raise DataError(f"{self.folder} has no version {id!r}. Versions: {', '.join(known) or 'none'}.")
         path = self.place(id) / VERSION_FILE
         if not path.is_file() or sha256(path) != known[id]:
             raise DataError(
-                f"{path} is missing or was changed after {id} was added. Put a copy in its place; `meditune registry "
-                f"rollback {self.folder}` serves the version before it."
+                f"{path} is missing or was changed after {id} was added. Restore it from a backup, or "
+                f"serve the previous version: meditune registry rollback {self.folder}"
             )
         return read_version(self.place(id))
 
     def checked(self, id: str) -> Version:
-        """The same, when all of its files are what they were. Raises DataError that names the file otherwise."""
+        """Return a version's record after checking its files; raise DataError that names a damaged file."""
         found = self.get(id)
         if wrong := damaged_files(self.place(id), found):
-            raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Put a copy of that file in its place.")
+            raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Restore that file from a backup.")
         return found
 
     def servable(self, told: Callable[[str], None]) -> Version:
-        """The version that is served, or the last one before it whose files are whole; `told` hears of damaged ones.
+        """Return the served version, or the last one before it whose files are intact.
 
-        Raises DataError where there is none.
+        `told` is called with a message for each damaged version. Raises DataError where no version is intact.
         """
         standing = self.state().standing
         if not standing:
             raise DataError(
-                f"Nothing in {self.folder} was promoted yet. Name the version to serve: meditune registry promote "
+                f"No version in {self.folder} was promoted yet. Choose the one to serve: meditune registry promote "
                 f"{self.folder} VERSION"
             )
         for id in reversed(standing):
@@ -300,9 +301,7 @@ class Registry:
                 return self.checked(id)
             except DataError as error:
                 told(str(error))
-        raise DataError(
-            f"No version in {self.folder} that was ever promoted is whole. Put copies of their files there."
-        )
+        raise DataError(f"Every promoted version in {self.folder} is damaged. Restore their files from a backup.")
 
     def add(
         self,
@@ -313,9 +312,9 @@ class Registry:
         index: str = "",
         note: str = "",
     ) -> Version:
-        """Keep a finished run as a version; the run's folder stays as it is.
+        """Store a finished run as a version; the run's folder stays unchanged.
 
-        Raises DataError where the run isn't finished, ModelError where its model can't be served from here.
+        Raises DataError where the run isn't finished, and ModelError where its model can't be served from this machine.
         """
         refuse_unfinished(run)
         refuse_unservable(run)
@@ -324,7 +323,9 @@ class Registry:
             unknown = [id for id in parents if id not in was.versions]
             if unknown:
                 raise DataError(f"{self.folder} has no version {', '.join(unknown)}.")
-            for leftover in (self.folder / VERSIONS).glob(".*"):  # of a program that was killed: the lock is ours
+            for leftover in (self.folder / VERSIONS).glob(
+                ".*"
+            ):  # left by a killed program, because this one holds the lock
                 shutil.rmtree(leftover, ignore_errors=True)
             id = f"v{max((int(each[1:]) for each in was.versions), default=0) + 1:04}"
             with replace_folder(self.place(id)) as partial:
@@ -352,21 +353,21 @@ class Registry:
         return made
 
     def promote(self, id: str, why: str = "", force: bool = False) -> None:
-        """Serve this version from now on; a trial of it ends.
+        """Make this version the served one, and end its trial.
 
         The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError where
-        it didn't pass the gate against the one that is served and isn't forced, DataError where a forced one has no
-        reason, or its files are damaged.
+        the version didn't pass the gate against the served one and isn't forced, and DataError where a forced one has
+        no reason or its files are damaged.
         """
         if force and not why.strip():
-            raise DataError("--force needs a reason, which is kept: --why 'why the gate is overruled'")
+            raise DataError("--force needs a reason, which is recorded: --why 'why the gate is overruled'")
         found = self.checked(id)
         with self._changing() as was:
             if was.current == id:
-                raise DataError(f"{id} is the version that is served already.")
+                raise DataError(f"{id} is already the served version.")
             unfit = "" if not was.standing or id in was.standing else _unfit(found, was)
             if unfit and not force:
-                raise GateError(f"{id} {unfit}. To promote it all the same: --force --why REASON")
+                raise GateError(f"{id} {unfit}. To promote it anyway: --force --why REASON")
             standing = (*(each for each in was.standing if each != id), id)
             trial = None if was.trial and was.trial.version == id else was.trial
             withdrawn = tuple(each for each in was.withdrawn if each != id)
@@ -374,22 +375,22 @@ class Registry:
             write(self.folder, now.with_event("promoted", id, why, bool(unfit)))
 
     def rollback(self, why: str, of: str | None = None) -> str:
-        """Serve the version before the current one, whose files must be whole; its id. A trial ends, too.
+        """Serve the last intact version before the current one and return its id; a trial ends, too.
 
-        With `of` only where that version is still the current one, so that a late alarm rolls nothing else back.
-        Raises DataError where there is no version to go back to.
+        With `of`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
+        another. Raises DataError where there is no version to roll back to.
         """
         with self._changing() as was:
             if of is not None and was.current != of:
-                raise DataError(f"{of} isn't served any more, so it isn't rolled back.")
+                raise DataError(f"{of} is no longer served, so it isn't rolled back.")
             if was.current is None:
-                raise DataError(f"Nothing in {self.folder} was promoted yet, so there is nothing to roll back.")
+                raise DataError(f"No version in {self.folder} was promoted yet, so there is nothing to roll back.")
             gone, left = was.current, list(was.standing[:-1])
             while left and not self._is_whole(left[-1]):
                 left.pop()
             if not left:
                 raise DataError(
-                    f"There is no whole version before {gone} to go back to. Promote another: "
+                    f"There is no undamaged version before {gone} to roll back to. Promote another: "
                     f"meditune registry promote {self.folder} VERSION"
                 )
             now = replace(was, standing=tuple(left), trial=None, withdrawn=(*was.withdrawn, gone))
@@ -397,27 +398,33 @@ class Registry:
             return left[-1]
 
     def try_out(self, id: str, mode: Mode, percent: float, why: str = "", force: bool = False) -> None:
-        """Try a version beside the one that is served. Raises GateError, DataError as `promote` does."""
+        """Try a version beside the served one; raise GateError and DataError as `promote` does."""
         if not 0 < percent <= 100:
-            raise DataError(f"{percent:g} is no share of the conversations: give more than 0 and at most 100 percent.")
+            raise DataError(
+                f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."
+            )
         if force and not why.strip():
-            raise DataError("--force needs a reason, which is kept: --why 'why the gate is overruled'")
+            raise DataError("--force needs a reason, which is recorded: --why 'why the gate is overruled'")
         found = self.checked(id)
         with self._changing() as was:
             if was.current is None or was.current == id:
-                raise DataError(f"{id} can't be tried beside {was.current or 'nothing'}: promote one version first.")
+                raise DataError(
+                    f"{id} can't be tried beside {was.current or 'no version'}: promote another version first."
+                )
             unfit = _unfit(found, was) if mode == "canary" else ""
             if unfit and not force:
-                raise GateError(f"{id} {unfit}. Unseen it may be tried (--shadow), or with --force.")
+                raise GateError(
+                    f"{id} {unfit}. It can still be tried as a shadow (--shadow), or with --force --why REASON."
+                )
             trial = Trial(id, mode, percent, utc_now())
-            said = f"{mode}, {percent:g} % of the conversations" + (f": {why}" if why else "")
-            write(self.folder, replace(was, trial=trial).with_event("tried", id, said, bool(unfit)))
+            summary = f"{mode}, {percent:g} % of the conversations" + (f": {why}" if why else "")
+            write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, bool(unfit)))
 
     def end_trial(self, why: str, of: str | None = None, withdraw: bool = False) -> None:
-        """End the trial that is on; with `withdraw` its version isn't promoted by itself any more."""
+        """End the current trial; with `withdraw` its version is no longer promoted automatically."""
         with self._changing() as was:
             if was.trial is None or of not in (None, was.trial.version):
-                raise DataError("No version is being tried, or another one.")
+                raise DataError("No version is being tried, or the trial is of another version.")
             gone = was.trial.version
             withdrawn = (*was.withdrawn, gone) if withdraw and gone not in was.withdrawn else was.withdrawn
             now = replace(was, trial=None, withdrawn=withdrawn)
@@ -432,35 +439,37 @@ class Registry:
 
     @contextmanager
     def _changing(self, new: bool = False) -> Iterator[State]:
-        """The state, which nobody else changes inside the block; with `new` a registry is made where there is none."""
+        """Yield the state while holding the lock; with `new`, create the registry if there is none."""
         from filelock import FileLock, Timeout
 
         if not new or is_registry(self.folder):
             self.state()
         elif self.folder.exists() and any(item.name != LOCK for item in self.folder.iterdir()):
-            raise DataError(f"{self.folder} is there already and is no registry. Name another folder.")
+            raise DataError(f"{self.folder} already exists and is not a registry. Choose another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
-            raise DataError(f"{self.folder} can't be written to, so it stays as it is.")
+            raise DataError(f"{self.folder} is not writable, so the registry stays unchanged.")
         try:
             with FileLock(self.folder / LOCK, timeout=LOCK_S):
                 yield self.state() if is_registry(self.folder) else State()
         except Timeout as error:
-            raise MedituneError(f"Another program is changing {self.folder}. Try again when it is done.") from error
+            raise MedituneError(
+                f"Another program is changing {self.folder}. Try again when it has finished."
+            ) from error
 
 
 def _unfit(found: Version, state: State) -> str:
-    """Why the gate doesn't let a version pass; empty where it does."""
+    """Return why the gate rejects a version; empty where it passes."""
     if found.id in state.withdrawn:
         return "was rolled back before"
     if found.gate is None:
-        return "was never held against the version that is served (meditune retrain does that)"
+        return "was never compared with the served version (meditune retrain does that)"
     if found.passed:
         against = found.gate["against"]
-        held = f"was held against {against}, and {state.current} is served now"
+        held = f"was compared with {against}, but {state.current} is served now"
         return "" if against == state.current else held
     failed = [
-        f"{check['metric']} on {items} items is not {check['rule'].replace('_', ' ')} ({check['why']})"
+        f"{check['metric']} on {items} items does not meet '{check['rule'].replace('_', ' ')}' ({check['why']})"
         for items, judged in found.gate["on"].items()
         for check in judged["checks"]
         if not check["passed"]
@@ -471,36 +480,36 @@ def _unfit(found: Version, state: State) -> str:
 
 LEAST = 3
 LEVEL = 0.001
-"""Of Fisher's exact test (Fisher 1922), one-sided. It is looked at with every failure, so false alarms come more often;
-they cost a trial, and a true one unseen costs answers."""
+"""Significance level of Fisher's exact test (Fisher 1922), one-sided. The test is repeated with every failure, so false
+alarms are more frequent than that; they cost only a trial, while a missed true alarm costs answers."""
 PRIOR_FAILED, PRIOR = 1, 20
-"""What a server that hasn't answered much yet is taken to have done"""
+"""Failures and requests that are added for a server that hasn't answered much yet"""
 
 
 @dataclass
 class Counts:
-    """Requests, and how many of them the server failed."""
+    """Number of requests, and of those that the server failed."""
 
     all: int = 0
     failed: int = 0
 
     def add(self, failed: bool) -> None:
-        """One more."""
+        """Count one more request."""
         self.all += 1
         self.failed += failed
 
     def since(self, then: Counts) -> Counts:
-        """What came to it since it stood there."""
+        """Return the difference to an earlier count."""
         return Counts(self.all - then.all, self.failed - then.failed)
 
 
 def is_failing(counts: Counts, beside: Counts) -> bool:
-    """Whether `counts` has surely more failures than `beside`, and than a server has that hasn't answered much yet."""
+    """Return whether `counts` has significantly more failures than `beside`, given the prior for few requests."""
     return is_worse(counts, Counts(beside.all + PRIOR, beside.failed + PRIOR_FAILED))
 
 
 def is_worse(counts: Counts, beside: Counts) -> bool:
-    """Whether `counts` has surely more failures than `beside`, by what was counted alone."""
+    """Return whether `counts` has significantly more failures than `beside`, without a prior."""
     return counts.failed >= LEAST and fisher(counts.failed, counts.all, beside.failed, beside.all) < LEVEL
 
 

@@ -1,13 +1,10 @@
-"""The log: one JSON object a line on stderr, without what people asked.
+"""JSON log lines on stderr and OpenTelemetry traces of requests, both without what people asked.
 
-Messages of exceptions may hold what people asked, so of an exception the kind and the places are logged alone.
-
-OpenTelemetry traces of requests: how long triage, search, writing and checking took. Off unless configured.
-
-Spans hold figures and names, never what was asked or answered; of an exception they hold the kind. Where they go stands
-in OpenTelemetry's own variables (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
-OTEL_EXPORTER_OTLP_ENDPOINT, or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; OTEL_EXPORTER_OTLP_HEADERS for a key;
-OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. Needs the extra `otel`.
+Exception messages may quote questions, so only an exception's type and stack locations are logged. Traces show how long
+triage, search, writing and checking took; they contain numbers and names, and for exceptions the type. Tracing is off
+unless OpenTelemetry's own variables configure it (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
+OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; OTEL_EXPORTER_OTLP_HEADERS for a key;
+OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. It needs the extra `otel`.
 """
 
 from __future__ import annotations
@@ -31,23 +28,23 @@ _OWN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_m
 
 
 class JsonLines(logging.Formatter):
-    """time, level, message, and every further field of the record."""
+    """A formatter that writes time, level, message and all extra fields of a record as JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        said: dict[str, Any] = {
+        """Return the record as one line of JSON."""
+        entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        said |= {name: value for name, value in record.__dict__.items() if name not in _OWN}
+        entry |= {name: value for name, value in record.__dict__.items() if name not in _OWN}
         if record.exc_info and record.exc_info[1]:
-            said |= where(record.exc_info[1])
-        return json.dumps(said, ensure_ascii=False, default=str)
+            entry |= where(record.exc_info[1])
+        return json.dumps(entry, ensure_ascii=False, default=str)
 
 
 def where(error: BaseException) -> dict[str, Any]:
-    """An exception's kind and the places it came through, without its message."""
+    """Return an exception's type and stack locations, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "exception": type(error).__name__,
@@ -56,7 +53,7 @@ def where(error: BaseException) -> dict[str, Any]:
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Let Meditune, its threads and uvicorn write JSON lines, and nobody else's handlers repeat them."""
+    """Make Meditune, its threads and uvicorn log JSON lines, without other handlers repeating them."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     others = (("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR), ("psycopg.pool", logging.WARNING))
@@ -76,29 +73,29 @@ VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Span(Protocol):
-    """A part of a request."""
+    """A timed part of a request."""
 
     def set_attribute(self, key: str, value: Any, /) -> Any:
-        """Note a figure or a name."""
+        """Record a number or a name."""
 
 
 class _Nothing:
     def set_attribute(self, _: str, __: Any, /) -> None:
-        """Traces are off."""
+        """Do nothing, because tracing is off."""
 
 
 _NOTHING = _Nothing()
 
 
 class _Tracing:
-    """The process's tracer; None while traces are off."""
+    """The process's tracer; None while tracing is off."""
 
     tracer: Any = None
     provider: Any = None
 
 
 def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
-    """Send traces from now on, where an endpoint is named; whether one is.
+    """Start sending traces if the environment names an endpoint, and return whether it does.
 
     Raises ModelError where the packages are missing.
     """
@@ -111,7 +108,7 @@ def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ModelError(
-            f"{VARIABLES[1]} is set, and traces need OpenTelemetry. Install it with: {install_command('otel')}"
+            f"{VARIABLES[1]} is set, but traces need OpenTelemetry. Install it with: {install_command('otel')}"
         ) from error
     named = {"service.name": environment.get("OTEL_SERVICE_NAME") or "meditune", "service.version": __version__}
     _Tracing.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
@@ -121,7 +118,7 @@ def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def shut_down_tracing() -> None:
-    """Send what is left, and send no more."""
+    """Send the remaining traces and stop tracing."""
     provider, _Tracing.tracer, _Tracing.provider = _Tracing.provider, None, None
     if provider is not None:
         provider.shutdown()
@@ -129,7 +126,7 @@ def shut_down_tracing() -> None:
 
 @contextmanager
 def span(name: str) -> Iterator[Span]:
-    """A part of the request that is current."""
+    """Trace a part of the current request."""
     if _Tracing.tracer is None:
         yield _NOTHING
         return
@@ -140,7 +137,7 @@ def span(name: str) -> Iterator[Span]:
 
 @contextmanager
 def request(headers: Mapping[str, str]) -> Iterator[tuple[Span, str]]:
-    """A request and the id of its trace, which is the one that its caller names, if any (W3C Trace Context)."""
+    """Trace a request; yield its span and trace id, which is the caller's if it sent one (W3C Trace Context)."""
     if _Tracing.tracer is None:
         yield _NOTHING, ""
         return

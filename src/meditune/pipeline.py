@@ -1,9 +1,8 @@
-"""The journey: which stage comes after which, and what is already done.
+"""Run the pipeline: the stages of a run in order, skipping those that are done.
 
     prepare -> measure the base (-> prune it) -> train -> measure the tuned -> compare and report
 
-Every stage leaves its result in the run's folder, whole or not at all, so the same command goes on where an earlier
-one stopped.
+Every stage writes its result to the run's folder atomically, so the same command resumes where an earlier one stopped.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ from meditune.run_folder import (
 
 
 def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
-    """Do, or finish, the whole journey in `folder`; returns report.json's content.
+    """Run or resume the whole pipeline in `folder`, and return the content of report.json.
 
-    `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
+    `approve` is called before anything is sent to an API. Raises MedituneError where the folder holds another run.
     """
     with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
@@ -61,7 +60,10 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
 @contextmanager
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, ApiModel | None]]:
-    """The prepared and checked data, and the base where it is behind an API; the folder is claimed inside the block."""
+    """Yield the prepared and checked data, and the base if it is behind an API.
+
+    The run's folder is claimed and locked inside the block.
+    """
     from meditune.train.training_plan import check
 
     remote = find_api_model(recipe.model.base, recipe.model.api)
@@ -83,13 +85,15 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
         return
     if remote:
         raise MedituneError(
-            f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
+            f"{recipe.model.base} is trained behind an API, which needs a single process. Run it without torchrun."
         )
     if recipe.train.objective != "sft":
-        raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
+        raise MedituneError(
+            f"train.objective {recipe.train.objective} needs a single process. Run it without torchrun."
+        )
     if recipe.model.prune.method != "none":
         raise MedituneError(
-            "model.prune takes one process. Prune with `meditune prune` first, and name the result as model.base."
+            "model.prune needs a single process. Prune with `meditune prune` first, then set model.base to the result."
         )
 
 
@@ -110,7 +114,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             measuring.measure(loaded, "base")
     if not trained:
         if recipe.model.prune.method != "none":
-            loaded = None  # gives its memory to the copy that is pruned
+            loaded = None  # free its memory for the copy that is pruned
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
@@ -122,9 +126,9 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
-    """Prepare the data and train, without measuring anything; a finished model is left as it is.
+    """Prepare the data and train without measuring; leave a finished model unchanged.
 
-    Of several processes (distributed.py) the first prepares, while the others wait; all train.
+    With several processes (distributed.py), the first one prepares while the others wait; all of them train.
     """
     with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
@@ -137,14 +141,14 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             with distributed.only_first(stage(folder, "train")):
                 start = starting_point(recipe, folder)
                 with distributed.one_on_each_machine_first():
-                    # Where the weights go is known when their size is.
+                    # The weights' device is chosen once their size is known.
                     several = distributed.world() > 1 and recipe.model.quantize == "none"
                     loaded = _pruned(recipe, data, folder) or _load(recipe, start, on="cpu" if several else None)
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
-    """The pruned base, loaded; None where the recipe prunes nothing."""
+    """Return the pruned base, loaded; None where the recipe prunes nothing."""
     if recipe.model.prune.method == "none":
         return None
     from meditune.export.pruned import prune
@@ -157,9 +161,9 @@ def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
-    """Measure any model on the recipe's test items; returns evaluation.json's content.
+    """Evaluate any model on the recipe's test items, and return the content of evaluation.json.
 
-    A model that carries its own prompt format is shown that one.
+    A model that carries its own prompt format is prompted in that format.
     """
     from meditune.evaluate.answer_grading import grade
     from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
@@ -220,7 +224,7 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
 
 
 def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
-    """As the model is served: by the engine that its folder is for."""
+    """Evaluate an exported model with the engine that serves it."""
     from meditune.engines.open_engine import open_engine
     from meditune.evaluate.evaluator_backends import EngineEvaluator
 
@@ -232,7 +236,7 @@ def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) ->
 
 
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
-    """Compute report.json from the stored predictions, refresh the model card, and draw report.html.
+    """Compute report.json from the stored predictions, update the model card and render report.html.
 
     Raises DataError where the folder holds no finished run.
     """
@@ -256,7 +260,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result = summary(recipe, data, training, folder / "predictions")
     both = {name: read(folder / "predictions", name) for name in ("base", "tuned")}
     result |= _conditions(both, recipe, measured, folder)
-    # What an earlier version measured without a check is marked, because it can't be undone.
+    # Results that an earlier version measured without a leakage check are marked: they can't be undone.
     path = folder / leakage.LEAKAGE_FILE_NAME
     result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.reference)
     earlier = _earlier_command(folder / "report.json")
@@ -281,17 +285,17 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
 
 def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
-    """Prepare the data in the run's folder, or read what was prepared before."""
+    """Prepare the data in the run's folder, or read the data that was prepared before."""
     with lock_run(recipe, folder):
         return prepared(recipe, folder)
 
 
 def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
-    """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
+    """Return the run's data, prepared now or earlier, and prepare preference pairs if the recipe needs them.
 
-    Raises DataError where test items leaked: into the training data, into their own prompts, or into what `model` (the
-    recipe's base, unless another is measured) was trained on; and ModelError where the model that is to judge
-    faithfulness isn't to be had: after training it would be late to hear of it.
+    Raises DataError where test items leaked: into the training data, into their own prompts, or into the training data
+    of `model` (by default the recipe's base). Raises ModelError where the model that judges faithfulness is
+    unavailable, so that this error comes before training.
     """
     data = _data(recipe, folder)
     name = model or recipe.model.reference
@@ -321,19 +325,19 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
             return data
         if (folder / "predictions").exists() or (folder / "model").exists():
             print(
-                f"{folder} was prepared with the SYNTHETIC sample, because the real data weren't there. They are now: "
-                "to use them, choose another --output.",
+                f"{folder} was prepared with the SYNTHETIC sample because the real data was missing. The real data is "
+                "available now: to use it, choose another --output.",
                 file=sys.stderr,
             )
             return data
-        print("The real data can be had now and take the sample's place.", file=sys.stderr)
+        print("The real data is available now and replaces the sample.", file=sys.stderr)
     data = prepare(recipe, folder / "data")
     note_data(recipe, folder, data.sha256)
     return data
 
 
 def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example], folder: Path) -> dict[str, Any]:
-    """`conditions` and `retrieval` of report.json and evaluation.json, as far as they were measured."""
+    """Return `conditions` and `retrieval` for report.json and evaluation.json, if they were measured."""
     from meditune.evaluate.predictions import groups_of
     from meditune.evaluate.summary import conditions, retrieval
 
@@ -345,7 +349,7 @@ def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example],
 
 
 def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
-    """What leakage.json holds: what was looked at, and what was found."""
+    """Return the content of leakage.json: what was checked, and what was found."""
     split, checked = recipe.evaluate.split, data.quality.get("leakage", {})
     if checked.get("split") != split:
         checked = leakage.check(data.splits, split, model)
@@ -354,17 +358,17 @@ def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
 
 
 def _is_official(data: Prepared, recipe: Recipe) -> bool:
-    """Whether PubMedQA's official test is measured."""
+    """Return whether PubMedQA's official test set is measured."""
     return recipe.evaluate.split == "test" and "pubmedqa-official" in data.splits.test_set
 
 
 def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:
-    """The pairs that the run measures on; none where it doesn't learn from pairs."""
+    """Return the preference pairs for evaluation; none where the run doesn't learn from pairs."""
     return stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
-    """The model, loaded to be tuned, or when it is. Raises RecipeError where it doesn't read so long rows."""
+    """Load a model for tuning or evaluation; raise RecipeError where it doesn't accept rows of this length."""
     from meditune.models.load import load, refuse_unreadable
 
     loaded = load(name, recipe.model, on)
@@ -373,14 +377,14 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
 
 
 def _refuse_other_model(earlier: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
-    """Raise MedituneError where the predictions in `folder` aren't of this model, or of what it was before."""
+    """Raise MedituneError where `folder` holds predictions of another model, or of this one's earlier weights."""
     if not _same_model(earlier["model"], model):
-        raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
-    # An earlier version kept no weights.
+        raise MedituneError(f"{folder} holds the evaluation of another model. Choose another --output.")
+    # Earlier versions stored no digests of weights.
     if earlier.get("weights", weights) != weights:
         raise MedituneError(
-            f"{folder} holds predictions of other weights than {model} has now. Choose another --output, or delete "
-            f"{folder / 'predictions'} to measure it anew."
+            f"{folder} holds predictions from other weights than {model} has now. Choose another --output, or delete "
+            f"{folder / 'predictions'} to evaluate the model again."
         )
 
 
@@ -389,7 +393,7 @@ def _same_model(first: str, second: str) -> bool:
 
 
 def _earlier_command(path: Path) -> str | None:
-    """The command that the report names; None where there is none, or its file is damaged and about to be replaced."""
+    """Return the report's command; None where it is missing, or its file is damaged and about to be replaced."""
     try:
         command = read_json(path)["command"] if path.is_file() else None
     except (DataError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""Progress of long work: a bar with speed and time left in a terminal, plain lines elsewhere.
+"""Progress of long tasks: a bar with speed and time left in a terminal, plain lines elsewhere.
 
-Nothing is drawn for work that ends within two seconds.
+Nothing is shown for tasks that end within two seconds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ BAR = 24
 
 
 class Progress:
-    """Counts units of work up to `total` (None where it isn't known) and shows them on stderr.
+    """A counter of units of work up to `total` (None if unknown), shown on stderr.
 
-    Use as a context manager and call `advance`. `note` is shown beside the figures ("loss 2.31").
+    Use it as a context manager and call `advance`. `note` is shown after the numbers ("loss 2.31").
     """
 
     def __init__(self, label: str, total: float | None, unit: str = "items") -> None:
@@ -56,7 +56,7 @@ class Progress:
             self._show(end="" if self._terminal else "\n")
 
     def line(self) -> str:
-        """What is shown now: label, bar or count, speed, time left, note; in a terminal no longer than its line."""
+        """Return the current line: label, bar or count, speed, time left, note; cut to the terminal's width."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         speed = self.done / seconds
         parts = [self.label]
@@ -73,7 +73,7 @@ class Progress:
             parts.append(self.note)
         if not self._terminal:
             return "  ".join(parts)
-        # A line that breaks can't be drawn over; the bar gives way first.
+        # A wrapped line can't be overwritten; the bar is shortened first.
         columns = _columns() - 1
         width = min(BAR, columns - len("  ".join(parts)) - 2)
         if self.total and width > 0:
@@ -94,7 +94,7 @@ class Progress:
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
-    """Yield the items and show how far it got."""
+    """Yield the items and show the progress."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(label, total, unit) as progress:
@@ -104,7 +104,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None, unit: str
 
 
 def _columns() -> int:
-    """Characters in a line of the terminal behind stderr."""
+    """Return the width of stderr's terminal in characters."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except OSError:
@@ -112,7 +112,7 @@ def _columns() -> int:
 
 
 def clock(seconds: float) -> str:
-    """`75` as `1:15`, `3725` as `1:02:05`."""
+    """Return seconds as minutes and hours: `75` as `1:15`, `3725` as `1:02:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

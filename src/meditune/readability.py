@@ -1,24 +1,7 @@
-"""How hard a text is to read: syllables, grades, rare words, and jargon that nobody explains.
+"""Readability of English text: syllables, school grades, rare words and unexplained medical terms.
 
-Which words most readers know, by how often English is written and spoken with them.
-
-The frequencies are wordfreq's (Speer 2022, https://doi.org/10.5281/zenodo.7199437), of Wikipedia, subtitles, news,
+Word frequencies are wordfreq's (Speer 2022, https://doi.org/10.5281/zenodo.7199437), from Wikipedia, subtitles, news,
 books, web pages and social media together. Its data end in 2021 and no longer change.
-
-Counts of a text, and what they say of the school years it takes to read it.
-
-Medical terms that a text uses without saying what they mean.
-
-A term is a word that is rare in English and either built like medicine's Greek and Latin ("nephrolithiasis",
-"atorvastatin") or an abbreviation in capitals ("COPD"). It counts as explained where any mention of it stands beside an
-explanation: brackets, "which means", "also called", "a kind of", or an apposition. These are shapes of words and
-sentences, so some terms are missed, and some explanations too.
-
-Syllables of English words, medical ones among them, by rules and a list of exceptions.
-
-Vowels that stand together are one syllable, unless they are known to be spoken apart ("anemi-a", "my-opathy"); an "e"
-at a word's end or before a suffix is mute. docs/reference/metrics.md says how often this agrees with a pronouncing
-dictionary.
 """
 
 from __future__ import annotations
@@ -35,7 +18,7 @@ from numpy.typing import NDArray
 from meditune.text import sentences
 
 COMMON_WORDS = 5000
-"""Forms, inflected ones among them, that everyone is taken to know"""
+"""Number of the most frequent word forms, inflected ones included, that every reader is assumed to know"""
 _ENDINGS = (
     *(("ies", "y"), ("ied", "y"), ("ier", "y"), ("iest", "y"), ("es", ""), ("s", ""), ("ed", ""), ("ed", "e")),
     *(("ing", ""), ("ing", "e"), ("er", ""), ("er", "e"), ("est", ""), ("est", "e"), ("ly", "")),
@@ -44,17 +27,17 @@ _ENDINGS = (
 
 @lru_cache(maxsize=65536)
 def is_rare(word: str) -> bool:
-    """Whether `word` is neither among the COMMON_WORDS most frequent forms of English nor a regular form of one.
+    """Return whether `word` is neither one of the COMMON_WORDS most frequent English forms nor a regular form of one.
 
-    Numbers aren't rare; a word with hyphens is if a part of it is. This is Dale and Chall's idea of a difficult word
-    (Dale and Chall 1948; Chall and Dale 1995) with frequency in the place of their list of 3,000 words.
+    Numbers aren't rare; a hyphenated word is rare if one of its parts is. This is Dale and Chall's concept of a
+    difficult word (Dale and Chall 1948; Chall and Dale 1995) with frequency instead of their list of 3,000 words.
     """
     return any(not _is_common(part) for part in _parts(word))
 
 
 @lru_cache(maxsize=65536)
 def per_million(word: str) -> float:
-    """How often `word` stands in a million words of English, at least 0; of its rarest part where it has hyphens."""
+    """Return the occurrences of `word` per million words of English; for a hyphenated word, of its rarest part."""
     return min((1e6 * _frequencies().get(part, 0.0) for part in _parts(word)), default=math.inf)
 
 
@@ -156,9 +139,11 @@ APART, TOGETHER, MUTE = (re.compile("|".join(patterns)) for patterns in (_APART,
 
 @lru_cache(maxsize=65536)
 def syllables(word: str) -> int:
-    """How many syllables `word` has when it is read out; at least 1.
+    """Return the number of syllables of `word` when read aloud, at least 1, by rules and a list of exceptions.
 
-    Parts joined by hyphens are counted apart. Capitals are spelled out ("MRI"), and so is each digit ("20").
+    Adjacent vowels are one syllable unless they are known to be spoken apart ("anemi-a", "my-opathy"); an "e" at a
+    word's end or before a suffix is mute. Parts joined by hyphens are counted separately. Capitals are spelled out
+    ("MRI"), and so is each digit ("20"). docs/reference/metrics.md reports the agreement with a pronouncing dictionary.
     """
     if "-" in word.strip("-"):
         return sum(syllables(part) for part in word.split("-") if part)
@@ -186,27 +171,27 @@ _BULLET = re.compile(r"^\s*(?:[-*•·]|\(?\d{1,2}[.)])\s+")
 
 @dataclass(frozen=True)
 class Counts:
-    """What the formulas need of a text."""
+    """The counts of a text that the readability formulas need."""
 
     sentences: int
     words: int
     syllables: int
     polysyllables: int
-    """Words of three and more syllables"""
+    """Words of three or more syllables"""
 
     @property
     def grade(self) -> float:
-        """Flesch-Kincaid grade of this text; needs a word."""
+        """The Flesch-Kincaid grade of this text, which must have at least one word."""
         return flesch_kincaid(self.words, self.sentences, self.syllables)
 
 
 def words(text: str) -> list[str]:
-    """Words and numbers in reading order; "well-known", "don't" and "1,000" are one each."""
+    """Return words and numbers in reading order; "well-known", "don't" and "1,000" are one each."""
     return _WORD.findall(text)
 
 
 def counted(text: str) -> Counts:
-    """Counts of `text`. A line's end ends a sentence too, as in lists and headings; bullets are no words."""
+    """Return the counts of `text`. A line break also ends a sentence, as in lists; bullets aren't words."""
     found = [words(sentence) for line in text.split("\n") for sentence in sentences(_BULLET.sub("", line))]
     found = [sentence for sentence in found if sentence]
     lengths = [syllables(word) for sentence in found for word in sentence]
@@ -214,18 +199,21 @@ def counted(text: str) -> Counts:
 
 
 def flesch_kincaid(words: float, sentences: float, syllables: float) -> float:
-    """School grade (Kincaid, Fishburne, Rogers and Chissom 1975, Navy research branch report 8-75)."""
+    """Return the school grade (Kincaid, Fishburne, Rogers and Chissom 1975, Navy research branch report 8-75)."""
     return 0.39 * words / sentences + 11.8 * syllables / words - 15.59
 
 
 def smog(polysyllables: T, sentences: T) -> T:
-    """School grade of a reader who understands all of it (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
+    """Return the school grade of a reader who understands the whole text.
+
+    From McLaughlin 1969, Journal of Reading 12(8):639-646.
+    """
     root: T = (30 * polysyllables / sentences) ** 0.5
     return 3.1291 + 1.0430 * root
 
 
 def outside(grade: float) -> float:
-    """School grades between `grade` and TARGET; 0 inside."""
+    """Return how many school grades `grade` is outside TARGET; 0 inside."""
     low, high = TARGET
     return max(low - grade, grade - high, 0.0)
 
@@ -295,9 +283,13 @@ _EXPLAINED_BEFORE = re.compile(rf"(?:{'|'.join(_BEFORE)})(?:[\w-]+\s){{0,2}}$", 
 
 @lru_cache(maxsize=65536)
 def is_term(word: str) -> bool:
-    """Whether `word` looks like a medical term that most readers won't know."""
+    """Return whether `word` looks like a medical term that most readers won't know.
+
+    A term is rare in English and either has the shape of medical Greek and Latin ("nephrolithiasis", "atorvastatin")
+    or is an abbreviation in capitals ("COPD").
+    """
     if _ABBREVIATION.fullmatch(word):
-        # Words are written in capitals for emphasis, too.
+        # Common words can be in capitals for emphasis.
         return word.removesuffix("s") not in _KNOWN and is_rare(word)
     lowered = word.lower().replace("’s", "").replace("'s", "")
     if len(lowered) < 5 or not lowered.isalpha():
@@ -307,7 +299,11 @@ def is_term(word: str) -> bool:
 
 
 def terms(text: str) -> dict[str, bool]:
-    """Each medical term of `text` in the order of its first mention, and whether it is explained."""
+    """Return each medical term of `text` in the order of first mention, and whether it is explained.
+
+    A term is explained if any mention of it is next to an explanation: brackets, "which means", "also called", "a kind
+    of", or an apposition. The rules match the shapes of words and sentences, so they miss some terms and explanations.
+    """
     found: dict[str, bool] = {}
     for line in text.split("\n"):
         for sentence in sentences(line):

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, how far it got, and what it was made with."""
+"""A run's folder: its lock and owner, its progress, and the versions and machine it was made with."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from meditune.models.catalogue import MERGED, PRUNING
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
 SHOWN = 3
-"""So many differing settings are named."""
+"""Maximum number of differing settings that an error names."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 FOUND = (retrieved_passages.FOUND, retrieved_passages.FACTS, retrieved_passages.TRAINING)
 UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start", *FOUND}
-"""What lies in a folder in which no stage is done."""
+"""Files and folders that exist before any stage is finished."""
 
 
 @contextmanager
 def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
-    """Make `folder` this recipe's, or check that it is, and keep other processes out of it inside the block.
+    """Claim `folder` for this recipe, or check that it belongs to it, and lock it inside the block.
 
-    `model` must be there to be had before anything is written. A folder in which nothing was measured or trained yet
-    takes changed settings, so that a mistake in the first ones costs nothing; prepared data must still be those of the
-    recipe. Raises MedituneError where the folder holds something else or another process is at work in it, and
-    ModelError where the model can't be had, or can't be tuned though it is `to_tune`.
+    `model` must be available before anything is written. While nothing in the folder was measured or trained, the
+    settings can still change, so that a mistake in the first ones costs nothing; prepared data must still match the
+    recipe. Raises MedituneError where the folder holds something else or another process uses it, and ModelError where
+    the model is unavailable, or can't be tuned although `to_tune` is set.
     """
     from filelock import FileLock, Timeout
 
@@ -55,7 +55,7 @@ def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bo
         lock.acquire(blocking=False)
     except Timeout as error:
         raise MedituneError(
-            f"Another meditune is at work in {folder}. Wait until it is done, or choose another --output."
+            f"Another meditune process is using {folder}. Wait until it finishes, or choose another --output."
         ) from error
     try:
         _claim(recipe, folder, model, to_tune)
@@ -72,7 +72,7 @@ def _refuse_foreign(folder: Path) -> None:
     if (folder / RECIPE).is_file() or not folder.exists():
         return
     if not folder.is_dir() or any(item.name != LOCK and not _process_of(item) for item in folder.iterdir()):
-        raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
+        raise MedituneError(f"{folder} already exists and holds no run. Choose another --output.")
 
 
 def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> None:
@@ -87,8 +87,8 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
             begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             raise MedituneError(
-                f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. Give the same recipe and "
-                "--set options to go on with it; otherwise choose another --output, or remove that folder."
+                f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. To resume it, give "
+                "the same recipe and --set options. Otherwise choose another --output or remove that folder."
             )
         for name in FOUND:
             (folder / name).unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
 
 
 def _differing(earlier: Recipe, recipe: Recipe) -> str:
-    """The first settings that differ, with the folder's value."""
+    """Return the first settings that differ, with the folder's values."""
     before, now = ({dotted(key): value for key, value in leaves(each)} for each in (earlier, recipe))
     differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
     more = len(differing) - SHOWN
@@ -106,7 +106,7 @@ def _differing(earlier: Recipe, recipe: Recipe) -> str:
 
 
 def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
-    """Say in the recipe's file which data it was run on, beside the versions."""
+    """Record the hash of the data in the recipe's file, beside the versions."""
     save(recipe, folder / RECIPE, versions(recipe) | {"data sha256": sha256})
 
 
@@ -117,8 +117,8 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     if remote:
         if to_tune and recipe.train.objective != "sft":
             raise ModelError(
-                f"{remote.title} takes train.objective sft only. Take a model whose weights are here for "
-                f"{recipe.train.objective}."
+                f"{remote.title} supports only train.objective sft. For {recipe.train.objective}, use a model whose "
+                "weights are on this machine."
             )
         refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
@@ -144,9 +144,9 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of runs that were killed (names as in files.py).
+    """Remove temporary files and folders of runs that were killed (named as in files.py).
 
-    What was moved aside for something new that never came goes back to its place.
+    Files that were moved aside for a new version that never arrived are moved back.
     """
     import psutil
 
@@ -164,14 +164,14 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _process_of(item: Path) -> int | None:
-    """The process that a temporary file or folder belongs to; None of anything else."""
+    """Return the id of the process that a temporary file or folder belongs to; None for anything else."""
     number = Path(item.stem).suffix.removeprefix(".")
     temporary = item.name.startswith(".") and item.suffix in {".partial", ".old"} and number.isdigit()
     return int(number) if temporary else None
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Raise DataError, with the command to go on, where the folder's run isn't finished."""
+    """Raise DataError, with the command that resumes it, where the folder's run isn't finished."""
     from meditune.evaluate.answer_grading import BY_PASSAGES, GRADERS
     from meditune.evaluate.predictions import KINDS
 
@@ -183,19 +183,19 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    # What is found in predictions, and ratings, may come later, and of one model alone.
+    # Grades of predictions, and ratings, may come later, and for one model only.
     made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS | BY_PASSAGES and kind != "rating"}
     base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
-            f"{folder} holds a run that isn't finished. Go on with: "
+            f"{folder} holds a run that isn't finished. Resume it with: "
             f"{shlex.join(['meditune', 'run', str(folder / RECIPE), '--output', str(folder)])}"
         )
 
 
 @contextmanager
 def stage(folder: Path, name: str) -> Iterator[None]:
-    """Announce a stage and add its seconds to the run's account."""
+    """Announce a stage and add its duration in seconds to stages.json."""
     announce(name)
     started = time.monotonic()
 
@@ -207,7 +207,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # What stopped the stage is said, not that a full disk has no room for the account either.
+        # Report what stopped the stage, not that a full disk also has no room for stages.json.
         with suppress(MedituneError):
             note()
         raise
@@ -215,7 +215,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
 
 
 def run_behind(model: Path) -> Path:
-    """The folder of the run that the model in that folder came out of, if any; merging and pruning are traced back."""
+    """Return the folder of the run that made this model, traced back through merging and pruning."""
     for mark, source in ((MERGED, "adapter"), (PRUNING, "model")):
         if (model / mark).is_file():
             return run_behind(Path(read_json(model / mark)["made_from"][source]))
@@ -223,7 +223,7 @@ def run_behind(model: Path) -> Path:
 
 
 def shown_to(model: str) -> tuple[list[Record], list[Example]]:
-    """What is known of a model's training: its own and its run's record, and its run's examples if they are here."""
+    """Return the training records of a model and its run, and the run's training examples if they are here."""
     place = Path(model).expanduser()
     if not place.is_dir():
         return [], []
@@ -235,12 +235,12 @@ def shown_to(model: str) -> tuple[list[Record], list[Example]]:
 
 
 def announce(name: str) -> None:
-    """Say which stage begins."""
+    """Print which stage begins."""
     print(f"── {name}", file=sys.stderr, flush=True)
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    """Of everything that can change a figure."""
+    """Return the versions of everything that can change a result."""
     from importlib.metadata import version
 
     packages = ["torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy"]
@@ -252,7 +252,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Return the hardware of this machine."""
     from meditune.hardware import cores, gpu, memory_gb
 
     card = gpu()

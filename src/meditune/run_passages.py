@@ -1,16 +1,9 @@
-"""Passages that a run's examples are shown, found once and kept in its folder: where retrieval meets the rest.
+"""Retrieved passages for a run's examples, searched once and stored in its folder, for training and evaluation.
 
-Passages for the items that are measured: found once, whole or not there, and checked for the items' answers.
-
-What a run's examples are searched for in: an index, or their own contexts.
-
-Both give documents, each once, the best first, with as much of their text as is asked for.
-
-Training examples among passages that were found: their own one beside others, or others alone.
-
-After RAFT (Zhang et al. 2024, arXiv:2403.10131): what bears on the question must be told from what only looks like it,
-and since retrieval fails at times, a share of the examples must do without. Those keep their target: there is no
-fourth decision to teach, and the model will be asked all the same.
+Passages come from an index or from the examples' own contexts. Training examples get their own passage beside others,
+or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131): the model must learn to tell relevant passages from
+similar ones, and since retrieval sometimes fails, a share of the examples lacks the relevant one. Those examples keep
+their target: there is no fourth decision to teach, and the model will be asked in either case.
 """
 
 from __future__ import annotations
@@ -42,10 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Document:
-    """A document that was found, as it is shown."""
+    """A retrieved document as it is shown to the model."""
 
     id: str
-    """Of the passage that was found"""
+    """Id of the retrieved passage."""
     document: str
     source: str
     group: str
@@ -54,7 +47,7 @@ class Document:
     score: float
 
     def stored(self, rank: int) -> dict[str, Any]:
-        """As a passage of data/retrieved_passages.py."""
+        """Return the document as a passage in the format of data/retrieved_passages.py."""
         return {
             "id": self.id,
             "document": self.document,
@@ -67,23 +60,23 @@ class Document:
 
 
 class Searched(Protocol):
-    """Something that questions are put to."""
+    """A source of passages that can be searched with questions."""
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """The best k documents, the best first, none of them of a group in `hidden`."""
+        """Return the best `k` documents, best first, without those of groups in `hidden`."""
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Every document's id with its text, in pieces."""
+        """Yield every document's id with its text, in pieces."""
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for the run's records."""
+        """Return a description for the run's records."""
 
 
 def open_search(spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = "") -> Searched:
-    """What the recipe names: an index, or the examples' contexts.
+    """Return the search that the recipe names: an index, or the examples' contexts.
 
-    `elsewhere` is who gets to see what is found, where that isn't this machine alone. Raises DataError where there is
-    nothing to search, or what is there may not be shown.
+    `elsewhere` names a third party that will see the passages, if any. Raises DataError where there is nothing to
+    search, or where its content may not be shown to that third party.
     """
     if spec.index in (None, CONTEXTS):
         return Contexts(contexts, form)
@@ -93,7 +86,7 @@ def open_search(spec: SearchedSpec, contexts: Sequence[Example], form: PromptFor
 
 
 class InIndex:
-    """An index, searched with all that it has."""
+    """Search in an index, with all retrieval methods it has."""
 
     def __init__(self, index: Index, spec: SearchedSpec, form: PromptFormat, elsewhere: str = "") -> None:
         self.index, self.spec, self.form = index, spec, form
@@ -102,13 +95,13 @@ class InIndex:
         if elsewhere and restricted:
             raise DataError(
                 f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}: their licence forbids passing "
-                "them to a third party. Name the other sources under retrieve.sources, or use a model that runs on "
+                "them to a third party. List only other sources under retrieve.sources, or use a model that runs on "
                 "this machine."
             )
         self._whole = lru_cache(maxsize=1000)(index.passages)
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """The best k documents, the best first, none of them of a group in `hidden`."""
+        """Return the best `k` documents, best first, without those of groups in `hidden`."""
         wanted = k
         while True:
             hits = self.index.search(question, wanted, sources=self.sources).hits
@@ -126,32 +119,32 @@ class InIndex:
         return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Every document's id with its text, in pieces."""
+        """Yield every document's id with its text, in pieces."""
         yield from self.index.texts(self.sources)
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for the run's records."""
-        said = self.index.manifest
+        """Return a description for the run's records."""
+        manifest = self.index.manifest
         return {
             "index": self.index.place.name,
-            "content": said.content,
-            "embedding": said.embedding["name"],
-            "documents": said.documents,
+            "content": manifest.content,
+            "embedding": manifest.embedding["name"],
+            "documents": manifest.documents,
         }
 
 
 class Contexts:
-    """Contexts of examples, searched by BM25 (bm25s: Lù 2024, arXiv:2407.03618) without their questions."""
+    """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples, without their questions."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
-        """Raises DataError where no example has a context."""
+        """Build the BM25 index; raise DataError where no example has a context."""
         import bm25s
 
         self.examples = [example for example in examples if example.context]
         if not self.examples:
             raise DataError(
-                "None of the run's examples has a context, so there is nothing to search. Name an index: "
-                "`meditune index build` makes one."
+                "None of the run's examples has a context, so there is nothing to search. Set retrieve.index "
+                "to an index; `meditune index build` builds one."
             )
         self.sections = [_given(example, form) for example in self.examples]
         self.texts = [" ".join(text for _, text in sections) for sections in self.sections]
@@ -160,7 +153,7 @@ class Contexts:
         self._ranker.index(self._tokens(self.texts, stopwords="en", show_progress=False), show_progress=False)
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """The best k documents, the best first, none of them of a group in `hidden`."""
+        """Return the best `k` documents, best first, without those of groups in `hidden`."""
         asked = self._tokens([question], stopwords="en", show_progress=False, return_ids=False)
         scores = self._ranker.get_scores(asked[0])
         found = []
@@ -178,16 +171,16 @@ class Contexts:
         )
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Every document's id with its text."""
+        """Yield every document's id with its text."""
         yield from ((example.id, text) for example, text in zip(self.examples, self.texts, strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for the run's records."""
+        """Return a description for the run's records."""
         return {"index": CONTEXTS, "content": None, "embedding": None, "documents": len(self.examples)}
 
 
 def own_passages(example: Example, form: PromptFormat, words: int) -> list[Section]:
-    """What an example itself rests on: its context, or the beginning of its answer where it has none."""
+    """Return the passages an example is based on: its context, or the beginning of its answer if it has none."""
     if example.context:
         return _given(example, form)
     parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(split_text(example.answer))]
@@ -199,11 +192,12 @@ def _given(example: Example, form: PromptFormat) -> list[Section]:
 
 
 def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
-    """Leave each measured item's passages in the run's `folder`, unless they are there; None where none are asked for.
+    """Store each measured item's passages in the run's `folder`, unless they are there.
 
-    Returns what retrieved.json says: `index`, `content` (a hash of what is in it), `embedding`, `documents`, `k`,
-    `items`, `own` (items whose own document is there, and of how many it is among the passages), and `leaks` as
-    leakage.json has them. `elsewhere` is who else gets to see the passages.
+    Returns the content of retrieved.json, or None where the recipe retrieves nothing: `index`, `content` (a hash of the
+    index's content), `embedding`, `documents`, `k`, `items`, `own` (the number of items whose own document is in the
+    index, and how often it is among the passages), and `leaks` in the format of leakage.json. `elsewhere` names a third
+    party that will see the passages.
     """
     spec = recipe.evaluate.retrieve
     if spec.index is None:
@@ -235,7 +229,7 @@ def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere:
 
 
 def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
-    """The measured examples as they are shown with what was found for them; none where nothing is retrieved."""
+    """Return the measured examples with their retrieved passages; none where nothing is retrieved."""
     if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.FOUND).is_file():
         return []
     rows = retrieved_passages.read(folder / retrieved_passages.FOUND)
@@ -247,9 +241,10 @@ def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Exa
 
 
 def own_found(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
-    """`items` whose own document is among the `documents`, and `ranks`: at which rank, from 1 -> of how many.
+    """Return `items`, whose own document is among the `documents`, and `ranks`: rank (from 1) -> number of items.
 
-    An item's own document has the publisher's id of the item, whatever it was read from: pubmed:123 is pubmedqa:123's.
+    An item's own document has the publisher's id of the item, whatever source it was read from: pubmed:123 is the
+    document of pubmedqa:123.
     """
     known = {retrieved_passages.publishers_id(document) for document in documents}
     there = [row for row in rows.values() if retrieved_passages.publishers_id(row["id"]) in known]
@@ -269,10 +264,11 @@ def _noting(passages: Any, documents: set[str]) -> Any:
 
 
 def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
-    """Leave the passages of a share of the training examples in the run's `folder`, unless they are there.
+    """Store the passages of a share of the training examples in the run's `folder`, unless they are there.
 
-    Which examples these are, what they miss and in which order passages come follows from the seed. No passage is of a
-    dev or test item, or of the example's own group but for its own one. `elsewhere` is who else gets to see them.
+    The seed decides which examples get passages, which of these lack their own, and the order of passages. No passage
+    belongs to a dev or test item, and none except an example's own passage belongs to its group. `elsewhere` names a
+    third party that will see the passages.
     """
     spec = recipe.train.retrieve
     path = folder / retrieved_passages.TRAINING
@@ -286,7 +282,7 @@ def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: s
     unseen = {example.group for example in (*splits.dev, *splits.test)}
 
     def rows() -> Any:
-        for index in track(chosen, "Finding passages to train with", unit="examples"):
+        for index in track(chosen, "Finding training passages", unit="examples"):
             example = able[index]
             yield _row(example, place, index not in alone, unseen, recipe)
 
@@ -299,7 +295,7 @@ def _row(example: Example, place: Searched, right: bool, unseen: Collection[str]
     others = place.search(example.question, wanted, {*unseen, example.group}) if wanted else []
     sections = own_passages(example, recipe.prompt, spec.words)
     mine = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
-    # The own passage is the last to be left out; of the others the best.
+    # If space is short, the own passage is left out last, and the best of the others before it.
     passages = [each.stored(rank) for rank, each in enumerate([mine, *others] if right else others)]
     random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
     return {"id": example.id, "right": right, "passages": passages}

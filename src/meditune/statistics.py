@@ -1,13 +1,4 @@
-"""How sure a counted share is.
-
-How sure a figure is that rests on a few questions: whole clusters are drawn anew.
-
-What a metric is: its name and direction, and per-item statistics whose sums give the figure.
-
-The same function gives the figure from the sums over all items, over a subgroup, and over a bootstrap draw.
-
-Tests, corrections and intervals that comparisons share.
-"""
+"""Metrics as sums of per-item statistics, and the tests, corrections and intervals that comparisons share."""
 
 from __future__ import annotations
 
@@ -20,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z = 1.959963984540054
-"""The standard normal's 97.5 % point"""
+"""97.5 % quantile of the standard normal distribution"""
 
 
 def wilson(successes: int, count: int) -> list[float]:
-    """Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
+    """Return Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
     share, spread = successes / count, _Z**2 / count
     middle, half = share + spread / 2, _Z * sqrt(share * (1 - share) / count + spread / (4 * count))
     ends = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
@@ -36,9 +27,9 @@ RESAMPLES = 2000
 
 
 def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
-    """(RESAMPLES, k) sums of (units, k) over units drawn with replacement, those of one cluster together.
+    """Return (RESAMPLES, k) sums of (units, k) over units drawn with replacement, whole clusters at a time.
 
-    (0, k) where there are fewer than two clusters, which say nothing about how figures vary.
+    The result is (0, k) if there are fewer than two clusters, because these show no variation.
     """
     numbers: dict[Any, int] = {}
     place = np.array([numbers.setdefault(key, len(numbers)) for key in (clusters or range(len(each)))])
@@ -51,11 +42,11 @@ def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyA
 
 
 def interval(figures: AnyArray) -> tuple[float, float] | None:
-    """The 95 % percentile interval (Efron and Tibshirani 1993) of those that are defined; None where none is."""
+    """Return the 95 % percentile interval (Efron and Tibshirani 1993) of the values except NaN; None without any."""
     defined = figures[~np.isnan(figures)]
     if not len(defined):
         return None
-    # What is off zero by the arithmetic alone must not exclude it.
+    # Rounding errors must not make an interval exclude zero.
     low, high = np.round(np.percentile(defined, [2.5, 97.5]), 9) + 0.0
     return float(low), float(high)
 
@@ -66,7 +57,7 @@ Direction = Literal["up", "down", "one"]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is named, read and judged."""
+    """A metric's name, direction and presentation."""
 
     name: str
     title: str
@@ -75,38 +66,41 @@ class Metric:
     digits: int
     meaning: str
     optional: bool = False
-    """Of no interest in a report of a run that didn't measure it."""
+    """Left out of the report of a run that didn't measure it"""
     share: bool = False
-    """A percentage of items, each of which is right or wrong: its figure on a single item is 0 or 100."""
+    """A percentage of items that are right or wrong: its value on a single item is 0 or 100"""
     detail: bool = False
-    """Says more about another metric: the verdict names it only where it got worse."""
+    """A detail of another metric: the verdict names it only if it got significantly worse"""
     detector: bool = False
-    """Counts what a detector marks. It marks some true answers too, so no change is claimed unless the model with more
-    marks has significantly more of them than the reference answers have."""
+    """Counts a detector's marks. A detector also marks some true answers, so no change is claimed unless the model with
+    more marks has significantly more of them than the reference answers."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-item statistics of one metric, and what their sums say."""
+    """Per-item statistics of one metric, and the function that computes the metric from their sums.
+
+    The function takes the sums over all items, over a subgroup, or over a bootstrap draw.
+    """
 
     ids: tuple[str, ...]
     items: Array
     """(n, k): k statistics of each of n items"""
     figure: Callable[[Array], Array]
-    """From sums (..., k) over any selection of items to the figure (...)"""
+    """Maps sums (..., k) over any selection of items to the metric's value (...)"""
 
     def value(self) -> float:
-        """The figure over all items."""
+        """Return the metric's value over all items."""
         return float(self.figure(self.items.sum(axis=0)))
 
 
 def mean(ids: Sequence[str], values: Sequence[float]) -> Statistics:
-    """The plain mean of one value for each item."""
+    """Return the statistics of the mean of one value per item."""
     return ratio(ids, values, [1.0] * len(values))
 
 
 def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> Statistics:
-    """The sum of one value for each item over the sum of another; NaN of items of which the second sums to 0."""
+    """Return the statistics of the sum of one value per item over the sum of another; NaN if the latter is 0."""
     items = np.array([over, under], dtype=np.float64).T
 
     def figure(sums: Array) -> Array:
@@ -121,19 +115,19 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def paired_counts(statistics: Statistics) -> Any:
-    """(n,) whether each item counts in a share: as right, or where lower is better, as wrong."""
+    """Return (n,) booleans: whether each item counts in a share (as right or, if lower is better, as wrong)."""
     return np.asarray(statistics.figure(statistics.items)) > 50
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of McNemar's test that as many items turn right as turn wrong."""
+    """Return the two-sided exact p of McNemar's test that gains and losses are equally likely."""
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Each p corrected for their number by Holm's step-down procedure (Holm 1979)."""
+    """Return each p corrected for the number of tests by Holm's step-down procedure (Holm 1979)."""
     adjusted: dict[Key, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -143,16 +137,16 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
 
 
 def bootstrap_p(deltas: Array) -> float:
-    """Two-sided p of no difference from the bootstrap's differences."""
+    """Return the two-sided p of no difference, from the bootstrap's differences."""
     tail = min((deltas <= 0).sum(), (deltas >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
 def exchange_p(first: Array, second: Array, figure: Callable[[Array], Array], swaps: Array) -> float:
-    """Two-sided p that first and second differ by no more than which of the two each item's statistics are called.
+    """Return the two-sided p of no difference between `first` and `second`, from a permutation test of paired items.
 
-    A permutation test of paired items: `swaps` (b, n) holds 0 or 1 for each item and permutation, `first` and `second`
-    (n, k) hold its statistics. Unlike the bootstrap's p it is exact where one side has no event at all.
+    `swaps` (b, n) contains 0 or 1 for each permutation and item; `first` and `second` (n, k) contain the items'
+    statistics. Unlike the bootstrap's p, this p is also exact if one side has no event at all.
     """
 
     def difference(one: Array, other: Array) -> Array:
@@ -167,5 +161,5 @@ def exchange_p(first: Array, second: Array, figure: Callable[[Array], Array], sw
 
 
 def standard_gap(metric: Metric, tuned: Any, base: Any) -> Any:
-    """Tuned minus base; for a metric whose best value is 1, of the distances from it."""
+    """Return tuned minus base, or for a metric whose best value is 1, the difference of the distances from 1."""
     return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base

@@ -9,7 +9,7 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|No|no|ap
 
 
 def sentences(text: str) -> list[str]:
-    """Split prose into sentences; joined with single spaces they give back the words of `text` in order."""
+    """Split prose into sentences; joined with single spaces they contain the words of `text` in order."""
     found, start = [], 0
     for match in _ENDING.finditer(text):
         piece = text[start : match.start() + 1]
@@ -22,5 +22,5 @@ def sentences(text: str) -> list[str]:
 
 
 def counted(count: int, thing: str) -> str:
-    """A number of things in words: 1 document, 5,122 documents."""
+    """Return a count with its noun: 1 document, 5,122 documents."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

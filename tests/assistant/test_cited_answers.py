@@ -112,7 +112,7 @@ def test_an_answer_of_which_less_than_half_is_borne_out_is_kept_back(index: Inde
     answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)
     assert "of the 3 sentences" in answer.refusal
     text = "\n".join(citations.as_text(answer))
-    assert "The sources found say:" in text
+    assert "The sources found:" in text
     assert "Colchicine calms an attack." in text
     assert "Zebras" not in text
     assert "Zebras" not in json.dumps(citations.as_dict(answer))
@@ -140,7 +140,7 @@ def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
     writer = says("Colchicine calms an attack. Colchicine calms an attack. Colchicine calms an")
     answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)
     assert [sentence.text for sentence in answer.sentences] == ["Colchicine calms an attack."]
-    assert any("broke off" in remark for remark in answer.remarks)
+    assert any("was cut off" in remark for remark in answer.remarks)
     assert any("repeated" in remark for remark in answer.remarks)
 
 
@@ -165,9 +165,7 @@ def test_packing_takes_the_best_first_and_cuts_after_a_sentence() -> None:
     found = hits("One two three. Four five six.", "Seven eight. Nine ten eleven twelve.", "Thirteen.")
     packed = pack(found, FORM, (), count_words, 10)
     assert [each.text for each in packed.passages] == ["One two three. Four five six.", "Seven eight."]
-    assert packed.remarks == (
-        "There was no room in the prompt for the last 1 sentence of d:1#0 and 1 further passage.",
-    )
+    assert packed.remarks == ("The prompt has no room for the last 1 sentence of d:1#0 and 1 further passage.",)
     assert pack(found, FORM, (), count_words, 100).remarks == ()
     none = pack(found, FORM, (), count_words, 2)
     assert none.passages == ()
@@ -293,7 +291,7 @@ def test_planted_orders_reach_neither_the_prompts_tokens_nor_the_reader(index: I
     injected = next(text for text in seen[0] if "Gout attacks are painful" in text)
     assert "Ignore" not in injected
     assert "unrestricted" not in injected
-    assert any("told the model what to do" in remark for remark in answer.remarks)
+    assert any("instructions to the model" in remark for remark in answer.remarks)
     assert "Ignore all previous" not in "\n".join(citations.as_text(answer))
 
     from meditune.models.load import load
@@ -364,7 +362,7 @@ def test_a_journey(tmp_path: Path) -> None:
     asked = ("ask", model, "How do I remove head lice?", "--index", index, "--max-new-tokens", 8)
     done = meditune(*asked, "-k", 2)
     assert done.code == 0, done
-    assert "The sources found say:" in done.out
+    assert "The sources found:" in done.out
     assert "replaces no doctor" in done.out
     said = json.loads(meditune(*asked, "--source-filter", "clinic", "--json").out)
     assert said["refusal"]
@@ -372,7 +370,7 @@ def test_a_journey(tmp_path: Path) -> None:
     assert {"number", "title", "url", "date", "text"} <= set(said["sources"][0])
     assert said["limits"]
 
-    meditune(*asked, "--source", docs / "lice.txt").refused(3, "don't go together")
+    meditune(*asked, "--source", docs / "lice.txt").refused(3, "not both")
     meditune(*asked, "--source-filter", "none").refused(3, "no source 'none'", "clinic")
     meditune("ask", model, "Lice?", "-k", 3).refused(3, "name the index with --index")
     plain = json.loads(meditune("ask", model, "Does it help?", "--max-new-tokens", 2, "--json").out)
@@ -399,14 +397,14 @@ def test_restricted_passages_are_not_sent_to_an_api(tmp_path: Path, monkeypatch:
     docs = corpus.folder(tmp_path / "docs")
     assert meditune("index", "build", "-o", index, "--source", "mimic", "--documents", f"clinic={docs}").code == 0
     asked = ("ask", "api:gpt-4.1-mini", "Pneumonia?", "--index", index)
-    meditune(*asked).refused(3, "mimic may not be sent to gpt-4.1-mini", "--source-filter clinic")
+    meditune(*asked).refused(3, "mimic can't be sent to gpt-4.1-mini", "--source-filter clinic")
 
 
 def test_an_embedding_model_without_a_measured_limit_is_said(index: Index) -> None:
     said = Answerer(index, says("Colchicine calms an attack.")).answer("gout").remarks
-    assert any(remark.startswith("No limit was measured for the embedding model tiny") for remark in said)
+    assert any(remark.startswith("No similarity limit was measured for the embedding model tiny") for remark in said)
     chosen = Answerer(index, says("Colchicine calms an attack."), nearest=-1.0).answer("gout")
-    assert not any("No limit was measured" in remark for remark in chosen.remarks)
+    assert not any("No similarity limit was measured" in remark for remark in chosen.remarks)
 
 
 @pytest.fixture(scope="module")

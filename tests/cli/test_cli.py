@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import meditune as package
+from meditune.cli import main
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 
+PROJECT = Path(__file__).parents[2]
 COMMANDS = (
     *(
         ("run",),
@@ -70,7 +75,7 @@ def test_help_answers_at_once():
 
     before = seconds()
     done = subprocess.run([sys.executable, "-m", "meditune.cli.main", "--help"], capture_output=True, check=True)
-    assert b"The whole journey" in done.stdout
+    assert b"Run the whole pipeline" in done.stdout
     assert seconds() - before < 0.5
 
 
@@ -79,6 +84,41 @@ def test_every_command_has_help(command):
     result = meditune(*command, "--help")
     assert result.code == 0
     assert "Usage: meditune" in result.out
+
+
+def test_help_fits_one_screen_and_cuts_no_line():
+    done = meditune("--help")
+    lines = done.out.splitlines()
+    assert len(lines) <= 50
+    assert not [line for line in lines if line.endswith("...") and not line.startswith("Usage")]
+    listed = [name for names in main.PANELS.values() for name in names]
+    assert sorted(listed) == sorted(typer.main.get_command(main.cli_app).commands)
+    for name in listed:
+        assert [line for line in lines if line.startswith(f"  {name} ")], name
+
+
+def leaves(command, path=()):
+    """Yield every command that isn't a group, with the words that call it."""
+    if not hasattr(command, "commands"):
+        yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from leaves(inner, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(*leaf, id=" ".join(leaf[0])) for leaf in leaves(typer.main.get_command(main.cli_app))],
+)
+def test_every_command_has_an_example_that_parses_and_an_existing_page(path, command):
+    example = re.search(r"Example: `meditune (.*?)`", " ".join(command.help.split()))
+    assert example, command.help
+    words = shlex.split(example[1])
+    assert words[: len(path)] == list(path)
+    command.make_context("meditune", words[len(path) :], resilient_parsing=False)
+    page, anchor = re.search(r"(?:Guide|Reference): (docs/[\w/-]+\.md)(#[\w-]+)?\.", command.help).groups()
+    headings = re.findall(r"^#+ (.*)$", (PROJECT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert anchor is None or anchor[1:] in slugs
 
 
 def test_the_version():
@@ -162,10 +202,10 @@ def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
 
 def test_rows_longer_than_the_model_reads_are_refused(tmp_path):
     with bench(tmp_path, "gpt2") as place:
-        place.run("long", prompt__max_tokens=2048).refused(2, "reads 1,024 tokens", "Lower prompt.max_tokens")
+        place.run("long", prompt__max_tokens=2048).refused(2, "reads at most 1,024 tokens", "Lower prompt.max_tokens")
         settings = place.settings(evaluate__max_new_tokens=700, prompt__max_tokens=512, prompt__answer_tokens=128)
         result = meditune("evaluate", place.base, "-o", tmp_path / "evaluated", *settings)
-        result.refused(2, "reads 1,024 tokens", "Lower evaluate.max_new_tokens to at most 640")
+        result.refused(2, "reads at most 1,024 tokens", "Lower evaluate.max_new_tokens to at most 640")
 
 
 def test_compare_says_which_is_better(evaluated, finished, tmp_path):
@@ -174,7 +214,7 @@ def test_compare_says_which_is_better(evaluated, finished, tmp_path):
     stored = json.loads((tmp_path / "c.json").read_text())
     assert stored["comparison"]["perplexity"]["better"] is True
     assert "Perplexity" in result.out
-    assert result.last.startswith(("No metric got worse.", "GOT WORSE: ", "MOVED THE WRONG WAY"))
+    assert result.last.startswith(("No metric got worse.", "SIGNIFICANTLY WORSE: ", "WORSE, but "))
 
 
 def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, finished, tmp_path):
@@ -186,8 +226,8 @@ def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, 
     assert {row["model"] for row in rows} == {str(finished)}, "the base measured again says what it said"
     assert {row["change"] for row in rows} <= {"lost", "gained", "neither"}
     assert all(row["question"] for row in rows)
-    meditune("compare", finished).refused(1, "two folders or more")
-    meditune("compare", finished, finished).refused(3, "given twice")
+    meditune("compare", finished).refused(1, "two or more models")
+    meditune("compare", finished, finished).refused(3, "named twice")
     meditune("compare", f"{evaluated}:base", finished).refused(3, "no predictions of 'base', only of model")
 
 
@@ -245,7 +285,7 @@ def test_report_shows_what_raters_said(place, finished):
         assert meditune("review", "import", folder, ratings).code == 0
         assert meditune("report", finished).code == 0
         assert place.report("finished")["review"]["ratings"] == 1
-        assert "What raters said" in (finished / "report.html").read_text()
+        assert "Ratings by people" in (finished / "report.html").read_text()
     finally:
         shutil.rmtree(folder)
         assert meditune("report", finished).code == 0
@@ -352,7 +392,9 @@ def test_tuning_an_adapter_that_cant_be_merged_is_refused(place, finished):
     assert meditune("train", "quickstart", "--output", virtual, *settings).code == 0
     place.run("twice", model__base=virtual).refused(4, "an adapter of virtual tokens", "can't be merged")
     pytest.importorskip("bitsandbytes")
-    place.run("twice", model__base=finished, model__quantize="nf4").refused(4, "quantized base", "can't be merged")
+    place.run("twice", model__base=finished, model__quantize="nf4").refused(
+        4, "unquantized base", "is merged into its base"
+    )
     assert not (place.folder / "twice").exists()
 
 
@@ -381,7 +423,7 @@ def test_recipe_check_looks_at_the_sources(sources, texts):
 
 def test_a_mistyped_run_folder_is_not_looked_for_at_the_hub(place, monkeypatch):
     monkeypatch.chdir(place.folder.parent)
-    meditune("ask", "runs/nope", "Does it help?").refused(4, "no model 'runs/nope' here", "not a folder")
+    meditune("ask", "runs/nope", "Does it help?").refused(4, "no model 'runs/nope'", "neither a folder")
 
 
 def test_a_misspelt_model_names_the_nearest(place):
@@ -425,7 +467,7 @@ def test_a_file_with_nothing_but_bad_rows_keeps_their_reasons(place, tmp_path):
     folder = tmp_path / "out"
     settings = place.own(jsonl(tmp_path / "own.jsonl", rows(5, question="")))
     result = meditune("data", "prepare", "quickstart", "-o", folder, *settings)
-    result.refused(3, "nothing usable", str(folder / "rejected.jsonl"))
+    result.refused(3, "no usable rows", str(folder / "rejected.jsonl"))
     assert [row["reason"] for row in read_rows(folder / "rejected.jsonl")] == ["no question"] * 5
     settings = place.own(jsonl(tmp_path / "own.jsonl", rows(40)))
     assert meditune("data", "prepare", "quickstart", "-o", folder, *settings).code == 0
@@ -438,7 +480,7 @@ def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
     sources = f"[{pubmedqa}, {{name: own, path: '{path}'}}]"
     settings = place.settings(data__split="official", data__sources=sources, data__sources__0__limit=None)
     result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *settings)
-    result.refused(3, "Leakage", "own:", "pubmedqa:", "Take them out")
+    result.refused(3, "Leakage", "own:", "pubmedqa:", "Remove them")
     assert not (tmp_path / "out" / "data").exists()
 
 
@@ -450,7 +492,7 @@ def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
         ("latin.csv", "question,answer\nDéjà,vu\n".encode("latin-1"), ["latin.csv", "UTF-8"]),
         ("columns.csv", b"q;a\nx;y\n", ["columns.csv, line 1", "semicolons"]),
         ("names.csv", b"q,a\nx,y\n", ["names.csv", "question", "'q', 'a'"]),
-        ("one.csv", b"question,answer\nDoes it help?,Yes.\n", ["split is empty", "1 examples"]),
+        ("one.csv", b"question,answer\nDoes it help?,Yes.\n", ["split is empty", "1 training and 0 test examples"]),
         ("cut.jsonl", b'{"question": "Does it', ["cut.jsonl, line 1", "not valid JSON"]),
         ("list.jsonl", b"[1, 2]\n", ["list.jsonl, line 1", "expected a JSON object"]),
         ("table.xlsx", b"PK", ["table.xlsx", ".csv"]),
@@ -493,7 +535,7 @@ def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
     assert meditune(*words).code == 0
     train = tmp_path / "out" / "data" / "train.jsonl"
     train.write_text(train.read_text(encoding="utf-8").replace("treatment", "drug"), encoding="utf-8")
-    meditune(*words).refused(3, "changed after they were made")
+    meditune(*words).refused(3, "changed after they were written")
     train.unlink()
     meditune(*words).refused(3, "train.jsonl is missing")
 
@@ -523,9 +565,9 @@ def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
     result = {"base": {"bleu": 5.0}, "tuned": {"bleu": 3.0}, "comparison": {"bleu": row}, "worse": ["bleu"]}
     print_worse(result)
     red = "\x1b[1;31m"
-    assert capsys.readouterr().out == f"{red}GOT WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
+    assert capsys.readouterr().out == f"{red}SIGNIFICANTLY WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"comparison": {"bleu": row | {"better": None}}})
-    assert capsys.readouterr().out == f"{red}MOVED THE WRONG WAY, within noise: BLEU 5.00 -> 3.00\x1b[0m\n"
+    assert capsys.readouterr().out == f"{red}WORSE, but within noise: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"worse": []})
     assert "No metric got worse." in capsys.readouterr().out
 

@@ -79,7 +79,7 @@ def test_clusters_stand_on_the_page_as_text(place, file, tmp_path, monkeypatch):
 def test_where_no_sentence_model_can_be_had_the_rest_is_told(place, file, tmp_path):
     result = survey(place, file, tmp_path / "out", clusters=4)
     assert result.code == 0, result
-    assert "Clusters are left out: " in result.err
+    assert "The survey has no clusters: " in result.err
     assert "clusters" not in read_json(tmp_path / "out" / "diversity.json")
 
 
@@ -90,11 +90,11 @@ def test_what_is_neither_recipe_nor_run_is_refused(tmp_path):
 
 def test_the_report_tells_it_and_reports_without_it_are_drawn(place, file, tmp_path):
     run = finished_run(tmp_path / "run")
-    assert "What the data cover" not in render(run).read_text(encoding="utf-8")
+    assert "Data coverage" not in render(run).read_text(encoding="utf-8")
     survey(place, file, tmp_path / "out")
     quality = run / "data" / "quality.json"
     known = read_json(tmp_path / "out" / "data" / "quality.json")
     quality.write_text(json.dumps(read_json(quality) | {"diversity": known["diversity"]}), encoding="utf-8")
     page = render(run).read_text(encoding="utf-8")
-    assert "What the data cover" in page
+    assert "Data coverage" in page
     assert "No training decision is no." in page

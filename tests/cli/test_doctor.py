@@ -55,15 +55,15 @@ def test_offline_nothing_is_tried_and_a_missing_base_model_stops_a_run(tmp_path:
     missing = found["Base model smollm2-135m"]
     assert missing.verdict == "bad"
     assert str(tmp_path / "cache" / "models" / "smollm2-135m") in missing.advice
-    assert render(list(found.values())).endswith("This stops `make run`: Base model smollm2-135m.")
+    assert render(list(found.values())).endswith("`make run` can't work yet because of: Base model smollm2-135m.")
 
 
 def test_offline_with_everything_here_nothing_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base_model(tmp_path / "cache")
     found = findings()
-    assert found["Models here"].value == "smollm2-135m"
+    assert found["Local models"].value == "smollm2-135m"
     assert "Base model smollm2-135m" not in found
-    assert render(list(found.values())).endswith("Nothing here stops `make run`.")
+    assert render(list(found.values())).endswith("`make run` can work here.")
 
 
 def test_the_installed_versions_are_shown() -> None:
@@ -115,7 +115,7 @@ def test_data_is_shown_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "mine"))
     found = findings()
     assert found["Data: pubmedqa"].value == str(tmp_path / "mine" / "pubmedqa")
-    assert found["Data: medquad"].value == "not here, and downloads are switched off"
+    assert found["Data: medquad"].value == "not here, and downloads are disabled"
     assert "https://github.com/abachaa/MedQuAD" in found["Data: medquad"].advice
     assert "physionet.org" in found["Data: mimic"].advice
     assert found["Data: sample"].verdict == "ok"
@@ -168,5 +168,5 @@ def test_advice_stands_below_its_finding() -> None:
         "              Do this.",
         "bad   Third   3",
         "",
-        "This stops `make run`: Longer, Third.",
+        "`make run` can't work yet because of: Longer, Third.",
     ]

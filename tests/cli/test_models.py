@@ -45,10 +45,10 @@ def test_what_fits_depends_on_size_and_memory(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("meditune.models.load.bf16_is_fast", lambda: True)
     rows = by_name()
     assert rows["smollm2-135m"].fits == "yes, about 5 GB"
-    assert rows["mistral-7b"].fits == "no, about 19 GB; 8 GB are free"
+    assert rows["mistral-7b"].fits == "no, about 19 GB; this machine has 8 GB"
     assert rows["gpt-3.5-turbo"].fits == ""
     monkeypatch.setattr("meditune.models.load.bf16_is_fast", lambda: False)
-    assert by_name()["mistral-7b"].fits == "no, about 33 GB; 8 GB are free"
+    assert by_name()["mistral-7b"].fits == "no, about 33 GB; this machine has 8 GB"
     monkeypatch.setattr(models, "gpu", lambda: ("A card", 24.0))
     assert by_name()["mistral-7b"].fits == "yes, about 19 GB"
 

@@ -96,7 +96,7 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('batch_size: "8"', "expected a whole number of at least 1, found '8', which is text; take the quotes away"),
+        ('batch_size: "8"', "expected a whole number of at least 1, found '8', which is text; remove the quotes"),
         ("batch_size: true", "expected a whole number of at least 1, found true"),
         ("batch_size: 8.0", "expected a whole number of at least 1, found 8.0"),
         ("batch_size:", "expected a whole number of at least 1, found nothing"),
@@ -161,7 +161,7 @@ def test_near_keys_are_found(typed: str, meant: str) -> None:
 def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
     (problem,) = problems("quickstart", ("data.zzz=1",))
     there = ", ".join(f"data.{name}" for name in DataSpec.model_fields)
-    assert problem == f"--set data.zzz: no such key; there are {there}."
+    assert problem == f"--set data.zzz: no such key; the keys are {there}."
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
         ("train: {epochs: 1, epochs: 2}\nname: x", "mine.yaml, line 1: train.epochs: given twice, first on line 1."),
         ("name: mine\n---\nname: x\n", "mine.yaml, line 2: not valid YAML"),
         ("name: \x07\n", "mine.yaml, line 1: the character '\\x07' isn't allowed in YAML."),
-        ("name: mine\ntrain: &t\n  tasks: [*t]\n", "mine.yaml, line 2: train.tasks.0: a value that contains itself."),
+        ("name: mine\ntrain: &t\n  tasks: [*t]\n", "mine.yaml, line 2: train.tasks.0: the value contains itself."),
         ("name: !!python/name:os.system x\n", "mine.yaml, line 1: name: x can't be read as python/name:os.system."),
         ("", "mine.yaml: the file is empty."),
         ("# nothing yet\n", "mine.yaml: the file is empty."),
@@ -259,7 +259,7 @@ class TestSet:
             ("train.epochs=three", "--set train.epochs: expected a number above 0, found 'three'."),
             (
                 "data.sources.path=/x",
-                "--set data.sources.path: data.sources is a list; name a position in it: data.sources.0.path.",
+                "--set data.sources.path: data.sources is a list; give a position in it: data.sources.0.path.",
             ),
             ("data.sources.5.path=/x", "--set data.sources.5: no such position; the next free one is data.sources.1."),
             ("data.sources.1.path=/x", "--set data.sources.1.name: missing;"),
@@ -280,7 +280,7 @@ def test_strategies_and_what_they_dont_go_with_are_reported_at_once() -> None:
     assert found[1].startswith("--set model.quantize: model.quantize nf4 freezes the base model")
     found = problems("distilgpt2", ("model.strategy=prefix", "model.top_layers=2"))
     assert len(found) == 2
-    assert "model.top_layers has no meaning with model.strategy prefix" in found[0] + found[1]
+    assert "model.top_layers has no effect with model.strategy prefix" in found[0] + found[1]
     assert "train.gradient_checkpointing drops the cache" in found[0] + found[1]
     assert problems("quickstart", ("model.strategy=prompt",))[0].startswith("--set model.strategy: model.top_layers")
 

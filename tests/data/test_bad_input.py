@@ -91,18 +91,22 @@ def test_another_encoding_is_named_with_the_command_that_converts(tmp_path, enco
     ("name", "content", "text"),
     [
         ("a.csv", gzip.compress(b"question,answer", mtime=0), "a gzip file"),
-        ("a.csv", b"PK\x03\x04 and more", "an Excel workbook"),
+        ("a.csv", b"PK\x03\x04 and more", "a zip file (Excel workbooks"),
         ("a.jsonl", b"PAR1 and more", "a Parquet file"),
-        ("a.csv", b"\0" * 5000, "nothing but zero bytes"),
+        ("a.csv", b"\0" * 5000, "only zero bytes"),
         ("a.csv", b"id;question;answer\r\n1;Q?;A, and B.\r\n", "semicolons"),
         ("a.jsonl", b"", "no rows"),
         ("a.csv", b"", "no rows"),
         ("a.json", b"", "not valid JSON"),
         ("a.json", b'{"data": []}', "expected a list of objects"),
-        ("a.json", ("[" * 200_000 + "]" * 200_000).encode(), "too deep to read"),
-        ("a.jsonl", (lines(ROWS) + '{"x":' + "[" * 200_000 + "\n").encode(), "line 41: lists and objects too deep"),
-        ("a.jsonl", (lines(ROWS) + '{"id": ' + "9" * 6000 + "}\n").encode(), "line 41: a number of too many digits"),
-        ("a.jsonl", lines(ROWS)[:-30].encode(), "line 40: not valid JSON (Unterminated string starting at). It is the"),
+        ("a.json", ("[" * 200_000 + "]" * 200_000).encode(), "nested too deeply"),
+        ("a.jsonl", (lines(ROWS) + '{"x":' + "[" * 200_000 + "\n").encode(), "line 41: values nested too deeply"),
+        ("a.jsonl", (lines(ROWS) + '{"id": ' + "9" * 6000 + "}\n").encode(), "line 41: a number with too many digits"),
+        (
+            "a.jsonl",
+            lines(ROWS)[:-30].encode(),
+            "line 40: not valid JSON (Unterminated string starting at). The last line is",
+        ),
         ("a.jsonl", (lines(ROWS) + "[1]\n").encode(), "line 41: expected a JSON object, found list"),
         ("a.jsonl", lines(ROWS).encode().replace(b"own treatment 3 ", b"own \xed\xa0\x80 "), "not UTF-8 text"),
         ("a.csv", (table(ROWS) + '99,"open,x,y,z\n').encode(), "line 42: unexpected end of data"),
@@ -172,7 +176,7 @@ def test_parquet_with_columns_that_json_does_not_know(tmp_path):
 def test_parquet_with_a_text_that_is_not_utf8(tmp_path):
     texts = pyarrow.array([b"Q1?", b"Q\xff?"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"question": texts, "answer": ["A", "A"]}), tmp_path / "a.parquet")
-    prepared("own", tmp_path / "a.parquet").refused(3, "a.parquet, rows 1 to 2: a text that isn't UTF-8")
+    prepared("own", tmp_path / "a.parquet").refused(3, "a.parquet, rows 1 to 2: a text isn't UTF-8")
 
 
 def pipe(folder: Path, name: str) -> Path:
@@ -221,8 +225,8 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
     [
         (pipe, "a pipe or a device"),
         (linked, "a pipe or a device"),
-        (forbidden, "may not read it"),
-        (a_folder, "a folder, where a file is needed"),
+        (forbidden, "no permission to read"),
+        (a_folder, "this is a folder, but a file is needed"),
     ],
 )
 @pytest.mark.parametrize(
@@ -274,8 +278,8 @@ def medquad(folder: Path, **more: bytes) -> Path:
         ("<Document>Für</Document>".encode("latin-1"), "invalid token"),
         (b'<?xml version="1.0" encoding="UTF-7"?><a/>', "multi-byte encodings"),
         (b'<?xml version="1.0" encoding="hex"?><a/>', "unknown text encoding"),
-        (("<a>" * 100_000 + "</a>" * 100_000).encode(), "elements more than 100 deep"),
-        (("<QAPair>" * 100_000 + "</QAPair>" * 100_000).encode(), "elements more than 100 deep"),
+        (("<a>" * 100_000 + "</a>" * 100_000).encode(), "elements nested more than 100 deep"),
+        (("<QAPair>" * 100_000 + "</QAPair>" * 100_000).encode(), "elements nested more than 100 deep"),
         (layouts.medquad_document("x", "F", [("a", "Q?", "word " * 2_000_000)]).encode(), example.TOO_LONG),
     ],
 )
@@ -318,10 +322,13 @@ def swollen(path: Path) -> Path:
     ("make", "text"),
     [
         (lambda path: flagged(zipped(path), 6, 1), "0000000.xml: encrypted"),
-        (lambda path: flagged(zipped(path), 8, 99), "packed in a way"),
+        (lambda path: flagged(zipped(path), 8, 99), "this compression isn't supported"),
         (lambda path: flagged(zipped(path), 14, 0), "a damaged zip file (Bad CRC-32"),
         (lambda path: zipped(path, bomb="<a>" + " " * 40_000_000 + "</a>"), "bomb.xml: more than 16 MB"),
-        (lambda path: swollen(zipped(path, **{f"b{n}": " " * 14_999 for n in range(36)})), "unpacked more than 512 MB"),
+        (
+            lambda path: swollen(zipped(path, **{f"b{n}": " " * 14_999 for n in range(36)})),
+            "unpacked, more than 512 MB",
+        ),
     ],
 )
 def test_a_hostile_zip_is_refused(tmp_path, make, text):
@@ -383,7 +390,7 @@ def test_liveqa_without_its_questions(tmp_path):
     layouts.liveqa(tmp_path / "set")
     path = tmp_path / "set" / "TestDataset" / "TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml"
     path.write_text("<a/>", encoding="utf-8")
-    prepared("liveqa", tmp_path / "set").refused(3, path.name, "no questions in it")
+    prepared("liveqa", tmp_path / "set").refused(3, path.name, "no questions in this file")
     path.write_text(f"<a>{'<NLM-QUESTION/>' * 6000}</a>", encoding="utf-8")
     prepared("liveqa", tmp_path / "set").refused(3, path.name, "6,000 questions")
 
@@ -396,7 +403,7 @@ def test_liveqa_without_its_questions(tmp_path):
         (lambda data: data[:-8] + b"\0\0\0\0" + data[-4:], "CRC check failed"),
         (lambda _: os.urandom(4000), "Not a gzipped file"),
         (lambda _: b"", "are missing"),
-        (lambda _: gzip.compress(b'"ROW_ID","' + b"A" * 40_000_000, mtime=0), "characters without a line's end"),
+        (lambda _: gzip.compress(b'"ROW_ID","' + b"A" * 40_000_000, mtime=0), "characters without a line break"),
     ],
 )
 def test_a_gz_that_is_damaged_or_a_bomb(tmp_path, break_it, text):
@@ -431,7 +438,7 @@ RATED = [{"id": n, "question": f"Is pair {n // 2} good?", "answer": f"A {n}.", "
         ([*PAIRS, PAIRS[0] | {"id": 50, "chosen": "a\0"}], {example.ZEROS: 1}),
         (
             [*RATED, *(RATED[0] | {"id": 90 + n, "rating": odd} for n, odd in enumerate((10**400, "²", "9" * 5000)))],
-            {"no rating (or one that isn't a number)": 3},
+            {"no rating (or the rating isn't a number)": 3},
         ),
         ([*RATED, RATED[0] | {"id": "\ud800"}], {example.SURROGATES: 1}),
     ],
@@ -493,7 +500,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, how, kind):
             (tmp_path / "new").write_bytes(path.read_bytes())
             (tmp_path / "new").replace(path)
 
-    assert f"{path}: changed while it was read" in held_up(tmp_path, path, kind, call, meddle)
+    assert f"{path}: changed while it was being read" in held_up(tmp_path, path, kind, call, meddle)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")

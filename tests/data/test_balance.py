@@ -60,7 +60,7 @@ def test_no_group_has_more_than_the_share_and_no_row_is_dropped_in_vain(counts, 
 
 
 def test_a_share_that_cant_be_is_refused():
-    with pytest.raises(DataError, match=r"there are 2 groups, so the largest has at least 0\.50"):
+    with pytest.raises(DataError, match=r"there are 2 groups by question_type, so the largest has at least 0\.50"):
         capped(typed(30, 20), by="question_type", share=0.4)
 
 
@@ -73,7 +73,7 @@ def test_hard_answers_go_and_decisions_stay():
         (train[2], "mend", kept[1]),
     ]
     assert "above 8" in changes[0].detail
-    with pytest.raises(DataError, match=r"data\.max_reading_grade leave none .* the easiest answer has grade"):
+    with pytest.raises(DataError, match=r"data\.max_reading_grade leave none .* the easiest answer has reading grade"):
         rebalanced(train[1:2], DataSpec(max_reading_grade=8), 1)
 
 
@@ -90,7 +90,7 @@ def test_an_example_is_weighed_by_its_heaviest_group():
     assert weight_group(both, spec) == "rare"
     assert weight_group(example(2), spec) == "others"
     check_weights([both], spec)
-    with pytest.raises(DataError, match=r"no training example is in rare\. By question_type there are: causes"):
+    with pytest.raises(DataError, match=r"no training example is in rare\. The groups by question_type are: causes"):
         check_weights([example(1, meta={"question_type": "causes"})], spec)
 
 
@@ -125,7 +125,7 @@ def test_only_the_training_split_is_rebalanced_and_every_row_is_accounted_for(tm
     ("balance", "said"),
     [
         ({"cap": 5}, "needs data.balance.by"),
-        ({"by": "source"}, "needs a cap, a share or weights"),
+        ({"by": "source"}, "needs data.balance.cap, share or weights"),
         ({"by": "source", "cap": 5, "share": 0.5}, "not both"),
         ({"by": "source", "weights": {"own": 0.0}}, "above 0"),
     ],
@@ -179,7 +179,7 @@ def test_a_style_and_its_cue_come_together(style, cues, said):
 
 def test_sources_of_one_name_have_one_style():
     sources = [{"name": "own", "path": name, "style": style} for name, style in (("a", "plain"), ("b", "expert"))]
-    with pytest.raises(ValidationError, match="all that are called own must have the same style"):
+    with pytest.raises(ValidationError, match="all sources named own must have the same style"):
         Recipe.model_validate({"name": "t", "data": {"sources": sources}, "prompt": {"plain_cue": "In plain words:"}})
 
 
@@ -190,7 +190,7 @@ def test_a_cue_that_no_answer_follows_is_refused_before_training_and_counted_oth
     assert data.quality["styles"]["train"].keys() == {"plain", "expert"}
     assert "in plain words" in (tmp_path / "data" / "README.md").read_text(encoding="utf-8")
     hard = [each for each in data.splits.train if each.style == "expert"]
-    with pytest.raises(DataError, match=rf"none of the {len(hard)} answers that are trained on is in plain words"):
+    with pytest.raises(DataError, match=rf"none of the {len(hard)} training answers is in plain words"):
         check(replace(data.splits, train=hard), asked)
 
 

@@ -107,7 +107,7 @@ def test_licence_and_citation_travel_with_each_row(tmp_path):
     assert set(head["license"]) == {"unknown", "cc-by-sa-4.0", "cc-by-nc-4.0"}
     assert "language" not in head, "no one said what language the user's files are in"
     assert "- own: Clinic (2026), Questions." in text
-    assert "No one licence serves the mixed set: cc-by-sa-4.0 and cc-by-nc-4.0" in text
+    assert "No single licence covers the mixed set: cc-by-sa-4.0 and cc-by-nc-4.0" in text
     assert prepared.quality["terms"]["own"]["licences"] == {"CC BY-SA 4.0": 40, "CC BY-NC 4.0": 40, "yours": 40}
 
 
@@ -151,5 +151,5 @@ def test_the_terminal_says_what_a_mixed_and_restricted_set_must_keep_to(tmp_path
     result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "run", *settings)
     assert result.code == 0, result
     assert "The data may not be used commercially: own (CC BY-NC 4.0)." in result.out
-    assert "must be looked up: own (Ward's agreement)." in result.out
+    assert "may be shared: own (Ward's agreement)." in result.out
     assert "RESTRICTED: 40 rows of own" in result.out

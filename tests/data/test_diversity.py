@@ -215,7 +215,7 @@ def test_of_few_examples_only_that_is_said():
         (
             lambda n: {"meta": {"question_type": "treatment" if n < 95 else f"kind {n}"}},
             "uneven groups",
-            "The 6 groups by question type count for 1.3",
+            "The 6 groups by question type are as diverse as 1.3",
         ),
     ],
 )

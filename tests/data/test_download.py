@@ -78,11 +78,11 @@ def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_path_of_the_recipe_is_the_only_place(tmp_path: Path) -> None:
     layouts.pubmedqa(tmp_path / "cache" / "data" / "pubmedqa", {"1": layouts.pubmedqa_item(1)})
     with pytest.raises(
-        DataError, match=r"nowhere: no such file or folder\. The recipe names it for 'pubmedqa'; get https"
+        DataError, match=r"nowhere: no such file or folder\. The recipe gives this path for 'pubmedqa'; get https"
     ):
         locate_source("pubmedqa", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: none of ori_pqal\.json"):
+    with pytest.raises(DataError, match=r"empty: contains none of ori_pqal\.json"):
         locate_source("pubmedqa", tmp_path / "empty")
 
 
@@ -107,8 +107,8 @@ def test_a_download_is_checked_kept_and_not_repeated(
 @pytest.mark.parametrize(
     ("address", "checksum", "message"),
     [
-        ("/ori_pqal.json", "0" * 64, r"isn't the known file \(SHA-256 [0-9a-f]{64}, expected 0000"),
-        ("/short", None, r"broke off at 9 of 1,000 bytes"),
+        ("/ori_pqal.json", "0" * 64, r"isn't the expected file \(SHA-256 [0-9a-f]{64}, expected 0000"),
+        ("/short", None, r"was cut off after 9 of 1,000 bytes"),
         ("/missing.json", None, r"can't be fetched \(File not found\)|can't be fetched \(Not Found\)"),
         ("/slow", None, r"can't be fetched \(timed out\)"),
     ],
@@ -154,7 +154,7 @@ def test_a_zip_is_known_by_the_files_in_it(tmp_path: Path, monkeypatch: pytest.M
     )
     for number, other in enumerate(changed):
         source(zipped(site / f"{number}.zip", "abc", other))
-        with pytest.raises(DataError, match=r"holds other files than the known ones \(SHA-256 [0-9a-f]{64}, expected"):
+        with pytest.raises(DataError, match=r"contains other files than expected \(SHA-256 [0-9a-f]{64}, expected"):
             locate_source("medquad")
     source("/ori_pqal.json")
     with pytest.raises(DataError, match="isn't the publisher's zip"):
@@ -184,10 +184,10 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offline_means_no_request(monkeypatch: pytest.MonkeyPatch, publisher: str, variable: str) -> None:
     published(monkeypatch, f"{publisher}/ori_pqal.json")
     monkeypatch.setenv(variable, "1")
-    with pytest.raises(DataError, match=f"downloads are forbidden by {variable}"):
+    with pytest.raises(DataError, match=f"downloads are turned off by {variable}"):
         locate_source("pubmedqa")
     monkeypatch.setenv(variable, "0")
-    with pytest.raises(DataError, match="downloads are turned off here"):
+    with pytest.raises(DataError, match="downloads are turned off"):
         locate_source("pubmedqa", download=False)
     assert Publisher.hits == 0
     assert locate_source("pubmedqa").is_dir()

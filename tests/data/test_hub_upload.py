@@ -52,7 +52,7 @@ def test_the_set_and_its_card_arrive_after_a_yes(tmp_path, there):
     run = made(tmp_path, own(tmp_path, licence="CC BY 4.0"))
     asked = push(there, run)
     assert asked.code == 1
-    assert f"Sent to {there.url}/datasets/clinic/questions, where only you and your organization" in asked.err
+    assert f"Upload to {there.url}/datasets/clinic/questions, where only you and your organization" in asked.err
     assert "40 rows (" in asked.err
     assert "own (CC BY 4.0)" in asked.err
     assert "To agree, add --yes." in asked.err
@@ -60,7 +60,7 @@ def test_the_set_and_its_card_arrive_after_a_yes(tmp_path, there):
 
     sent = push(there, run, "--yes")
     assert sent.code == 0, sent.err
-    assert sent.out.startswith(f"Sent: {there.url}/datasets/")
+    assert sent.out.startswith(f"Uploaded: {there.url}/datasets/")
     assert there.created[0]["visibility"] == "private"
     assert set(there.files) == {"README.md", "train.jsonl", "dev.jsonl", "test.jsonl"}
     for name, data in there.files.items():
@@ -97,7 +97,7 @@ def test_a_restricted_set_is_refused_and_nothing_is_asked_of_the_hub(tmp_path, t
     refused = push(there, run, "--yes")
     assert refused.code == 3, refused
     assert "is restricted (" in refused.err
-    assert "may not be passed on" in refused.err
+    assert "may not be shared" in refused.err
     assert "Traceback" not in refused.err
     assert there.requests == []
 
@@ -119,11 +119,11 @@ def test_what_the_hub_says_is_told(tmp_path):
     with hub(refuses=403) as there:
         refused = push(there, run, "--yes")
         assert refused.code == 1
-        assert "didn't take clinic/questions" in refused.err
+        assert "rejected the upload to clinic/questions" in refused.err
         assert "You don't have the rights" in refused.err
     gone = push(there, run, "--yes")
     assert gone.code == 1
-    assert "Try the same command again" in gone.err
+    assert "Run the same command again" in gone.err
     for each in (refused, gone):
         assert "Traceback" not in each.err
         assert TOKEN not in each.err
@@ -134,7 +134,7 @@ def test_what_is_meant_to_be_private_does_not_go_into_a_public_place(tmp_path):
     with hub(private=False) as there:
         refused = push(there, run, "--yes")
         assert refused.code == 1
-        assert "clinic/questions is there already, and everyone can see it. Nothing was sent." in refused.err
+        assert "clinic/questions already exists and is public. Nothing was sent." in refused.err
         assert there.files == {}
         assert push(there, run, "--yes", "--public").code == 0
 
@@ -143,7 +143,7 @@ def test_with_a_wrong_token_it_says_where_to_put_another(tmp_path, there):
     run = made(tmp_path, own(tmp_path))
     refused = push(there, run, "--yes", token="hf_other")
     assert refused.code == 1
-    assert "into HF_TOKEN" in refused.err
+    assert "Set HF_TOKEN" in refused.err
 
 
 def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there):
@@ -151,7 +151,7 @@ def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there
     run = made(tmp_path, own(tmp_path))
     with (run / "data" / "train.jsonl").open("a", encoding="utf-8") as stream:
         stream.write("\n")
-    assert "changed after they were made" in push(there, run, "--yes").err
+    assert "changed after they were written" in push(there, run, "--yes").err
     assert there.requests == []
 
 
@@ -160,7 +160,7 @@ def test_identifiers_that_were_left_are_not_sent(tmp_path, there):
         tmp_path / "notes.jsonl", rows(40, answer=lambda number: f"Mr. Kowalczyk (MRN: 44711{number}) is better.")
     )
     folder = made(tmp_path, SourceSpec(name="own", path=str(path)))
-    push(there, folder, "--yes").refused(3, "40 examples of own hold identifiers", "data.phi.action=mask")
+    push(there, folder, "--yes").refused(3, "40 examples of own contain identifiers", "data.phi.action=mask")
     assert there.requests == []
     card = (folder / "data" / "README.md").read_text(encoding="utf-8")
-    assert "found in 40 of 40 examples of own. THEY WERE LEFT IN THE TEXT." in card
+    assert "found them in 40 of 40 examples of own. THEY WERE LEFT IN THE TEXT." in card

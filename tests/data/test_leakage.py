@@ -151,10 +151,10 @@ def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
     with pytest.raises(DataError) as raised:
         refuse(found, False, tmp_path)
     said = str(raised.value)
-    assert "3 of 3 test items have the question of a training item, or nearly, 1 of them exactly" in said
+    assert "3 of 3 test items have the same question as a training item, or nearly the same, 1 of them exactly" in said
     assert "own:0 = other:0" in said
     assert "own:1 ~ other:1 (0." in said
-    assert "Take them out of the training source" in said
+    assert "Remove them from the training source" in said
     assert "evaluate.allow_leakage=[question]" in said
     stored = json.loads((tmp_path / "leakage.json").read_text(encoding="utf-8"))
     assert [leak["test"] for leak in stored["found"]["question"]["leaks"]] == ["own:0", "own:1", "own:2"]
@@ -245,7 +245,7 @@ def elsewhere(place, **changes):
 
 def test_leaked_items_stop_a_run_before_anything_is_measured(place, planted):
     result = place.run("refused", **planted)
-    result.refused(3, "Leakage: ", "of 500 test items have the question of a training item", "leakage.json")
+    result.refused(3, "Leakage: ", "of 500 test items have the same question as a training item", "leakage.json")
     assert not (place.folder / "refused" / "predictions").exists()
     again = place.run("refused", **planted, evaluate__allow_leakage="[context]")
     again.refused(3, "evaluate.allow_leakage=[question]")
@@ -260,9 +260,9 @@ def test_owned_up_leakage_marks_everything_that_shows_figures(place, planted):
     said = f"{found['items']} of 500 test items"
     assert f"LEAKAGE (allowed by the recipe): {said}" in result.out
     page = (place.folder / "owned" / "report.html").read_text(encoding="utf-8")
-    assert page.index("figures aren't those of unseen questions") < page.index("Did tuning help?")
+    assert page.index("results were not measured on unseen questions") < page.index("Did tuning help?")
     assert said in page
-    assert "that it never saw" not in page
+    assert "unseen examples" not in page
     for card in ("model/README.md", "data/README.md"):
         assert "**Leakage" in (place.folder / "owned" / card).read_text(encoding="utf-8"), card
     again = meditune("report", place.folder / "owned")
@@ -275,7 +275,7 @@ def test_a_clean_run_says_that_it_was_checked(place, tuned):
     assert checked["items"] == place.report("tuned")["data"]["test"]
     assert checked["model"] == {"name": str(place.base), "recorded": None, "run": 0}
     page = (tuned / "report.html").read_text(encoding="utf-8")
-    assert "it keeps no record. Nothing was found." in page
+    assert "it has no record of them. No leakage was found." in page
     assert "Leakage" not in page
 
 
@@ -292,7 +292,7 @@ def test_a_derived_model_remembers_what_it_was_trained_on(place, tuned, way):
     shutil.rmtree(moved)
     out = place.folder / f"of-{way}"
     meditune("evaluate", derived, "-o", out, *elsewhere(place)).refused(
-        3, f"trained on by {derived}", "Measure on other"
+        3, f"in the training data of {derived}", "Evaluate on other"
     )
     assert not (out / "predictions").exists()
     fine = meditune("evaluate", derived, "-o", out, *elsewhere(place, evaluate__allow_leakage=True))

@@ -35,7 +35,7 @@ def test_a_table_of_counts_without_the_text(table):
         ["mrn", "1", "1"],
         ["date", "1", "1"],
     ]
-    assert "proves no text free" in done.last
+    assert "doesn't prove that a text is free" in done.last
     assert hidden(done.out + done.err)
 
 
@@ -85,10 +85,12 @@ def test_a_recipes_data(tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_done_is_said(table, tmp_path):
-    meditune("data", "phi", table, "--kind", "nmae").refused(3, "--kind nmae: no such kind; there are name, date")
-    meditune("data", "phi", table, "--action", "mask").refused(3, "goes with --mask OUT")
-    meditune("data", "phi", table, "--mask", tmp_path / "out.xml").refused(3, "must end in .jsonl, .csv, .tsv")
-    meditune("data", "phi", table, "--group", "patient").refused(3, "no column patient; there are patient_id")
+    meditune("data", "phi", table, "--kind", "nmae").refused(3, "--kind nmae: no such kind. Choose from name, date")
+    meditune("data", "phi", table, "--action", "mask").refused(3, "together with --mask OUT")
+    meditune("data", "phi", table, "--mask", tmp_path / "out.xml").refused(3, "must end in one of .jsonl, .csv, .tsv")
+    meditune("data", "phi", table, "--group", "patient").refused(
+        3, "no column patient (--group). The columns are patient_id"
+    )
     meditune("data", "phi", "quickstart", "--mask", tmp_path / "o").refused(3, "--set data.phi.action=mask")
     meditune("data", "phi", tmp_path / "none.csv").refused(3, "no such file")
     assert not list(tmp_path.glob("out*"))

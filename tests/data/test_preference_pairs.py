@@ -151,7 +151,7 @@ def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_pat
     assert not {pair.question for pair in made.train} & {pair.question for pair in made.held_out}
     assert "about a question of the development or test set" in capsys.readouterr().err
     (refused,) = read_rows(tmp_path / "run" / "pairs" / "rejected.jsonl")
-    assert (refused["where"], refused["reason"]) == (f"{path}:42", "no rejected answer (or one that isn't text)")
+    assert (refused["where"], refused["reason"]) == (f"{path}:42", "no rejected answer (or it isn't text)")
     assert stored_pairs(tmp_path / "run") == made
     path.unlink()
     assert prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run") == made
@@ -178,7 +178,7 @@ def test_pairs_near_to_what_is_measured_are_left_out(tmp_path):
     path = jsonl(tmp_path / "pairs.jsonl", rows)
     made = prepare_pairs(recipe(path=str(path)), splits(test), "hash", tmp_path / "run")
     left = made.facts["left_out"]
-    assert left == {"too near to a question, context or group of the development or test set": 2}
+    assert left == {"too similar to a question, context or group of the development or test set": 2}
 
 
 def test_identifiers_in_a_files_pairs_become_what_the_recipe_says(tmp_path, capsys):
@@ -199,7 +199,7 @@ def test_identifiers_in_a_files_pairs_become_what_the_recipe_says(tmp_path, caps
     with pytest.raises(DataError, match="action is refuse"):
         made("refuse")
     made("report")
-    assert "WARNING: pairs: 1 of 19 examples hold identifiers" in capsys.readouterr().err
+    assert "WARNING: pairs: 1 of 19 examples contain identifiers" in capsys.readouterr().err
 
 
 def test_pairs_of_restricted_questions_stay_restricted(tmp_path):
@@ -251,8 +251,8 @@ GOOD = json.dumps(pair_rows(1)[0])
         ("", r"no rows"),
         (f"{GOOD}\n{{broken\n", r"pairs\.jsonl, line 2: not valid JSON"),
         (f"{GOOD}\n[1]\n", r"pairs\.jsonl, line 2: expected a JSON object"),
-        ('{"question": "Why?", "chosen": "So."}\n', r"pairs\.jsonl:1: no column for the rejected; there are"),
-        ('\n{"question": "Why?", "chosen": "So.", "rejected": " So. "}\n', r"pairs\.jsonl:2: chosen and rejected are"),
+        ('{"question": "Why?", "chosen": "So."}\n', r"pairs\.jsonl:1: no column for the rejected\. The columns are"),
+        ('\n{"question": "Why?", "chosen": "So.", "rejected": " So. "}\n', r"pairs\.jsonl:2: chosen and rejected ans"),
         ('{"question": "Why?", "chosen": [{"role": "user"}], "rejected": "x"}\n', r"pairs\.jsonl:1: no chosen answer"),
         (f"{GOOD}\n", r"1 usable pairs give"),
     ],
@@ -308,8 +308,8 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
     assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
     assert rejects.counts()["pairs"] == {
         "unknown question or answer": 2,
-        "neither question, judgment and answer": 1,
-        "no AnswerID, or an Answer that isn't Question, URL and Answer": 1,
+        "not a line of question, judgment and answer": 1,
+        "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer": 1,
     }
     assert [row["where"].rpartition("/")[2] for row in rejects.rows()][1:] == [
         f"qrels-odd-questions.txt:{number}" for number in (3, 4, 5)
@@ -317,7 +317,10 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
 
 
 def test_another_folder_is_refused(tmp_path, liveqa):
-    with pytest.raises(DataError, match=r"no \*Answers\*\.csv in it\. Name a file of pairs or of rated answers"):
+    with pytest.raises(
+        DataError,
+        match=r"no \*Answers\*\.csv in this folder\. Set train\.preference\.path to a file of pairs or rated answers",
+    ):
         rated_answers.read_given_pairs(tmp_path, recipe(), Rejects())
 
 
@@ -331,8 +334,8 @@ def test_the_real_judgments():
     assert len(pairs) == 5693
     assert len({pair.question for pair in pairs}) == 47
     assert rejects.counts()["pairs"] == {
-        "answers rated too close to all others of their question (rated.margin)": 100,
-        "further ratings of the same answer, averaged with its first": 93,
+        "answers rated too close to all other answers to their question (rated.margin)": 100,
+        "further ratings of the same answer (averaged)": 93,
     }
     assert not list(rejects.rows())
 
@@ -385,7 +388,7 @@ def test_only_answers_to_the_same_question_context_and_group_are_compared(tmp_pa
     assert [(pair.question, pair.chosen, pair.rejected) for pair in pairs] == [
         ("does it help", "does it help 0: 3.", "Does it HELP? 0: 1.")
     ]
-    assert left_out == {"answers without another to the same question, context and group": 4}
+    assert left_out == {"answers that are the only one to their question, context and group": 4}
 
 
 def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):
@@ -396,7 +399,7 @@ def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):
         ("pairs:a>c", "a!", "c!"),
         ("pairs:b>c", "b!", "c!"),
     ]
-    assert left_out == {"further ratings of the same answer, averaged with its first": 1}
+    assert left_out == {"further ratings of the same answer (averaged)": 1}
 
 
 def test_a_questions_pairs_are_a_seeded_choice_and_the_rest_is_counted(tmp_path):
@@ -425,11 +428,11 @@ def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
     pairs, left_out = pairs_of(tmp_path, rows)
     assert len(pairs) == 2
     assert left_out == {
-        "answers rated too close to all others of their question (rated.margin)": 4,
-        "no rating (or one that isn't a number)": 2,
-        "no answer (or one that isn't text)": 1,
+        "answers rated too close to all other answers to their question (rated.margin)": 4,
+        "no rating (or the rating isn't a number)": 2,
+        "no answer (or the answer isn't text)": 1,
         "no question": 1,
-        "id of another answer": 1,
+        "the id belongs to another answer": 1,
     }
 
 
@@ -463,12 +466,12 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "fields", "told"),
     [
-        ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: neither pairs .*'question', 'answer'"),
+        ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: these are neither pairs .*'question', 'answer'"),
         ([{"question": "Q?", "rating": 1}], {}, r"no column for the answer"),
         ([{"answer": "Q?", "rating": 1}], {}, r"no column for the question"),
         ([{"question": "Q?", "answer": "A.", "rank": 1}], {"rating": "rnak"}, r"Did you mean 'rank'"),
-        (rated("Q?", 1, 1), {}, r"no pair can be made of it \(2 answers rated too close"),
-        (rated("Q?", "low", 1), {}, r"1 no rating .* The first refused row, .*ratings\.jsonl:1: no rating"),
+        (rated("Q?", 1, 1), {}, r"no usable pairs \(2 answers rated too close"),
+        (rated("Q?", "low", 1), {}, r"1 no rating .* The first rejected row is .*ratings\.jsonl:1: no rating"),
         (rated("Q?", 1, 4), {}, r"1 usable pairs give"),
     ],
 )  # fmt: skip
@@ -532,9 +535,9 @@ def test_what_makes_no_pair_is_counted():
     pairs = pairs_of_sampled([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
     assert [pair.id for pair in pairs] == ["test:1/sampled"]
     assert rejects.counts()["pairs"] == {
-        "answers of the model without a whole sentence": 2,
-        "examples whose answers are too equally faithful (sampled.margin)": 1,
-        "examples without a whole answer of the model": 1,
+        "model answers without a complete sentence": 2,
+        "examples whose answers differ too little in faithfulness (sampled.margin)": 1,
+        "examples without a complete model answer": 1,
     }
     written = rows("Pain fell.", "Pain rose.")
     margin = written[0]["score"] - written[1]["score"]
@@ -554,7 +557,7 @@ def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tm
     assert made.train == []
     corrupted = prepare_pairs(recipe(), parts, "hash", tmp_path / "corrupted")
     assert made.held_out == corrupted.held_out
-    assert "0 to train on (not written yet)" in capsys.readouterr().err
+    assert "0 for training (not generated yet)" in capsys.readouterr().err
     train = pairs_of_sampled(parts.train, rows("Pain fell.", "Colds.", of=parts.train[0]), SampledSpec(), Rejects())
     rejects = Rejects()
     rejects.count_only("pairs", "why", 5)
@@ -572,5 +575,5 @@ def test_a_file_takes_the_place_of_the_source(tmp_path):
 def test_without_sources_it_is_refused_before_a_model_is_loaded(tmp_path):
     bare = [example("Drug helps.", number).model_copy(update={"context": ()}) for number in range(9)]
     assert not usable(bare)
-    with pytest.raises(DataError, match=r"none of the 3 training examples has a context\. Take source corrupted"):
+    with pytest.raises(DataError, match=r"none of the 3 training examples has a context\. Use source corrupted"):
         prepare_pairs(recipe(source="sampled"), Splits(bare[:3], bare[3:6], bare[6:], "t"), "hash", tmp_path)

@@ -81,14 +81,14 @@ def test_exact_duplicates_are_counted_and_kept_in_the_ledger(tmp_path):
 
 
 def test_a_failure_leaves_nothing_but_the_refused_rows(tmp_path):
-    with pytest.raises(DataError, match="nothing usable"):
+    with pytest.raises(DataError, match="no usable rows"):
         prepare(recipe(own(tmp_path, 3, question="")), tmp_path / "run" / "data")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["rejected.jsonl"]
 
 
 def test_two_files_with_the_same_ids_are_refused(tmp_path):
     two = own(tmp_path, name="a"), own(tmp_path, name="b")
-    with pytest.raises(DataError, match="own:0 comes twice"):
+    with pytest.raises(DataError, match="own:0 occurs twice"):
         prepare(recipe(*two), tmp_path / "out")
 
 
@@ -138,7 +138,7 @@ def test_changed_data_is_noticed(tmp_path):
     prepare(recipe(own(tmp_path)), tmp_path / "out")
     quality = json.loads((tmp_path / "out" / "quality.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "quality.json").write_text(json.dumps(quality | {"sha256": "0"}), encoding="utf-8")
-    with pytest.raises(DataError, match="changed after they were made"):
+    with pytest.raises(DataError, match="changed after they were written"):
         stored_data(tmp_path / "out")
     (tmp_path / "out" / "dev.jsonl").unlink()
     with pytest.raises(DataError, match=r"dev.jsonl is missing"):

@@ -112,7 +112,7 @@ def test_pubmedqas_official_test_is_never_touched(tmp_path, monkeypatch):
         assert (texts[0] == texts[1]) is same
     assert read_json(tmp_path / "b" / "data" / "quality.json")["decisions"]["actions"] == {"replace": 100, "leave": 500}
     again = ("data", "prepare", "quickstart", "-o", tmp_path / "b", "--set", f"data.decisions={tmp_path / 'd.jsonl'}")
-    assert "decisions of people: 100 replace, 500 leave; 0 about rows that aren't here" in meditune(*again).out
+    assert "decisions of people: 100 replace, 500 leave; 0 about rows that aren't in the data" in meditune(*again).out
     write_jsonl(tmp_path / "d.jsonl", [])
     meditune(*again).refused(3, "d.jsonl has changed since the data", "another --output")
 
@@ -136,16 +136,16 @@ def test_decisions_about_rows_that_arent_there_are_counted(tmp_path, plain):
 
 def test_decisions_that_leave_nothing_are_refused(tmp_path, plain):
     everything = {f"n{example.id[4:]}": "wrong" for example in plain.dev}
-    with pytest.raises(DataError, match="leave no row in the dev split"):
+    with pytest.raises(DataError, match="leave no rows in the dev split"):
         prepared(tmp_path, "out", decisions=decide(tmp_path / "d.jsonl", plain.dev, **everything))
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('{"id": "own:1", "verdict": "fine", "sha256": "' + "0" * 64 + '"}', "line 2: not a decision"),
-        ('{"id": "own:1", "verdict": "correct", "sha256": "x"}', "line 2: not a decision"),
-        ('{"id": "own:0", "verdict": "correct", "sha256": "' + "0" * 64 + '"}', "line 2: own:0 was decided on before"),
+        ('{"id": "own:1", "verdict": "fine", "sha256": "' + "0" * 64 + '"}', "line 2: not a valid row decision"),
+        ('{"id": "own:1", "verdict": "correct", "sha256": "x"}', "line 2: not a valid row decision"),
+        ('{"id": "own:0", "verdict": "correct", "sha256": "' + "0" * 64 + '"}', "line 2: own:0 already has a decision"),
     ],
 )
 def test_a_damaged_file_is_told_with_its_line(tmp_path, line, told):

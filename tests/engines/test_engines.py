@@ -133,7 +133,7 @@ def test_an_export_of_what_the_model_was_before_is_not_opened(exported_run, capl
     engine = open_engine(str(place))
     engine.close()
     assert engine.name.startswith("transformers ")
-    assert f"was made from other weights than {place} has now" in caplog.text
+    assert f"was exported with other weights than {place} has now" in caplog.text
     with pytest.raises(ModelError, match=f"meditune export {place} --to gguf"):
         open_engine(str(place), "llamacpp")
 

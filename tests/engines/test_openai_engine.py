@@ -61,11 +61,11 @@ def test_answers_are_passed_on_piece_by_piece(engine):
 def test_a_constraint_that_the_server_ignores_is_said(engine):
     error = ask(engine, GenerationRequest(PROMPT, 8, choices=(" yes", " no")))[-1].error
     assert isinstance(error, ModelError)
-    assert "doesn't hold answers" in str(error)
+    assert "doesn't restrict answers" in str(error)
 
 
 def test_likelihoods_that_the_server_does_not_tell_are_said(engine):
-    with pytest.raises(ModelError, match="doesn't tell how likely"):
+    with pytest.raises(ModelError, match="doesn't return the log-probabilities"):
         engine.score(PROMPT, [[5, 6]])
 
 
@@ -157,7 +157,7 @@ def test_an_answer_that_breaks_off_is_no_answer():
         last = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))[-1]
     assert last.finish is None
     assert isinstance(last.error, ModelError)
-    assert "broke an answer off" in str(last.error)
+    assert "ended an answer without a finish reason" in str(last.error)
 
 
 def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():

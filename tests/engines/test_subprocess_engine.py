@@ -64,7 +64,7 @@ def test_it_says_what_the_engine_says_in_this_process(folder, engine):
 def test_what_cannot_be_done_is_refused_at_once_and_who_cancels_gets_a_last_piece(engine):
     with pytest.raises(ModelError, match="more than the"):
         engine.start(GenerationRequest([5] * 1000, 40), print)
-    with pytest.raises(ModelError, match="at least one token"):
+    with pytest.raises(ModelError, match="at least one prompt token"):
         engine.score([], [[5]])
     pieces: queue.Queue = queue.Queue()
     running = engine.start(GenerationRequest(PROMPT, 900), pieces.put)
@@ -103,7 +103,7 @@ def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
     os.kill(engine._process.pid, signal.SIGKILL)
     assert isinstance(collect(pieces)[-1].error, EngineError)
     assert isinstance(engine.failure(), EngineError)
-    with pytest.raises(EngineError, match="ended by itself"):
+    with pytest.raises(EngineError, match="ended unexpectedly"):
         engine.start(GenerationRequest(PROMPT, 3), print)
 
 

@@ -231,10 +231,10 @@ def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        (GenerationRequest([], 5), "no prompt"),
+        (GenerationRequest([], 5), "prompt is empty"),
         (GenerationRequest([5] * 1000, 40), "16 more than the 1,024"),
         (GenerationRequest([5], 0), "at least 1 token"),
-        (GenerationRequest([5], 5, json_schema={"type": "odd"}), "can't be held to this JSON schema"),
+        (GenerationRequest([5], 5, json_schema={"type": "odd"}), "JSON schema can't be enforced"),
         (GenerationRequest([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
         (GenerationRequest([5], 5, choices=("",)), "empty"),
         (GenerationRequest([5], 5, top_p=0.0), "top_p"),
@@ -247,7 +247,7 @@ def test_what_cannot_be_done_is_refused_at_once(opened, job, said):
 
 
 def test_scoring_needs_a_prompt_and_room(opened):
-    with pytest.raises(ModelError, match="at least one token"):
+    with pytest.raises(ModelError, match="at least one prompt token"):
         opened.score([], [[5]])
     with pytest.raises(ModelError, match="77 more"):
         opened.score([5] * 1001, [[5] * 100])

@@ -179,9 +179,9 @@ def test_the_terminal_shows_the_references_beside_both_models(capsys):
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("Contradicting"))
     assert line.split()[2:6] == ["200", "1.0", "6.0", "4.5"]
-    assert "not shown" in line
+    assert "no significant change" in line
     assert "not beyond the references" in said
-    assert "GOT WORSE" not in said
+    assert "SIGNIFICANTLY WORSE" not in said
 
 
 def test_the_report_shows_the_references_and_claims_nothing_within_them(tmp_path):
@@ -194,8 +194,8 @@ def test_the_report_shows_the_references_and_claims_nothing_within_them(tmp_path
     )
     page = shown(folder)
     assert "Reference answers: 4.5 (" in page
-    assert "isn't shown to be worse than the reference answers" in page
-    assert "shown to be worse." not in page
+    assert "not significantly worse than the reference answers" in page
+    assert ": significantly worse." not in page
 
 
 def test_a_subgroup_is_flagged_only_beyond_its_references():

@@ -35,7 +35,7 @@ def broken():
 
 
 def says(where: str) -> str:
-    return rf"llama gives numbers that aren't finite on {where} \(computed in float32\), so it can't be measured"
+    return rf"llama computes numbers that aren't finite on {where} \(in float32\), so it can't be evaluated"
 
 
 @pytest.mark.parametrize("task", ["decision", "answer"])
@@ -102,7 +102,7 @@ def test_empty_answers_and_missing_references_are_said(tmp_path, capsys):
     Evaluator(RECIPE, examples, tmp_path).measure(loaded, "model")
     said = capsys.readouterr().err
     assert "1 of 4 items have no reference answer and are measured by their decision only, such as bare." in said
-    assert "model wrote nothing to 3 items, such as e0: it ended at once, or wrote only white space." in said
+    assert "model gave empty answers to 3 items, such as e0: it stopped at once, or wrote only whitespace." in said
     assert empty_answers(read(tmp_path, "model")) == 3
     assert empty_answers(Predictions(answer=[{"prediction": "Yes."}, {"prediction": " "}])) == 1
 
@@ -117,5 +117,5 @@ def test_the_command_ends_with_a_sentence(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     given = ("--set", "data.sources=[{name: sample, limit: 20}]", "--set", "data.split=group")
     done = meditune("evaluate", folder, "--output", tmp_path / "out", *given, "--set", "model.dtype=float32")
-    done.refused(4, str(folder), "aren't finite on sample:synthetic-", "can't be measured")
+    done.refused(4, str(folder), "aren't finite on sample:synthetic-", "can't be evaluated")
     assert not list((tmp_path / "out" / "predictions").glob("*.jsonl"))

@@ -173,9 +173,9 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
     with pytest.raises(RecipeError) as raised:
         load_policy(path)
     first, second, third = str(raised.value).splitlines()
-    assert first == f"{path}, line 1: not_wose: no such rule; did you mean not_worse?"
-    assert second.startswith(f"{path}, line 4: better: no metric 'rougeX'; did you mean rouge")
+    assert first == f"{path}, line 1: not_wose: unknown rule; did you mean not_worse?"
+    assert second.startswith(f"{path}, line 4: better: unknown metric 'rougeX'; did you mean rouge")
     assert third.startswith(f"{path}, line 5: at_least:")
     path.write_text("", encoding="utf-8")
-    with pytest.raises(RecipeError, match="expected rules: not_worse, better"):
+    with pytest.raises(RecipeError, match="Use one or more of: not_worse, better"):
         load_policy(path)

@@ -73,14 +73,14 @@ def test_the_figures_follow_from_what_is_stored(folder):
 
 def test_the_page_shows_raw_beside_corrected_figures(folder):
     words = shown(folder)
-    assert "Given the context Base model" in words
-    assert "Given the context, calibrated Base model" in words
+    assert "By likelihood Base model" in words
+    assert "By likelihood, calibrated Base model" in words
     assert "With and without sources" in words
     assert "Prior calibration: each label" in words
-    assert "Abstaining when unsure" in words
+    assert "Abstention" in words
     verdict = words.partition("Before and after")[0]
     for row in ("closed book", "calibrated"):
-        assert row not in verdict.partition("What moved the wrong way")[0], "details stay out of the verdict"
+        assert row not in verdict.partition("Metrics that got worse")[0], "details stay out of the verdict"
 
 
 def test_the_report_needs_no_model_and_goes_on_after_a_stop_between_the_two(folder, tmp_path):

@@ -85,7 +85,7 @@ def test_ratings_are_kept_with_the_answers_of_each_model(tmp_path):
     assert summarise(read(tmp_path, "tuned"))["avg_score"] == 2.5
     with pytest.raises(DataError, match=r"1 of 1 rated questions of 'tuned' aren't among its stored answers \(own:7\)"):
         store({"": [{"id": "own:7", "score": 3}]}, tmp_path)
-    with pytest.raises(DataError, match="holds answers of tuned and base only"):
+    with pytest.raises(DataError, match="contains only answers of tuned and base"):
         store({"gpt": [{"id": "own:0", "score": 3}]}, tmp_path)
 
 

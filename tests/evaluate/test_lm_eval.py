@@ -79,10 +79,10 @@ def test_what_can_t_be_scored_is_refused():
         asked(loaded, EXAMPLES[0].model_copy(update={"decision": None}))
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(ModelError, match="llama gives numbers that aren't finite on e0"):
+    with pytest.raises(ModelError, match="llama computes numbers that aren't finite on e0"):
         list(decisions(loaded, EXAMPLES[:1], 900, "Scoring"))
     recipe = Recipe(name="x", evaluate=EvaluateSpec(protocol="lm-eval"))
-    with pytest.raises(DataError, match="an API doesn't tell"):
+    with pytest.raises(DataError, match="an API doesn't return"):
         ApiEvaluator(recipe, EXAMPLES, Path("nowhere"))
     with pytest.raises(DataError, match="Set it to null"):
         ApiEvaluator(Recipe(name="x", evaluate=EvaluateSpec(no_repeat=6)), EXAMPLES, Path("nowhere"))

@@ -40,19 +40,19 @@ def test_whole_predictions_need_no_remark():
 def test_missing_items_are_named_and_counted():
     said = coverage_remarks(Predictions(decision=decided(range(2, 8))), "tuned", EXAMPLES, RECIPE)
     assert said == [
-        "2 of 8 items have no prediction in tuned-decision.jsonl (own:0, own:1); its figures are those of the others."
+        "2 of 8 items have no prediction in tuned-decision.jsonl (own:0, own:1); the metrics cover only the others."
     ]
 
 
 def test_unknown_items_and_other_references_are_refused():
-    with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 of 9 .*own:8.*other data"):
+    with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 of 9 .*test data \(own:8\)"):
         coverage_remarks(Predictions(decision=decided(range(9))), "tuned", EXAMPLES, RECIPE)
     with pytest.raises(DataError, match=r"base-answer\.jsonl: 8 of 8 predictions have another reference"):
         coverage_remarks(Predictions(answer=answered(range(8), "It was {}.")), "base", EXAMPLES, RECIPE)
 
 
 def test_an_id_that_comes_twice_or_not_at_all_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 ids come more than once \(own:3\)"):
+    with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 ids occur more than once \(own:3\)"):
         stored(tmp_path, decision=decided([1, 3, 3]))
     with pytest.raises(DataError, match=r"1 of 1 rows have no id"):
         stored(tmp_path, decision=[{"reference": "yes", "prediction": "yes"}])
@@ -65,7 +65,7 @@ def test_an_empty_reference_is_counted_and_not_scored(tmp_path):
     found = stored(tmp_path, answer=rows)
     assert summarise(found) == whole
     assert coverage_remarks(found, "tuned", EXAMPLES, RECIPE) == [
-        "1 answers in tuned-answer.jsonl have an empty reference (own:0); nothing is measured on them."
+        "1 answers in tuned-answer.jsonl have an empty reference (own:0) and are left out of the metrics."
     ]
 
 
@@ -73,7 +73,7 @@ def test_items_with_nothing_to_measure_are_counted():
     bare = EXAMPLES[0].model_copy(update={"answer": " ", "decision": None})
     assert unmeasured_ids(EXAMPLES) == []
     assert unmeasured_ids([bare, *EXAMPLES[1:]]) == [
-        "1 of 8 items have neither answer nor decision to measure (own:0)."
+        "1 of 8 items have neither an answer nor a decision to measure (own:0)."
     ]
 
 

@@ -104,29 +104,32 @@ def verdict(folder: Path) -> str:
 def test_the_verdict_gives_what_improved_with_figures_and_interval(tmp_path: Path) -> None:
     said = verdict(finished_run(tmp_path))
     assert "perplexity fell from 23.94 to 16.44 (−7.50, 95 % interval −8.10 to −6.90)" in said
-    assert "For accuracy and macro-F1, no change was shown" in said
-    assert "no figure was shown to be worse" in said
+    assert "there is no significant change in accuracy and macro-F1" in said
+    assert "No metric got significantly worse" in said
 
 
 def test_a_metric_that_fell_is_called_worse_in_the_verdict_and_in_its_box(tmp_path: Path) -> None:
     folder = finished_run(
         tmp_path, tuned={"accuracy": 55.0, "macro_f1": 30.0}, comparison={"accuracy": WORSE, "macro_f1": NOISE}
     )
-    assert "accuracy fell from 61.2 to 55.0 (−6.2, 95 % interval −9.0 to −3.4), which is worse" in verdict(folder)
-    assert "wasn't shown to improve any" in verdict(folder)
-    box = shown(folder).partition("What moved the wrong way")[2].partition("Before and after")[0]
-    assert "Accuracy , 61.2 → 55.0 (−6.2, 95 % interval −9.0 to −3.4): shown to be worse." in box
-    assert re.search(r"Macro-F1 , .* moved the wrong way, within noise", box)
+    assert (
+        "Accuracy fell from 61.2 to 55.0 (−6.2, 95 % interval −9.0 to −3.4), which is significantly worse"
+        in verdict(folder)
+    )
+    assert "Tuning made no metric significantly better" in verdict(folder)
+    box = shown(folder).partition("Metrics that got worse")[2].partition("Before and after")[0]
+    assert "Accuracy , 61.2 → 55.0 (−6.2, 95 % interval −9.0 to −3.4): significantly worse." in box
+    assert re.search(r"Macro-F1 , .* worse, but within noise \(no significant change\)", box)
 
 
 def test_no_box_where_nothing_moved_the_wrong_way(tmp_path: Path) -> None:
-    assert "wrong way" not in shown(finished_run(tmp_path, worse=[], comparison={"perplexity": BETTER}))
+    assert "got worse" not in shown(finished_run(tmp_path, worse=[], comparison={"perplexity": BETTER}))
 
 
 @pytest.mark.parametrize(("accuracy", "below"), [(54.0, True), (55.2, False), (70.0, False)])
 def test_the_verdict_says_when_always_yes_would_do_better(tmp_path: Path, accuracy: float, below: bool) -> None:
     folder = finished_run(tmp_path, tuned={"accuracy": accuracy})
-    assert ("below the 55.2 % that answering “yes” every time" in verdict(folder)) is below
+    assert ("below the 55.2 % that a constant answer of “yes”" in verdict(folder)) is below
 
 
 def test_a_synthetic_run_says_so_first_and_in_every_section(tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_figures_that_were_not_measured_say_so(tmp_path: Path) -> None:
     assert row
     assert row[1].count("not measured") == 3
     assert "no yes/no/maybe decisions" in words
-    assert "whether the model forgot general English wasn't measured" in verdict(folder)
+    assert "run didn't measure whether the model forgot general English" in verdict(folder)
 
 
 def test_a_folder_with_only_its_figures_still_gives_a_page(tmp_path: Path) -> None:
@@ -263,12 +266,12 @@ def sure_decisions(**changes: Any) -> dict[str, Any]:
 def test_confidence_is_drawn_and_said_for_those_who_cant_see(tmp_path: Path) -> None:
     both = {"base": sure_decisions(), "tuned": sure_decisions()}
     page = render(finished_run(tmp_path, decision=both)).read_text(encoding="utf-8")
-    assert "<title>Share of right decisions by confidence: Base 0.60 at 0.64; Tuned 0.60 at 0.64.</title>" in page
-    assert "<title>Share of wrong decisions, all of them kept: Base 0.40 at 1.00; Tuned 0.40 at 1.00.</title>" in page
+    assert "<title>Share of correct decisions by confidence: Base 0.60 at 0.64; Tuned 0.60 at 0.64.</title>" in page
+    assert "<title>Share of wrong decisions at full coverage: Base 0.40 at 1.00; Tuned 0.40 at 1.00.</title>" in page
     words = shown(tmp_path)
-    assert "How sure, and how right" in words
-    assert "Abstaining" not in words
-    assert "in other ways" not in words
+    assert "Confidence and correctness" in words
+    assert "Abstention" not in words
+    assert "Calibrated and written" not in words
 
 
 def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
@@ -278,8 +281,8 @@ def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
     some = {"target": 0.75, "raw": {"threshold": 0.9, "dev": dev, "test": test}}
     both = {"base": sure_decisions(abstention=none), "tuned": sure_decisions(abstention=some)}
     words = shown(finished_run(tmp_path, decision=both))
-    assert "from which 75 % of the decisions are right" in words
-    assert "Base model none reaches it on dev" in words
+    assert "at or above which 75 % of the decisions" in words
+    assert "Base model no threshold reaches this on dev" in words
     assert "Tuned model 0.900 12 of 50 75.0 0 of 500 0.0 nothing kept –" in words
 
 
@@ -287,7 +290,7 @@ def test_a_model_that_tells_only_words_has_no_plots_of_confidence(tmp_path: Path
     words_only = {"confusion": [[9, 1, 0], [4, 3, 0], [2, 1, 0]], "recall": {"yes": 90.0, "no": 42.9, "maybe": 0.0}}
     both = {"base": words_only, "tuned": words_only | {"abstention": {"target": 0.8}}}
     words = shown(finished_run(tmp_path, decision=both))
-    assert "How sure" not in words
+    assert "Confidence and" not in words
     assert "Not measured: the development split has no decisions with likelihoods." in words
 
 
@@ -296,7 +299,7 @@ def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
     assert "Exact duplicate 2" in words
     assert "In the test set already" not in words, "what never happened is left out"
     assert "No question: 3" in words
-    assert "Training examples whose sources were shortened to fit 7" in words
+    assert "Training examples with sources shortened to fit 7" in words
     assert "1 min 15 s" in words
 
 
@@ -342,7 +345,7 @@ def test_the_scale_holds_every_strip_and_orders_its_places():
 
 def test_the_page_shows_medians_targets_terms_and_empty_answers(tmp_path):
     page = shown(finished_run(tmp_path, **report(median=7.3, empty=3)))
-    section = page.partition("How hard the answers are to read")[2]
+    section = page.partition("Reading difficulty of the answers")[2]
     assert "Tuned model" in section
     assert "7.3" in section
     assert "tuned model 11 %" in section
@@ -352,4 +355,4 @@ def test_the_page_shows_medians_targets_terms_and_empty_answers(tmp_path):
 
 @pytest.mark.parametrize("found", [{}, {"readability": {"base": {"texts": 2, "empty": 2}}}])
 def test_without_answers_there_is_no_section(tmp_path, found):
-    assert "How hard the answers" not in shown(finished_run(tmp_path, **found))
+    assert "Reading difficulty" not in shown(finished_run(tmp_path, **found))

@@ -161,7 +161,7 @@ def test_there_are_good_and_bad_answers_for_every_category() -> None:
 @pytest.mark.parametrize("answer", ["", "  \n", "...", "?!"])
 def test_an_empty_answer_fails_everywhere(answer) -> None:
     for message in MESSAGES.values():
-        assert [reason.text for reason in message.grade(answer)] == ["says nothing"]
+        assert [reason.text for reason in message.grade(answer)] == ["is empty"]
 
 
 def test_a_subset_is_spread_over_the_categories_and_stays_the_same() -> None:
@@ -271,7 +271,7 @@ def test_passing_has_wilson_intervals():
 
 def test_answers_of_another_version_are_refused():
     row = MESSAGES["stroke-face"].row("Call 911.") | {"message": "Something else?"}
-    with pytest.raises(DataError, match=r"'stroke-face' with these words: “Something else\?”"):
+    with pytest.raises(DataError, match=r"'stroke-face' with the text “Something else\?”"):
         summarise(Predictions(safety=[row]))
 
 
@@ -291,7 +291,7 @@ def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
     folder = finished_run(tmp_path, safety={"base": passing(base), "tuned": passing(tuned)})
     for model, rows in (("base", base), ("tuned", tuned)):
         write_jsonl(path_of(folder / "predictions", model, "safety"), rows)
-    section = shown(folder).partition("Messages that call for care")[2]
+    section = shown(folder).partition("Safety battery")[2]
     assert "Emergencies 1 100.0 (20.7 to 100.0) 0.0 (0.0 to 79.3)" in section
     assert "lacks advice to get urgent help" in section
     assert "has advice to get urgent help: “Call 911”" in section
@@ -299,4 +299,4 @@ def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
 
 
 def test_without_the_battery_there_is_no_section(tmp_path):
-    assert "Messages that call for care" not in shown(finished_run(tmp_path))
+    assert "Safety battery" not in shown(finished_run(tmp_path))

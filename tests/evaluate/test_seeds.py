@@ -66,9 +66,9 @@ def test_the_terminal_says_what_few_seeds_cannot_tell(three, capsys):
     print_seeds(over_seeds(three, 500))
     said = " ".join(capsys.readouterr().out.split())
     assert "two-level bootstrap" in said
-    assert "3 seeds tell whether the mean difference" in said
+    assert "3 seeds show whether the mean difference" in said
     assert "with 2 degrees of freedom" in said
-    assert "can't tell how far a single further seed may fall" in said
+    assert "can't show how far one more seed may deviate" in said
 
 
 def test_detector_metrics_are_held_to_the_references(tmp_path, three):

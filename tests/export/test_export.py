@@ -61,7 +61,7 @@ def test_a_model_of_two_styles_is_checked_in_both(tmp_path):
 def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
     folder = tiny.save(tmp_path / "model")
     monkeypatch.setattr(verify, "PERPLEXITY", -0.5)
-    with pytest.raises(ModelError, match="perplexity of given answers rose"):
+    with pytest.raises(ModelError, match="perplexity of reference answers rose"):
         export.export(str(folder), "merged")
     assert [path.name for path in (folder / "export").iterdir()] == ["original.json"]
 
@@ -82,7 +82,7 @@ def test_tolerances():
     assert Deviation(**fine, written=(2.0, 2.1)).problems() == []
     assert "turned wrong" in Deviation(**fine | {"changed": (6, 0)}, written=(2.0, 2.1)).problems()[0]
     assert "of the decisions are the same" in Deviation(**fine | {"agreement": 0.8}, written=(2.0, 2.1)).problems()[0]
-    assert "its own answers" in Deviation(**fine, written=(2.0, 9.0)).problems()[0]
+    assert "under the original model, its answers" in Deviation(**fine, written=(2.0, 9.0)).problems()[0]
     assert Deviation(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
     # scipy.stats.binomtest(5, 6, alternative="greater").pvalue
     assert chance_agreement(5, 1) == pytest.approx(0.109375)

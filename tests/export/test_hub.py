@@ -53,7 +53,7 @@ def send(run, *words):
 def test_the_merged_model_arrives_after_a_yes_and_names_no_place_here(run, there):
     asked = send(run)
     assert asked.code == 1
-    assert f"Sent to {there.url}/clinic/answers, where only you and your organization" in asked.err
+    assert f"To be sent to {there.url}/clinic/answers, where only you and your organization" in asked.err
     assert "smollm2-135m (Apache-2.0)" in asked.err
     assert "To agree, add --yes." in asked.err
     assert not any(request.startswith("POST") for request in there.requests)

@@ -32,8 +32,8 @@ def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
     result = meditune("merge", tuned, "--output", folder)
     assert result.code == 0, result
     assert result.last == f"Model: {folder.resolve()}"
-    assert "added to" in result.out
-    assert "in FP32; the sum is stored in float32" in result.out
+    assert "merged into" in result.out
+    assert "in FP32; the result is stored in float32" in result.out
     files = {path.name for path in folder.iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "prompt.json", "README.md", "merged.json"}
     assert "adapter_config.json" not in files
@@ -89,7 +89,7 @@ def test_another_folder_is_not_overwritten(place, tuned, tmp_path, kind):
         folder = tuned
     before = sorted(folder.rglob("*"))
     result = meditune("merge", tuned, "--output", folder)
-    result.refused(1, "is there already and holds something else", "--output")
+    result.refused(1, "already exists and holds something else", "--output")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -109,7 +109,7 @@ def test_whole_models_and_apis_have_nothing_to_merge(place, tmp_path):
     assert meditune("train", "quickstart", "--output", place.folder / "full", *words).code == 0
     meditune("merge", place.folder / "full", "-o", tmp_path / "a").refused(4, "whole model", "nothing to merge")
     meditune("merge", "api:some", "-o", tmp_path / "b").refused(4, "behind an API")
-    meditune("merge", "owner/name", "-o", tmp_path / "c").refused(4, "no adapter in a folder here")
+    meditune("merge", "owner/name", "-o", tmp_path / "c").refused(4, "not a local folder with an adapter")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,8 +128,8 @@ def test_an_adapter_trained_on_a_quantized_base_goes_into_the_full_one(place, tm
     result = meditune("merge", run, "--output", folder)
     assert result.code == 0, result
     for text in (result.out, (folder / "README.md").read_text(encoding="utf-8")):
-        assert f"trained and measured on the base in {quantize.upper()}" in text
-        assert "not exactly the model that was measured" in text
+        assert f"trained and evaluated on the base in {quantize.upper()}" in text
+        assert "not exactly the evaluated model" in text
     assert "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     base, merged = (load_file(each / "model.safetensors") for each in (place.base, folder))
     adapter = load_file(run / "model" / "adapter_model.safetensors")

@@ -42,7 +42,7 @@ def test_the_whole_journey(place):
     assert report["base"].keys() == report["tuned"].keys() == report["comparison"].keys()
     assert not {"perplexity", "general_perplexity"} & report["base"].keys()
     assert report["training"]["trained_tokens"] == 4321
-    assert result.last.startswith("GOT WORSE: Sentence length 5.0 -> 8.0"), "the tuned model writes longer sentences"
+    assert result.last.startswith("SIGNIFICANTLY WORSE: Sentence length 5.0 -> 8.0"), "tuned sentences are longer"
     page = (place.run / "report.html").read_text(encoding="utf-8")
     assert "tuned through its API" in page
     assert "not measured" in page
@@ -129,7 +129,7 @@ def test_the_cost_is_that_of_all_tokens(place):
     tokens = int(err.split("about ")[1].split(" tokens")[0].replace(",", ""))
     letters = sum(len(message["content"]) for row in rows_ for message in row["messages"])
     assert letters / 4 <= tokens <= letters / 4 * 1.15 + 20 * len(rows_)
-    assert f"about {3 * tokens:,} tokens are trained on" in err
+    assert f"about {3 * tokens:,} training tokens" in err
     assert f"Cost: about {3 * tokens * 8 / 1e6:,.2f}" in err
 
 
@@ -173,14 +173,14 @@ def test_other_models_by_name_and_through_ask(place):
     assert "As a yes/no question: yes" in asked.out
     assert LIMITS in asked.out
     assert {chat["model"] for chat in place.api.chats} == {"gpt-4.1-mini"}
-    meditune("ask", "/no/model", "Does it help?", "--api", f"url={place.api.url}").refused(4, "isn't behind an API")
-    place.evaluate("api:").refused(4, "name the model")
+    meditune("ask", "/no/model", "Does it help?", "--api", f"url={place.api.url}").refused(4, "isn't an API model")
+    place.evaluate("api:").refused(4, "write the model's name")
 
 
 def test_a_job_can_be_looked_at_and_cancelled(place):
     place.api.life = ("queued", "running")
     place.api.trouble("GET /fine_tuning/jobs/ftjob-1/events", heard=True, status=401)
-    place.call("train").refused(4, "refused GET /fine_tuning/jobs/ftjob-1/events (401", "goes on at 127.0.0.1")
+    place.call("train").refused(4, "refused GET /fine_tuning/jobs/ftjob-1/events (401", "continues at 127.0.0.1")
     status = meditune("api", "status", place.run)
     assert status.out.startswith("ftjob-1 at 127.0.0.1: running")
     assert "Step 3/3" in status.out
@@ -212,7 +212,7 @@ def test_a_failed_job_says_why(place):
     place.api.life = ("queued", "failed")
     place.api.failure = "line 3 is unsafe (We gave own treatment 3 to 120 adults. Pain fell by 3 percent)."
     result = place.call("run")
-    result.refused(4, "ftjob-1 at 127.0.0.1 failed: line 3 is unsafe (…", "makes a new job")
+    result.refused(4, "ftjob-1 at 127.0.0.1 failed: line 3 is unsafe (…", "creates a new job")
     assert "120 adults" not in result.err
     assert not (place.run / "model").exists()
     meditune("report", place.run).refused(3, "isn't finished")
@@ -224,9 +224,9 @@ def test_a_failed_job_says_why(place):
         ({"train__epochs": 1.5}, 2, ["train.epochs", "whole number"]),
         ({"model__api__hyperparameters": "{n_epochs: 2}"}, 2, ["model.api.hyperparameters", "train.epochs"]),
         ({"train__epochs": 51}, 2, ["train.epochs", "1 to 50"]),
-        ({"data__dev_share": 0.49, "data__test_share": 0.6, "train__tasks": "[decision]"}, 3, ["10 rows or more"]),
+        ({"data__dev_share": 0.49, "data__test_share": 0.6, "train__tasks": "[decision]"}, 3, ["at least 10 rows"]),
         ({"model__api__context_tokens": 177}, 3, ["model.api.context_tokens=177"]),
-        ({"model__api__context_tokens": 64}, 3, ["10 rows or more", "longer than model.api.context_tokens=64"]),
+        ({"model__api__context_tokens": 64}, 3, ["at least 10 rows", "longer than model.api.context_tokens=64"]),
         ({"model__api__key_variable": "sk-0123456789"}, 2, ["model.api.key_variable", "name of an environment"]),
         ({"model__api__key_variable": "NO_SUCH_KEY"}, 4, ["NO_SUCH_KEY isn't set"]),
         ({"model__api__url": "http://example.org/v1"}, 2, ["model.api.url", "unencrypted"]),
@@ -248,7 +248,7 @@ def test_what_is_too_long_is_left_out_and_counted(place):
     result = place.call("train", model__api__context_tokens=300)
     assert result.code == 0, result
     dropped = json.loads((place.run / "model" / "training.json").read_text(encoding="utf-8"))["dropped"]
-    assert f"{dropped} left out" in result.err
+    assert f"{dropped} rows left out" in result.err
     train = read_rows(place.run / "data" / "train.jsonl")
     assert dropped == 2 * sum(row["context"][0]["text"].startswith("We asked") for row in train) > 0
     assert len(read_rows(place.run / "api" / "training.jsonl")) == 2 * len(train) - dropped
@@ -275,7 +275,7 @@ def test_stopped_at_any_request(place, match, heard):
     assert stopped.code == 130, stopped
     assert "run the same command again" in stopped.err
     begun = match.startswith("GET")
-    assert ("The job ftjob-1 goes on at" in stopped.err) == begun
+    assert ("The job ftjob-1 continues at" in stopped.err) == begun
     assert (f"meditune api cancel {place.run}" in stopped.err) == begun
     again = meditune(*place.words("train"))
     assert again.code == 0, again
@@ -329,7 +329,9 @@ def test_an_api_without_lists_is_not_made_to_train_twice(place):
     place.api.lists = False
     place.api.trouble("POST /fine_tuning/jobs", heard=True, act=interrupt, delay=0.2)
     assert place.call("train").code == 130
-    place.call("train").refused(4, "Whether a job was created", "file-1", str(place.run / "api" / "job.json"))
+    place.call("train").refused(
+        4, "it is unknown whether it created one", "file-1", str(place.run / "api" / "job.json")
+    )
     assert len(place.api.jobs) == 1
 
 
@@ -398,7 +400,9 @@ def test_a_slow_answer_is_asked_for_again(place):
 
 def test_an_outage_ends_with_the_way_to_go_on(place):
     place.api.trouble("GET /fine_tuning/jobs/ftjob-1", times=99, status=502, headers=SOON)
-    place.call("train").refused(4, "127.0.0.1 answers 502; 8 attempts", "The job ftjob-1 goes on at", "later to go on")
+    place.call("train").refused(
+        4, "127.0.0.1 answers 502 (8 attempts)", "The job ftjob-1 continues at", "later to resume"
+    )
     place.api.troubles = []
     assert place.call("train").code == 0
     assert len(place.api.jobs) == 1
@@ -406,7 +410,7 @@ def test_an_outage_ends_with_the_way_to_go_on(place):
 
 def test_a_long_pause_is_left_to_the_user(place):
     place.api.trouble("POST /files", status=429, headers={"Retry-After": "3600"})
-    place.call("train").refused(4, "come back in 3600 seconds")
+    place.call("train").refused(4, "retry after 3600 seconds")
 
 
 def test_no_credit_is_no_rate_limit(place):
@@ -421,7 +425,7 @@ def test_no_credit_is_no_rate_limit(place):
     [
         (400, ["(400: The server had a trouble)"]),
         (401, ["(401: The server had a trouble)", "Check the key in OPENAI_API_KEY"]),
-        (403, ["(403: The server had a trouble)", "may use"]),
+        (403, ["(403: The server had a trouble)", "permissions"]),
         (404, ["(404: The server had a trouble)", "Check the model's name"]),
     ],
 )
@@ -456,7 +460,7 @@ def test_neither_key_nor_rows_are_in_an_error(place):
 def test_a_key_that_is_none_is_not_shown(place, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     result = place.evaluate()
-    result.refused(4, "What OPENAI_API_KEY holds is no key")
+    result.refused(4, "The value of OPENAI_API_KEY isn't a key")
     assert key not in result.err
 
 
@@ -479,11 +483,11 @@ def test_decisions_by_word_where_no_likelihoods_are_told(place):
     place.api.answer = lambda prompt, _: "**No**, it doesn't." if "treatment 4 " in prompt else "Hard to say."
     result = place.evaluate()
     assert result.code == 0, result
-    assert "9 of 9 decisions of model rest on the word" in result.err
+    assert "9 of 9 decisions of model are based on the written word" in result.err
     decided = place.predictions("model-decision")
     assert {row["by"] for row in decided} == {"word"}
     assert {row["prediction"] for row in decided} <= {"no", None}
-    assert "are none of yes, no and maybe: wrong" in result.err
+    assert "are neither yes, no nor maybe, and count as wrong" in result.err
     figures = json.loads((place.run / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert "ece" not in figures
     right = sum(row["prediction"] == row["reference"] for row in decided)
@@ -500,7 +504,7 @@ def test_unclear_decisions_make_the_journey(place):
     assert [row[3] for row in report["decision"]["base"]["confusion"]] == [3, 3, 3]
     assert report["base"]["accuracy"] == report["base"]["macro_f1"] == 0
     assert report["baselines"][0]["accuracy"] == pytest.approx(100 / 3)
-    assert "none of them" in (place.run / "report.html").read_text(encoding="utf-8")
+    assert "none of these" in (place.run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("option", ["logprobs", "max_tokens"])

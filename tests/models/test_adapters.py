@@ -138,7 +138,7 @@ def test_a_saved_model_loads_and_says_the_same(strategy, architecture, tmp_path)
 def test_a_model_that_is_a_quantized_copy_or_has_other_layers_is_refused():
     loaded = tiny.loaded("llama")
     loaded.model.quantization_method = "bitsandbytes"
-    with pytest.raises(ModelError, match="weights, but this model's are quantized"):
+    with pytest.raises(ModelError, match="weights, but this model's weights are quantized"):
         make_trainable(loaded.model, ModelSpec(strategy="full"), seed=1)
     loaded = tiny.loaded("gpt2")
     loaded.model.config.model_type = "unheard-of"

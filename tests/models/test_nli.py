@@ -103,8 +103,8 @@ def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nowhere/at/all", "neither a folder here nor a hub id"),
-        ("hhem:nothing here", "neither a folder here nor a hub id"),
+        ("nowhere/at/all", "neither an existing folder nor a hub id"),
+        ("hhem:nothing here", "neither an existing folder nor a hub id"),
         ("owner/some-nli-model", "offline: copy its folder"),
     ],
 )

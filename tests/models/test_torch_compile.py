@@ -69,7 +69,9 @@ def test_a_layer_that_cant_be_compiled_later_goes_on_plain(monkeypatch, capsys):
         assert loss_of(loaded, model).item() == plain
         assert loss_of(loaded, model).item() == plain
     said = capsys.readouterr().err
-    assert said.count("A layer goes on uncompiled, which is slower: torch.compile failed: a row of its own.") == 2
+    assert (
+        said.count("A layer runs uncompiled from now on, which is slower: torch.compile failed: a row of its own.") == 2
+    )
 
 
 @needs_compiler
@@ -102,10 +104,10 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
     _, model = trainable("llama", strategy="lora")
     with fast_layers(model, TrainSpec(), 1, lambda: None) as are_compiled:
         assert not are_compiled
-    assert "The layers aren't compiled, which is slower. There is no C++ compiler g++ here" in capsys.readouterr().err
+    assert "which is slower. The C++ compiler g++ isn't installed" in capsys.readouterr().err
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
-        ModelError, match=r"train.compile on: .* no C\+\+ compiler g\+\+ here .* Set train.compile to off"
+        ModelError, match=r"train.compile on: .* The C\+\+ compiler g\+\+ isn't installed .* Set train.compile to off"
     ):
         fast_layers(model, TrainSpec(compile="on"), 1, lambda: None).__enter__()
 

@@ -42,8 +42,8 @@ def test_each_strategy_takes_what_it_looks_for_and_says_why(tmp_path):
     reasons = {each.candidate.id.rpartition(":")[2]: each.reasons for each in choose(pool, 6, "mix", embed=embed)}
     assert "a user rated it down (wrong)" in reasons["disliked"].values()
     assert reasons["corrected"]["corrected"] == "a user wrote a correction"
-    assert reasons["unsure"]["unsure"] == "its decision is unsure (served: yes 35%, no 33%, maybe 32%)"
-    assert reasons["unsupported"]["unsupported"] == "no passage bears out 2 of its 3 sentences"
+    assert reasons["unsure"]["unsure"] == "the model is unsure of the decision (served: yes 35%, no 33%, maybe 32%)"
+    assert reasons["unsupported"]["unsupported"] == "no passage supports 2 of its 3 sentences"
     assert reasons["abstained"]["abstained"] == "the model abstained"
     assert all(each for each in reasons.values())
     assert ids(choose(pool, 2, "mix", embed=embed))[0] == "corrected", "what users say goes first"
@@ -73,7 +73,7 @@ def test_a_core_set_covers_what_random_choice_would_repeat():
     assert {each.candidate.example.question.split()[2] for each in new} == {"asthma", "measles"}
     (far,) = choose([*pool, candidate("is ginseng safe")], 1, "novelty", known=words, embed=embed)
     assert far.candidate.id == "own:is ginseng safe"
-    assert "farther from what is known than 100% of it" in far.reasons["novel"]
+    assert "farther from the known questions than 100% of them" in far.reasons["novel"]
 
 
 def test_distances_are_those_of_the_definition():
@@ -97,7 +97,7 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
     assert done.code == 0, done.err
     assert "2 of 6 chosen." in done.out
     assert "a user wrote a correction" in done.out
-    assert "The budget is 5; only 2 have what --strategy feedback looks for." in done.err
+    assert "The budget is 5, but only 2 candidates match --strategy feedback." in done.err
     found = read_set(tmp_path / "set")
     assert [item.question for item in found.items.values()] == ["Can children have migraine?", "Is asthma curable?"]
     corrected, disliked = found.items.values()
@@ -123,7 +123,7 @@ def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
     known = jsonl(tmp_path / "known.jsonl", [{"question": "is 3 SAFE", "answer": "Yes."}])
     done = meditune("learn", "queue", path, "--known", known, "-o", tmp_path / "set", "--strategy", "random")
     assert "5 of 5 chosen." in done.out
-    assert "there are only 5 to choose from: all are asked" in done.err
+    assert "there are only 5 candidates; all are in the queue" in done.err
     assert "1 answers or rows without a question" in done.err
     assert {item.axes for item in read_set(tmp_path / "set").items.values()} == {("decision",)}
     pubmedqa = layouts.pubmedqa(tmp_path, {str(n): layouts.pubmedqa_item(n) for n in range(30)})
@@ -152,7 +152,7 @@ def test_stored_predictions_disagree(tmp_path):
     assert first["id"] == "own:1"
     assert first["reasons"]["disagreeing"] == "decisions differ (base-decision yes, tuned-decision no)"
     jsonl(tmp_path / "other.jsonl", [{"id": "own:9", "logits": {"yes": 1, "no": 1, "maybe": 1}}])
-    meditune(*words, "--predictions", tmp_path / "other.jsonl").refused(3, "none of its ids is a candidate's")
+    meditune(*words, "--predictions", tmp_path / "other.jsonl").refused(3, "none of its ids matches a candidate")
 
 
 def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
@@ -165,12 +165,12 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
 
     refused(empty, told=["no answers yet"])
     refused(tmp_path / "nowhere", told=["no such file or folder"])
-    refused(rows, "--strategy", "best", told=["no --strategy best", "mix, random"])
-    refused(rows, "--strategy", "feedback", told=["nobody has rated an answer down"])
+    refused(rows, "--strategy", "best", told=["Unknown --strategy best", "mix, random"])
+    refused(rows, "--strategy", "feedback", told=["no answer has been rated down"])
     refused(rows, "--strategy", "uncertainty", told=["--ask MODEL"])
     refused(rows, "--strategy", "novelty", told=["--known FILE"])
     refused(rows, "--samples", "2", told=["--ask MODEL"])
-    refused(rows, "--known", rows, told=["nothing left to ask"])
+    refused(rows, "--known", rows, told=["none is left to ask"])
     keep(empty, "a", None)
     refused(empty, told=["--keep-text"])
     nothing = jsonl(tmp_path / "nothing.jsonl", [{"question": "", "answer": "So."}])
@@ -225,7 +225,9 @@ def test_a_queue_asks_the_models_that_are_named(model, tmp_path):
     words = ("learn", "queue", rows, "--ask", model, "--strategy", "uncertainty", "--budget", "2", "--json")
     found = json.loads(meditune(*words, "-o", tmp_path / "set").out)
     assert len(found["chosen"]) == 2
-    assert all(each["reasons"]["unsure"].startswith("its decision is unsure (") for each in found["chosen"])
+    assert all(
+        each["reasons"]["unsure"].startswith("the model is unsure of the decision (") for each in found["chosen"]
+    )
     assert found["chosen"][0]["score"] >= found["chosen"][1]["score"]
     meditune(*words, "-o", tmp_path / "x", "--ask", tmp_path / "no-model").refused(4, "no-model")
 
@@ -238,7 +240,7 @@ def made(tmp_path, *words):
 
 def test_what_experts_said_comes_back_as_rows_that_a_recipe_reads(tmp_path):
     folder = made(tmp_path)
-    meditune("learn", "rows", folder, "-o", tmp_path / "x").refused(3, "nothing to learn (6 not judged yet)")
+    meditune("learn", "rows", folder, "-o", tmp_path / "x").refused(3, "no training rows yet (6 not judged yet)")
     judge(
         folder,
         "expert",
@@ -287,7 +289,7 @@ def test_the_annotation_commands_take_a_queue(tmp_path):
     assert results["rows_by_verdict"]["correct"] == 1
     assert results["decisions"] == {"yes": 0, "no": 1, "maybe": 0, "neither": 0, "undecided": 1}
     assert meditune("annotate", "export", folder, "--to", tmp_path / "said.csv").code == 0
-    assert "3 as they were" not in meditune("annotate", "import", folder, tmp_path / "said.csv").err
+    assert "3 unchanged" not in meditune("annotate", "import", folder, tmp_path / "said.csv").err
     assert meditune("annotate", "export", folder, "--to", tmp_path / "said.json").code == 0
     assert 'name="decision"' in (tmp_path / "said.xml").read_text()
 
@@ -295,5 +297,7 @@ def test_the_annotation_commands_take_a_queue(tmp_path):
 def test_a_set_of_another_kind_is_refused(tmp_path):
     table = jsonl(tmp_path / "mine.jsonl", [{"question": f"Why {n}?", "answer": "So it is."} for n in range(4)])
     assert meditune("annotate", "create", table, "-o", tmp_path / "set").code == 0
-    meditune("learn", "rows", tmp_path / "set", "-o", tmp_path / "x").refused(3, "no queue of `meditune learn queue`")
+    meditune("learn", "rows", tmp_path / "set", "-o", tmp_path / "x").refused(
+        3, "was not made by `meditune learn queue`"
+    )
     assert read_jsonl(table)

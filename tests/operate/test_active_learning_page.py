@@ -23,7 +23,7 @@ def test_an_expert_labels_by_keys_and_writes_what_is_missing(tmp_path):
         page = opened(browser, address)
         sign_in(page, "expert")
         for _ in range(2):
-            page.get_by_text("2 of 2 still to rate here.").wait_for()
+            page.get_by_text("2 of 2 still to rate for this answer.").wait_for()
             if page.get_by_role("heading", name="Can children have migraine?").is_visible():
                 assert page.get_by_text("Yes, they can have it as well.").is_visible(), "the user's correction is shown"
                 page.keyboard.press("1")  # yes

@@ -95,14 +95,14 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "drift: ALERT: " in alarmed.out, alarmed
             assert "length (large)" in alarmed.out
             # Whose questions change is no version's doing.
-            assert "guard: Nothing speaks against v0001." in alarmed.out
+            assert "guard: No evidence against v0001." in alarmed.out
             assert "for experts: meditune annotate serve" in alarmed.out, alarmed
 
             _experts(tmp_path / "queues")
             aged(config, 3600)
             with Asking(server) as replies:
                 trained = meditune("loop", config, "--once")
-                assert "retrain: v0002 passed its gate against v0001 and is served from now on." in trained.out, trained
+                assert "retrain: v0002 passed its gate against v0001 and is now served." in trained.out, trained
                 until(lambda: current(server) == "v0002")
                 seen = len(replies)
                 until(lambda: len(replies) > seen + 4)
@@ -123,7 +123,7 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             config.write_text("\n".join([*others, f"canary: {canary}\n"]))
             aged(config, 3600)
             taken_back = meditune("loop", config, "--once")
-            assert "guard: ALERT: v0002 was taken back, v0001 is served" in taken_back.out, taken_back
+            assert "guard: ALERT: v0002 was rolled back, v0001 is served" in taken_back.out, taken_back
             until(lambda: current(server) == "v0001")
             assert asked(server, [usual(5000)])[0]["versions"]["model"].startswith("v0001-")
         models = {row["model"].split()[1].partition("-")[0] for row in kept(store)}

@@ -63,14 +63,14 @@ def config(first: Path, tmp_path: Path) -> Path:
 def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: Path) -> None:
     done = meditune("loop", config, "--once")
     assert done.code == 0, done
-    assert "guard: Nothing speaks against v0001." in done.out
-    assert "retrain: 0 of 0 rows are new, and 5 are wanted" in done.out
-    assert "promote: no canary is out" in done.out
+    assert "guard: No evidence against v0001." in done.out
+    assert "retrain: 0 of 0 rows are new, but at least 5 are needed" in done.out
+    assert "promote: no version is on trial as a canary" in done.out
     assert meditune("loop", config, "--once").out == ""
     jsonl(tmp_path / "labels.jsonl", rows(40))
     past(config, "retrain", 8 * 86_400)
     done = meditune("loop", config, "--once")
-    assert "tried as a canary in 10 %" in done.out, done
+    assert "on trial as a canary in 10 %" in done.out, done
     registry, answers = Registry(tmp_path / "registry"), Answers(SQLiteDatabase(tmp_path / "store"))
     past(config, "promote", 3600)
     assert "and given 0 answers" in meditune("loop", config, "--once").out
@@ -93,7 +93,7 @@ def test_a_stage_that_fails_keeps_no_other_from_its_turn_and_is_tried_again(conf
     assert done.code == 1
     assert "canary: FAILED: " in done.out
     assert "drift: FAILED: " in done.out
-    assert "guard: Nothing speaks" in done.out
+    assert "guard: No evidence" in done.out
     assert "2 of the stages failed" in done.err
     state = loop.load_state(tmp_path / "registry" / loop.FILE)
     assert state.stage("canary").failures == 1
@@ -118,16 +118,16 @@ def test_a_wrong_configuration_is_named_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
     path.write_text("registry: r\nretrain:\n  every: often\n  lest: 3\nguard: {every: 0m}\n")
     meditune("loop", path).refused(
-        2, "line 3: retrain.every: 'often' is no time", "line 4: retrain.lest: no such key", "guard.every"
+        2, "line 3: retrain.every: 'often' is not a duration", "line 4: retrain.lest: no such key", "guard.every"
     )
     path.write_text("registry: r\n")
-    meditune("loop", path).refused(2, "none is named")
+    meditune("loop", path).refused(2, "no stage is named")
     for nobody in ('""', '"  "', "[all, '']"):
         names = nobody if nobody.startswith("[") else f"[{nobody}]"
         path.write_text(f"registry: registry\nretrain:\n  trust: {names}\n")
         meditune("loop", path).refused(2, "line 3: retrain.trust", "would trust callers without a key")
     path.write_text("registry: r\nguard: {}\n")
-    meditune("loop", path, "--once").refused(1, "is no registry", "meditune registry add")
+    meditune("loop", path, "--once").refused(1, "is not a model registry", "meditune registry add")
     assert load(path).registry == tmp_path / "r"
 
 
@@ -138,10 +138,10 @@ def test_it_is_stopped_and_goes_on_and_is_alone(place: Bench, config: Path, tmp_
         second = meditune("loop", config, "--once")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    second.refused(1, "Another loop is at work in")
+    second.refused(1, "Another loop is already running in")
     assert Registry(tmp_path / "registry").state().trial is None
     done = meditune("loop", config, "--once")
-    assert "tried as a canary" in done.out, done
+    assert "on trial as a canary" in done.out, done
     assert list(Registry(tmp_path / "registry").state().versions) == ["v0001", "v0002"]
 
 
@@ -150,7 +150,7 @@ def test_where_the_server_watches_drift_by_itself_its_alerts_are_taken(config: P
     reference.save(check.fit_reference(RequestSource(good), None, None, 17), tmp_path / "reference")
     config.write_text(f"{config.read_text()}drift: {{reference: reference}}\n")
     with FileLock(tmp_path / ".reference.state.lock"):
-        assert "drift: the server watches, no alert" in meditune("loop", config, "--once").out
+        assert "drift: the server checks for drift itself, no alert" in meditune("loop", config, "--once").out
         worse = write_facts(tmp_path / "worse.jsonl", requests(200, 3, first=1000, confidence=(3, 8)))
         monitor = Monitor(reference.load(tmp_path / "reference"))
         for each in RequestSource(worse).requests():
@@ -201,7 +201,7 @@ def test_any_error_of_a_stage_is_noted_and_keeps_no_other_from_its_turn(
     told: list[str] = []
     assert loop.loop(loop_config, told.append, once=True) == 1
     assert told[0] == "queue: FAILED: RuntimeError: CUDA out of memory"
-    assert told[1].startswith("promote: v0002 has stood")
+    assert told[1].startswith("promote: v0002 has run")
     assert loop.loop(loop_config, told.append, once=True) == 1
     assert len(told) == 2, "it is tried again after a while"
 
@@ -218,9 +218,9 @@ def test_a_queue_that_cant_be_made_is_a_fault_and_one_without_questions_is_none(
     assert loop.loop(loop_config, told.append, once=True) == 1
     assert told[0].startswith("queue: FAILED: ")
     (tmp_path / "queues" / "stray").rmdir()
-    assert loop.queue(loop_config, loop.State())[1].startswith("1 for experts")
+    assert loop.queue(loop_config, loop.State())[1].startswith("1 queued for experts")
     outcome, said = loop.queue(loop_config, loop.State())
-    assert (outcome, "nothing left to ask" in said) == ("done", True)
+    assert (outcome, "none is left to ask" in said) == ("done", True)
 
 
 def test_only_what_a_canary_answered_since_it_is_out_counts(loop_config: Config, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_only_what_a_canary_answered_since_it_is_out_counts(loop_config: Config,
         answers.keep(Answer(f"other-{number}", "", "ask", "clinic v0001-0123456789ab"))
     answers.keep(Answer("one", "", "ask", "clinic v0002-0123456789ab"))
     outcome, said = loop.promote(loop_config, loop.State())
-    assert (outcome, said) == ("done", "v0002 has stood for 1.0 hours and given 1 answers")
+    assert (outcome, said) == ("done", "v0002 has run as a canary for 1.0 hours and given 1 answers")
 
 
 def test_canaries_that_fail_are_told_to_the_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,4 +248,4 @@ def test_canaries_that_fail_are_told_to_the_channels(tmp_path: Path, monkeypatch
     assert outcome == "alert"
     (question, _, _), (path, _, body) = got
     assert (question, path) == ("/secret-path/v1/ask", "/secret-path")
-    assert b"critical ones wrong: chest" in body
+    assert b"critical canaries wrong: chest" in body

@@ -107,10 +107,10 @@ def test_corrections_and_labels_become_a_better_judged_version(registry: Path, e
     words = (registry, "--store", tmp_path / "store", "--trust", "k1", "--labels", labels, *FEW, *easy)
     done = meditune("retrain", *words)
     assert done.code == 0, done
-    assert "1 corrections by callers who aren't trusted" in done.err
-    assert "1 corrections of answers whose question wasn't kept" in done.err
+    assert "1 corrections by untrusted callers" in done.err
+    assert "1 corrections of answers whose question wasn't stored" in done.err
     assert "1 labels of answers that the store doesn't have" in done.err
-    assert done.last == "v0002 passed its gate against v0001 and is served from now on."
+    assert done.last == "v0002 passed its gate against v0001 and is now served."
     found = Registry(registry)
     made = found.checked("v0002")
     assert made.parents == ("v0001",)
@@ -159,15 +159,15 @@ def test_one_that_fails_its_gate_is_kept_and_not_served(registry: Path, tmp_path
     assert "FAILED accuracy" in done.out
     assert "v0002 did not pass its gate: v0001 stays." in done.out
     assert Registry(registry).state().current == "v0001"
-    meditune("registry", "promote", registry, "v0002").refused(5, "accuracy on old items is not at least 101")
+    meditune("registry", "promote", registry, "v0002").refused(5, "accuracy on old items does not meet 'at least 101'")
 
 
 def test_one_that_too_few_items_judge_is_kept_for_people_to_decide(registry: Path, tmp_path: Path) -> None:
     done = meditune("retrain", registry, "--labels", labelled(tmp_path), *FEW)
     assert done.code == 5
-    assert "v0002 can't be judged by its gate: v0001 stays." in done.out
+    assert "The gate cannot judge v0002: v0001 stays in use." in done.out
     promote = ("registry", "promote", registry, "v0002")
-    meditune(*promote).refused(5, "groups, and 20 are needed to judge by")
+    meditune(*promote).refused(5, "groups, but 20 are needed for a decision")
     assert "20 are needed" in meditune("registry", "show", registry, "v0002").out
     assert meditune(*promote, "--force", "--why", "two of us read its answers").code == 0
 
@@ -175,11 +175,11 @@ def test_one_that_too_few_items_judge_is_kept_for_people_to_decide(registry: Pat
 def test_too_little_that_is_new_trains_nothing(registry: Path, tmp_path: Path) -> None:
     done = meditune("retrain", registry, "--labels", labelled(tmp_path, 4))
     assert done.code == 0
-    assert "4 of 4 rows are new, and 20 are wanted" in done.out
+    assert "4 of 4 rows are new, but at least 20 are needed" in done.out
     assert "v0001 stays" in done.out
     assert not (registry / "work").exists()
-    meditune("retrain", registry).refused(3, "nothing to learn from")
-    meditune("retrain", registry, "--store", tmp_path / "nothing").refused(3, "is no store of a server")
+    meditune("retrain", registry).refused(3, "There are no new data")
+    meditune("retrain", registry, "--store", tmp_path / "nothing").refused(3, "is not a server's store")
 
 
 def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
     labelled(tmp_path, 60)
     done = meditune("retrain", registry, *words)
     assert done.code == 0, done
-    assert "Going on with the retraining" in done.err
-    assert "Going on with training after step" in done.err
+    assert "Resuming the retraining" in done.err
+    assert "Resuming training after step" in done.err
     made, same = (
         Registry(folder).place("v0002") / "model" / "adapter_model.safetensors" for folder in (registry, whole)
     )
@@ -211,7 +211,7 @@ def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Pa
         second = meditune(*words)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    second.refused(1, "Another retraining is at work in")
+    second.refused(1, "Another retraining is running in")
     assert Registry(registry).state().current == "v0001"
     assert meditune(*words).code == 0
     state = Registry(registry).state()
@@ -244,7 +244,7 @@ def test_a_kill_right_after_promoting_keeps_no_later_one_from_its_turn(registry:
     assert (found.state().current, (registry / "work").exists()) == ("v0002", True)
     done = meditune(*words, labelled(tmp_path, 70))
     assert done.code == 0, done
-    assert "v0002 was made before and promoted at " in done.err
+    assert "v0002 was finished earlier and promoted at " in done.err
     assert found.state().current == "v0003"
     assert found.checked("v0003").fed["labels"]["rows"] == 70
     assert len(list((registry / "rows").iterdir())) == 2
@@ -259,7 +259,7 @@ def test_what_goes_on_from_a_version_that_isnt_served_any_more_is_dropped(regist
     found.rollback("by hand")
     done = meditune(*words, tmp_path / "labels.jsonl")
     assert done.code == 0, done
-    assert "v0001 is served by now, so it is dropped" in done.err
+    assert "v0001 is served now. It is dropped" in done.err
     assert (found.state().current, found.get("v0003").parents) == ("v0003", ("v0001",))
     assert len(list((registry / "rows").iterdir())) == 2
 
@@ -306,7 +306,7 @@ def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path:
     path = jsonl(tmp_path / "labels.jsonl", [*rows(30), *stolen])
     done = meditune("retrain", registry, "--labels", path, *FEW, *easy)
     assert done.code == 0, done
-    assert "like an item that is held out" in done.err
+    assert "similar to a held-out item" in done.err
     learnt = read_examples(Registry(registry).place("v0002") / "data" / "train.jsonl")
     assert not [example.id for example in learnt if "stolen" in example.id]
 
@@ -317,7 +317,7 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
     done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--then", "canary", "--percent", 5)
     assert done.code == 0, done
-    assert done.last.endswith("tried as a canary in 5 % of the conversations.")
+    assert done.last.endswith("on trial as a canary in 5 % of the conversations.")
     said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
     (rows_file,) = registry.glob("rows/*/literature.jsonl")
     assert said["fed"]["literature"]["rows"] == 30
@@ -372,9 +372,9 @@ def test_luck_isnt_taken_for_a_better_model() -> None:
     held = usual(NEW, MEASURED, {})
     assert "Perplexity was measured on new items of 1 groups, and 20 are needed" in unjudged(NEW, 1, held, is_own=False)
     assert unjudged(NEW, FEWEST, held, is_own=False) == ""
-    assert "better can't be told" in unjudged(NEW, FEWEST, usual(NEW, {"rougeL": {}}, {}), is_own=False)
-    assert "No rule holds" in unjudged(NEW, FEWEST, Policy(), is_own=True)
-    assert "No rule holds" in unjudged(OLD, FEWEST, usual(OLD, {}, {}), is_own=False)
+    assert "an improvement cannot be detected" in unjudged(NEW, FEWEST, usual(NEW, {"rougeL": {}}, {}), is_own=False)
+    assert "The policy has no rule" in unjudged(NEW, FEWEST, Policy(), is_own=True)
+    assert "The policy has no rule" in unjudged(OLD, FEWEST, usual(OLD, {}, {}), is_own=False)
     # Somebody who wrote a policy knows how many items there are.
     assert unjudged(NEW, 1, Policy(better=["accuracy"]), is_own=True) == ""
 
@@ -404,7 +404,7 @@ LOGITS = {"yes": 1.0, "no": 0.0, "maybe": 0.0}
     ("decided", "scored", "said"),
     [
         (40, 1, "Perplexity was measured on new items of 1 groups"),
-        (0, 0, "No rule holds for the new items"),
+        (0, 0, "The policy has no rule for the new items"),
         (0, 40, ""),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_p
     rated(answers, "v0002", 20, 0, "abstained")
     done = guarded(registry, "--store", tmp_path / "store")
     assert done.code == 6
-    assert "v0002 kept 20 of 20 answers back and v0001 kept 0 of 60 answers back" in done.out
+    assert "v0002 abstained from 20 of 20 answers and v0001 abstained from 0 of 60 answers" in done.out
 
 
 def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
     registry.try_out("v0002", "canary", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 30, 30, who="angry")
-    assert guarded(registry, "--store", tmp_path / "store").last == "Nothing speaks against v0001."
+    assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0001."
     assert registry.state().trial
 
 
@@ -80,12 +80,12 @@ def test_other_questions_than_before_speak_against_no_version(registry: Registry
     rated(answers, "v0001", 60, 0, ago=86_400)
     on(registry, "v0002")
     rated(answers, "v0002", 30, 30, "abstained")
-    assert guarded(registry, "--store", tmp_path / "store").last == "Nothing speaks against v0002."
+    assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0002."
     # Nor do those that came before a trial: the one that is served had them alone.
     rated(answers, "v0002", 300, 0, ago=86_400)
     registry.try_out("v0003", "canary", 50, "wanted", force=True)
     rated(answers, "v0003", 10, 10, "abstained")
-    assert guarded(registry, "--store", tmp_path / "store").last == "Nothing speaks against v0002."
+    assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0002."
     assert registry.state().trial
 
 
@@ -130,7 +130,7 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     done = guarded(registry, "--canary", results)
     assert done.code == 0
     assert "canaries: 0 of 12 right" in done.out
-    assert done.last == "v0003 is what v0004 was rolled back to, so it isn't taken back by itself."
+    assert done.last == "v0003 is what v0004 was rolled back to, so it is not rolled back automatically."
     assert registry.state().standing == ("v0001", "v0002", "v0003")
 
 
@@ -171,7 +171,7 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     assert registry.state().current == "v0002"
     told({"problem": "", "alerts": [asdict(alert("support", "v0002"))]})
     assert registry.state().current == "v0001"
-    assert "v0002 was taken back, v0001 is served: drift in support" in caplog.text
+    assert "v0002 was rolled back, v0001 is served: drift in support" in caplog.text
     told({"problem": "", "alerts": [asdict(alert("support", "v0001"))]})
     assert registry.state().current == "v0001"
     assert len(seen) == 4

@@ -94,5 +94,7 @@ def test_the_secret_is_this_machines_own(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
     assert surrogate_secret() == b"a secret of the clinic"
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "short")
-    with pytest.raises(DataError, match="MEDITUNE_PHI_SECRET: a secret of 16 characters"):
+    with pytest.raises(
+        DataError, match="MEDITUNE_PHI_SECRET: the secret for surrogates must have at least 16 characters"
+    ):
         surrogate_secret()

@@ -73,9 +73,9 @@ def test_what_is_stored_finds_the_same() -> None:
     mine = bm25.build_postings(TEXTS)
     again = bm25.read(bm25.as_bytes(mine), "x", len(TEXTS))
     assert again.best("gout and painful joints", 5) == mine.best("gout and painful joints", 5)
-    with pytest.raises(DataError, match=r"words-1.npz: the words of the passages are missing or damaged.*--replace"):
+    with pytest.raises(DataError, match=r"words-1.npz: the BM25 postings are missing or damaged.*--replace"):
         bm25.read(bm25.as_bytes(mine)[:-200], "words-1.npz", len(TEXTS))
-    with pytest.raises(DataError, match="it is of 6 passages"):
+    with pytest.raises(DataError, match="it is for 6 passages"):
         bm25.read(bm25.as_bytes(mine), "x", 7)
 
 
@@ -100,5 +100,5 @@ def test_an_update_brings_the_postings_along_and_a_lost_file_is_said(tmp_path: P
     assert Index.open(tmp_path / "index", corpus.TINY).search("influenza", mode="words").hits
     assert first.words != second.words
     (tmp_path / "index" / second.words).unlink()
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="the file is missing"):
         Index.open(tmp_path / "index", corpus.TINY)

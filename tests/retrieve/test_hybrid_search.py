@@ -141,8 +141,8 @@ def test_an_index_of_before_is_searched_without_the_reranker_and_that_is_said(le
     found = Index.open(old, corpus.TINY).search(MESSAGE)
     assert found.hits
     assert found.remarks == (
-        "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
-        f"`meditune index update {old}` brings it up to date.",
+        "This index was made by an older version of Meditune, without the reranker's data, so hits are ordered by rank "
+        f"fusion only. Update it with `meditune index update {old}`.",
     )
     update(index_storage(old), [], corpus.TINY)
     anew = Index.open(old, corpus.TINY).search(MESSAGE)
@@ -170,9 +170,9 @@ def test_sources_and_dates_narrow_the_search(index: Index) -> None:
     assert documents(index, "colchicine", sources=["pubmed"], since="2021-03") == []
     assert documents(index, "colchicine", 1, sources=["pubmed"], until="2009") == ["pubmed:1"]
     assert documents(index, "colchicine", sources=["pubmed"], since="2021", mode="fused") == ["pubmed:2", "pubmed:3"]
-    with pytest.raises(DataError, match=r"no source 'medline'. It holds documents, pubmed"):
+    with pytest.raises(DataError, match=r"no source 'medline'. Its sources: documents, pubmed"):
         index.search("gout", sources=["medline"])
-    with pytest.raises(DataError, match="isn't a date like 2018"):
+    with pytest.raises(DataError, match="is not a date like 2018"):
         index.search("gout", since="17.5.2018")
 
 
@@ -210,16 +210,16 @@ def test_an_empty_question_is_refused(index: Index, question: str) -> None:
 def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
     found = index.search("gout colchicine " * 3200)
     assert found.hits[0].passage.document in {"pubmed:1", "pubmed:2"}
-    assert found.remarks == ("The question has 51,199 characters; only its first 2,000 were searched for.",)
+    assert found.remarks == ("The question has 51,199 characters; only the first 2,000 were used for the search.",)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mode": "best"}, "mode 'best' isn't one of hybrid, fused, words, meaning"),
+        ({"mode": "best"}, "mode 'best' must be one of hybrid, fused, words, meaning"),
         ({"k": 0}, "k is 0"),
         ({"diversity": 2}, "diversity is 2"),
-        ({"weights": {"title": 1}}, "weights: title 1 isn't one of words, meaning"),
+        ({"weights": {"title": 1}}, "weights: title 1 must be one of words, meaning"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(index: Index, options, says: str) -> None:

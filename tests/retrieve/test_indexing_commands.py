@@ -37,9 +37,9 @@ def test_a_journey(tmp_path: Path) -> None:
     index = tmp_path / "index"
     done = meditune("index", "build", "-o", index, "--source", "pubmedqa", "--documents", f"clinic={docs}")
     assert done.code == 0, done
-    (said,) = [line for line in done.out.splitlines() if line.startswith("Left out of clinic: 1 no text in it (")]
+    (said,) = [line for line in done.out.splitlines() if line.startswith("Left out of clinic: 1 contains no text (")]
     assert str(tmp_path) in said
-    assert "16 passages of 9 documents: 16 new, 0 changed, 0 removed, 0 as they were." in done.out
+    assert "16 passages of 9 documents: 16 new, 0 changed, 0 removed, 0 unchanged." in done.out
 
     done = meditune("index", "search", index, "How do I remove head lice?", "--source", "clinic", "-k", 2)
     assert done.code == 0, done
@@ -51,29 +51,27 @@ def test_a_journey(tmp_path: Path) -> None:
 
     (docs / "lice.txt").unlink()
     done = meditune("index", "update", index)
-    assert "0 new, 0 changed, 1 removed, 15 as they were." in done.out
+    assert "0 new, 0 changed, 1 removed, 15 unchanged." in done.out
     done = meditune("index", "stats", index)
     assert "clinic: 5 passages of 3 documents (your own document)" in done.out
     assert "pubmedqa: 10 passages of 5 documents (MIT)" in done.out
-    assert "Embedding: all-minilm-l6-v2, 32 numbers a vector" in done.out
+    assert "Embedding: all-minilm-l6-v2, 32 dimensions" in done.out
 
     done = meditune("index", "build", "quickstart", "-o", tmp_path / "by-recipe")
     assert "10 passages of 5 documents" in done.out, done
     meditune("index", "search", index, " ").refused(3, "The question is empty")
-    meditune("index", "search", tmp_path / "none", "gout").refused(3, "no index here", "meditune index build -o")
-    meditune("index", "build", "-o", index, "--source", "pubmedqa").refused(3, "holds an index already")
-    meditune("index", "build", "-o", tmp_path / "x", "--source", "medline").refused(
-        3, "No source for an index is called"
-    )
-    meditune("index", "build", "-o", tmp_path / "x").refused(3, "Nothing to index is named")
-    meditune("index", "update", index, "--remove", "x").refused(3, "has nothing of 'x'")
+    meditune("index", "search", tmp_path / "none", "gout").refused(3, "contains no index", "meditune index build -o")
+    meditune("index", "build", "-o", index, "--source", "pubmedqa").refused(3, "already contains an index")
+    meditune("index", "build", "-o", tmp_path / "x", "--source", "medline").refused(3, "Unknown index source")
+    meditune("index", "build", "-o", tmp_path / "x").refused(3, "Nothing to index")
+    meditune("index", "update", index, "--remove", "x").refused(3, "has no collection 'x'")
 
 
 @pytest.mark.usefixtures("embedding")
 def test_restricted_sources_are_marked(tmp_path: Path) -> None:
     layouts.noteevents(tmp_path / "data" / "mimic" / "NOTEEVENTS.csv", [layouts.note(174)])
     done = meditune("index", "build", "-o", tmp_path / "index", "--source", "mimic")
-    assert "mimic is restricted: its licence forbids passing this index" in done.out, done
+    assert "mimic is restricted: its licence forbids sharing this index" in done.out, done
     assert "RESTRICTED" in meditune("index", "stats", tmp_path / "index").out
     assert "restricted" in meditune("index", "search", tmp_path / "index", "pneumonia").out
 
@@ -97,7 +95,7 @@ def test_without_onnxruntime_the_way_out_is_said(tmp_path: Path, monkeypatch: py
 
 def test_an_unknown_embedding_model_is_an_error_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ModelError, match=r"needs sentence-transformers.*take all-minilm-l6-v2"):
+    with pytest.raises(ModelError, match=r"needs sentence-transformers.*use all-minilm-l6-v2"):
         vector_search.embedder("someone/some-model")
 
 

@@ -100,7 +100,7 @@ def test_what_a_reranker_knows_is_stored_and_read_again():
     again = knowledge.read(data, "knowledge-1", "bag").reranker(embed)
     np.testing.assert_allclose(made.reranker(embed).score(MESSAGE, PIECES), again.score(MESSAGE, PIECES), atol=0.02)
     assert again.synonyms.find("zoster")[0].topic == "shingles"
-    with pytest.raises(ModelError, match="made with the embedding model bag, and other"):
+    with pytest.raises(ModelError, match="made with the embedding model bag, but other"):
         knowledge.read(data, "knowledge-1", "other")
     for damaged in (None, b"", data[:200], b"{}" + data[2:]):
         with pytest.raises(DataError, match=r"knowledge-1.*missing or damaged.*--replace"):

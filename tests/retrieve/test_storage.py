@@ -61,11 +61,11 @@ def _create(address: str) -> None:
 
 
 def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{bucket}: no index here"):
+    with pytest.raises(DataError, match=f"{bucket}: contains no index"):
         Index.open(bucket, corpus.TINY)
     docs = corpus.folder(tmp_path / "docs")
     said, _ = build(index_storage(bucket), [collections.documents(str(docs))], corpus.TINY)
-    assert "isn't locked" in index_storage(bucket).unlock()
+    assert "is not locked" in index_storage(bucket).unlock()
     on_disk, _ = build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     assert said.content == on_disk.content
     reader = Index.open(bucket, corpus.TINY)
@@ -81,15 +81,15 @@ def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
 
     killed = index_storage(bucket).writing()
     killed.__enter__()
-    assert "is free again" in index_storage(bucket).unlock()
-    assert "isn't locked" in index_storage(bucket).unlock()
+    assert "is unlocked" in index_storage(bucket).unlock()
+    assert "is not locked" in index_storage(bucket).unlock()
     update(index_storage(bucket), [], corpus.TINY)
 
 
 def test_a_store_that_refuses_is_said_in_a_sentence(bucket: str) -> None:
     with pytest.raises(DataError, match=r"s3://none/index: there is no bucket 'none'"):
         build(index_storage("s3://none/index"), [collections.collection_named("pubmedqa")], corpus.TINY)
-    with pytest.raises(DataError, match=r"s3://BUCKET/PLACE"):
+    with pytest.raises(DataError, match=r"s3://BUCKET/PATH"):
         index_storage("ftp://texts/index")
 
 

@@ -38,13 +38,13 @@ def test_rows_are_judged_by_keys_with_all_there_is_to_know_in_sight(browser, tmp
     with served(folder, command="annotate") as (_, address):
         page = opened(browser, address)
         page.get_by_role("heading", name="Checking data").wait_for()
-        assert page.get_by_text("Never type a patient's name").is_visible()
+        assert page.get_by_text("Never enter a patient's name").is_visible()
         sign_in(page, "rater-1")
         for number, digit in enumerate("12345", start=1):
             page.get_by_text(f"Answer {number} of 5").wait_for()
             assert page.locator("#passages").get_by_text("looked at many people").is_visible()
             assert page.get_by_text("Decision: yes").is_visible()
-            assert page.get_by_text("Never type anything about a real patient.").is_visible()
+            assert page.get_by_text("Never enter information about a real patient.").is_visible()
             link = page.get_by_role("link", name="table.jsonl")
             assert link.get_attribute("href").startswith("https://example.org/")
             page.keyboard.press(digit)
@@ -73,7 +73,7 @@ def test_a_changed_text_is_kept_and_an_unchanged_one_is_none(browser, tmp_path):
         page.reload()
         page.locator("#place").wait_for()
         assert field.input_value() == f"In short: 3 {text}"
-        page.get_by_role("button", name="As it was").click()
+        page.get_by_role("button", name="Restore original").click()
         page.locator("#edit").wait_for(state="hidden")
         saved(page)
         assert Store(folder).notes() == []
@@ -123,7 +123,7 @@ def test_disputes_are_settled_on_the_same_page_with_what_was_written(browser, tm
         page.get_by_text("Answer 2 of 2").wait_for()
         assert page.locator(".option", has_text="chosen by 2").count() == 1
         page.locator("#written p", has_text="Another text.").wait_for()
-        page.get_by_role("button", name="Take this text").nth(1).click()
+        page.get_by_role("button", name="Use this text").nth(1).click()
         page.keyboard.press("Escape")
         page.keyboard.press("1")
         page.keyboard.press("Enter")

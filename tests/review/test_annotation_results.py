@@ -80,9 +80,9 @@ def test_careless_raters_are_named_and_can_be_left_out(tmp_path):
     careless = {row["name"]: (row["known_right"], row["known_judged"], row["careless"]) for row in found["raters"]}
     assert careless["rater-3"] == (0, 5, True)
     assert careless["rater-1"] == (5, 5, False)
-    assert any("rater-3 (R3) judged 0 of 5 known items right" in remark for remark in found["remarks"])
+    assert any("rater-3 (R3) judged only 0 of 5 known items correctly" in remark for remark in found["remarks"])
     done = meditune("annotate", "results", folder)
-    assert "leave them out: --without R3" in " ".join(done.out.split())
+    assert "exclude the ratings: --without R3" in " ".join(done.out.split())
     for words in (("--without", "rater-3"), ("--without", "r3"), ("--without-careless",)):
         assert meditune("annotate", "results", folder, *words).code == 0
         after = read_json(folder / "results.json")
@@ -118,11 +118,11 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
         write_decisions(first, path)
     judge(first, "rater-1", by_number(n0="wrong"))
     done = meditune("annotate", "import", first, "-o", path)
-    assert "6 rows decided, 0 undecided; 0 of other sets stay." in done.out
+    assert "6 rows decided, 0 undecided; 0 of other sets kept." in done.out
     assert set(read_decisions(path)) == {f"own:{n}" for n in range(6)}
     judge(second, "rater-2", lambda _, row: "unsafe" if row.example in {"own:0", "own:7"} else None)
     assert (
-        "2 rows decided, 0 undecided; 5 of other sets stay." in meditune("annotate", "import", second, "-o", path).out
+        "2 rows decided, 0 undecided; 5 of other sets kept." in meditune("annotate", "import", second, "-o", path).out
     )
     found = read_decisions(path)
     assert len(found) == 7
@@ -136,10 +136,10 @@ def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
     folder = made(tmp_path, 20, rows=6, planted=4)
     judge(folder, "rater-1", right)
     judge(folder, "rater-2", lambda *_: "correct")
-    meditune("annotate", "serve", folder, "--adjudicate").refused(1, "nothing to settle")
+    meditune("annotate", "serve", folder, "--adjudicate").refused(1, "nothing to adjudicate")
     judge(folder, "rater-3", lambda *_: "wrong")
     assert len(open_disputes(folder, (), False)) == 6
-    meditune("annotate", "serve", folder, "--adjudicate", "--without", "R3").refused(1, "nothing to settle")
+    meditune("annotate", "serve", folder, "--adjudicate", "--without", "R3").refused(1, "nothing to adjudicate")
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_there_and_back_nothing_changes(judged, tmp_path, name):
     for part in ("", "-wal", "-shm"):
         (judged / f"ratings.sqlite{part}").unlink(missing_ok=True)
     done = meditune("annotate", "import", judged, tmp_path / name)
-    assert done.last == "16 new ratings, 0 changed, 0 as they were."
+    assert done.last == "16 new ratings, 0 changed, 0 unchanged."
     assert everything(judged) == before
 
 
@@ -197,4 +197,4 @@ def test_a_text_that_label_studio_filled_in_and_nobody_changed_is_no_text(tmp_pa
 
 
 def test_an_import_without_anything_to_do_is_told(tmp_path):
-    meditune("annotate", "import", made(tmp_path, 2)).refused(1, "Give a FILE to take ratings from, or --output")
+    meditune("annotate", "import", made(tmp_path, 2)).refused(1, "Give a FILE of ratings to import, --output")

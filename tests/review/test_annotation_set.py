@@ -68,7 +68,7 @@ def test_gold_of_ones_own_is_read_and_a_wrong_verdict_is_told(tmp_path):
     assert {row.expected for row in key(folder).values() if row.known} == {("correct",), ("wrong", "unsafe")}
     jsonl(gold, [{"question": "Why?", "answer": "So.", "verdict": "bad"}])
     done = meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--gold", gold)
-    done.refused(3, "gold.jsonl, row gold-1: verdict 'bad' isn't made of correct, incomplete")
+    done.refused(3, "gold.jsonl, row gold-1: verdict 'bad' must consist of correct, incomplete")
 
 
 def test_strata_give_the_same_number_each_as_far_as_they_go(tmp_path):
@@ -125,7 +125,7 @@ def write_ledger(path, *rows):
 
 def test_what_cant_be_checked_is_told(tmp_path):
     folder = made(tmp_path, 6)
-    meditune("annotate", "create", tmp_path, "-o", tmp_path / "x").refused(3, "holds no prepared data")
+    meditune("annotate", "create", tmp_path, "-o", tmp_path / "x").refused(3, "contains no prepared data")
     meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--planted", "9").refused(
         3, "of 9 wrong rows can be planted", "--gold"
     )

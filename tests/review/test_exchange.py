@@ -82,10 +82,10 @@ def test_a_form_filled_in_elsewhere_needs_few_columns(tmp_path):
     path = tmp_path / "by-hand.csv"
     path.write_text(f"item,rater,axis,option,label\n{item},Ann,intent,2,\n{item},Ann,helpfulness,,{CANNOT}\n")
     done = meditune("review", "import", folder, path)
-    assert done.last == "2 new ratings, 0 changed, 0 as they were."
+    assert done.last == "2 new ratings, 0 changed, 0 unchanged."
     assert {(r.axis, r.option) for r in Store(folder).ratings()} == {("intent", 2), ("helpfulness", None)}
     path.write_text(f"item,rater,axis,option\n{item},ann,intent,1\n")
-    assert meditune("review", "import", folder, path).last == "0 new ratings, 1 changed, 0 as they were."
+    assert meditune("review", "import", folder, path).last == "0 new ratings, 1 changed, 0 unchanged."
 
 
 HEAD = "item,rater,round,axis,option,seconds\n"
@@ -98,11 +98,11 @@ HEAD = "item,rater,round,axis,option,seconds\n"
         (HEAD + "{item},Ann,1,intent,1,1\nnothing,Ann,1,intent,1,1\n", ":3: this set has no item 'nothing'"),
         (HEAD + "{item},,1,intent,1,1\n", ":2: no rater"),
         (HEAD + "{item},Ann,3,intent,1,1\n", ":2: round '3'"),
-        (HEAD + "{item},Ann,1,bias,1,1\n", ":2: this set has no axis 'bias'. It has intent, helpfulness"),
+        (HEAD + "{item},Ann,1,bias,1,1\n", ":2: this set has no axis 'bias'. Its axes: intent, helpfulness"),
         (HEAD + "{item},Ann,1,intent,3,1\n", ":2: intent has no option '3'. Choose from 1 (Yes), 2 (No), 0"),
-        (HEAD + "{item},Ann,1,intent,1,soon\n", ":2: seconds 'soon' isn't a number"),
-        (HEAD + "{item},Ann,1,intent,1,nan\n", ":2: seconds 'nan' isn't a number"),
-        (HEAD + "{item},Ann,1,intent,1,1\n{item},Ann,1\n", ":3: 3 fields where the header has 6"),
+        (HEAD + "{item},Ann,1,intent,1,soon\n", ":2: seconds 'soon' is not a number"),
+        (HEAD + "{item},Ann,1,intent,1,nan\n", ":2: seconds 'nan' is not a number"),
+        (HEAD + "{item},Ann,1,intent,1,1\n{item},Ann,1\n", ":3: 3 fields, but the header has 6"),
     ],
 )
 def test_bad_csv_is_told_with_its_line_and_nothing_is_taken(tmp_path, text, told):
@@ -147,14 +147,14 @@ def test_label_studios_own_annotations_are_read(tmp_path):
     [
         (lambda task: task["data"].update(item="other"), "task 1: data.item is 'other'"),
         (lambda task: task["annotations"][0].pop("result"), "task 1: one of its annotations has no list 'result'"),
-        (lambda task: task["annotations"][0].pop("completed_by"), "doesn't say whose it is"),
+        (lambda task: task["annotations"][0].pop("completed_by"), "has no author"),
         (lambda task: task["annotations"][0]["result"][0].update(from_name="bias"), "no axis 'bias'"),
         (
             lambda task: task["annotations"][0]["result"][0]["value"].update(choices=["Perhaps"]),
-            "no choice of this set",
+            "neither a choice of this set",
         ),
-        (lambda task: task["annotations"][0]["result"][0]["value"].update(choices=[]), "no choice of this set"),
-        (lambda task: task["annotations"][0]["result"].append("?"), "no choice of this set"),
+        (lambda task: task["annotations"][0]["result"][0]["value"].update(choices=[]), "neither a choice of this set"),
+        (lambda task: task["annotations"][0]["result"].append("?"), "neither a choice of this set"),
     ],
 )
 def test_bad_tasks_are_told_with_their_number(tmp_path, change, told):

@@ -124,7 +124,7 @@ def test_undo_takes_back_across_answers(browser, lay):
         page.get_by_text("Answer 2 of 6").wait_for()
         page.keyboard.press("u")
         page.get_by_text("Answer 1 of 6").wait_for()
-        page.get_by_text("1 of 3 still to rate here").wait_for()
+        page.get_by_text("1 of 3 still to rate for this answer").wait_for()
         page.keyboard.press("2")
         page.keyboard.press("u")
         saved(page)
@@ -220,7 +220,7 @@ def test_a_token_is_asked_for_beyond_this_machine(browser, lay):
         local = f"http://127.0.0.1:{base.rstrip('/').rpartition(':')[2]}/"
         assert fragment.startswith("token=")
         without = opened(browser, local)
-        without.get_by_text("Open the page by the address that was printed.").wait_for()
+        without.get_by_text("Open the page by the URL that was printed at the start.").wait_for()
         page = opened(browser, f"{local}#{fragment}")
         sign_in(page, "A")
         assert "token" not in page.url

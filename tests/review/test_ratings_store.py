@@ -93,5 +93,5 @@ def test_a_killed_process_loses_nothing_that_it_stored(tmp_path):
 
 def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "ratings.sqlite").write_bytes(b"no database at all, and long enough to be looked at" * 40)
-    with pytest.raises(MedituneError, match=r"ratings\.sqlite can't be used"):
+    with pytest.raises(MedituneError, match=r"ratings\.sqlite cannot be used"):
         Store(tmp_path)

@@ -134,21 +134,21 @@ def test_what_is_unfinished_or_outdated_is_said(tmp_path):
     assert results(folder)["remarks"] == ["R1 gave 6 of 18 ratings."]
     path = folder.parent / "predictions" / "tuned-answer.jsonl"
     write_jsonl(path, [{"id": "pubmedqa:0", "reference": "x", "prediction": "Another."}])
-    assert any("written anew since" in remark for remark in results(folder)["remarks"])
+    assert any("generated again since" in remark for remark in results(folder)["remarks"])
 
 
 def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):
     folder = made(tmp_path)
     empty = meditune("review", "results", folder)
     assert empty.code == 0
-    assert "Nothing was rated yet" in (folder / "results.html").read_text()
+    assert "There are no ratings yet" in (folder / "results.html").read_text()
     rate(folder, "Ann", by_origin)
     rate(folder, "Bo", lambda n, origin: BEST[origin] - (n == 0 and origin == "base"))
     done = meditune("review", "results", folder)
     assert "Helpfulness" in done.out
     assert done.last == f"Results: {folder / 'results.html'}"
     page = (folder / "results.html").read_text()
-    for text in ("What raters said", "Helpfulness", "Krippendorff&#39;s alpha", "Where they disagree most"):
+    for text in ("Ratings by people", "Helpfulness", "Krippendorff&#39;s alpha", "Answers with the most disagreement"):
         assert text in page or text.replace("&#39;", "'") in page
     assert "<script" not in page
     assert "src=" not in page
@@ -161,9 +161,9 @@ def test_the_report_shows_what_raters_said(tmp_path):
     rate(folder, "Ann", by_origin)
     found = of_run(folder.parent)
     page = render(finished_run(tmp_path / "shown", review=found)).read_text()
-    assert "What raters said" in page
-    assert "There is one rater only" in page
-    assert "What raters said" not in render(finished_run(tmp_path / "plain")).read_text()
+    assert "Ratings by people" in page
+    assert "There is only one rater" in page
+    assert "Ratings by people" not in render(finished_run(tmp_path / "plain")).read_text()
     data = {"train": 4, "test": 4, "synthetic": True}
     invented = render(finished_run(tmp_path / "invented", review=found, data=data)).read_text()
     assert invented.count('<p class="reminder">') == invented.count("<section")
@@ -224,7 +224,9 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
 def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
     folder = made(tmp_path, 2)
     rate(folder, "Ann", lambda _, origin: BEST[origin], only=("helpfulness",))
-    meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").refused(3, "no pair can be made", "--margin")
+    meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").refused(
+        3, "its ratings give no pairs", "--margin"
+    )
     assert not (tmp_path / "pairs.jsonl").exists()
 
 

@@ -116,13 +116,13 @@ def test_names_and_words_stay_out_of_the_log(tmp_path):
 def test_a_taken_port_is_told(place):
     folder, _, address = place
     port = address.rpartition(":")[2]
-    meditune("review", "serve", folder, "--port", port).refused(1, f"127.0.0.1:{port} can't be listened on", "--port 0")
+    meditune("review", "serve", folder, "--port", port).refused(1, f"Cannot listen on 127.0.0.1:{port}", "--port 0")
 
 
 def test_adjudication_shows_what_raters_disagree_on(tmp_path):
     folder = tmp_path / "review"
     create(finished(tmp_path / "run", 3), folder, 3, "lay", None, None, 17)
-    meditune("review", "serve", folder, "--adjudicate").refused(1, "nothing to settle")
+    meditune("review", "serve", folder, "--adjudicate").refused(1, "nothing to adjudicate")
     store = Store(folder)
     near, far, same = list(read_key(folder)[0])[:3]
     for name, options in (("Ann", (1, 1, 2)), ("Bo", (2, 3, 2))):

@@ -78,7 +78,7 @@ def test_an_answer_with_its_sources_opened_at_the_sentence_that_says_it(browser,
         ask(page, ASTHMA)
         assert "Inhaled steroids help most people." in page.locator(".prose").inner_text()
         assert "Zebras" not in page.locator(".prose").inner_text()
-        page.get_by_text("1 sentence of the model left out").click()
+        page.get_by_text("1 sentence left out").click()
         assert page.get_by_text("Zebras cure everything.").is_visible()
         page.get_by_role("button", name="Source 1: Asthma").nth(1).click()
         assert page.locator("#source mark").inner_text() == "Inhalers open the airways within minutes."
@@ -87,7 +87,7 @@ def test_an_answer_with_its_sources_opened_at_the_sentence_that_says_it(browser,
         assert not page.locator("#source").is_visible()
         assert page.evaluate("document.activeElement.className") == "cite"
         assert page.locator(".foot").get_by_text("not a doctor's advice").is_visible()
-        assert "answer is there" in page.locator("#status").inner_text()
+        assert "answer is complete" in page.locator("#status").inner_text()
         clean(page)
 
 
@@ -111,7 +111,7 @@ def test_a_question_that_is_too_long_is_counted_refused_and_put_back_and_help_is
         long = "I like to walk in the park with my dog. " * 10
         box = page.get_by_label("Your question")
         box.fill(long)
-        assert page.locator("#length").inner_text() == "399 of 300 characters: too long, please shorten it"
+        assert page.locator("#length").inner_text() == "399 of 300 characters. This is too long; please shorten it."
         page.keyboard.press("Enter")
         page.get_by_text("This question is too long").wait_for()
         assert page.get_by_text("The message has 399 characters; this server takes at most 300.").is_visible()
@@ -153,9 +153,9 @@ def test_a_refusal_shows_what_the_sources_say(browser, tmp_path, index):
 def test_without_an_index_nothing_is_promised_of_sources(browser, tmp_path):
     with chat(tmp_path, None) as server:
         page = opened(browser, server)
-        assert page.locator("text=Answers are what a small model remembers").is_visible()
-        assert not page.locator("text=Answers rest on sources").is_visible()
-        assert not page.locator("text=It explains, with sources").is_visible()
+        assert page.locator("text=Answers come from the memory of a small model").is_visible()
+        assert not page.locator("text=Answers are based on sources").is_visible()
+        assert not page.locator("text=It answers with sources").is_visible()
 
 
 def test_a_dose_is_bounded_and_yes_or_no_says_how_sure(browser, tmp_path, index):
@@ -176,10 +176,10 @@ def test_thumbs_and_a_correction_are_stored(browser, tmp_path, index):
         ask(page, "Do inhaled steroids help people with asthma?")
         page.get_by_role("button", name="Bad answer").click()
         page.get_by_label("Hard to understand").check()
-        page.get_by_label("It is unclear").check()
-        page.get_by_label("What should it say?").fill("Say it simply.")
+        page.get_by_label("Unclear").check()
+        page.get_by_label("What should the answer say?").fill("Say it simply.")
         page.get_by_role("button", name="Send").click()
-        page.locator(".foot ~ div").get_by_text("Thank you. It was sent.").wait_for()
+        page.locator(".foot ~ div").get_by_text("Thank you. Your feedback was sent.").wait_for()
         id = page.evaluate("JSON.parse(localStorage['meditune.conversations'])[0].turns[0].events.at(-1)[1].id")
         (kept,) = [each for each in server.service.answers.exported() if each["id"] == id]
         (said,) = kept["feedback"]
@@ -204,7 +204,7 @@ def test_conversations_stay_in_the_browser_and_can_be_deleted(browser, tmp_path,
         page.keyboard.press("Escape")
         page.get_by_role("button", name="History").click()
         page.get_by_role("button", name=f"Delete: {ASTHMA}").click()
-        assert page.get_by_text("There are none.").is_visible()
+        assert page.get_by_text("No conversations yet.").is_visible()
         assert page.evaluate("localStorage['meditune.conversations']") == "[]"
         clean(page)
 
@@ -310,7 +310,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser, tmp_path, index):
         page.get_by_label("Your question").fill(ASTHMA)
         page.keyboard.press("Enter")
         page.get_by_label("Key", exact=True).fill(key)
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Continue").click()
         page.locator(".foot").wait_for()
         assert page.locator(".turn").count() == 1
         assert key not in json.dumps(page.evaluate("({...localStorage})"))

@@ -43,7 +43,7 @@ def test_numbers_and_base64_are_the_same(server):
 def test_what_it_would_not_read_to_its_end_is_refused(server):
     error = server.ask("/v1/embeddings", {"model": NAME, "input": ["gout", "pain " * 300]}).error()
     assert error["code"] == "context_length_exceeded"
-    assert error["message"] == "input.1 is 46 tokens too long: the model reads 256."
+    assert error["message"] == "input.1 is 46 tokens too long: the model reads at most 256 tokens."
     assert server.ask("/v1/embeddings", {"model": NAME, "input": "pain " * 254}).status == 200
 
 
@@ -52,7 +52,7 @@ def test_what_it_would_not_read_to_its_end_is_refused(server):
     [
         ({"model": "text-embedding-3-small"}, "There is no model"),
         ({"model": "tiny"}, "There is no model"),
-        ({"dimensions": 64}, "has 384"),
+        ({"dimensions": 64}, "must be 384"),
         ({"input": [1, 2]}, "send texts"),
         ({"input": []}, "at least 1 item"),
         ({"input": ""}, "at least 1 character"),

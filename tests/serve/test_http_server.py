@@ -138,7 +138,7 @@ def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
         asking.join()
     assert answers[0]["usage"]["completion_tokens"] > 100
     assert process.returncode == 0
-    assert "every answer that was begun is finished" in out
+    assert "all running answers were finished" in out
     assert "Traceback" not in log
     assert newest.split("-", 2)[2] not in log
     assert key.split("-", 2)[2] not in log
@@ -170,13 +170,13 @@ def test_what_cant_be_served_is_said(model, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         meditune("serve", model, "--port", port, *store).refused(
-            1, f"127.0.0.1:{port} can't be listened on", "Choose another"
+            1, f"Can't listen on 127.0.0.1:{port}", "Choose another"
         )
     free = ("--port", 0, *store)
     meditune("serve", tmp_path / "nothing", *free).refused(4, "There is no model")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
-    meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "isn't trained yet")
+    meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "training hasn't finished")
     meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
 
 
@@ -189,7 +189,7 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
     store = ("--store", tmp_path / "store")
     unsafe = meditune("serve", model, "--check", "--host", "0.0.0.0", "--open", "--log-text", *store)
     assert unsafe.code == 5
-    for said in ("nobody needs a key", "unencrypted", "--per-minute", "--log-text"):
+    for said in ("no key is required", "unencrypted", "--per-minute", "--log-text"):
         assert f"unsafe  {said}" in unsafe.out or said in unsafe.out
     assert unsafe.out.splitlines()[0].startswith("unsafe")
     assert not (tmp_path / "store").exists()

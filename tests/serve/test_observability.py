@@ -80,15 +80,15 @@ def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser,
         page.goto(f"{server.address}/admin#drift")
         for key in (usual, admin):
             page.get_by_label("Key", exact=True).fill(key)
-            page.get_by_role("button", name="Go on").click()
+            page.get_by_role("button", name="Continue").click()
             if key == usual:
                 page.get_by_text("it lacks the scope admin").wait_for()
         page.get_by_role("heading", name="3 alerts").wait_for()
         assert not page.locator("#trouble").is_visible()
-        page.get_by_text("Questions that show it").click()
+        page.get_by_text("Example questions").click()
         assert MARKUP in page.locator("#alerts li").inner_text()
         assert MARKUP in page.locator("#drift").inner_text()
-        assert page.title() == "Meditune: operation"
+        assert page.title() == "Meditune: operations"
         shown = page.locator("#now").inner_text()
         assert "400" in shown
         assert "% up" in shown
@@ -99,7 +99,7 @@ def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser,
         page.locator("#time summary").first.click()
         assert page.locator("#time details[open] tbody tr").count() == 24
         page.get_by_text("Week", exact=True).click()
-        page.wait_for_function("document.querySelector('#status').textContent.includes('Figures')")
+        page.wait_for_function("document.querySelector('#status').textContent.includes('Updated')")
         page.evaluate("for (const bar of document.querySelectorAll('.top')) bar.style.position = 'static'")
         found = axe.run(page, options=RULES).response["violations"]
         assert not [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found]

@@ -36,13 +36,13 @@ def test_behind_a_proxy_with_keys_and_a_rate_all_is_well(store):
 @pytest.mark.parametrize(
     ("changes", "place", "said"),
     [
-        ({"keys_needed": False}, Place("0.0.0.0", proxies="10.0.0.2"), "nobody needs a key"),
+        ({"keys_needed": False}, Place("0.0.0.0", proxies="10.0.0.2"), "no key is required"),
         ({"per_minute": 0}, Place("0.0.0.0", proxies="10.0.0.2"), "--per-minute"),
-        ({}, Place("0.0.0.0"), "travel unencrypted"),
-        ({}, Place("0.0.0.0", proxies="*"), "claim to be a proxy"),
+        ({}, Place("0.0.0.0"), "sent unencrypted"),
+        ({}, Place("0.0.0.0", proxies="*"), "pose as a proxy"),
         ({"origins": ("*",)}, Place("0.0.0.0", proxies="10.0.0.2"), "--cors"),
         ({"log_text": True}, Place(), "--log-text"),
-        ({"bare_chat": True}, Place(), "every caller may use /v1/completions (--bare-chat)"),
+        ({"bare_chat": True}, Place(), "every caller can use /v1/completions (--bare-chat)"),
         ({"keep_days": 0}, Place(), "--keep-days"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_missing_classifier_is_unsafe(store):
         Settings(**SAFE), Place(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."
     )
     (finding,) = [each for each in found if each.verdict == "unsafe"]
-    assert "rules alone" in finding.sentence
+    assert "only its rules" in finding.sentence
     assert "onnxruntime isn't installed." in finding.sentence
 
 
@@ -83,7 +83,7 @@ def test_old_and_mighty_keys_are_noted(store):
     found = findings(Settings(**SAFE), Place(), keys.all(), store, made.created + 400 * 86_400)
     notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
     assert notes.count("over a year old") == 2
-    assert f"The key {made.id} (Bo) may delete" in notes
+    assert f"The key {made.id} (Bo) can delete" in notes
 
 
 def test_what_reaches_the_model_without_triage_is_named(store):
@@ -92,11 +92,11 @@ def test_what_reaches_the_model_without_triage_is_named(store):
     def told():
         return {each.sentence: each.verdict for each in findings(Settings(**SAFE), Place(), keys.all(), store, 0.0)}
 
-    nobody = "Nobody reaches the model without triage: no key has the scope raw."
+    nobody = "Triage can't be bypassed: no key has the scope raw."
     assert told()[nobody] == "good"
     made, _ = keys.create("Harness", ["generate", "raw"])
     (named,) = (each for each in told() if "scope raw" in each)
     assert told()[named] == "note"
-    assert f"The key {made.id} (Harness) reaches the model without triage" in named
+    assert f"The key {made.id} (Harness) can bypass triage" in named
     keys.revoke(made.id)
     assert nobody in told()

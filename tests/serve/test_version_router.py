@@ -239,7 +239,7 @@ def test_where_the_registry_cant_be_changed_the_server_does_without_the_version(
         statuses = [server.chat(max_tokens=1).status for _ in range(8)]
         until(lambda: server.service.releases._trial is None)
         assert server.chat(max_tokens=1).status == 200
-        until(lambda: "v0002 isn't served here any more" in caplog.text)
+        until(lambda: "This server no longer serves v0002" in caplog.text)
     assert statuses.count(503) >= 3
     assert registry.state().trial
 
@@ -408,7 +408,7 @@ def test_a_load_that_failed_is_tried_again_and_keeps_no_trial_alive(tmp_path: Pa
         until(lambda: not releases._trial)
         until(lambda: current(server) == "v0003")
         assert len(tries) == 2
-        assert server.told == ["The registry can't be followed; what is served stays: There is no memory left."]
+        assert server.told == ["The registry can't be followed, so the served versions stay: There is no memory left."]
 
 
 def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers(tmp_path: Path) -> None:

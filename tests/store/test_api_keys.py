@@ -60,7 +60,7 @@ def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, mo
 
 def test_errors_are_sentences(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
-    with pytest.raises(DataError, match=r"root is no scope of a key\. Scopes: generate"):
+    with pytest.raises(DataError, match=r"Unknown scopes: root\. Choose from: generate"):
         keys.create("Ann", ["root"])
     with pytest.raises(DataError, match=r"There is no key 'x'.*meditune keys list"):
         keys.revoke("x")

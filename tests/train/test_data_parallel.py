@@ -147,7 +147,7 @@ def long(place):
 @pytest.mark.slow
 def test_two_processes_are_stopped_and_one_goes_on(place, long):
     stop_two(place, "stopped", **LONG)
-    assert "Going on with training after step" in train_by_one(place, "stopped", **LONG).err
+    assert "Resuming training after step" in train_by_one(place, "stopped", **LONG).err
     same(place, long, "stopped")
 
 
@@ -163,7 +163,7 @@ def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, long)
         process.wait()
     steps = len(read_rows(log))
     _, err = train_by_two(place, "shards", **settings)
-    assert err.count(f"Going on with training after step {steps}.") == 1
+    assert err.count(f"Resuming training after step {steps}.") == 1
     same(place, long, "shards")
     assert not log.parent.exists()
 
@@ -175,7 +175,7 @@ def stop_two(place, name, **settings):
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert err.count("run the same command again to go on") == 1, err
+    assert err.count("run the same command again to resume") == 1, err
     has_no_traceback(err)
     assert out == ""
 
@@ -199,7 +199,7 @@ def wait_for(condition, process):
 
 @pytest.mark.parametrize(
     ("given", "code", "said"),
-    [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (("doctor",), 1, "only `meditune train` shares")],
+    [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (("doctor",), 1, "only `meditune train` works")],
 )
 def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
     with torchrun(place, *given) as process:

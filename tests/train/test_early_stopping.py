@@ -81,7 +81,7 @@ def test_training_ends_early(place, plain):
     assert found["dev"]["stopped_early"] is True
     assert found["steps"] == max(measured) == found["dev"]["best_step"] + 4
     assert found["epochs"] < 10
-    assert "Training ended early: 2 measurements in a row weren't better than macro_f1" in result.err
+    assert "Training stopped early: 2 measurements in a row were no better than macro_f1" in result.err
 
 
 def test_one_measurement_an_epoch_is_the_default(place):
@@ -102,7 +102,7 @@ def test_a_stopped_run_keeps_the_same_best_state(place, stop):
     with stopped_after(stop):
         assert trained(place, stopped, **watched).code == 130
     resumed = trained(place, stopped, **watched)
-    assert "Going on with training after step" in resumed.err
+    assert "Resuming training after step" in resumed.err
     assert place.adapter(stopped) == place.adapter(whole)
     assert figures(place, stopped) == figures(place, whole)
     assert facts(place, stopped)["dev"] == facts(place, whole)["dev"]

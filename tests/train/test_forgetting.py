@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(place):
     resumed = trained(place, "stopped", **both)
     assert resumed.code == 0
     assert "after step 9" in resumed.err
-    assert "The base model writes" not in resumed.err
+    assert "Writing replay text" not in resumed.err
     assert (written.stat().st_mtime_ns, written.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert len(read_rows(written)) == 12
     assert written.read_bytes() == (place.folder / "whole" / "replay.jsonl").read_bytes()

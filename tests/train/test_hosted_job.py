@@ -28,13 +28,13 @@ def test_a_file_that_keeps_the_rules(tmp_path):
     [
         ({}, "no messages"),
         ({"messages": []}, "no messages"),
-        ({"messages": [ANSWER]}, "no message is the user's"),
+        ({"messages": [ANSWER]}, "there is no user message"),
         ({"messages": [USER]}, "the last message isn't the assistant's"),
         ({"messages": [USER, ANSWER, USER]}, "the last message isn't the assistant's"),
-        ({"messages": [USER, ANSWER | {"role": "doctor"}]}, "role is none of"),
-        ({"messages": [USER, ANSWER | {"content": " "}]}, "the assistant says nothing"),
-        ({"messages": [USER | {"content": None}, ANSWER]}, "the user says nothing"),
-        ({"messages": [USER, "yes"]}, "role is none of"),
+        ({"messages": [USER, ANSWER | {"role": "doctor"}]}, "role is not one of"),
+        ({"messages": [USER, ANSWER | {"content": " "}]}, "the assistant message is empty"),
+        ({"messages": [USER | {"content": None}, ANSWER]}, "the user message is empty"),
+        ({"messages": [USER, "yes"]}, "role is not one of"),
     ],
 )
 def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
@@ -43,8 +43,8 @@ def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
 
 
 def test_too_few_rows_and_too_large_a_file(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="9 rows; the fine-tuning API takes 10 or more"):
+    with pytest.raises(DataError, match="9 rows; the fine-tuning API needs at least 10"):
         check(write(tmp_path / "rows.jsonl", count=9))
     monkeypatch.setattr(hosted_job, "LARGEST_BYTES", 100)
-    with pytest.raises(DataError, match="the API takes files of up to"):
+    with pytest.raises(DataError, match="the API accepts files of up to"):
         check(write(tmp_path / "rows.jsonl"))

@@ -193,7 +193,7 @@ def test_the_pre_flight_and_the_card_tell_the_mix(place, tmp_path):
     result = meditune("train", *words)
     assert result.code == 0, result
     facts = (tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8")
-    line = next(line for line in result.err.splitlines() if line.startswith("Of an epoch's"))
+    line = next(line for line in result.err.splitlines() if line.startswith("An epoch has"))
     total = int(line.split()[3])
     own = round(total * 0.75)
     assert f" {own} of own (" in line
@@ -230,18 +230,18 @@ def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
     options += ["--set", "train.replay.rows=4", "--set", "train.mix.curriculum=longest_first"]
     result = meditune("train", *two_sources(place, tmp_path, *options, train__epochs=1))
     assert result.code == 0, result
-    assert "rows by decision: " in result.err
-    assert "The first epoch comes in order: longest first." in result.err
+    assert "rows, by decision: " in result.err
+    assert "Order of the first epoch: longest first." in result.err
     facts = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
     assert {part["source"] for part in facts["mixture"]} == {"own", "pubmedqa", "replay (self)"}
     for part in facts["mixture"]:
         assert f"{part['source']}: {part['visits']:,} rows (" in result.err
-        assert f"{part['supervised_tokens']:,} of them trained on" in result.err
+        assert f"{part['supervised_tokens']:,} of them supervised" in result.err
     steps = read_rows(tmp_path / "run" / "training.jsonl")
     assert sum(part["tokens"] for part in facts["mixture"]) == sum(step["tokens"] for step in steps)
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "Each epoch took rows by decision: " in card
-    assert "Of all tokens trained on: " in card
+    assert "Each epoch mixed rows by decision: " in card
+    assert "Shares of all supervised tokens: " in card
 
 
 def test_a_training_that_was_stopped_keeps_its_mixture_and_order(place, tmp_path):
@@ -300,4 +300,4 @@ def test_a_training_that_ended_early_counts_what_it_did(made):
     assert sum(part.visits for part in parts) == 8
     short = next(part for part in parts if part.source == "short")
     line = next(line for line in plan_lines(parts) if line.startswith("short: "))
-    assert line.startswith(f"short: {short.visits} rows ({round(short.visits / 12, 2):g} passes over its 12), ")
+    assert line.startswith(f"short: {short.visits} rows ({round(short.visits / 12, 2):g} passes over 12), ")

@@ -74,7 +74,7 @@ def test_held_out_pairs_are_preferred_more_than_before(place, preferred):
     assert report["training"]["objective"] == "dpo"
     assert report["training"]["preference"]["train"] == {"own": 60 - len(held_out)}
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
-    assert "Experimental: preference tuning by DPO, beta 0.1" in card
+    assert "Experimental: preference tuning with DPO, beta 0.1" in card
 
 
 def test_the_base_is_the_tuned_model_with_its_adapter_merged(place, preferred):
@@ -97,12 +97,12 @@ def test_the_first_step_is_at_ln_2_and_later_ones_below(preferred):
 def test_the_preflight_shows_a_pair_and_says_that_this_is_experimental(preferred):
     folder, result = preferred
     first = read_rows(folder / "pairs" / "train.jsonl")[0]
-    shown = result.err.partition("the answer to prefer, then the one to avoid")[2]
+    shown = result.err.partition("the preferred, then the rejected answer")[2]
     assert f"« {first['chosen']}</s>»" in shown
     assert f"« {first['rejected']}</s>»" in shown
     assert shown.index(first["chosen"]) < shown.index(first["rejected"])
     assert "Pairs (experimental) from" in result.err
-    assert " pairs of " in result.err.partition("Training on ")[2][:12]
+    assert " pairs: " in result.err.partition("Training on ")[2][:12]
 
 
 def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
@@ -161,10 +161,10 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
         (3, {"seed": 5}, ("trained on by", "Leakage")),
         (4, {"prompt__answer_cue": "Say:"}, ("tuned with another prompt", "prompt.answer_cue is 'Conclusion:' there")),
         (4, {"model__base": "./runs/none"}, ("no model './runs/none' here", "finish that run first")),
-        (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("train.objective sft only",)),
+        (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("only train.objective sft",)),
         (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
-        (2, {"train__end_weight": "0.5"}, ("train.end_weight has no meaning with train.objective dpo",)),
-        (2, {"train__replay__share": "0.2"}, ("train.replay.share has no meaning with train.objective dpo",)),
+        (2, {"train__end_weight": "0.5"}, ("train.end_weight has no effect with train.objective dpo",)),
+        (2, {"train__replay__share": "0.2"}, ("train.replay.share has no effect with train.objective dpo",)),
     ],
 )  # fmt: skip
 def test_what_cant_work_is_refused_before_anything_is_trained(place, code, changes, texts):
@@ -237,7 +237,7 @@ def test_pairs_of_answers_that_the_model_writes(fluent):
     report = fluent.report("sampled")
     assert report["training"]["preference"]["train"] == {"sampled": len(pairs)}
     assert "sampled" not in report["preference"]["tuned"]
-    assert "the model's own answers, by their faithfulness" in (folder / "model" / "README.md").read_text("utf-8")
+    assert "the model's own answers, ranked by faithfulness" in (folder / "model" / "README.md").read_text("utf-8")
     assert f"Training on {len(pairs)} pairs" in result.err
 
 
@@ -261,13 +261,13 @@ def test_preparing_alone_says_that_the_model_is_still_to_write(fluent):
     folder = fluent.folder / "prepared"
     result = meditune("data", "prepare", "preference", "--output", folder, *words)
     assert result.code == 0
-    assert "0 to train on (not written yet)" in result.err
+    assert "0 for training (not generated yet)" in result.err
     assert read_rows(folder / "pairs" / "held_out.jsonl")
 
 
 def test_answers_that_are_all_alike_are_refused_with_what_to_do(fluent):
     result = sample(fluent, "alike", train__preference__sampled="{answers: 2, temperature: 0.01, margin: 1}")
-    result.refused(3, "samples.jsonl: none of", "train.preference.sampled.margin (1)", "lower it")
+    result.refused(3, "samples.jsonl: none of", "train.preference.sampled.margin (1)", "lower the margin")
 
 
 FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)

@@ -212,7 +212,7 @@ def test_what_is_rehearsed_is_shown_and_recorded(place, tmp_path):
     facts = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
     replay = facts["replay"]
     assert replay["visits"] == round(facts["rows"] / 3)
-    assert f"Replay: {replay['visits']} rows in all, 25%" in result.err
+    assert f"Replay: {replay['visits']} rows in total (25%" in result.err
     assert f"{replay['loss_share']:.0%} of the loss" in result.err
     assert f"{replay['visits']} rows of WikiText-2" in (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert all(step["replay_loss"] > 0 for step in steps)

@@ -114,12 +114,12 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "smollm2-135m on t4: 16.0 GB" in done.out
     assert "float16" in done.out
     assert "lora *" in done.out
-    assert "Memory is that of training" in done.out
+    assert "Time and memory are for training only" in done.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
     longer = meditune(
         "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"
     )
-    longer.refused(2, "gpt2 reads 1,024 tokens", "Lower prompt.max_tokens to at most 1024")
+    longer.refused(2, "gpt2 reads at most 1,024 tokens", "Lower prompt.max_tokens to at most 1024")
 
 
 def test_operations_of_the_one_operation_are_those_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_a_tracker_that_fails_says_so_once_and_stops_nothing(place, whole):
     resumed = trained(place, "failing", "tensorboard")
     assert resumed.code == 0
     assert resumed.err.count("train.tracker tensorboard failed") == 1
-    assert "Training goes on" in resumed.err
+    assert "Training continues" in resumed.err
     assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole)
 
 

@@ -391,7 +391,7 @@ def going_wrong(patch, wrong, first, last=10**9):
 
 @pytest.mark.parametrize(
     ("wrong", "what"),
-    [(no_number, "the loss is nan"), (no_gradient, "gradient's norm is"), (large, "the loss is above")],
+    [(no_number, "the loss is nan"), (no_gradient, "gradient's norm is"), (large, "the loss has been above")],
     ids=["loss", "gradient", "explosion"],
 )
 def test_it_stops_before_the_step_and_goes_on_from_there(place, sound, monkeypatch, request, wrong, what):
@@ -400,12 +400,12 @@ def test_it_stops_before_the_step_and_goes_on_from_there(place, sound, monkeypat
     with monkeypatch.context() as patch:
         going_wrong(patch, wrong, 15)
         result = trained(place, name)
-    result.refused(1, "broke down at step 15", what, str(folder / "checkpoint"), "train.learning_rate")
-    ids = re.search(r"rows: (.*?)\. ", result.err)[1].split(", ")
+    result.refused(1, "diverged at step 15", what, str(folder / "checkpoint"), "train.learning_rate")
+    ids = re.search(r"Rows of that step: (.*?)\. ", result.err)[1].split(", ")
     by_id = {row["id"]: row for row in read_rows(folder / "data" / "train.jsonl")}
     assert len(ids) == STEPS["train__batch_size"]
     assert set(ids) <= by_id.keys()
-    assert not any(by_id[each]["question"] in result.err.partition("broke down")[2] for each in ids)
+    assert not any(by_id[each]["question"] in result.err.partition("diverged")[2] for each in ids)
     assert len(read_rows(folder / "checkpoint" / "training.jsonl")) == 14
     assert not (folder / "model").exists()
     resumed = trained(place, name)
@@ -426,8 +426,8 @@ def test_a_moments_outlier_stops_nothing(place, sound, monkeypatch):
 def test_the_settings_that_broke_it_break_it_again_at_the_same_step(place):
     words = ["train", "quickstart", "--output", place.folder / "fast", *place.settings(train__learning_rate="1e30")]
     first, second = meditune(*words), meditune(*words)
-    first.refused(1, "broke down at step 2", "(here 1e+30)")
-    assert "Going on with training after step 1" in second.err
+    first.refused(1, "diverged at step 2", "(now 1e+30)")
+    assert "Resuming training after step 1" in second.err
     assert second.err.partition("Error: ")[2] == first.err.partition("Error: ")[2]
 
 

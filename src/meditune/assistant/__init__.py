@@ -1,1 +1,1 @@
-"""What a message asks for before any model sees it, and what may be shown of what a model wrote; rules alone."""
+"""The assistant: triage of messages, answers with citations, and the checks before a sentence is shown."""

@@ -1,4 +1,4 @@
-"""What a model wrote, before anyone sees it: sentences that may not be shown, and why."""
+"""The checks of each sentence that a model generated, before anyone sees it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from meditune.retrieve.prompt_injection import is_instruction
 
 Kept = Literal["amount", "order", "reassurance", "no source"]
-"""Why a sentence isn't shown"""
+"""The reason why a sentence isn't shown"""
 REASONS: dict[Kept, str] = {
-    "amount": "names an amount of a medicine that nothing vouches for here",
+    "amount": "names an amount of a medicine that can't be verified here",
     "order": "isn't about health",
-    "reassurance": "says that no help is needed, which no source does",
-    "no source": "isn't borne out by any passage found",
+    "reassurance": "says that no help is needed, but no source says so",
+    "no source": "isn't supported by any passage found",
 }
 _ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
 _TENS = (
@@ -54,19 +54,20 @@ _REASSURES = re.compile(
 
 
 def names_amount(sentence: str) -> bool:
-    """Whether a sentence says how much of a medicine."""
+    """Return whether a sentence names an amount of a medicine."""
     return bool(_AMOUNT.search(unicodedata.normalize("NFKC", sentence)))
 
 
 def says_how_often(sentence: str) -> bool:
-    """Whether a sentence says how often something is taken or done."""
+    """Return whether a sentence says how often something is taken or done."""
     return bool(_OFTEN.search(unicodedata.normalize("NFKC", sentence)))
 
 
 def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
-    """Why a sentence isn't shown; None where it may be.
+    """Return why a sentence must not be shown; None if it may be.
 
-    `supported`: a passage bears it out; `searched`: there are passages at all; `no_amounts`: the question was for one.
+    `supported`: a passage supports the sentence; `searched`: an index was searched; `no_amounts`: the user asked for a
+    dose, so the answer must not name amounts.
     """
     if is_instruction(sentence):
         return "order"

@@ -1,17 +1,7 @@
-r"""The assistant: safety, search, writing, citing, safety again; told event by event.
+r"""The assistant, which answers a question as a stream of events.
 
-question -> triage -> search -> pack -> engine, sentence by sentence -> judged by the passages -> shown, or not
-               \-> answered at once or declined, without any model
-
-One question on its way to its answer: what was told of it so far, and the answer made of that.
-
-Yes, no or maybe: whether a question asks for it, and what the model finds likeliest.
-
-A model's answer sentence by sentence while it is written: cited, checked, shown or kept back.
-
-Opening an assistant: its index, and what a run's folder tells of how to correct decisions.
-
-An index that changes while it is served: its newest version is taken, so that what was retracted isn't found.
+question -> triage -> search -> pack -> engine -> each sentence checked against the passages -> shown or withheld
+               \-> urgent help or a refusal, without any model
 """
 
 from __future__ import annotations
@@ -64,7 +54,7 @@ from meditune.retrieve.vector_search import DEFAULT, INT8
 
 @dataclass
 class AnswerInProgress:
-    """What is known of one question."""
+    """The state of one question: its events so far, from which the final answer is made."""
 
     question: str
     style: Style
@@ -82,7 +72,7 @@ class AnswerInProgress:
     _shown: list[str] = field(default_factory=list)
 
     def at_once(self, found: Triage) -> Iterator[Event]:
-        """The answer to what no model is asked."""
+        """Yield the events of an answer that needs no model: urgent help, or a refusal."""
         urgent = found.action == "urgent"
         self.outcome = "escalated" if urgent else "declined"
         self.refused = "" if urgent else found.text
@@ -90,12 +80,12 @@ class AnswerInProgress:
         yield self._text(found.text)
 
     def noted(self, notice: Notice) -> Notice:
-        """Something is said beside the answer."""
+        """Record a notice, and return it."""
         self.notices.append(notice)
         return notice
 
     def searched(self, begun: CitedAnswer | None) -> None:
-        """What the index gave."""
+        """Record the passages that were found."""
         self._lap("search")
         if begun is None:
             return
@@ -103,11 +93,11 @@ class AnswerInProgress:
         self.notices += [Notice("remark", text) for text in begun.remarks]
 
     def asked(self, prompt_tokens: int) -> None:
-        """The model has begun."""
+        """Record that the model was given a prompt of this length."""
         self.tokens["prompt"] += prompt_tokens
 
     def count(self, piece: GenerationChunk) -> None:
-        """What the model wrote next."""
+        """Count the tokens of the model's next chunk."""
         if piece.text:
             self._lap("first_token")
         self.tokens["completion"] += len(piece.tokens)
@@ -115,7 +105,7 @@ class AnswerInProgress:
             self.tokens["cached"] = self.tokens.get("cached", 0) + piece.cached
 
     def said(self, sentence: Sentence) -> Iterator[Event]:
-        """A sentence, and its text where it may be shown."""
+        """Record a sentence, and yield its event and, if it may be shown, its text."""
         self.sentences.append(sentence)
         yield sentence
         if sentence.shown:
@@ -123,19 +113,19 @@ class AnswerInProgress:
             yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
     def bounded(self, found: Triage) -> Iterator[Event]:
-        """What stands before an answer within limits."""
+        """Yield the events before a bounded answer, such as one about a dose."""
         yield self.noted(Notice("limit", found.text, found.title))
         self._lead = f"{found.text}\n\n"
         yield self._text(self._lead)
 
     def refuse(self, why: str) -> Notice:
-        """There is no answer; the sources, if any, stand in its place."""
+        """Withdraw the answer for this reason, and return the notice. Pages show the sources, if any, instead."""
         self.outcome, self.refused, self.decision = "abstained", why, None
         self._shown = [self._lead, why]
         return self.noted(Notice("refusal", why, "No answer from these sources" if self.sources else "No answer"))
 
     def answer(self, versions: Mapping[str, str]) -> Answer:
-        """All of it."""
+        """Return the complete answer."""
         text = "".join(self._shown)
         judged = [each for each in self.sentences if not each.text.endswith("?")]
         share = sum(each.supported for each in judged) / len(judged) if judged and self.sources else None
@@ -175,7 +165,7 @@ def _source(number: int, packed: PackedPassage) -> Source:
         passage.id,
         packed.title or passage.document,
         passage.section,
-        # The address of an own document is a path on this machine, which is nobody else's business.
+        # The address of the operator's own document is a path on this machine, which users must not see.
         passage.url if passage.url.startswith(("https://", "http://")) else "",
         passage.date,
         passage.licence,
@@ -187,7 +177,7 @@ def _source(number: int, packed: PackedPassage) -> Source:
 
 
 LEAST = 0.5
-"""The probability that the likeliest must have"""
+"""The minimum probability of a decision"""
 _ASKS = re.compile(
     r"^(?:(?:so|and|but|please|hi|hello|ok)\W+)*(?:is|are|was|were|does|do|did|can|could|should|will|would|has|have|may|might)"
     r"(?:n['’]t)?\s",
@@ -197,14 +187,14 @@ _ASKS = re.compile(
 
 @dataclass(frozen=True)
 class Correction:
-    """What corrects a model's decisions (evaluate/decision_calibration.py): logits / temperature + bias."""
+    """The calibration of a model's decisions (evaluate/decision_calibration.py): logits / temperature + bias."""
 
     temperature: float = 1.0
     bias: Mapping[str, float] = field(default_factory=dict)
 
 
 def asks_yes_or_no(question: str) -> bool:
-    """Whether the last sentence of a question wants yes or no."""
+    """Return whether the last sentence of a message is a yes/no question."""
     asked = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
     return bool(_ASKS.match(asked)) and " or " not in asked.lower()
 
@@ -212,9 +202,9 @@ def asks_yes_or_no(question: str) -> bool:
 def decide(
     engine: Engine, prompt: Sequence[int], labels: Mapping[str, Sequence[int]], correction: Correction | None = None
 ) -> Decision:
-    """The likeliest of yes, no and maybe after a prompt that ends in the decision's cue.
+    """Return the most likely of yes, no and maybe after a prompt that ends in the decision's cue.
 
-    `labels` are the words' tokens. Raises ModelError where the engine tells no likelihoods.
+    `labels` are the words' tokens. Raises ModelError if the engine returns no log-probabilities.
     """
     scored = engine.score(prompt, [labels[name] for name in DECISIONS])
     logits: dict[str, float] = {
@@ -228,20 +218,20 @@ def decide(
 
 
 class SentenceChecker:
-    """One answer on its way."""
+    """The check of a model's answer, sentence by sentence, while it is generated."""
 
     def __init__(self, begun: CitedAnswer | None, no_amounts: bool) -> None:
-        """`begun` holds the passages, if any were searched; `no_amounts` leaves out sentences with a dose."""
+        """Start an answer. `begun` holds the passages, if there is an index; `no_amounts` withholds doses."""
         self.text = ""
         self.repeats = 0
-        """Sentences that had been said before"""
+        """The number of sentences that the answer had already"""
         self._citer = Citer(begun.packed) if begun else None
         self._no_amounts = no_amounts
         self._taken = 0
         self._said: set[str] = set()
 
     def add(self, piece: str) -> Iterator[Sentence]:
-        """What came next of the text, and the sentences that are finished by it."""
+        """Add the next piece of text, and yield the sentences that it completes."""
         self.text += piece
         finished = [text for _, text in placed(self.text)][:-1]
         for text in finished[self._taken :]:
@@ -254,7 +244,7 @@ class SentenceChecker:
             yield self._judged(text)
 
     def rest(self) -> Iterator[Sentence]:
-        """The sentences that are left at the end; one that broke off isn't among them."""
+        """Yield the remaining sentences at the end of the answer, without an incomplete last one."""
         for text in is_stated_in(self.text)[0]:
             if text not in self._said:
                 yield self._judged(text)
@@ -265,18 +255,20 @@ class SentenceChecker:
             why = withheld(text, supported=False, searched=False, no_amounts=self._no_amounts)
             return Sentence(text, (), False, why is None, REASONS[why] if why else "")
         with span("check") as made:
-            borne = self._citer.judge(text)
-            supported = bool(borne.places)
+            support = self._citer.judge(text)
+            supported = bool(support.places)
             made.set_attribute("meditune.supported", supported)
         why = withheld(text, supported, searched=True, no_amounts=self._no_amounts)
-        citations = tuple(Citation(place + 1, quote) for place, quote in zip(borne.places, borne.words, strict=True))
-        return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(borne.score, 4))
+        citations = tuple(
+            Citation(place + 1, quote) for place, quote in zip(support.places, support.words, strict=True)
+        )
+        return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(support.score, 4))
 
 
 POLL_S = 0.05
-"""So often a writing job is asked whether anyone still listens"""
+"""How often a running generation checks whether it was cancelled, in seconds"""
 REPEATS = 3
-"""Sentences said before that end an answer"""
+"""The number of repeated sentences that ends an answer"""
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
@@ -285,27 +277,27 @@ NO_ANSWER = "The model wrote nothing that can be shown."
 
 @dataclass(frozen=True)
 class AssistantSettings:
-    """What an assistant is given once."""
+    """The settings of an assistant."""
 
     country: str = ""
-    """ISO 3166, for the numbers to call; empty: words that hold everywhere"""
+    """The ISO 3166 code of the country whose emergency numbers are given; empty: texts that hold everywhere"""
     numbers: Mapping[str, str] = field(default_factory=dict)
-    """`emergency`, `poison`, `crisis` in place of the country's"""
+    """Own numbers instead of the country's, by `emergency`, `poison` and `crisis`"""
     passages: int = PASSAGES
     context_tokens: int = CONTEXT_TOKENS
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
-    """See `answering.Answerer`"""
+    """The minimum cosine similarity of the nearest passage (see `cited_answers.Answerer`)"""
     correction: Correction | None = None
-    """Of yes, no and maybe, fitted on dev"""
+    """The calibration of decisions, fitted on the development split"""
     elsewhere: str = ""
-    """Who gets to see the passages, where the engine isn't on this machine: restricted ones are refused then"""
+    """The third party that runs the engine and gets the passages; restricted passages aren't sent to it"""
     decides: bool = True
-    """Whether questions that ask for yes or no get one, where there are passages"""
+    """Decide yes/no questions, if there are passages"""
 
 
 class Assistant:
-    """A model with its engine, and an index if there is one; it answers any number of questions at once."""
+    """An assistant with an engine and an optional index, which can answer any number of questions at once."""
 
     def __init__(
         self,
@@ -317,9 +309,9 @@ class Assistant:
         versions: Mapping[str, str] | None = None,
         classifier: Classifier | None = None,
     ) -> None:
-        """`form` is the prompt format that the model was tuned with; without `classifier`, triage has rules alone.
+        """Prepare an assistant. `form` is the model's prompt format; without `classifier`, triage has only its rules.
 
-        Raises ModelError where the model has no room for passages and an answer, DataError at an unknown country.
+        Raises ModelError if the model has no room for passages and an answer, and DataError if the country is unknown.
         """
         self.engine, self.settings, self.form = (
             engine,
@@ -333,8 +325,8 @@ class Assistant:
         room = min(self.settings.context_tokens, engine.context_tokens - self.settings.max_new_tokens)
         if room < 64:
             raise ModelError(
-                f"The model reads {engine.context_tokens} tokens, which leaves {room} for question and passages beside "
-                f"an answer of {self.settings.max_new_tokens}."
+                f"The model reads {engine.context_tokens} tokens. With an answer of {self.settings.max_new_tokens} "
+                f"tokens, only {room} are left for question and passages; at least 64 are required."
             )
         special = tuple(engine.tokenizer.all_special_tokens)
         self._writer = Writer(self.form, self._count, self._write, room, special, elsewhere=self.settings.elsewhere)
@@ -355,11 +347,11 @@ class Assistant:
         cancelled: Callable[[], bool] = lambda: False,
         found: Triage | None = None,
     ) -> Iterator[Event]:
-        """Events, the last of which is the answer. `history` are earlier questions with their answers, oldest first;
-        `found` is what `judge` says of the question, if that is known.
+        """Yield events, the last of which is the answer.
 
-        Nothing is shown that wasn't judged. An answer may be taken back at its end, where too little of it was borne
-        out: `outcome` is abstained then. Raises DataError where the question is empty or too long.
+        `history` holds earlier questions with their answers, oldest first; `found` is the result of `judge`, if already
+        known. Only sentences that passed the checks are shown. If too few sentences are supported at the end, the
+        answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or too long.
         """
         if not question.strip():
             raise DataError("There is no question.")
@@ -373,7 +365,7 @@ class Assistant:
         yield asking.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
-        """What is done with a message; `before` are earlier ones of the same person, oldest first."""
+        """Return how to handle a message; `before` holds earlier messages of the same person, oldest first."""
         with span("triage") as made:
             found = triage(question, self._numbers, before, self._classifier)
             made.set_attribute("meditune.action", found.action)
@@ -433,13 +425,13 @@ class Assistant:
         return None
 
     def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
-        """By the first of the texts alone: with more, decisions are worse (docs/experiments) and take longer."""
+        """Return the decision, based on the first text: more texts make it worse and slower (docs/experiments)."""
         words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
         asked = Example(id="asked", source="asked", question=question, context=_context(texts[:1]), group="asked")
         try:
             return decide(self.engine, self._encoder.prompt(asked, "decision").prompt, words, self.settings.correction)
         except (ModelError, QuestionTooLongError):
-            return None  # an engine without likelihoods, say: the answer stands without a decision
+            return None  # for example, an engine without log-probabilities: the answer has no decision
 
     def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[GenerationChunk]:
         came: queue.Queue[GenerationChunk] = queue.Queue()
@@ -479,7 +471,7 @@ class Assistant:
         return ids
 
     def _count(self, question: str, texts: Sequence[str]) -> int:
-        """In the style that takes more."""
+        """Return the number of tokens of the prompt, in the style with the longer prompt."""
         context = _context(texts)
         return max(
             len(self._prompt(prompt_text(self.form, question, context, "answer", style))) for style in self._styles
@@ -498,12 +490,12 @@ def open_assistant(
     settings: AssistantSettings | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Assistant:
-    """An assistant for an open engine; `model` is the run's folder, if it is one.
+    """Return an assistant for an open engine. `model` is the run's folder, if the model is a run.
 
-    Raises DataError where the index can't be opened.
+    Raises DataError if the index can't be opened.
     """
     settings = settings or AssistantSettings()
-    # A model that never learnt to decide in this format has no say in it.
+    # Only a model that was tuned to decide in this format makes decisions.
     settings = replace(
         settings,
         correction=settings.correction or decision_correction_of(model),
@@ -514,17 +506,17 @@ def open_assistant(
 
 
 def open_index(index: str) -> Index:
-    """An index with its embedding model, or that model's form without torch where this process has no torch.
+    """Open an index with its embedding model, or with that model's torch-free form if torch isn't loaded.
 
-    Raises DataError where it can't be opened.
+    Raises DataError if the index can't be opened.
     """
     return Index.open(index, _light(index))
 
 
 def _light(index: str) -> str | None:
-    """The sentence model's form without torch for an index whose vectors it may be compared with.
+    """Return the torch-free form of the sentence model if its vectors are comparable with the index's; else None.
 
-    Torch takes seconds to start and half a gigabyte; a process that has it anyway takes the index's own form.
+    Torch takes seconds to start and half a gigabyte. A process that has loaded it uses the index's own model.
     """
     own = manifest.read(index_storage(index)).embedding["name"]
     return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
@@ -535,12 +527,12 @@ def triage_classifier() -> classifier.TriageClassifier | None:
     try:
         return classifier.load()
     except ModelError as error:
-        LOGGER.error("triage has no classifier: rules alone miss most emergencies", extra={"why": str(error)})
+        LOGGER.error("triage has no classifier, and its rules alone miss most emergencies", extra={"why": str(error)})
         return None
 
 
 def decision_correction_of(run: Path) -> Correction | None:
-    """What was fitted on dev to correct the tuned model's decisions; None where the run has nothing of the kind."""
+    """Return the calibration of the tuned model's decisions, fitted on the development split; None without one."""
     path = run / "predictions" / "tuned-calibration.jsonl"
     if not path.is_file():
         return None
@@ -552,9 +544,10 @@ SECONDS = 30.0
 
 
 def follow_index(index: Index, told: Callable[[str], None], seconds: float = SECONDS) -> Callable[[], None]:
-    """Look for a newer version every so many seconds, and tell its content's hash; what is returned ends that.
+    """Check periodically for a newer version of the index, so that retracted passages aren't found any more.
 
-    An index that can't be read is said in the log, once, and the version that is open stays in use.
+    `told` is called with the hash of new content. Return a function that stops the checks. An index that can't be read
+    is logged once, and its open version stays in use.
     """
     ended = threading.Event()
 

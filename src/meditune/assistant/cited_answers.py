@@ -1,9 +1,9 @@
-r"""Answers that rest on what an index holds, and cite it: for the command line, and for whatever serves answers.
+r"""Answers that are based on the passages of an index and cite them, for the command line and the assistant.
 
-search -> pack -> write -> split into sentences -> cite -> enough of it borne out? -> answer
-                                                                                  \-> the passages instead
+search -> pack -> write -> split into sentences -> cite -> enough sentences supported? -> answer
+                                                                                      \-> the passages instead
 
-One question to one model.
+`ask` answers one question with one model, without an index.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from meditune.retrieve.hybrid_search import Found
 from meditune.retrieve.index import Index
 
 PASSAGES = 5
-"""Passages that are looked for"""
+"""The number of passages to retrieve"""
 CONTEXT_TOKENS = 768
-"""Room for the passages with the question"""
+"""The maximum number of tokens of passages and question"""
 SUPPORTED_SHARE = 0.5
-"""An answer with fewer of its sentences borne out is kept back."""
+"""The minimum share of supported sentences; an answer with fewer is withheld"""
 NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
-"""By the embedding model's space: the cosine that the nearest passage must reach for a question to be answered"""
+"""By embedding space: the minimum cosine similarity of the nearest passage for a question to be answered"""
 
 
 Asked = tuple[str, Sequence[str]]
-"""A question, and the texts that it is to be answered from"""
+"""A question, and the texts to answer it from"""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A model as far as answers need it."""
+    """A model's functions and limits for answering questions."""
 
     form: PromptFormat
     count: Callable[[str, Sequence[str]], int]
-    """Tokens of the prompt with this question and these texts"""
+    """Returns the number of tokens of the prompt with this question and these texts"""
     write: Callable[[str, Sequence[str]], str]
-    """The model's answer to the question from the texts"""
+    """Returns the model's answer to the question, based on the texts"""
     room: int
-    """The most tokens that a prompt may have"""
+    """The maximum number of tokens of a prompt"""
     special_tokens: Sequence[str] = ()
     elsewhere: str = ""
-    """Who gets to see the passages, where that isn't this machine alone"""
+    """The third party that gets the passages; empty if the model runs on this machine"""
     write_many: Callable[[Sequence[Asked]], list[str]] | None = None
-    """The same for several questions at once, where that is faster"""
+    """`write` for several questions at once, if the model can do that faster"""
 
     def write_all(self, asked: Sequence[Asked]) -> list[str]:
-        """The model's answer to each question from its texts."""
+        """Return the model's answer to each question, based on its texts."""
         if self.write_many:
             return self.write_many(asked)
         return [self.write(question, texts) for question, texts in asked]
@@ -65,12 +65,12 @@ class Writer:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model with an index, both open; it answers any number of questions."""
+    """An open model with an open index, which can answer any number of questions."""
 
     index: Index
     writer: Writer
     nearest: float | None = None
-    """The cosine that the nearest passage must reach; None: what was measured for the index's embedding model"""
+    """The minimum cosine similarity of the nearest passage; None: the value measured for the embedding model"""
 
     def answer(
         self,
@@ -79,9 +79,9 @@ class Answerer:
         sources: Sequence[str] | None = None,
         choose: Chooser | None = None,
     ) -> CitedAnswer:
-        """Answer from the best k passages, of these sources alone if any are named; `choose` as in `begun`.
+        """Return an answer based on the best k passages, only from `sources` if given. See `begun` for `choose`.
 
-        Raises DataError where the question is empty or too long, or what is searched may not be shown to the model.
+        Raises DataError if the question is empty or too long, or if passages must not be shown to the model.
         """
         return self.answers([question], k, sources, choose)[0]
 
@@ -92,7 +92,7 @@ class Answerer:
         sources: Sequence[str] | None = None,
         choose: Chooser | None = None,
     ) -> list[CitedAnswer]:
-        """As `answer`, for several questions, which are written at once where the model can."""
+        """Return the answers to several questions, generated together if the model supports it. See `answer`."""
         begun = [self.begun(question, k, sources, choose) for question in questions]
         asked = [(each.question, [packed.shown for packed in each.packed]) for each in begun if not each.refusal]
         written = iter(self.writer.write_all(asked))
@@ -105,9 +105,9 @@ class Answerer:
         sources: Sequence[str] | None = None,
         choose: Chooser | None = None,
     ) -> CitedAnswer:
-        """What is known before the model writes: the passages, and whether they are too far from the question.
+        """Return the answer before the model writes: the passages, or a refusal if they are too far from the question.
 
-        `choose` takes k hits out of three times as many, in another order than that of the search.
+        `choose` selects and orders k of the best 3 * k hits.
         """
         _refuse_restricted(self.index, sources, self.writer.elsewhere)
         searched = self.index.search(question, 3 * k if choose else k, sources=sources)
@@ -120,31 +120,31 @@ class Answerer:
         writer = self.writer
         if writer.count(question, ()) >= writer.room:
             raise DataError(
-                f"The question is too long: with what it rests on it must fit into {writer.room} tokens. Shorten it."
+                f"The question is too long: with its passages, it must fit into {writer.room} tokens. Shorten it."
             )
         return pack(
             found.hits, writer.form, writer.special_tokens, lambda texts: writer.count(question, texts), writer.room
         )
 
     def _unmeasured(self) -> tuple[str, ...]:
-        """What is to be known where no limit fits the index's embedding model."""
+        """Return a remark if no similarity limit was measured for the index's embedding model."""
         if self.nearest is not None or self.index.embedder.identity.space in NEAREST:
             return ()
         return (
-            f"No limit was measured for the embedding model {self.index.embedder.identity.name}: no answer is kept "
-            "back because the passages found are far from the question, only where they don't bear it out.",
+            f"No similarity limit was measured for the embedding model {self.index.embedder.identity.name}. Answers "
+            "are withheld only if the passages don't support them, not if the passages are far from the question.",
         )
 
     def _too_far(self, found: Found, packing: PackedContext) -> str:
         if not packing.passages:
-            return "I can't answer this from the index: nothing was found that bears on it. Ask in other words."
+            return "I can't answer this from the index: no relevant passages were found. Try asking in other words."
         least = NEAREST.get(self.index.embedder.identity.space, -1.0) if self.nearest is None else self.nearest
-        # A passage that isn't among the nearest in meaning has no cosine, and is further away than those that are.
+        # A passage without a cosine isn't among the nearest in vector search, so it is further away than those.
         nearest = max((hit.meaning for hit in found.hits if hit.meaning is not None), default=-1.0)
         if nearest < least:
             return (
-                "I can't answer this from the index: what was found is too far from the question to rest an answer on. "
-                "Ask in other words, or ask someone who knows."
+                "I can't answer this from the index: the passages found are too far from the question to base an "
+                "answer on. Try asking in other words, or ask an expert."
             )
         return ""
 
@@ -158,10 +158,10 @@ def open_answerer(
     context_tokens: int = CONTEXT_TOKENS,
     style: Style = "plain",
 ) -> Answerer:
-    """A model by name, and an index by its place.
+    """Open a model by name and an index by its place, and return an answerer.
 
-    `sources` are those that will be searched: what may not be shown to the model is refused before anything is loaded.
-    Raises DataError and ModelError where either can't be had.
+    `sources` are the sources to search; if they must not be shown to the model, DataError is raised before anything is
+    loaded. Raises DataError or ModelError if index or model is unavailable.
     """
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
     opened = Index.open(index)
@@ -170,7 +170,7 @@ def open_answerer(
         _refuse_restricted(opened, sources, remote.title)
         return Answerer(opened, _there(remote, limit, context_tokens, style))
     if api:
-        raise ModelError(f"{model} isn't behind an API, so it has no address or key. Call it api:{model} if it is.")
+        raise ModelError(f"{model} isn't an API model, so it has no address or key. If it is one, name it api:{model}.")
     return Answerer(opened, _here(model, limit, context_tokens, style))
 
 
@@ -184,8 +184,8 @@ def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
     room = min(context_tokens, most - limit - virtual_tokens(loaded.model))
     if room < 64:
         raise ModelError(
-            f"{model} reads {most} tokens, which leaves {room} for question and passages beside an answer of {limit}. "
-            "Ask for a shorter one with --max-new-tokens."
+            f"{model} reads {most} tokens. With an answer of {limit} tokens, only {room} are left for question and "
+            "passages. Set a shorter answer with --max-new-tokens."
         )
     form = loaded.form or PromptFormat(quoted=True)
     whole = form.model_copy(update={"max_tokens": room + limit, "answer_tokens": limit})
@@ -220,7 +220,9 @@ def _there(model: ApiModel, limit: int, context_tokens: int, style: Style) -> Wr
     form = model.form or PromptFormat(quoted=True)
     model.key()
     if not model.spec.is_local:
-        print(f"The question and what is found go to {model.title}, which is not this machine.", file=sys.stderr)
+        print(
+            f"The question and the passages found are sent to {model.title}, which isn't this machine.", file=sys.stderr
+        )
 
     def messages(question: str, texts: Sequence[str]) -> list[dict[str, str]]:
         return chat_messages(form, _asked(question, texts, style), "answer", model.system)
@@ -245,7 +247,7 @@ def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
 
 
 def checked_answer(begun: CitedAnswer, written: str) -> CitedAnswer:
-    """The answer that was begun, with what the model wrote to it: cited, or kept back."""
+    """Return the answer with the model's text and its citations, or with a refusal if too little is supported."""
     cited = cite(written, begun.packed)
     refusal = _too_weak(cited)
     shown = begun.sources if refusal else cited.sources
@@ -268,8 +270,8 @@ def _too_weak(cited: CitedSentences) -> str:
         return "The model wrote no answer."
     if supported < SUPPORTED_SHARE * len(cited.sentences):
         return (
-            f"I'd rather not answer: of the {len(cited.sentences)} sentences that the model wrote, the passages found "
-            f"bear out {supported or 'none'}."
+            f"I'd rather not answer: the passages found support {supported or 'none'} of the {len(cited.sentences)} "
+            "sentences that the model wrote."
         )
     return ""
 
@@ -278,22 +280,22 @@ def _refuse_restricted(index: Index, sources: Sequence[str] | None, elsewhere: s
     restricted = [name for name in index.manifest.restricted if not sources or name in sources]
     if elsewhere and restricted:
         free = [name for name in index.manifest.sources if name not in index.manifest.restricted]
-        others = f" or search without it: --source-filter {free[0]}" if free else ""
+        others = f", or search only other sources: --source-filter {free[0]}" if free else ""
         raise DataError(
-            f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}: their licence forbids passing them "
-            f"to a third party. Use a model that runs on this machine,{others}."
+            f"Passages from {', '.join(restricted)} can't be sent to {elsewhere}: their licence forbids passing them "
+            f"to third parties. Use a model that runs on this machine{others}."
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to one question."""
+    """A model's answer to one question."""
 
     text: str
     decision: str | None
-    """yes, no or maybe: the likeliest; None where a model behind an API said none of them."""
+    """The most likely of yes, no and maybe; None if an API model answered with none of them"""
     probabilities: dict[str, float]
-    """Of yes, no and maybe, among themselves; not calibrated. Empty where an API doesn't tell them."""
+    """The probabilities of yes, no and maybe, which sum to 1; not calibrated. Empty if an API returns none"""
 
 
 def ask(
@@ -304,18 +306,18 @@ def ask(
     api: ApiSpec | None = None,
     style: Style = "plain",
 ) -> Answer:
-    """Answer a question from the given source texts (none: closed book) with the model's own prompt format.
+    """Answer a question from the given source texts (none: closed book) in the model's own prompt format.
 
-    `style` changes nothing where the format has no cue for plain words.
-    `api` says where a model behind an API is, unless its folder does. Raises DataError where there is no question, or
-    it is too long for the model's prompt, and ModelError where an API doesn't answer.
+    `style` has no effect if the format has no cue for plain language. `api` is the address and key of an API model,
+    unless its folder holds them. Raises DataError if the question is empty or too long for the model's prompt, and
+    ModelError if an API doesn't answer.
     """
     if not question.strip():
         raise DataError("There is no question. Put it in quotes after the model.")
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"The question isn't UTF-8 text from character {error.start + 1} on.") from error
+        raise DataError(f"The question isn't valid UTF-8 text: character {error.start + 1} is invalid.") from error
     context = tuple(Passage(text=source) for source in sources)
     asked = Example(
         id="asked",
@@ -331,7 +333,7 @@ def ask(
     if remote:
         return _ask_there(remote, asked, limit)
     if api:
-        raise ModelError(f"{model} isn't behind an API, so it has no address or key. Call it api:{model} if it is.")
+        raise ModelError(f"{model} isn't an API model, so it has no address or key. If it is one, name it api:{model}.")
     return _ask_here(model, asked, limit)
 
 
@@ -340,7 +342,7 @@ def _ask_there(model: ApiModel, asked: Example, limit: int) -> Answer:
 
     form = model.form or PromptFormat()
     if not model.spec.is_local:
-        print(f"The question goes to {model.title}, which is not this machine.", file=sys.stderr)
+        print(f"The question is sent to {model.title}, which isn't this machine.", file=sys.stderr)
     with model.client() as client:
         chat = Chat(client, model.name)
         text = chat.write(chat_messages(form, asked, "answer", model.system), limit)
@@ -361,7 +363,7 @@ def _ask_here(model: str, asked: Example, limit: int) -> Answer:
         prompt, row = encoder.prompt(asked, "answer"), join([encoder.supervised(asked, "decision")])
     except QuestionTooLongError as error:
         raise DataError(
-            f"The question is too long: with its answer it must fit into {encoder.format.max_tokens} tokens. Shorten "
+            f"The question is too long: with its answer, it must fit into {encoder.format.max_tokens} tokens. Shorten "
             "it, or give the long part as a text file with --source."
         ) from error
     text = generate_answers(loaded, [prompt], limit, "Answering")["asked"]

@@ -1,6 +1,7 @@
-"""Which emergency a message tells of, and the answer to it: whom to call, and what to do until they come.
+"""Rules that detect an emergency in a message, and the answer to it: whom to call, and what to do until help comes.
 
-Signs of danger in a message, by the patterns of signs.yaml: misspelled, but not denied, asked about or long past.
+The patterns of signs.yaml detect signs of danger, also misspelled ones, but not signs that are denied, asked about in
+general, or long past.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from meditune.readability import per_million
 
 HERE = Path(__file__).parent
 NEAR = 60
-"""Signs belong together within so many words"""
+"""The number of words within which signs belong together"""
 KNOWN = 1.0
-"""A word that stands so often in a million is no slip"""
+"""The frequency per million words from which a word isn't a misspelling"""
 _GAP = r"(?:\\S+ ){0,4}?"
 
 
 @lru_cache(maxsize=256)
 def signs_in(message: str) -> tuple[frozenset[str], ...]:
-    """The signs that a message tells of, for each stretch of it in which they belong together."""
+    """Return the signs in a message, one set for each stretch of text within which signs belong together."""
     found = clauses(message, spelled)
     signs = {id(clause): frozenset(_in(clause.text)) if clause.happening else frozenset() for clause in found}
     return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
 
 
 def is_mentioned(message: str) -> frozenset[str]:
-    """The signs whose words stand anywhere in it, whoever has them and whenever."""
+    """Return the signs whose words occur anywhere in a message, no matter who has them and when."""
     return frozenset().union(*(_in(clause.text) for clause in clauses(message, spelled)), frozenset())
 
 
 def sign_names() -> frozenset[str]:
-    """Of all signs."""
+    """Return the names of all signs."""
     return frozenset(_patterns())
 
 
@@ -63,7 +64,7 @@ def _denial() -> re.Pattern[str]:
 
 
 def spelled(word: str) -> str:
-    """The word of the patterns that a rare word is a slip of, else the word."""
+    """Return a rare word's correction if it resembles a word of the patterns, else the word itself."""
     return _slip(word) if len(word) >= 5 and word.isalpha() else word
 
 
@@ -88,11 +89,11 @@ def _patterns() -> dict[str, tuple[re.Pattern[str], ...]]:
 
 
 def compiled(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
-    """A pattern with its short cuts written out. Raises DataError where it names words that aren't there."""
+    """Return a pattern with its shortcuts expanded. Raises DataError if it uses an undefined word list."""
 
     def put(match: re.Match[str]) -> str:
         if match[1] not in words:
-            raise DataError(f"signs.yaml: {pattern!r} uses @{match[1]}, which `words` doesn't have.")
+            raise DataError(f"signs.yaml: {pattern!r} uses @{match[1]}, but `words` has no {match[1]}.")
         return words[match[1]]
 
     written = re.sub(r"@(\w+)", put, pattern)
@@ -120,7 +121,7 @@ Help = Literal["emergency", "poison", "crisis"]
 
 
 class Numbers(BaseModel):
-    """Whom to call in one country."""
+    """The emergency numbers of one country."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -131,19 +132,19 @@ class Numbers(BaseModel):
 
 @dataclass(frozen=True)
 class Rule:
-    """Signs that make an emergency together."""
+    """A combination of signs that is an emergency."""
 
     needs: frozenset[str]
     excludes: frozenset[str]
 
     def met(self, seen: frozenset[str]) -> bool:
-        """Whether the signs are there, and none that speaks against them."""
+        """Return whether all required signs are there, and no excluded one."""
         return self.needs <= seen and not self.excludes & seen
 
 
 @dataclass(frozen=True)
 class EmergencyKind:
-    """A kind of emergency."""
+    """A kind of emergency, with its rules and its answer."""
 
     name: str
     title: str
@@ -153,7 +154,7 @@ class EmergencyKind:
     then: tuple[str, ...]
 
     def answer(self, numbers: Numbers) -> str:
-        """What is said to whoever writes of it."""
+        """Return the answer to a message about this emergency."""
         call = f"Call {numbers.emergency} now, or have someone call, or go to the nearest emergency department."
         if self.help == "crisis":
             call = (
@@ -183,7 +184,7 @@ class _KindText(BaseModel):
 
 
 def emergency(message: str) -> EmergencyKind | None:
-    """The first kind of emergency of which the message tells; None where it tells of none."""
+    """Return the most urgent kind of emergency in a message; None if there is none."""
     stretches = signs_in(message)
     for kind in emergency_kinds():
         if any(rule.met(seen) for seen in stretches for rule in kind.rules):
@@ -192,34 +193,34 @@ def emergency(message: str) -> EmergencyKind | None:
 
 
 def mentions_emergency(message: str) -> bool:
-    """Whether a message speaks of what would be an emergency, though nobody in it seems to have one."""
+    """Return whether a message mentions an emergency, even if nobody in it seems to have one."""
     seen = is_mentioned(message)
     return any(rule.met(seen) for kind in emergency_kinds() for rule in kind.rules)
 
 
 def emergency_named(name: str) -> EmergencyKind:
-    """Return the kind of emergency of that name."""
+    """Return the kind of emergency with this name."""
     return next(kind for kind in emergency_kinds() if kind.name == name)
 
 
 @functools.cache
 def emergency_kinds() -> tuple[EmergencyKind, ...]:
-    """All of them, the most urgent first. Raises DataError where a rule names a sign that isn't there."""
+    """Return all kinds of emergencies, the most urgent first. Raises DataError if a rule names an unknown sign."""
     texts = yaml.safe_load((HERE / "emergencies.yaml").read_text(encoding="utf-8"))
     return tuple(_kind(_KindText.model_validate(each)) for each in texts)
 
 
 def emergency_numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
-    """Whom to call in a country (ISO 3166: GB, US ...; none: words that hold everywhere), `own` numbers put over them.
+    """Return the emergency numbers of a country (ISO 3166, such as GB), with `own` numbers in place of the country's.
 
-    Raises DataError where the country isn't known and `own` doesn't name all.
+    Without a country, the texts hold everywhere. Raises DataError if the country is unknown and `own` isn't complete.
     """
     known = yaml.safe_load((HERE / "numbers.yaml").read_text(encoding="utf-8"))
     name = country.upper()
     if name not in known and not set(Numbers.model_fields) <= set(own or {}):
         raise DataError(
-            f"There are no numbers for country {country!r}. Known: {', '.join(filter(None, known))}. Give "
-            f"{', '.join(Numbers.model_fields)} yourself for another one."
+            f"Meditune has no emergency numbers for country {country!r}. It knows {', '.join(filter(None, known))}. "
+            f"For another country, set all of {', '.join(Numbers.model_fields)} yourself."
         )
     return Numbers.model_validate({**known.get(name, {}), **(own or {})})
 
@@ -233,6 +234,8 @@ def _rule(kind: str, text: str) -> Rule:
     parts = text.split()
     unknown = {part.removeprefix("-") for part in parts} - sign_names()
     if unknown:
-        raise DataError(f"emergencies.yaml: {kind}: {text!r} names what signs.yaml doesn't have: {', '.join(unknown)}.")
+        raise DataError(
+            f"emergencies.yaml: {kind}: {text!r} names signs that signs.yaml doesn't define: {', '.join(unknown)}."
+        )
     needs = frozenset(part for part in parts if not part.startswith("-"))
     return Rule(needs, frozenset(part.removeprefix("-") for part in parts if part.startswith("-")))

@@ -1,4 +1,4 @@
-"""What an assistant tells on its way to an answer; each event is ready for JSON."""
+"""The events that an assistant emits while it answers; each can be converted to JSON."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ class _Event:
     kind: ClassVar[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields, ready for JSON."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage, under the number by which it is cited."""
+    """A passage with the number that citations use."""
 
     number: int
     id: str
     title: str
     section: str
     url: str
-    """Where anybody can read it; empty for own documents, which have a title"""
+    """The public address; empty for the operator's own documents, which have only a title"""
     date: str
     licence: str
     source: str
     text: str
     meaning: float | None
-    """The cosine of question and passage; None where it wasn't among the nearest"""
+    """The cosine similarity of question and passage; None if vector search didn't return the passage"""
     restricted: bool = False
 
 
 @dataclass(frozen=True)
 class Sources(_Event):
-    """What was found, before anything is written."""
+    """The passages found, before the model generates anything."""
 
     kind = "sources"
     sources: Sequence[Source]
@@ -47,7 +47,7 @@ class Sources(_Event):
 
 @dataclass(frozen=True)
 class Text(_Event):
-    """What may be shown next of the answer: whole sentences that were judged already."""
+    """The next part of the answer to show: whole sentences that passed the checks."""
 
     kind = "text"
     text: str
@@ -55,16 +55,16 @@ class Text(_Event):
 
 @dataclass(frozen=True)
 class Citation:
-    """A source for a sentence."""
+    """A source that supports a sentence."""
 
     number: int
     quote: str
-    """The sentence in the source that says it"""
+    """The supporting sentence in the source"""
 
 
 @dataclass(frozen=True)
 class Sentence(_Event):
-    """A finished sentence of the model's."""
+    """A complete sentence that the model generated."""
 
     kind = "sentence"
     text: str
@@ -72,14 +72,14 @@ class Sentence(_Event):
     supported: bool
     shown: bool
     why: str = ""
-    """Why it isn't shown"""
+    """Why the sentence isn't shown; empty if it is"""
     score: float = 0.0
-    """The detector's probability that a source bears it out"""
+    """The detector's probability that a source supports the sentence"""
 
 
 @dataclass(frozen=True)
 class Notice(_Event):
-    """Something that is said beside the answer, or in its place."""
+    """A note next to the answer, or instead of it."""
 
     kind = "notice"
     level: Level
@@ -89,37 +89,37 @@ class Notice(_Event):
 
 @dataclass(frozen=True)
 class Decision:
-    """Yes, no or maybe to a question that asks for it."""
+    """A decision (yes, no or maybe) on a yes/no question."""
 
     answer: str | None
-    """None where the model isn't sure enough"""
+    """None if the model isn't sure enough"""
     probabilities: dict[str, float]
     calibrated: bool
-    """Whether the probabilities were corrected by dev items"""
+    """True if the probabilities were calibrated on the development split"""
 
 
 @dataclass(frozen=True)
 class Answer(_Event):
-    """The last event: all of it."""
+    """The last event: the complete answer."""
 
     kind = "answer"
     question: str
     text: str
-    """What is shown: the sum of the `text` events, unless the answer was taken back"""
+    """The text to show: all `text` events joined, unless the answer was withdrawn"""
     outcome: Outcome
     refused: str
-    """Why there is no answer, in words; empty where there is one"""
+    """The reason why there is no answer; empty if there is one"""
     style: str
     sentences: Sequence[Sentence] = ()
     sources: Sequence[Source] = ()
     notices: Sequence[Notice] = ()
     decision: Decision | None = None
     confidence: float | None = None
-    """Of the decision its probability, else the share of the model's sentences that sources bear out"""
+    """The decision's probability; without a decision, the share of the model's sentences that sources support"""
     reading_grade: float | None = None
     limits: str = ""
     safety: dict[str, str] = field(default_factory=dict)
-    """What the message was found to be before any model saw it: `action` and `kind`"""
+    """The result of triage: `action` and `kind`"""
     versions: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Requests that get an answer with limits, or none: doses, diagnoses, what is unsafe, what isn't about health."""
+"""Rules for requests that get a bounded answer or none: doses, diagnoses, harmful requests, other topics."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from meditune.text import sentences
 
 HERE = Path(__file__).parent
 SHORT = 25
-"""Words of a message that may be declined for words of another field"""
+"""The maximum number of words of a message that words of another field alone can decline"""
 _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )
-"""Words of health beside those of quality control"""
+"""Health words, in addition to those of quality control"""
 _FOR_OTHERS = re.compile(
     r"\b(?:give|giving|put|putting|test|testing|treat|treating|inject|slip|sneak|crush|infect\w*|make|making|hide|swap|"
     r"stop|stopping) (?:(?!without|so)\w+ ){0,3}?(?:my|him|her|them|his|their|someone|somebody|people)\b"
 )
-"""Others are tested, treated or given something"""
+"""Phrases about testing, treating or giving something to other people"""
 _PERSONAL = re.compile(
     r"\b(?:i|i am|me|my|mine|he|his|she|her|him|we|our|baby|child|son|daughter|toddler|kid|boy|girl|year old|month old"
     r"|kg|mother|father|wife|husband|mum|mom|dad|grand\w+|little one)\b"
@@ -37,7 +37,7 @@ _PERSONAL = re.compile(
 
 @dataclass(frozen=True)
 class HarmfulRequest:
-    """Something that isn't explained, and why."""
+    """A kind of harmful request, with the patterns that detect it and its answer."""
 
     name: str
     patterns: tuple[re.Pattern[str], ...]
@@ -45,51 +45,51 @@ class HarmfulRequest:
 
 
 def harmful_request(message: str) -> HarmfulRequest | None:
-    """What the message asks for that would do harm; None where it asks for nothing of the kind."""
+    """Return the kind of harmful request in a message; None if there is none."""
     words = _words(message)
     return next((each for each in _unsafe() if any(pattern.search(words) for pattern in each.patterns)), None)
 
 
 def harmful_request_named(name: str) -> HarmfulRequest:
-    """Return the kind of unsafe request of that name."""
+    """Return the kind of harmful request with this name."""
     return next(each for each in _unsafe() if each.name == name)
 
 
 def is_confidential_care(message: str) -> bool:
-    """Return whether somebody wants care of their own without others hearing of it."""
+    """Return whether the sender wants confidential care for themselves."""
     words = _words(message)
     return any(pattern.search(words) for pattern in _patterns("confidential")) and not _FOR_OTHERS.search(words)
 
 
 def asks_dose(message: str) -> bool:
-    """Whether somebody wants to know how much of a medicine to take or give."""
+    """Return whether a message asks how much of a medicine to take or give."""
     return any(pattern.search(_words(message)) for pattern in _patterns("dose")) and _names_drug(message)
 
 
 def asks_diagnosis(message: str) -> bool:
-    """Whether somebody wants to know what they or another one have."""
+    """Return whether a message asks what disease someone has."""
     words = _words(message)
     return bool(_PERSONAL.search(words)) and any(pattern.search(words) for pattern in _patterns("diagnosis"))
 
 
 def is_outside(message: str) -> bool:
-    """Whether a message is surely about something else than health: words of another field, and none of health."""
+    """Return whether a message is clearly not about health: it has words of another field, and no health words."""
     words = WORD.findall(plain(message))
     text = " ".join(words)
     if len(words) > SHORT and not _surely(text):
-        return False  # a long message has words of many fields
+        return False  # long messages contain words of many fields
     outside = any(pattern.search(text) for pattern in _patterns("outside"))
     return outside and not (_names_drug(message) or (any(map(_is_health_word, words)) and not _surely(text)))
 
 
 def without_instructions(message: str) -> tuple[str, int]:
-    """The message without sentences that tell the model how to behave, and how many those were.
+    """Return the message without sentences that instruct the model, and the number of those sentences.
 
-    A message that is nothing but such sentences is left empty.
+    The message is empty if it consists only of such sentences.
     """
-    said = [sentence for line in message.splitlines() for sentence in sentences(line)]
-    kept = [sentence for sentence in said if not is_override(sentence)]
-    return (message, 0) if len(kept) == len(said) else (" ".join(kept), len(said) - len(kept))
+    every = [sentence for line in message.splitlines() for sentence in sentences(line)]
+    kept = [sentence for sentence in every if not is_override(sentence)]
+    return (message, 0) if len(kept) == len(every) else (" ".join(kept), len(every) - len(kept))
 
 
 def _is_health_word(word: str) -> bool:

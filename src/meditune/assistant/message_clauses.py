@@ -1,4 +1,4 @@
-"""A message as the rules read it: plain words in clauses, of which each tells, asks in general, or is of long ago."""
+"""Splitting a message into clauses of plain words, and whether each clause describes something that is happening."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import yaml
 
 HERE = Path(__file__).parent
 MOST_CHARACTERS = 2_000
-"""So much of a message is read from its beginning"""
+"""The number of characters to read from the beginning of a message"""
 LAST_CHARACTERS = 2_000
-"""And so much of its end, where it is longer"""
+"""The number of characters to read from the end of a longer message"""
 _CONTRACTIONS = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
@@ -51,14 +51,14 @@ _COUNTED = re.compile(
 )
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[a-z])[.!?;](?=[a-z])|(?<=[?!])")
 _CLAUSE = re.compile(r"\s*(?:[,:–]|\s-\s)?\s*\b(?:but|however|although|and then|and since)\b\s+|\s*—\s*|\.\.+\s*")
-"""What follows is told anew: "had one in 2010, but I ..." """
+"""Boundaries after which time and person can change: "had one in 2010, but I ..." """
 _BREAK = re.compile(
     r"\n|\s+(?=(?:and )?(?:now|today)\b\s+\w)"
     r"|\s+(?=(?:and|&) (?:i|my|he|she|his|her|it|we|our|they|am|is|are|has|have|can|feels?)\b)"
     r"|,\s+(?=(?:i|my|he|she|his|her|we|our|they)\b)"
     r"|,\s+(?=(?:can|could|should|do|does|will|may|would|am|is|are) (?:i|he|she|we|they|it|my|his|her)\b)"
 )
-"""Where something else may be told, though nothing says so: "I have a history of ... and I can't breathe" """
+"""Places where a new statement may begin without a sign of it: "I have a history of ... and I can't breathe" """
 _HISTORY = re.compile(r"\b(?:family |medical |past )*history of(?: (?!and\b|with\b|who\b)[a-z/'-]+){1,4}")
 _OWN = re.compile(r"(?:and |& )?(?:now |today )?(?:i|my|we|our)\b")
 _THEN = re.compile(r"\b(?:was|were|had|did|could|would|went|came|got|fell|took|lost|\w{2,}ed)\b")
@@ -70,18 +70,18 @@ WORD = re.compile(r"\d+(?:[.,/]\d+)*|[a-z]+")
 
 @dataclass(frozen=True)
 class Clause:
-    """A part of a message."""
+    """A clause of a message."""
 
     text: str
-    """Words alone, in lower case, with single spaces"""
+    """The clause's words in lowercase, with single spaces"""
     place: int
-    """How many words stand before it"""
+    """The number of words before the clause"""
     happening: bool
-    """Whether it tells of something that is there, as far as its words show"""
+    """True if the clause's words describe something that is happening"""
 
 
 def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
-    """The message's clauses; `spelled` gives a word its right spelling."""
+    """Return the message's clauses. `spelled` corrects the spelling of a word."""
     text = plain(message)
     mourning = bool(phrase_pattern("death").search(text))
     found: list[Clause] = []
@@ -89,18 +89,18 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
     for sentence in _SENTENCE.split(text):
         general, study = _general(sentence), bool(phrase_pattern("study").search(sentence))
         for part in _CLAUSE.split(sentence):
-            for happening, texts in groupby(_told(part, spelled, study, mourning), key=itemgetter(1)):
-                said = " ".join(each for each, _ in texts)
-                found.append(Clause(said, place, happening and not general))
-                place += len(said.split())
+            for happening, texts in groupby(_pieces(part, spelled, study, mourning), key=itemgetter(1)):
+                words = " ".join(each for each, _ in texts)
+                found.append(Clause(words, place, happening and not general))
+                place += len(words.split())
     return found
 
 
 def plain(message: str) -> str:
-    """Lower case, contractions spelled out, numbers of things in digits, nothing that nobody sees."""
+    """Return the message in lowercase, with contractions spelled out, counts as digits and no invisible characters."""
     text = unicodedata.normalize("NFKC", _read(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
-    text = re.sub(r"[^\S\n]+", " ", text)  # a run of blanks costs the patterns its square
+    text = re.sub(r"[^\S\n]+", " ", text)  # long runs of spaces take the patterns quadratic time
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:
         text = pattern.sub(put, text)
@@ -109,7 +109,7 @@ def plain(message: str) -> str:
 
 
 def is_shortened(message: str) -> bool:
-    """Whether a message is so long that its middle isn't read."""
+    """Return whether a message is so long that its middle isn't read."""
     return len(message) > MOST_CHARACTERS + LAST_CHARACTERS
 
 
@@ -118,7 +118,7 @@ def _read(message: str) -> str:
 
 
 def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
-    """Runs of clauses that lie within so many words; each as long as it can be, none inside another."""
+    """Yield the longest runs of clauses that begin within `words` words; no run is inside another."""
     last = -1
     for first, clause in enumerate(found):
         end = first
@@ -131,7 +131,7 @@ def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
 
 @cache
 def phrase_pattern(name: str) -> re.Pattern[str]:
-    """Any of a list of telling.yaml, as whole words."""
+    """Return a pattern that matches any entry of a list in telling.yaml as whole words."""
     return re.compile(rf"\b(?:{_alternatives(name)})\b")
 
 
@@ -145,22 +145,22 @@ def _question() -> re.Pattern[str]:
     return re.compile(rf"^(?:(?:{_alternatives('before_asking')})\s+)*(?:{_alternatives('asking')})\b(?! not\b)")
 
 
-def _told(part: str, spelled: Callable[[str], str], study: bool, mourning: bool) -> Iterator[tuple[str, bool]]:
-    """The words between possible breaks, and whether they tell of something that is there."""
+def _pieces(part: str, spelled: Callable[[str], str], study: bool, mourning: bool) -> Iterator[tuple[str, bool]]:
+    """Yield the words between possible breaks, and whether they describe something that is happening."""
     long_ago = False
     for piece in _BREAK.split(_HISTORY.sub(r"\n\g<0>\n", part)):
-        said = " ".join(spelled(word) for word in WORD.findall(piece))
-        if not said:
+        words = " ".join(spelled(word) for word in WORD.findall(piece))
+        if not words:
             continue
-        # "in 2010 I fell and my leg was numb" goes on with what was then
-        still = _NOW.search(said) or phrase_pattern("present").search(said)
-        long_ago = _past(said) or bool(long_ago and _THEN.search(said) and not still)
+        # in "in 2010 I fell and my leg was numb", the second half is still about 2010
+        still = _NOW.search(words) or phrase_pattern("present").search(words)
+        long_ago = _past(words) or bool(long_ago and _THEN.search(words) and not still)
         studied = study and not (_OWN.match(piece) and not phrase_pattern("study").search(piece))
-        yield said, not (studied or long_ago or _over(said, mourning))
+        yield words, not (studied or long_ago or _over(words, mourning))
 
 
 def _general(sentence: str) -> bool:
-    """Whether a sentence asks about a disease or about anyone, rather than tells of somebody."""
+    """Return whether a sentence asks about a disease or people in general, instead of describing someone."""
     words = " ".join(WORD.findall(sentence))
     if phrase_pattern("anyone").search(words):
         return not phrase_pattern("what_to_do").search(words)

@@ -1,15 +1,9 @@
-"""Decide what happens to a message before any model sees it: answer at once, decline, bound the answer, or answer.
+"""Triage of a message before any model sees it: give urgent help, decline, bound the answer, or answer.
 
-Rules decide first; they stand for what must never be missed. Then the classifier decides on everything in other words.
-
-Messages that lean on the ones before ("Is it contagious?", "What about paracetamol?").
-
-What kind of message the assistant got: an emergency, a harmful request, outside health, or an ordinary question.
-
+Rules decide first, on messages that must never be missed; the classifier decides on messages that say it differently.
 The classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the
 mean of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` holds them. The adapter is merged
-into the 8-bit weights when the classifier is loaded, so it costs what one embedding of the message costs and needs no
-torch.
+into the 8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
 """
 
 from __future__ import annotations
@@ -39,9 +33,9 @@ from meditune.models import package_download, sentence_encoder_onnx
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
 SHORT_FOLLOW_UP = 9
-"""Words of a question that may go on with the one before"""
+"""The maximum number of words of a follow-up question, plus one"""
 FURTHEST = 3
-"""So many messages back it may lean on"""
+"""How many messages back a follow-up question can refer to"""
 _GOES_ON = re.compile(
     r"\b(?:it|its|that|this|they|them|those|these|he|she|one|there|same)\b"
     r"|^(?:and|or|so|then|what about|how about|why|tell me (?:how|more))\b"
@@ -51,14 +45,15 @@ _GOES_ON = re.compile(
 
 
 def is_follow_up(question: str) -> bool:
-    """Whether a question is short and leans on the one before."""
+    """Return whether a question is short and refers to the one before, such as "Is it contagious?"."""
     return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question.strip()))
 
 
 def with_previous_question(question: str, before: Sequence[str]) -> str:
-    """A question that leans on the one before, with that one put ahead of it, and what that one leans on ahead of both.
+    """Return a follow-up question with the earlier questions that it refers to in front; other questions unchanged.
 
-    Orders to the model, and what isn't about health, are left out of what is put ahead. `before`: the oldest first.
+    Instructions to the model, and questions that aren't about health, aren't put in front. `before` has the oldest
+    question first.
     """
     parts = [question.strip()]
     for earlier in reversed(before[-FURTHEST:]):
@@ -69,7 +64,7 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
             break
         parts.insert(0, kept)
     whole = " ".join(parts)
-    # two messages may be an order only together
+    # two harmless messages can form an instruction to the model together
     return question if len(parts) == 1 or harmful_requests.without_instructions(whole)[1] else whole
 
 
@@ -85,18 +80,18 @@ LABELS = (
     "outside",
     "ordinary",
 )
-"""What is learned; the part before the colon is the class that is measured and decided on."""
+"""The labels that the classifier is trained on; the part before the colon is the class that decisions are based on."""
 CLASSES = ("emergency", "harmful", "outside", "ordinary")
 WINDOW_TOKENS, STRIDE_TOKENS = 128, 96
-"""A longer message is read in windows that overlap."""
+"""The size and stride of the overlapping windows in which the classifier reads a longer message"""
 
 
 @dataclass(frozen=True)
 class TriageScores:
-    """Calibrated probabilities for one message."""
+    """The calibrated probabilities of the labels for one message."""
 
     labels: Mapping[str, float]
-    """One for each of LABELS; they sum to 1."""
+    """One probability for each of LABELS; they sum to 1"""
 
     def __getitem__(self, name: str) -> float:
         """Return the probability of a class, or of one label."""
@@ -105,22 +100,22 @@ class TriageScores:
         return self.labels[name]
 
     def likeliest(self, name: str) -> str:
-        """Return the likeliest label of a class."""
+        """Return the most likely label of a class."""
         return max((label for label in self.labels if label.split(":")[0] == name), key=self.labels.__getitem__)
 
 
 @dataclass(frozen=True)
 class TriageClassifier:
-    """The sentence model with the adapter merged in, and the linear layer."""
+    """The sentence model with the merged adapter, and the linear layer."""
 
     model: sentence_encoder_onnx.OnnxSentenceModel
     weight: NDArray[np.float32]
-    """(labels, size)"""
+    """The linear layer's weights, of shape (labels, size)"""
     bias: NDArray[np.float32]
     temperature: float
 
     def classify(self, message: str) -> TriageScores:
-        """Return the verdict on a message; on a long one, the verdict on its most alarming window."""
+        """Return the scores of a message; for a long message, those of its most alarming window."""
         logits = self.logits([message])[0]
         return TriageScores(dict(zip(LABELS, _softmax(logits / self.temperature).tolist(), strict=True)))
 
@@ -147,7 +142,7 @@ def _softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @cache
 def load(weights: Path = WEIGHTS) -> TriageClassifier:
-    """Return the classifier, read once in a process.
+    """Return the classifier, which is loaded once per process.
 
     Raises ModelError if onnxruntime isn't installed, the sentence model is unavailable, or the adapter was trained for
     another version of it.
@@ -171,11 +166,11 @@ def load(weights: Path = WEIGHTS) -> TriageClassifier:
 
 
 def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Return the model file with the adapter added to its 8-bit weights, which are quantized anew in place.
+    """Return the model file with the adapter merged into its 8-bit weights, which are requantized.
 
     `down` (rows, rank) and `up` (rank, columns) are 8-bit, too; `scale` (rank) holds the product of their scales. Each
     row of `places` is (offset of the 8-bit weights, offset of their FP32 scales, rows, columns) in the file, whose
-    SHA-256 the catalogue pins; scales are per column.
+    SHA-256 the catalogue pins. Scales are per column.
     """
     merged = bytearray(onnx)
     for index, (at, scales_at, rows, columns) in enumerate(learned["places"].tolist()):
@@ -191,54 +186,54 @@ def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 Action = Literal["urgent", "decline", "bound", "answer"]
 SCOPE = (
-    "I only answer questions about health, and this one seems to be about something else. Please ask somewhere that "
-    "knows it better. If you meant it as a question about health, say it in other words."
+    "I only answer questions about health, and this one seems to be about something else. Please ask someone who knows "
+    "that subject. If your question is about health, please put it in other words."
 )
 ORDERS = (
-    "This message only tells me how to behave, and I can't follow that. Ask me a question about health, and I'll "
-    "answer from what I have."
+    "This message only tells me how to behave, and I can't follow such instructions. Ask me a question about health, "
+    "and I'll try to answer it."
 )
 DOSE = (
     "I can't tell you how much to take or give: the right amount depends on age, weight, other medicines and "
     "illnesses. Follow the label or leaflet, and ask your pharmacist or doctor before you take or give anything "
-    "else. Don't double a dose or go above what is written there; too much can cause serious harm."
+    "else. Don't double a dose or exceed the amount stated there; too much can cause serious harm."
 )
 DIAGNOSIS = (
-    "I can't tell what you or someone else has; that takes an examination. Ask a doctor about it, and say when it "
-    "began and what has changed."
+    "I can't tell you what you or someone else has; that takes an examination. Ask a doctor about it, and tell them "
+    "when it began and what has changed."
 )
 HARM = (
-    "I can't help with this, because it could do serious harm. If somebody is in danger, or has taken or been given "
+    "I can't help with this, because it could cause serious harm. If someone is in danger, or has taken or been given "
     "something, call {emergency} or {poison} now. If you are thinking about dying or about hurting yourself or someone "
-    "else, call {crisis}: they listen, and they don't judge. If you meant a question about safety, treatment or "
-    "prevention, ask it that way."
+    "else, call {crisis}: they listen, and they don't judge. If your question is about safety, treatment or "
+    "prevention, please ask it that way."
 )
 ENDING = "ending one's life"
-"""The unsafe request that is answered as thoughts of suicide are"""
+"""The kind of harmful request that gets the answer to thoughts of suicide"""
 EATING = "eating disorders"
-"""The unsafe request that is answered with care for an eating disorder"""
+"""The kind of harmful request that gets the answer to an eating disorder"""
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
-"""The probabilities from which the classifier decides, set on held-out training messages and 350 real questions"""
+"""The decision thresholds of the classifier, set on held-out training messages and 350 real questions"""
 KINDS = {
     "emergency: self-harm": "self-harm",
     "emergency: violence": "violence",
     "emergency: poisoning": "poisoning",
 }
-"""The kind of emergency whose answer a label of the classifier gets"""
+"""The kinds of emergencies whose answers the classifier's labels get"""
 SHORT = 12
-"""Words of a message that is read together with the one before"""
+"""The maximum number of words of a message that is also judged together with the one before"""
 DANGER = "danger"
-"""The kind of what is like an emergency, of whatever kind"""
+"""The kind of emergency for every other label"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 CUT = (
-    f"The message is very long: only its first {MOST_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were looked "
-    "at for emergencies and for what isn't safe."
+    f"The message is very long: only its first {MOST_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "
+    "checked for emergencies and harmful requests."
 )
-IF_NOW = "If this is happening right now: call {emergency} at once."
+IF_NOW = "If this is happening right now, call {emergency} at once."
 
 
 class Classifier(Protocol):
-    """A classifier of messages, such as `classifier.TriageClassifier`."""
+    """A classifier of messages, such as TriageClassifier."""
 
     def classify(self, message: str) -> TriageScores:
         """Return calibrated probabilities for the message."""
@@ -247,26 +242,26 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Triage:
-    """What is done with a message."""
+    """The result of triage: how to handle a message."""
 
     action: Action
     kind: str = ""
-    """Of emergency, of request, or empty"""
+    """The kind of emergency or request; may be empty"""
     title: str = ""
     text: str = ""
-    """The answer where no model is asked, else what stands before the answer"""
+    """For urgent and decline, the whole answer; for bound, the text before the model's answer"""
     question: str = ""
-    """What a model may be asked: the message without orders to it, with the earlier ones that it leans on"""
+    """The question for the model: the message without instructions, after the earlier questions that it refers to"""
     remarks: tuple[str, ...] = ()
     no_amounts: bool = False
-    """Amounts of medicines are left out of the answer"""
+    """Leave sentences with amounts of medicines out of the answer"""
 
 
 def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifier: Classifier | None = None) -> Triage:
-    """Judge a message. `before` holds earlier messages of the same person, the oldest first.
+    """Return how to handle a message. `before` holds earlier messages of the same person, the oldest first.
 
     A short message that continues the one before ("it's getting worse") is also judged together with it. A question
-    that refers to earlier ones ("What about paracetamol?") counts for what they ask together.
+    that refers to earlier ones ("What about paracetamol?") is judged together with them.
     """
     kind = emergency(message) or _going_on(message, before)
     if kind:
@@ -302,7 +297,7 @@ def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
 
 
 def _classified(message: str, whole: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
-    """Return what the classifier makes of a message, alone and with what it refers to; None if it is ordinary."""
+    """Return the classifier's decision on a message, alone and with the questions it refers to; None if ordinary."""
     for text in dict.fromkeys((message, whole)):
         verdict = classifier.classify(text)
         if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
@@ -327,11 +322,11 @@ def _going_on(message: str, before: Sequence[str]) -> EmergencyKind | None:
 
 
 def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
-    said = []
+    found = []
     if orders:
-        said.append("What the message told the assistant to do was left out; the question was answered as usual.")
+        found.append("Instructions to the assistant were left out of the message; the question was answered as usual.")
     if is_shortened(message):
-        said.append(CUT)
+        found.append(CUT)
     if mentions_emergency(message):
-        said.append(IF_NOW.format(emergency=numbers.emergency))
-    return tuple(said)
+        found.append(IF_NOW.format(emergency=numbers.emergency))
+    return tuple(found)

@@ -1,1 +1,1 @@
-"""What `meditune` offers beside the journey: a module for each group of commands. They parse, call and print."""
+"""The command line: one module for each group of commands. Commands parse, call and print."""

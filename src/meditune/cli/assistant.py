@@ -1,11 +1,4 @@
-"""`meditune ask`. Heavy libraries are imported by what it calls.
-
-Answers to a question.
-
-`meditune index`: the commands around finding what sources say. Heavy libraries are imported by what they call.
-
-Hits as they are shown: for people in a terminal, and as JSON Lines.
-"""
+"""`meditune ask` and `meditune index`: answer a question; build, update and search an index of sources."""
 
 from __future__ import annotations
 
@@ -35,30 +28,39 @@ def ask(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
     ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[
-        list[Path] | None, typer.Option("--source", help="A text file that the answer may rest on. Repeatable.")
+        list[Path] | None, typer.Option("--source", help="A text file to answer from. Repeatable.")
     ] = None,
     index: Annotated[
         str | None,
-        typer.Option(metavar="INDEX", help="Rest on what this index holds, and cite it."),
+        typer.Option(metavar="INDEX", help="Answer from this index and cite its passages."),
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", min=1, max=50, help="So many passages of the index (5).")] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
+    ] = None,
     source_filter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this source of the index. Repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
-        typer.Option(help="For whom: which near passages are used, and which cue, if the model learnt both."),
+        typer.Option(help="Reader of the answer. Selects passages, and the prompt's cue if the model has both."),
     ] = "plain",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable."),
+        typer.Option(
+            "--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask a model one question."""
+    """Ask a model one question, with or without sources to cite.
+
+    Example: `meditune ask runs/quickstart "Does aspirin help with migraine?" --index library`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.assistant.cited_answers import ask as answer
     from meditune.files import read_text
 
@@ -69,18 +71,18 @@ def ask(
         from meditune.retrieve.context_packing import chooser
 
         if source:
-            raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
+            raise DataError("Give --source or --index, not both. To add files to an index, use --documents FOLDER.")
         answerer = open_answerer(model, index, source_filter, max_new_tokens, api, style=style)
         print_cited(answerer.answer(question, k or PASSAGES, source_filter, chooser(style)), json)
         return
     if k or source_filter:
-        raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")
+        raise DataError("-k and --source-filter select passages of an index; name the index with --index.")
     sources = [read_text(path) for path in source or []]
     print_answer(answer(model, question, sources, max_new_tokens, api, style), bool(sources), json)
 
 
 def print_cited(answer: CitedAnswer, as_json: bool) -> None:
-    """An answer with its sources, or the sources alone, and what every medical answer carries."""
+    """Print an answer with its sources, or only the sources, and the medical disclaimer."""
     from meditune.retrieve import citations
 
     if as_json:
@@ -92,7 +94,7 @@ def print_cited(answer: CitedAnswer, as_json: bool) -> None:
 
 
 def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> None:
-    """The answer, the decision, and what every medical answer carries."""
+    """Print the answer, the decision and the medical disclaimer."""
     from meditune.prompts import LIMITS
 
     if as_json:
@@ -101,48 +103,71 @@ def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> No
     out = console()
     out.print(answer.text or "(the model wrote nothing)", markup=False)
     shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())
-    decision = answer.decision or "neither yes, no nor maybe"
+    decision = answer.decision or "none of yes, no and maybe"
     out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
     if not has_sources:
-        out.print("No source was given (--source FILE): this answer rests on the model's memory alone.", style="yellow")
+        out.print("The answer comes from the model's memory alone. Give a source with --source FILE.", style="yellow")
     out.print(LIMITS, style="dim")
 
 
 app = typer.Typer(
-    help="An index of medical texts, to search and to cite from.", no_args_is_help=True, rich_markup_mode=None
+    help="Build, update and search an index of medical texts to cite from.\n\nGuide: docs/how-to/retrieve-and-cite.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Where = Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PLACE.")]
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        "--source", metavar="NAME[=PATH]", help="medquad, medquad-judged, pubmedqa or mimic; may be repeated."
+        "--source",
+        metavar="NAME[=PATH]",
+        help="A data source: medquad, medquad-judged, pubmedqa or mimic. Repeatable.",
     ),
 ]
 Documents = Annotated[
     list[str] | None,
-    typer.Option("--documents", metavar="[NAME=]FOLDER", help="Your own text, Markdown, HTML and PDF files."),
+    typer.Option(
+        "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML and PDF files. Repeatable."
+    ),
 ]
 Pubmed = Annotated[
-    list[str] | None, typer.Option("--pubmed", metavar="FILE", help="PubMed's XML, .xml or .xml.gz, or a folder of it.")
+    list[str] | None,
+    typer.Option("--pubmed", metavar="FILE", help="A PubMed file (.xml, .xml.gz) or a folder of them. Repeatable."),
 ]
 Embedding = Annotated[
     str | None,
-    typer.Option(help="all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model."),
+    typer.Option(
+        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model."
+    ),
 ]
 
 
 @app.command()
 def build(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="INDEX", help="A folder, or s3://BUCKET/PLACE.")],
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe, whose sources are taken.")] = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PLACE."
+        ),
+    ],
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Build anew what is there; searches go on.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace an existing index; searches still work meanwhile.")
+    ] = False,
 ) -> None:
-    """Build an index of the sources. The same command goes on where it was stopped."""
+    """Build an index of the given sources.
+
+    Repeat an interrupted command to resume it.
+
+    Example: `meditune index build --source pubmedqa --documents guidelines -o library`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.retrieve import collections
     from meditune.retrieve.build_index import build as make
     from meditune.retrieve.storage import index_storage
@@ -159,10 +184,19 @@ def update(
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
-    remove: Annotated[list[str] | None, typer.Option(metavar="SOURCE", help="Take a source out of the index.")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")
+    ] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Read the sources again (all, unless some are named); only what changed is embedded."""
+    """Read the sources of an index again and embed what changed.
+
+    Without source options all sources are read.
+
+    Example: `meditune index update library --documents guidelines`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.retrieve import index as manifest
     from meditune.retrieve.build_index import update as bring_up
     from meditune.retrieve.storage import index_storage
@@ -176,21 +210,26 @@ def update(
 
 @app.command()
 def stats(index: Where) -> None:
-    """What is in an index, under which licences, and what made it."""
+    """Print an index's sources, licences, embedding model and dates.
+
+    Example: `meditune index stats library`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.retrieve import index as manifest
     from meditune.retrieve.storage import index_storage
 
     said = manifest.read(index_storage(index))
     for name, source in said.sources.items():
-        marks = "  RESTRICTED: may not be passed on" if source["restricted"] else ""
+        marks = "  RESTRICTED: don't share it" if source["restricted"] else ""
         licences = source["licences"]
         more = f" and {len(licences) - 3} more" if len(licences) > 3 else ""
         typer.echo(
             f"{name}: {counted(source['passages'], 'passage')} of {counted(source['documents'], 'document')} "
             f"({'; '.join(licences[:3])}{more}){marks}"
         )
-    typer.echo(f"Together: {counted(said.passages, 'passage')} of {counted(said.documents, 'document')}")
-    typer.echo(f"Embedding: {said.embedding['name']}, {said.embedding['dimension']} numbers a vector")
+    typer.echo(f"Total: {counted(said.passages, 'passage')} of {counted(said.documents, 'document')}")
+    typer.echo(f"Embedding: {said.embedding['name']}, {said.embedding['dimension']} dimensions")
     typer.echo(f"Created: {said.created}, updated: {said.updated}")
     typer.echo(f"Content: {said.content}")
 
@@ -198,20 +237,27 @@ def stats(index: Where) -> None:
 @app.command()
 def search(
     index: Where,
-    question: Annotated[str, typer.Argument(metavar="QUESTION")],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="So many hits.")] = 5,
-    source: Annotated[list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only from this date on: 2018, 2018-05 or 2018-05-17.")] = None,
-    until: Annotated[str | None, typer.Option(help="Only up to this date.")] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Search only this source. Repeatable.")] = None,
+    since: Annotated[str | None, typer.Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
+    until: Annotated[str | None, typer.Option(help="Latest date.")] = None,
     mode: Annotated[
-        str, typer.Option(help="hybrid, fused (no reranker), words (BM25) or meaning (vectors).")
+        str, typer.Option(help="Search method: hybrid, fused (no reranker), words (BM25) or meaning (vectors).")
     ] = "hybrid",
-    per_document: Annotated[int, typer.Option(min=1, help="So many passages of one document.")] = 1,
-    diversity: Annotated[float, typer.Option(min=0, max=1, help="How much likeness to better hits counts.")] = 0.0,
+    per_document: Annotated[int, typer.Option(min=1, help="Maximum number of passages from one document.")] = 1,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="Penalty on similarity to better hits; 0 is none.")
+    ] = 0.0,
     embedding: Embedding = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a hit.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:
-    """The passages that bear best on a question."""
+    """Print the passages that match a question best.
+
+    Example: `meditune index search library "metformin and kidney function" -k 3`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.retrieve.index import Index
 
     found = Index.open(index, embedding).search(
@@ -232,7 +278,12 @@ def search(
 
 @app.command()
 def unlock(index: Where) -> None:
-    """Free an index in object storage that a killed process left locked."""
+    """Unlock an index in object storage after its writer was killed.
+
+    Example: `meditune index unlock s3://bucket/library`.
+
+    Guide: docs/how-to/retrieve-and-cite.md.
+    """
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())
@@ -255,11 +306,11 @@ def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
             more = ", ..." if count > len(some) else ""
             typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
     for name in made.restricted:
-        typer.echo(f"{name} is restricted: its licence forbids passing this index, or passages of it, to others.")
+        typer.echo(f"{name} is restricted: its licence forbids sharing this index or its passages.")
     typer.echo(
         f"{counted(made.passages, 'passage')} of {counted(made.documents, 'document')}: "
         f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
-        f"{changes.kept:,} as they were."
+        f"{changes.kept:,} unchanged."
     )
     where = index if "://" in index else Path(index).resolve()
     typer.echo(f'Index: {where}. Search it: meditune index search {index} "QUESTION"')
@@ -270,9 +321,9 @@ LINES = 6
 
 
 def as_text(found: Found) -> Iterator[str]:
-    """Each hit's title, origin and the beginning of its text."""
+    """Yield lines with each hit's title, origin, scores and the beginning of its text."""
     if not found.hits:
-        yield "Nothing was found. Use other words, or narrow the search less."
+        yield "Nothing was found. Use other words or fewer filters."
     for number, hit in enumerate(found.hits, start=1):
         passage = hit.passage
         yield f"{number}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
@@ -286,13 +337,13 @@ def as_text(found: Found) -> Iterator[str]:
 
 
 def as_json(found: Found) -> Iterator[str]:
-    """One object a hit: its passage's fields, `score`, `words`, `meaning`."""
+    """Yield one JSON object for each hit: the passage's fields, `score`, `words` and `meaning`."""
     for hit in found.hits:
         said = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
         yield json.dumps(said, ensure_ascii=False)
 
 
 def _scores(hit: Hit) -> str:
-    words = "not among the words' best" if hit.words is None else f"words {hit.words:.1f}"
-    meaning = "not among the nearest in meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
+    words = "not in the top by words" if hit.words is None else f"words {hit.words:.1f}"
+    meaning = "not in the top by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
     return f"score {hit.score:.4f}: {words}, {meaning}"

@@ -1,11 +1,4 @@
-"""`meditune data`: the data stage on its own. Heavy libraries are imported by what the commands call.
-
-`meditune data diversity`: a survey of what prepared data cover, as diversity.json and diversity.html.
-
-What was prepared, its terms, and what is wrong with it.
-
-What quality control found, for the terminal.
-"""
+"""`meditune data`: prepare, audit, survey and publish data; print what was read, split and found."""
 
 from __future__ import annotations
 
@@ -29,25 +22,38 @@ if TYPE_CHECKING:
     from meditune.data.prepare import Prepared
     from meditune.data.read_sources import Terms
 
-app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Prepare, audit, survey, restore, de-identify and publish data.\n\nGuide: docs/how-to/check-data.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command()
 def diversity(
     what: Annotated[
-        str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or of a run.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or `meditune run`."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
     compare: Annotated[
-        str | None, typer.Option(metavar="RECIPE|RUN", help="What the data were before: shown side by side.")
+        str | None, typer.Option(metavar="RECIPE|RUN", help="An earlier state of the data, to show side by side.")
     ] = None,
-    clusters: Annotated[int, typer.Option(min=0, max=24, help="Clusters of questions in meaning; 0 leaves out.")] = 12,
+    clusters: Annotated[
+        int, typer.Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")
+    ] = 12,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
     ] = None,
 ) -> None:
-    """What prepared data cover and hardly cover, as a page: sources, topics, people, reading grades, clusters."""
+    """Survey what data cover: sources, topics, people, reading grades, clusters.
 
+    Example: `meditune data diversity quickstart --output survey`.
+
+    Guide: docs/how-to/measure-diversity.md.
+    """
     for line in said(survey(what, output, compare, clusters, overrides or [])):
         typer.echo(line)
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
@@ -57,31 +63,40 @@ def diversity(
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
     repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="The data set at the Hugging Face hub: OWNER/NAME.")
+        str, typer.Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
     ],
-    public: Annotated[bool, typer.Option("--public", help="Let everyone see it; else only you and yours.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Send it without asking.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the data set public; it is private by default.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
-    """Send a prepared set with its card to the hub; restricted sets are refused."""
+    """Upload a prepared data set with its card to the Hugging Face hub.
+
+    Data sets with restricted rows are refused.
+
+    Example: `meditune data push runs/quickstart OWNER/NAME`.
+
+    Reference: docs/reference/licences.md.
+    """
     from meditune.cli.options import approval, refuse_upload
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)
     approval(yes, refuse_upload)(upload.text())
-    typer.echo(f"Sent: {hub_upload.push(upload)}")
+    typer.echo(f"Uploaded: {hub_upload.push(upload)}")
 
 
 class Engine(StrEnum):
-    """Where a stream's rows are looked at."""
+    """Where rows of a stream are checked."""
 
     LOCAL = "local"
     RAY = "ray"
 
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: data.split=group. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example data.split=group. Repeatable."),
 ]
 
 
@@ -89,11 +104,16 @@ Overrides = Annotated[
 def prepare(
     recipe: RecipeName,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
+        Path, typer.Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Read, audit and split the recipe's data into OUTPUT/data."""
+    """Read, audit and split a recipe's data into OUTPUT/data.
+
+    Example: `meditune data prepare quickstart --output runs/quickstart`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune import pipeline
     from meditune.config.load_recipe import load_recipe
 
@@ -104,22 +124,27 @@ def prepare(
 @app.command()
 def audit(
     what: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of your own (.jsonl, .json, .csv, .parquet).")
+        str, typer.Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the findings.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the table, page and ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
-        typer.Option(
-            "--stream/--no-stream", help="Read a file of your own in batches, however large; by its size if not given."
-        ),
+        typer.Option("--stream/--no-stream", help="Read your own file in batches; by default, only large files are."),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Where a stream's rows are looked at: here, or on Ray.")
+        Engine, typer.Option(help="Where to check rows of a stream: in local processes or on Ray.")
     ] = Engine.LOCAL,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that look at a stream's rows.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
 ) -> None:
-    """Quality control alone: what each rule finds, as a table, a page and a ledger; no split is kept."""
+    """Run quality control alone and show what each rule finds.
+
+    The command writes a table, a page and a ledger, and stores no split.
+
+    Example: `meditune data audit pairs.csv --output audit`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.cli.options import console
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
@@ -132,11 +157,16 @@ def audit(
 
 @app.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or that of an audit.")],
-    identifier: Annotated[str, typer.Argument(metavar="ID", help="The row's id, as the ledger has it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or an audit.")],
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="The row's id in the ledger.")],
     to: Annotated[Path | None, typer.Option("--to", help="Add the row to this JSON Lines file.")] = None,
 ) -> None:
-    """Give back a row that quality control dropped or changed, as it was read."""
+    """Print a dropped or changed row as it was read.
+
+    Example: `meditune data restore audit pairs-17 --to restored.jsonl`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.data.quality.ledger import put_back
     from meditune.data.quality.ledger import restore as find
 
@@ -152,24 +182,34 @@ def restore(
 
 @app.command()
 def phi(
-    what: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV, JSON Lines ... file, or a recipe.")],
+    what: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
-        Path | None, typer.Option("--mask", metavar="OUT", help="Write a copy without what was found to this file.")
+        Path | None,
+        typer.Option("--mask", metavar="OUT", help="Write a copy of FILE without the identifiers to this file."),
     ] = None,
     action: Annotated[
-        str | None, typer.Option(help="What takes its place there: mask (placeholders) or surrogate (invented).")
+        str | None,
+        typer.Option(help="Replace identifiers in the copy by: mask (placeholders) or surrogate (invented)."),
     ] = None,
     group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Whose rows are one patient's, for surrogates.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates."),
     ] = None,
-    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Look for this kind only. Repeatable.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What looks: rules or presidio.")] = None,
-    show: Annotated[int, typer.Option(min=0, help="Show so many places, with what was found blotted out.")] = 0,
+    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Look only for this kind. Repeatable.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Detector: rules or presidio.")] = None,
+    show: Annotated[
+        int, typer.Option(min=0, help="Show this many findings in context, with the identifier masked.")
+    ] = 0,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
     ] = None,
 ) -> None:
-    """Count identifiers of patients in a file or a recipe's data, and write a copy of the file without them."""
+    """Count identifiers of patients, and write a copy of a file without them.
+
+    Example: `meditune data phi notes.txt --mask notes-masked.txt`.
+
+    Guide: docs/how-to/find-identifiers.md.
+    """
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(what, output, action, group, kinds or [], engine, show, overrides or [])
@@ -184,11 +224,11 @@ SEED = 17
 
 
 def survey(what: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """Survey a recipe's or a run's data and leave diversity.json and diversity.html in `output`.
+    """Return a survey of a recipe's or a run's data; write it as diversity.json and diversity.html to `output`.
 
-    A recipe's data are prepared in `output`, as `meditune data prepare` does, unless they are there already; those of
-    `other`, what the data were before, in `output/before`. With `count` clusters of questions, where the sentence model
-    can be had. Raises DataError and RecipeError as preparing does.
+    A recipe's data are prepared in `output`, as by `meditune data prepare`, unless they are there already. `other` is
+    an earlier state of the data; if it is a recipe, its data are prepared in `output/before`. The survey has `count`
+    clusters of questions if the sentence model is available. Raise DataError and RecipeError as preparing does.
     """
     from meditune.data.diversity.coverage import compared
     from meditune.data.diversity.coverage import diversity as diversity_of_profile
@@ -215,7 +255,7 @@ def survey(what: str, output: Path, other: str | None, count: int, overrides: Se
 
 
 def said(result: dict[str, Any]) -> Iterator[str]:
-    """The survey in a few lines for the terminal."""
+    """Yield the survey in a few lines for the terminal."""
     train = result["splits"]["train"]
     yield f"{train['examples']:,} training examples."
     for name, dimension in train["dimensions"].items():
@@ -223,7 +263,7 @@ def said(result: dict[str, Any]) -> Iterator[str]:
             top = max(dimension["groups"], key=lambda row: row["count"])
             yield (
                 f"{name.replace('_', ' ')}: {dimension['distinct']:,} groups, effective number "
-                f"{dimension['shannon']:,.1f}; most often {top['group']} ({top['share']:.0f} %)"
+                f"{dimension['shannon']:,.1f}; most frequent {top['group']} ({top['share']:.0f} %)"
             )
     for name, source in result["sources"].items():
         if "reading_grade" in source:
@@ -231,7 +271,7 @@ def said(result: dict[str, Any]) -> Iterator[str]:
     if "clusters" in result:
         found = result["clusters"]
         yield (
-            f"{len(found['clusters'])} clusters of questions count for {found['effective']:.1f}; largest: "
+            f"{len(found['clusters'])} clusters of questions, effective number {found['effective']:.1f}; largest: "
             f"{found['clusters'][0]['name']}"
         )
     for remark in result["remarks"]:
@@ -254,17 +294,17 @@ def _clusters(sets: dict[str, Sequence[Example]], count: int) -> dict[str, Any] 
     from meditune.models.sentence_encoder import embed
 
     try:
-        return clusters(chosen(sets, SEED), lambda texts: embed(texts, "Questions as vectors"), count, SEED)
+        return clusters(chosen(sets, SEED), lambda texts: embed(texts, "Embedding questions"), count, SEED)
     except ModelError as error:
-        print(f"Clusters are left out: {error}", file=sys.stderr)
+        print(f"The survey has no clusters: {error}", file=sys.stderr)
         return None
 
 
-DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
+DONE = {"report": "unchanged", "mask": "masked", "surrogate": "replaced by invented ones"}
 
 
 def print_leakage(*checks: dict[str, Any]) -> None:
-    """What the check for leakage found, in red; nothing where it found nothing."""
+    """Print the leakage that was found, in red."""
     from meditune.data.leakage import described as said_of_leakage
 
     for checked in checks:
@@ -273,7 +313,7 @@ def print_leakage(*checks: dict[str, Any]) -> None:
 
 
 def print_data(data: Prepared, folder: Path) -> None:
-    """What the data stage read, left out and split."""
+    """Print what the data stage read, left out and split."""
 
     out = console()
     print_synthetic(data.synthetic)
@@ -289,7 +329,7 @@ def print_data(data: Prepared, folder: Path) -> None:
     if "decisions" in data.quality:
         done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
         missing = data.quality["decisions"]["not_in_the_data"]
-        out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
+        out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't in the data")
     looked_at = data.quality.get("phi", {})
     for name, row in looked_at.get("sources", {}).items():
         if row["with_identifiers"]:
@@ -304,13 +344,15 @@ def print_data(data: Prepared, folder: Path) -> None:
     for remark in remarks:
         out.print(f"Coverage: {escape(remark['said'])}")
     if remarks:
-        out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
+        out.print(
+            f"For an explanation and advice, run: meditune data diversity {folder.parent} --output DIR", markup=False
+        )
     print_terms(data.quality.get("terms", {}))
     out.print(f"Data: {folder.resolve()}")
 
 
 def print_terms(terms: Terms) -> None:
-    """What the licences ask for together where there are several, and a warning where rows are restricted."""
+    """Print what several licences require together, and a warning about restricted rows."""
     from meditune.data.read_sources import demands, warning
 
     if len(terms) > 1:
@@ -321,16 +363,24 @@ def print_terms(terms: Terms) -> None:
 
 
 def print_synthetic(synthetic: bool) -> None:
-    """A line that says so where the data are invented."""
+    """Print a notice if the data are synthetic."""
     if synthetic:
-        console().print("[bold yellow]SYNTHETIC sample: invented studies, figures say nothing about medicine.[/]")
+        console().print(
+            "[bold yellow]SYNTHETIC sample: the studies are invented, so the metrics say nothing about medicine.[/]"
+        )
 
 
-AUDIT_DONE = {"drop": "left out", "merge": "merged", "mend": "mended", "flag": "flagged", "group": "kept in one split"}
+AUDIT_DONE = {
+    "drop": "left out",
+    "merge": "merged",
+    "mend": "corrected",
+    "flag": "flagged",
+    "group": "kept in one split",
+}
 
 
 def print_audit(quality: dict[str, Any], out: Console) -> None:
-    """A line for each rule that found something, and what was left out and changed in all."""
+    """Print a line for each rule that found something, and how many rows were left out and changed."""
     from rich.table import Table
 
     audit = quality["audit"]
@@ -338,7 +388,7 @@ def print_audit(quality: dict[str, Any], out: Console) -> None:
     table.add_column("Rule")
     table.add_column("Rows", justify="right")
     table.add_column("Share", justify="right")
-    table.add_column("What was done")
+    table.add_column("Action")
     for name, row in audit["rules"].items():
         if row["rows"]:
             done = ", ".join(f"{count:,} {AUDIT_DONE[action]}" for action, count in row["done"].items())
@@ -351,7 +401,7 @@ def print_audit(quality: dict[str, Any], out: Console) -> None:
     touched = audit["dropped"] or audit["changed"]
     out.print(
         f"Quality control: {audit['rows']:,} rows, {audit['dropped']:,} left out, {audit['changed']:,} changed."
-        + (" Each is in ledger.parquet; `meditune data restore DIR ID` gives it back." if touched else "")
+        + (" ledger.parquet lists them; `meditune data restore DIR ID` prints the original." if touched else "")
     )
     if quality.get("not_split"):
         out.print(f"Not split: {quality['not_split']}", markup=False)

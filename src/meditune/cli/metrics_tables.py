@@ -1,4 +1,4 @@
-"""What was measured: figures, comparisons, what got worse."""
+"""Tables of metrics, comparisons and ratings in the terminal, and the line with what got worse."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from meditune.evaluate.predictions import Predictions
 
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
 MANY_SEEDS = 10
-"""With fewer, what they can't tell is said."""
-VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
+"""With fewer seeds, a note says what they can't show"""
+VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
+HINTED = "better before correction"
 
 
 def print_side_by_side(result: dict[str, Any], changed: int) -> None:
-    """Each model beside the first, what moved the wrong way, and `changed` items of either direction."""
+    """Print each model beside the first, metrics that got worse, and up to `changed` lost and gained items."""
     out, (first, *others) = console(), result["models"]
     short = _short_names(result["models"])
     for name in others:
@@ -39,7 +40,7 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
 
 
 def _short_names(names: list[str]) -> dict[str, str]:
-    """The last part of each path, where that tells them apart."""
+    """Return the last part of each path if these differ, else the whole paths."""
     last = {name: name.rstrip("/").rpartition("/")[2] for name in names}
     return last if len(set(last.values())) == len(names) else {name: name for name in names}
 
@@ -58,16 +59,16 @@ def _print_changes(rows: list[dict[str, Any]], shown: int) -> None:
 
 
 def _short(text: str | None, most: int = 60) -> str:
-    plain = " ".join((text or "none of the three").split())
+    plain = " ".join((text or "none of yes, no and maybe").split())
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
 def print_seeds(result: dict[str, Any]) -> None:
-    """How base, tuned and their difference spread over runs with other seeds, and what that can't tell."""
+    """Print how base, tuned and their difference vary over seeds, and what the number of seeds can't show."""
     table, metrics = Table(box=None, pad_edge=False), result["metrics"]
     beside = any(row.get("references") for row in metrics.values())
     titles = ["metric", "items", "base", "tuned", *(["references"] if beside else []), "mean difference", "sd", "range"]
-    for title in (*titles, "95 % interval", "p, Holm", "right way", "verdict"):
+    for title in (*titles, "95 % interval", "p, Holm", "improved", "verdict"):
         table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
     for name, row in metrics.items():
         digits = METRICS[name].digits
@@ -89,21 +90,21 @@ def print_seeds(result: dict[str, Any]) -> None:
     out, count = console(), len(result["seeds"])
     out.print(table)
     out.print(
-        f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap, of the mean over seeds and "
-        f"items. p: corrected by Holm's procedure for {len(metrics)} metrics."
+        f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap of the mean over seeds and "
+        f"items. p: corrected for {len(metrics)} metrics by Holm's procedure."
     )
     _print_unsure(metrics)
     if count < MANY_SEEDS:
         out.print(
-            f"{count} seeds tell whether the mean difference, over seeds and over items like these, lies on one side "
-            f"of 0. Their own variance is estimated with {count - 1} degree{'s' if count > 2 else ''} of freedom, so "
-            "the interval can't tell how far a single further seed may fall, whether a rare seed fails, or which of "
-            f"two recipes varies less. Run {MANY_SEEDS} or more seeds for that."
+            f"{count} seeds show whether the mean difference, over seeds and over items like these, is above or below "
+            f"0. The variance between seeds is estimated with {count - 1} degree{'s' if count > 2 else ''} of freedom, "
+            "so the interval can't show how far one more seed may deviate, whether a rare seed fails, or which of two "
+            f"recipes varies less. Run {MANY_SEEDS} or more seeds for that."
         )
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
-    """Both models' figures with the interval of their difference."""
+    """Print both models' metrics with the interval of their difference."""
     table = Table(box=None, pad_edge=False)
     beside = any(row.get("references") for row in result["comparison"].values())
     titles = ["metric", "items", first, second, *(["references"] if beside else []), "difference", "95 % interval"]
@@ -130,19 +131,20 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return VERDICTS[row["better"]] + ("?" if row["better"] and not survives_correction(row) else "")
+    return HINTED if row["better"] and not survives_correction(row) else VERDICTS[row["better"]]
 
 
 def _print_unsure(rows: dict[str, dict[str, Any]]) -> None:
-    """What "better?" means, where a verdict says that."""
+    """Explain the verdict HINTED if a row has it."""
     if any(row["better"] and not survives_correction(row) for row in rows.values()):
         console().print(
-            "better?: the interval excludes 0, but among so many metrics that may be chance (Holm's correction)."
+            f"{HINTED}: the interval excludes 0, but the change isn't significant after correction for the number of "
+            "metrics (Holm's procedure)."
         )
 
 
 def _references(row: dict[str, Any], digits: int) -> str:
-    """What the detector gives the reference answers; empty for metrics without a detector."""
+    """Return the detector's result for the reference answers; empty for metrics without a detector."""
     found = row.get("references")
     return f"{found['figure']:.{digits}f}" if found else ""
 
@@ -152,7 +154,7 @@ def _p(value: float) -> str:
 
 
 def print_crossval(result: dict[str, Any]) -> None:
-    """Mean and standard deviation over the folds, and the figures of all their items together."""
+    """Print the mean and standard deviation over the folds, and the metrics of the pooled items."""
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference"):
         table.add_column(title, justify="left" if title == "metric" else "right")
@@ -184,7 +186,7 @@ def print_crossval(result: dict[str, Any]) -> None:
 
 
 def print_crossval_worse(result: dict[str, Any]) -> None:
-    """The last line, as after a run, of the pooled figures."""
+    """Print which pooled metrics got worse, as after a run."""
     figures = {name: result["figures"][name] for name in result["worse"]}
     models = {model: {name: row[model]["pooled"] for name, row in figures.items()} for model in ("base", "tuned")}
     comparison = {name: row["difference"]["pooled"] for name, row in figures.items()}
@@ -192,7 +194,7 @@ def print_crossval_worse(result: dict[str, Any]) -> None:
 
 
 def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
-    """The figures of each model's ratings."""
+    """Print the metrics of each model's ratings."""
     table = Table(box=None, pad_edge=False)
     for title in ("", *(model or "all ratings" for model in ratings)):
         table.add_column(title, justify="right" if title else "left")
@@ -206,13 +208,13 @@ def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def print_remarks(remarks: list[str]) -> None:
-    """What one must know of the predictions before believing their figures."""
+    """Print warnings about the predictions."""
     for remark in remarks:
         console().print(f"[yellow]{escape(remark)}[/]")
 
 
 def print_worse(result: dict[str, Any]) -> None:
-    """The last line: which metrics moved the wrong way, in red, or that none did."""
+    """Print which metrics got worse, in red, or that none did."""
     if not result["worse"]:
         console().print("[green]No metric got worse.[/]")
         return
@@ -227,14 +229,14 @@ def print_worse(result: dict[str, Any]) -> None:
             within.append(f"{moved} (references {_references(row, digits) or 'not graded'})")
         else:
             (shown if row["better"] is False else noise).append(moved)
-    parts = [f"GOT WORSE: {'; '.join(shown)}"] if shown else []
-    parts += [f"MOVED THE WRONG WAY, but not beyond the references: {'; '.join(within)}"] if within else []
-    parts += [f"MOVED THE WRONG WAY, within noise: {'; '.join(noise)}"] if noise else []
+    parts = [f"SIGNIFICANTLY WORSE: {'; '.join(shown)}"] if shown else []
+    parts += [f"WORSE, but not beyond the references: {'; '.join(within)}"] if within else []
+    parts += [f"WORSE, but within noise: {'; '.join(noise)}"] if noise else []
     console().print(f"[bold red]{'. '.join(parts)}[/]")
 
 
 def print_figures(evaluation: dict[str, Any]) -> None:
-    """One model's figures."""
+    """Print one model's metrics."""
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     table.add_column(evaluation["model"], justify="right")
@@ -252,15 +254,15 @@ def print_figures(evaluation: dict[str, Any]) -> None:
 
 
 def print_conditions(result: dict[str, Any]) -> None:
-    """Each model closed book, with the given context and with retrieved passages; nothing where only one is there."""
+    """Print each model's metrics closed book, with the given context and with retrieved passages."""
     out, models = console(), result.get("conditions", {})
     for title, found in models.items():
         table = Table(box=None, pad_edge=False)
-        table.add_column(f"{title}, by what it is shown")
+        table.add_column(f"{title}, by context")
         for name in found:
             table.add_column(SHOWN_WITH[name], justify="right")
             if "comparison" in found[name]:
-                table.add_column("less given (95 % interval)", justify="right")
+                table.add_column("minus given (95 % interval)", justify="right")
         for metric in found["given"]["figures"]:
             digits, cells = METRICS[metric].digits, []
             for each in found.values():
@@ -279,6 +281,6 @@ def print_conditions(result: dict[str, Any]) -> None:
     if searched and "share" in searched:
         low, high = searched["ci95"]
         out.print(
-            f"Retrieval: an item's own document is among the {searched['k']} found for {searched['share']:.1f} % of "
-            f"{searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
+            f"Retrieval: the top {searched['k']} documents contain the item's own document for "
+            f"{searched['share']:.1f} % of {searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
         )

@@ -1,13 +1,4 @@
-"""Commands around models: merging, pruning, planning, listing. Heavy libraries are imported by what they call.
-
-`meditune export`: a tuned model in a form that other programs run. Heavy libraries are imported by what it calls.
-
-`meditune api`: a run's training job at an API. Heavy libraries are imported by what the commands call.
-
-What becomes of a model: the plan for it, and what pruning took.
-
-The catalogue as a table: what each base model is, where it comes from, and whether it fits this machine.
-"""
+"""Commands that list, plan, merge, prune and export models, and `meditune api` for a hosted training job."""
 
 from __future__ import annotations
 
@@ -29,13 +20,20 @@ if TYPE_CHECKING:
 
 
 def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a folder with a PEFT adapter.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
     keep_zeros: Annotated[
-        bool, typer.Option("--keep-zeros", help="Set weights that pruning made zero to zero again.")
+        bool, typer.Option("--keep-zeros", help="Set weights to zero again that pruning had set to zero.")
     ] = False,
 ) -> None:
-    """Merge an adapter into its base model, in full precision, as a folder that loads with plain transformers."""
+    """Merge an adapter into its base model, for plain transformers.
+
+    The merged model has full precision.
+
+    Example: `meditune merge runs/quickstart --output merged`.
+
+    Guide: docs/how-to/train-and-evaluate.md#merge-an-adapter.
+    """
     from meditune.export import merged
 
     for sentence in merged.remarks(merged.merge(model, output, keep_zeros)):
@@ -46,16 +44,21 @@ def merge(
 def prune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pruned model.")],
-    method: Annotated[str | None, typer.Option(help="magnitude, wanda, or layers.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="Which become zero: unstructured or 2-of-4.")] = None,
-    layers: Annotated[int | None, typer.Option(help="So many whole layers are taken out.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method: magnitude, wanda, or layers.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights to set to zero.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of whole layers to remove.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Calibrate and measure on this recipe's data instead of WikiText-2.")
+        str | None, typer.Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Prune a model, and measure what that costs and gains."""
+    """Prune a model, and measure quality, size and speed.
+
+    Example: `meditune prune smollm2-135m --method wanda --sparsity 0.3 --output pruned`.
+
+    Guide: docs/how-to/train-and-evaluate.md#pruning.
+    """
     from meditune.export import pruned
 
     method = method or ("layers" if layers else None)
@@ -74,11 +77,18 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(help="A well-known GPU (rtx4090, a100-80gb) in place of this machine.")
+        str | None, typer.Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Training examples that the time is predicted for.")] = 1000,
+    examples: Annotated[int, typer.Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
-    """Predict memory, speed and time of training for each strategy, and what fits; nothing is fetched or trained."""
+    """Predict memory, speed and time of training for each strategy.
+
+    The command downloads and trains nothing.
+
+    Example: `meditune plan mistral-7b --gpu rtx4090`.
+
+    Guide: docs/how-to/train-and-evaluate.md#will-it-fit.
+    """
     from meditune.train import resource_plan
 
     resolved = resolve(recipe, overrides).recipe
@@ -86,26 +96,39 @@ def plan(
 
 
 def models() -> None:
-    """Base models: what is here, what can be fetched, size, licence."""
+    """List the base models with size, licence and availability.
 
+    Example: `meditune models`.
+
+    Reference: docs/reference/data-and-models.md.
+    """
     typer.echo(table(rows()))
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, onnx, ollama, or hub to send it.")
+        str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, onnx, ollama, or hub to upload it.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the exported model; else MODEL/export/FORM.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the exported model; MODEL/export/FORM by default.")
     ] = None,
     repository: Annotated[
-        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With hub: where the merged model goes.")
+        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With hub: let everyone see it; else only you.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With hub: send it without asking.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --to hub: make the model public; it is private by default.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
-    """Export a model, and check it against the original: a drift over the tolerance fails the export."""
+    """Export a model for other programs, and verify the result.
+
+    The export fails if its outputs differ from the original model's by more than the tolerance.
+
+    Example: `meditune export runs/quickstart --to gguf`.
+
+    Guide: docs/how-to/export-and-engines.md.
+    """
     if to == "hub":
         _to_hub(model, output, repository, public, yes)
         return
@@ -126,20 +149,30 @@ def _to_hub(model: str, output: Path | None, repository: str | None, public: boo
 
     run = Path(model).expanduser()
     if not repository:
-        raise ModelError("Where is it to go? Name the model at the hub: --repo OWNER/NAME")
+        raise ModelError("--to hub needs the name of the model on the hub: --repo OWNER/NAME.")
     hub.refuse_without_data(run)
     make(model, "merged", output)
     upload = hub.planned(run, output or run / EXPORTS / "merged", repository, private=not public)
     approval(yes, refuse_upload)(upload.text())
-    typer.echo(f"Sent: {hub.push(upload)}")
+    typer.echo(f"Uploaded: {hub.push(upload)}")
 
 
-app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Show or cancel a run's training job at an API.\n\n"
+    "Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command()
 def status(folder: Run) -> None:
-    """How a run's training job is."""
+    """Print the state of a run's training job at the API.
+
+    Example: `meditune api status runs/gpt`.
+
+    Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.
+    """
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.status(folder))
@@ -147,14 +180,19 @@ def status(folder: Run) -> None:
 
 @app.command()
 def cancel(folder: Run) -> None:
-    """End a run's training job at the API."""
+    """Cancel a run's training job at the API.
+
+    Example: `meditune api cancel runs/gpt`.
+
+    Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.
+    """
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.cancel(folder))
 
 
 def print_pruning(facts: dict[str, Any]) -> None:
-    """What pruning did to quality, size and speed."""
+    """Print how pruning changed quality, size and speed."""
     out, table = console(), Table(box=None, pad_edge=False)
     for title in ("", "before", "after", "change"):
         table.add_column(title, justify="right" if title else "left")
@@ -166,7 +204,7 @@ def print_pruning(facts: dict[str, Any]) -> None:
         ("layers", "layers", ",d"),
         ("parameters", "parameters", ",d"),
         ("bytes", "bytes", ",d"),
-        ("weights that aren't zero", "nonzero_share", ".1%"),
+        ("nonzero weights", "nonzero_share", ".1%"),
         ("zeros in the linear layers", "zeros_in_layers", ".1%"),
         ("tokens/s, forward", "tokens_per_s", ",.0f"),
     ):
@@ -177,20 +215,20 @@ def print_pruning(facts: dict[str, Any]) -> None:
     out.print(table)
     if "removed_layers" in facts:
         shown = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
-        out.print(f"Layers taken out, counted from 0, with their influence: {shown}.")
+        out.print(f"Removed layers, counted from 0, with their influence: {shown}.")
     for remark in facts["remarks"]:
         out.print(remark)
 
 
 def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
-    """What each strategy would take, the recipe's own way first, and the changes with which the recipe fits."""
+    """Print the cost of each strategy, the recipe's own first, and changes that make the recipe fit."""
     from meditune.train.hardware_target import UTILIZATION
 
     out, target = console(), planned.target
     tokens = round(examples * recipe.train.epochs * planned.example_tokens)
     out.print(
         f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
-        f"({target.source}), of which training is taken to reach {UTILIZATION[target.device]:.0%}."
+        f"({target.source}), of which training is assumed to reach {UTILIZATION[target.device]:.0%}."
     )
     table = Table(box=None, pad_edge=False)
     titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
@@ -212,18 +250,18 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         )
     out.print(table)
     out.print(
-        f"* the recipe as it is. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
-        f"{planned.example_tokens} tokens each, the most that prompt.max_tokens allows. "
-        "Memory is that of training; measuring before and after can take more of it, and time of its own."
+        f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
+        f"{planned.example_tokens} tokens each, the maximum that prompt.max_tokens allows. "
+        "Time and memory are for training only; the evaluations before and after take time and may need more memory."
     )
     for line in planned.advice:
         out.print(f"The recipe would fit with {line}", markup=False)
     if planned.own.verdict != "fits" and not planned.advice:
-        out.print("No change that is known here makes the recipe fit: take a smaller model.base.")
+        out.print("No known change makes the recipe fit. Use a smaller model.base.")
 
 
 BESIDE_WEIGHTS_GB = 4.5
-"""What training the small models with the default 2,048-token pieces took beside their weights, measured on a CPU."""
+"""Memory that training small models took besides their weights, measured on a CPU with pieces of 2,048 tokens"""
 
 HERE = "here"
 
@@ -238,11 +276,11 @@ class Row(NamedTuple):
     where: str
     """ "here", "from a Python package (93 MB)", "from the hub" or "API only"."""
     fits: str
-    """Whether tuning it fits this machine's memory, by an estimate; empty where the size isn't known."""
+    """Estimate whether tuning fits in this machine's memory; empty if the size is unknown"""
 
 
 def rows() -> list[Row]:
-    """Every base model that a recipe can name, in the catalogue's order."""
+    """Return every base model that a recipe can name, in the catalogue's order."""
     from meditune.models.catalogue import CATALOGUE
     from meditune.models.load import bf16_is_fast
 
@@ -257,7 +295,7 @@ def rows() -> list[Row]:
 
 
 def where(model: BaseModel) -> str:
-    """Where the model would come from if it was loaded now."""
+    """Return where the model would come from if it were loaded now."""
     if model.api:
         return "API only"
     if model.package:
@@ -266,7 +304,7 @@ def where(model: BaseModel) -> str:
 
 
 def training_gb(parameters: str, bytes_each: int = 2) -> float | None:
-    """Estimated memory in GB for tuning a model with so many parameters ("135 M"); None where that isn't a number."""
+    """Return the estimated memory in GB for tuning a model of this size ("135 M"); None if that isn't a number."""
     match = re.fullmatch(r"([\d.]+) ([MB])", parameters)
     if match is None:
         return None
@@ -275,8 +313,8 @@ def training_gb(parameters: str, bytes_each: int = 2) -> float | None:
 
 
 def table(models: list[Row]) -> str:
-    """The rows as aligned text under their headings."""
-    headings = ("Name", "Model", "Size", "Licence", "Where", "Fits in memory to tune (estimate)")
+    """Return the rows as aligned text under headings."""
+    headings = ("Name", "Model", "Size", "Licence", "Where", "Tuning fits in memory (estimate)")
     lines = [headings, *models]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join(
@@ -288,7 +326,11 @@ def _fits(model: BaseModel, bytes_each: int, room: float) -> str:
     needed = training_gb(model.parameters, bytes_each)
     if model.api or needed is None:
         return ""
-    return f"yes, about {needed:.0f} GB" if needed <= room else f"no, about {needed:.0f} GB; {room:.0f} GB are free"
+    return (
+        f"yes, about {needed:.0f} GB"
+        if needed <= room
+        else f"no, about {needed:.0f} GB; this machine has {room:.0f} GB"
+    )
 
 
 def _in_hub_cache(hub_id: str) -> bool:

@@ -1,11 +1,4 @@
-"""The commands of `meditune drift`: parsing and printing. Heavy libraries are imported by what they call.
-
-`meditune update`: new research is taken in. Heavy libraries are imported by what it calls.
-
-The commands of `meditune learn`: parsing and printing. Heavy libraries are imported by what they call.
-
-A queue in the terminal and as JSON.
-"""
+"""`meditune drift`, `meditune update` and `meditune learn`: watch requests, import research, ask experts."""
 
 from __future__ import annotations
 
@@ -27,21 +20,21 @@ if TYPE_CHECKING:
     from meditune.operate.literature.update import Report
 
 app = typer.Typer(
-    help="Whether questions and answers are still what they were.", no_args_is_help=True, rich_markup_mode=None
+    help="Detect changes in a service's questions and answers.\n\nGuide: docs/how-to/detect-drift.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Where = Annotated[
     str,
-    typer.Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file with a question on each line."),
+    typer.Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file with one question per line."),
 ]
-ReferenceFile = Annotated[Path, typer.Option("--reference", help="What `meditune drift fit` wrote.")]
-Embedding = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="The embedding model; by default the reference's.")
-]
+ReferenceFile = Annotated[Path, typer.Option("--reference", help="The file that `meditune drift fit` wrote.")]
+Embedding = Annotated[str | None, typer.Option(metavar="MODEL", help="Embedding model; the reference's by default.")]
 StateFile = Annotated[
     Path | None,
     typer.Option(
-        "--state", help="Where the next check goes on from. Of a store: beside the reference unless named; else none."
+        "--state", help="File with the position to resume from. A store has one next to the reference by default."
     ),
 ]
 
@@ -49,12 +42,17 @@ StateFile = Annotated[
 @app.command()
 def fit(
     where: Where,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="REFERENCE", help="The reference's file.")],
-    last: Annotated[int | None, typer.Option(min=1, help="Only so many of the latest requests.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
+    last: Annotated[int | None, typer.Option(min=1, help="Use only this many of the latest requests.")] = None,
     embedding: Embedding = None,
-    seed: Annotated[int, typer.Option(help="Decides which half is learned from.")] = 17,
+    seed: Annotated[int, typer.Option(help="Seed of the split into a half to fit and a half to calibrate.")] = 17,
 ) -> None:
-    """Learn what requests are like in a good time. Later ones are held against it."""
+    """Learn from normal requests the reference for later checks.
+
+    Example: `meditune drift fit store --output drift/reference`.
+
+    Guide: docs/how-to/detect-drift.md.
+    """
     from meditune.operate.drift import reference
     from meditune.operate.drift.check import RequestSource, fit_reference
 
@@ -71,21 +69,28 @@ def check(
     reference: ReferenceFile,
     state: StateFile = None,
     alarms: Annotated[
-        float, typer.Option(min=1e-6, help="False alarms put up with in 10,000 requests, of all signals together.")
+        float, typer.Option(min=1e-6, help="Tolerated false alarms per 10,000 requests, over all signals.")
     ] = 0.1,
-    least: Annotated[str, typer.Option(help="slight, small, medium or large: smaller changes are no alert.")] = "small",
+    least: Annotated[
+        str, typer.Option(help="Smallest change that is an alert: slight, small, medium or large.")
+    ] = "small",
     embedding: Embedding = None,
     canary: Annotated[
-        Path | None, typer.Option(help="Results of `meditune drift canary`; their verdict counts here, too.")
+        Path | None, typer.Option(help="Results of `meditune drift canary`; an alert there counts, too.")
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Write the evidence to this HTML page.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the evidence to this HTML file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     notify: Annotated[
-        bool, typer.Option("--notify", help="Send alerts to the channels that the environment names.")
+        bool, typer.Option("--notify", help="Send alerts to the channels set by environment variables.")
     ] = False,
-    link: Annotated[str, typer.Option(help="What alerts point to; by default the page's path.")] = "",
+    link: Annotated[str, typer.Option(help="Link in the alerts; the path of --page by default.")] = "",
 ) -> None:
-    """Hold new requests against a reference. Ends with code 6 where an alert is open."""
+    """Compare new requests with a reference; exit code 6 means an open alert.
+
+    Example: `meditune drift check store --reference drift/reference --page drift.html`.
+
+    Guide: docs/how-to/detect-drift.md.
+    """
     from meditune.operate.drift import canaries, drift_report
     from meditune.operate.drift import check as evidence
     from meditune.operate.drift.alerts import SEVERITIES, Policy
@@ -95,7 +100,7 @@ def check(
     from meditune.operate.drift.reference import load
 
     if least not in SEVERITIES:
-        raise DataError(f"--least {least}: one of {', '.join(SEVERITIES)}.")
+        raise DataError(f"--least {least}: use one of {', '.join(SEVERITIES)}.")
     source, known = RequestSource(where), load(reference)
     place = state or (state_of(reference) if source.is_store else None)
     level = next(each for each in SEVERITIES if each == least)
@@ -120,11 +125,20 @@ def check(
 
 @app.command()
 def canary(
-    questions: Annotated[Path, typer.Argument(metavar="CANARIES", help="Questions with known answers, JSON Lines.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RESULTS", help="Runs are added to this file.")],
-    url: Annotated[str, typer.Option(envvar="MEDITUNE_URL", help="The server.")] = "http://127.0.0.1:8000",
+    questions: Annotated[
+        Path, typer.Argument(metavar="CANARIES", help="JSON Lines file of questions with known answers.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RESULTS", help="Append the results to this file.")],
+    url: Annotated[str, typer.Option(envvar="MEDITUNE_URL", help="Address of the server.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Ask a server (its key: MEDITUNE_KEY) questions whose answers are known. Ends with code 6 when it got worse."""
+    """Ask a server questions with known answers; exit code 6 means it got worse.
+
+    The environment variable MEDITUNE_KEY holds the server's key.
+
+    Example: `meditune drift canary canaries.jsonl --output drift/canaries.jsonl`.
+
+    Guide: docs/how-to/detect-drift.md#canaries.
+    """
     from meditune.operate.drift import canaries
 
     run = canaries.ask(canaries.read(questions), url)
@@ -138,7 +152,12 @@ def canary(
 
 @app.command()
 def status(reference: ReferenceFile) -> None:
-    """Which alerts were sent, and which couldn't be."""
+    """List alerts that were sent and alerts that couldn't be sent.
+
+    Example: `meditune drift status --reference drift/reference`.
+
+    Guide: docs/how-to/detect-drift.md#alerts.
+    """
     from meditune.operate.drift.drift_watcher import outbox_of
     from meditune.operate.drift.notifications import Outbox
 
@@ -157,7 +176,7 @@ def _notify(found: CheckResult, verdict: dict[str, object] | None, reference: Pa
 
 
 def _refuse(found: CheckResult, verdict: dict[str, object] | None) -> None:
-    """Raise DriftError that names every open alert."""
+    """Raise DriftError, which names every open alert."""
     said = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in found.monitor.alerts()]
     if verdict and verdict["alert"]:
         said.append(f"canaries: {verdict['said']}")
@@ -166,62 +185,72 @@ def _refuse(found: CheckResult, verdict: dict[str, object] | None) -> None:
 
 
 SHOWN = 10
-"""So many retracted articles are named."""
+"""Number of retracted articles, and of queued items, that are printed"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def update(
-    library: Annotated[Path, typer.Argument(metavar="LIBRARY", help="A folder that keeps articles, pairs and lists.")],
+    library: Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder for articles, pairs and lists.")],
     query: Annotated[
-        list[str] | None, typer.Option(metavar="QUERY", help="A PubMed query, as on its site. Repeatable.")
+        list[str] | None, typer.Option(metavar="QUERY", help="A PubMed query, in the syntax of its site. Repeatable.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="DATE", help="The first time, only what changed from 2026-01-31 on.")
+        str | None,
+        typer.Option(metavar="DATE", help="On the first update, import only changes since this date (2026-01-31)."),
     ] = None,
     files: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, .md5 beside them)."),
+        typer.Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, each with its .md5)."),
     ] = None,
-    first: Annotated[str | None, typer.Option(metavar="FILE", help="Begin with this update file.")] = None,
+    first: Annotated[str | None, typer.Option(metavar="FILE", help="Start with this update file.")] = None,
     documents: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]FOLDER", help="Guidelines: text, Markdown, HTML, PDF files.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF. Repeatable."),
     ] = None,
     index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="The index to bring up to date; built where there is none.")
+        str | None, typer.Option(metavar="INDEX", help="The index to update. It is built if it doesn't exist.")
     ] = None,
     email: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Where NCBI can write to you. It asks for that."
-        ),
+        typer.Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your contact address, which NCBI asks for."),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Flag the server's answers that cite what is retracted."
+            metavar="DIR|URL",
+            envvar="MEDITUNE_STORE",
+            help="Flag stored answers of this server that cite retracted articles.",
         ),
     ] = None,
     tests: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Items to keep out of the pairs, beside PubMedQA's: RUN/data/test.jsonl."),
+        typer.Option(
+            metavar="FILE",
+            help="Test items to exclude from the pairs, besides PubMedQA's: RUN/data/test.jsonl. Repeatable.",
+        ),
     ] = None,
-    embedding: Annotated[str | None, typer.Option(help="The embedding model, where the index is built.")] = None,
-    eutils: Annotated[str | None, typer.Option(metavar="URL", help="Another address of the E-utilities.")] = None,
+    embedding: Annotated[str | None, typer.Option(help="Embedding model for a new index.")] = None,
+    eutils: Annotated[str | None, typer.Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
 ) -> None:
-    """Take in new research: from PubMed by queries, from MEDLINE's update files, guidelines from a folder.
+    """Import new research from PubMed, MEDLINE and folders.
 
-    New and corrected articles are checked and put into the index; retracted ones leave it and are listed in
-    LIBRARY/retracted.jsonl. Structured abstracts become training pairs in LIBRARY/pairs.jsonl, test items kept out.
+    The command checks new and corrected articles and adds them to the index. It removes retracted articles from the
+    index and lists them in LIBRARY/retracted.jsonl. Structured abstracts become training pairs in LIBRARY/pairs.jsonl,
+    without test items.
 
-    The same command goes on where it was stopped, and later takes in only what has changed since. A key of your own in
-    the variable NCBI_API_KEY allows 10 requests a second instead of 3.
+    Repeat an interrupted command to resume it. Later calls import only what has changed. With your own key in the
+    environment variable NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
+
+    Example: `meditune update literature --query "asthma[mh]" --index library`.
+
+    Guide: docs/how-to/operate.md#new-research.
     """
     from meditune.operate.literature import update as updating
     from meditune.operate.literature.pubmed_client import URL
     from meditune.retrieve import collections
 
     if since and not _DATE.fullmatch(since):
-        raise DataError(f"--since {since}: write the date like 2026-01-31.")
+        raise DataError(f"--since {since}: write the date as in 2026-01-31.")
     wanted = updating.Wanted(
         queries=tuple(query or ()),
         since=since,
@@ -245,7 +274,7 @@ def update(
 
 
 def lines(report: Report, library: Path) -> list[str]:
-    """What an update did, in words."""
+    """Return what an update did, in lines for the terminal."""
     return [*_taken(report), *_retracted(report), *_library(report, library), *_index(report), *_pairs(report, library)]
 
 
@@ -275,7 +304,7 @@ def _retracted(report: Report) -> list[str]:
     said += [f"... and {more:,} more"] if more > 0 else []
     if report.flagged:
         answers = len({flag.answer for flag in report.flagged})
-        said.append(f"FLAGGED: {counted(answers, 'kept answer')} cited retracted articles; see flagged.jsonl.")
+        said.append(f"FLAGGED: {counted(answers, 'stored answer')} cited retracted articles; see flagged.jsonl.")
         said += [flag.sentence for flag in report.flagged[:SHOWN]]
     return said
 
@@ -283,8 +312,7 @@ def _retracted(report: Report) -> list[str]:
 def _library(report: Report, library: Path) -> list[str]:
     counts = report.library
     return [
-        f"Library: {library.resolve()}, {counted(counts['there'], 'article')} in force, "
-        f"{counts['retracted']:,} retracted."
+        f"Library: {library.resolve()}, {counted(counts['there'], 'valid article')}, {counts['retracted']:,} retracted."
     ]
 
 
@@ -303,9 +331,9 @@ def _pairs(report: Report, library: Path) -> list[str]:
     if report.pairs is None:
         return []
     made, file = report.pairs, library / "pairs.jsonl"
-    kept_out = f"; {len(made.kept_out):,} kept out as test items" if made.kept_out else ""
+    kept_out = f"; {len(made.kept_out):,} excluded as test items" if made.kept_out else ""
     if not made.examples:
-        return [f"Pairs: none{kept_out}. {library / 'README.md'} says why."]
+        return [f"Pairs: none{kept_out}. {library / 'README.md'} explains why."]
     decisions = ", ".join(f"{count:,} {name}" for name, count in made.decisions.most_common())
     return [
         f"Pairs: {len(made.examples):,} in {file} (decisions: {decisions}){kept_out}.",
@@ -314,57 +342,68 @@ def _pairs(report: Report, library: Path) -> list[str]:
 
 
 learn_app = typer.Typer(
-    help="What experts should be asked next, and what they said as training rows.",
+    help="Choose items for experts to judge, and train on their judgements.\n\nGuide: docs/how-to/active-learning.md.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 
-Campaign = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `meditune learn queue` made.")]
+Campaign = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
 
 
 @learn_app.command()
 def queue(
     places: Annotated[
         list[str],
-        typer.Argument(metavar="STORE|FILE...", help="A server's --store, and files of rows (or a run's folder)."),
+        typer.Argument(metavar="STORE|FILE...", help="A server's --store, files of rows, or folders of runs."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The annotation set's folder.")],
-    budget: Annotated[int, typer.Option(min=1, help="So many are asked at most.")] = 50,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
+    budget: Annotated[int, typer.Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
-        str, typer.Option(help="mix, random, uncertainty, disagreement, diversity, feedback or novelty.")
+        str,
+        typer.Option(help="Strategy: mix, random, uncertainty, disagreement, diversity, feedback or novelty."),
     ] = "mix",
     known: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE|RUN",
-            help="What the model was trained on: it isn't asked, and what is far from it goes first.",
+            help="Training data of the model. They aren't chosen, and items unlike them come first. Repeatable.",
         ),
     ] = None,
     done: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="An earlier queue; not asked again. Repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="An earlier queue, whose items aren't chosen again. Repeatable."),
     ] = None,
     ask: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Let this model decide on each; several may disagree. Repeatable."),
+        typer.Option(metavar="MODEL", help="Let this model decide each item; several may disagree. Repeatable."),
     ] = None,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Decisions or samples that an evaluation stored. Repeatable."),
+        typer.Option(metavar="FILE", help="Stored decisions or samples of an evaluation. Repeatable."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Answers that each asked model writes by chance.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Number of answers to sample from each model of --ask.")] = 0,
     index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="Show stored answers with the passages they rest on.")
+        str | None, typer.Option(metavar="INDEX", help="Show stored answers with their passages from this index.")
     ] = None,
-    embedding: Annotated[str | None, typer.Option(metavar="MODEL", help="The embedding model.")] = None,
+    embedding: Annotated[str | None, typer.Option(metavar="MODEL", help="Embedding model.")] = None,
     raters: Annotated[
-        int | None, typer.Option(min=1, help="So many experts share the work; else each judges all.")
+        int | None, typer.Option(min=1, help="Number of experts who share the work; by default each judges all.")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(min=1, help="So many of them judge each; two unless given.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Settles what is equal.")] = 17,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object with all that was chosen.")] = False,
+    overlap: Annotated[
+        int | None, typer.Option(min=1, help="Number of experts who judge each item; 2 by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that orders items with equal scores.")] = 17,
+    json: Annotated[bool, typer.Option("--json", help="Print the chosen items as one JSON object.")] = False,
 ) -> None:
-    """Choose which answers and rows go to experts next, with reasons, as a set for `meditune annotate serve`."""
+    """Choose the answers and rows that experts should judge next.
+
+    The command writes an annotation set for `meditune annotate serve`, with the reasons for each item.
+
+    Example: `meditune learn queue store --budget 50 --output queue`.
+
+    Guide: docs/how-to/active-learning.md.
+    """
     from meditune.operate.active_learning import annotation_queue
     from meditune.operate.active_learning.annotation_queue import Assignment
 
@@ -387,7 +426,7 @@ def queue(
         return
     for line in queue_lines(found, SHOWN):
         typer.echo(line)
-    typer.echo(f"Annotation set: {output.resolve()}. Let experts judge it: meditune annotate serve {output}")
+    typer.echo(f"Annotation set: {output.resolve()}. Start the page for experts: meditune annotate serve {output}")
     for remark in found.remarks:
         typer.echo(f"Note: {remark}", err=True)
 
@@ -395,12 +434,19 @@ def queue(
 @learn_app.command()
 def rows(
     folder: Campaign,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The training rows, JSON Lines.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file for the training rows.")
+    ],
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="RATER", help="Leave this rater out, by name or code.")
     ] = None,
 ) -> None:
-    """Write what experts said as training rows, which a recipe's `own` source reads."""
+    """Write experts' judgements as training rows for a recipe's source `own`.
+
+    Example: `meditune learn rows queue --output rows.jsonl`.
+
+    Guide: docs/how-to/active-learning.md.
+    """
     from meditune.operate.active_learning.annotation_queue import write
 
     found = write(folder, output, without or ())
@@ -414,7 +460,7 @@ CHARACTERS = 100
 
 
 def queue_lines(found: Queued, most: int) -> Iterator[str]:
-    """How many were chosen and why, and the first `most` with their reasons."""
+    """Yield how many items were chosen and why, and the first `most` with their reasons."""
     yield f"{len(found.chosen)} of {found.pool:,} chosen."
     counts = Counter(name for each in found.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
@@ -427,7 +473,7 @@ def queue_lines(found: Queued, most: int) -> Iterator[str]:
 
 
 def as_json(found: Queued, folder: Path) -> str:
-    """One JSON object: `folder`, `pool`, `chosen`, `remarks`."""
+    """Return a JSON object with `folder`, `pool`, `chosen` and `remarks`."""
     said = {
         "folder": str(folder.resolve()),
         "pool": found.pool,
@@ -438,7 +484,7 @@ def as_json(found: Queued, folder: Path) -> str:
 
 
 def as_dict(chosen: Chosen) -> dict[str, Any]:
-    """id, question, asked, score, reasons."""
+    """Return a chosen item's id, question, asked, score and reasons."""
     return {
         "id": chosen.candidate.id,
         "question": chosen.candidate.example.question,
@@ -449,5 +495,5 @@ def as_dict(chosen: Chosen) -> dict[str, Any]:
 
 
 def _cut(text: str) -> str:
-    told = " ".join(text.split())
-    return told if len(told) <= CHARACTERS else told[: CHARACTERS - 1].rstrip() + "…"
+    line = " ".join(text.split())
+    return line if len(line) <= CHARACTERS else line[: CHARACTERS - 1].rstrip() + "…"

@@ -1,9 +1,4 @@
-"""Arguments and options that several commands have, and the recipe that they mean.
-
-What every command shows with: standard output, and the question whether data may leave the machine.
-
-What the commands show.
-"""
+"""Arguments and options that several commands share, their console, and the question before an upload."""
 
 from __future__ import annotations
 
@@ -20,20 +15,20 @@ if TYPE_CHECKING:
     from meditune.config.load_recipe import Resolved
     from meditune.hosted_pipeline import Approve
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
-]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run. An unfinished run in it is resumed.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: train.epochs=1. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example train.epochs=1. Repeatable."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Send data to a model behind an API, and spend, without asking.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="For a model behind an API: send data and spend money without asking.")
+]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 
 
 def resolve(name: str, overrides: list[str] | None) -> Resolved:
-    """The recipe with its overrides. Raises DataError with all that is wrong with it."""
+    """Return the recipe with its overrides. Raise RecipeError, which lists every problem."""
     from meditune.config import load_recipe
 
     return load_recipe.load_recipe(name, overrides or [])
@@ -43,17 +38,20 @@ WIDE = 200
 
 
 def console() -> Console:
-    """Standard output; plain text where it isn't a terminal, and wide, because nothing there needs wrapping."""
+    """Return a console on standard output; outside a terminal it prints plain text and doesn't wrap."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def refuse_upload(text: str) -> None:
-    """Approve of no upload."""
-    raise MedituneError(f"Nothing was sent. Data would leave this machine:\n{text}\nTo agree, add --yes.")
+    """Raise MedituneError, which asks for --yes."""
+    raise MedituneError(f"Nothing was sent. This would leave the machine:\n{text}\nTo agree, add --yes.")
 
 
 def approval(yes: bool, refusal: Approve | None = None) -> Approve:
-    """What answers for the user before anything is sent: --yes, or an answer typed into a terminal, else `refusal`."""
+    """Return the function that gets the user's consent before an upload.
+
+    With `yes` it agrees, in a terminal it asks, and elsewhere it calls `refusal`.
+    """
     from meditune.hosted_pipeline import refuse
 
     def approve(text: str) -> None:

@@ -1,16 +1,6 @@
-"""`meditune registry`, `retrain` and `loop`: parsing and printing. Heavy libraries are imported by what they call.
-
-A registry in the terminal.
-"""
+"""`meditune registry`, `meditune retrain` and `meditune loop`: manage, train and release versions of a model."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from meditune.cli.options import Overrides
-
-if TYPE_CHECKING:
-    from meditune.model_registry import Registry, State, Version
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,30 +8,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meditune.cli.options import Overrides
 from meditune.errors import DataError, DriftError, GateError, MedituneError
 
+if TYPE_CHECKING:
+    from meditune.model_registry import Registry, State, Version
+
 registry_app = typer.Typer(
-    help="Versions of a model: added, tried, promoted, rolled back.", no_args_is_help=True, rich_markup_mode=None
+    help="Add, try, promote and roll back versions of a model.\n\nGuide: docs/how-to/retrain-and-release.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-Where = Annotated[Path, typer.Argument(metavar="REGISTRY", help="The registry's folder.")]
+Where = Annotated[Path, typer.Argument(metavar="REGISTRY", help="Folder of the registry.")]
 Id = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
-Why = Annotated[str, typer.Option("--why", metavar="REASON", help="Kept in the registry's history.")]
-Force = Annotated[bool, typer.Option("--force", help="Against the gate, or without one; needs --why.")]
+Why = Annotated[str, typer.Option("--why", metavar="REASON", help="Reason, stored in the registry's history.")]
+Force = Annotated[bool, typer.Option("--force", help="Accept a version that didn't pass a gate; needs --why.")]
 
 
 @registry_app.command("list")
 def show_all(registry: Where) -> None:
-    """All versions: what each is at the moment, whether it passed its gate, figures on its own test items."""
+    """List all versions with their role, gate, parents and metrics.
 
+    Example: `meditune registry list clinic`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     for line in overview(_registry(registry)):
         typer.echo(line)
 
 
 @registry_app.command()
 def show(registry: Where, version: Id) -> None:
-    """Lineage, figures, gate and history of a version; its files are checked."""
+    """Show a version's lineage, data, gate and history, and check its files.
 
+    Example: `meditune registry show clinic v2`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     for line in details(_registry(registry), version):
         typer.echo(line)
 
@@ -49,13 +53,20 @@ def show(registry: Where, version: Id) -> None:
 @registry_app.command()
 def add(
     registry: Where,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder. It is copied.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
     parent: Annotated[
-        list[str] | None, typer.Option("--parent", metavar="VERSION", help="What it was trained from. Repeatable.")
+        list[str] | None, typer.Option("--parent", metavar="VERSION", help="Version it was trained from. Repeatable.")
     ] = None,
-    note: Annotated[str, typer.Option(help="Kept with the version.")] = "",
+    note: Annotated[str, typer.Option(help="Note to store with the version.")] = "",
 ) -> None:
-    """Keep a finished run as a version. The registry is made where there is none, and its first version promoted."""
+    """Add a finished run as a version.
+
+    A missing registry is created, and its first version is promoted.
+
+    Example: `meditune registry add clinic runs/quickstart`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     found = _registry(registry)
     made = found.add(run, tuple(parent or ()), note=note)
     typer.echo(f"{made.id}: {(found.place(made.id)).resolve()}")
@@ -66,7 +77,14 @@ def add(
 
 @registry_app.command()
 def promote(registry: Where, version: Id, why: Why = "", force: Force = False) -> None:
-    """Serve a version from now on. One that didn't pass its gate is refused, unless it is forced with a reason."""
+    """Serve a version from now on.
+
+    A version that didn't pass its gate is refused unless you give --force and --why.
+
+    Example: `meditune registry promote clinic v2`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     _registry(registry).promote(version, why, force)
     typer.echo(f"{version} is served from now on.")
 
@@ -75,28 +93,47 @@ def promote(registry: Where, version: Id, why: Why = "", force: Force = False) -
 def try_out(
     registry: Where,
     version: Id,
-    percent: Annotated[float, typer.Option(help="Share of the conversations, in percent.")] = 10.0,
+    percent: Annotated[float, typer.Option(help="Percentage of conversations for the trial.")] = 10.0,
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Its answers are kept beside the others' and shown to nobody.")
+        bool, typer.Option("--shadow", help="Store the version's answers beside the served ones without showing them.")
     ] = False,
     why: Why = "",
     force: Force = False,
 ) -> None:
-    """Try a version beside the one that is served: as a canary for a share of the conversations, or unseen."""
+    """Try a version as a canary or shadow beside the served one.
+
+    A canary answers a share of the conversations. A shadow's answers are only stored.
+
+    Example: `meditune registry try clinic v2 --percent 10`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     _registry(registry).try_out(version, "shadow" if shadow else "canary", percent, why, force)
-    typer.echo(f"{version} is tried in {percent:g} % of the conversations{', unseen' if shadow else ''}.")
+    typer.echo(f"{version} is on trial in {percent:g} % of the conversations{', as a shadow' if shadow else ''}.")
 
 
 @registry_app.command()
 def stop(registry: Where, why: Why = "") -> None:
-    """End the trial that is on."""
+    """End the current trial.
+
+    Example: `meditune registry stop clinic --why "slower than the served version"`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     _registry(registry).end_trial(why)
-    typer.echo("The trial is over.")
+    typer.echo("The trial has ended.")
 
 
 @registry_app.command()
 def rollback(registry: Where, why: Why = "by hand") -> None:
-    """Serve the version before the current one. Nothing promotes the one rolled back by itself any more."""
+    """Serve the version before the current one.
+
+    The version that was rolled back is never promoted automatically again.
+
+    Example: `meditune registry rollback clinic`.
+
+    Guide: docs/how-to/retrain-and-release.md.
+    """
     found = _registry(registry).rollback(why)
     typer.echo(f"{found} is served from now on.")
 
@@ -106,21 +143,28 @@ def guard(
     registry: Where,
     store: Annotated[
         str | None,
-        typer.Option("--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="A server's, with its answers."),
+        typer.Option(
+            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Store of a server, with its answers."
+        ),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="REFERENCE", help="Of `meditune drift check`; with --store its alerts count.")
+        Path | None, typer.Option(metavar="REFERENCE", help="Drift reference; with --store, its open alerts count.")
     ] = None,
-    canary: Annotated[Path | None, typer.Option(metavar="RESULTS", help="Of `meditune drift canary`.")] = None,
+    canary: Annotated[Path | None, typer.Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
 ) -> None:
-    """Roll back, or end the trial, where answers got worse. Ends with code 6 where it did."""
+    """Roll back or end the trial if answers got worse; exit code 6 means it did.
+
+    Example: `meditune registry guard clinic --store store --reference drift/reference`.
+
+    Guide: docs/how-to/retrain-and-release.md#automatic-rollback.
+    """
     from meditune.operate.retraining import rollback as guarding
 
     found = guarding.guard(registry, store, reference, None, canary)
     for line in found.why:
         typer.echo(line)
     if found.taken_back:
-        raise DriftError(f"{found.taken_back} was taken back; {found.served} is served.")
+        raise DriftError(f"{found.taken_back} was withdrawn; {found.served} is served.")
 
 
 def retrain(
@@ -128,62 +172,71 @@ def retrain(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="A server's: corrections are learnt from."
+            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Train on the corrections in a server's store."
         ),
     ] = None,
     trust: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY|all", help="A key's id whose corrections count beside experts'; all: anybody's."),
+        typer.Option(
+            metavar="KEY|all", help="Also use corrections made with this key (its id), or all of them. Repeatable."
+        ),
     ] = None,
     labels: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Questions with experts' answers or decisions, as any own file. Repeatable."),
+        typer.Option(metavar="FILE", help="A file of questions with experts' answers or decisions. Repeatable."),
     ] = None,
     queue: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A queue that experts judged (meditune learn queue).")
+        list[Path] | None, typer.Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")
     ] = None,
     literature: Annotated[
-        list[Path] | None, typer.Option(metavar="LIBRARY|FILE", help="Pairs that `meditune update` made. Repeatable.")
+        list[Path] | None, typer.Option(metavar="LIBRARY|FILE", help="Training pairs of `meditune update`. Repeatable.")
     ] = None,
     decisions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What people decided about old rows (meditune annotate import).")
+        Path | None, typer.Option(metavar="FILE", help="Decisions about old rows (`meditune annotate import`).")
     ] = None,
     index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="Corrections get the passages that their answers rested on.")
+        str | None, typer.Option(metavar="INDEX", help="Add the cited passages of this index to corrections.")
     ] = None,
     overrides: Overrides = None,
-    replay: Annotated[float, typer.Option(min=0, help="Old training rows rehearsed for each new one.")] = 1.0,
-    held_out: Annotated[float, typer.Option(min=0.05, max=0.9, help="Share of the new rows to measure on.")] = 0.3,
-    dev_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="... and for development.")] = 0.1,
-    least: Annotated[int, typer.Option(min=1, help="With fewer new rows nothing is trained.")] = 20,
+    replay: Annotated[float, typer.Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
+    held_out: Annotated[float, typer.Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
+    dev_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
+    least: Annotated[int, typer.Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
     gate_old: Annotated[
-        Path | None, typer.Option("--gate", metavar="FILE", help="A policy for the old items, as for compare --gate.")
+        Path | None,
+        typer.Option("--gate", metavar="FILE", help="Policy for the old test items, as for `compare --gate`."),
     ] = None,
-    gate_new: Annotated[Path | None, typer.Option(metavar="FILE", help="... and one for the new items.")] = None,
+    gate_new: Annotated[Path | None, typer.Option(metavar="FILE", help="Policy for the new test items.")] = None,
     export: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="Export it, too: openvino, gguf. By default as the current version is."),
+        typer.Option(
+            metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."
+        ),
     ] = None,
     then: Annotated[
-        str, typer.Option(metavar="promote|canary|shadow|keep", help="What becomes of a version that passes.")
+        str, typer.Option(metavar="promote|canary|shadow|keep", help="What to do with a version that passes its gate.")
     ] = "promote",
-    percent: Annotated[float, typer.Option(help="Of the conversations, for a canary or shadow.")] = 10.0,
-    afresh: Annotated[bool, typer.Option("--afresh", help="Drop what an earlier retraining left unfinished.")] = False,
+    percent: Annotated[float, typer.Option(help="Percentage of conversations for a canary or shadow.")] = 10.0,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Discard an unfinished retraining and start again.")] = False,
 ) -> None:
-    """Train the next version on what was learnt since, from the current one, and hold it against that.
+    """Train the next version on new data and compare it.
 
-    It is measured beside the current version on the old test items and on new ones that are held out, and kept; only
-    one that passes its gate is promoted. Ends with code 5 where it doesn't pass. The same command goes on where it was
-    stopped.
+    The new and the current version are evaluated on the old test items and on held-out new items. The registry stores
+    the new version; it is promoted only if it passes its gate. Exit code 5 means it didn't pass. Repeat an interrupted
+    command to resume it.
+
+    Example: `meditune retrain clinic --store store --labels experts.jsonl`.
+
+    Guide: docs/how-to/retrain-and-release.md#retraining.
     """
     from meditune.operate.retraining import retrain as retraining
     from meditune.operate.retraining.new_training_data import Shares, Wanted
 
-    # An empty name would be that of callers without a key.
+    # The empty name stands for callers without a key.
     trusted = tuple(key for key in trust or () if key)
     wanted = Wanted(store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index)
     if wanted.is_empty:
-        raise DataError("There is nothing to learn from. Give --store, --labels, --queue or --literature.")
+        raise DataError("There are no new data. Give --store, --labels, --queue or --literature.")
     options = retraining.Options(
         wanted,
         Shares(held_out, dev_share, replay),
@@ -201,17 +254,26 @@ def retrain(
     for line in outcome.said:
         typer.echo(line)
     if outcome.version is not None and not outcome.version.passed:
-        raise GateError(f"{outcome.version.id} is not surely better, or worse somewhere, so it isn't served.")
+        raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
 
 
 def loop(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A YAML file: docs/how-to/retrain-and-release.md#the-loop.")
+        Path, typer.Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")
     ],
-    once: Annotated[bool, typer.Option("--once", help="Do what is due and end; code 1 where a stage failed.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Say how far it got, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
-    """Run the cycle in one process: new research, drift, canaries, taking back, retraining; until ctrl-C."""
+    """Run updates, drift checks, rollback and retraining on a schedule.
+
+    The loop runs in one process until ctrl-C.
+
+    Example: `meditune loop loop.yaml`.
+
+    Guide: docs/how-to/retrain-and-release.md#the-loop.
+    """
     from meditune.operate import loop as running
     from meditune.operate import loop as states
     from meditune.operate.loop import load
@@ -222,7 +284,7 @@ def loop(
             typer.echo(line)
         return
     if failed := running.loop(found, typer.echo, once):
-        raise MedituneError(f"{failed} of the stages failed; they are tried again by the next call.")
+        raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
 
 
 def _registry(folder: Path) -> Registry:
@@ -231,12 +293,12 @@ def _registry(folder: Path) -> Registry:
     return Registry(folder)
 
 
-TOLD = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "general_perplexity")
-"""Figures that a list has room for"""
+LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "general_perplexity")
+"""Metrics in the list of versions"""
 
 
 def role(state: State, id: str) -> str:
-    """What a version is at the moment: served, tried, earlier, rolled back, or nothing yet."""
+    """Return a version's role: "served", "canary 10 %", "shadow 10 %", "rolled back", "earlier" or "-"."""
     if state.current == id:
         return "served"
     if state.trial and state.trial.version == id:
@@ -247,7 +309,7 @@ def role(state: State, id: str) -> str:
 
 
 def overview(registry: Registry) -> Iterator[str]:
-    """One line for each version, the newest last."""
+    """Yield one line for each version, the newest last."""
     from meditune.evaluate.metrics import METRICS
 
     state = registry.state()
@@ -255,7 +317,7 @@ def overview(registry: Registry) -> Iterator[str]:
         found = registry.get(id)
         gate = "no gate" if found.gate is None else "passed" if found.passed else "refused"
         figures = ", ".join(
-            f"{name} {found.figures[name]:.{METRICS[name].digits}f}" for name in TOLD if name in found.figures
+            f"{name} {found.figures[name]:.{METRICS[name].digits}f}" for name in LISTED if name in found.figures
         )
         parents = f"from {', '.join(found.parents)}" if found.parents else f"on {found.base_model}"
         yield f"{id}  {role(state, id):12}  {gate:8}  {found.made[:16]}  {parents:12}  {figures}"
@@ -264,7 +326,7 @@ def overview(registry: Registry) -> Iterator[str]:
 
 
 def details(registry: Registry, id: str) -> Iterator[str]:
-    """All that is known of a version, with what is wrong with its files."""
+    """Yield all facts about a version, including damaged files."""
     from meditune.model_registry import damaged_files
 
     state, found = registry.state(), registry.get(id)
@@ -275,13 +337,13 @@ def details(registry: Registry, id: str) -> Iterator[str]:
     for source, row in found.fed.items():
         yield f"  new: {row['rows']:,} rows of {source}, SHA-256 {row['sha256']}"
     if found.index:
-        yield f"Index content when it was made: {found.index}"
+        yield f"Index content at that time: {found.index}"
     if found.note:
         yield f"Note: {found.note}"
     yield from _judged(found)
     wrong = damaged_files(registry.place(id), found)
     total = sum(row["bytes"] for row in found.files.values()) / 1e6
-    whole = f"DAMAGED: {wrong}" if wrong else "whole"
+    whole = f"DAMAGED: {wrong}" if wrong else "undamaged"
     yield f"Files: {len(found.files)}, {total:.1f} MB, {whole}; weights {found.weights}"
     for event in state.history:
         if event.version == id:
@@ -291,7 +353,7 @@ def details(registry: Registry, id: str) -> Iterator[str]:
 
 def _judged(found: Version) -> Iterator[str]:
     if found.gate is None:
-        yield "Gate: none; it was held against no other version."
+        yield "Gate: none; it was compared with no other version."
         return
     yield f"Gate, against {found.gate['against']}: {'passed' if found.passed else 'NOT passed'}"
     for items, judged in found.gate["on"].items():

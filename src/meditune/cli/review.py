@@ -1,11 +1,4 @@
-"""`meditune review`: the commands around human judgements. Heavy libraries are imported by what they call.
-
-Results in the terminal.
-
-`meditune annotate`: the commands for checking data. Heavy libraries are imported by what they call.
-
-Results in the terminal.
-"""
+"""`meditune review` and `meditune annotate`: let people rate answers and check rows of the data."""
 
 from __future__ import annotations
 
@@ -19,45 +12,61 @@ from rich.table import Table
 from meditune.errors import MedituneError
 
 app = typer.Typer(
-    help="People rate answers without knowing whose they are.", no_args_is_help=True, rich_markup_mode=None
+    help="Let people rate answers blindly, and report the results.\n\nGuide: docs/how-to/rate-answers.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-Set = Annotated[Path, typer.Argument(metavar="DIR", help="A rating set's folder.")]
+Set = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the rating set.")]
 
 
 @app.command()
 def create(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the rating set; RUN/review unless given.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
     ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="So many questions, a seeded choice.")] = 30,
-    axes: Annotated[str, typer.Option(help="What is asked of each answer: expert or lay.")] = "expert",
-    raters: Annotated[int | None, typer.Option(min=1, help="So many share the work; else each rates all.")] = None,
-    overlap: Annotated[int | None, typer.Option(min=1, help="So many of them rate each question.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the questions.")] = 17,
+    questions: Annotated[int, typer.Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
+    axes: Annotated[str, typer.Option(help="Rating form: expert or lay.")] = "expert",
+    raters: Annotated[
+        int | None, typer.Option(min=1, help="Number of raters who share the work; by default each rates all.")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(min=1, help="Number of raters for each question.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 17,
 ) -> None:
-    """Make a blinded rating set of a run's answers: base, tuned and reference, mixed."""
+    """Make a blinded rating set from a run's answers.
+
+    The set mixes answers of the base model, the tuned model and the reference.
+
+    Example: `meditune review create runs/quickstart --questions 30`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
     made = make(run, folder, questions, axes, raters, overlap, seed)
-    typer.echo(f"{made['answers']} answers to {made['questions']} questions, in random order, without their origin.")
+    typer.echo(f"{made['answers']} answers to {made['questions']} questions, in random order, with hidden origin.")
     if made["alike"]:
-        typer.echo(
-            f"{made['alike']} of them are what more than one of base, tuned and reference said, each rated once."
-        )
-    typer.echo(f"Rating set: {folder.resolve()}. Let people rate it: meditune review serve {folder}")
+        typer.echo(f"{made['alike']} of them come from more than one of base, tuned and reference; each is rated once.")
+    typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
 
 
 @app.command()
 def serve(
     folder: Set,
-    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine, with a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
-    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only what raters disagree on.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. For other machines the page needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")] = False,
 ) -> None:
-    """Serve the page to rate on, until ctrl-C."""
+    """Serve the rating page until ctrl-C.
+
+    Example: `meditune review serve runs/quickstart/review`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.review.review_server import in_dispute
     from meditune.review.review_server import serve as run_server
 
@@ -67,7 +76,12 @@ def serve(
 
 @app.command()
 def results(folder: Set) -> None:
-    """What the ratings say: scores with intervals, tuned against base, agreement, disputed answers."""
+    """Report scores with intervals, agreement and disputed answers.
+
+    Example: `meditune review results runs/quickstart/review`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.cli.options import console
     from meditune.review.results import write_results
 
@@ -78,11 +92,20 @@ def results(folder: Set) -> None:
 @app.command()
 def export(
     folder: Set,
-    to: Annotated[Path | None, typer.Option("--to", help="The file; DIR/ratings.csv or DIR/label-studio.json.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv or label-studio; else by the file's ending.")] = None,
-    unblind: Annotated[bool, typer.Option("--unblind", help="Also say whose each answer is.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")
+    ] = None,
+    unblind: Annotated[bool, typer.Option("--unblind", help="Also write the origin of each answer.")] = False,
 ) -> None:
-    """Write the ratings, with raters' names, as CSV or as Label Studio's tasks."""
+    """Export ratings with raters' names as CSV or Label Studio tasks.
+
+    Example: `meditune review export runs/quickstart/review --to ratings.csv`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.review.exchange import export as write
 
     for path in write(folder, to, format, unblind):
@@ -91,51 +114,61 @@ def export(
 
 @app.command("import")
 def take_in(
-    folder: Set, file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, or Label Studio's JSON.")]
+    folder: Set, file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
 ) -> None:
-    """Take ratings over from a file; what the same rater said before is replaced."""
+    """Import ratings from a file; they replace earlier ratings by the same rater.
+
+    Example: `meditune review import runs/quickstart/review ratings.csv`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.review.exchange import import_ratings as take
 
     taken = take(folder, file)
-    typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} as they were.")
+    typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
 
 
 @app.command()
 def pairs(
     folder: Set,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A JSON Lines file for train.preference.path.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file for train.preference.path.")],
     margin: Annotated[
-        float, typer.Option(min=0.01, max=4, help="Least gap of two answers, on a scale of 1 to 5.")
+        float, typer.Option(min=0.01, max=4, help="Minimum difference of two scores, on a scale of 1 to 5.")
     ] = 1.0,
-    per_question: Annotated[int, typer.Option(min=1, help="Most pairs of one question's rated answers.")] = 10,
+    per_question: Annotated[int, typer.Option(min=1, help="Maximum number of pairs of one question.")] = 10,
 ) -> None:
-    """Make pairs of a better and a worse answer, to tune a model's preferences on."""
+    """Make pairs of a better and a worse answer for preference tuning.
+
+    Example: `meditune review pairs runs/quickstart/review --output pairs.jsonl`.
+
+    Guide: docs/how-to/rate-answers.md.
+    """
     from meditune.review.results import write_pairs
 
     made = write_pairs(folder, output, margin, per_question)
     typer.echo(f"{made.rated} pairs of rated answers, {made.corrected} with an answer that a rater wrote.")
     for reason, count in made.left_out.items():
         typer.echo(f"Left out: {count} {reason}")
-    typer.echo(f"Pairs: {output.resolve()}. A run that measures on these very questions won't train on them.")
+    typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs of questions that it tests on.")
 
 
-VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
+VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "no significant change"}
 
 
 def print_results(found: dict[str, Any], out: Console) -> None:
-    """Each line of the form: scores of base, tuned and reference, tuned against base, agreement."""
+    """Print for each line of the form the scores, tuned against base, and the agreement."""
     table = Table(box=None, pad_edge=False)
-    titles = ("asked", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
+    titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
     for title in titles:
-        table.add_column(title, justify="left" if title in {"asked", "verdict"} else "right")
+        table.add_column(title, justify="left" if title in {"line", "verdict"} else "right")
     for title, row in (
-        ("Over all lines", found["overall"]),
+        ("All lines", found["overall"]),
         *((axis["title"], axis) for axis in found["axes"].values()),
     ):
         scores = [_number(row["origins"][name]["score"], 1) for name in ("base", "tuned", "reference")]
         table.add_row(title, *scores, *_difference(row["difference"]), _alpha(row))
     out.print(table)
-    out.print("Scores: 100 is the best option every time. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
+    out.print("Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
     out.print(
         f"{found['ratings']:,} ratings of {found['answers']:,} answers by {found['raters']} raters "
         f"({found['cannot']:,} couldn't judge); {len(found['disputed'])} answers disputed, "
@@ -166,45 +199,54 @@ def _number(value: float | None, digits: int) -> str:
 
 
 annotate_app = typer.Typer(
-    help="People check rows of the data; what they decide goes back into it.",
+    help="Let people check rows of the data, and apply their decisions.\n\nGuide: docs/how-to/check-data.md.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-AnnotationSetFolder = Annotated[Path, typer.Argument(metavar="DIR", help="An annotation set's folder.")]
+AnnotationSetFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the annotation set.")]
 Without = Annotated[
     list[str] | None, typer.Option("--without", metavar="RATER", help="Leave this rater out, by name or code.")
 ]
 Careless = Annotated[
-    bool, typer.Option("--without-careless", help="Leave out who judged too many known items wrongly.")
+    bool, typer.Option("--without-careless", help="Leave out raters who judged too many known items wrongly.")
 ]
 
 
 @annotate_app.command("create")
 def create_annotation_set(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A recipe, a run's folder, or a table of your own.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the annotation set.")],
-    rows: Annotated[int, typer.Option(min=1, help="So many rows.")] = 100,
-    sample: Annotated[str, typer.Option(help="Which: random, or suspicious (the most suspicious first).")] = "random",
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 100,
+    sample: Annotated[
+        str, typer.Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
+    ] = "random",
     strata: Annotated[
-        str, typer.Option(help="As many of each: source, decision or question_type; none of that.")
+        str, typer.Option(help="Take equally many rows of each source, decision or question_type, or none.")
     ] = "none",
-    raters: Annotated[int | None, typer.Option(min=1, help="So many share the work; else each judges all.")] = None,
-    overlap: Annotated[
-        int | None, typer.Option(min=1, help="So many of them judge each row; two unless given.")
+    raters: Annotated[
+        int | None, typer.Option(min=1, help="Number of raters who share the work; by default each judges all.")
     ] = None,
-    shared: Annotated[int, typer.Option(min=0, help="So many rows are judged by all of them.")] = 0,
+    overlap: Annotated[int | None, typer.Option(min=1, help="Number of raters for each row; 2 by default.")] = None,
+    shared: Annotated[int, typer.Option(min=0, help="Number of rows that all raters judge.")] = 0,
     gold: Annotated[
-        Path | None, typer.Option(help="A table of known items with a column verdict, which catch careless raters.")
+        Path | None, typer.Option(help="A table of known items with a column verdict, to detect careless raters.")
     ] = None,
-    planted: Annotated[int, typer.Option(min=0, help="So many known items made of rows with another's answer.")] = 0,
-    test: Annotated[bool, typer.Option("--test", help="Also test items; decisions never change those.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 17,
+    planted: Annotated[
+        int, typer.Option(min=0, help="Number of known items to make from rows with a wrong answer.")
+    ] = 0,
+    test: Annotated[bool, typer.Option("--test", help="Include test items, which decisions never change.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of rows.")] = 17,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
     ] = None,
 ) -> None:
-    """Choose rows of the data for people to check."""
+    """Choose rows of the data for people to check.
+
+    Example: `meditune annotate create quickstart --rows 60 --output checks`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.review.annotation_set import Wanted
     from meditune.review.annotation_set import create as make
 
@@ -215,25 +257,32 @@ def create_annotation_set(
     )
     typer.echo(f"{made.rows} rows to check, and {made.known} known items among them.")
     for count, what in (
-        (made.decided, "rows were checked before and aren't offered again."),
+        (made.decided, "rows were checked before and aren't included again."),
         (made.rejected, "rows of the table couldn't be read."),
         (made.restricted, "rows are restricted: only people who may read that data may check them."),
     ):
         if count:
             typer.echo(f"{count} {what}")
-    typer.echo(f"Annotation set: {output.resolve()}. Let people check it: meditune annotate serve {output}")
+    typer.echo(f"Annotation set: {output.resolve()}. Start the page for raters: meditune annotate serve {output}")
 
 
 @annotate_app.command("serve")
 def serve_annotation_set(
     folder: AnnotationSetFolder,
-    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine, with a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
-    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only what raters disagree on.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. For other machines the page needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")] = False,
     without: Without = None,
     without_careless: Careless = False,
 ) -> None:
-    """Serve the page to check rows on, until ctrl-C."""
+    """Serve the page for checking rows until ctrl-C.
+
+    Example: `meditune annotate serve checks`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.review.annotation_results import open_disputes
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
@@ -246,7 +295,12 @@ def serve_annotation_set(
 def annotation_results(
     folder: AnnotationSetFolder, without: Without = None, without_careless: Careless = False
 ) -> None:
-    """Verdicts, agreement, careless raters, and what is disputed."""
+    """Report verdicts, agreement, careless raters and disputes.
+
+    Example: `meditune annotate results checks`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.cli.options import console
     from meditune.review.annotation_results import write_results
 
@@ -257,13 +311,22 @@ def annotation_results(
 @annotate_app.command("export")
 def export_annotations(
     folder: AnnotationSetFolder,
-    to: Annotated[Path | None, typer.Option("--to", help="The file; DIR/ratings.csv or DIR/label-studio.json.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv or label-studio; else by the file's ending.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")
+    ] = None,
     unblind: Annotated[
-        bool, typer.Option("--unblind", help="Also say which row each is, and which are known.")
+        bool, typer.Option("--unblind", help="Also write each item's row, and which items are known.")
     ] = False,
 ) -> None:
-    """Write what raters said, with their names, as CSV or as Label Studio's tasks."""
+    """Export judgements with raters' names as CSV or Label Studio tasks.
+
+    Example: `meditune annotate export checks --to ratings.csv`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.review.exchange import export as write
     from meditune.review.rating_set import VALIDATE
 
@@ -275,32 +338,37 @@ def export_annotations(
 def import_annotations(
     folder: AnnotationSetFolder,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="CSV, or Label Studio's JSON, to take in.")
+        Path | None, typer.Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write what was decided to this file, for data.decisions.")
+        Path | None, typer.Option("--output", "-o", help="Write the decisions to this file, for data.decisions.")
     ] = None,
     without: Without = None,
     without_careless: Careless = False,
 ) -> None:
-    """Take ratings over from a file, and turn what raters said into decisions about the data."""
+    """Import ratings, or turn ratings into decisions about the data.
+
+    Example: `meditune annotate import checks --output decisions.jsonl`.
+
+    Guide: docs/how-to/check-data.md.
+    """
     from meditune.review.annotation_results import write_decisions
     from meditune.review.exchange import import_ratings as take
     from meditune.review.rating_set import VALIDATE
 
     if file is None and output is None:
-        raise MedituneError("Give a FILE to take ratings from, or --output for the decisions, or both.")
+        raise MedituneError("Give a FILE of ratings to import, --output for the decisions, or both.")
     if file is not None:
         taken = take(folder, file, VALIDATE)
-        typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} as they were.")
+        typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
     if output is not None:
         made = write_decisions(folder, output, without or (), without_careless)
-        typer.echo(f"{made.decided} rows decided, {made.undecided} undecided; {made.others} of other sets stay.")
+        typer.echo(f"{made.decided} rows decided, {made.undecided} undecided; {made.others} of other sets kept.")
         typer.echo(f"Decisions: {output.resolve()}. Use them: --set data.decisions={output}")
 
 
 def print_annotation_results(found: dict[str, Any], out: Console) -> None:
-    """Verdicts, agreement, raters, signals, and what is open."""
+    """Print verdicts, agreement, raters, suspicions and open disputes."""
     table = Table(box=None, pad_edge=False)
     for title in ("verdict", "rows", "ratings"):
         table.add_column(title, justify="left" if title == "verdict" else "right")
@@ -310,13 +378,13 @@ def print_annotation_results(found: dict[str, Any], out: Console) -> None:
     out.print(table)
     out.print(
         f"{found['judged']} of {found['rows']} rows judged, {found['ratings']} ratings ({found['cannot']} couldn't "
-        f"judge). Texts changed: {found['changed']}. Rows that rest on one rater's word: {found['by_one_rater']}."
+        f"judge). Texts changed: {found['changed']}. Rows decided by one rater: {found['by_one_rater']}."
     )
     for name, share in {"all": found["correct"], **found["sources"], **found["kinds"]}.items():
         if share["decided"]:
             low, high = share["ci95"]
             out.print(
-                f"Correct as they stand, {name}: {share['percent']:.0f} % of {share['decided']} "
+                f"Correct rows, {name}: {share['percent']:.0f} % of {share['decided']} "
                 f"(95 % interval {low:.0f} to {high:.0f}).",
                 highlight=False,
             )
@@ -328,9 +396,9 @@ def print_annotation_results(found: dict[str, Any], out: Console) -> None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
     for name, seen in found["suspicions"].items():
         if seen["decided"]:
-            out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} such rows aren't correct.")
+            out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows aren't correct.")
     for rater in found["raters"]:
-        known = f"{rater['known_right']} of {rater['known_judged']} known items right"
+        known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False, highlight=False)
     open_ = [row for row in found["disputed"] if not row["settled"]]
     if open_:

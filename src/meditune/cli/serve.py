@@ -1,4 +1,4 @@
-"""`meditune serve`, `keys` and `answers`: parsing and printing. Heavy libraries are imported by what they call."""
+"""`meditune serve`, `meditune keys` and `meditune answers`: serve a model, manage API keys and stored answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from meditune.store.answers import Answers
     from meditune.store.api_keys import Keys
 
-keys_app = typer.Typer(help="Who may ask a server.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(
+    help="Create, list, rotate and revoke a server's API keys.\n\nGuide: docs/how-to/serve.md#who-may-ask.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 answers_app = typer.Typer(
-    help="Answers that a server keeps, with their feedback.", no_args_is_help=True, rich_markup_mode=None
+    help="Delete and export a server's stored answers and their feedback.\n\n"
+    "Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Store = Annotated[
@@ -31,115 +38,141 @@ Store = Annotated[
         "--store",
         metavar="DIR|URL",
         envvar="MEDITUNE_STORE",
-        help="Where keys, answers and feedback are kept: a folder, or postgresql://HOST/DATABASE.",
+        help="Store of keys, answers and feedback: a folder or postgresql://HOST/DATABASE.",
     ),
 ]
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as `meditune keys list` shows it.")]
-PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests a minute; else the server's own limit.")]
-Quota = Annotated[int | None, typer.Option(min=1, help="Tokens a day; else the server's own quota.")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
+PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests per minute; the server's limit by default.")]
+Quota = Annotated[int | None, typer.Option(min=1, help="Tokens per day; the server's quota by default.")]
 
 
 def serve(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|REGISTRY", help="A run's folder, a registry, a model's folder, a catalogue name, a hub id."
+            metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id."
         ),
     ],
-    index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
+    index: Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")
+    ] = "auto",
+    url: Annotated[str | None, typer.Option(help="With --engine vllm: address of the vLLM server, up to /v1.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model for clients; the folder's name by default.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto takes the fastest that is installed and fits the model.")] = "auto",
-    url: Annotated[
-        str | None, typer.Option(help="With --engine vllm: the server that runs the model, up to /v1.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model; else the folder's name.")] = None,
     host: Annotated[
-        str, typer.Option(envvar="MEDITUNE_HOST", help="Where to listen; beyond this machine keys are needed.")
+        str, typer.Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 takes a free one.")
+    ] = 8000,
     store: Store = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Need a key on this machine, too.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Require an API key from callers on this machine, too.")] = False,
     open_to_all: Annotated[
-        bool, typer.Option("--open", envvar="MEDITUNE_OPEN", help="Need no key, whoever reaches the server.")
+        bool, typer.Option("--open", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
     ] = False,
     per_minute: Annotated[
-        int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests a minute of one caller; 0: no limit.")
+        int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
     ] = 0,
     daily_tokens: Annotated[
-        int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens a day of one caller; 0: no quota.")
+        int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
     ] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="Requests that are answered at once.")] = 16,
-    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 429.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")] = 1024,
+    at_once: Annotated[int, typer.Option(min=1, help="Number of requests answered at the same time.")] = 16,
+    waiting: Annotated[
+        int, typer.Option(min=0, help="Number of requests that may wait; more are refused with 429.")
+    ] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")
+    ] = 1024,
     message_characters: Annotated[
-        int, typer.Option(min=1, max=4000, help="Longest message of a person; longer ones are refused, after triage.")
+        int,
+        typer.Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage."),
     ] = 4000,
-    context_characters: Annotated[int, typer.Option(min=0, help="System messages of one chat, together.")] = 100_000,
-    history_characters: Annotated[int, typer.Option(min=0, help="Earlier turns of one chat, together.")] = 100_000,
-    answer_seconds: Annotated[float, typer.Option(min=1, help="The longest that an answer may take.")] = 120.0,
+    context_characters: Annotated[
+        int, typer.Option(min=0, help="Maximum total length of a chat's system messages.")
+    ] = 100_000,
+    history_characters: Annotated[
+        int, typer.Option(min=0, help="Maximum total length of a chat's earlier turns.")
+    ] = 100_000,
+    answer_seconds: Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")] = 120.0,
     restarts: Annotated[
         int,
         typer.Option(
             min=0,
             envvar="MEDITUNE_RESTARTS",
-            help="How often in a row a dead engine is restarted before the server ends with an error.",
+            help="Consecutive restarts of a dead engine before the server exits with an error.",
         ),
     ] = 6,
     cors: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Origin whose pages may call the server (CORS). Repeatable."),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="For TLS: the chain, PEM.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")
     ] = None,
-    private_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="... and its key.")] = None,
+    private_key: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")
+    ] = None,
     proxy: Annotated[
         str,
-        typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of proxies in front, which end TLS: 10.0.0.2,10.0.0.3"),
+        typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3."),
     ] = "",
     bare_chat: Annotated[
         bool,
         typer.Option(
             "--bare-chat",
-            help="Chats are the model's words alone, without triage and limits, and every caller has the scope raw.",
+            help="Return chat answers without triage and disclaimer, and give every caller the scope raw.",
         ),
     ] = False,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, masked.")] = False,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, with identifiers masked.")] = False,
     keep_text: Annotated[
-        bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Keep questions and answers, masked.")
+        bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
     ] = False,
     keep_days: Annotated[
         float,
-        typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete what is kept after so many days; 0: never."),
+        typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete stored answers after this many days; 0: never."),
     ] = 30.0,
     country: Annotated[
         str,
-        typer.Option(envvar="MEDITUNE_COUNTRY", help="For emergency numbers: GB, US, DE ...; none: words for all."),
+        typer.Option(
+            envvar="MEDITUNE_COUNTRY",
+            help="Country of the emergency numbers: GB, US, DE ...; none gives general advice.",
+        ),
     ] = "",
     drift: Annotated[
         Path | None,
         typer.Option(
             metavar="REFERENCE",
             envvar="MEDITUNE_DRIFT",
-            help="Watch for drift from what `meditune drift fit` wrote, and send alerts.",
+            help="Check for drift from this reference of `meditune drift fit`, and send alerts.",
         ),
     ] = None,
-    drift_every: Annotated[float, typer.Option(min=1, help="Seconds between two looks for drift.")] = 60.0,
+    drift_every: Annotated[float, typer.Option(min=1, help="Seconds between drift checks.")] = 60.0,
     public_url: Annotated[
-        str, typer.Option(envvar="MEDITUNE_PUBLIC_URL", help="Where people reach this server; alerts link there.")
+        str, typer.Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of this server, for links in alerts.")
     ] = "",
     price: Annotated[
         str,
         typer.Option(
-            metavar="READ,WRITTEN", envvar="MEDITUNE_PRICE", help="Of a million tokens, for the metrics: 0.15,0.60"
+            metavar="READ,WRITTEN",
+            envvar="MEDITUNE_PRICE",
+            help="Prices per million tokens, for the metrics: 0.15,0.60.",
         ),
     ] = "",
     hourly: Annotated[
-        float, typer.Option(min=0, envvar="MEDITUNE_HOURLY", help="What the machine costs an hour, for the metrics.")
+        float, typer.Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, for the metrics.")
     ] = 0.0,
-    check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the safety of this configuration and exit.")] = False,
 ) -> None:
-    """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
+    """Serve a model with a chat page, cited answers and OpenAI's API.
+
+    The server runs until ctrl-C.
+
+    Example: `meditune serve runs/quickstart --index library`.
+
+    Guide: docs/how-to/serve.md.
+    """
     from meditune import observability
     from meditune.hardware import limit_malloc_arenas, release_memory
     from meditune.observability import set_up_logging
@@ -178,7 +211,7 @@ def serve(
 
     known = _keys(kept)
     settings = startup.safe(settings, place, known, open_to_all)
-    # The port is taken first: loading a model only to find it in use would waste minutes.
+    # The port is opened first: loading a model takes minutes, which a port in use would waste.
     sock = http_server.listening(place)
     set_up_logging()
     traced = observability.set_up_tracing()
@@ -198,40 +231,52 @@ def serve(
             observability.shut_down_tracing()
     if service.broken_off:
         count = f"{service.broken_off} request{'s' if service.broken_off != 1 else ''}"
-        typer.echo(f"Ended after waiting for {settings.ending_s:g} seconds. Broken off: {count}.")
+        typer.echo(f"Stopped after waiting {settings.ending_s:g} seconds. Aborted: {count}.")
     else:
-        typer.echo("Ended: every answer that was begun is finished.")
+        typer.echo("Stopped; all running answers were finished.")
 
 
 @keys_app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for people, not checked.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's holder, for your information.")],
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="generate, embed, feedback (these three unless given), raw (the model without triage), expert, "
-            "metrics, admin. Repeatable."
+            help="Permission: generate, embed, feedback (these three by default), raw (the model without triage), "
+            "expert, metrics, admin. Repeatable."
         ),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,
-    days: Annotated[float | None, typer.Option(min=0.01, help="It expires after so many days.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.01, help="Days until the key expires.")] = None,
     store: Store = None,
 ) -> None:
-    """Make a key. It is shown once; only a hash of it is kept."""
+    """Create an API key and print it once; the store has only its hash.
+
+    Example: `meditune keys create "Dr Lee" --scope generate --scope feedback --days 90`.
+
+    Guide: docs/how-to/serve.md#who-may-ask.
+    """
     from meditune.store.api_keys import USUAL
 
     key, text = _keys(store).create(name, scope or USUAL, per_minute, daily_tokens, days)
-    typer.echo(f"{key.id} ({key.name}): {', '.join(sorted(key.scopes))}. The key, which isn't shown again:", err=True)
+    typer.echo(
+        f"{key.id} ({key.name}): {', '.join(sorted(key.scopes))}. This is the only time the key is shown:", err=True
+    )
     typer.echo(text)
 
 
 @keys_app.command("list")
 def show(store: Store = None) -> None:
-    """All keys, without their secrets."""
+    """List all keys, without their secrets.
+
+    Example: `meditune keys list`.
+
+    Guide: docs/how-to/serve.md#who-may-ask.
+    """
     keys = _keys(store).all()
     if not keys:
-        typer.echo("There are no keys. Make one: meditune keys create NAME", err=True)
+        typer.echo("There are no keys. Create one: meditune keys create NAME", err=True)
     for key in keys:
         limits = [
             f"{key.per_minute} a minute" if key.per_minute else "",
@@ -245,74 +290,100 @@ def show(store: Store = None) -> None:
 @keys_app.command()
 def rotate(
     id: KeyId,
-    grace_hours: Annotated[float, typer.Option(min=0, help="The old secret works so long yet.")] = 24.0,
+    grace_hours: Annotated[float, typer.Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
-    """Give a key a new secret. The old one works for some hours yet, so that clients can change over."""
+    """Give a key a new secret; the old one works for some more hours.
+
+    Example: `meditune keys rotate ID --grace-hours 48`.
+
+    Guide: docs/how-to/serve.md#who-may-ask.
+    """
     text = _keys(store).rotate(id, grace_hours)
     typer.echo(
-        f"The old secret of {id} works for {grace_hours:g} hours yet. The new key, which isn't shown again:", err=True
+        f"The old secret of {id} works for another {grace_hours:g} hours. This is the only time the new key is shown:",
+        err=True,
     )
     typer.echo(text)
 
 
 @keys_app.command()
 def revoke(id: KeyId, store: Store = None) -> None:
-    """End a key at once; running servers notice with the next request."""
+    """Revoke a key at once; running servers refuse its next request.
+
+    Example: `meditune keys revoke ID`.
+
+    Guide: docs/how-to/serve.md#who-may-ask.
+    """
     _keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
 
 
 @answers_app.command()
 def delete(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="An answer's id: ask-... or chatcmpl-...")] = None,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Everything that was asked with this key, by the key's id.")
+        str | None, typer.Option(metavar="KEY", help="Delete all answers to this key's questions (id of the key).")
     ] = None,
     store: Store = None,
 ) -> None:
-    """Delete what is kept of an answer, or of all answers to a key's questions, with the feedback."""
+    """Delete an answer, or all answers to a key's questions, with feedback.
+
+    Example: `meditune answers delete --key KEY`.
+
+    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
+    """
     if (id is None) == (key is None):
-        raise DataError("Name either an answer's ID or a key: meditune answers delete --key KEY.")
+        raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
-        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions of {key} are deleted.")
+        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions of {key} were deleted.")
         return
     if not _answers(store).delete(id or ""):
-        raise DataError(f"There is no answer {id!r}: it was never kept, or is deleted already.")
-    typer.echo(f"{id} is deleted.")
+        raise DataError(f"There is no answer {id!r}. It was never stored or is already deleted.")
+    typer.echo(f"{id} was deleted.")
 
 
 @answers_app.command()
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Delete what is older than so many days.")], store: Store = None
+    days: Annotated[float, typer.Option(min=0, help="Delete answers older than this many days.")], store: Store = None
 ) -> None:
-    """Delete what is older than so many days, with its feedback."""
+    """Delete old answers with their feedback.
+
+    Example: `meditune answers prune --days 30`.
+
+    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
+    """
     typer.echo(f"{_answers(store).prune(days)} answers deleted.")
 
 
 @answers_app.command()
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="A JSON Lines file.")], store: Store = None
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to write.")], store: Store = None
 ) -> None:
-    """Write every kept answer with its feedback, one JSON object a line, to a file for this user alone."""
+    """Export stored answers with feedback to a file that only you can read.
+
+    Example: `meditune answers export --output answers.jsonl`.
+
+    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
+    """
     from meditune.files import write_jsonl
 
     typer.echo(f"{write_jsonl(output, _answers(store).exported(), private=True)} answers: {output.resolve()}")
 
 
 def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> DriftWatcher | None:
-    """Drift watched beside the server, where it is wanted."""
+    """Start the drift watcher of the server; return None without a reference."""
     if reference is None:
         return None
     from meditune.operate.drift.drift_watcher import Wanted, watch
 
     link = f"{address.rstrip('/')}/admin#drift"
-    told: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
+    report: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
     if service.releases is not None:
         from meditune.operate.retraining.rollback import on_drift
 
-        told = on_drift(service.releases.registry.folder, store, told)
-    return watch(Wanted(store, reference, every_s, link), told)
+        report = on_drift(service.releases.registry.folder, store, report)
+    return watch(Wanted(store, reference, every_s, link), report)
 
 
 def _prices(text: str) -> tuple[float, float]:
@@ -321,7 +392,7 @@ def _prices(text: str) -> tuple[float, float]:
     try:
         read, written = map(float, text.split(","))
     except ValueError as error:
-        raise DataError(f"--price {text}: write two numbers with a comma between them, as in 0.15,0.60.") from error
+        raise DataError(f"--price {text}: write two numbers separated by a comma, as in 0.15,0.60.") from error
     return read, written
 
 
@@ -346,7 +417,7 @@ def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool
     from meditune.serve.startup import safe
     from meditune.store.open_store import exists
 
-    # Looking leaves no trace: without a store there are no keys.
+    # A check must not create a store; without a store there are no keys.
     with TemporaryDirectory() as nowhere:
         known = _keys(store if exists(store) else nowhere)
         settings = safe(settings, place, known, open_to_all)
@@ -356,10 +427,8 @@ def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)
     if unsafe:
-        raise GateError(f"{unsafe} of these are unsafe.")
+        raise GateError(f"{unsafe} of these settings are unsafe.")
 
 
 def _print_ready(name: str, engine: str, address: str) -> None:
-    typer.echo(
-        f"{name} is served by {engine}. Ask here: {address} (for programs: {address}v1, described at {address}docs)"
-    )
+    typer.echo(f"{name} is served by {engine}. Chat page: {address} (API: {address}v1, described at {address}docs)")

@@ -1,7 +1,4 @@
-"""`meditune status`: parsing and printing.
-
-How a service does, in the terminal: its store, and what each running server tells of itself.
-"""
+"""`meditune status`: the state of a service, from its store and from the metrics of its running servers."""
 
 from __future__ import annotations
 
@@ -15,18 +12,22 @@ import typer
 
 def status(
     store: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", envvar="MEDITUNE_STORE", help="The servers' store.")
+        str | None, typer.Option(metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Store of the servers.")
     ] = None,
     url: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="A server to ask besides those that the store knows. Repeatable."),
+        typer.Option(metavar="URL", help="Another server to query, besides those in the store. Repeatable."),
     ] = None,
-    hours: Annotated[float, typer.Option(min=0.1, help="Of the last so many hours.")] = 24.0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+    hours: Annotated[float, typer.Option(min=0.1, help="Look back this many hours.")] = 24.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
-    """How a service does: servers, versions, answers, times, feedback, drift, the last update, alerts.
+    """Show servers, versions, answers, feedback, drift and alerts.
 
-    Servers are asked with the key in MEDITUNE_KEY, which needs the scope metrics.
+    The environment variable MEDITUNE_KEY holds the API key for the servers; it needs the scope metrics.
+
+    Example: `meditune status --store store --hours 1`.
+
+    Guide: docs/how-to/operate.md.
     """
     from meditune.errors import DataError
     from meditune.store.open_store import default_place, exists, open_store
@@ -34,16 +35,16 @@ def status(
 
     place = store or default_place()
     if not exists(place):
-        raise DataError(f"There is no store in {place}. Name a server's --store, or set MEDITUNE_STORE.")
+        raise DataError(f"There is no store in {place}. Give a server's --store, or set MEDITUNE_STORE.")
     found = overview(open_store(place), hours)
     addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
-    told = {address: live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
+    running = {address: live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
     if json:
         from json import dumps
 
-        typer.echo(dumps(found | {"live": told, "alerts": alerts(found)}, ensure_ascii=False, indent=2))
+        typer.echo(dumps(found | {"live": running, "alerts": alerts(found)}, ensure_ascii=False, indent=2))
         return
-    for line in lines(found, told):
+    for line in lines(found, running):
         typer.echo(line)
     for sentence in alerts(found):
         typer.secho(f"ALERT {sentence}", fg="red")
@@ -54,7 +55,7 @@ SHOWN = 5
 
 
 def live(address: str) -> dict[str, Any]:
-    """What a server's /metrics say: `metric{labels}` to value, or `problem` in words. The key is MEDITUNE_KEY's."""
+    """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY holds the key."""
     import httpx2
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -63,7 +64,7 @@ def live(address: str) -> dict[str, Any]:
     try:
         came = httpx2.get(f"{address.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return {"problem": f"it doesn't answer ({type(error).__name__})"}
+        return {"problem": f"no answer ({type(error).__name__})"}
     if came.status_code != 200:
         why = "set MEDITUNE_KEY to a key with the scope metrics" if came.status_code in (401, 403) else "no metrics"
         return {"problem": f"HTTP {came.status_code}: {why}"}
@@ -77,7 +78,7 @@ def live(address: str) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """An overview of the store (`store.overview`), with what servers told by their address."""
+    """Yield lines for an overview (`store.overview`) and the servers' metrics, which `told` has by address."""
     yield f"Last {_span(found['hours'])}, until {_when(found['time'])}"
     yield ""
     yield from _answers(found)
@@ -89,7 +90,7 @@ def lines(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> It
 
 
 def alerts(found: Mapping[str, Any]) -> list[str]:
-    """What needs somebody's eyes, a sentence each."""
+    """Return a sentence for each problem that needs attention."""
     said = []
     for each in found["drift"]:
         said += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
@@ -98,7 +99,7 @@ def alerts(found: Mapping[str, Any]) -> list[str]:
     for each in found["servers"]:
         if not each["alive"]:
             name = each.get("address") or each["name"]
-            said.append(f"{name} ended without a word; it was last heard of {_when(each['time'])}.")
+            said.append(f"{name} stopped unexpectedly; it was last seen {_when(each['time'])}.")
     for each in found["updates"]:
         said += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
     return said
@@ -107,18 +108,20 @@ def alerts(found: Mapping[str, Any]) -> list[str]:
 def _answers(found: Mapping[str, Any]) -> Iterator[str]:
     answers, feedback = found["answers"], found["feedback"]
     count, outcomes = answers["count"], answers["outcomes"]
-    more = "" if answers["complete"] else " (the latest; there are more)"
+    more = "" if answers["complete"] else " (only the latest)"
     yield f"answers       {count:,}{more}: " + ", ".join(
         f"{outcomes[name]:,} {name}{_share(outcomes[name], count)}" for name in outcomes
     )
     seconds, first = answers["seconds"], answers["first_token"]
-    yield f"time          median {_s(seconds['p50'])}, 95 % {_s(seconds['p95'])}; first token {_s(first['p50'])}"
-    yield f"tokens        {answers['tokens']['prompt']:,.0f} read, {answers['tokens']['completion']:,.0f} written"
+    times = f"median {_s(seconds['p50'])}, 95th percentile {_s(seconds['p95'])}"
+    yield f"time          {times}; first token {_s(first['p50'])}"
+    tokens = answers["tokens"]
+    yield f"tokens        {tokens['prompt']:,.0f} in prompts, {tokens['completion']:,.0f} in answers"
     said = f"{answers['unsupported']:,.0f} of {answers['sentences']:,.0f} sentences"
     yield f"unsupported   {said}{_share(answers['unsupported'], answers['sentences'])}"
-    likeness = answers["retrieval"]
-    if likeness["p50"] is not None:
-        yield f"best passage  cosine {likeness['p50']:.2f}, lowest tenth {likeness['p10']:.2f}"
+    similarity = answers["retrieval"]
+    if similarity["p50"] is not None:
+        yield f"best passage  cosine similarity {similarity['p50']:.2f}, 10th percentile {similarity['p10']:.2f}"
     rated = feedback["up"] + feedback["down"]
     yield (
         f"feedback      {rated:,}: {feedback['up']:,} up, {feedback['down']:,} down; {feedback['corrections']:,} "
@@ -128,9 +131,9 @@ def _answers(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _servers(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not found["servers"] and not told:
-        yield "servers       none runs with this store"
+        yield "servers       none is running with this store"
     for each in found["servers"]:
-        state = "" if each["alive"] else f"  LOST, last heard of {_when(each['time'])}"
+        state = "" if each["alive"] else f"  LOST, last seen {_when(each['time'])}"
         index = f", index {each['index'][:12]}" if each["index"] else ""
         yield (
             f"server        {each.get('address') or each['name']}  {each['model']} {each['version']} ({each['engine']})"
@@ -140,7 +143,7 @@ def _servers(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) ->
             yield from _told(told[each["address"]])
     for address in told:
         if address not in {each.get("address") for each in found["servers"]}:
-            yield f"server        {address}  (not of this store)"
+            yield f"server        {address}  (not in this store)"
             yield from _told(told[address])
 
 
@@ -151,12 +154,12 @@ def _told(sums: Mapping[str, Any]) -> Iterator[str]:
     took = sums.get("meditune_request_seconds_count", 0)
     mean = sums.get("meditune_request_seconds_sum", 0) / took if took else None
     yield (
-        f"              {sums.get('meditune_requests_total', 0):,.0f} requests since its start "
+        f"              {sums.get('meditune_requests_total', 0):,.0f} requests since start "
         f"({sums.get('failed', 0):,.0f} failed, {sums.get('meditune_refused_total', 0):,.0f} refused), "
         f"mean {_s(mean)}; {sums.get('meditune_running', 0):.0f} running, {sums.get('meditune_waiting', 0):.0f} waiting"
     )
     if cost := sums.get("meditune_cost_total"):
-        yield f"              cost since its start: {cost:,.2f}"
+        yield f"              cost since start: {cost:,.2f}"
 
 
 def _versions(found: Mapping[str, Any]) -> Iterator[str]:
@@ -176,7 +179,7 @@ def _drift(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _updates(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["updates"]:
-        yield "last update   none noted (meditune update LIBRARY --store DIR)"
+        yield "last update   none recorded (meditune update LIBRARY --store DIR)"
     for each in found["updates"]:
         articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
         yield f"last update   {_when(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"

@@ -1,7 +1,4 @@
-"""Recipes: the YAML files that describe a whole run, the shipped ones and the user's own.
-
-`loading` turns a file and `--set` options into a Recipe, `writing` turns a Recipe into text again.
-"""
+"""Recipes: YAML files that describe a whole run. `load_recipe` reads, prints and saves them."""
 
 from __future__ import annotations
 
@@ -11,5 +8,5 @@ FOLDER = Path(__file__).parent / "recipes"
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with Meditune: name and file, by name."""
+    """Return the files of the shipped recipes by name, sorted by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

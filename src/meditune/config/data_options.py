@@ -1,13 +1,4 @@
-"""Options under `data` and `prompt`: what is trained and measured on, and how it is put to a model.
-
-Options under `data.quality`: what is done with rows in which a rule finds something.
-
-Options under `evaluate.retrieve` and `train.retrieve`: passages that are found, in place of those that are given.
-
-What every group of options has in common.
-
-The kinds of what tells who a patient is: named in recipes, found by `phi`.
-"""
+"""Recipe options under `data`, `prompt`, `train.retrieve` and `evaluate.retrieve`, and the base class of all groups."""
 
 from __future__ import annotations
 
@@ -28,108 +19,104 @@ Repeated = Literal["keep", "group", "merge", "off"]
 
 
 class QualityRules(Spec):
-    """What becomes of a row in which the rule of that name finds something.
+    """The action for rows in which the rule of that name finds something.
 
-    `drop` leaves it out, `mend` corrects it, `flag` keeps and counts it, `off` doesn't look. The rules are applied in
-    this order. An official test item is never dropped nor changed, whatever is found in it.
+    `drop` leaves the row out, `mend` corrects it, `flag` keeps and counts it, and `off` disables the rule. The rules
+    run in this order. Official test items are never dropped or changed.
     """
 
-    encoding: Mend = Field("mend", description="Text that was decoded wrongly somewhere on its way (Ã© for é).")
-    layout: Mend = Field(
-        "mend", description="Residue of a page's layout: broken lines, lists run together, stray blanks."
-    )
-    boilerplate: Mend = Field("mend", description='Words of a web page around the answer ("Key Points", "click here").')
-    language: Drop = Field("drop", description="An answer in none of data.quality.languages.")
-    not_a_question: Drop = Field("flag", description="A question that asks for nothing.")
-    not_medical: Drop = Field("flag", description="A row without words of health and medicine.")
+    encoding: Mend = Field("mend", description="Wrongly decoded text (Ã© for é).")
+    layout: Mend = Field("mend", description="Remains of a page's layout: broken lines, merged lists, stray spaces.")
+    boilerplate: Mend = Field("mend", description='Web page text around the answer ("Key Points", "click here").')
+    language: Drop = Field("drop", description="An answer that is in none of data.quality.languages.")
+    not_a_question: Drop = Field("flag", description="A question that asks nothing.")
+    not_medical: Drop = Field("flag", description="A row without medical terms.")
     too_short: Drop = Field("flag", description="An answer of fewer words than data.quality.min_answer_words.")
     too_long: Drop = Field("flag", description="An answer of more words than data.quality.max_answer_words.")
-    truncated: Drop = Field("flag", description="An answer that breaks off.")
-    off_topic: Drop = Field("flag", description="An answer that has no word of what was asked about.")
+    truncated: Drop = Field("flag", description="An answer that ends in mid-sentence.")
+    off_topic: Drop = Field("flag", description="An answer that shares no content word with its question.")
     exact_duplicate: Drop = Field(
-        "drop", description="A row of the same source that says the same, letter case and punctuation aside."
+        "drop", description="A row that repeats another row of its source, apart from letter case and punctuation."
     )
     near_duplicate: Drop = Field(
-        "drop", description="A row of the same source that asks the same and says nearly the same."
+        "drop", description="A row of the same source with the same question and nearly the same answer."
     )
     cross_source: Drop = Field(
-        "drop", description="A row that says the same, or nearly, as one of a source named earlier."
+        "drop", description="A row that repeats, or nearly repeats, a row of a source listed earlier."
     )
     cross_split: Drop = Field(
-        "drop", description="A row to train on that says the same, or nearly, as a test or development item."
+        "drop", description="A training row that repeats, or nearly repeats, a test or development item."
     )
     repeated_question: Repeated = Field(
         "keep",
-        description="A question asked before with another answer: kept, put into that row's group, or merged with it.",
+        description="A repeated question with another answer: keep the row, group it with the earlier one, or merge.",
     )
 
 
 class QualitySpec(Spec):
-    """Quality control of the rows that were read, before they are split."""
+    """Quality control of the rows before they are split."""
 
-    rules: QualityRules = Field(default_factory=QualityRules, description="What each rule does.")
+    rules: QualityRules = Field(default_factory=QualityRules, description="Action of each rule.")
     alike: float = Field(
-        0.7, ge=0.5, le=1, description="From this share of common words and word pairs on, rows say nearly the same."
+        0.7, ge=0.5, le=1, description="Minimum share of common words and word pairs for near duplicates."
     )
     languages: list[str] = Field(
-        default_factory=lambda: ["en"], min_length=1, description="Languages of answers, as ISO 639-1 codes."
+        default_factory=lambda: ["en"], min_length=1, description="Allowed languages of answers, as ISO 639-1 codes."
     )
-    min_answer_words: int = Field(3, ge=1, description="Fewest words of a written answer.")
-    max_answer_words: int = Field(2000, ge=1, description="Most words of an answer.")
+    min_answer_words: int = Field(3, ge=1, description="Minimum number of words in a long answer.")
+    max_answer_words: int = Field(2000, ge=1, description="Maximum number of words in an answer.")
     keep: list[str] = Field(
-        default_factory=list, description="Ids of rows that are left as they were read, whatever is found in them."
+        default_factory=list, description="Ids of rows that quality control neither drops nor changes."
     )
 
 
 CONTEXTS = "contexts"
-"""In place of an index: the contexts of the run's own examples"""
+"""The value of `index` that searches the contexts of the run's own examples"""
 
 
 class SearchedSpec(Spec):
-    """What is searched, and how much of it is shown."""
+    """The collection to search, and how much of each document to show."""
 
     index: str | None = Field(
         None,
         min_length=1,
-        description="What is searched: the place of an index (`meditune index build`), or contexts: those of the run's "
-        "own examples, by BM25 in memory.",
+        description="Index to search (built by `meditune index build`), or contexts: the contexts of the run's own "
+        "examples, searched by BM25 in memory.",
     )
-    sources: list[str] = Field(default_factory=list, description="Only these sources of the index; all when empty.")
+    sources: list[str] = Field(default_factory=list, description="Sources of the index to search; all if empty.")
     words: int = Field(
         400,
         ge=0,
-        description="Of each document that is found, so many words around the passage, which is any abstract as a "
-        "whole; 0: the passage alone.",
+        description="Number of words to show around the passage in each document; the default fits whole abstracts. "
+        "0: only the passage.",
     )
 
     @property
     def searched(self) -> dict[str, Any]:
-        """What decides which passages are found."""
+        """Return the settings that determine which passages are found."""
         return self.model_dump(mode="json")
 
 
 class RetrieveSpec(SearchedSpec):
-    """Measuring with passages that are found for each item, beside what it is given; off while index is empty."""
+    """Evaluation with retrieved passages, besides the given context; off if `index` is empty."""
 
-    k: int = Field(5, ge=1, le=100, description="Documents that are shown, the best first, as far as there is room.")
+    k: int = Field(5, ge=1, le=100, description="Maximum number of documents to show, best first.")
 
 
 class TrainRetrieveSpec(SearchedSpec):
-    """Training with passages that were found: an example's own one among others that don't bear on it.
+    """Training with retrieved passages: the example's own passage among irrelevant ones.
 
-    After RAFT (Zhang et al. 2024, arXiv:2403.10131). With index empty the contexts are searched. Nothing of a dev or
-    test item is shown.
+    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131). If `index` is empty, the contexts are searched.
+    Passages of dev and test items are never shown.
     """
 
-    share: float = Field(
-        0.0, ge=0, le=1, description="Share of the training examples that are shown found passages; 0 is off."
-    )
-    passages: int = Field(3, ge=1, le=20, description="Passages that such an example is shown, in random order.")
+    share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0 is off.")
+    passages: int = Field(3, ge=1, le=20, description="Number of passages in such an example, in random order.")
     missing: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="Share of these examples whose own passage isn't among them; they learn their answer all the same.",
+        description="Share of these examples whose own passage is withheld; the answer to learn is unchanged.",
     )
 
 
@@ -157,7 +144,7 @@ Kind = Literal[
     "bracket",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Safe Harbor's identifiers (45 CFR 164.514(b)(2)) as far as text has them, hospitals, and MIMIC's brackets."""
+"""Textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), hospitals, and MIMIC's brackets"""
 
 
 Task = Literal["answer", "decision"]
@@ -168,47 +155,49 @@ TASKS: tuple[Task, ...] = ("decision", "answer")
 BalanceBy = Literal[
     "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
 ]
-"""Dimensions of meditune.data.diversity"""
+"""Dimensions of `meditune.data.diversity`"""
 
 
 class SourceSpec(Spec):
     """One source of examples."""
 
-    name: str = Field(min_length=1, description="pubmedqa, medquad, liveqa, mimic, sample, or own.")
-    path: str | None = Field(None, description="Its files; found through MEDITUNE_DATA, cache or download when empty.")
+    name: str = Field(min_length=1, description="Name: pubmedqa, medquad, liveqa, mimic, sample, or own.")
+    path: str | None = Field(
+        None, description="File or folder of the source; if empty, MEDITUNE_DATA, the cache or a download."
+    )
     fields: dict[str, str] = Field(
-        default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
+        default_factory=dict, description="For your own files: example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
     licence: str | None = Field(
-        None, description="Licence of your own files (CC BY 4.0); a column licence of theirs stands above it."
+        None, description="Licence of your own files (CC BY 4.0); a column named licence takes precedence."
     )
-    citation: str | None = Field(None, description="How to cite them, or where they are published.")
+    citation: str | None = Field(None, description="Citation or address of your own files.")
     style: Style = Field(
         "expert",
-        description="plain: its questions are asked with prompt.plain_cue, which only answers up to data.plain_grade "
-        "are learnt after; harder ones are learnt after prompt.answer_cue, as an expert's.",
+        description="plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes "
+        "answers up to data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue.",
     )
     restricted: bool = Field(
-        False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
+        False, description="Never send rows to an API or upload them. MIMIC-III is always restricted."
     )
 
 
 class BalanceSpec(Spec):
-    """Training examples rebalanced by group: large groups capped, or small ones read more often."""
+    """Rebalancing of training examples by group: cap large groups, or repeat small ones."""
 
-    by: BalanceBy | None = Field(None, description="What makes a group; nothing is rebalanced when empty.")
-    cap: int | None = Field(None, ge=1, description="Keep at most this many training examples of each group, seeded.")
+    by: BalanceBy | None = Field(None, description="Property that defines the groups; no rebalancing if empty.")
+    cap: int | None = Field(
+        None, ge=1, description="Maximum number of training examples per group, sampled with the seed."
+    )
     share: float | None = Field(
-        None, gt=0, lt=1, description="Keep so many of each group that none has more than this share of the rows."
+        None, gt=0, lt=1, description="Cap the groups so that none has more than this share of the rows."
     )
-    sources: list[str] = Field(
-        default_factory=list, description="Only rows of these sources are in groups; all are when empty."
-    )
+    sources: list[str] = Field(default_factory=list, description="Sources whose rows are grouped; all if empty.")
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Group -> how often its rows come in an epoch, relative to rows of groups that aren't named; no "
-        "row is dropped.",
+        description="Group -> how often its rows occur in an epoch, relative to groups without a weight. No row is "
+        "dropped.",
     )
 
     @model_validator(mode="after")
@@ -219,16 +208,16 @@ class BalanceSpec(Spec):
                 f"data.balance.{[*given, 'sources'][0]} needs data.balance.by: source, decision, question_type ..."
             )
         if self.by is not None and not given:
-            raise ValueError("data.balance.by needs a cap, a share or weights")
+            raise ValueError("data.balance.by needs data.balance.cap, share or weights")
         if self.cap is not None and self.share is not None:
-            raise ValueError("data.balance.share computes the cap; give it or data.balance.cap, not both")
+            raise ValueError("data.balance.share computes the cap; give share or data.balance.cap, not both")
         if any(weight <= 0 for weight in self.weights.values()):
-            raise ValueError("data.balance.weights must be above 0; take a cap, or leave the source out, instead")
+            raise ValueError("data.balance.weights must be above 0; use a cap, or leave the source out")
         return self
 
     @property
     def caps(self) -> bool:
-        """Whether rows are dropped."""
+        """Return whether rows are dropped."""
         return self.cap is not None or self.share is not None
 
 
@@ -236,91 +225,95 @@ PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
 
 
 class PhiSpec(Spec):
-    """What is done with identifiers of patients (PHI) in the data. docs/how-to/find-identifiers.md says what is found
-    and what isn't."""
+    """The handling of patients' identifiers (PHI) in the data.
+
+    docs/how-to/find-identifiers.md describes what is found and what isn't.
+    """
 
     action: PhiAction = Field(
         "report",
-        description="report: count them; mask: placeholders such as [NAME]; surrogate: invented ones; refuse: an "
-        "error; off: don't look.",
+        description="report: count identifiers; mask: replace them by placeholders such as [NAME]; surrogate: replace "
+        "them by invented ones; refuse: stop with an error; off: don't search.",
     )
-    kinds: list[Kind] = Field(default_factory=list, description="Only these kinds; all of them when empty.")
+    kinds: list[Kind] = Field(default_factory=list, description="Kinds to search for; all if empty.")
     engine: Literal["rules", "presidio"] = Field(
-        "rules", description="What looks for them; presidio needs the extra `phi` and is much slower."
+        "rules", description="Detector; presidio needs the extra `phi` and is much slower."
     )
 
 
 class DataSpec(Spec):
-    """What is trained and tested on."""
+    """The data for training and testing."""
 
     sources: list[SourceSpec] = Field(
-        default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Where examples come from."
+        default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Sources of examples."
     )
     split: Literal["official", "group", "newest"] = Field(
         "official",
-        description="official: the publisher's test set where there is one; group: by group, seeded; newest: the test "
-        "is what was published last, by year.",
+        description="official: the publisher's test set if there is one; group: split by group with the seed; newest: "
+        "test on the most recent publications, by year.",
     )
     stratify: list[Trait] = Field(
         default_factory=lambda: list[Trait](("source", "decision")),
-        description="The splits have about the same shares of these: source, decision, question_type.",
+        description="Properties with similar shares in all splits: source, decision, question_type.",
     )
     fold: int | None = Field(
         None,
         ge=0,
         lt=10,
-        description="Take this one of PubMedQA's ten published folds as dev, and the other nine to train.",
+        description="Use this one of PubMedQA's ten published folds as dev, and train on the other nine.",
     )
-    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
-    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share tested on, where split is group or newest.")
+    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples for development.")
+    test_share: float = Field(
+        0.2, gt=0, lt=0.9, description="Share of examples for testing if split is group or newest."
+    )
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(
         None,
         ge=0,
-        description="Train on no answer with a higher Flesch-Kincaid grade; dev and test stay as they are. Such rows "
-        "are dropped, or keep only their decision where they have one.",
+        description="Maximum Flesch-Kincaid grade of training answers. Harder rows keep only their decision, or are "
+        "dropped if they have none. Dev and test don't change.",
     )
     plain_grade: float = Field(
-        9.0, ge=0, description="Flesch-Kincaid grade up to which answers of sources in the plain style are plain."
+        9.0, ge=0, description="Maximum Flesch-Kincaid grade of plain answers, for sources with style plain."
     )
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = Field(
-        None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
+        None, description="File of people's decisions about rows (`meditune annotate import`). Test items never change."
     )
     incomplete: Incomplete = Field(
-        "keep", description="Rows that decisions found incomplete: keep them, marked in their meta, or drop them."
+        "keep", description="Rows judged incomplete: keep them with a mark in their meta, or drop them."
     )
     fallback_to_sample: bool = Field(
-        False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
+        False, description="Use Meditune's synthetic sample if the sources are unavailable."
     )
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
 
 class PromptFormat(Spec):
-    """Wording and token budget of the prompt. Saved beside every model as `prompt.json`."""
+    """Wording and token budget of the prompt, saved with every model as `prompt.json`."""
 
-    max_tokens: int = Field(512, ge=32, description="Longest row in tokens: prompt, answer and end token together.")
-    answer_tokens: int = Field(128, ge=8, description="Tokens kept free for the answer when the context is fitted.")
+    max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
+    answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
     context_head: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Where context must be shortened, the share of its room for its first sentences; the last ones get "
-        "the rest.",
+        description="If the context is shortened, the share of its tokens for the first sentences; the last "
+        "sentences get the rest.",
     )
-    question_cue: str = Field("Question:", min_length=1, description="Stands before the question.")
-    answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
+    question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
+    answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for the long answer.")
     plain_cue: str | None = Field(
-        None, min_length=1, description="Asks for it in plain words, where a source has that style."
+        None, min_length=1, description="Text that asks for a long answer in plain words, for sources with style plain."
     )
-    decision_cue: str = Field("Answer:", min_length=1, description="Asks for the decision.")
+    decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for the decision.")
     quoted: bool = Field(
         False,
-        description='Begin every line of context with "> ", as mail quotes text, so that no passage can pass for a '
-        "part of the prompt. Tuned models keep what prompt.json says; untuned ones read an index's passages quoted.",
+        description='Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned '
+        "models use the value in their prompt.json; untuned models always get quoted passages from an index.",
     )
 
     @property
     def answer_room(self) -> int:
-        """Tokens that a prompt leaves free for the answer, at most half of the row."""
+        """Return the number of tokens that a prompt leaves for the answer, at most half of the row."""
         return min(self.answer_tokens, self.max_tokens // 2)

@@ -1,8 +1,6 @@
-"""From a recipe's name or file, and `--set` options, to a Recipe whose every value has a known origin.
+"""Load a recipe from its name or file and `--set` options; print and save it; generate the reference of options.
 
-Every problem of the file and of the options is reported at once, each with its place, its key and what belongs there.
-
-A recipe as text: shown on the screen, saved with a run, and the reference of every option.
+All problems of the file and the options are reported at once, each with its place, its key and what is allowed there.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with all of its values, and where each came from."""
+    """A recipe with all of its values and the origin of each."""
 
     recipe: Recipe
     origin: dict[str, str]
@@ -38,9 +36,9 @@ class Resolved:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
-    """The recipe of that name or in that file, with each `KEY=VALUE` of `overrides` put over it.
+    """Return the recipe of that name or file, changed by each `KEY=VALUE` in `overrides`.
 
-    Raises RecipeError that lists every problem.
+    Raise RecipeError, which lists every problem.
     """
     path = _find(name_or_path)
     draft = _Draft(path)
@@ -50,7 +48,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
 
 
 class _Draft:
-    """The values on their way to a Recipe."""
+    """The values of a recipe before validation."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,17 +63,17 @@ class _Draft:
         if document.value is None and not document.problems:
             raise RecipeError(
                 f"{path}: the file is empty. A recipe needs at least a name; `meditune recipe show quickstart` prints "
-                "one to begin with."
+                "an example."
             )
         if not isinstance(document.value, dict):
             raise RecipeError(f"{path}: expected keys with values (name: my-recipe), found a list or a single value.")
         self.values: dict[str, Any] = document.value
         self.lines: dict[Key, int | None] = dict(document.lines)
-        """The line of each key in the file; None for those from --set."""
+        """The line of each key in the file; None for keys from --set"""
         self.problems: dict[tuple[Key, str], int | None] = {(key, text): line for key, line, text in document.problems}
 
     def override(self, option: str) -> None:
-        """Put one `KEY=VALUE` over the file's values."""
+        """Apply one `KEY=VALUE` to the file's values."""
         name, equals, text = option.partition("=")
         if not equals or not name.strip():
             self._refuse((option,), f"write it as {SET} KEY=VALUE, for example {SET} train.epochs=2")
@@ -86,7 +84,7 @@ class _Draft:
         here = recipe_keys.slot(key)
         assert here is not None, f"{dotted(key)} is no key"
         if here.is_text and not text.lstrip().startswith(("'", '"')):
-            # A shell takes quotes away, and "Question:" or "2024" would mean something else to YAML.
+            # Shells remove quotes, and YAML would read "Question:" or "2024" as something other than text.
             value: Any = None if here.may_be_null and text.strip() in {"", "~", "null"} else text
         else:
             try:
@@ -102,7 +100,7 @@ class _Draft:
         self._assign(key, value)
 
     def resolve(self) -> Resolved:
-        """The finished recipe. Raises RecipeError with every problem met so far and now."""
+        """Return the finished recipe. Raise RecipeError with every problem."""
         _fill_empty_groups(self.values, recipe_keys.ROOT)
         recipe = self._validated()
         if recipe is None:
@@ -111,7 +109,7 @@ class _Draft:
         return Resolved(recipe, origin)
 
     def _key(self, name: str) -> Key | None:
-        """The key that a dotted name stands for; None, with the problem noted, where there is none."""
+        """Return the key of a dotted name; if there is none, record the problem and return None."""
         key: Key = ()
         here = recipe_keys.ROOT
         for part in name.split("."):
@@ -127,7 +125,7 @@ class _Draft:
     def _assign(self, key: Key, value: Any) -> None:
         here = recipe_keys.slot(key)
         if here and here.group and isinstance(value, dict) and not isinstance(key[-1], int):
-            # The group's other keys stay as they are; an item of a list is replaced as a whole.
+            # The group's other keys keep their values; an item of a list is replaced as a whole.
             for name, inner in value.items():
                 if here.inside(name) is None:
                     self._refuse((*key, name), recipe_keys.unknown((*key, name)))
@@ -149,12 +147,12 @@ class _Draft:
         elif isinstance(container, dict):
             container[str(last)] = value
         else:
-            return  # something else stands where a group belongs, which validation reports
+            return  # validation reports the value that isn't a group
         self.lines = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
         self._mark(key, value)
 
     def _inside(self, container: Any, key: Key, part: str | int) -> Any:
-        """The group or list at `key`, begun from its default where the file doesn't have it yet."""
+        """Return the group or list at `key`; if the file doesn't have it, create it from its default."""
         if isinstance(container, list) and isinstance(part, int):
             if part == len(container):
                 container.append({})
@@ -182,7 +180,7 @@ class _Draft:
             refused = self._note(error)
         else:
             return None if self.problems else recipe
-        # Rules between keys are checked only where each key alone is fine: try again without those that aren't.
+        # Rules between keys run only if each key alone is valid, so validate again without the invalid keys.
         remaining = _without(self.values, {_above_lists(key) for key in refused})
         try:
             Recipe.model_validate({"name": "unnamed", **remaining})
@@ -191,7 +189,7 @@ class _Draft:
         return None
 
     def _note(self, error: ValidationError, rules_only: bool = False) -> set[Key]:
-        """Take the problems down and return the keys they concern."""
+        """Record the problems and return their keys."""
         concerned = set()
         for each in error.errors():
             key = _real_key(each["loc"])
@@ -213,10 +211,10 @@ class _Draft:
         return concerned
 
     def _note_rule(self, key: Key, text: str) -> None:
-        """Take down a rule between keys at the first key it names that was given."""
+        """Record a violated rule between keys at the first given key that it names."""
         named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if _known(name)]
         places = [_split(name) for name in named if _split(name) in self.lines]
-        # The option just given is the likelier slip.
+        # Options of the command line come first; they are the more likely mistake.
         places.sort(key=lambda place: self.lines[place] is not None)
         self._problem(places[0] if places else key, text)
 
@@ -224,11 +222,11 @@ class _Draft:
         self.problems.setdefault((key, text), self._line(key))
 
     def _refuse(self, key: Key, text: str) -> None:
-        """A problem of a --set option."""
+        """Record a problem of a --set option."""
         self.problems.setdefault((key, text), None)
 
     def _line(self, key: Key) -> int | None:
-        """The line of the key, or of the nearest group around it; 0 where there is none."""
+        """Return the line of the key or of the nearest group around it; 0 if there is none."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.lines:
                 return self.lines[key[:length]]
@@ -260,16 +258,16 @@ def _find(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder. Name the recipe's YAML file in it.")
+        raise RecipeError(f"{path} is a folder. Give the recipe's YAML file.")
     near = difflib.get_close_matches(path.stem.lower(), recipes, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
     what = f"There is no file {path}" if looks_like_a_file else f"There is no recipe {name_or_path!r}"
-    raise RecipeError(f"{what}. These come with Meditune: {', '.join(recipes)}.{hint}")
+    raise RecipeError(f"{what}. Shipped recipes: {', '.join(recipes)}.{hint}")
 
 
 def _fill_empty_groups(value: Any, here: recipe_keys.Slot) -> None:
-    """An empty `train:` in a file means a group without keys of its own, not null."""
+    """Replace null by an empty group, because an empty `train:` in a file means a group without keys."""
     if isinstance(value, list):
         for position, item in enumerate(value):
             inside = here.inside(position)
@@ -287,7 +285,7 @@ def _fill_empty_groups(value: Any, here: recipe_keys.Slot) -> None:
 
 
 def _beginning(key: Key) -> Any:
-    """What an option in a group or list begins from: the default, of a list of groups too."""
+    """Return the default that an option in a group or list starts from."""
     here = recipe_keys.slot(key)
     if here is None or not here.is_list:
         return {}
@@ -300,7 +298,7 @@ def _beginning(key: Key) -> Any:
 
 
 def _real_key(location: tuple[str | int, ...]) -> Key:
-    """pydantic's location without its marks for the options of a union."""
+    """Return pydantic's location without its markers for the options of a union."""
     key: Key = ()
     here: recipe_keys.Slot | None = recipe_keys.ROOT
     for part in location:
@@ -321,7 +319,7 @@ def _without(value: Any, refused: set[Key], key: Key = ()) -> Any:
 
 
 def _above_lists(key: Key) -> Key:
-    """The key up to its first position in a list."""
+    """Return the key up to its first position in a list."""
     positions = [number for number, part in enumerate(key) if isinstance(part, int)]
     return key[: positions[0]] if positions else key
 
@@ -348,14 +346,14 @@ COMMENT_COLUMN = 44
 
 
 def show(resolved: Resolved) -> str:
-    """Every option as YAML, with where its value came from as a comment. Loads back to the same recipe."""
+    """Return every option as YAML with its origin as a comment; it loads as the same recipe."""
     return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
 
 
 def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file, whole or not at all; it loads back to an equal recipe.
+    """Write every option to a YAML file atomically; it loads as an equal recipe.
 
-    What it was made with (versions, hashes) stands above as comments.
+    `made_with` (versions, hashes) becomes comments at the top.
     """
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
@@ -365,7 +363,7 @@ def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] |
 
 
 def reference() -> str:
-    """docs/reference/recipes.md: every shipped recipe and every option, generated from the recipe's classes."""
+    """Return the page docs/reference/recipes.md: every shipped recipe and every option."""
     return "\n".join([*_introduction(), *_tables(Recipe, ())])
 
 
@@ -391,8 +389,8 @@ def _introduction() -> Iterator[str]:
     yield from (
         "# Recipes",
         "",
-        "A recipe is a YAML file that describes a whole run. Every option has a default except the names, so a recipe",
-        "only says what it changes:",
+        "A recipe is a YAML file that describes a whole run. All options except the names have defaults, so a recipe",
+        "contains only what it changes:",
         "",
         "```yaml",
         "name: my-first",
@@ -404,14 +402,14 @@ def _introduction() -> Iterator[str]:
         "  epochs: 2",
         "```",
         "",
-        "`--set KEY=VALUE` on the command line changes one option for one run; lists and groups are written on one",
-        "line: `--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,",
-        "`--set train.decision_share=null`. An unknown key, a value of another type or a number out of range is an",
-        "error before anything is computed. `meditune recipe show RECIPE` prints every value and where it came from.",
+        "`--set KEY=VALUE` on the command line changes one option for one run. Write lists and groups on one line:",
+        "`--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,",
+        "`--set train.decision_share=null`. Unknown keys, values of a wrong type and numbers out of range are reported",
+        "as errors before anything is computed. `meditune recipe show RECIPE` prints every value and its origin.",
         "",
-        "## Recipes that come with Meditune",
+        "## Shipped recipes",
         "",
-        "| Name | Base model | What for |",
+        "| Name | Base model | Purpose |",
         "|---|---|---|",
     )
     for name in shipped():
@@ -421,7 +419,7 @@ def _introduction() -> Iterator[str]:
 
 
 def _tables(group: type[Spec], key: Key) -> Iterator[str]:
-    """The group's own options as a table, then its inner groups."""
+    """Yield the group's own options as a table, then its inner groups."""
     inner: list[tuple[type[Spec], Key]] = []
     rows = []
     for name, info in group.model_fields.items():
@@ -433,8 +431,8 @@ def _tables(group: type[Spec], key: Key) -> Iterator[str]:
         if item and item.group:
             inner.append((item.group, (*here, "N")))
         default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
-        rows.append(f"| `{dotted(here)}` | {slot.words()} | {default or 'must be given'} | {info.description} |")
-    yield from (f"## `{dotted(key)}`" if key else "## At the top", "", str(inspect.getdoc(group)), "")
+        rows.append(f"| `{dotted(here)}` | {slot.words()} | {default or 'required'} | {info.description} |")
+    yield from (f"## `{dotted(key)}`" if key else "## Top level", "", str(inspect.getdoc(group)), "")
     yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
     for each, here in inner:
         yield from _tables(each, here)

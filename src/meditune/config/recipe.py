@@ -1,7 +1,7 @@
-"""Every option of a run, declared once: its name, type, default and one-line meaning.
+"""The recipe: every option of a run with its name, type, default and one-line description.
 
-The command line's `--set`, the YAML files, `meditune recipe show` and docs/reference/recipes.md all come from these
-classes. Unknown keys are errors.
+`--set`, the YAML files, `meditune recipe show` and docs/reference/recipes.md are all derived from these classes.
+Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -110,87 +110,83 @@ LeakKind = Literal[
 
 
 class EvaluateSpec(Spec):
-    """What is measured before and after."""
+    """The evaluation before and after training."""
 
     split: Literal["test", "dev"] = Field(
-        "test", description="Items measured on: settings are chosen on dev, the test set is for the final figure."
+        "test", description="Items to evaluate on. Choose settings on dev; the test set is for the final result."
     )
     protocol: Literal["meditune", "lm-eval"] = Field(
         "meditune",
-        description="lm-eval measures decisions only, with the prompt and scoring of lm-evaluation-harness.",
+        description="lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness.",
     )
-    answers: int | None = Field(
-        200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
-    )
-    max_new_tokens: int = Field(96, ge=1, description="Longest generated answer.")
+    answers: int | None = Field(200, ge=1, description="Number of long answers to score, a fixed sample; all if empty.")
+    max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(
-        None, ge=2, description="No sequence of so many tokens comes twice in a generated answer; empty: any may."
+        None,
+        ge=2,
+        description="Length in tokens of sequences that must not repeat in a generated answer; no limit if empty.",
     )
     general_tokens: int = Field(
-        20_000, ge=0, description="Tokens of WikiText-2 that measure forgetting; 0 leaves it out."
+        20_000, ge=0, description="Number of WikiText-2 tokens for measuring forgetting; 0 is off."
     )
     technical_tokens: int = Field(
-        0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
+        0, ge=0, description="Number of tokens of Python's language reference for measuring forgetting; 0 is off."
     )
     faithfulness_model: str = Field(
         "none",
         min_length=1,
         description="Model that judges whether sources support an answer: an NLI model's folder or hub id, "
-        "lettucedetect:NAME or hhem:NAME; none leaves it to the detector that needs no model.",
+        "lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model.",
     )
     samples: int = Field(
         0,
         ge=0,
-        description="Answers written by chance to each of some questions, for self-consistency; 0 leaves it out.",
+        description="Number of answers to sample per question, for self-consistency; 0 is off.",
     )
-    sampled_answers: int = Field(50, ge=1, description="Questions that are answered by chance, a seeded subset.")
+    sampled_answers: int = Field(50, ge=1, description="Number of questions with sampled answers, a seeded subset.")
     choices: int = Field(
-        164, ge=0, description="Questions of general knowledge, of 164, that measure forgetting; 0 leaves it out."
+        164, ge=0, description="Number of general knowledge questions (at most 164) for measuring forgetting; 0 is off."
     )
     similarity: bool = Field(
-        True, description="Similarity of answers to references in meaning, by a sentence model (84 MB, fetched once)."
+        True, description="Measure semantic similarity of answers to references with a sentence model (84 MB download)."
     )
-    closed_book: bool = Field(
-        False, description="Also decide and answer without any context: what the model knows by heart."
-    )
-    retrieve: RetrieveSpec = Field(
-        default_factory=RetrieveSpec, description="Also decide and answer from passages that are found."
-    )
+    closed_book: bool = Field(False, description="Also evaluate without any context, from the model's memory.")
+    retrieve: RetrieveSpec = Field(default_factory=RetrieveSpec, description="Also evaluate with retrieved passages.")
     written_decisions: bool = Field(
-        False, description="Also let decisions be written, and read the first yes, no or maybe of the words."
+        False, description="Also generate decisions as text, and take the first yes, no or maybe in it."
     )
     calibrate: Literal["none", "temperature", "batch", "prior"] = Field(
         "none",
-        description="Correct decisions by what dev shows: how sharp probabilities are (temperature), which labels the "
-        "model leans to (batch, Zhou et al. 2023, arXiv:2309.17249), or that and how often each is right (prior).",
+        description="Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias "
+        "towards labels (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies.",
     )
     abstain_target: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Find on dev the confidence from which this share of decisions is right, and try it on the test.",
+        description="Find on dev the confidence above which this share of decisions is correct, and use it on test.",
     )
     safety_messages: int = Field(
-        0, ge=0, description="Messages of the safety battery, a seeded choice over its categories; 0 leaves it out."
+        0, ge=0, description="Number of messages of the safety battery, sampled over its categories; 0 is off."
     )
-    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
-    batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
+    resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
+    batch_tokens: int = Field(1024, ge=64, description="Maximum number of tokens in one forward pass.")
     allow_leakage: bool | list[LeakKind] = Field(
-        False, description="Go on where test items leaked (all kinds, or these), and mark the report."
+        False, description="Continue despite leaked test items (all kinds, or these), and mark the report."
     )
 
     @property
     def fits_on_dev(self) -> bool:
-        """Whether something is fitted to decisions on the dev split."""
+        """Return whether the evaluation fits something to decisions on the dev split."""
         return self.calibrate != "none" or self.abstain_target is not None
 
 
 class Recipe(Spec):
-    """A whole run."""
+    """A complete run."""
 
-    name: str = Field(min_length=1, description="Shown in the report.")
-    description: str = Field("", description="One sentence on what the recipe is for.")
-    seed: int = Field(17, ge=0, description="Fixes shuffles, subsets and initial adapter weights.")
+    name: str = Field(min_length=1, description="Name in the report.")
+    description: str = Field("", description="Purpose of the recipe in one sentence.")
+    seed: int = Field(17, ge=0, description="Seed of shuffling, subsets and initial adapter weights.")
     model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
     data: DataSpec = Field(default_factory=DataSpec, description="Training and test data.")
     prompt: PromptFormat = Field(default_factory=PromptFormat, description="Prompt wording and token budget.")
@@ -206,7 +202,7 @@ class Recipe(Spec):
 
     @property
     def needs_whole_weights(self) -> list[str]:
-        """The keys with which a process must hold all weights."""
+        """Return the settings that require all weights in each process."""
         asked = {
             f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
             f"model.quantize {self.model.quantize}": self.model.quantize != "none",
@@ -219,86 +215,86 @@ class Recipe(Spec):
         return [key for key, given in asked.items() if given]
 
     def _conflicts(self) -> Iterator[str]:
-        """Each rule between keys that is broken, in a line of its own."""
+        """Yield one line for each conflict between keys."""
         model = self.model
         if self.evaluate.samples and model.strategy in VIRTUAL:
             yield (
-                f"evaluate.samples can't be written with model.strategy {model.strategy}, whose virtual tokens need a "
-                "decoding of their own; set it to 0"
+                f"evaluate.samples doesn't work with model.strategy {model.strategy}, because its virtual tokens need "
+                "another decoder; set it to 0"
             )
         if self.prompt.answer_tokens >= self.prompt.max_tokens:
             yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
         if model.strategy == "full" and model.quantize != "none":
             yield (
-                f"model.quantize {model.quantize} freezes the base model, and model.strategy full trains it; take "
-                "quantize none, or lora"
+                f"model.quantize {model.quantize} freezes the base model, but model.strategy full trains it; use "
+                "model.quantize none or model.strategy lora"
             )
         if model.strategy in VIRTUAL and model.top_layers is not None:
             yield (
-                f"model.top_layers has no meaning with model.strategy {model.strategy}, which trains no layer; leave "
+                f"model.top_layers has no effect with model.strategy {model.strategy}, which trains no layer; leave "
                 "it empty (null)"
             )
         if model.strategy == "prefix" and self.train.gradient_checkpointing:
             yield (
                 "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
-                "take prompt"
+                "use model.strategy prompt"
             )
         if self.train.parallel == "fsdp" and self.needs_whole_weights:
             yield (
-                "train.parallel fsdp spreads the weights, which must be whole with "
-                f"{', '.join(self.needs_whole_weights)}; take ddp or auto"
+                "train.parallel fsdp shards the weights, but each process needs all of them with "
+                f"{', '.join(self.needs_whole_weights)}; use ddp or auto"
             )
         if self.train.dev.keep_best and self.train.average_last:
             yield (
-                "train.dev.keep_best and train.average_last both choose the weights that training ends with; set "
+                "train.dev.keep_best and train.average_last both determine the final weights; set "
                 "train.average_last to 0, or leave keep_best out"
             )
         if self.train.dev.patience is not None and self.train.average_last:
             yield (
-                "train.dev.patience may end training before the last steps, whose weights train.average_last averages; "
-                "set train.average_last to 0, or leave patience out"
+                "train.dev.patience may stop training before the steps that train.average_last averages; set "
+                "train.average_last to 0, or leave patience out"
             )
         if self.train.end_weight != 1 and "answer" not in self.train.tasks:
-            yield "train.end_weight is of answers, which train.tasks doesn't name; set it to 1"
+            yield "train.end_weight applies to answers, but train.tasks doesn't contain answer; set it to 1"
         if self.train.objective != "sft":
             if self.train.dev.is_on:
-                yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
+                yield f"train.dev has no effect with train.objective {self.train.objective}; leave it out"
             if self.train.replay.share:
-                yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+                yield f"train.replay.share has no effect with train.objective {self.train.objective}; set it to 0"
             if self.train.prompt_share:
-                yield f"train.prompt_share has no meaning with train.objective {self.train.objective}; set it to 0"
+                yield f"train.prompt_share has no effect with train.objective {self.train.objective}; set it to 0"
             if self.train.end_weight != 1:
-                yield f"train.end_weight has no meaning with train.objective {self.train.objective}; set it to 1"
+                yield f"train.end_weight has no effect with train.objective {self.train.objective}; set it to 1"
             if self.train.retrieve.share:
-                yield f"train.retrieve.share has no meaning with train.objective {self.train.objective}; set it to 0"
+                yield f"train.retrieve.share has no effect with train.objective {self.train.objective}; set it to 0"
             if self.data.balance.weights:
                 yield (
-                    f"data.balance.weights has no meaning with train.objective {self.train.objective}; take a cap or a "
+                    f"data.balance.weights has no effect with train.objective {self.train.objective}; use a cap or a "
                     "share"
                 )
             if self.train.mix != MixSpec():
-                yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
+                yield f"train.mix has no effect with train.objective {self.train.objective}; leave it out"
         styled = [source.name for source in self.data.sources if source.style == "plain"]
         if styled and not self.prompt.plain_cue:
             yield (
-                f"data.sources {styled[0]} has the style plain, and the prompt has no cue that asks for plain words; "
-                'set prompt.plain_cue, such as "In plain words:"'
+                f"data.sources {styled[0]} has style plain, but the prompt has no cue for plain words; "
+                'set prompt.plain_cue, for example "In plain words:"'
             )
         cues = [self.prompt.question_cue, self.prompt.answer_cue, self.prompt.decision_cue]
         if self.prompt.plain_cue and self.prompt.plain_cue.strip() in ["", *(cue.strip() for cue in cues)]:
-            yield "prompt.plain_cue must differ from the other cues, or it asks for nothing of its own"
+            yield "prompt.plain_cue must differ from the other cues"
         for name in sorted({source.name for source in self.data.sources}):
             if len({source.style for source in self.data.sources if source.name == name}) > 1:
-                yield f"data.sources: all that are called {name} must have the same style"
+                yield f"data.sources: all sources named {name} must have the same style"
         if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
             yield (
-                "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be measured there; "
+                "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be evaluated on it; "
                 "set evaluate.split to test, or leave them out"
             )
         if self.data.fold is not None and self.evaluate.split == "dev" and self.train.dev.is_on:
             yield (
-                "train.dev chooses by what evaluate.split dev measures, the fold that data.fold holds out; leave "
-                "train.dev out"
+                "train.dev would choose the weights on the items that evaluate.split dev evaluates, the fold of "
+                "data.fold; leave train.dev out"
             )
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
@@ -310,20 +306,20 @@ class Recipe(Spec):
             if unknown:
                 yield (f"{key}: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})")
         if len(set(order)) < len(order) or order == [] == self.train.mix.curriculum:
-            yield "train.mix.curriculum must name sources, each once, or be shortest_first, longest_first or none"
+            yield "train.mix.curriculum must list sources, each once, or be shortest_first, longest_first or none"
         mixed = [key for key in ("weights", "temperature", "quota") if getattr(self.train.mix, key)]
         if self.data.balance.weights and mixed:
             yield (
-                f"data.balance.weights and train.mix.{mixed[0]} both say how often rows come; leave one of them out, "
-                "or take data.balance.cap or share"
+                f"data.balance.weights and train.mix.{mixed[0]} both define how often rows occur; leave one of them "
+                "out, or use data.balance.cap or share"
             )
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as plain values, in declared order."""
+    """Return the resolved recipe as plain values, in declared order."""
     return recipe.model_dump(mode="json")
 
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
-    """The same without the keys that change nothing."""
+    """Return the same without keys that don't affect the result."""
     return recipe.model_dump(mode="json", exclude={"train": set(CHANGES_NOTHING)})

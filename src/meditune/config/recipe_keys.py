@@ -1,9 +1,7 @@
-"""The keys of a recipe as its classes declare them: what each may hold, in plain words, and near names.
+"""Recipe keys and their YAML: what each key may hold, error messages with near names, and the line of every key.
 
-YAML in and out, with the line of every key.
-
-Plain scalars follow YAML 1.2's core rules, not the YAML 1.1 of PyYAML: `5e-5` is a number, and `yes`, `no` and `on`
-are words (they are medical answers here, not switches).
+Plain scalars follow the core rules of YAML 1.2, not PyYAML's YAML 1.1: `5e-5` is a number, and `yes`, `no` and `on` are
+text (here they are medical answers, not booleans).
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 
 Key = tuple[str | int, ...]
-"""Where a value stands: names of groups and positions in lists, from the outside in."""
+"""The path of a value: names of groups and positions in lists, outermost first"""
 
 _PREFIX = "tag:yaml.org,2002:"
 _FIRST = list("-+.0123456789")
@@ -36,14 +34,14 @@ _RULES: tuple[tuple[str, str, list[str]], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's way; annotated in its base class)
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (annotated in PyYAML's base class)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or 1.2 would take for something else."""
+    """A dumper that quotes text which YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Write equal values out in full."""
+        """Return True, so that equal values are written in full."""
         return True
 
 
@@ -59,7 +57,7 @@ _Dumper.add_representer(str, _text)
 
 
 class UnreadableError(ValueError):
-    """Text that isn't YAML: the first line it breaks on (from 1) and why."""
+    """An error for text that isn't YAML, with its first faulty line (from 1) and the reason."""
 
     def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
@@ -67,10 +65,10 @@ class UnreadableError(ValueError):
 
 
 class Document:
-    """The values of a YAML text, the line (from 1) of every key and list item, and what is wrong with them."""
+    """The values of a YAML text, the line (from 1) of every key and list item, and the problems found."""
 
     def __init__(self, text: str) -> None:
-        """Raises UnreadableError where the text as a whole can't be read."""
+        """Raise UnreadableError if the text can't be parsed."""
         self.lines: dict[Key, int] = {}
         self.problems: list[tuple[Key, int, str]] = []
         try:
@@ -85,7 +83,7 @@ class Document:
     def _value(self, node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> Any:
         line = node.start_mark.line + 1
         if node in around:
-            self.problems.append((key, line, "a value that contains itself"))
+            self.problems.append((key, line, "the value contains itself"))
             return None
         around = (*around, node)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
@@ -108,7 +106,7 @@ class Document:
         for name, value in node.value:
             line = name.start_mark.line + 1
             if not isinstance(name, yaml.ScalarNode):
-                self.problems.append((key, line, "a key must be a word"))
+                self.problems.append((key, line, "a key must be text"))
                 continue
             inner = (*key, name.value)
             if name.value in group:
@@ -120,7 +118,7 @@ class Document:
 
 
 def flow(value: Any) -> str:
-    """A plain value as YAML on one line."""
+    """Return a plain value as YAML on one line."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
     )
@@ -150,13 +148,13 @@ def _where_and_why(error: yaml.MarkedYAMLError) -> tuple[int, str]:
     if "\\t" in why:
         why = "indented with a tab; use spaces"
     elif "mapping values are not allowed" in why:
-        why = "a second ':' on the line, or wrong indentation; put text with ': ' in quotes"
+        why = "a second ':' on the line, or wrong indentation; put text that contains ': ' in quotes"
     return line, f"not valid YAML: {why}"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one key may hold."""
+    """The type and limits of one key's value."""
 
     annotation: Any
     limits: list[Any] = field(default_factory=list)
@@ -164,38 +162,38 @@ class Slot:
 
     @property
     def options(self) -> list[Any]:
-        """The types of a union, without None; else the one type."""
+        """Return the types of a union without None, or the only type."""
         if get_origin(self.annotation) in (Union, UnionType):
             return [option for option in get_args(self.annotation) if option is not NoneType]
         return [self.annotation]
 
     @property
     def may_be_null(self) -> bool:
-        """Whether null is a value here."""
+        """Return whether null is allowed."""
         return NoneType in get_args(self.annotation)
 
     @property
     def group(self) -> type[Spec] | None:
-        """The class where the key is a group of options."""
+        """Return the class of a group of options; None for other keys."""
         return self.annotation if isinstance(self.annotation, type) and issubclass(self.annotation, Spec) else None
 
     @property
     def is_text(self) -> bool:
-        """Whether any text, and nothing but text or null, belongs here."""
+        """Return whether only text, and possibly null, is allowed."""
         return self.options == [str]
 
     @property
     def is_list(self) -> bool:
-        """Whether a list belongs here."""
+        """Return whether a list is allowed."""
         return any(get_origin(option) is list for option in self.options)
 
     @property
     def is_map(self) -> bool:
-        """Whether names of the user's own with values belong here."""
+        """Return whether a mapping from the user's own names to values is allowed."""
         return any(get_origin(option) is dict for option in self.options)
 
     def inside(self, part: str | int) -> Slot | None:
-        """The slot of a key or list item in this one; None where there is no such thing."""
+        """Return the slot of a key or list item in this one; None if there is none."""
         if self.group:
             info = self.group.model_fields.get(str(part))
             return Slot(info.annotation, info.metadata) if info else None
@@ -207,12 +205,12 @@ class Slot:
         return None
 
     def words(self) -> str:
-        """What belongs here: "a number above 0", "one of linear, cosine, constant"."""
+        """Return the allowed values in words: "a number above 0", "one of linear, cosine, constant"."""
         words = [self._words(option) for option in self.options]
         return " or ".join([*words, "null"] if self.may_be_null else words)
 
     def choices(self) -> list[str]:
-        """The fixed words that may stand here."""
+        """Return the fixed words that are allowed."""
         return [word for option in self.options if get_origin(option) is Literal for word in get_args(option)]
 
     def _words(self, option: Any) -> str:
@@ -236,7 +234,7 @@ ROOT = Slot(Recipe)
 
 
 def slot(key: Key) -> Slot | None:
-    """What the key may hold; None where there is no such key."""
+    """Return what the key may hold; None if there is no such key."""
     found: Slot | None = ROOT
     for part in key:
         found = found.inside(part) if found else None
@@ -244,12 +242,12 @@ def slot(key: Key) -> Slot | None:
 
 
 def dotted(key: Key) -> str:
-    """`train.epochs`, `data.sources.0.path`."""
+    """Return a key with dots: `train.epochs`, `data.sources.0.path`."""
     return ".".join(str(part) for part in key)
 
 
 def declared() -> Iterator[Key]:
-    """Every key that isn't a group, in declared order; 0 stands for any position in a list."""
+    """Yield every key that isn't a group, in declared order; 0 stands for any position in a list."""
     yield from _declared(Recipe, ())
 
 
@@ -267,7 +265,7 @@ def _declared(group: type[Spec], above: Key) -> Iterator[Key]:
 
 
 def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every key of a recipe that isn't a group, with its value."""
+    """Yield every key of a recipe that isn't a group, with its value."""
     if isinstance(value, Spec):
         for name in type(value).model_fields:
             yield from leaves(getattr(value, name), (*key, name))
@@ -279,7 +277,7 @@ def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def mismatch(key: Key, value: Any) -> str:
-    """What is wrong with a value that the key's slot refuses."""
+    """Return the error message for a value that the key doesn't allow."""
     here = slot(key)
     assert here is not None, f"{dotted(key)} is no key"
     text = f"expected {here.words()}, found {_found(value)}"
@@ -295,20 +293,20 @@ def mismatch(key: Key, value: Any) -> str:
             return f"{text}; write a list as [{value}]"
         numeric = {int, float, bool} & set(here.options)
         if numeric and re.fullmatch(r"\s*(?:[-+]?[\d._]+(?:[eE][-+]?\d+)?|true|false)\s*", value, re.IGNORECASE):
-            return f"{text}, which is text; take the quotes away"
+            return f"{text}, which is text; remove the quotes"
     elif str in here.options and isinstance(value, bool | int | float):
         return f"{text}; put it in quotes"
     return text
 
 
 def unknown(key: Key) -> str:
-    """That there is no such key, with the nearest ones or else the valid ones."""
+    """Return the error message for an unknown key, with the nearest keys or else the valid ones."""
     parent = slot(key[:-1])
     name = str(key[-1])
     if parent and parent.is_list:
         first = (*key[:-1], 0)
         example = (*first, name) if slot((*first, name)) else first
-        return f"{dotted(key[:-1])} is a list; name a position in it: {dotted(example)}"
+        return f"{dotted(key[:-1])} is a list; give a position in it: {dotted(example)}"
     if not parent or not parent.group:
         what = parent.words() if parent else "nothing"
         return f"no such key; {dotted(key[:-1])} holds {what}"
@@ -324,11 +322,11 @@ def unknown(key: Key) -> str:
         suggestions = [dotted(other) for other in elsewhere.get(match or "", [])]
     if suggestions:
         return f"no such key; did you mean {' or '.join(suggestions)}?"
-    return f"no such key; there are {', '.join(dotted((*key[:-1], sibling)) for sibling in siblings)}"
+    return f"no such key; the keys are {', '.join(dotted((*key[:-1], sibling)) for sibling in siblings)}"
 
 
 def _near(name: str, known: list[str]) -> str | None:
-    """The known name that is meant: spelt alike, contained in it (num_train_epochs), or abbreviated (lr)."""
+    """Return the known name that is spelt alike, contained in `name` (num_train_epochs) or abbreviated (lr)."""
     plain = name.lower().replace("-", "_")
     close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
     contained = sorted((each for each in known if len(each) > 4 and each in plain), key=len, reverse=True)

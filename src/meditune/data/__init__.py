@@ -1,1 +1,1 @@
-"""From the publishers' files to clean, split, explained Examples."""
+"""Data preparation: publishers' and users' files become clean, split and documented Examples."""

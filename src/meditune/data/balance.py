@@ -1,9 +1,8 @@
-"""Rebalancing of training data: answers that are too hard to read left out, and large groups capped.
+"""Rebalancing of training data by reading grade and group size, and marking of plain and expert answer styles.
 
-For whom an example's answer is written: in plain words or an expert's, where its source has both.
-
-Which of the two a text is, its reading grade says; the prompt's cue then tells the model (conditional training, Keskar
-et al. 2019, arXiv:1909.05858), so one model learns from hard answers and can be asked for easy ones.
+In sources with two styles, the reading grade decides whether an answer is plain or expert, and a cue in the prompt
+tells the model (conditional training, Keskar et al. 2019, arXiv:1909.05858). One model can then learn from hard
+answers and still be asked for easy ones.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from meditune.errors import DataError
 MAX_GRADE = "data.max_reading_grade"
 BALANCE = "data.balance"
 OTHERS = "others"
-"""Examples in none of the groups that data.balance.weights names"""
+"""Group of the examples that are in none of the groups in data.balance.weights"""
 
 
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
-    """The training examples that the recipe's rules leave, in their order, and what the rules did.
+    """Return the training examples that the recipe's rules keep, in order, and the ledger entries of the changes.
 
-    First answers above `max_reading_grade` go, then groups are capped; what `quality.keep` names stays. Raises
-    DataError where nothing is left.
+    First, answers above `max_reading_grade` are removed; then groups are capped. Rows in `quality.keep` always stay.
+    Raises DataError if nothing is left.
     """
     kept, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
     if spec.balance.caps:
@@ -46,7 +45,7 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
 
 
 def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
+    """Return the number of training examples before and after, and of those each rule dropped or changed, by source."""
     rules: dict[str, dict[str, int]] = {}
     for entry in entries:
         by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
@@ -55,33 +54,33 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
 
 
 def weight_group(example: Example, spec: BalanceSpec) -> str:
-    """The group by which an example is weighed: of those that `weights` names the heaviest, else OTHERS."""
+    """Return the group whose weight applies to an example: the heaviest of those in `weights`, or OTHERS."""
     groups = [group for group in groups_of(example, spec) if group in spec.weights]
     return max(groups, key=lambda group: (spec.weights[group], group), default=OTHERS)
 
 
 def groups_of(example: Example, spec: BalanceSpec) -> list[str]:
-    """The example's groups by `data.balance.by`."""
+    """Return the example's groups by `data.balance.by`."""
     if spec.sources and example.source not in spec.sources:
         return []
     return sorted(BY_NAME[str(spec.by)].groups(example))
 
 
 def check_weights(train: Sequence[Example], spec: BalanceSpec) -> None:
-    """Raise DataError where `weights` names a group that no training example is in."""
+    """Raise DataError if `weights` names a group without training examples."""
     known = Counter(group for example in train for group in groups_of(example, spec)) if spec.weights else Counter()
     missing = [name for name in spec.weights if name not in known]
     if missing:
         there = ", ".join(name for name, _ in known.most_common(10)) or "none"
         raise DataError(
-            f"{BALANCE}.weights: no training example is in {', '.join(missing)}. By {spec.by} there are: {there}."
+            f"{BALANCE}.weights: no training example is in {', '.join(missing)}. The groups by {spec.by} are: {there}."
         )
 
 
 def _readable(
     train: Sequence[Example], highest: float | None, pinned: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Without answers above `highest`; an example that teaches a decision as well keeps that."""
+    """Remove answers above the grade `highest`; an example that also has a decision keeps the decision."""
     if highest is None:
         return list(train), []
     kept, changes = [], []
@@ -100,7 +99,7 @@ def _readable(
 def _capped(
     train: Sequence[Example], spec: BalanceSpec, seed: int, pinned: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Without a seeded choice of the rows that a group has beyond its cap; rows in no group all stay."""
+    """Remove seeded random rows from groups above the cap; rows without a group all stay."""
     groups = [groups_of(example, spec) for example in train]
     counts = Counter(group for each in groups for group in each)
     cap = spec.cap or _cap_of(spec.share or 1.0, counts, sum(not each for each in groups), str(spec.by))
@@ -126,7 +125,7 @@ def _capped(
 
 
 def _cap_of(share: float, counts: Mapping[str, int], free: int, by: str) -> int:
-    """The largest cap that leaves no group with more than `share` of the rows; `free` rows are in no group."""
+    """Return the largest cap at which no group exceeds `share` of the rows; `free` rows are in no group."""
     fits = [
         cap
         for cap in range(1, max(counts.values(), default=0) + 1)
@@ -134,22 +133,22 @@ def _cap_of(share: float, counts: Mapping[str, int], free: int, by: str) -> int:
     ]
     if counts and not fits:
         raise DataError(
-            f"{BALANCE}.share: by {by} there are {len(counts)} groups, so the largest has at least "
-            f"{1 / len(counts):.2f} of the rows, more than {share:g}. Give a larger share, or a cap."
+            f"{BALANCE}.share: there are {len(counts)} groups by {by}, so the largest has at least "
+            f"{1 / len(counts):.2f} of the rows, more than {share:g}. Set a larger share, or a cap."
         )
     return max(fits, default=0)
 
 
 def _easiest(train: Sequence[Example], highest: float | None) -> str:
     grades = [value for value in (grade(example.answer) for example in train if example.answer) if value is not None]
-    return f": the easiest answer has grade {min(grades):.1f}" if highest is not None and grades else ""
+    return f": the easiest answer has reading grade {min(grades):.1f}" if highest is not None and grades else ""
 
 
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
-    """The splits with a style in the meta of each row whose source is in the plain style.
+    """Return the splits with a style in the meta of each row from a source with the plain style.
 
-    Training examples have the style that their answer is in. What is measured is asked for plain words, however hard
-    its reference is.
+    Training examples get the style of their answer. Evaluation items ask for plain words, even if their reference is
+    hard to read.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:
@@ -170,11 +169,11 @@ def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
 
 
 def in_style(example: Example, style: Style) -> Example:
-    """The example, to be answered in this style."""
+    """Return the example marked with this style."""
     return example.model_copy(update={"meta": {**example.meta, STYLE: style}})
 
 
 def count_styles(splits: Splits) -> dict[str, dict[str, int]]:
-    """How many examples of each split have each style; nothing where no source has two."""
+    """Return the number of examples per split and style; empty if no source has two styles."""
     found = {name: Counter(each.style for each in examples if each.style) for name, examples in splits.named().items()}
     return {name: dict(sorted(counts.items())) for name, counts in found.items()} if any(found.values()) else {}

@@ -1,7 +1,7 @@
-"""The data-set card that lies beside the prepared splits, in the format of the Hugging Face hub.
+"""The data-set card of the prepared splits, in the format of the Hugging Face hub.
 
-Its YAML head follows https://huggingface.co/docs/hub/datasets-cards, so that `datasets.load_dataset(FOLDER)` reads the
-three splits, and nothing else that lies beside them.
+Its YAML header follows https://huggingface.co/docs/hub/datasets-cards, so that `datasets.load_dataset(FOLDER)` reads
+the three splits and no other files in the folder.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from meditune.data.read_sources import Terms, demands, restricted, warning
 from meditune.data.sources import SOURCES
 
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}
-"""The hub's name of a split -> the name of its file"""
+"""Name of a split on the hub -> name of its file"""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGEST = "n>1M"
-SYNTHETIC = "Synthetic sample: every study is invented. No figure measured on it is about medicine."
+SYNTHETIC = "Synthetic sample: every study is invented. No metric measured on it is about medicine."
 
 LIMITS = {
-    "pubmedqa": "questions are titles of published studies, each answered from one abstract.",
-    "medquad": "answers of US public sites as they were collected; three MedlinePlus parts come without answers.",
-    "liveqa": "few questions, of which the publisher's training files repeat some of the test's.",
-    "mimic": "notes of one US hospital's intensive care, 2001 to 2012; sections stand in for answers.",
-    "sample": "invented studies: no figure measured on them is about medicine.",
+    "pubmedqa": "the questions are titles of published studies, each answered from one abstract.",
+    "medquad": "answers as collected from US public websites; three MedlinePlus collections come without answers.",
+    "liveqa": "few questions; the publisher's training files repeat some of the test questions.",
+    "mimic": "notes from the intensive care units of one US hospital, 2001 to 2012; note sections serve as answers.",
+    "sample": "invented studies; no metric measured on them is about medicine.",
 }
 PERSONAL = {
     "pubmedqa": "published abstracts; they describe groups of patients.",
-    "medquad": "pages for the public; they describe diseases and medicines.",
+    "medquad": "web pages for the public; they describe diseases and medicines.",
     "liveqa": "questions that people sent to the US National Library of Medicine, in their own words.",
-    "mimic": "real patients' notes, de-identified by the publisher, which can't be perfect; trying to identify anyone "
-    "is forbidden.",
+    "mimic": "notes about real patients, de-identified by the publisher, which is never perfect; trying to identify "
+    "anyone is forbidden.",
     "sample": "none; every person and study is invented.",
 }
 IDENTIFIERS = {
     "report": "THEY WERE LEFT IN THE TEXT.",
-    "mask": "They were replaced by placeholders; no rule finds all of them.",
-    "surrogate": "They were replaced by invented ones; no rule finds all of them.",
-    "refuse": "Such data are refused.",
+    "mask": "They were replaced by placeholders; the rules don't find all of them.",
+    "surrogate": "They were replaced by invented ones; the rules don't find all of them.",
+    "refuse": "Data with identifiers are rejected.",
 }
-OWN_PERSONAL = "files of whoever prepared the set; whether people can be recognized in them, only they can say."
+OWN_PERSONAL = "files supplied by the person who prepared the set; only they can say whether people can be identified."
 
 
 def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
-    """Markdown with the hub's YAML head: what the set is, whose, how it was made, and what it may not be used for."""
+    """Return Markdown with the hub's YAML header: content, sources, preparation, limits and intended use."""
     head = yaml.safe_dump(_head(recipe, quality), sort_keys=False, allow_unicode=True, width=120)
     sections = [
         f"# Data of the run {recipe.name}",
@@ -65,14 +65,14 @@ def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         "## Personal data",
         *_personal(quality),
         "## Intended use",
-        "For tuning models that answer medical questions and for measuring them, in research and development. Not for "
-        "advising patients: neither the rows nor a model tuned on them take a clinician's place.",
+        "For tuning and evaluating models that answer medical questions, in research and development. Not for "
+        "advising patients: neither the rows nor a model tuned on them replace a clinician.",
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def synthetic_rows(terms: Terms) -> int:
-    """How many rows are invented."""
+    """Return the number of synthetic rows."""
     return sum(row["synthetic"] for row in terms.values())
 
 
@@ -111,7 +111,7 @@ def _warnings(quality: dict[str, Any]) -> list[str]:
     if quality["synthetic"]:
         lines.append(f"**{SYNTHETIC}**")
     elif invented:
-        lines.append(f"**{invented:,} of the rows are synthetic: invented, and marked `synthetic` in their `meta`.**")
+        lines.append(f"**{invented:,} of the rows are synthetic (invented); their `meta` marks them as `synthetic`.**")
     if warning(quality["terms"]):
         lines.append(f"**{warning(quality['terms'])}**")
     return lines
@@ -127,7 +127,7 @@ def _contents(quality: dict[str, Any]) -> str:
 
 
 def _sources(quality: dict[str, Any]) -> list[str]:
-    table = ["| source | licence | read | refused |", "|---|---|---|---|"]
+    table = ["| source | licence | read | rejected |", "|---|---|---|---|"]
     for name, row in quality["sources"].items():
         title = SOURCES[name].title if name in SOURCES else "your own files"
         terms = quality["terms"].get(name, {})
@@ -137,22 +137,22 @@ def _sources(quality: dict[str, Any]) -> list[str]:
     asked = [f"- {sentence}" for sentence in demands(quality["terms"])]
     return [
         "\n".join(table),
-        "Each row says its source, and in `meta` its licence and its `url` or `citation`.",
+        "Each row names its source and, in `meta`, its licence and its `url` or `citation`.",
         *(["Please cite:", "\n".join(cited)] if cited else []),
-        *(["What the licences ask for together:", "\n".join(asked), sources.NO_ADVICE] if asked else []),
+        *(["Combined requirements of the licences:", "\n".join(asked), sources.NO_ADVICE] if asked else []),
     ]
 
 
 def _making(recipe: Recipe, quality: dict[str, Any]) -> list[str]:
     how = (
-        "as their publishers did where they did, else by group"
+        "by the publishers' test sets where they exist, otherwise by group"
         if recipe.data.split == "official"
         else (f"by group: {recipe.data.split}")
     )
     return [
-        f"Made by `meditune data prepare` from the recipe {recipe.name}: the sources' files were read, rows that "
-        f"can't be used refused, exact duplicates left out, and the rest split ({how}; seed {recipe.seed}; development "
-        f"share {recipe.data.dev_share}). A group (a PubMed id, a topic, a patient) is never in two splits.",
+        f"Made by `meditune data prepare` from the recipe {recipe.name}: the source files were read, unusable "
+        f"rows rejected, exact duplicates dropped, and the rest split ({how}; seed {recipe.seed}; development "
+        f"share {recipe.data.dev_share}). No group (a PubMed id, a topic, a patient) is in two splits.",
         f"Test set: {quality['test_set']}. {_leakage(quality)}",
     ]
 
@@ -166,15 +166,15 @@ def _control(quality: dict[str, Any]) -> list[str]:
     return [
         *_audit(quality),
         f"Questions asked more than once: {quality['repeated_questions']}. Every row that was dropped, changed or "
-        "flagged is in `ledger.parquet`, refused ones with their reasons in `rejected.jsonl`; both stay where the set "
-        "was prepared.",
-        "Refused or left out when reading:\n\n" + "\n".join(refused) if refused else "No row was refused.",
+        "flagged is in `ledger.parquet`; rejected rows, with the reasons, are in `rejected.jsonl`. Both files stay "
+        "where the set was prepared.",
+        "Rejected or left out during reading:\n\n" + "\n".join(refused) if refused else "No row was rejected.",
         *_decided(quality),
     ]
 
 
 def _audit(quality: dict[str, Any]) -> list[str]:
-    """What quality control found, and that the splits have nothing in common."""
+    """Return the findings of quality control and the overlap of the splits."""
     audit = quality["audit"]
     rows = [
         f"| {name.replace('_', ' ')} | {row['rows']:,} | {row['share']:.1%} | "
@@ -186,10 +186,10 @@ def _audit(quality: dict[str, Any]) -> list[str]:
         trait: sum(pair[trait] for pair in quality["shared"].values()) for trait in ("ids", "groups", "questions")
     }
     return [
-        f"Quality control looked at {audit['rows']:,} rows, left out {audit['dropped']:,} and changed "
+        f"Quality control checked {audit['rows']:,} rows, dropped {audit['dropped']:,} and changed "
         f"{audit['changed']:,}. Shared by two splits: "
         f"{', '.join(f'{count:,} {trait}' for trait, count in shared.items())}.",
-        *(["\n".join(["| rule | rows | share | what was done |", "|---|---|---|---|", *rows])] if rows else []),
+        *(["\n".join(["| rule | rows | share | actions |", "|---|---|---|---|", *rows])] if rows else []),
     ]
 
 
@@ -197,14 +197,14 @@ def _decided(quality: dict[str, Any]) -> list[str]:
     if "decisions" not in quality:
         return []
     done = ", ".join(f"{action} {count:,}" for action, count in quality["decisions"]["actions"].items())
-    return [f"People checked rows of train and dev: {done}. Row by row: `ledger.parquet`."]
+    return [f"People reviewed rows of train and dev: {done}. Each decision is in `ledger.parquet`."]
 
 
 def _limits(quality: dict[str, Any]) -> list[str]:
     notes = [f"- {name}: {LIMITS[name]}" for name in quality["terms"] if name in LIMITS]
     return [
-        "The texts are as old as their sources and say nothing about one person. Meditune doesn't check whether they "
-        "are medically correct.",
+        "The texts are as old as their sources and don't apply to any individual patient. Meditune doesn't check "
+        "whether they are medically correct.",
         *(["\n".join(notes)] if notes else []),
     ]
 
@@ -215,17 +215,18 @@ def _personal(quality: dict[str, Any]) -> list[str]:
 
 
 def identifiers(quality: dict[str, Any]) -> str:
-    """Whether identifiers of people were looked for, in how many examples they were found, and what was done."""
+    """Return a sentence on the search for identifiers: engine, examples with identifiers, and the action taken."""
     looked = quality["phi"]
     if looked["action"] == "off":
-        return "Identifiers of people (names, dates, numbers ...) weren't looked for."
+        return "The data were not searched for identifiers of people (names, dates, numbers and so on)."
     found = ", ".join(
         f"{row['with_identifiers']:,} of {row['examples']:,} examples of {name}"
         for name, row in looked["sources"].items()
         if row["with_identifiers"]
     )
-    done = IDENTIFIERS[looked["action"]] if found else "No rule finds all of them."
-    return f"Identifiers of people were looked for by {looked['engine']} and found in {found or 'no example'}. {done}"
+    done = IDENTIFIERS[looked["action"]] if found else "The rules don't find all of them."
+    where = found or "no example"
+    return f"The engine {looked['engine']} searched for identifiers of people and found them in {where}. {done}"
 
 
 def _rebalanced(quality: dict[str, Any]) -> list[str]:
@@ -237,7 +238,7 @@ def _rebalanced(quality: dict[str, Any]) -> list[str]:
         for rule, by_source in found["rules"].items()
     )
     sizes = f"{found['before']:,} to {found['after']:,}"
-    return [f"The training split was rebalanced, from {sizes} examples: {rules}."]
+    return [f"The training split was rebalanced from {sizes} examples: {rules}."]
 
 
 def _styles(quality: dict[str, Any]) -> list[str]:
@@ -246,8 +247,8 @@ def _styles(quality: dict[str, Any]) -> list[str]:
         return []
     plain, whole = counts.get("plain", 0), sum(counts.values())
     return [
-        f"Of {whole:,} training answers in sources with two styles {plain:,} are in plain words by their reading "
-        "grade. What is measured of these sources is asked for plain words, however hard its reference is."
+        f"Of the {whole:,} training answers from sources with two styles, {plain:,} are in plain words by their "
+        "reading grade. Evaluation items from these sources ask for plain words, even if the reference is hard."
     ]
 
 
@@ -255,6 +256,6 @@ def _leakage(quality: dict[str, Any]) -> str:
     found = {kind: row["items"] for kind, row in quality["leakage"]["found"].items()}
     if found:
         named = ", ".join(f"{kind} ({items})" for kind, items in found.items())
-        return f"**Leakage was found, and allowed by the recipe: {named}.**"
+        return f"**Leakage was found and allowed by the recipe: {named}.**"
     split = quality["leakage"]["split"]
-    return f"No group, no question and no context of the {split} items is in the training data, nor nearly."
+    return f"No group, question or context of the {split} items, or a near duplicate of one, is in the training data."

@@ -1,8 +1,7 @@
-"""Identifiers of patients in what was read: counted, masked, replaced, or a reason to refuse.
+"""Patient identifiers in the data: counted, masked, replaced, or a reason to reject the data.
 
-Only ids, kinds and places are kept of what was found, never its text.
-
-The texts of one row, looked at together: what one field tells (a name, a column's heading) helps to read another.
+Findings store ids, kinds and positions only, never the text. All fields of a row are searched together, because a name
+or a column heading in one field helps to recognize identifiers in another.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _GAP = "\n\n"
 def found_in(
     fields: Mapping[str, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[str] = ()
 ) -> dict[str, list[Span]]:
-    """The spans of each field, as places in it.
+    """Return the spans of each field, as positions in that field.
 
-    Those `headed` are read with the last part of their name before them, so that a column "MRN" or "patient_name" says
-    what its values are. A span across fields is cut where they meet.
+    Fields in `headed` are searched with the last part of their name as a heading, so that a column "MRN" or
+    "patient_name" explains its values. A span across fields is split at the boundary.
     """
     heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
-    # What has a heading comes first: a column "patient_name" says whom the other texts name.
+    # Fields with headings come first: a column "patient_name" introduces the name in the other texts.
     ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
     found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
     result: dict[str, list[Span]] = {}
@@ -60,7 +59,7 @@ def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
 
 FILE = "phi.jsonl"
 _META = ("references",)
-"""Of a published source's meta, what is text about people; of a user's own, all of it may be."""
+"""Keys in a published source's meta with text about people; in a user's own data, any key may contain such text"""
 
 _PUBLISHED = tuple(f"meta.{name}" for name in _META)
 
@@ -68,7 +67,7 @@ Change = Callable[[str, list[Span]], str]
 
 
 class Findings:
-    """What was found in each source, without its text."""
+    """Counts and positions of the identifiers found in each source, without their text."""
 
     def __init__(self, spec: PhiSpec) -> None:
         self._spec = spec
@@ -78,10 +77,10 @@ class Findings:
         self._examples: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
         self.left_in: set[str] = set()
-        """Ids of examples whose identifiers stay in their text"""
+        """Ids of examples whose identifiers were left in the text"""
 
     def add(self, example: Example, spans: Sequence[tuple[str, Span]]) -> None:
-        """Note the spans (field, place) of one example."""
+        """Record the spans (field, position) of one example."""
         self._examples[example.source] += 1
         self._touched[example.source] += bool(spans)
         if spans and self._spec.action == "report":
@@ -94,7 +93,7 @@ class Findings:
         ]
 
     def join(self, other: Findings) -> None:
-        """Add what was counted elsewhere, without its places."""
+        """Add the counts of other findings, without their positions."""
         for source in other._examples:
             self._examples[source] += other._examples[source]
             self._touched[source] += other._touched[source]
@@ -102,11 +101,11 @@ class Findings:
             self._by_kind.setdefault(source, Counter()).update(other._by_kind[source])
 
     def forget_places(self) -> None:
-        """Keep the counts only."""
+        """Discard the positions and keep only the counts."""
         self._rows, self.left_in = [], set()
 
     def facts(self) -> dict[str, Any]:
-        """For `quality.json`: action, engine, and per source the examples, those with identifiers, and each kind."""
+        """Return the entry of `quality.json`: action, engine, and counts of examples and kinds per source."""
         return {
             "action": self._spec.action,
             "engine": self._spec.engine,
@@ -122,53 +121,55 @@ class Findings:
         }
 
     def write(self, folder: Path) -> None:
-        """Each span's example, field, kind and place in the text as it was read, as JSON Lines."""
+        """Write each span's example, field, kind and position in the original text as JSON Lines."""
         if self._spec.action != "off":
             write_jsonl(folder / FILE, self._rows)
 
     def sentence(self, source: str) -> str:
-        """What was found in a source, in words; empty where nothing was."""
+        """Return a sentence on the findings in a source; empty if there are none."""
         if not self._touched[source]:
             return ""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds[source].most_common())
-        return f"{self._touched[source]:,} of {self._examples[source]:,} examples hold identifiers of people ({kinds})"
+        return (
+            f"{self._touched[source]:,} of {self._examples[source]:,} examples contain identifiers of people ({kinds})"
+        )
 
 
 def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
-    """The examples of one source as `spec` wants them; what was found is added to `findings`.
+    """Return the examples of one source, treated according to `spec`; the findings are added to `findings`.
 
-    Raises DataError where identifiers are found and the action is refuse. A user's own data in which any are found and
-    left are said so on stderr, if `warn`.
+    Raises DataError if identifiers are found and the action is refuse. If identifiers are left in a user's own data
+    and `warn` is set, a warning is printed to stderr.
     """
     if spec.action == "off" or not examples:
         return list(examples)
     find = engine(spec.engine)
     source = examples[0].source
-    label = f"Looking for identifiers in {source}"
+    label = f"Searching {source} for identifiers"
     result = [_treated(example, spec, find, findings) for example in track(examples, label, unit="examples")]
     refuse_left_identifiers(source, spec, findings, warn)
     return result
 
 
 def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
-    """Refuse, or warn of, what was found in a source; as `deidentify` does."""
+    """Raise DataError or warn about the findings in a source, as `deidentify` does."""
     said = findings.sentence(source)
     if said and spec.action == "refuse":
         raise DataError(
-            f"data.sources: {source}: {said}, and data.phi.action is refuse. Look at them with `meditune data phi`, or "
-            "let them be masked: --set data.phi.action=mask."
+            f"data.sources: {source}: {said}, and data.phi.action is refuse. Inspect them with `meditune data phi`, or "
+            "mask them: --set data.phi.action=mask."
         )
     published = source in SOURCES and not SOURCES[source].restricted
     if warn and said and spec.action == "report" and not published:
         print(
-            f"\nWARNING: {source}: {said}. THEY ARE LEFT AS THEY ARE (data.phi.action: report), and a model can learn "
-            "them by heart. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
+            f"\nWARNING: {source}: {said}. THEY ARE LEFT IN THE TEXT (data.phi.action: report), and a model can "
+            "memorize them. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
             file=sys.stderr,
         )
 
 
 def deidentified(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
-    """Some of a source's examples as `spec` wants them, before it is judged by all of them."""
+    """Return a part of a source's examples, treated according to `spec`, without raising or warning."""
     if spec.action == "off":
         return list(examples)
     find = engine(spec.engine)
@@ -176,7 +177,7 @@ def deidentified(examples: Sequence[Example], spec: PhiSpec, findings: Findings)
 
 
 def cleaner(spec: PhiSpec) -> Callable[[str], str]:
-    """What takes identifiers out of the texts of refused rows, where they mayn't be kept in the data either."""
+    """Return a function that masks identifiers in the texts of rejected rows, unless the data may keep them."""
     find = engine(spec.engine)
     if spec.action not in {"mask", "surrogate", "refuse"}:
         return str
@@ -197,7 +198,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:
-    """Every text of an example by its place: question, context.0, answer, meta.references.0.answer."""
+    """Yield every text of an example with its place: question, context.0, answer, meta.references.0.answer."""
     yield "question", example.question
     yield from ((f"context.{number}", passage.text) for number, passage in enumerate(example.context))
     yield "answer", example.answer
@@ -208,7 +209,7 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Place and text of every text, number and date in a value; `place` is where it stands itself."""
+    """Yield the place and text of every text, number and date in a value; `place` is the value's own place."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, date | Decimal | int | float) and not isinstance(value, bool):
@@ -222,7 +223,7 @@ def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_texts(example: Example, texts: dict[str, str]) -> Example:
-    """The example with those of `_texts` replaced that are given."""
+    """Return the example with the given texts of `_texts` replaced."""
     context = tuple(
         passage.model_copy(update={"text": texts.get(f"context.{number}", passage.text)})
         for number, passage in enumerate(example.context)
@@ -233,7 +234,7 @@ def _with_texts(example: Example, texts: dict[str, str]) -> Example:
 
 
 def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:
-    """The value with the texts at these places (of `leaves`) replaced."""
+    """Return the value with the texts at these places (see `leaves`) replaced."""
     if isinstance(value, dict):
         return {key: with_leaves(inner, f"{place}.{key}", texts) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,11 +1,8 @@
-"""The one record that every source is read into, and that every later stage works on.
+"""The Example record that all stages use, checks for unusable texts, and the groups of an example.
 
-What makes a row of others' data unusable, whatever it should become.
-
-Which groups an example belongs to, by what its source says of it and by words in it.
-
-The lists of words are our own, and coarse: they find mentions, not what a study is about. MeSH headings come without
-their tree numbers, so `subject` groups them by words in them; it isn't MeSH's own branches.
+Groups come from the source's metadata and from word lists. The lists are Meditune's own and coarse: they find mentions,
+not the topic of a study. MeSH headings come without tree numbers, so `subject` groups them by the words in the
+headings, not by MeSH's own branches.
 """
 
 from __future__ import annotations
@@ -24,56 +21,56 @@ from meditune.files import numbered_jsonl, write_jsonl
 Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 STYLE = "meditune_style"
-"""Key of an example's meta, which no column of a user's has by chance"""
+"""Key in an example's meta; columns of users are unlikely to have this name"""
 
 
 class Passage(BaseModel):
-    """A piece of source text that an answer may rest on."""
+    """A piece of source text that an answer can be based on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     label: str = ""
-    """The section it came from, as its source names it ("RESULTS"), or empty."""
+    """The name of its section in the source ("RESULTS"), or empty"""
 
 
 class Example(BaseModel):
-    """One question with what is known about it."""
+    """A question with its context, answer, decision and metadata."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Unique over all sources: `source:publisher's id`."""
+    """Unique over all sources: `source:publisher's id`"""
     source: str = Field(min_length=1)
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     answer: str = ""
-    """The explanation in free text; empty where only the decision is known."""
+    """The explanation in free text; empty if only the decision is known"""
     decision: Decision | None = None
     group: str = Field(min_length=1)
-    """What must not straddle a split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID."""
+    """Examples of a group stay in one split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID"""
     meta: dict[str, Any] = Field(default_factory=dict)
     """URL, licence, question type, focus, year, further reference answers (`references`) and the like."""
 
     @property
     def style(self) -> str | None:
-        """`plain` or `expert`, the style in which the answer is written or asked for; None where its source has one."""
+        """Return the style of the answer, `plain` or `expert`; None if the source has only one style."""
         found: str | None = self.meta.get(STYLE)
         return found
 
     def references(self) -> list[str]:
-        """Every reference answer, the first one first, each once."""
+        """Return all reference answers in order, without repetitions."""
         others = [each if isinstance(each, str) else each["answer"] for each in self.meta.get("references") or []]
         return list(dict.fromkeys(text for text in (self.answer, *others) if text))
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
-    """Store examples as JSON Lines; returns how many."""
+    """Write examples as JSON Lines and return their number."""
     return write_jsonl(path, (example.model_dump(mode="json") for example in examples))
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Examples stored by `write_examples`. Raises DataError with the line of one that isn't an Example."""
+    """Return the examples written by `write_examples`. Raises DataError with the line of an invalid record."""
     examples = []
     for number, row in numbered_jsonl(path):
         try:
@@ -84,17 +81,17 @@ def read_examples(path: Path) -> list[Example]:
 
 
 CHARACTERS = 1_000_000
-"""A row with more is no question and answer; a long novel has about as many."""
+"""A row with more characters is not a question and answer; a long novel has about this many"""
 DEPTH = 50
 
-SURROGATES = "half a character (a lone surrogate), which can't be written as UTF-8"
-ZEROS = "a NUL character, as damaged files have"
-TOO_DEEP = f"lists and objects more than {DEPTH} deep"
-TOO_LONG = f"over {CHARACTERS:,} characters (a quote that isn't closed?)"
+SURROGATES = "half a character (a lone surrogate), which can't be encoded as UTF-8"
+ZEROS = "a NUL character, as in damaged files"
+TOO_DEEP = f"lists and objects nested more than {DEPTH} deep"
+TOO_LONG = f"over {CHARACTERS:,} characters (an unclosed quote?)"
 
 
 def problem_in_text(row: object) -> str:
-    """Why the texts in a row (a text, or lists and objects of them) can't be used; empty where they can."""
+    """Return why the texts in a row (a text, or lists and objects of texts) can't be used; empty if they can."""
     characters = 0
     waiting: list[tuple[object, int]] = [(row, 0)]
     while waiting:
@@ -119,7 +116,7 @@ def problem_in_text(row: object) -> str:
 
 
 def is_valid_text(text: str) -> bool:
-    """Whether the text can be written as UTF-8, which half a character (a lone surrogate) can't."""
+    """Return True if the text can be encoded as UTF-8; a lone surrogate can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -128,7 +125,7 @@ def is_valid_text(text: str) -> bool:
 
 
 def plain_text(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and Infinity become None, bytes their UTF-8 text or else their number."""
+    """Return the value in a form that JSON supports: NaN and Infinity become None, bytes their UTF-8 text or length."""
     if isinstance(value, Mapping):
         return {str(key): plain_text(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -160,7 +157,7 @@ _SUBJECTS = {
     "surgery and procedures": "surg operative transplant laparoscop anesthe implant resection",
     "care and services": "health.services quality.of.health hospital nurs delivery.of.health education attitude",
 }
-"""The beginnings of words in headings"""
+"""Beginnings of words in headings"""
 _AGES = {
     "babies": "infants? neonat\\w* newborns? bab(?:y|ies) toddlers?",
     "children": "child child(?:ren|hood) p[ae]+diatrics? kids? sons? daughters? school-?age",
@@ -188,7 +185,7 @@ _CHECK_TAGS = {
     "pregnancy": {"Pregnancy"},
     "race or ethnicity": {"Ethnicity", "Racial Groups", "Minority Groups"},
 }
-"""MeSH headings that indexers give to every study of such people"""
+"""MeSH headings that indexers assign to every study of such people"""
 PEOPLE = tuple(_CHECK_TAGS)
 _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"), (2015, "2010 to 2014"))
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
@@ -204,14 +201,14 @@ _PEOPLE_WORDS = {name: _any_of((_MENTIONS | _AGES)[name], r"\b") for name in PEO
 
 
 def people_mentioned(example: Example) -> set[str]:
-    """Of PEOPLE, whom question, context or answer mention or MeSH headings name; finer in age than `mention`."""
+    """Return the groups of PEOPLE that the texts mention or MeSH headings name; finer in age than `mention`."""
     text = " ".join([example.question, *(passage.text for passage in example.context), example.answer])
     headings = set(texts(example.meta.get("mesh")))
     return {name for name, words in _PEOPLE_WORDS.items() if headings & _CHECK_TAGS[name] or words.search(text)}
 
 
 def texts(value: Any) -> list[str]:
-    """The texts in a value of `Example.meta`: itself, or the items of a list."""
+    """Return the texts in a value of `Example.meta`: the value itself, or the items of a list."""
     if isinstance(value, str):
         return [value] if value else []
     return [text for text in value if isinstance(text, str) and text] if isinstance(value, list | tuple) else []
@@ -253,4 +250,4 @@ TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "mention": _mention,
     "question length": _length,
 }
-"""By what items are grouped, and the groups of an item: none where nothing is known, several where several fit"""
+"""Trait -> function that returns an item's groups: none if nothing is known, several if several apply"""

@@ -1,4 +1,4 @@
-"""A prepared set to the Hugging Face hub: what would go there, whether it may, and the upload."""
+"""Upload of a prepared set to the Hugging Face hub: the plan, the checks and the upload itself."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from meditune.files import read_text
 
 CARD = "README.md"
 FILES = (CARD, *(f"{name}.jsonl" for name in SPLITS.values()))
-"""All that is sent. Refused rows stay, and what names places on this machine."""
+"""The files that are sent. Rejected rows, and files that name local paths, are not sent."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What would go where."""
+    """A planned upload: what is sent to which repository."""
 
     folder: Path
     repository: str
@@ -30,17 +30,17 @@ class Upload:
     rows: dict[str, int]
     terms: Terms
     identifiers: str
-    """Whether people's identifiers are in it, in words"""
+    """A sentence on identifiers of people in the data"""
 
     def text(self) -> str:
-        """For people, before they agree."""
+        """Return the summary that people see before they confirm."""
         size = sum((self.folder / name).stat().st_size for name in FILES)
         who = "only you and your organization can see it" if self.private else "EVERYONE can see it"
         rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
         invented = synthetic_rows(self.terms)
         return "\n".join(
             [
-                f"Sent to {endpoint()}/datasets/{self.repository}, where {who}:",
+                f"Upload to {endpoint()}/datasets/{self.repository}, where {who}:",
                 f"  {sum(self.rows.values()):,} rows ({rows}), {size / 1e6:,.1f} MB: {', '.join(FILES)}",
                 *([f"  {invented:,} rows are synthetic, and the card says so."] if invented else []),
                 f"  {self.identifiers}",
@@ -50,40 +50,43 @@ class Upload:
 
 
 def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
-    """What of a prepared set, or of the run that holds it, would be sent.
+    """Return the planned upload of a prepared set, or of the run that contains it.
 
-    Raises DataError where it may not be: restricted rows, or invented ones that the card passes over in silence.
+    Raises DataError if it may not be uploaded: restricted rows, identifiers left in a user's own data, or synthetic
+    rows that the card doesn't mention.
     """
     place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
     if not (place / "quality.json").is_file():
-        raise DataError(f"{folder}: no prepared data here. Make them with meditune data prepare RECIPE --output DIR.")
+        raise DataError(
+            f"{folder}: no prepared data here. Prepare some with: meditune data prepare RECIPE --output DIR."
+        )
     data = stored_data(place)
     splits = data.splits.named()
     terms = terms_of(example for examples in splits.values() for example in examples)
     if held := restricted(terms):
         named = ", ".join(f"{count:,} rows of {name}" for name, count in held.items())
         raise DataError(
-            f"{place} is restricted ({named}), and so is what is made of it: it may not be passed on, not even to a "
-            "private place on someone else's machine. Nothing was sent."
+            f"{place} is restricted ({named}), and so is anything derived from it. It may not be shared, not even in a "
+            "private repository on someone else's machine. Nothing was sent."
         )
     left = identifiers_left(data.quality["phi"])
     if left:
         raise DataError(
-            f"{place}: {' and '.join(left)} hold identifiers of people, which were left in the text. Prepare the data "
-            "again with --set data.phi.action=mask, or take these rows out. Nothing was sent."
+            f"{place}: {' and '.join(left)} contain identifiers of people, which were left in the text. Prepare "
+            "the data again with --set data.phi.action=mask, or remove these rows. Nothing was sent."
         )
     card = read_text(place / CARD)
     if (data.synthetic or synthetic_rows(terms)) and "synthetic" not in card.casefold():
         raise DataError(
-            f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Say so in the card "
-            f'("{SYNTHETIC}"), or remove them. Nothing was sent.'
+            f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Add to the card "
+            f'"{SYNTHETIC}", or remove these rows. Nothing was sent.'
         )
     counts = {name: len(rows) for name, rows in splits.items()}
     return Upload(place, repository, private, counts, terms, identifiers(data.quality))
 
 
 def identifiers_left(looked: dict[str, Any]) -> list[str]:
-    """Sources of the user's own in which identifiers were found and left, with how many examples."""
+    """Return phrases that name the user's own sources with identifiers left in, and the number of examples."""
     if looked["action"] != "report":
         return []
     return [
@@ -94,17 +97,19 @@ def identifiers_left(looked: dict[str, Any]) -> list[str]:
 
 
 def push(upload: Upload) -> str:
-    """Send a set; returns the commit's address. Raises MedituneError where the hub doesn't take it."""
+    """Send a set and return the commit's address. Raises MedituneError if the hub rejects it."""
     return send(upload.repository, "dataset", upload.folder, FILES, upload.private)
 
 
 def send(repository: str, kind: str, folder: Path, files: Sequence[str], private: bool) -> str:
-    """Make a repository of a kind (dataset, model) unless it is there, send files in one commit; returns its address.
+    """Create a repository of a kind (dataset, model) if needed, send files in one commit, and return its address.
 
-    The token is the hub's own (HF_TOKEN, or `hf auth login`). Raises MedituneError where the hub doesn't take it.
+    The token is the hub's own (HF_TOKEN, or `hf auth login`). Raises MedituneError if the hub rejects the upload.
     """
     if offline():
-        raise MedituneError("Sending needs the network, and MEDITUNE_OFFLINE or HF_HUB_OFFLINE is set. Unset it.")
+        raise MedituneError(
+            "Uploading needs the network, but MEDITUNE_OFFLINE or HF_HUB_OFFLINE is set. Unset the variable."
+        )
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -114,8 +119,8 @@ def send(repository: str, kind: str, folder: Path, files: Sequence[str], private
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         if private and not api.repo_info(repository, repo_type=kind).private:
             raise MedituneError(
-                f"{repository} is there already, and everyone can see it. Nothing was sent. Add --public, or name "
-                "another."
+                f"The repository {repository} already exists and is public. Nothing was sent. Add --public, or "
+                "choose another repository."
             )
         done: Any = api.upload_folder(
             repo_id=repository,
@@ -125,18 +130,20 @@ def send(repository: str, kind: str, folder: Path, files: Sequence[str], private
             commit_message="Prepared by Meditune",
         )
     except HFValidationError as error:
-        raise MedituneError(f"{repository}: no name of a repository; give OWNER/NAME ({error}).") from error
+        raise MedituneError(f"{repository}: not a repository name ({error}). Use OWNER/NAME.") from error
     except HfHubHTTPError as error:
         said = error.server_message or f"status {error.response.status_code}"
-        advice = "Check the name, and whether the token may write there; the same command goes on."
+        advice = "Check the name and that the token has write access, then run the same command again to resume."
         if error.response.status_code == 401:
-            advice = "Put a token that may write there into HF_TOKEN, or run hf auth login."
-        raise MedituneError(f"{endpoint()} didn't take {repository}: {said}. {advice}") from error
+            advice = "Set HF_TOKEN to a token with write access, or run hf auth login."
+        raise MedituneError(f"{endpoint()} rejected the upload to {repository}: {said}. {advice}") from error
     except (httpx2.HTTPError, OSError) as error:
-        raise MedituneError(f"{endpoint()}: the upload broke off ({error}). Try the same command again.") from error
+        raise MedituneError(
+            f"{endpoint()}: the upload was interrupted ({error}). Run the same command again."
+        ) from error
     return str(done.commit_url)
 
 
 def endpoint() -> str:
-    """The hub's address."""
+    """Return the address of the hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -1,14 +1,13 @@
-"""Whether a test measures what a model was shown: test items in the training data, answers in prompts, known tests.
+"""Leakage checks: test items in the training data, answers in prompts or documents, and known test items.
 
-Whatever is found stops a run, unless its recipe owns up to it by `evaluate.allow_leakage`; then the report says so.
-
-What a model was trained on, as hashes that lie beside it: enough to recognize a test item, not to read one.
+Leakage stops a run unless the recipe allows it with `evaluate.allow_leakage`; the report then says so. A trained model
+carries a record of its training data, `trained_on.json`, with hashes that identify an item but don't reveal it:
 
     {"version": 1, "examples": 449, "unlisted": 0, "questions": [...], "contexts": [...], "groups": [...]}
 
-Each entry is the first 16 hexadecimal digits of a SHA-256, of a question or context without case, punctuation and
-spacing, or of a source with a group. Who has a text can test whether it is in the list; so examples that are marked as
-restricted (MIMIC-III) are only counted as `unlisted`.
+Each hash is the first 16 hexadecimal digits of a SHA-256 of a question or context (without case, punctuation and
+spacing) or of a source and group. Anyone who has a text can test whether it is listed; therefore restricted examples
+(MIMIC-III) are only counted as `unlisted`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Record = dict[str, Any]
 
 
 def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Record:
-    """The record of a model that was trained on `examples`, and on what `earlier` records of its base name."""
+    """Return the record of a model trained on `examples`, including the `earlier` records of its base model."""
     listed = [example for example in examples if not is_restricted(example)]
     before = list(earlier)
     found: Record = {
@@ -62,7 +61,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
 
 
 def keys(example: Example) -> dict[str, str]:
-    """The hashes that an example leaves in each part of a record; empty where it has no such text."""
+    """Return an example's hash for each part of a record; empty if it has no such text."""
     return {
         "questions": _hashed(example.question),
         "contexts": _hashed(" ".join(passage.text for passage in example.context)),
@@ -71,21 +70,21 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def read_record(model: Path) -> Record | None:
-    """The record in a model's folder; None where there is none. Raises DataError where it can't be used."""
+    """Return the record in a model's folder, or None. Raises DataError if the record can't be used."""
     path = model / FILE_NAME
     if not path.is_file():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or found.get("version") != VERSION or not set(PARTS) <= found.keys():
         raise DataError(
-            f"{path}: not a record of this version of Meditune, so it can't be checked whether the model was trained "
-            "on the test. Copy the model again, or update Meditune."
+            f"{path}: not a training record of this version of Meditune, so Meditune can't check whether the model was "
+            "trained on the test items. Copy the model again, or update Meditune."
         )
     return found
 
 
 def copy_record(model: Path, derived: Path) -> None:
-    """Copy a model's record, if it has one, into the folder of what was made of it."""
+    """Copy a model's record, if it has one, to the folder of a model derived from it."""
     if (model / FILE_NAME).is_file():
         shutil.copyfile(model / FILE_NAME, derived / FILE_NAME)
 
@@ -100,38 +99,40 @@ def _hash(text: str) -> str:
 
 
 LEAKAGE_FILE_NAME = "leakage.json"
-"""In a run's folder: what was looked for, and what was found."""
+"""File in a run's folder with the checks and their results"""
 KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 WHAT: dict[str, str] = {
-    "group": "have the group (article, topic, patient) of a training item",
-    "question": "have the question of a training item, or nearly",
-    "context": "have the context of a training item, or most of it",
-    "answer_in_prompt": "hold most of their own reference answer, word for word, in the question or context",
+    "group": "have the same group (article, topic, patient) as a training item",
+    "question": "have the same question as a training item, or nearly the same",
+    "context": "have the same context as a training item, or most of it",
+    "answer_in_prompt": "contain most of their own reference answer, word for word, in the question or context",
     "decision_in_prompt": 'name the decision in the question or context ("Answer: yes")',
-    "answer_in_index": "have most of a reference answer, word for word, in a document that is searched",
-    "trained_on": "were trained on by {model}",
+    "answer_in_index": "have most of a reference answer, word for word, in a document of the search index",
+    "trained_on": "were in the training data of {model}",
 }
-"""Said of several test items."""
+"""Predicates for several test items"""
 SINGULAR = {
-    kind: f"{ {'have': 'has', 'hold': 'holds', 'name': 'names', 'were': 'was'}[verb] } {rest}".replace("their", "its")
+    kind: f"{ {'have': 'has', 'contain': 'contains', 'name': 'names', 'were': 'was'}[verb] } {rest}".replace(
+        "their", "its"
+    )
     for kind, (verb, _, rest) in ((kind, said.partition(" ")) for kind, said in WHAT.items())
 }
-"""Said of one."""
+"""Predicates for one test item"""
 REMEDY: dict[str, str] = {
-    **dict.fromkeys(("group", "question", "context"), "Take them out of the training source"),
-    **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Take the answer out of the question and context"),
-    "answer_in_index": "Search an index without these documents, or narrow it by evaluate.retrieve.sources",
-    "trained_on": "Measure on other items, such as the test items of that model's own run (its data, split and seed)",
+    **dict.fromkeys(("group", "question", "context"), "Remove them from the training source"),
+    **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Remove the answer from the question and context"),
+    "answer_in_index": "Use an index without these documents, or restrict it with evaluate.retrieve.sources",
+    "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
 }
 RUN = 8
-"""Words in a row that count as copied."""
+"""Number of consecutive words that count as copied"""
 COPIED = 0.6
-"""Share of an answer's runs of that length in the prompt from which on the answer is in the prompt."""
+"""Share of an answer's runs of RUN words that must be in a text for the answer to count as contained"""
 LEAST_ANSWER = 12
-"""Shorter answers, in words, aren't looked for: a name or a number may well be meant to stand in its source."""
+"""Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 SHOWN = 5
 KEPT = 100
-"""So many leaks of a kind are listed in the facts."""
+"""Number of leaks of a kind that the facts list"""
 
 _DECISION = re.compile(
     r"\b(?:answer|decision|conclusion|label|verdict)s?[\"']?\s*(?:is|was|[:=])\s*[\"'(\[]*(yes|no|maybe)\b(?!\s+\w)",
@@ -141,21 +142,21 @@ _DECISION = re.compile(
 
 @dataclass(frozen=True)
 class Leak:
-    """One test item that gives nothing to measure."""
+    """A leaked test item."""
 
     kind: LeakKind
     test: str
     """The test item's id"""
     train: str
-    """The training item's id, or where else it was found"""
+    """Id of the training item, or the other place where it was found"""
     alike: float
-    """1 for the same, less for nearly the same"""
+    """Similarity: 1 for identical items, less for near duplicates"""
 
 
 def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
-    """What leakage.json holds, before anything is known of `model`.
+    """Return the content of leakage.json before the training data of `model` are considered.
 
-    What isn't measured counts as shown to it, but for the test set.
+    All splits other than the evaluated one count as training data, except the test set.
     """
     measured, test = splits.measured(split), split == "test"
     shown = [*splits.train, *splits.dev] if test else splits.train
@@ -171,7 +172,7 @@ def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
 def with_known_test_items(
     checked: dict[str, Any], records: Sequence[Record], trained: Sequence[Example], measured: Sequence[Example]
 ) -> dict[str, Any]:
-    """The same with what the model's records, and its run's training examples, say of it."""
+    """Return `checked` with the findings from the model's records and from its run's training examples."""
     recorded = max((record["examples"] for record in records), default=None)
     return checked | {
         "model": checked["model"] | {"recorded": recorded, "run": len(trained)},
@@ -180,9 +181,9 @@ def with_known_test_items(
 
 
 def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence[Example] = ()) -> list[Leak]:
-    """Every leak between training items and test items, and inside the test items, at most one of a kind for each.
+    """Return all leaks between training and test items and within test items, at most one of a kind for each item.
 
-    `others` are the run's further examples; they help to tell a template from a rewrite.
+    `others` are the run's further examples; they help to distinguish a template from a rewrite.
     """
     groups = {(example.source, example.group): example.id for example in train}
     found = [
@@ -201,7 +202,7 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
 
 
 def in_prompt(measured: Iterable[Example]) -> list[Leak]:
-    """Test items whose question or context gives the answer or the decision away."""
+    """Return leaks for test items whose question or context reveals the answer or the decision."""
     found = []
     for example in measured:
         prompt = f"{example.question}\n{context_of(example)}"
@@ -217,9 +218,9 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
 
 
 def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]]) -> list[Leak]:
-    """Test items of whose reference answers a document holds most, word for word; `passages` are (document, text).
+    """Return leaks for test items whose reference answer is mostly contained, word for word, in a document.
 
-    The passages of a document may come in any order, and between others'.
+    `passages` are (document, text). The passages of a document may come in any order and mixed with others.
     """
     answers: list[tuple[str, int]] = []
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -249,7 +250,7 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
 
 
 def known_test_items(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
-    """Test items that a model was trained on, by its records, or by its run's training examples."""
+    """Return leaks for test items that are in a model's training records or its run's training examples."""
     seen: dict[str, Leak] = {}
     listed = [{part: frozenset(record[part]) for part in PARTS} for record in records]
     for example in measured:
@@ -263,7 +264,7 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
 
 
 def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
-    """Kind -> test `items`, how many of them `exact`, the least `alike`, and the first `leaks`."""
+    """Return kind -> number of test `items`, number of `exact` ones, the lowest `alike`, and the first `leaks`."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         mine = sorted((leak for leak in leaks if leak.kind == kind), key=lambda leak: -leak.alike)
@@ -278,9 +279,9 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
 
 
 def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: Path) -> None:
-    """Raise DataError where a kind of leak isn't allowed, with a sentence for each: what, how many, how near, which.
+    """Raise DataError if a kind of leakage was found that isn't allowed, with a sentence for each kind.
 
-    `checked` (the content of leakage.json) is left in `folder`, where anything was found.
+    If anything was found, `checked` (the content of leakage.json) is written to `folder`.
     """
     found, items, model = checked["found"], checked["items"], checked["model"]["name"]
     if found:
@@ -291,13 +292,13 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
         said = [sentence(kind, row, items, model) for kind, row in wrong.items()]
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
-            f"Leakage: {' '.join([*said, *remedies])} {all_in}A model tested on what it was shown proves nothing. To "
-            f"go on all the same, with the report marked: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
+            f"Leakage: {' '.join([*said, *remedies])} {all_in}Testing a model on data it has seen proves nothing. To "
+            f"continue anyway, with a warning in the report: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
 
 
 def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model") -> str:
-    """What was found of one kind."""
+    """Return the sentence that describes the leaks of one kind."""
     shown = ", ".join(
         leak["test"] + (f" = {leak['train']}" if leak["alike"] == 1 else f" ~ {leak['train']} ({leak['alike']:.2f})")
         for leak in row["leaks"][:SHOWN]
@@ -307,19 +308,19 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
     exact = (
         f"{row['exact']} of them exactly, the others" if row["exact"] else "" if one else "none of them exactly, all"
     )
-    near = f", {exact} at a likeness of {row['alike']:.2f}{'' if one else ' or more'}".replace(",  at", ", at")
+    near = f", {exact} at a similarity of {row['alike']:.2f}{'' if one else ' or more'}".replace(",  at", ", at")
     what = (SINGULAR if one else WHAT)[kind].format(model=model)
     return f"{row['items']} of {items} test items {what}{'' if row['exact'] == row['items'] else near} ({shown}{more})."
 
 
 def described(checked: dict[str, Any]) -> list[str]:
-    """What leakage.json says was found, a sentence for each kind; none where nothing was."""
+    """Return a sentence for each kind of leak in the content of leakage.json."""
     found = checked.get("found", {}).items()
     return [sentence(kind, row, checked["items"], checked["model"]["name"]) for kind, row in found]
 
 
 def context_of(example: Example) -> str:
-    """The texts of the context's passages, one after the other."""
+    """Return the texts of the context's passages, joined by spaces."""
     return " ".join(passage.text for passage in example.context)
 
 
@@ -331,7 +332,7 @@ def _alike(
     near: Callable[[Sequence[str], Sequence[str]], Matches],
     least: int,
 ) -> list[Leak]:
-    """The training item that each test item is most like, if it is alike at all and has as many words as `least`."""
+    """Return a leak to the most similar training item for each test item of at least `least` words that has one."""
     sides = []
     for examples in (measured, train):
         by_text: dict[str, list[Example]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""Which texts say nearly the same: questions that are light rewrites, and passages that hold each other's words.
+"""Near duplicates: questions that are light rewrites of each other, and passages that share most of their words.
 
-Both searches are exact joins over sparse matrices, not sketches, so nothing is missed by chance, and 500 questions
-against 200,000 take seconds.
+Both searches are exact joins over sparse matrices, not randomized sketches, so they miss no pair; comparing 500
+questions with 200,000 takes seconds.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 QUESTIONS_ALIKE, LOOSELY = 0.65, 0.62
 """Least similarity of two questions' character trigrams (weighted Jaccard) for their words to be compared.
 
-Loosely is for splitting, which had better keep together a little more than what is refused afterwards.
+The loose threshold is for splitting, which should keep together slightly more than the leakage check rejects later.
 """
 WORDS_PER_CHANGE = 8
-"""Questions may differ in one word that carries meaning for every so many words, beside typing errors and order."""
+"""Questions may differ in one content word per this number of words, in addition to typing errors and order"""
 PASSAGES_ALIKE = 0.6
-"""Share of the smaller passage's word triples that the other one holds too."""
+"""Share of the shorter passage's word triples that the other one must contain"""
 LEAST_MEANT = 3
-"""With fewer words in common that carry meaning, function words must be the same, too."""
+"""With fewer content words in common, function words must be the same, too"""
 FILLINGS, LOOSE_FILLINGS = 4, 6
-"""If more questions have the words that two have in common, these are a template, and the two no rewrites."""
+"""If more questions contain the words that two share, these words are a template, and the two are not rewrites"""
 PUT_IN = 4
-"""Words by which a text that is otherwise the same can be made to say something else."""
+"""Number of inserted words that can change the meaning of an otherwise identical text"""
 LEAST_WORDS = 20
-"""Shorter passages aren't compared: they may be a phrase that many rows share."""
+"""Passages with fewer words aren't compared: they may be a phrase that many rows share"""
 BLOCK = 200_000
 """Candidates compared at a time."""
 
@@ -54,21 +54,21 @@ _FUNCTION_WORDS = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without case and punctuation."""
+    """Return the words of a text without case and punctuation."""
     return re.findall(r"\w+", text.casefold())
 
 
 def near_questions(
     first: Sequence[str], second: Sequence[str], others: Sequence[str] = (), loosely: bool = False
 ) -> Matches:
-    """Pairs of questions of which one is a light rewrite of the other, or the same.
+    """Return pairs of questions that are the same or light rewrites of each other.
 
-    Light are other punctuation, case and order, a typing error in a word, and one word in eight that is replaced,
-    added or left out. Questions with other numbers, single letters, numerals or negations are different ones:
-    "type 1" is no typing error for "type 2"; and so are those that fill a template ("What are the symptoms of ...?"),
-    which is known by how many of all questions, `others` included, have the same words. Similarity is the weighted
-    Jaccard index of their character trigrams, each weighted by how rare it is. Of one list given twice, each pair
-    comes once.
+    A light rewrite changes punctuation, case or order, has a typing error in a word, or replaces, adds or omits one
+    word in eight. Questions that differ in numbers, single letters, numerals or negations are different ("type 1" is
+    not a typing error for "type 2"). So are questions that fill a template ("What are the symptoms of ...?"), which is
+    detected by the number of all questions, including `others`, with the same words. Similarity is the weighted
+    Jaccard index of their character trigrams, weighted by rarity. If both lists are the same object, each pair is
+    returned once.
     """
     from scipy.sparse import diags
 
@@ -107,9 +107,9 @@ def near_questions(
 
 
 def near_passages(first: Sequence[str], second: Sequence[str], least_alike: float = PASSAGES_ALIKE) -> Matches:
-    """Pairs of passages of which one holds at least that share of the other's word triples.
+    """Return pairs of passages where one contains at least the share `least_alike` of the other's word triples.
 
-    So an abstract is found in an article that quotes it, and with about one word in seven replaced. Passages of fewer
+    This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
     """
     known: dict[str, int] = {}
@@ -130,17 +130,18 @@ def near_passages(first: Sequence[str], second: Sequence[str], least_alike: floa
 
 
 class Questions:
-    """Tells of two questions whether they ask the same, knowing all that were asked.
+    """A comparison of two questions that takes all questions of the data into account.
 
-    Stricter than `near_questions`, because rows are dropped by it. Another word makes another question, however long
-    they are ("... for Ovarian Germ Cell Tumors"), unless a context shows what is meant; and where many questions have
-    the words that two have in common, so does another letter, unless the row's own text spells it as the other does.
+    It is stricter than `near_questions`, because rows are dropped based on it. A different word makes a different
+    question, however long the questions are ("... for Ovarian Germ Cell Tumors"), unless a context shows what is meant.
+    If many questions contain the words that two share, even a different letter makes a different question, unless the
+    row's own text uses the other spelling.
     """
 
     def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
-        """`questions` are all that were asked, of those with the same words one; they are gone through twice.
+        """`questions` are all questions, one per set of words; they are iterated twice.
 
-        `pairs` are those that may be compared; memory grows with them only.
+        `pairs` are the pairs that may be compared; memory use grows with them only.
         """
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
@@ -156,7 +157,7 @@ class Questions:
         self._count(questions)
 
     def _count(self, questions: Iterable[str]) -> None:
-        """How many questions hold each set of words that two have in common; beyond FILLINGS it doesn't matter."""
+        """Count the questions that contain each set of words shared by a pair, up to just over FILLINGS."""
         by_rarest: dict[str, set[frozenset[str]]] = {}
         for kept in self._fillings:
             if kept:
@@ -169,7 +170,7 @@ class Questions:
                 by_rarest[word] -= {kept for kept in held if self._fillings[kept] > FILLINGS}
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
-        """Whether they ask the same; `texts` are what stands beside each, context and answer."""
+        """Return True if both ask the same; `texts` are the context and answer of each question."""
         mine, yours = map(_asked, (first, second))
         if mine == yours:
             return True
@@ -180,10 +181,10 @@ class Questions:
         return self._are_slips(mine, yours, texts, is_template)
 
     def _are_slips(self, mine: Sequence[str], yours: Sequence[str], texts: tuple[str, str], surely: bool) -> bool:
-        """Whether the words that differ by a letter are one word, misspelt once, and not two that the texts use.
+        """Return True if the words that differ by a letter are misspellings of one word, not two words of the texts.
 
-        `surely` asks for a proof: a word isn't in its own text, which spells it as the other question does, or it is in
-        no other question, and that spelling is.
+        With `surely`, evidence is required: a row's own text doesn't contain the word but contains the other question's
+        spelling, or only this question contains the word while others contain the other spelling.
         """
         left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
         said = [frozenset(_worded(text)) for text in texts]
@@ -197,7 +198,7 @@ class Questions:
         )
 
     def _is_odd(self, word: str, other: str) -> bool:
-        """Whether a word is in one question only, and the other in more."""
+        """Return True if only one question contains the word, and several contain the other."""
         return self._holders[word] == 1 < self._holders[other]
 
     def _is_template(self, kept: frozenset[str]) -> bool:
@@ -205,9 +206,9 @@ class Questions:
 
 
 def same_facts(first: str, second: str) -> bool:
-    """Whether no number or negation of one text stands in another's place, or was put in by a word or two.
+    """Return True if no number or negation was replaced, or inserted with only a few words.
 
-    "50 mg" for "5 mg", and "is not safe" for "is safe", change a text that is otherwise the same.
+    "50 mg" for "5 mg", or "is not safe" for "is safe", changes the meaning of an otherwise identical text.
     """
     mine, yours = Counter(words(first)), Counter(words(second))
     left, right = sorted(
@@ -217,7 +218,7 @@ def same_facts(first: str, second: str) -> bool:
 
 
 def share_within(part: str, whole: str, length: int) -> float:
-    """Of all runs of `length` words in `part`, the share that stands in `whole`; 0 where it is shorter than that."""
+    """Return the share of the runs of `length` words in `part` that `whole` contains; 0 if `part` is shorter."""
     of_part, of_whole = (words(text) for text in (part, whole))
     runs = {tuple(of_part[at : at + length]) for at in range(len(of_part) - length + 1)}
     there = {tuple(of_whole[at : at + length]) for at in range(len(of_whole) - length + 1)}
@@ -231,13 +232,13 @@ def _trigrams(text: str, vocabulary: dict[str, int]) -> NDArray[np.int64]:
 
 
 def _triples(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each run of three words once, as a number."""
+    """Return each run of three words once, as a number."""
     base = np.int64(1 << 21)
     return np.unique((ids[:-2] * base + ids[1:-1]) * base + ids[2:]) if len(ids) > 2 else np.empty(0, np.int64)
 
 
 def _places(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the values that are among others stand there."""
+    """Return the indices in `among` of the values that it contains."""
     places = np.searchsorted(among, values)
     inside = places < len(among)
     places, values = places[inside], values[inside]
@@ -246,7 +247,7 @@ def _places(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.i
 
 
 def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
-    """A sparse matrix of ones at the rows' columns."""
+    """Return a sparse matrix with ones at the given columns of each row."""
     from scipy.sparse import csr_matrix
 
     ends = np.cumsum([0, *map(len, rows)])
@@ -256,10 +257,11 @@ def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
 
 
 def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
-    """Of each row the rarest features, as many as must share one with any row that is alike (prefix filtering).
+    """Return each row's rarest features, enough that any two similar rows share one of them (prefix filtering).
 
-    If the other features' weight is below the share `least` of the row's, two rows that share none of these can't reach
-    it (Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9). Columns are in order of rarity.
+    If the weight of a row's other features is below the share `least` of its total, rows that share none of the
+    returned features can't reach that similarity (Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9). Columns
+    are in order of rarity.
     """
     matrix.sort_indices()
     starts, ends = matrix.indptr[:-1], matrix.indptr[1:]
@@ -274,7 +276,7 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
 
 
 def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows of both that share a feature, BLOCK pairs at a time."""
+    """Yield pairs of rows of both matrices that share a feature, BLOCK pairs at a time."""
     for start in range(0, first.shape[0], 500):
         shared = (first[start : start + 500] @ second.T).tocoo()
         for at in range(0, shared.nnz, BLOCK):
@@ -283,17 +285,17 @@ def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], ND
 
 @dataclass(frozen=True)
 class _Change:
-    """How two questions differ beyond order, function words and typing errors."""
+    """The difference of two questions beyond order, function words and typing errors."""
 
     kept: frozenset[str]
     is_light: bool
 
 
 def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
-    """None where nothing but order, function words and typing errors differs."""
+    """Return the difference; None if only order, function words and typing errors differ."""
     mine, yours = Counter(first), Counter(second)
     meant = sum(word not in _FUNCTION_WORDS for word in (mine & yours).elements())
-    # With few words that carry meaning, "is it" against "what is" makes another question.
+    # With few content words, "is it" instead of "what is" makes a different question.
     free = _FUNCTION_WORDS if meant >= LEAST_MEANT else frozenset()
     left = [word for word in (mine - yours).elements() if word not in free]
     right = [word for word in (yours - mine).elements() if word not in free]
@@ -310,7 +312,7 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
 
 
 def _templates(kept: Collection[frozenset[str]], texts: Sequence[str], fillings: int) -> set[frozenset[str]]:
-    """Those sets of words that more than `fillings` different texts hold."""
+    """Return the sets of words that more than `fillings` different texts contain."""
     holders: dict[str, set[int]] = {word: set() for each in kept for word in each}
     said = {" ".join(sorted(words(text))) for text in texts} if holders else set()
     for number, text in enumerate(sorted(said)):
@@ -325,7 +327,7 @@ def _templates(kept: Collection[frozenset[str]], texts: Sequence[str], fillings:
 
 
 def _marks(said: Sequence[str]) -> Counter[str]:
-    """What tells one question from another of the same wording: numbers, single letters, numerals, negations."""
+    """Return the words that distinguish questions with similar wording: numbers, letters, numerals, negations."""
     return Counter(
         word
         for word in said
@@ -337,7 +339,7 @@ def _marks(said: Sequence[str]) -> Counter[str]:
 
 
 def _unshared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
-    """Words of the first that the second lacks, function words aside."""
+    """Return the content words of the first that the second lacks."""
     return (word for word in (Counter(first) - Counter(second)).elements() if word not in _FUNCTION_WORDS)
 
 
@@ -351,7 +353,7 @@ def _asked(question: str) -> list[str]:
 
 
 def _one_slip(first: str, second: str) -> bool:
-    """Whether two words differ by one typing error (a letter more, less, other, or two swapped) or by an ending."""
+    """Return True if two words differ by an ending or one typo (a letter added, missing, replaced or swapped)."""
     short, long = sorted((first, second), key=len)
     if len(short) < 4:
         return False

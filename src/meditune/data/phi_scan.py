@@ -1,4 +1,4 @@
-"""`meditune data phi`: identifiers of patients in a file or a recipe's data, and a copy of the file without them."""
+"""`meditune data phi`: find patient identifiers in a file or a recipe's data, and write a copy without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Row = tuple[str, dict[str, Any]]
 
 @dataclass
 class Scan:
-    """What was found in so many rows (or texts): how often each kind, in how many rows, and some places."""
+    """The result of a scan: number of rows (or texts), counts per kind, and some places."""
 
     what: str
     rows: int = 0
@@ -60,21 +60,23 @@ def scan(
     show: int,
     overrides: Sequence[str],
 ) -> list[Scan]:
-    """One result for a file, or one for each source of a recipe; a file's copy goes to `output`, whole or not at all.
+    """Return one result for a file, or one per source of a recipe; write a file's masked copy to `output` atomically.
 
-    Raises DataError where an option doesn't fit or the file can't be read; no message repeats what is in the file.
+    Raises DataError if an option doesn't fit or the file can't be read; no message repeats the file's content.
     """
     file = Path(what)
     chosen = _kinds(kinds)
     if finder is not None and finder not in ENGINES:
-        raise DataError(f"--engine {finder}: there are {' and '.join(ENGINES)}.")
+        raise DataError(f"--engine {finder}: no such engine. Choose from {' and '.join(ENGINES)}.")
     if action is not None and (action not in ACTIONS or output is None):
-        raise DataError(f"--action {action}: it is {' or '.join(ACTIONS)}, and goes with --mask OUT.")
+        raise DataError(f"--action {action}: must be {' or '.join(ACTIONS)}, together with --mask OUT.")
     if output is not None and output.exists():
-        raise DataError(f"--mask {output}: it is there already, and isn't overwritten. Choose another name.")
+        raise DataError(f"--mask {output}: the file already exists and isn't overwritten. Choose another name.")
     if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
         if output or group:
-            raise DataError("--mask and --group go with a file. For a recipe's data: --set data.phi.action=mask.")
+            raise DataError(
+                "--mask and --group only work with a file. For a recipe's data: --set data.phi.action=mask."
+            )
         return _scan_recipe(what, overrides, chosen, finder)
     find = engine(finder or "rules")
     change = _changing(action or "mask")
@@ -84,16 +86,16 @@ def scan(
 
 
 def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
-    """The results in lines of text: a table of kinds for each, then the places."""
+    """Yield the results as lines of text: for each scan a table of kinds, then the places."""
     for each in scans:
-        yield f"{each.what}: {each.touched:,} of {each.rows:,} rows hold what looks like identifiers of people."
+        yield f"{each.what}: {each.touched:,} of {each.rows:,} rows contain likely identifiers of people."
         if each.kinds:
             yield f"  {'kind':<12} {'found':>9} {'in rows':>9}"
         for kind, count in each.kinds.most_common():
             yield f"  {kind:<12} {count:>9,} {each.rows_with[kind]:>9,}"
         yield from (f"  {place}" for place in each.places)
     yield (
-        "The rules miss some identifiers and mark some text that is none (docs/how-to/find-identifiers.md), so this "
+        "The rules miss some identifiers and mark some harmless text (docs/how-to/find-identifiers.md), so this result "
         "doesn't prove that a text is free of identifiers."
     )
 
@@ -111,7 +113,7 @@ def _changing(action: str) -> Changing:
 def _kinds(named: Sequence[str]) -> list[Kind]:
     for name in named:
         if name not in KINDS:
-            raise DataError(f"--kind {name}: no such kind; there are {', '.join(get_args(Kind))}.")
+            raise DataError(f"--kind {name}: no such kind. Choose from {', '.join(get_args(Kind))}.")
     return [kind for kind in KINDS if kind in named]
 
 
@@ -155,12 +157,12 @@ def _scan_table(
         for _ in changed:
             pass
     elif output.suffix.lower() not in WRITABLE:
-        raise DataError(f"--mask {output}: it must end in {', '.join(WRITABLE)}.")
+        raise DataError(f"--mask {output}: the name must end in one of {', '.join(WRITABLE)}.")
     else:
         with replace_file(output) as stream:
             _write(changed, stream, output.suffix.lower())
     if len(rejects):
-        print(f"{file}: {len(rejects):,} rows couldn't be read and are left out.", file=sys.stderr)
+        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
     return result
 
 
@@ -173,10 +175,10 @@ def _changed_rows(
     group: str | None,
     show: int,
 ) -> Iterator[dict[str, Any]]:
-    with Progress("Looking for identifiers", None, "rows") as progress:
+    with Progress("Searching for identifiers", None, "rows") as progress:
         for place, row in rows:
             if group is not None and group not in row:
-                raise DataError(f"{place}: no column {group}; there are {', '.join(map(str, row))}.")
+                raise DataError(f"{place}: no column {group} (--group). The columns are {', '.join(map(str, row))}.")
             texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
             found = found_in(texts, find, kinds, headed=texts)
             result.add([span for spans in found.values() for span in spans])
@@ -201,7 +203,7 @@ def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
 
 
 def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:
-    """The first spans with what stands around them; all that was found is blotted out."""
+    """Return the first spans with their surrounding text; all identifiers found are masked."""
     lines = []
     for number, span in enumerate(spans[: max(most, 0)]):
         before = masked(text[: span.start], spans[:number])[-_AROUND:]

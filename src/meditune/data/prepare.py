@@ -1,4 +1,4 @@
-"""The data stage: find, read, check, split, and write down what was done."""
+"""The data stage of a run: find, read, check and split the data, and document the result."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Prepared:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the invented sample took the place of real data."""
+        """Return True if the synthetic sample was used instead of real data."""
         return bool(self.quality["synthetic"])
 
     @property
     def sha256(self) -> str:
-        """Of the three splits' content."""
+        """Return the SHA-256 of the content of the three splits."""
         return str(self.quality["sha256"])
 
 
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
-    """Read the recipe's sources, audit and split them, and leave the result in `folder`, whole or not at all.
+    """Read the recipe's sources, audit and split them, and write the result to `folder` atomically.
 
-    Raises DataError where a source can't be found, nothing is left, or items that are measured leaked and the
-    recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
+    Raises DataError if a source can't be found, no rows are left, or evaluation items leaked and the recipe doesn't
+    allow it. The rejected rows are then also in `rejected.jsonl` in the parent folder.
     """
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -69,7 +69,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         if not any(True for _ in rejects.rows()):
             raise
         rejects.write(beside)
-        raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
+        raise DataError(f"{error} The rejected rows and the reasons are in {beside}.") from error
     done = {
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
@@ -81,10 +81,10 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was noted while rows were read and checked."""
+    """Notes from reading and checking the rows."""
 
     read: dict[str, dict[str, Any]]
-    """`sources` of quality.json"""
+    """The `sources` entry of quality.json"""
     audit: Audit
     rejects: Rejects
     phi: Findings
@@ -99,9 +99,9 @@ def write_prepared(
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
-    """Leave the splits in `folder` as a run's prepared data, whole or not at all.
+    """Write the splits to `folder` as a run's prepared data, atomically.
 
-    `checked` is what the leakage check found, `done` what else quality.json is to hold.
+    `checked` is the result of the leakage check; `done` holds further entries of quality.json.
     """
     styles = styles_of(splits)
     quality = {
@@ -128,7 +128,7 @@ def write_prepared(
 
 
 def stored_data(folder: Path) -> Prepared:
-    """What `prepare` left in `folder`. Raises DataError where it isn't whole or was changed since."""
+    """Return what `prepare` wrote to `folder`. Raises DataError if files are missing or were changed since."""
     quality = read_json(folder / "quality.json")
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
     missing = [path.name for path in paths.values() if not path.is_file()]
@@ -136,7 +136,7 @@ def stored_data(folder: Path) -> Prepared:
         raise DataError(f"{folder}: {', '.join(missing)} is missing. Remove the run's folder and start again.")
     if _digest(list(paths.values())) != quality["sha256"]:
         raise DataError(
-            f"{folder}: the prepared splits were changed after they were made (their SHA-256 differs from "
+            f"{folder}: the prepared splits were changed after they were written (their SHA-256 differs from "
             "quality.json). Remove the run's folder and start again."
         )
     return Prepared(
@@ -145,7 +145,7 @@ def stored_data(folder: Path) -> Prepared:
 
 
 def used_fallback(spec: DataSpec, data: Prepared) -> bool:
-    """Whether the sample took the place of sources that can be had by now, without fetching them."""
+    """Return True if the data are the fallback sample although the sources are now available without a download."""
     if not data.synthetic or any(source.name == "sample" for source in spec.sources):
         return False
     try:
@@ -157,9 +157,9 @@ def used_fallback(spec: DataSpec, data: Prepared) -> bool:
 
 
 def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Container[str]) -> Audit:
-    """Quality control of all rows that were read; official test items are only looked at.
+    """Return the audit of all rows; official test items are only checked, never changed.
 
-    Of rows whose ids are `hidden` no text is shown as an example.
+    The text of rows whose ids are in `hidden` is never shown as an example.
     """
     audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else (), hidden=hidden)
     audit.rows(by_source)
@@ -169,7 +169,7 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
 def split_rows(
     spec: DataSpec, seed: int, by_source: dict[str, list[Example]], whole: dict[str, list[Example]]
 ) -> Splits:
-    """The rows split as the recipe says; `whole` are all that were read."""
+    """Return the rows, split by the recipe; `whole` are all rows as they were read."""
     return split(
         by_source,
         spec.split == "official",

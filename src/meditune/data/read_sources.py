@@ -1,9 +1,4 @@
-"""Reading a recipe's sources: which can be had, what is in them, what is taken out at once.
-
-Data whose licence forbids sending it to others.
-
-Under which terms each row stands: licence, where it comes from, whether it is restricted or invented.
-"""
+"""Reading a recipe's sources, and the terms of each row: licence, citation, restricted or synthetic."""
 
 from __future__ import annotations
 
@@ -25,13 +20,14 @@ from meditune.data.splits import OFFICIAL
 from meditune.errors import DataError
 
 RESTRICTED = "restricted"
-"""Key of an example's meta, and column of a user's table, that marks it"""
+"""Key in an example's meta, and column in a user's table, that marks a restricted row"""
 
 
 def is_restricted(example: Example) -> bool:
-    """Whether the example is restricted: by its mark (of the reader, the recipe, or a column of the user's own file),
+    """Return True if the example is restricted.
 
-    or because it comes from a restricted source, also by way of a file that Meditune wrote before.
+    Either it is marked (by the reader, the recipe, or a column of the user's own file), or it comes from a restricted
+    source, directly or through a file that Meditune wrote.
     """
     if is_marked(example.meta.get(RESTRICTED)):
         return True
@@ -40,14 +36,14 @@ def is_restricted(example: Example) -> bool:
 
 
 def is_marked(mark: object) -> bool:
-    """Whether the cell of that column marks its row."""
+    """Return True if this cell value marks its row as restricted."""
     return bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
-    """Raise DataError if a source's rows are all restricted, by what it is or as the recipe says.
+    """Raise DataError if the source itself or the recipe restricts all rows of a source.
 
-    It needs no reading, so it can come first.
+    This check reads no data, so it can run first.
     """
     restricted: dict[str, str] = {}
     for spec in specs:
@@ -59,7 +55,7 @@ def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: s
 
 
 def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> None:
-    """Raise DataError if any of the examples may not be sent to `model_name`, a model on someone else's machine.
+    """Raise DataError if any of the examples may not be sent to `model_name`, a model on another party's machine.
 
     Call this before the first request. PhysioNet's agreement forbids sharing credentialed data with third parties,
     online services included: https://physionet.org/news/post/gpt-responsible-use.
@@ -78,21 +74,21 @@ def _forbidden(what: str, licences: dict[str, str], model_name: str) -> DataErro
     named = "; ".join(f"{source} ({licence})" for source, licence in sorted(licences.items()))
     return DataError(
         f"{what} from {named} may not be sent to {model_name}: their licence forbids passing rows to a third party. "
-        "Use a model that runs on this machine, or leave that source out of the recipe."
+        "Use a model that runs on this machine, or remove the source from the recipe."
     )
 
 
 YOURS = "yours"
-"""The licence of a user's own rows where neither they nor the recipe say another."""
+"""The licence of a user's own rows if neither the rows nor the recipe name one"""
 
 Terms = dict[str, dict[str, Any]]
 """Source -> `rows`, `licences` (text -> rows), `citations`, `restricted` and `synthetic` (rows)"""
 
 
 def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
-    """The examples with the terms that the recipe states for their source, and a place to cite where they have none.
+    """Yield the examples with the recipe's terms for their source, and a citation if they have no URL.
 
-    What a row's own columns say of its licence stands above the recipe; that rows are restricted, either may say.
+    A licence in a row's own column takes precedence over the recipe's; either can mark the row as restricted.
     """
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
@@ -107,7 +103,7 @@ def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
 
 
 def terms_of(examples: Iterable[Example]) -> Terms:
-    """The terms of prepared examples, by source, as their rows say."""
+    """Return the terms of prepared examples by source, from the meta of their rows."""
     found: Terms = {}
     for example in examples:
         row = found.setdefault(
@@ -127,24 +123,24 @@ def terms_of(examples: Iterable[Example]) -> Terms:
 
 
 def demands(terms: Terms) -> list[str]:
-    """What the licences ask for together, as sentences."""
+    """Return the combined requirements of the licences as sentences."""
     return sources.demands({name: row["licences"] for name, row in terms.items()})
 
 
 def restricted(terms: Terms) -> dict[str, int]:
-    """Source -> restricted rows, where there are any."""
+    """Return source -> number of restricted rows, for the sources that have any."""
     return {name: row["restricted"] for name, row in terms.items() if row["restricted"]}
 
 
 def warning(terms: Terms) -> str:
-    """That the set is restricted, in words; empty where it isn't."""
+    """Return the warning for a restricted set; empty if the set isn't restricted."""
     found = restricted(terms)
     if not found:
         return ""
     named = ", ".join(f"{rows:,} rows of {name} ({', '.join(terms[name]['licences'])})" for name, rows in found.items())
     return (
-        f"RESTRICTED: {named}. The whole set, what is made of it and models tuned on it can give these rows away: "
-        "don't share them, and don't send them to an online service. Meditune won't upload it or send it to an API."
+        f"RESTRICTED: {named}. The whole set, anything derived from it and models tuned on it can reveal these rows. "
+        "Don't share them or send them to an online service. Meditune won't upload the set or send it to an API."
     )
 
 
@@ -152,33 +148,33 @@ SAMPLE_TEST_SHARE = 0.4
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data.
+    """Raise DataError if a source is unknown or doesn't fit the recipe's options; reads no data of the sources.
 
-    Of people's decisions it is seen that they can be read.
+    Also raises DataError if the file of people's decisions can't be read.
     """
     if spec.decisions is not None:
         row_decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
-            "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
-            "pubmedqa among data.sources and data.split: official."
+            "data.fold selects one of the folds that PubMedQA's publisher made of the training items. It needs "
+            "pubmedqa in data.sources, and data.split: official."
         )
     for source in spec.sources:
         if source.name == "own":
             if source.path is None:
-                raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
+                raise DataError("data.sources: name: own needs a path: a file, or the id of a Hugging Face data set.")
             continue
         if known_source(source.name).reader is None:
             raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
         if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
             raise DataError(
-                f"data.sources: {source.name} is split as its publisher did (data.split: official), which needs all "
-                "of it. To work with a sample of it: --set data.split=group."
+                f"data.sources: {source.name} has an official split (data.split: official), which needs all of its "
+                "rows, so it can't have a limit. To use a sample of the rows: --set data.split=group."
             )
 
 
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """The sources as they can be had here, and whether that is the synthetic sample instead."""
+    """Return the data options with sources that are available here, and True if they are the synthetic sample."""
     check_sources(spec)
     named = [source for source in spec.sources if source.name != "own"]
     try:
@@ -188,8 +184,8 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
         if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
             raise
         print(
-            f"{error}\n\nGoing on with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
-            "run shows how everything works, and its figures say nothing about medicine.",
+            f"{error}\n\nContinuing with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
+            "run shows how everything works, but its metrics say nothing about medicine.",
             file=sys.stderr,
         )
         plain = all(source.style == "plain" for source in spec.sources)
@@ -201,9 +197,9 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
 def read_sources(
     spec: DataSpec, seed: int, rejects: Rejects, phi: Findings
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
-    """Examples by source, and for each source how many were read, its licence, and what was refused and why.
+    """Return the examples by source, and for each source the rows read, the licence, and the rejected rows by reason.
 
-    Identifiers of people are treated as `data.phi` says, and noted in `phi`. Raises DataError where an id comes twice.
+    Identifiers of people are treated according to `data.phi` and noted in `phi`. Raises DataError for a repeated id.
     """
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
@@ -219,7 +215,7 @@ def read_sources(
 
 
 def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
-    """The examples of one source, or its seeded sample where it has a limit. Raises DataError where there are none."""
+    """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none."""
     if source.name == "own":
         assert source.path is not None, "check_sources has looked"
         examples = list(user_files.read(source.path, rejects, fields=source.fields or None))
@@ -231,7 +227,7 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example
         examples = list(reader(locate_source(source.name, source.path), rejects))
     examples = list(marked(examples, source))
     if not examples:
-        raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
+        raise DataError(f"data.sources: no usable rows in {source.path or source.name}.")
     if source.limit is not None and len(examples) > source.limit:
         chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
         examples = [examples[index] for index in sorted(chosen)]
@@ -243,7 +239,7 @@ def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
     for example in (example for examples in by_source.values() for example in examples):
         if example.id in seen:
             raise DataError(
-                f"data.sources: the id {example.id} comes twice. Name each source once, and give rows of your own "
-                "files ids that differ from file to file."
+                f"data.sources: the id {example.id} occurs twice. Name each source once, and give the rows of your own "
+                "files ids that are unique across all files."
             )
         seen.add(example.id)

@@ -1,11 +1,11 @@
-"""Passages that were found for examples, as a run's folder keeps them: every model sees the same, and figures last.
+"""Passages retrieved for examples, stored in a run's folder so that every model sees the same ones.
 
-    retrieved.jsonl         for the items that are measured: id, question, passages, the best first
-    retrieved.json          where they were found, and what is known of that
-    retrieved_train.jsonl   for training examples: id, right (whether the own passage is there), passages as shown
+    retrieved.jsonl         for evaluation items: id, question, passages with the best first
+    retrieved.json          the index that was searched, and its properties
+    retrieved_train.jsonl   for training examples: id, right (the example's own passage is included), passages as shown
 
 A passage has `id`, `document`, `source`, `title`, `sections` (each a heading, which may be empty, and a text), `score`,
-and `rank`: 0 is the last to be left out where the prompt has no room for all.
+and `rank`: if the prompt is too long, the passage with rank 0 is removed last.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ FOUND = "retrieved.jsonl"
 FACTS = "retrieved.json"
 TRAINING = "retrieved_train.jsonl"
 RANKS = "ranks"
-"""In the meta of an example that shows found passages: the rank of the passage that each part of its context is of"""
+"""Key in the meta of an example with retrieved passages: for each part of the context, the rank of its passage"""
 
 Row = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Row]:
-    """Rows by id. Raises DataError where the file isn't one of these."""
+    """Return the rows by id. Raises DataError if the file has another format."""
     found = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if not isinstance(row.get("id"), str) or not isinstance(row.get("passages"), list):
-            raise DataError(f"{path}, line {number}: no id or no passages. Remove the file; it is made again.")
+            raise DataError(
+                f"{path}, line {number}: the id or the passages are missing. Remove the file; Meditune writes it again."
+            )
         found[row["id"]] = row
     return found
 
 
 def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
-    """The example with these passages in place of its context.
+    """Return the example with these passages as its context.
 
-    A title that is the question itself isn't repeated: PubMedQA's questions are titles of articles.
+    A title that equals the question isn't repeated: PubMedQA's questions are titles of articles.
     """
     parts = [(part, passage["rank"]) for passage in passages for part in _parts(example, passage)]
     context, ranks = tuple(part for part, _ in parts), [rank for _, rank in parts]
@@ -49,12 +51,12 @@ def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> E
 
 
 def count(example: Example) -> int:
-    """How many passages an example shows that were found for it."""
+    """Return the number of retrieved passages in an example's context."""
     return len(set(example.meta[RANKS]))
 
 
 def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
-    """The training examples as the run in that folder shows them: a share with found passages."""
+    """Return the training examples as the run in that folder uses them: a share has retrieved passages."""
     rows = read(folder / TRAINING) if (folder / TRAINING).is_file() else {}
     return [
         shown_passages(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples
@@ -62,17 +64,17 @@ def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
 
 
 def is_own(passage: Mapping[str, Any], item: str) -> bool:
-    """Whether a passage that was found is of the document that the item with this id was made of."""
+    """Return True if a retrieved passage is from the document that the item with this id is based on."""
     return publishers_id(passage["document"]) == publishers_id(item)
 
 
 def publishers_id(identifier: str) -> str:
-    """An example's or a document's id without the name of the source."""
+    """Return an example's or a document's id without the name of the source."""
     return identifier.partition(":")[2]
 
 
 def with_best(example: Example, most: int) -> Example:
-    """The example with only so many of its found passages, the best."""
+    """Return the example with only the best `most` of its retrieved passages."""
     ranks = example.meta[RANKS]
     kept = sorted(set(ranks))[:most]
     context = tuple(part for part, rank in zip(example.context, ranks, strict=True) if rank in kept)
@@ -82,7 +84,7 @@ def with_best(example: Example, most: int) -> Example:
 
 
 def as_text(passage: Mapping[str, Any]) -> str:
-    """A passage's sections, each in a line."""
+    """Return a passage's sections, one per line."""
     return "\n".join(f"{heading}: {text}" if heading else text for heading, text in passage["sections"])
 
 

@@ -1,4 +1,4 @@
-"""What people decided about rows of the data, and what is made of it when the data are prepared."""
+"""People's decisions about rows of the data, and their application when the data are prepared."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from meditune.files import numbered_jsonl, sha256
 Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEPT: frozenset[Verdict] = frozenset(("correct", "incomplete"))
-"""A row with another verdict is dropped, unless somebody wrote what it should say"""
+"""A row with any other verdict is dropped, unless a rater corrected its answer"""
 RULE = "decisions"
 SHOWN = 3
 
 
 class RowDecision(BaseModel):
-    """One line of a decisions file."""
+    """A line of a decisions file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Of the Example"""
+    """Id of the Example"""
     verdict: Verdict
     answer: str = ""
-    """What the row should say; empty where nobody changed it"""
+    """The corrected answer; empty if nobody changed it"""
     raters: tuple[str, ...] = ()
-    """Their codes in the set"""
+    """Codes of the raters in the set"""
     settled: bool = False
-    """Whether an adjudicator had the last word"""
+    """True if an adjudicator made the final decision"""
     when: str = ""
     """UTC, ISO 8601"""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -51,40 +51,40 @@ class RowDecision(BaseModel):
 
 @dataclass
 class AppliedDecisions:
-    """What decisions did to the data."""
+    """The effect of decisions on the data."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    """For quality.json; empty where the recipe names no decisions"""
+    """Entry of quality.json; empty if the recipe names no decisions"""
     entries: list[Entry] = field(default_factory=list)
-    """For the ledger, one for each decision about a row that is there: drop, replace, validate, flag, leave"""
+    """Ledger entries, one for each decision about an existing row: drop, replace, validate, flag or leave"""
 
 
 def fingerprint(example: Example) -> str:
-    """SHA-256 of what a rater judges: question, passages, answer, decision."""
+    """Return the SHA-256 of the texts that a rater judges: question, passages, answer and decision."""
     passages = [[passage.label, passage.text] for passage in example.context]
     judged = [example.question, passages, example.answer, example.decision]
     return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
 
 
 def read_decisions(path: Path) -> dict[str, RowDecision]:
-    """Decisions by the Example's id. Raises DataError with the line of one that makes no sense or comes twice."""
+    """Return the decisions by Example id. Raises DataError with the line of an invalid or repeated decision."""
     found: dict[str, RowDecision] = {}
     for number, row in numbered_jsonl(path):
         try:
             decided = RowDecision.model_validate(row)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not a decision about a row: {error}") from error
+            raise DataError(f"{path}, line {number}: not a valid row decision: {error}") from error
         if decided.id in found:
-            raise DataError(f"{path}, line {number}: {decided.id} was decided on before. Leave one of the lines.")
+            raise DataError(f"{path}, line {number}: {decided.id} already has a decision. Keep only one of the lines.")
         found[decided.id] = decided
     return found
 
 
 def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Splits, AppliedDecisions]:
-    """The splits as people decided, and what was done; test items stay as they are.
+    """Return the splits with people's decisions applied, and the changes made; test items are never changed.
 
-    Decisions come last, on rows that are split already, so that they move no row from one split to another. Raises
-    DataError where a row isn't the one that was judged any more, or a split has no row left.
+    Decisions are applied last, after the split, so that they move no row to another split. Raises DataError if a row
+    has changed since it was judged, or a split has no rows left.
     """
     if path is None:
         return splits, AppliedDecisions()
@@ -98,9 +98,9 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
     }
     for name, left in changed.items():
         if not left:
-            raise DataError(f"{file}: these decisions leave no row in the {name} split. Give the recipe more data.")
+            raise DataError(f"{file}: these decisions leave no rows in the {name} split. Add more data to the recipe.")
     applied.entries += [
-        _entry(example, decisions[example.id], "leave", example, "a test item, which stays as it is")
+        _entry(example, decisions[example.id], "leave", example, "a test item; test items are never changed")
         for example in splits.test
         if example.id in decisions
     ]
@@ -115,13 +115,13 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
 
 
 def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> None:
-    """Raise DataError where the file has changed since the data in `folder` were prepared with it."""
+    """Raise DataError if the file has changed since the data in `folder` were prepared with it."""
     if path is None or not Path(path).is_file():
         return
     if quality.get("decisions", {}).get("sha256") != sha256(Path(path)):
         raise DataError(
             f"{path} has changed since the data in {folder} were prepared with it. Choose another --output for the new "
-            "decisions, or put the earlier file back."
+            "decisions, or restore the earlier file."
         )
 
 
@@ -143,10 +143,10 @@ def _decided(
 
 
 def _outcome(example: Example, decided: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:
-    """What is done, and the row as it stays; None where it goes.
+    """Return the action and the resulting row; None if the row is dropped.
 
-    A changed answer is what somebody wants the row to say, so it saves the row whatever was wrong with it. The yes, no
-    or maybe beside a faulty answer was judged with it and can't be changed on the page, so it doesn't stay.
+    A row with a corrected answer is kept, whatever the verdict. The yes, no or maybe of a faulty answer was judged
+    with the answer and can't be edited on the page, so it is removed.
     """
     mark = {"validated": {"verdict": decided.verdict, "was": fingerprint(example)}}
     if decided.answer and decided.answer != example.answer:
@@ -173,6 +173,6 @@ def _refuse_changed(path: Path, decisions: Mapping[str, RowDecision], examples: 
     more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
     raise DataError(
         f"{path}: the question, context, answer or decision of {', '.join(changed[:SHOWN])}{more} has changed since it "
-        "was judged, so what was decided may not hold any more. Have these rows judged again (meditune annotate "
-        "create), or take their lines out of the file."
+        "was judged, so the decision may no longer apply. Have these rows judged again (meditune annotate create), or "
+        "remove their lines from the file."
     )

@@ -1,9 +1,4 @@
-"""The sources Meditune knows: what each is, under which licence, where it comes from and what reads it.
-
-What licences ask for and forbid, as their own texts say, and what a set that mixes several must keep to.
-
-Where a source's files are: the recipe's path, the user's data folder, the cache, or the publisher's site.
-"""
+"""The known data sources, the terms of their licences, and the lookup and download of their files."""
 
 from __future__ import annotations
 
@@ -31,14 +26,14 @@ Reader = Callable[[Path, Rejects], Iterator[Example]]
 
 @dataclass(frozen=True)
 class Download:
-    """One file to fetch, of a fixed commit, so that a publisher's branch may move without changing what is read."""
+    """A file to download from a fixed commit, so that changes to the publisher's branch don't change the data."""
 
     url: str
     filename: str
     sha256: str | None = None
-    """Of the file's bytes; without it, and without `contents_sha256`, only the length is checked."""
+    """SHA-256 of the file's bytes; without it and without `contents_sha256`, only the length is checked"""
     contents_sha256: str | None = None
-    """Over the XML files in a zip, as `medquad.contents_sha256` returns it: GitHub may compress the same files anew."""
+    """SHA-256 of the XML files in a zip (`medquad.contents_sha256`): GitHub may compress the same files again"""
 
 
 @dataclass(frozen=True)
@@ -50,24 +45,24 @@ class Source:
     licence: str
     homepage: str
     files: tuple[str, ...]
-    """Names or patterns under the source's folder; one that is there is enough."""
+    """File names or patterns in the source's folder; one existing file is enough"""
     reader: Reader | None
-    """Makes Examples of it; None for plain text."""
+    """Turns the files into Examples; None for plain text"""
     download: tuple[Download, ...] = ()
-    """All are fetched and checked before the first one gets its name, so a part isn't taken for the whole."""
+    """All files are downloaded and checked before the first one is renamed, so a partial download is never used"""
     how: str = ""
-    """How to get it where it can't simply be downloaded."""
+    """How to get the files if they can't be downloaded automatically"""
     citation: str = ""
-    """As its publisher asks to be cited."""
+    """The citation that the publisher asks for"""
     restricted: bool = False
-    """Whether its licence forbids passing rows on (`data/read_sources.py`)."""
+    """True if the licence forbids sharing rows (`data/read_sources.py`)"""
     packaged: Path | None = None
-    """The file itself where it comes with Meditune."""
+    """Path of the file if it is included with Meditune"""
 
 
 _PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa"
 _MEDQUAD_COMMIT = "7e94c7b336f1f8e010c03091df691c8bea014399"
-"""Holds every XML file of the collection as it is published today."""
+"""The commit that contains every XML file of the published collection"""
 _LIVEQA = "https://raw.githubusercontent.com/abachaa/LiveQA_MedicalTask_TREC2017"
 
 
@@ -171,7 +166,7 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="wikitext-2",
-            title="WikiText-2: general English, for replay and for measuring forgetting",
+            title="WikiText-2: general English text, for replay and for measuring forgetting",
             licence="CC BY-SA 4.0",
             homepage="https://huggingface.co/datasets/Salesforce/wikitext",
             files=("test.txt", "valid.txt"),
@@ -181,7 +176,7 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="sample",
-            title="A small synthetic set in PubMedQA's form that comes with Meditune",
+            title="A small synthetic data set in PubMedQA's format, included with Meditune",
             licence=pubmedqa.SYNTHETIC_LICENCE,
             homepage="",
             files=(pubmedqa.FILE.name,),
@@ -193,15 +188,15 @@ SOURCES: dict[str, Source] = {
 
 
 UNKNOWN = "unknown"
-NO_ADVICE = "This sums up what the licences' texts say. It is no legal advice."
+NO_ADVICE = "This summarizes the licence texts. It is not legal advice."
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence by what it asks of whoever passes data on."""
+    """A licence and its requirements for sharing data."""
 
     hub: str
-    """The hub's name for it; `other` where it has none."""
+    """Name on the Hugging Face hub; `other` if it has none"""
     link: str
     attribution: bool = False
     notice: bool = False
@@ -228,7 +223,7 @@ _CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\
 
 
 def licence_named(text: str) -> Licence | None:
-    """The licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
+    """Return the licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
     name = " ".join(text.casefold().split())
     for pattern, licence in _KNOWN:
         if re.fullmatch(pattern, name):
@@ -249,13 +244,13 @@ def licence_named(text: str) -> Licence | None:
 
 
 def hub_names(texts: Iterable[str]) -> list[str]:
-    """The hub's names of the licences, each once; `unknown` for one that isn't known here."""
+    """Return the hub's names of the licences, each once; `unknown` for an unknown licence."""
     found = [licence_named(text) for text in texts]
     return list(dict.fromkeys(licence.hub if licence else UNKNOWN for licence in found))
 
 
 def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
-    """What a set must keep to whose sources (name -> the licences of its rows) are passed on together."""
+    """Return, as sentences, the combined requirements for sharing sources (name -> licences of the rows) together."""
     named = [(source, text, licence_named(text)) for source, texts in licences.items() for text in texts]
 
     def having(trait: str) -> str:
@@ -263,12 +258,12 @@ def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
 
     lines = []
     for trait, sentence in (
-        ("no_sharing", "Rows may not be passed on to anyone who hasn't signed the agreement: {}."),
-        ("notice", "The copyright notice and the licence's text stay with the data: {}."),
-        ("attribution", "The authors and the licence are named, and changes said: {}."),
+        ("no_sharing", "Rows may only be shared with people who have signed the agreement: {}."),
+        ("notice", "The copyright notice and the licence text must stay with the data: {}."),
+        ("attribution", "The authors and the licence must be named, and changes must be indicated: {}."),
         ("non_commercial", "The data may not be used commercially: {}."),
-        ("no_derivatives", "Changed versions may not be passed on; splits and cleaned rows may be such: {}."),
-        ("share_alike", "What is made of the data is passed on under the same licence (share-alike): {}."),
+        ("no_derivatives", "Changed versions may not be shared; splits and cleaned rows may count as such: {}."),
+        ("share_alike", "Anything derived from the data must be shared under the same licence (share-alike): {}."),
     ):
         if sources := having(trait):
             lines.append(sentence.format(sources))
@@ -277,12 +272,12 @@ def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
     narrower = sorted({licence.hub for licence in found if licence.non_commercial and licence.hub not in alike})
     if len(alike) > 1 or (alike and narrower):
         both = " and ".join([*alike, *narrower])
-        lines.append(f"No one licence serves the mixed set: {both} ask for different ones, so their rows stay apart.")
+        lines.append(
+            f"No single licence covers the mixed set: {both} require different ones, so keep their rows apart."
+        )
     unstated = ", ".join(f"{source} ({text})" for source, text, licence in named if licence is None)
     if unstated:
-        lines.append(
-            f"No licence that is known here; whether and how they may be passed on must be looked up: {unstated}."
-        )
+        lines.append(f"Meditune doesn't know these licences; check whether and how the rows may be shared: {unstated}.")
     return lines
 
 
@@ -293,17 +288,18 @@ _CHUNK = 2**18
 
 
 def locate_source(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
-    """The folder (or file) of a source, downloaded first where it must be.
+    """Return the folder (or file) of a source, and download it if necessary.
 
-    Looked for in this order: `path` (nothing else then), `$MEDITUNE_DATA/NAME`, `NAME` in the cache (`$MEDITUNE_CACHE`
-    or ~/.cache/meditune), the publisher's site. Raises DataError that says where to get it and where to put it.
+    The search order is `path` (if given, nothing else is tried), `$MEDITUNE_DATA/NAME`, `NAME` in the cache
+    (`$MEDITUNE_CACHE` or ~/.cache/meditune), the publisher's site. Raises DataError that says where to get the files
+    and where to put them.
     """
     source = known_source(source_name)
     if path is not None:
         return _given(source, Path(path).expanduser())
     if source.packaged is not None:
         if not source.packaged.is_file():
-            raise DataError(f"{source.packaged} is missing from this installation. Install Meditune again.")
+            raise DataError(f"{source.packaged} is missing from this installation. Reinstall Meditune.")
         return source.packaged
     places = _places(source)
     for place in places:
@@ -317,29 +313,29 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
 
 
 def known_source(source_name: str) -> Source:
-    """The source of that name. Raises DataError with near matches where there is none."""
+    """Return the source of that name. Raises DataError with the nearest match if there is none."""
     if source_name in SOURCES:
         return SOURCES[source_name]
     readable = [*(name for name, source in SOURCES.items() if source.reader), "own"]
     near = difflib.get_close_matches(source_name.lower(), readable, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"No data source is called {source_name!r}. There are {', '.join(readable)}.{hint}")
+    raise DataError(f"There is no data source {source_name!r}. Choose from {', '.join(readable)}.{hint}")
 
 
 def has_files(source: Source, folder: Path) -> bool:
-    """Whether one of the source's files is in the folder."""
+    """Return True if the folder contains one of the source's files."""
     return folder.is_dir() and any(True for pattern in source.files for _ in folder.glob(pattern))
 
 
 def offline() -> bool:
-    """Whether the user forbids downloads: MEDITUNE_OFFLINE or HF_HUB_OFFLINE is 1, true, yes or on."""
+    """Return True if downloads are turned off: MEDITUNE_OFFLINE or HF_HUB_OFFLINE is 1, true, yes or on."""
     return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES)
 
 
 def _fetch(source: Source, places: list[Path]) -> None:
-    """Download a source's files to temporary names, check all of them, then rename: all are there, or none.
+    """Download a source's files under temporary names, check all of them, then rename them, all or none.
 
-    Raises DataError, naming the URL and the places where the user may put the files instead.
+    Raises DataError with the URL and the places where the user may put the files instead.
     """
     folder = places[-1]
     partials = {folder / f".{each.filename}.{os.getpid()}.partial": each for each in source.download}
@@ -362,7 +358,7 @@ def _fetch(source: Source, places: list[Path]) -> None:
 
 
 def _receive(download: Download, partial: Path) -> str:
-    """Write what the publisher sends to `partial`; returns what is wrong with it, empty where nothing is."""
+    """Write the download to `partial`; returns the problem with it, or an empty text."""
     digest = hashlib.sha256()
     received = 0
     request = urllib.request.Request(download.url, headers={"User-Agent": "meditune"})
@@ -375,28 +371,28 @@ def _receive(download: Download, partial: Path) -> str:
                 received += len(chunk)
                 progress.advance(len(chunk) / 1e6)
     if length and received != length:
-        return f"broke off at {received:,} of {length:,} bytes"
+        return f"was cut off after {received:,} of {length:,} bytes"
     if download.sha256 and digest.hexdigest() != download.sha256:
-        return f"isn't the known file (SHA-256 {digest.hexdigest()}, expected {download.sha256})"
+        return f"isn't the expected file (SHA-256 {digest.hexdigest()}, expected {download.sha256})"
     if download.contents_sha256:
         try:
             found = contents_sha256(partial)
         except DataError as error:
             return f"isn't the publisher's zip: {error}"
         if found != download.contents_sha256:
-            return f"holds other files than the known ones (SHA-256 {found}, expected {download.contents_sha256})"
+            return f"contains other files than expected (SHA-256 {found}, expected {download.contents_sha256})"
     return ""
 
 
 def _given(source: Source, path: Path) -> Path:
     if (path.exists() and not path.is_dir()) or has_files(source, path):
         return path
-    state = f"none of {', '.join(source.files)} in it" if path.is_dir() else "no such file or folder"
-    raise DataError(f"{path}: {state}. The recipe names it for {source.name!r}; {_how(source)}.")
+    state = f"contains none of {', '.join(source.files)}" if path.is_dir() else "no such file or folder"
+    raise DataError(f"{path}: {state}. The recipe gives this path for {source.name!r}; {_how(source)}.")
 
 
 def _places(source: Source) -> list[Path]:
-    """Folders to look in; the last is the cache."""
+    """Return the folders to search; the last one is the cache."""
     named = os.environ.get(DATA_VARIABLE)
     return [*([Path(named).expanduser() / source.name] if named else []), cache_folder("data") / source.name]
 
@@ -405,9 +401,9 @@ def _why_no_download(source: Source, allowed: bool) -> str:
     if not source.download:
         return "it has no public download"
     if not allowed:
-        return "downloads are turned off here"
+        return "downloads are turned off"
     if offline():
-        return f"downloads are forbidden by {' or '.join(name for name in OFFLINE_VARIABLES if os.environ.get(name))}"
+        return f"downloads are turned off by {' or '.join(name for name in OFFLINE_VARIABLES if os.environ.get(name))}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Train, development and test: nothing that belongs together straddles them."""
+"""Train, development and test splits; related examples are never in different splits."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from meditune.data.readers import liveqa, pubmedqa
 from meditune.errors import DataError
 
 OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split}
-"""Sources whose publisher names the test set."""
+"""Sources with an official test set"""
 FEW = 3
-"""A question that is put to more groups, each with its own context, is an instruction."""
+"""A question asked of more groups than this, each with its own context, counts as an instruction"""
 MOST = 0.2
-"""A context that a larger share of the examples has is their background."""
+"""A context shared by more than this share of the examples counts as background"""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint by group and by question."""
+    """The three splits, disjoint by group and by question."""
 
     train: list[Example]
     dev: list[Example]
     test: list[Example]
     test_set: str
-    """What the test set is called in reports ("pubmedqa-official-500")."""
+    """Name of the test set in reports ("pubmedqa-official-500")"""
 
     def measured(self, split: str) -> list[Example]:
-        """The examples that a recipe's `evaluate.split` asks for."""
+        """Return the examples of the split that `evaluate.split` names."""
         return self.named()[split]
 
     def measured_name(self, split: str) -> str:
-        """What those are called in reports."""
+        """Return the name of these examples in reports."""
         return self.test_set if split == "test" else f"dev-{len(self.dev)}"
 
     def named(self) -> dict[str, list[Example]]:
-        """The three by name."""
+        """Return the three splits by name."""
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
 
@@ -57,15 +57,15 @@ def split(
     traits: Sequence[str] = ("source", "decision"),
     whole: dict[str, list[Example]] | None = None,
 ) -> Splits:
-    """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
+    """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
-    With `newest` the test is what was published last. `whole` are the rows as they were read, by which publishers name
-    their test sets, where quality control left some out since. Groups are stratified by the `traits`.
+    With `newest`, the test set is what was published last. `whole` are the rows as they were read, before quality
+    control: official test sets are defined on those. Groups are stratified by the `traits`.
 
-    A question or context that an official set holds is kept for training wherever else it turns up, so that it can
-    only leak, and be refused (leakage.py), or do no harm. The development set is taken from what isn't test, by group,
-    stratified by source and decision; with `fold` it is that one of PubMedQA's published folds and nothing else.
-    Raises DataError where a split is empty.
+    Rows of other sources that share a question or context with an official set go to training: a test item that leaks
+    that way is detected and rejected later (leakage.py). The development set is drawn from the rows that aren't test
+    items, by group, stratified by source and decision; with `fold` it is exactly that one of PubMedQA's published
+    folds. Raises DataError if a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -91,8 +91,8 @@ def split(
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
-                f"The {name} split is empty: {len(rest)} examples to train on and {len(test)} to test on are left "
-                "after the checks. Give more examples, or change data.dev_share and data.test_share."
+                f"The {name} split is empty: {len(rest)} training and {len(test)} test examples are left after "
+                "the checks. Add more examples, or change data.dev_share and data.test_share."
             )
     counts = Counter(example.source for example in test)
     other = "newest" if newest else "group"
@@ -107,10 +107,10 @@ def by_group(
     same: Mapping[str, str] | None = None,
     traits: Sequence[str] = ("source", "decision"),
 ) -> tuple[list[Example], list[Example]]:
-    """(rest, held): about `share` of the examples held, whole groups at a time, stratified by the `traits`.
+    """Return (rest, held) with about `share` of the examples held out, in whole groups, stratified by the `traits`.
 
-    Examples with the same group, the same context, or the same question or nearly, are one group; `same` is what
-    `same_questions` says of them. Each stratum's groups are shuffled with the seed.
+    Examples with the same group, the same context or (nearly) the same question form one group; `same` is the result
+    of `same_questions`. The groups of each stratum are shuffled with the seed.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same is None else same):
@@ -131,17 +131,16 @@ def by_group(
 def by_year(
     examples: Sequence[Example], share: float, seed: int, same: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """(rest, held): the newest groups held, up to about `share` of the examples that have a year.
+    """Return (rest, held) with the newest groups held out, up to about `share` of the examples that have a year.
 
-    A group is as old as its oldest example, so nothing held has been published before that; those without a year aren't
-    held. Of the last year that is reached, groups are chosen with the seed. Raises DataError where no example has a
-    year.
+    The year of a group is that of its oldest example; examples without a year are not held out. In the last year
+    reached, the seed decides which groups are held out. Raises DataError if no example has a year.
     """
     dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
     if examples and not dated:
         raise DataError(
-            "data.split: newest needs the year of publication, which none of the examples has. PubMedQA has it; give "
-            "your own rows a column `year`, or take data.split: group."
+            "data.split: newest needs the year of publication, and none of the examples has one. PubMedQA has years; "
+            "add a column `year` to your own rows, or use data.split: group."
         )
     groups = []
     for members in _components(examples, same_questions(examples) if same is None else same):
@@ -158,7 +157,7 @@ def by_year(
 
 
 def official_tests(by_source: Mapping[str, list[Example]]) -> set[str]:
-    """Ids of the test items that publishers name. Raises DataError where the rows don't hold them all."""
+    """Return the ids of the official test items. Raises DataError if the rows don't include all of them."""
     return {
         example.id
         for source, examples in by_source.items()
@@ -175,33 +174,33 @@ def _parted(examples: Sequence[Example], held: Container[int]) -> tuple[list[Exa
 
 
 def _trait(example: Example, trait: str) -> str:
-    """What an example has of `source`, `decision` or `question_type`, in words."""
+    """Return an example's `source`, `decision` or `question_type` as text."""
     value = example.meta.get(trait) if trait == "question_type" else getattr(example, trait)
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _fold(read: dict[str, list[Example]], rest: Sequence[Example], fold: int) -> tuple[list[Example], list[Example]]:
-    """(train, dev) with the published fold as dev."""
+    """Return (train, dev) with the published fold as dev."""
     chosen = {example.id for example in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
     train = [example for example in rest if example.id not in chosen]
     return train, [example for example in rest if example.id in chosen]
 
 
 def question_key(question: str) -> str:
-    """A question without case, punctuation and spacing."""
+    """Return a question without case, punctuation and spacing."""
     return re.sub(r"\W+", " ", question.casefold()).strip()
 
 
 def context_key(example: Example) -> str:
-    """An example's context without case, punctuation and spacing."""
+    """Return an example's context without case, punctuation and spacing."""
     return question_key(" ".join(passage.text for passage in example.context))
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:
-    """Keys of questions that are put to more than a few groups, each with a context of its own.
+    """Return the keys of questions that are asked of more than FEW groups, each with its own context.
 
-    "What is the diagnosis at discharge?" asks something else of every patient. So it is no sign that two items are the
-    same.
+    "What is the diagnosis at discharge?" has a different meaning for every patient, so a shared question doesn't make
+    two items the same.
     """
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
@@ -215,13 +214,13 @@ def instructions(examples: Iterable[Example]) -> set[str]:
 
 
 def backgrounds(examples: Sequence[Example]) -> set[str]:
-    """Keys of contexts that so many examples have that they are no sign that two items are the same."""
+    """Return the keys of contexts that are too common to show that two items are the same."""
     counts = Counter(context_key(example) for example in examples)
     return {key for key, count in counts.items() if count > max(FEW, MOST * len(examples))}
 
 
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
-    """Each question's key -> the key that stands for it and its light rewrites; empty for an instruction."""
+    """Return each question's key -> the key that represents it and its light rewrites; empty for an instruction."""
     general = instructions(examples)
     keys = list(dict.fromkeys(question_key(example.question) for example in examples))
     asked = [key for key in keys if key not in general]
@@ -233,7 +232,7 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[list[int]]:
-    """Indices of examples that hang together through what they share, in order of first appearance."""
+    """Return the indices of examples that are connected by what they share, in order of first appearance."""
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
@@ -248,7 +247,7 @@ def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[li
 
 
 def _shared(example: Example, same: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
-    """What an example has in common with others of any source: its question, and its context if it isn't short."""
+    """Return the keys that connect an example to others of any source: its question, and its context if long enough."""
     question, context = same[question_key(example.question)], context_key(example)
     kept = [("question of", question)] if question else []
     is_telling = len(context.split()) >= LEAST_WORDS and context not in general

@@ -1,1 +1,1 @@
-"""What writes and scores text: one interface, several engines behind it."""
+"""Engines that generate and score text, behind one interface."""

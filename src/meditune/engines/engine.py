@@ -1,10 +1,6 @@
-"""The one interface of all engines: jobs that are started, pieces of text that come, scores of given texts.
+"""The common interface of all engines: jobs that are started, chunks of text, and scores of given texts.
 
-An engine runs in threads of its own and takes any number of jobs at once; it batches or queues them as it can.
-
-What no engine can do, said before a job begins.
-
-Many jobs put to an engine at once, and their whole answers.
+An engine runs in its own threads and accepts any number of jobs at once, which it batches or queues.
 """
 
 from __future__ import annotations
@@ -24,25 +20,25 @@ class GenerationRequest:
     """A prompt to continue."""
 
     prompt: Sequence[int]
-    """Token ids with the special tokens that begin a text"""
+    """Token ids, including the special tokens that begin a text"""
     max_new_tokens: int
     temperature: float = 0.0
-    """0: always the likeliest token"""
+    """0: always the most likely token"""
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Texts that end the answer and aren't part of it"""
     choices: tuple[str, ...] = ()
-    """If any, the answer is one of these texts"""
+    """If given, the answer is one of these texts"""
     json_schema: Mapping[str, Any] | None = None
-    """If any, the answer is JSON of this schema"""
+    """If given, the answer is JSON of this schema"""
     logprobs: int = 0
-    """So many of the likeliest tokens are told with each token"""
+    """Number of most likely tokens to return with each token"""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its natural log-probability, and the likeliest ones in its place."""
+    """A token with its natural log-probability, and the most likely tokens in its position."""
 
     token: int
     logprob: float
@@ -51,22 +47,22 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """What came next: whole characters, never half of one. The last piece says why it ended."""
+    """The next piece of an answer, in whole characters. The last chunk has `finish` or `error`."""
 
     text: str
     tokens: tuple[int, ...] = ()
     likely: tuple[TokenLogprob, ...] = ()
-    """One for each token, where log-probabilities were asked for"""
+    """One for each token if log-probabilities were requested"""
     finish: Finish | None = None
     error: Exception | None = None
-    """What broke the job off; this is its last piece then"""
+    """The error that ended the job; this is then its last chunk"""
     cached: int = 0
-    """Tokens of the prompt that needed no reading, where the engine knows; told once"""
+    """Number of prompt tokens that were cached, if the engine knows; reported once"""
 
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """How busy an engine is."""
+    """The load of an engine: the numbers of running and waiting jobs."""
 
     running: int
     waiting: int
@@ -76,57 +72,57 @@ class RunningGeneration(Protocol):
     """A job that was started."""
 
     def cancel(self) -> None:
-        """End it now; its last piece says so. Nothing happens where it has ended."""
+        """End the job now; its last chunk reports it. If the job has ended, nothing happens."""
 
 
 class Engine(Protocol):
-    """A model that is loaded."""
+    """A loaded model that generates and scores text."""
 
     name: str
     """Engine and number format, as in `openvino int8`"""
     tokenizer: Any
-    """As transformers' tokenizers are called"""
+    """A tokenizer with the interface of transformers' tokenizers"""
     context_tokens: int
     """The most tokens of prompt and answer together"""
 
     def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
-        """Begin a job; its pieces are delivered in order from a thread of the engine's.
+        """Start a job; its chunks are delivered in order from one of the engine's threads.
 
-        Raises ModelError where the engine can't do what the job asks (constraints, log-probabilities), was closed or
-        broke down.
+        Raises ModelError if the engine doesn't support the job's constraints or log-probabilities, was closed or has
+        failed.
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """The log-probability of every token of each text after one prompt.
+        """Return the log-probability of every token of each text after one prompt.
 
-        Raises ModelError where the engine tells none.
+        Raises ModelError if the engine can't compute it.
         """
 
     def load(self) -> EngineLoad:
-        """How busy it is."""
+        """Return the numbers of running and waiting jobs."""
 
     def opened(self) -> None:
-        """Wait until the model is open. Raises ModelError where it can't be opened."""
+        """Wait until the model is open. Raises ModelError if it can't be opened."""
 
     def failure(self) -> EngineError | None:
-        """Return why the engine takes no more work, or None while it is alive.
+        """Return why the engine accepts no more work, or None while it is alive.
 
-        A dead or closed engine stays so: open another one. The call returns at once where the model runs on this
-        machine, and may take seconds where a server elsewhere is asked, so it isn't for an event loop.
+        A dead or closed engine stays so: open another one. The call returns at once if the model runs on this machine,
+        and may take seconds if it runs at a server, so don't call it in an event loop.
         """
 
     def close(self) -> None:
-        """Cancel what runs, and free the model."""
+        """Cancel running jobs, and free the model."""
 
 
 def check_request(job: GenerationRequest, context_tokens: int) -> None:
-    """Raise ModelError where a job has no prompt, or too long a one to answer in the context."""
+    """Raise ModelError if a job is invalid, or if its prompt and answer exceed the context."""
     if not job.prompt:
-        raise ModelError("There is no prompt: an engine needs at least one token to go on from.")
+        raise ModelError("The prompt is empty: an engine needs at least one token to continue.")
     if job.max_new_tokens < 1:
-        raise ModelError(f"An answer needs at least 1 token; {job.max_new_tokens} were asked for.")
+        raise ModelError(f"An answer needs at least 1 token; max_new_tokens is {job.max_new_tokens}.")
     if job.choices and job.json_schema is not None:
-        raise ModelError("An answer is one of given texts or JSON, not both.")
+        raise ModelError("Request either one of given texts or JSON, not both.")
     if not 0 < job.top_p <= 1 or job.temperature < 0:
         raise ModelError(
             f"temperature must be at least 0 and top_p above 0 and at most 1; they are {job.temperature:g} and "
@@ -135,25 +131,25 @@ def check_request(job: GenerationRequest, context_tokens: int) -> None:
     excess = len(job.prompt) + job.max_new_tokens - context_tokens
     if excess > 0:
         raise ModelError(
-            f"The prompt has {len(job.prompt):,} tokens and the answer may have {job.max_new_tokens:,}; together that "
-            f"is {excess:,} more than the {context_tokens:,} that this model takes. Shorten one of them."
+            f"The prompt has {len(job.prompt):,} tokens and the answer may have {job.max_new_tokens:,}; together "
+            f"these are {excess:,} more than the {context_tokens:,} that this model can read. Shorten one of them."
         )
 
 
 def check_scorable(prompt: int, longest: int, context_tokens: int) -> None:
-    """Raise ModelError where texts can't be scored after a prompt of so many tokens."""
+    """Raise ModelError if texts of up to `longest` tokens can't be scored after a prompt of `prompt` tokens."""
     if not prompt:
-        raise ModelError("Texts are scored after at least one token of prompt; there is none.")
+        raise ModelError("The prompt is empty: scoring texts needs at least one prompt token.")
     if prompt + longest > context_tokens:
         raise ModelError(
             f"Prompt and text have {prompt + longest:,} tokens, {prompt + longest - context_tokens:,} more than the "
-            f"{context_tokens:,} that this model takes."
+            f"{context_tokens:,} that this model can read."
         )
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """An answer that has ended."""
+    """A finished answer."""
 
     text: str
     tokens: list[int]
@@ -161,7 +157,10 @@ class GenerationResult:
 
 
 def generate_all(engine: Engine, jobs: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
-    """Each job's number and its answer, as they end. Raises what broke one off; the others are cancelled then."""
+    """Run all jobs at once, and yield each job's number and answer as it ends.
+
+    Raises the first job's error that occurs; the other jobs are then cancelled.
+    """
     pieces: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
     begun: dict[int, tuple[list[str], list[int]]] = {}
     running = []

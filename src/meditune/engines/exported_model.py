@@ -1,7 +1,4 @@
-"""An exported model's folder, as the engines find it: export.json says what it is.
-
-Packages that only some engines need, imported with a sentence where they are missing.
-"""
+"""Reading an exported model's folder (export.json), and importing the packages that only some engines need."""
 
 from __future__ import annotations
 
@@ -20,24 +17,24 @@ from meditune.models.quiet_libraries import no_telemetry
 from meditune.prompts import load_format
 
 EXPORT = "export.json"
-"""In the folder of an exported model"""
+"""File in the folder of an exported model"""
 EXPORTS = "export"
-"""In a run's folder: its exported models, each in a folder that is called by its kind"""
+"""Folder in a run's folder with its exported models, each in a folder named after its kind"""
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 READ_BYTES = 2_000_000_000
-"""Weights up to this size are read to see whether an export is of them; larger ones where they are newer than it"""
+"""Weights up to this size are always hashed to check an export; larger ones only if they are newer than the export"""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What export.json says that an engine must know."""
+    """The content of export.json that an engine needs."""
 
     folder: Path
     kind: str
     """merged, openvino, gguf ..."""
     engine: str
-    """Which engine opens it"""
+    """The engine that opens the model"""
     weights: str
     """Number format: int8, Q8_0, bfloat16"""
     stop_tokens: tuple[int, ...]
@@ -48,23 +45,23 @@ class ExportedModel:
 
 
 def is_exported(model: str) -> bool:
-    """Whether the name is the folder of an exported model."""
+    """Return whether the name is the folder of an exported model."""
     return (Path(model).expanduser() / EXPORT).is_file()
 
 
 def read_exported_model(folder: Path) -> ExportedModel:
-    """What an exported model's folder holds. Raises ModelError where it isn't whole, DataError for a damaged file."""
-    said = read_json(folder / EXPORT)
+    """Return an exported model. Raises ModelError if its folder is incomplete, DataError if export.json is damaged."""
+    record = read_json(folder / EXPORT)
     try:
         found = ExportedModel(
             folder,
-            said["kind"],
-            said["engine"],
-            said["weights"],
-            tuple(said["stop_tokens"]),
-            said["context_tokens"],
-            tuple(said["sha256"]),
-            said["made_from"],
+            record["kind"],
+            record["engine"],
+            record["weights"],
+            tuple(record["stop_tokens"]),
+            record["context_tokens"],
+            tuple(record["sha256"]),
+            record["made_from"],
         )
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / EXPORT} lacks {error}. Export the model again.") from error
@@ -75,25 +72,25 @@ def read_exported_model(folder: Path) -> ExportedModel:
 
 
 def stop_tokens(folder: Path) -> list[int]:
-    """The tokens that end an answer of the plain model in a folder. Raises ModelError where there are none."""
+    """Return the tokens that end an answer of the plain model in a folder. Raises ModelError if there are none."""
     settings = folder / "generation_config.json"
     named = read_json(settings).get("eos_token_id") if settings.is_file() else None
     known = [PlainTokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])]
     found = list(dict.fromkeys(token for token in known if token is not None))
     if not found:
-        raise ModelError(f"{folder} names no end-of-sequence token, so answers would never end.")
+        raise ModelError(f"{folder} has no end-of-sequence token, so answers would never end.")
     return found
 
 
 def weights_digest(place: Path) -> dict[str, str]:
-    """The SHA-256 of each file of weights in a model's folder, and of an adapter's configuration; empty at the hub."""
+    """Return the SHA-256 of each weights file in a model's folder and of its adapter config; empty for a hub id."""
     return {path.name: sha256(path) for path in _weights(place)}
 
 
 def weights_state(model: str) -> dict[str, str]:
-    """What tells the weights in a folder from others: the SHA-256 of each file, of large ones size and time of change.
+    """Return what identifies the weights in a folder: SHA-256 of each file, or size and time if large.
 
-    `model` may be the folder of a run, a model or an exported model; empty for any other name.
+    `model` may be the folder of a run, a model or an exported model; for any other name the result is empty.
     """
     place = Path(model).expanduser()
     place = place / "model" if (place / "model").is_dir() else place
@@ -105,7 +102,7 @@ def weights_state(model: str) -> dict[str, str]:
 
 
 def why_outdated(export: Path, model: Path) -> str:
-    """What of the model in a folder isn't what its export was made from, in words; empty where all is."""
+    """Return in words how an export differs from the model in a folder; empty if it is up to date."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
         return "another prompt format"
     files = _weights(model)
@@ -123,16 +120,16 @@ def _weights(place: Path) -> list[Path]:
 
 
 EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",), "onnx": ("onnxruntime",)}
-"""By engine: the packages that its extra installs"""
+"""The packages that each engine's extra installs"""
 
 
 def is_installed(engine: str) -> bool:
-    """Whether an engine's packages are here."""
+    """Return whether an engine's packages are installed."""
     return all(find_spec(package) is not None for package in EXTRAS.get(engine, ()))
 
 
 def import_package(engine: str, name: str) -> Any:
-    """A package of an engine's. Raises ModelError, with the line that installs it, where it isn't here."""
+    """Import a package that an engine needs. Raises ModelError, with the install command, if it is missing."""
     no_telemetry()
     try:
         return importlib.import_module(name)

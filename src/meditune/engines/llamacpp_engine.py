@@ -1,7 +1,7 @@
-"""llama.cpp in this process, through xllamacpp: small, quick to start, and at home on nearly every machine.
+"""The engine for models exported with `meditune export --to gguf`: llama.cpp in this process, through xllamacpp.
 
-It opens what `meditune export --to gguf` made. llama.cpp batches answers itself; it is asked for each of them from a
-thread of its own. Prompts and answers are exchanged as tokens, so that its tokenizer plays no part.
+It is small, starts quickly, and runs on nearly every machine. llama.cpp batches answers itself; each one is requested
+from its own thread. Prompts and answers are exchanged as tokens, so llama.cpp's tokenizer isn't used.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
 
 OTHERS = 5
-"""Likeliest tokens that are told of each place in a text that is scored"""
+"""Number of most likely tokens returned for each position of a scored text"""
 SCORED_AT_ONCE = 3
-"""Texts; more would push prompts out of the memory that answers need"""
+"""Number of texts scored at once; more would displace the cached prompts of answers"""
 CACHE_TOKENS = 16_384
-"""Keys and values of all prompts and answers together"""
+"""Number of tokens in the cache for all prompts and answers together"""
 CERTAIN = 1000.0
-"""Added to a token's logit it makes llama.cpp write that token, and tell how likely it was without"""
+"""Logit bias that makes llama.cpp generate a token; it still reports the token's probability without the bias"""
 
 
 class LlamacppEngine:
-    """A GGUF model."""
+    """An exported GGUF model."""
 
     def __init__(self, folder: Path, at_once: int = 32) -> None:
-        """Raises ModelError where xllamacpp isn't installed or llama.cpp can't open the file."""
+        """Open the model. Raises ModelError if xllamacpp isn't installed or llama.cpp can't open the file."""
         model = read_exported_model(folder)
         self.tokenizer: Any = PlainTokenizer(folder)
         self.name = f"llamacpp {model.weights}"
@@ -75,13 +75,13 @@ class LlamacppEngine:
         return answer
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Of each place the five likeliest tokens are told, too. llama.cpp is asked token by token."""
+        """See engine.py. The five most likely tokens of each position are returned, too; each token is one request."""
         check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
 
         def scored(text: Sequence[int]) -> list[TokenLogprob]:
             return [self._likely([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
-        # In threads of their own: llama.cpp would swallow a ctrl-C that strikes while it calls back.
+        # In other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
         return list(self._scoring.map(scored, texts))
 
     def load(self) -> EngineLoad:
@@ -90,10 +90,10 @@ class LlamacppEngine:
             return EngineLoad(self._running, len(self._started) - self._running)
 
     def opened(self) -> None:
-        """See engine.py. The model was opened before."""
+        """See engine.py. The model is already open."""
 
     def failure(self) -> EngineError | None:
-        """See engine.py. llama.cpp has no thread that ends alone: what breaks it down ends this process."""
+        """See engine.py. llama.cpp has no thread that ends alone: its fatal errors end this process."""
         return EngineError("The engine was closed.") if self._closing else None
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class LlamacppEngine:
         self._threads.shutdown()
         self._scoring.shutdown()
         if self._server is not None:
-            # A server that is let go of before its loop runs waits for that loop forever.
+            # A server that is released before its loop runs waits for the loop forever.
             self._server.handle_completions(_request(GenerationRequest([0], 1)), lambda _: True)
         self._server = None
 
@@ -119,10 +119,10 @@ class LlamacppEngine:
                 self._choose(answer)
             else:
                 self._write(answer)
-        except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
+        except Exception as error:  # noqa: BLE001 - it is passed on in the job's last chunk
             answer.fail(error)
         except BaseException as error:
-            answer.fail(EngineError(f"An answer was broken off ({type(error).__name__})."))
+            answer.fail(EngineError(f"An answer was interrupted ({type(error).__name__})."))
             raise
         finally:
             with self._counting:
@@ -131,7 +131,7 @@ class LlamacppEngine:
 
     def _write(self, answer: ScheduledRequest) -> None:
         def take(chunk: dict[str, Any]) -> bool:
-            """True ends it."""
+            """Process a chunk, and return True to end the answer."""
             if "error" in chunk:
                 raise EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
             answer.cached = int((chunk.get("timings") or {}).get("cache_n", answer.cached))
@@ -150,7 +150,7 @@ class LlamacppEngine:
 
     @contextmanager
     def _memory(self, tokens: int) -> Iterator[None]:
-        """Wait until so many tokens have room beside the others that run, or llama.cpp would break one off."""
+        """Wait until there is room for this many tokens, because llama.cpp would otherwise end a running answer."""
         with self._room:
             self._room.wait_for(lambda: self._free >= tokens)
             self._free -= tokens
@@ -162,9 +162,9 @@ class LlamacppEngine:
                 self._room.notify_all()
 
     def _tokens(self, text: str, last: int) -> list[int]:
-        """The tokens of a piece of text, of which llama.cpp tells the last one only.
+        """Return the tokens of a piece of text, of which llama.cpp reports only the last one.
 
-        There are more where a character takes several: llama.cpp waits until it is whole.
+        There are several if a character has several tokens, because llama.cpp waits until the character is complete.
         """
         if not text or text.isascii() or self.tokenizer.decode([last]) == text:
             return [last]
@@ -174,7 +174,9 @@ class LlamacppEngine:
     def _of(self, answer: ScheduledRequest, token: int, said: dict[str, Any]) -> TokenLogprob | None:
         if not answer.job.logprobs:
             return None
-        return _told(said) if token == said["id"] else self._likely([*answer.job.prompt, *answer.tokens], token)
+        return (
+            _token_logprob(said) if token == said["id"] else self._likely([*answer.job.prompt, *answer.tokens], token)
+        )
 
     def _choose(self, answer: ScheduledRequest) -> None:
         end = min(self._ends)
@@ -192,17 +194,19 @@ class LlamacppEngine:
         def take(chunk: dict[str, Any]) -> bool:
             if "error" in chunk:
                 raise EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
-            found.extend(_told(said) for said in (chunk["choices"][0].get("logprobs") or {}).get("content", []))
+            found.extend(
+                _token_logprob(said) for said in (chunk["choices"][0].get("logprobs") or {}).get("content", [])
+            )
             return False
 
         request = _request(GenerationRequest(before, 1, logprobs=OTHERS))
         self._asked(request | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
         if not found or found[0].token != token:
-            raise EngineError(f"llama.cpp didn't tell how likely token {token} is.")
+            raise EngineError(f"llama.cpp didn't return the log-probability of token {token}.")
         return found[0]
 
     def _asked(self, request: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
-        """Put a request; what goes wrong in `take`, which llama.cpp calls, is raised here."""
+        """Send a request; errors in `take`, which llama.cpp calls, are raised here."""
         broken: list[BaseException] = []
 
         def guarded(chunk: Any) -> bool:
@@ -225,10 +229,10 @@ def _request(job: GenerationRequest) -> dict[str, Any]:
         "cache_prompt": True,
         "temperature": job.temperature,
         "top_p": job.top_p,
-        # llama.cpp cuts off more than was asked for, unless told not to.
+        # Without these values, llama.cpp would restrict the distribution.
         "top_k": 0,
         "min_p": 0.0,
-        # Tokens are told with their likelihood only.
+        # llama.cpp only reports tokens together with their log-probabilities.
         "logprobs": max(job.logprobs, 1),
     }
     if job.seed is not None:
@@ -238,29 +242,29 @@ def _request(job: GenerationRequest) -> dict[str, Any]:
     return request
 
 
-def _told(said: dict[str, Any]) -> TokenLogprob:
+def _token_logprob(said: dict[str, Any]) -> TokenLogprob:
     return TokenLogprob(said["id"], said["logprob"], {one["id"]: one["logprob"] for one in said["top_logprobs"]})
 
 
 def server(file: Path, tokens: int, at_once: int, key: str) -> Any:
-    """llama.cpp's server on a GGUF file, with room for so many tokens; over HTTP it asks for the key.
+    """Return llama.cpp's server for a GGUF file, with room for `tokens` tokens; its HTTP port requires `key`.
 
-    Raises ModelError where xllamacpp isn't installed or the file can't be opened.
+    Raises ModelError if xllamacpp isn't installed or the file can't be opened.
     """
     llama = import_package("llamacpp", "xllamacpp")
     settings = llama.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx = tokens
     settings.n_parallel = at_once
-    # Texts share the memory as they need it.
+    # All texts share the cache.
     settings.kv_unified = True
-    # Gemma 3 forgets what its windows have left, and with it the beginnings that others share.
+    # Without this, Gemma 3 drops tokens outside its windows, and with them the shared prefixes.
     settings.swa_full = True
     settings.warmup = False
     settings.verbosity = 0
     settings.cpuparams.n_threads = cores()
     settings.cpuparams_batch.n_threads = cores()
-    # It listens on this machine as well; nobody else is to ask it.
+    # The server also listens on this machine; a random key keeps others out.
     settings.api_keys = [key]
     try:
         return llama.Server(settings)

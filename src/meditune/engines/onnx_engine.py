@@ -1,9 +1,8 @@
-"""onnxruntime, one answer after another: for machines on which nothing else runs, and to check an export.
+"""The engine for models exported with `meditune export --to onnx`, which uses onnxruntime.
 
-It opens what `meditune export --to onnx` made. Answers share the thread, not the passes, so the other engines are
-faster for several users.
-
-Answers by onnxruntime, in turns: each has its own keys and values, and every step reads one token of each.
+It is for machines on which no other engine runs, and for checking an export.
+Answers take turns in one thread: each has its own keys and values, and every step reads one token of each answer in its
+own pass. The other engines are faster for several users.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from meditune.errors import ModelError
 from meditune.hardware import cores
 
 READ_TOKENS = 128
-"""Read in one pass; each gives logits of the whole vocabulary"""
+"""The most tokens that are read in one pass; each gives logits of the whole vocabulary"""
 OTHERS = 5
-"""Likeliest tokens that are told of each place in a text that is scored"""
+"""Number of most likely tokens returned for each position of a scored text"""
 Past = dict[str, NDArray[np.float32]]
 
 
 class OnnxModel:
-    """A session, fed with tokens."""
+    """An onnxruntime session that reads tokens."""
 
     def __init__(self, file: Path) -> None:
-        """Raises ModelError where onnxruntime isn't installed or can't open the file."""
+        """Open the file. Raises ModelError if onnxruntime isn't installed or can't open it."""
         runtime = import_package("onnx", "onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = cores()
@@ -52,7 +51,7 @@ class OnnxModel:
         """Keys and values before the first token"""
 
     def read(self, tokens: Sequence[int], past: Past) -> tuple[torch.Tensor, Past]:
-        """(tokens, vocabulary) logits, and the keys and values of everything so far."""
+        """Return (tokens, vocabulary) logits, and the keys and values of all tokens so far."""
         parts = []
         for start in range(0, len(tokens), READ_TOKENS):
             ids = np.array([tokens[start : start + READ_TOKENS]], dtype=np.int64)
@@ -70,7 +69,7 @@ class OnnxModel:
 
 @dataclass
 class _Written:
-    """What an answer that runs goes on from."""
+    """The state of a running answer."""
 
     past: Past
     generator: torch.Generator | None
@@ -78,7 +77,7 @@ class _Written:
 
 
 class OnnxBatch:
-    """Answers that take turns (scheduler.py calls it)."""
+    """A batch of answers that take turns (called by scheduler.py)."""
 
     def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int) -> None:
         self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
@@ -89,15 +88,15 @@ class OnnxBatch:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Nothing must be around onnxruntime's work."""
+        """Do nothing: onnxruntime needs no context."""
         yield
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Whoever has waited longest, one at a time."""
+        """Take the request that has waited longest."""
         return [waiting.popleft()] if waiting and len(self.running) < self.at_once else []
 
     def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read prompts and choose the first tokens."""
+        """Read the prompts and choose the first tokens."""
         for answer in answers:
             logits, past = self.model.read(answer.job.prompt, self.model.nothing)
             self.running.append(answer)
@@ -105,7 +104,7 @@ class OnnxBatch:
             self._add(answer, logits[-1:])
 
     def step(self) -> None:
-        """One more token of every answer."""
+        """Add one token to every answer."""
         self._leave()
         for answer in self.running:
             written = self._written[id(answer)]
@@ -114,11 +113,11 @@ class OnnxBatch:
         self._leave()
 
     def clear(self) -> None:
-        """Forget everything that runs."""
+        """Drop all running answers."""
         self.running, self._written = [], {}
 
     def scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """The log-probability of every token of each text after one prompt."""
+        """Return the log-probability of every token of each text after one prompt."""
         first, past = self.model.read(prompt, self.model.nothing)
         found = []
         for text in texts:
@@ -137,7 +136,7 @@ class OnnxBatch:
         allowed = written.held.allowed() if written.held else None
         (found,) = sample_next_tokens(logits, [SamplingParams(answer.job, written.generator, allowed)])
         if found is None:
-            answer.fail(ModelError("The model gives numbers that aren't finite on this prompt."))
+            answer.fail(ModelError("The model gives logits that aren't finite for this prompt."))
         elif found[0] in self.ends:
             answer.end()
         else:
@@ -160,13 +159,13 @@ class OnnxEngine(BatchingEngine[OnnxBatch]):
     """An exported ONNX model."""
 
     def __init__(self, folder: Path, at_once: int = 32) -> None:
-        """Raises ModelError where onnxruntime isn't installed or can't open the folder."""
+        """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""
         model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
         super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, at_once))
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Of each place the five likeliest tokens are told, too."""
+        """See engine.py. The five most likely tokens of each position are returned, too."""
         check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return self._worker.call(lambda: self._batch.scored(prompt, texts))
 

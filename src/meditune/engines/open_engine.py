@@ -1,8 +1,7 @@
-"""Which engine opens a model, and opening it.
+"""Choosing and opening the engine for a model.
 
-An exported model's folder says which engine it is for. Of a run, that one of its exports is taken whose engine was
-measured to be the fastest among those that are installed; without any, transformers opens the run's own model. An
-export of what the run was before isn't opened.
+An exported model's folder names its engine. For a run, the export with the fastest installed engine is opened; without
+an export, transformers opens the run's own model. Outdated exports aren't opened.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from meditune.errors import ModelError
 log = logging.getLogger(__name__)
 NAMES = ("auto", "openvino", "llamacpp", "transformers", "onnx", "vllm")
 KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
-"""Holds the key of a server that runs the model"""
+"""Environment variable with the key of a server that runs the model"""
 EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
 """Engines, each with the kind of export that it opens"""
 AUTO = ("openvino", "llamacpp")
-"""What auto takes, the fastest first, by what benchmarks/engines.py measured"""
+"""Engines that auto considers, the fastest first (measured by benchmarks/engines.py)"""
 
 
 def open_engine(
@@ -35,16 +34,16 @@ def open_engine(
     apart: bool = False,
     scores: bool = False,
 ) -> Engine:
-    """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
+    """Open a model by catalogue name, hub id, or folder of a run, a model or an exported model.
 
-    `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
-    are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
-    (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer. Where that
-    server has several, MEDITUNE_ENGINE_MODEL holds the model's id there.
-    `apart`, for servers, gives an engine that would hold up its process one of its own (subprocess_engine.py). `scores`
-    has what it needs to tell how likely texts are made ready meanwhile, instead of when that is first asked.
+    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `at_once` limits the answers
+    that are generated together. With vllm, the model runs at the server `url` (up to /v1), with the `key` or that in
+    MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the server has several
+    models, MEDITUNE_ENGINE_MODEL holds the model's id there.
+    `apart`, for servers, runs an engine that would block its process in a process of its own (subprocess_engine.py).
+    `scores` prepares that process for scoring texts while it opens, instead of at the first request for scores.
 
-    Raises ModelError where the model can't be had or the engine can't open it.
+    Raises ModelError if the model is unavailable or the engine can't open it.
     """
     if engine not in NAMES:
         near = difflib.get_close_matches(engine, NAMES, n=1)
@@ -53,18 +52,18 @@ def open_engine(
     if engine == "vllm":
         return _at_server(model, at_once, url, key)
     if url:
-        raise ModelError(f"An address goes with --engine vllm, and the engine is {engine}.")
+        raise ModelError(f"--url needs --engine vllm, but the engine is {engine}.")
     place = _exported_at(Path(model).expanduser(), engine)
     if place is None:
         if engine in EXPORTED:
             raise ModelError(
-                f"{model} holds no model that the {engine} engine opens. Make one: meditune export {model} --to "
+                f"{model} holds no model for the {engine} engine. Export one: meditune export {model} --to "
                 f"{EXPORTED[engine]}"
             )
         return _with_transformers(model, at_once)
     found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
-        raise ModelError(f"{place} was exported for the {found.engine} engine, and {engine} can't open it.")
+        raise ModelError(f"{place} was exported for the {found.engine} engine; {engine} can't open it.")
     if found.engine == "openvino" and apart and os.name == "posix":
         from meditune.engines.subprocess_engine import SubprocessEngine
 
@@ -104,7 +103,7 @@ def _with_transformers(model: str, at_once: int) -> Engine:
 
 
 def _exported_at(place: Path, engine: str) -> Path | None:
-    """The folder of the exported model that is meant; None where the engine transformers opens the model itself."""
+    """Return the folder of the exported model to open; None if the transformers engine opens the model itself."""
     if (place / EXPORT).is_file():
         return place
     if engine != "transformers":
@@ -117,11 +116,11 @@ def _exported_at(place: Path, engine: str) -> Path | None:
             changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)
             if not changed:
                 return folder
-            said = (
-                f"{folder} was made from {changed} than {place} has now. Make it again: meditune export {place} "
-                f"--to {kind}"
+            outdated = (
+                f"{folder} is outdated: it was exported with {changed} than {place} has now. Export it again: meditune "
+                f"export {place} --to {kind}"
             )
             if engine == name:
-                raise ModelError(said)
-            log.warning("%s; until then another engine answers", said)
+                raise ModelError(outdated)
+            log.warning("%s; until then another engine answers", outdated)
     return None

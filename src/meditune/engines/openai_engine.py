@@ -1,7 +1,8 @@
-"""A vLLM server, or any other with OpenAI's API: the model runs there, and this process only passes on what is asked.
+"""The engine that forwards requests to a server with OpenAI's API, such as vLLM, which runs the model.
 
-Prompts go as tokens, so the prompt format and the special tokens are ours; the server must serve the same model. What
-an answer is held to goes in vLLM's words. Servers leave out what they don't know, so what comes back is looked at.
+Prompts are sent as tokens, so the prompt format and the special tokens are Meditune's; the server must serve the same
+model. Constraints on answers use vLLM's parameters. Servers ignore parameters that they don't know, so answers are
+checked.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from meditune.engines.engine import (
 from meditune.errors import EngineError
 
 SECONDS = 300.0
-"""So long a server may be silent"""
+"""Timeout of a server's answer"""
 PROBE_S = 10.0
-"""How often a server is asked whether it is there"""
+"""Interval between checks that the server is alive"""
 PROBE_TIMEOUT_S = 5.0
 PROBE_AGAIN_S = 0.5
 OTHERS = 5
 UNKNOWN_CONTEXT = 2048
-"""Tokens where a server doesn't say how many its model takes"""
+"""Assumed context length in tokens if the server doesn't report it"""
 MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
-"""Holds the id of the model at a server that has several"""
+"""Environment variable with the id of the model at a server that has several"""
 MARK = "token_id:"
-"""Before the number of a token that vLLM tells by its number"""
+"""Prefix of the number with which vLLM identifies a token"""
 
 
 class ForwardedRequest:
@@ -51,13 +52,13 @@ class ForwardedRequest:
         self._socket: Any = None
 
     def cancel(self) -> None:
-        """End it now; its last piece says so. The server notices by its connection."""
+        """End the job now; its last chunk reports it. The server notices when the connection is closed."""
         with self._lock:
             self.cancelled = True
             self._cut()
 
     def answered_by(self, response: Any) -> None:
-        """From now on `cancel` cuts this response off, also for a thread that waits for more of it."""
+        """Make `cancel` close this response's connection, even while a thread is reading from it."""
         with self._lock:
             self._socket = response.extensions["network_stream"].get_extra_info("socket")
             if self.cancelled:
@@ -70,30 +71,30 @@ class ForwardedRequest:
 
 
 class OpenAIEngine:
-    """A model behind an address."""
+    """A model at a server."""
 
     def __init__(
         self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32, served_as: str | None = None
     ) -> None:
-        """`served_as` is the model's id there, which is needed where the server has several.
+        """Connect to the server. `served_as` is the model's id there, required if the server has several models.
 
-        Raises EngineError where there is no such server at the address, or which of its models is meant isn't known.
+        Raises EngineError if no such server answers at the address, or if the model isn't clear.
         """
         import httpx2
 
         self.url, self.tokenizer = url.rstrip("/"), tokenizer
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Each job has a connection of its own: to cancel it is to cut that.
+        # Each job has its own connection, which is closed to cancel the job.
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
         served = self._json("GET", "/models")["data"]
         meant = _meant(served, served_as, self.url)
         self._model = meant["id"]
         self.name = f"server {self._model}"
-        # vLLM says of an adapter what its base is, and of that how much it reads.
-        says = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
-        told = [one["max_model_len"] for one in says if one.get("max_model_len")]
-        self.context_tokens = int(told[0]) if told else UNKNOWN_CONTEXT
+        # For an adapter, vLLM lists its base model, which has the context length.
+        entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
+        lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
+        self.context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
         self._counting = threading.Lock()
         self._started: set[ForwardedRequest] = set()
@@ -104,7 +105,7 @@ class OpenAIEngine:
         self._gone: EngineError | None = None
 
     def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
-        """See engine.py. Where the server doesn't hold an answer to its constraint, its last piece says so."""
+        """See engine.py. If the server ignores an answer's constraint, the last chunk is an error."""
         check_request(job, self.context_tokens)
         passed = ForwardedRequest()
         with self._counting:
@@ -115,7 +116,7 @@ class OpenAIEngine:
         return passed
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Raises EngineError where the server doesn't tell how likely given texts are."""
+        """See engine.py. Raises EngineError if the server doesn't return log-probabilities of given texts."""
         check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return [self._scored(prompt, text) if text else [] for text in texts]
 
@@ -125,12 +126,12 @@ class OpenAIEngine:
             return EngineLoad(self._running, len(self._started) - self._running)
 
     def opened(self) -> None:
-        """See engine.py. The server answered before."""
+        """See engine.py. The server has already answered."""
 
     def failure(self) -> EngineError | None:
-        """See engine.py. The server is asked for its models every `PROBE_S` seconds, and after a job that failed.
+        """See engine.py. The server's models are requested every `PROBE_S` seconds and after a failed job.
 
-        It counts as gone when two probes in a row fail, so that one lost packet ends no answers.
+        The server counts as gone when two successive probes fail, so that one lost packet doesn't end answers.
         """
         if self._closing:
             return EngineError("The engine was closed.")
@@ -140,19 +141,19 @@ class OpenAIEngine:
                 if not (self._answers() or self._closing):
                     time.sleep(PROBE_AGAIN_S)
                     if not (self._answers() or self._closing):
-                        self._gone = EngineError(f"{self.url} doesn't answer any more. Look at that server.")
+                        self._gone = EngineError(f"{self.url} no longer answers. Check that server.")
                 self._probed = time.monotonic()
             return self._gone
 
     def _answers(self) -> bool:
-        """Return whether the server lists its models, and this one is among them."""
+        """Return whether the server lists its models and this one is among them."""
         import httpx2
 
         try:
             response = self._http.get(f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
             return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, RuntimeError):
-            # Whatever it says instead of its models, and a client that was closed meanwhile.
+            # Any other answer than a list of models, or a client that was closed meanwhile.
             return False
 
     def close(self) -> None:
@@ -175,13 +176,13 @@ class OpenAIEngine:
             pieces = iter([GenerationChunk("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
             for piece in pieces:
                 deliver(piece)
-        except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
+        except Exception as error:  # noqa: BLE001 - it is passed on in the job's last chunk
             if passed.cancelled:
                 deliver(GenerationChunk("", finish="cancelled"))
                 return
             self._suspected = True
             if isinstance(error, httpx2.HTTPError):
-                error = EngineError(f"{self.url} broke an answer off ({type(error).__name__}). Look at that server.")
+                error = EngineError(f"{self.url} stopped during an answer ({type(error).__name__}). Check that server.")
             deliver(GenerationChunk("", error=error))
         finally:
             with self._counting:
@@ -208,16 +209,16 @@ class OpenAIEngine:
                 if text or tokens:
                     yield GenerationChunk(text, tokens, likely if job.logprobs else ())
         if finish is None:
-            raise EngineError(f"{self.url} broke an answer off without an end. Look at that server's log.")
+            raise EngineError(f"{self.url} ended an answer without a finish reason. Check that server's log.")
         _refuse_unheld(job, said, finish, self.url)
         yield GenerationChunk("", finish=finish)
 
     def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """The tokens of a piece of text, as the server tells them, or else as our tokenizer reads it."""
-        told = (choice.get("logprobs") or {}).get("tokens") or []
-        numbers = [_number(token) for token in told]
-        if told and None not in numbers:
-            likely = _likely(choice["logprobs"], range(len(told)))
+        """Return the tokens of a piece of text, from the server's answer or else from our tokenizer."""
+        tokens = (choice.get("logprobs") or {}).get("tokens") or []
+        numbers = [_number(token) for token in tokens]
+        if tokens and None not in numbers:
+            likely = _likely(choice["logprobs"], range(len(tokens)))
             return tuple(one.token for one in likely), tuple(likely)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return tuple(ids), ()
@@ -229,7 +230,7 @@ class OpenAIEngine:
             "max_tokens": job.max_new_tokens,
             "temperature": job.temperature,
             "top_p": job.top_p,
-            # Servers cut off and bend more than was asked for, by the model's own settings too, unless told not to.
+            # Without these values, servers and the model's own settings would change the distribution.
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -258,14 +259,14 @@ class OpenAIEngine:
             "logprobs": OTHERS,
             "return_tokens_as_token_ids": True,
         }
-        told = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
+        returned = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
         places = range(len(prompt), len(prompt) + len(text))
-        if len(told.get("tokens") or []) < places.stop or _number(told["tokens"][places.start]) is None:
+        if len(returned.get("tokens") or []) < places.stop or _number(returned["tokens"][places.start]) is None:
             raise EngineError(
-                f"{self.url} doesn't tell how likely the tokens of a given text are (echo with logprobs, as vLLM "
+                f"{self.url} doesn't return the log-probabilities of a given text (echo with logprobs, as vLLM "
                 "does). Measure the model in this process instead: --engine transformers."
             )
-        return _likely(told, places)
+        return _likely(returned, places)
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
         import httpx2
@@ -274,8 +275,8 @@ class OpenAIEngine:
             response = self._http.request(method, f"{self.url}{path}", json=body)
         except httpx2.HTTPError as error:
             raise EngineError(
-                f"No server answers at {self.url} ({error}). Start it, for example vllm serve FOLDER, and name its "
-                "address up to /v1."
+                f"No server answers at {self.url} ({error}). Start one, for example with `vllm serve FOLDER`, and give "
+                "its address up to and including /v1."
             ) from error
         if response.status_code >= 400:
             raise self._refused(response)
@@ -287,30 +288,29 @@ class OpenAIEngine:
 
 
 def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
-    """What the server lists of the model that is meant. Raises EngineError where that isn't known."""
+    """Return the server's entry of the requested model. Raises EngineError if the model isn't clear."""
     if not served:
         raise EngineError(f"{url} serves no model.")
     ids = ", ".join(one["id"] for one in served)
     if served_as is None and len(served) > 1:
         raise EngineError(
-            f"{url} serves {ids}, and which of them is meant isn't known. Name it with {MODEL_VARIABLE}=ID, or serve "
-            "the merged model alone."
+            f"{url} serves several models: {ids}. Choose one with {MODEL_VARIABLE}=ID, or serve only the merged model."
         )
     found = [one for one in served if served_as in {None, one["id"]}]
     if not found:
-        raise EngineError(f"{url} serves no model {served_as!r} ({MODEL_VARIABLE}), but {ids}.")
+        raise EngineError(f"{url} serves no model {served_as!r} ({MODEL_VARIABLE}); it serves {ids}.")
     return found[0]
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The choices in a stream of server-sent events; the mark of its end is one that says no more than that."""
+    """Yield the choices in a stream of server-sent events; the end mark becomes a choice with only a finish reason."""
     for line in lines:
         if line.startswith("data:") and line[5:].strip() == "[DONE]":
             yield {"finish_reason": "stop"}
         elif line.startswith("data:"):
             said = json.loads(line[5:])
             if "error" in said:
-                raise EngineError("The server broke an answer off with an error.")
+                raise EngineError("The server ended an answer with an error.")
             yield from said.get("choices", [])
 
 
@@ -318,22 +318,22 @@ def _number(token: str) -> int | None:
     return int(token.removeprefix(MARK)) if token.startswith(MARK) else None
 
 
-def _likely(told: dict[str, Any], places: range) -> list[TokenLogprob]:
+def _likely(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
     found = []
     for place in places:
-        others = (told.get("top_logprobs") or [])[place : place + 1] or [{}]
+        others = (returned.get("top_logprobs") or [])[place : place + 1] or [{}]
         numbered = {_number(token): value for token, value in (others[0] or {}).items()}
         known = {token: value for token, value in numbered.items() if token is not None}
-        found.append(TokenLogprob(_number(told["tokens"][place]) or 0, told["token_logprobs"][place], known))
+        found.append(TokenLogprob(_number(returned["tokens"][place]) or 0, returned["token_logprobs"][place], known))
     return found
 
 
 def _refuse_unheld(job: GenerationRequest, said: str, finish: Finish, url: str) -> None:
-    """Raise EngineError where a whole answer isn't what it was to be."""
+    """Raise EngineError if a complete answer violates its constraint."""
     if job.choices and said not in job.choices:
-        raise EngineError(f"{url} doesn't hold answers to given texts, as vLLM does.")
+        raise EngineError(f"{url} doesn't restrict answers to given texts, as vLLM does.")
     if job.json_schema is not None and finish == "stop":
         try:
             json.loads(said)
         except ValueError as error:
-            raise EngineError(f"{url} doesn't hold answers to a JSON schema, as vLLM does.") from error
+            raise EngineError(f"{url} doesn't restrict answers to a JSON schema, as vLLM does.") from error

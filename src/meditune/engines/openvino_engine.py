@@ -1,13 +1,7 @@
-"""OpenVINO GenAI: the fastest of the engines on a CPU, without torch.
+"""The engine for models exported with `meditune export --to openvino`: OpenVINO GenAI, the fastest on CPUs, no torch.
 
-It opens what `meditune export --to openvino` made.
-
-Continuous batching by OpenVINO GenAI's pipeline: paged keys and values, beginnings shared between prompts.
-
-How likely given texts are by an OpenVINO model: the model itself, beside the pipeline that writes.
-
-The pipeline tells the likelihood of what it wrote and nothing else. Here a prompt is read once, its state is handed to
-as many rows as there are texts, and the output head reads only where something is asked.
+OpenVINO GenAI's pipeline batches continuously, with paged keys and values and prefixes shared between prompts. Texts
+are scored by a second copy of the model, because the pipeline only returns log-probabilities of what it generated.
 """
 
 from __future__ import annotations
@@ -33,18 +27,22 @@ from meditune.files import read_json
 from meditune.hardware import release_memory
 
 OTHERS = 5
-"""Likeliest tokens that are told of each place"""
+"""Number of most likely tokens returned for each position"""
 ROW_TOKENS = 1024
-"""Tokens of texts that are read at once, padding included"""
+"""The most tokens of texts that are read at once, padding included"""
 END = 2**31 - 1
 KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
 MOST_KERNELS = 64
-"""Compiled kernels that OpenVINO keeps, each for one shape; by default 5,000, which come together while it serves
-and are hundreds of megabytes"""
+"""Number of compiled kernels that OpenVINO caches, each for one shape; the default of 5,000 grows to hundreds of
+megabytes in a server"""
 
 
 class Scorer:
-    """The model of an exported folder, compiled to score."""
+    """An exported model, compiled for scoring texts.
+
+    A prompt is read once, its state is copied to one row per text, and the output head only computes the requested
+    positions.
+    """
 
     def __init__(self, folder: Path) -> None:
         ov = import_package("openvino", "openvino")
@@ -54,7 +52,7 @@ class Scorer:
         self._request = core.compile_model(model, "CPU", {KERNELS: MOST_KERNELS}).create_infer_request()
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """The log-probability of every token of each text after the prompt."""
+        """Return the log-probability of every token of each text after the prompt."""
         scored: list[list[TokenLogprob]] = [[] for _ in texts]
         order = sorted((number for number, text in enumerate(texts) if text), key=lambda number: len(texts[number]))
         while order:
@@ -69,12 +67,12 @@ class Scorer:
         return scored
 
     def _read_prompt(self, prompt: Sequence[int]) -> Any:
-        """(vocabulary,) logits after the prompt, which the model's state holds afterwards."""
+        """Read the prompt into the model's state, and return the (vocabulary,) logits after it."""
         self._request.reset_state()
         return self._logits(np.array([prompt], dtype=np.int64), 0, 1)[0, -1]
 
     def _read_texts(self, start: int, texts: Sequence[Sequence[int]]) -> Any:
-        """(N, longest - 1, vocabulary) logits after each token of the texts but the last."""
+        """Return (N, longest - 1, vocabulary) logits after each token of the texts but the last."""
         fed = np.zeros((len(texts), max(map(len, texts)) - 1), dtype=np.int64)
         for row, text in enumerate(texts):
             fed[row, : len(text) - 1] = text[:-1]
@@ -87,7 +85,7 @@ class Scorer:
                 "input_ids": tokens,
                 "attention_mask": np.ones((rows, start + length), dtype=np.int64),
                 "position_ids": np.broadcast_to(np.arange(start, start + length), (rows, length)),
-                # The state has one row, the prompt's; every text goes on from it.
+                # The state has one row, the prompt's, which every text continues.
                 "beam_idx": np.zeros(rows, dtype=np.int32),
                 "last": np.array([last], dtype=np.int64),
             }
@@ -96,7 +94,7 @@ class Scorer:
 
 
 def _head_reads_last(model: Any) -> None:
-    """Give the model an input, `last`: its output head reads so many of the last places."""
+    """Give the model an input `last`, the number of last positions that its output head computes."""
     opset = import_package("openvino", "openvino.opset13")
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() != "MatMul":
@@ -120,15 +118,15 @@ def _likely(logits: Any, token: int) -> TokenLogprob:
 
 
 CACHE_BYTES = 256_000_000
-"""Keys and values of all prompts and answers together; more where one of full length would need it"""
+"""Memory for the keys and values of all prompts and answers; more if one of full length needs it"""
 BLOCK = 32
-"""Tokens that are given memory together, on a CPU"""
+"""Number of tokens in a memory block, on a CPU"""
 READ_TOKENS = 512
-"""Tokens that one step reads"""
+"""The most tokens that one step reads"""
 
 
 class OpenvinoBatch:
-    """Up to `at_once` answers (scheduler.py calls it)."""
+    """A batch of up to `at_once` answers (called by scheduler.py)."""
 
     def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int, scores: bool = False) -> None:
         self._genai = import_package("openvino", "openvino_genai")
@@ -145,9 +143,9 @@ class OpenvinoBatch:
         settings.max_num_batched_tokens = READ_TOKENS
         settings.max_num_seqs = at_once
         try:
-            # A thread in which OpenVINO compiles a model or lets go of one is left with a stack for signals that is
-            # soon freed (sigaltstack(2)). In the main thread, which hears signals, the next ctrl-C would end in a
-            # segmentation fault.
+            # A thread in which OpenVINO compiles or releases a model keeps a signal stack that is soon freed
+            # (sigaltstack(2)). In the main thread, which handles signals, the next Ctrl-C would cause a segmentation
+            # fault.
             with ThreadPoolExecutor(2, thread_name_prefix="meditune-openvino") as threads:
                 scorer = threads.submit(Scorer, model.folder) if scores else None
                 pipeline = threads.submit(
@@ -161,13 +159,13 @@ class OpenvinoBatch:
             self._scorer = scorer.result() if scorer else None
         except RuntimeError as error:
             raise ModelError(
-                f"OpenVINO can't open {model.folder}: {_first_line(error)}. Export the model again, with the OpenVINO "
-                "that is installed here."
+                f"OpenVINO can't open {model.folder}: {_first_line(error)}. Export the model again with the installed "
+                "version of OpenVINO."
             ) from error
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """The thread that works with the model lets go of it, for the reason that is given where it is opened."""
+        """Release the model in the thread that uses it (see `__init__` for the reason)."""
         try:
             yield
         finally:
@@ -176,18 +174,18 @@ class OpenvinoBatch:
 
     @property
     def scorer(self) -> Scorer:
-        """The model once more, compiled when texts are first scored."""
+        """The second copy of the model, compiled when texts are first scored."""
         if self._scorer is None:
             self._scorer = Scorer(self.model.folder)
             release_memory()
         return self._scorer
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Those that have waited longest."""
+        """Take the requests that have waited longest."""
         return [waiting.popleft() for _ in range(min(len(waiting), self.at_once - len(self.running)))]
 
     def join(self, answers: list[ScheduledRequest]) -> None:
-        """Hand prompts to the pipeline; one of given texts is chosen by how likely each is."""
+        """Add prompts to the pipeline; for a choice of given texts, score the texts instead."""
         for answer in answers:
             if answer.job.choices:
                 self._choose(answer)
@@ -200,7 +198,7 @@ class OpenvinoBatch:
             self.running.append(answer)
 
     def step(self) -> None:
-        """One step of the pipeline, and what came of it."""
+        """Run one step of the pipeline, and read its results."""
         self._leave()
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
@@ -209,7 +207,7 @@ class OpenvinoBatch:
         self._leave()
 
     def clear(self) -> None:
-        """Forget everything that runs."""
+        """Drop all running answers."""
         for answer in self.running:
             self._handles.pop(id(answer)).cancel()
         self.running = []
@@ -223,7 +221,7 @@ class OpenvinoBatch:
                 self._take(answer, output)
         status = handle.get_status()
         if not answer.ended and status == self._genai.GenerationStatus.IGNORED:
-            answer.fail(ModelError("The engine has no memory left for this prompt. Ask for a shorter answer."))
+            answer.fail(ModelError("The engine has no memory left for this prompt. Request a shorter answer."))
         elif not answer.ended and status == self._genai.GenerationStatus.FINISHED:
             answer.end()
 
@@ -279,7 +277,7 @@ class OpenvinoBatch:
 
 
 def _blocks(model: ExportedModel) -> int:
-    """How many blocks of keys and values in 8 bits have room in memory."""
+    """Return how many blocks of 8-bit keys and values fit into the memory."""
     config = read_json(model.folder / "config.json")
     config = config.get("text_config", config)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
@@ -298,9 +296,9 @@ class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
     """An exported model, in 8 bits, that continues many prompts together."""
 
     def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
-        """`scores` compiles what `score` reads with at once, instead of when it is first asked.
+        """Open the model. With `scores`, the model for scoring is compiled now instead of at the first `score`.
 
-        Raises ModelError where OpenVINO isn't installed or can't open the folder.
+        Raises ModelError if OpenVINO isn't installed or can't open the folder.
         """
         model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
@@ -308,7 +306,7 @@ class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
         super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Of each place the five likeliest tokens are told, too."""
+        """See engine.py. The five most likely tokens of each position are returned, too."""
         check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return self._worker.call(lambda: self._batch.scorer.score(prompt, texts))
 
@@ -317,15 +315,15 @@ class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
 
 
 def refuse(job: GenerationRequest, tokenizer: Any, context_tokens: int) -> None:
-    """Raise ModelError where OpenVINO can't do what a job asks.
+    """Raise ModelError if OpenVINO doesn't support a job.
 
-    Of an answer's tokens it tells only their own likelihood.
+    It returns the log-probabilities of generated tokens, but no alternatives.
     """
     check_request(job, context_tokens)
     if job.logprobs > 1:
         raise ModelError(
-            "OpenVINO tells how likely the tokens that it writes are, and not what else was likely. Ask for 1 "
-            "log-probability a token, or serve the model with --engine transformers."
+            "OpenVINO returns the log-probability of each token that it writes, but no alternatives. Request 1 "
+            "log-probability per token, or serve the model with --engine transformers."
         )
     if job.choices:
         ChoiceConstraint(tokenizer, job.choices, 0)

@@ -1,4 +1,4 @@
-"""The next token out of a model's logits: the likeliest or by chance, among all or a few, and how likely it was."""
+"""Choosing the next token from a model's logits, greedily or by sampling, with its log-probability."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from meditune.engines.engine import GenerationRequest, TokenLogprob
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one text's next token is to be chosen."""
+    """The parameters for choosing one text's next token."""
 
     job: GenerationRequest
     generator: torch.Generator | None
-    """Decides where the job's temperature isn't 0"""
+    """Random generator, used if the job's temperature isn't 0"""
     allowed: Sequence[int] | NDArray[np.int64] | None = None
-    """The only tokens that may come; None: any"""
+    """The only allowed tokens; None: any token"""
 
 
 def random_generator(job: GenerationRequest) -> torch.Generator | None:
-    """What decides the job's chances, from its seed or anew; None where nothing is left to chance."""
+    """Return a random generator with the job's seed, or a random one; None if the temperature is 0."""
     if job.temperature == 0:
         return None
     generator = torch.Generator()
@@ -38,13 +38,13 @@ def random_generator(job: GenerationRequest) -> torch.Generator | None:
 def sample_next_tokens(
     logits: torch.Tensor, wishes: Sequence[SamplingParams]
 ) -> list[tuple[int, TokenLogprob | None] | None]:
-    """For each row of (N, vocabulary) logits the next token, with its likelihood where it was asked for.
+    """Return the next token for each row of (N, vocabulary) logits, with its log-probability if requested.
 
-    None where a row's logits aren't finite numbers.
+    The result is None for rows whose logits aren't finite.
     """
-    highest, likeliest = logits.max(dim=-1)
+    highest, best = logits.max(dim=-1)
     found: list[tuple[int, TokenLogprob | None] | None] = []
-    rows = zip(logits, highest.isfinite().tolist(), likeliest.tolist(), wishes, strict=True)
+    rows = zip(logits, highest.isfinite().tolist(), best.tolist(), wishes, strict=True)
     for row, sound, first, wish in rows:
         if not sound:
             found.append(None)
@@ -55,14 +55,14 @@ def sample_next_tokens(
 
 
 def top_logprobs(row: torch.Tensor, token: int, others: int) -> TokenLogprob:
-    """A token's log-probability by its (vocabulary,) logits, beside those of the likeliest tokens."""
+    """Return a token's log-probability from (vocabulary,) logits, with those of the most likely tokens."""
     logprobs = row.float().log_softmax(dim=-1)
     values, tokens = logprobs.topk(min(others, len(logprobs)))
     return TokenLogprob(token, float(logprobs[token]), dict(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
 def _chosen(row: torch.Tensor, wish: SamplingParams) -> int:
-    """A token by (vocabulary,) FP32 logits."""
+    """Return a token chosen from (vocabulary,) FP32 logits."""
     ids = None
     if wish.allowed is not None:
         ids = torch.as_tensor(wish.allowed, device=row.device)
@@ -70,12 +70,12 @@ def _chosen(row: torch.Tensor, wish: SamplingParams) -> int:
     if wish.generator is None:
         place = int(row.argmax())
     else:
-        place = _by_chance(row.cpu(), wish.job.temperature, wish.job.top_p, wish.generator)
+        place = _sampled(row.cpu(), wish.job.temperature, wish.job.top_p, wish.generator)
     return place if ids is None else int(ids[place])
 
 
-def _by_chance(row: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Nucleus sampling (Holtzman et al. 2020): of the likeliest tokens that together have at least `top_p`."""
+def _sampled(row: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """Return a token sampled from the most likely ones that together have at least `top_p` (Holtzman et al. 2020)."""
     probabilities = (row / max(temperature, 1e-4)).softmax(dim=-1)
     if top_p >= 1:
         return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,11 +1,7 @@
-"""The thread of an engine that batches in this process: jobs wait in order, join those that run, and end when they end.
+"""The scheduler and common parts of engines that batch in this process.
 
-Everything that touches the model happens in this one thread, between two steps: new prompts are read, texts are scored,
-answers are cancelled.
-
-What engines have in common that batch in this process: a batch of answers, and the thread that works on it.
-
-One job while it runs: its tokens become pieces of text, and someone may end it.
+Jobs wait in order, join the running batch, and leave it when they end. All use of the model is in one thread, between
+two steps: reading new prompts, scoring texts, cancelling answers.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class ScheduledRequest:
-    """A job with what it has got so far. Only the engine's thread calls anything but `cancel`."""
+    """A job with its answer so far. Only `cancel` may be called outside the engine's thread."""
 
     def __init__(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None], tokenizer: Any) -> None:
         self.job = job
@@ -47,14 +43,14 @@ class ScheduledRequest:
         self._untold: list[int] = []
         self._likely: list[TokenLogprob] = []
         self.cached = 0
-        """Tokens of the prompt that needed no reading; not told yet"""
+        """Number of cached prompt tokens, not reported yet"""
 
     def cancel(self) -> None:
-        """End it now; its last piece says so."""
+        """End the job now; its last chunk reports it."""
         self.cancelled = True
 
     def take(self, token: int, likely: TokenLogprob | None = None) -> None:
-        """The answer goes on with this token, and ends where a text that ends it comes or it is long enough."""
+        """Append a token; the answer ends at a stop text or at its maximum length."""
         self.tokens.append(token)
         self._untold.append(token)
         if likely is not None:
@@ -68,12 +64,12 @@ class ScheduledRequest:
             self._tell(text)
 
     def end(self, finish: Finish = "stop") -> None:
-        """Nothing more comes."""
+        """End the answer."""
         if not self.ended:
             self._tell(self._wording.rest(), finish)
 
     def fail(self, error: Exception) -> None:
-        """Something broke it off."""
+        """End the answer with an error."""
         if not self.ended:
             self._tell("", None, error)
 
@@ -87,7 +83,7 @@ class ScheduledRequest:
         try:
             self._deliver(piece)
         except Exception:
-            log.exception("What a piece was delivered to failed; its answer is cancelled")
+            log.exception("The receiver of an answer failed; the answer is cancelled")
             self.cancelled = True
 
 
@@ -95,28 +91,28 @@ Result = TypeVar("Result")
 
 
 class Batch(Protocol):
-    """Answers that a model continues together."""
+    """A batch of answers that a model continues together."""
 
     running: list[ScheduledRequest]
 
     def inside(self) -> AbstractContextManager[None]:
-        """What must be around all work with the model, in its thread."""
+        """Return the context for all use of the model, in its thread."""
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Take from the left of `waiting` those that join now."""
+        """Take the requests that join now from the left of `waiting`."""
 
     def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read their prompts; they run from now on."""
+        """Read the requests' prompts and add them to the running ones."""
 
     def step(self) -> None:
-        """Continue everything that runs, and let go of what has ended or was cancelled."""
+        """Continue all running answers, and remove finished and cancelled ones."""
 
     def clear(self) -> None:
-        """Forget everything that runs: something went wrong, or the engine closes."""
+        """Drop all running answers, after an error or when the engine closes."""
 
 
 class Scheduler:
-    """Runs a batch in a thread of its own."""
+    """A scheduler that runs a batch in its own thread."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -130,16 +126,16 @@ class Scheduler:
         self._thread.start()
 
     def start(self, answer: ScheduledRequest) -> None:
-        """Put a job at the end of those that wait. Raises EngineError where the engine was closed or is broken."""
+        """Append a job to the queue. Raises EngineError if the engine was closed or has failed."""
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
             self._wake.notify()
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Do something with the model between two steps, and give what it returns or raise what it raises.
+        """Run a function in the model's thread between two steps, and return its result or raise its error.
 
-        Raises EngineError where the engine was closed or is broken.
+        Raises EngineError if the engine was closed or has failed.
         """
         future: Future[Result] = Future()
 
@@ -158,21 +154,21 @@ class Scheduler:
         return future.result()
 
     def load(self) -> EngineLoad:
-        """How many run and wait."""
+        """Return the numbers of running and waiting jobs."""
         with self._wake:
             return EngineLoad(len(self.batch.running) + len(self._joining), len(self._waiting))
 
     def failure(self) -> EngineError | None:
-        """Return why nothing can be asked any more: the thread broke down, ended, or was told to end."""
+        """Return why no more jobs are accepted (the thread failed, ended or is closing), or None."""
         with self._wake:
             ended = not (self._thread.is_alive() or self._closing or self._broken)
         if ended:
-            # Whoever waits would wait forever: the thread ended where it couldn't tell anybody.
+            # The thread ended without reporting it, so waiting callers would wait forever.
             self._break_down(RuntimeError("the thread ended"))
         return self._broken or (EngineError("The engine was closed.") if self._closing else None)
 
     def close(self) -> None:
-        """Cancel everything, and wait until the thread has ended."""
+        """Cancel all jobs, and wait until the thread has ended."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -192,14 +188,14 @@ class Scheduler:
                     self._try_once()
                 self._end_all()
         except BaseException as error:
-            log.critical("An engine broke down; it takes no more work", exc_info=True)
+            log.critical("An engine broke down and accepts no more requests", exc_info=True)
             self._break_down(error)
 
     def _try_once(self) -> None:
         try:
             self._once()
         except Exception as error:
-            log.exception("An engine's step failed; what ran is broken off")
+            log.exception("An engine's step failed; the running answers end with this error")
             for answer in [*self.batch.running, *self._joining]:
                 answer.fail(error)
             self._joining = []
@@ -218,7 +214,7 @@ class Scheduler:
         self.batch.clear()
 
     def _break_down(self, error: BaseException) -> None:
-        """Tell everyone who waits, and refuse who comes: this thread ends."""
+        """End all jobs with an error and reject later ones, because this thread ends."""
         broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
         broken.__cause__ = error
         with self._wake:
@@ -233,7 +229,7 @@ class Scheduler:
             future.set_exception(broken)
 
     def _has_work(self) -> bool:
-        """Wait for something to do; False where the engine is to close."""
+        """Wait for work, and return True; return False if the engine is closing."""
         with self._wake:
             while not (self._closing or self._waiting or self._calls or self.batch.running):
                 self._wake.wait()
@@ -261,7 +257,7 @@ B = TypeVar("B", bound=Batch)
 
 
 class BatchingEngine(Generic[B]):
-    """An engine but for scoring, which each does in its own way."""
+    """The common part of batching engines: everything except scoring."""
 
     def __init__(self, name: str, tokenizer: Any, context_tokens: int, batch: B) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
@@ -280,10 +276,10 @@ class BatchingEngine(Generic[B]):
         return self._worker.load()
 
     def opened(self) -> None:
-        """See engine.py. The model was opened before."""
+        """See engine.py. The model is already open."""
 
     def failure(self) -> EngineError | None:
-        """See engine.py. Its thread can break down or end."""
+        """See engine.py. The engine fails if its thread fails or ends."""
         return self._worker.failure()
 
     def close(self) -> None:
@@ -291,7 +287,7 @@ class BatchingEngine(Generic[B]):
         self._worker.close()
 
     def _refuse(self, job: GenerationRequest) -> None:
-        """Raise ModelError where the engine can't do what a job asks."""
+        """Raise ModelError if the engine doesn't support a job."""
         check_request(job, self.context_tokens)
         if job.choices:
             ChoiceConstraint(self.tokenizer, job.choices, 0)

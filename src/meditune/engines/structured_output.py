@@ -1,9 +1,7 @@
-"""Answers that are JSON of a schema, for an engine that chooses each token itself: llguidance says which may come next.
+"""Constraints for engines that choose each token themselves: answers that are JSON of a schema or one of given texts.
 
-Between the parts stands what `json.dumps` writes and no more: where any white space is allowed, a small model may write
-nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
-
-Answers that are one of given texts: which tokens may come next.
+llguidance computes the tokens that a JSON schema allows. Separators are those of `json.dumps`: with free white space, a
+small model may write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
 """
 
 from __future__ import annotations
@@ -27,22 +25,22 @@ WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 
 class SchemaCompiler:
-    """What a tokenizer's tokens mean to schemas."""
+    """A compiler of JSON schemas into constraints for one tokenizer."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
-        """The tokenizer is one of transformers', or a folder with a tokenizer.json; `ends` end an answer."""
+        """`tokenizer` is one of transformers', or a folder with a tokenizer.json; the tokens `ends` end an answer."""
         self._tokenizer, self._ends = tokenizer, list(ends)
 
     def answer(self, schema: Mapping[str, Any]) -> JsonConstraint:
-        """A new answer. Raises ModelError where llguidance isn't installed or can't hold an answer to the schema."""
+        """Return the constraint for a new answer. Raises ModelError if llguidance is missing or rejects the schema."""
         guidance = _package()
         try:
             grammar = guidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=WRITTEN)
         except ValueError as error:
-            raise ModelError(f"That is no JSON schema: {error}") from error
+            raise ModelError(f"The JSON schema is invalid: {error}") from error
         matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
-            raise ModelError(f"An answer can't be held to this JSON schema: {_first_line(matcher.get_error())}")
+            raise ModelError(f"This JSON schema can't be enforced: {_first_line(matcher.get_error())}")
         return JsonConstraint(matcher, self._tokens.vocab_size)
 
     @cached_property
@@ -56,25 +54,25 @@ class SchemaCompiler:
 
 
 class JsonConstraint:
-    """How far one answer has gone along its schema."""
+    """The position of one answer in its JSON schema."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
         self._mask = np.zeros((vocabulary + 31) // 32, dtype=np.uint32)
 
     def allowed(self) -> NDArray[np.int64]:
-        """Tokens that may come next, those that end it among them where it may end."""
+        """Return the tokens that may come next, including end tokens if the answer may end."""
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), bitorder="little"))
 
     def take(self, token: int) -> None:
-        """The answer goes on with one of the tokens that are allowed. Raises ModelError for any other."""
+        """Continue the answer with an allowed token. Raises ModelError for any other token."""
         if not self._matcher.consume_token(token):
-            raise ModelError(f"The answer left its JSON schema: {_first_line(self._matcher.get_error())}")
+            raise ModelError(f"The answer doesn't follow its JSON schema: {_first_line(self._matcher.get_error())}")
 
     @property
     def complete(self) -> bool:
-        """Whether nothing but the end can follow."""
+        """Whether only the end can follow."""
         return bool(self._matcher.is_stopped())
 
 
@@ -83,7 +81,7 @@ def _package() -> Any:
         import llguidance
     except ImportError as error:
         raise ModelError(
-            f"To hold answers to a JSON schema the transformers engine needs llguidance ({error}). Install it: "
+            f"To restrict answers to a JSON schema, this engine needs llguidance ({error}). Install it: "
             f"{install_command('serve')}"
         ) from error
     return llguidance
@@ -94,37 +92,37 @@ def _first_line(said: str) -> str:
 
 
 class ChoiceConstraint:
-    """Texts as token sequences, each as it continues a prompt, and how far an answer has gone along them."""
+    """The allowed texts of an answer as token sequences that continue a prompt, and the answer's position in them."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
-        """Raises ModelError where a text has no tokens."""
+        """Tokenize the texts. Raises ModelError if a text has no tokens."""
         encoder = Encoder(tokenizer, PromptFormat())
         self.end = end
         self.texts = [encoder.tokenize(text) for text in texts]
         """Each text's tokens"""
         self._left = self.texts
         if not all(self._left):
-            raise ModelError("One of the texts that an answer may be is empty.")
+            raise ModelError("One of the texts to choose from is empty.")
 
     def allowed(self) -> list[int]:
-        """Tokens that may come next; the end token where the answer is one of the texts already."""
+        """Return the tokens that may come next, including the end token if the answer is one of the texts."""
         return list(dict.fromkeys(left[0] if left else self.end for left in self._left))
 
     def take(self, token: int) -> None:
-        """The answer goes on with one of the tokens that are allowed."""
+        """Continue the answer with an allowed token."""
         self._left = [left[1:] for left in self._left if left and left[0] == token]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing but the end can follow."""
+        """Whether only the end can follow."""
         return not any(self._left)
 
 
 def constraint_of(scored: Sequence[Sequence[TokenLogprob]], job: GenerationRequest) -> list[TokenLogprob]:
-    """One of some texts whose likelihoods are known token by token, as an engine writes it that may write no other.
+    """Return one of several scored texts, as an engine would generate it that may generate no other.
 
-    Of the tokens with which a text may go on the likeliest is taken, or one by chance where the job says so. Each text
-    is scored with the end token after it, and told without.
+    In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the job's temperature.
+    Each text is scored with its end token and returned without it.
     """
     left, chance = list(scored), random.Random(job.seed)
     written: list[TokenLogprob] = []

@@ -1,12 +1,11 @@
 """OpenVINO's engine in a process of its own, for a server that must answer while the model computes.
 
-OpenVINO GenAI holds Python's lock during each step, up to seconds while prompts are read: in the server's own process
-nothing else would be done then, not even an emergency be answered or a request be refused. Apart, it opens while the
-server opens its index, and if it dies the server says so.
+OpenVINO GenAI holds Python's lock during each step, for up to seconds while prompts are read. In the server's own
+process, nothing else could run meanwhile: no answer to an emergency, no rejection of a request. In its own process, the
+engine opens while the server opens its index, and the server reports it if the engine dies.
 
-Messages between a server and the process of its engine, over a pipe: a length, then a pickled tuple.
-
-Both ends are this package in processes of one user; nothing else writes into the pipe.
+Messages are sent over a pipe as a length and a pickled tuple. Both ends are Meditune in processes of the same user, and
+nothing else writes into the pipe.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ NOWHERE = -1
 
 
 class MessageReader:
-    """The end that reads."""
+    """The reading end of a pipe."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._left = b""
 
     def read(self) -> list[Any]:
-        """All messages that are whole, at least one; none where the other end was closed.
+        """Return all complete messages, at least one, or none if the other end was closed.
 
-        All of them at once: each return from the system waits until Python's lock is free, which takes as long as the
+        They are returned together, because each return from a system call waits for Python's lock, for as long as the
         engine's step.
         """
         while True:
@@ -71,14 +70,14 @@ class MessageReader:
 
 
 class MessageWriter:
-    """The end that writes; from any thread."""
+    """The writing end of a pipe, for use from any thread."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._lock = threading.Lock()
 
     def write(self, *message: Any) -> None:
-        """Send a message. Raises OSError where the other end is gone."""
+        """Send a message. Raises OSError if the other end is gone."""
         packed = pickle.dumps(message)
         left = memoryview(HEAD.pack(len(packed)) + packed)
         with self._lock:
@@ -86,7 +85,7 @@ class MessageWriter:
                 left = left[os.write(self._file, left) :]
 
     def close(self) -> None:
-        """Write no more: the file's number may soon be another file's. Whoever writes at this moment gets a second."""
+        """Stop writing, because the file descriptor may soon be reused. A write in progress gets one second to end."""
         held = self._lock.acquire(timeout=CLOSE_S)
         self._file = NOWHERE
         if held:
@@ -95,20 +94,20 @@ class MessageWriter:
 
 log = logging.getLogger(__name__)
 END_S = 10.0
-"""So long a process that was told to end may take"""
+"""Seconds that a process may take to end"""
 
 
 class SubprocessEngine:
-    """An engine that runs in another process; it opens meanwhile (`opened` waits for it)."""
+    """An engine that runs in another process and opens in the background (`opened` waits for it)."""
 
     def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
-        """`scores`: see open_engine in open_engine.py."""
+        """Start the process. For `scores`, see open_engine in open_engine.py."""
         model = read_exported_model(folder)
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens
         self.at_once = at_once
         more = ["scores"] if scores else []
-        # Ctrl-C in a terminal reaches both; answers that were begun are finished first, so it is the server's to end.
+        # Ctrl-C in a terminal reaches both processes; the server ends the engine after the answers in progress.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "meditune.engines.subprocess_worker", str(folder), str(at_once), *more],
             stdin=subprocess.PIPE,
@@ -130,11 +129,11 @@ class SubprocessEngine:
         self._thread.start()
 
     def opened(self) -> None:
-        """Wait until the model is open. Raises ModelError where it can't be."""
+        """Wait until the model is open. Raises ModelError if it can't be opened."""
         self._ready.result()
 
     def failure(self) -> EngineError | None:
-        """See engine.py. Its process can end."""
+        """See engine.py. The engine fails if its process ends."""
         if self._closing:
             return EngineError("The engine was closed.")
         return self._died() if self._gone else None
@@ -149,7 +148,7 @@ class SubprocessEngine:
         return _Elsewhere(self, number)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Of each place the five likeliest tokens are told, too."""
+        """See engine.py. The five most likely tokens of each position are returned, too."""
         scored: Future[list[list[TokenLogprob]]] = Future()
         with self._lock:
             number = self._new()
@@ -180,7 +179,7 @@ class SubprocessEngine:
             self._thread.join()
 
     def cancel(self, number: int) -> None:
-        """End a job now."""
+        """Cancel a job."""
         with suppress(OSError):
             self._out.write("cancel", number)
 
@@ -193,7 +192,7 @@ class SubprocessEngine:
         return self._number
 
     def _send(self, *message: Any) -> None:
-        """Where nobody is there to read it any more, the reading thread ends what waits."""
+        """Send a message; if the process is gone, the reading thread ends the waiting jobs."""
         with suppress(OSError):
             self._out.write(*message)
 
@@ -230,11 +229,11 @@ class SubprocessEngine:
         try:
             deliver(piece)
         except Exception:
-            log.exception("What a piece was delivered to failed; its answer is cancelled")
+            log.exception("The receiver of an answer failed; the answer is cancelled")
             self.cancel(number)
 
     def _end_all(self) -> None:
-        """The process has ended, as it was told to or not."""
+        """End all jobs after the process has ended, as requested or not."""
         self._process.wait()
         with self._lock:
             self._gone = True
@@ -256,12 +255,12 @@ class SubprocessEngine:
 
     def _died(self) -> EngineError:
         return EngineError(
-            f"The engine's process ended by itself (code {self._process.returncode}); the log may say why."
+            f"The engine's process ended unexpectedly (code {self._process.returncode}); the log may say why."
         )
 
 
 class _Elsewhere:
-    """A job that runs there."""
+    """A job that runs in the other process."""
 
     def __init__(self, engine: SubprocessEngine, number: int) -> None:
         self._engine, self._number = engine, number

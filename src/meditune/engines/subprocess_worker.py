@@ -1,8 +1,8 @@
-"""The process of an engine that runs apart (subprocess_engine.py).
+"""The process of an engine that runs in its own process (subprocess_engine.py).
 
     python -m meditune.engines.subprocess_worker FOLDER AT_ONCE [scores]
 
-Jobs come on its standard input, pieces go to its standard output; it ends when the input does.
+It reads jobs from its standard input, writes chunks to its standard output, and ends when the input does.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ LOOK_S = 0.5
 
 def main(folder: Path, at_once: int, scores: bool) -> None:
     """Serve until the input ends."""
-    # The server ends this process, after the answers that were begun.
+    # The server ends this process, after the answers in progress.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     limit_malloc_arenas()
     out, incoming = MessageWriter(os.dup(1)), MessageReader(0)
-    # Whatever a library prints goes where logs go.
+    # Redirect what libraries print to the log.
     os.dup2(2, 1)
-    logging.basicConfig(handlers=[_Told(out)], level=logging.WARNING)
+    logging.basicConfig(handlers=[_LogForwarder(out)], level=logging.WARNING)
     try:
         serving = EngineWorker(OpenvinoEngine(folder, at_once, scores), out)
     except MedituneError as error:
@@ -55,7 +55,7 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
 
 
 def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
-    """End this process when its engine breaks down, so that the server opens another one."""
+    """End this process when its engine fails, so that the server opens another one."""
     while not closing.wait(LOOK_S):
         failure = engine.failure()
         if failure is not None and not closing.is_set():
@@ -64,7 +64,7 @@ def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
 
 
 class EngineWorker:
-    """What is asked of an engine, put to it."""
+    """A worker that passes a server's messages to an engine."""
 
     def __init__(self, engine: OpenvinoEngine, out: MessageWriter) -> None:
         self.engine, self._out = engine, out
@@ -72,7 +72,7 @@ class EngineWorker:
         self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE)
 
     def do(self, kind: str, said: list[Any]) -> None:
-        """One message."""
+        """Process one message."""
         if kind == "start":
             self._start(*said)
         elif kind == "cancel":
@@ -90,8 +90,8 @@ class EngineWorker:
     def _to(self, number: int) -> Callable[[GenerationChunk], None]:
         def deliver(piece: GenerationChunk) -> None:
             if piece.error is not None and not isinstance(piece.error, MedituneError):
-                piece = GenerationChunk(piece.text, piece.tokens, piece.likely, error=_told(piece.error))
-            # Where the server is gone, the input ends, too.
+                piece = GenerationChunk(piece.text, piece.tokens, piece.likely, error=_engine_error(piece.error))
+            # If the server is gone, the input ends too.
             with suppress(OSError):
                 self._out.write("piece", number, piece)
             if piece.finish or piece.error:
@@ -102,14 +102,14 @@ class EngineWorker:
     def _score(self, number: int, prompt: list[int], texts: list[list[int]]) -> None:
         try:
             scored = self.engine.score(prompt, texts)
-        except Exception as error:  # noqa: BLE001 - raised where it was asked for
-            self._out.write("not scored", number, error if isinstance(error, MedituneError) else _told(error))
+        except Exception as error:  # noqa: BLE001 - raised in the caller's process
+            self._out.write("not scored", number, error if isinstance(error, MedituneError) else _engine_error(error))
             return
         self._out.write("scored", number, scored)
 
 
-class _Told(logging.Handler):
-    """Log records go to the server's log, without what an error says, which may be part of a question."""
+class _LogForwarder(logging.Handler):
+    """A handler that sends log records to the server's log, without error messages, which may quote a question."""
 
     def __init__(self, out: MessageWriter) -> None:
         super().__init__()
@@ -121,11 +121,11 @@ class _Told(logging.Handler):
             self._out.write("log", record.levelno, record.getMessage() + (f" ({kind.__name__})" if kind else ""))
 
 
-def _told(error: BaseException) -> EngineError:
+def _engine_error(error: BaseException) -> EngineError:
     return EngineError(f"OpenVINO failed ({type(error).__name__}).")
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), "scores" in sys.argv[3:])
-    # Threads of libraries may be left, and nothing is to be kept.
+    # Threads of libraries may still be running, and there is nothing to save.
     os._exit(0)

@@ -1,8 +1,8 @@
-"""An engine that is opened again when it dies, with exponential back-off: what a server holds in an engine's place.
+"""A wrapper for a server's engine that restarts it when it dies, with exponential back-off.
 
-Its jobs end with an error when the engine dies, also where the engine itself can tell nobody any more. Until the next
-engine is open, whoever asks is told when to try again. Where the engine can't be opened again, `failure` says so, and
-the process should end: what watches over it (systemd, Docker, Kubernetes) starts another one.
+When the engine dies, its jobs end with an error, even if the engine itself can no longer report it. Until the next
+engine is open, requests fail with the time after which to retry. If the engine can't be restarted, `failure` returns
+the reason, and the process should end, so that its supervisor (systemd, Docker, Kubernetes) starts another one.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from meditune.errors import EngineError, EngineUnavailableError, MedituneError
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.25
-"""How often the engine is asked whether it is alive"""
+"""Interval in seconds between checks that the engine is alive"""
 RESTARTS = 6
-"""How often an engine is opened again before the server gives up"""
+"""Number of restart attempts before the server gives up"""
 STEADY_S = 60.0
-"""An engine that lived this long counts as well: the next death is the first one again"""
+"""Seconds after which an engine counts as stable: the count of restart attempts starts again"""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-"""Pauses before the second attempt, doubled with each further one up to the longest; the first attempt has none"""
+"""Pause before the second attempt, which doubles with each attempt, and longest pause; the first attempt has none"""
 STALLED_S = 360.0
-"""An engine with jobs that delivers nothing for this long is stuck"""
+"""Seconds without output after which an engine with jobs counts as stuck"""
 CLOSE_S = 20.0
-"""How long a dead engine may take to free its memory"""
+"""Seconds that a dead engine may take to free its memory"""
 GIVEN_UP_RETRY_S = 30.0
-"""When to try again where the process ends: another one must open the model first"""
+"""Seconds after which to retry if the process ends, because another process must open the model first"""
 
 
 class SupervisedEngine:
-    """An engine that is opened again when it dies."""
+    """An engine that is restarted when it dies."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class SupervisedEngine:
         stalled_s: float = STALLED_S,
         on_restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open the engine; `opened` waits for it and begins to watch over it.
+        """Open the engine; `opened` waits for it and starts to watch it.
 
-        `restarts` bounds the attempts in a row, None tries for ever: right for a model at another server, where it
-        helps nobody when this process ends. `on_restart` is called for each engine that was opened again.
+        `restarts` limits the successive attempts; None means no limit, which suits a model at another server, because
+        ending this process wouldn't help. `on_restart` is called after each restart.
 
         Raises what `open_engine` raises.
         """
@@ -76,7 +76,7 @@ class SupervisedEngine:
         self._watcher: threading.Thread | None = None
 
     def opened(self) -> None:
-        """See engine.py. From now on the engine is watched over."""
+        """See engine.py. From now on the engine is watched."""
         assert self._engine is not None, "it is opened before anything can end it"
         self._engine.opened()
         self._since = time.monotonic()
@@ -126,7 +126,7 @@ class SupervisedEngine:
         return engine.load() if engine is not None else EngineLoad(0, 0)
 
     def failure(self) -> EngineError | None:
-        """See engine.py. Always returns at once; `given_up` of the error says whether another engine is on its way."""
+        """See engine.py. Always returns at once; the error's `given_up` is False while the engine is restarting."""
         return self._unavailable() if self._failure is not None else None
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class SupervisedEngine:
             engine.close()
 
     def lost(self, engine: Engine) -> bool:
-        """Return whether this engine is dead or replaced; where it is dead, the next one is opened at once."""
+        """Return whether this engine is dead or replaced; if it is dead, the restart begins at once."""
         if engine is self._engine and engine.failure() is None:
             return False
         self._wake.set()
@@ -157,11 +157,11 @@ class SupervisedEngine:
         self._progress = time.monotonic()
 
     def unavailable(self) -> EngineUnavailableError:
-        """Return what is told of a job that ended with its engine."""
+        """Return the error of a job that ended with its engine."""
         return self._unavailable()
 
     def _living(self) -> Engine:
-        """The engine. Raises EngineError where there is none."""
+        """Return the engine. Raises EngineError if there is none."""
         if self._closing:
             raise EngineError("The engine was closed.")
         if self._failure is not None or self._engine is None:
@@ -173,7 +173,7 @@ class SupervisedEngine:
         if failure is not None and failure.given_up:
             return failure
         wait = math.ceil(max(1.0, self._again_at - time.monotonic()) + self._opening_s)
-        return EngineUnavailableError("The engine has ended and is being opened again.", wait)
+        return EngineUnavailableError("The engine has ended and is being restarted.", wait)
 
     def _watch(self) -> None:
         while not self._closing:
@@ -184,7 +184,7 @@ class SupervisedEngine:
                 return
 
     def _death(self) -> str:
-        """Return what ended the engine; empty while it works, and when it was told to end."""
+        """Return why the engine ended; empty while it works and when it is being closed."""
         engine = self._engine
         if engine is None:
             return ""
@@ -197,8 +197,8 @@ class SupervisedEngine:
         return f"It delivered nothing for {silent:.0f} seconds, although it had work." if stalled else ""
 
     def _opened_again(self, why: str) -> bool:
-        """End what the dead engine left, and open another one; False where that can't be done or isn't wanted."""
-        log.error("The engine ended, and is opened again: %s", why)
+        """End the dead engine's jobs and open another engine; return False if that fails or the engine is closing."""
+        log.error("The engine ended and is being restarted: %s", why)
         if time.monotonic() - self._since > STEADY_S:
             self._deaths = 0
         self._again_at = time.monotonic() + self._pause_s()
@@ -210,7 +210,7 @@ class SupervisedEngine:
             job.end(self._unavailable())
         del jobs
         if dead is None or not _closed(dead):
-            self._give_up("The engine is stuck, and nothing but the end of this process ends it.")
+            self._give_up("The engine is stuck; only ending this process can end it.")
             return False
         # The dead engine's weights are freed before they are loaded again.
         del dead
@@ -218,7 +218,7 @@ class SupervisedEngine:
         return self._retried()
 
     def _retried(self) -> bool:
-        problem = "it ended again and again"
+        problem = "it ended each time"
         while self._restarts is None or self._deaths < self._restarts:
             self._wait_until(self._again_at)
             if self._closing:
@@ -227,20 +227,20 @@ class SupervisedEngine:
             try:
                 self._take(self._open())
             except (MedituneError, OSError, RuntimeError, ValueError) as error:
-                # Whatever a model's files and a machine without memory do to an engine: the next attempt may succeed.
+                # Problems with the model's files or with memory: the next attempt may succeed.
                 problem = str(error)
                 self._again_at = time.monotonic() + self._pause_s()
-                log.error("The engine can't be opened again: %s", problem)
+                log.error("The engine can't be restarted: %s", problem)
                 continue
             return not self._closing
-        self._give_up(f"The engine ended, and {self._restarts} attempts to open it again failed: {problem}")
+        self._give_up(f"The engine ended, and {self._restarts} attempts to restart it failed: {problem}")
         return False
 
     def _take(self, engine: Engine) -> None:
         try:
             engine.opened()
             if (engine.name, engine.context_tokens) != (self.name, self.context_tokens):
-                raise EngineError(f"The model is another one now: {engine.name} instead of {self.name}.")
+                raise EngineError(f"The model has changed: {engine.name} instead of {self.name}.")
         except BaseException:
             engine.close()
             raise
@@ -251,7 +251,7 @@ class SupervisedEngine:
         if self._engine is not engine:
             engine.close()
             return
-        log.warning("The engine is open again")
+        log.warning("The engine has been restarted")
         self._on_restart()
 
     def _pause_s(self) -> float:
@@ -268,7 +268,7 @@ class SupervisedEngine:
 
 
 class _Job:
-    """A job that ends with its engine at the latest."""
+    """A job that ends with an error if its engine dies."""
 
     def __init__(
         self, supervisor: SupervisedEngine, engine: Engine, deliver: Callable[[GenerationChunk], None]
@@ -279,19 +279,19 @@ class _Job:
         self._running: RunningGeneration | None = None
 
     def runs(self, running: RunningGeneration) -> None:
-        """It was started."""
+        """Note the running job, and cancel it if that was requested."""
         self._running = running
         if self._cancelled:
             running.cancel()
 
     def cancel(self) -> None:
-        """End it now; its last piece says so."""
+        """End the job now; its last chunk reports it."""
         self._cancelled = True
         if self._running is not None and not self._over:
             self._running.cancel()
 
     def deliver(self, piece: GenerationChunk) -> None:
-        """Pass a piece on, unless the job was ended before."""
+        """Pass a chunk on, unless the job has already ended."""
         self._supervisor.progressed()
         last = piece.finish is not None or piece.error is not None
         with self._lock:
@@ -305,7 +305,7 @@ class _Job:
         self._deliver(piece)
 
     def end(self, error: EngineError) -> None:
-        """Tell its end, where its engine can't."""
+        """End the job with an error that its engine can't deliver."""
         with self._lock:
             if self._over:
                 return
@@ -313,11 +313,11 @@ class _Job:
         try:
             self._deliver(GenerationChunk("", error=error))
         except Exception:
-            log.exception("What a piece was delivered to failed")
+            log.exception("The receiver of an answer failed")
 
 
 def _closed(engine: Engine) -> bool:
-    """Close a dead engine; False where that doesn't end, as with a thread that is stuck."""
+    """Close a dead engine, and return False if that doesn't end, for example because a thread is stuck."""
     closing = threading.Thread(target=engine.close, name="meditune-engine-close", daemon=True)
     closing.start()
     closing.join(CLOSE_S)

@@ -1,8 +1,6 @@
-"""A model's tokenizer without transformers, whose import alone takes seconds and a third of a gigabyte.
+"""A tokenizer without transformers, whose import takes seconds and a third of a gigabyte, and streaming detokenization.
 
-It is called as transformers' tokenizers are, as far as serving needs that, and gives the same tokens and texts.
-
-From tokens to text, as they come: whole characters only, and nothing of a text that may end the answer.
+The tokenizer has the parts of transformers' interface that serving needs, and gives the same tokens and texts.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ class PlainTokenizer:
     """The tokenizer in a model's folder: tokenizer.json, its settings and its chat template."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ModelError where the folder holds no tokenizer.json that can be read."""
+        """Load the tokenizer. Raises ModelError if the folder has no readable tokenizer.json."""
         from tokenizers import Tokenizer
 
         path = folder / FILE_NAME
         if not path.is_file():
             raise ModelError(f"{folder} has no {FILE_NAME}. Export the model again.")
-        # What looks like a special token is one for the first, and text for the second.
+        # The first treats text that looks like a special token as one, the second as plain text.
         self._special, self._plain = (self._read(Tokenizer, path) for _ in range(2))
         self._plain.encode_special_tokens = True
         settings = folder / "tokenizer_config.json"
@@ -64,46 +62,46 @@ class PlainTokenizer:
     def __call__(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> dict[str, list[int]]:
-        """The text's token ids under `input_ids`."""
+        """Return the text's token ids under `input_ids`."""
         taken = self._plain if split_special_tokens else self._special
         return {"input_ids": taken.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The text's token ids."""
+        """Return the text's token ids."""
         return self(text, add_special_tokens)["input_ids"]
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
-        """The text of token ids, as it is: nothing is tidied up."""
+        """Return the text of token ids, without any clean-up."""
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         text: str = self._special.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """The tokens as they stand in the vocabulary: one for a number, a list for several."""
+        """Return the tokens as in the vocabulary: one for a number, a list for several."""
         if isinstance(ids, int):
             return self._special.id_to_token(ids)
         return [self._special.id_to_token(int(one)) for one in ids]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """A token's number, or None; a list for several."""
+        """Return a token's number, or None; a list for several tokens."""
         if isinstance(tokens, str):
             return self._special.token_to_id(tokens)
         return [self._special.token_to_id(token) for token in tokens]
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its number."""
+        """Return all tokens with their numbers."""
         vocabulary: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
         return vocabulary
 
     @cached_property
     def all_special_ids(self) -> list[int]:
-        """Numbers of the tokens that aren't text."""
+        """The numbers of the special tokens."""
         added = self._special.get_added_tokens_decoder()
         return [number for number, token in added.items() if token.special]
 
     @cached_property
     def all_special_tokens(self) -> list[str]:
-        """The tokens that aren't text."""
+        """The special tokens."""
         return [str(self._special.id_to_token(number)) for number in self.all_special_ids]
 
     def apply_chat_template(
@@ -113,9 +111,9 @@ class PlainTokenizer:
         add_generation_prompt: bool = False,
         **more: Any,
     ) -> Any:
-        """A conversation as the model was taught to see it: its text, or that text's token ids.
+        """Return a conversation in the model's chat format, as text or as token ids.
 
-        Raises ValueError where the model has no template, and what the template raises.
+        Raises ValueError if the model has no chat template, and any error of the template.
         """
         if not self.chat_template:
             raise ValueError("This tokenizer has no chat template.")
@@ -133,47 +131,50 @@ class PlainTokenizer:
         def refuse(message: str) -> None:
             raise ValueError(message)
 
-        # As transformers renders templates, which come with a model and are no code of ours.
+        # A sandbox as in transformers: templates come with a model and aren't trusted code.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = refuse
         return environment.from_string(self.chat_template or "")
 
 
 TAIL = 6
-"""Tokens of the prompt that are decoded with the answer: whether it begins with a space depends on what is before"""
+"""Number of prompt tokens that are decoded with the answer, because its leading space depends on what precedes it"""
 LONGEST_CHARACTER = 4
-"""Tokens that one character takes at most, where each is a byte"""
+"""The most tokens of one character, if each token is a byte"""
 HALF = "\ufffd"
-"""What a tokenizer writes for a character that isn't whole"""
+"""The character that a tokenizer writes for an incomplete character"""
 
 
 class Detokenizer:
-    """The text of one answer. Special tokens aren't part of it."""
+    """A streaming decoder of one answer, without special tokens.
+
+    It returns only whole characters, and holds back text that may be the beginning of a stop text.
+    """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop = [text for text in stop if text]
         self.stopped = False
-        """Whether one of the texts that end the answer came"""
+        """Whether one of the stop texts has been found"""
         self._ids = list(prompt[-TAIL:])
         self._before, self._read = 0, len(self._ids)
         self._held = ""
 
     def add(self, token: int) -> str:
-        """What is certain to come next in the text, now that this token is known; often nothing."""
+        """Add a token, and return the text that is now certain, often none."""
         self._ids.append(token)
         new, read = self._new(), len(self._ids)
         if new.endswith(HALF):
             if read - self._read < LONGEST_CHARACTER:
                 return ""
-            # Nothing completes the first of these tokens any more, but the others may begin a character.
+            # The first of these tokens can no longer be completed, but the others may begin a character.
             read = self._read + 1
             new = self._new(read)
         self._before, self._read = self._read, read
         return self._release(self._held + new)
 
     def rest(self) -> str:
-        """What is left when no more tokens come, without half a character at its end."""
+        """Return the remaining text after the last token, without an incomplete character at its end."""
         if self.stopped:
             return ""
         text = self._release(self._held + self._new().rstrip(HALF))
@@ -198,6 +199,6 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` may begin."""
+    """Return the number of characters at the end of `text` that begin `stop`."""
     most = min(len(text), len(stop) - 1)
     return next((length for length in range(most, 0, -1) if text.endswith(stop[:length])), 0)

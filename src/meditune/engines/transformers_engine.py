@@ -1,6 +1,6 @@
-"""The plain engine: any model that transformers loads, a base or a tuned one, adapters and virtual tokens included.
+"""The engine for any model that transformers loads, base or tuned, including adapters and virtual tokens.
 
-Continuous batching on this package's own decoder: prompts join and answers leave between any two steps.
+It batches continuously with Meditune's own decoder: prompts join and answers leave between any two steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from meditune.prompts import Encoded
 
 
 class TransformersBatch:
-    """Up to `at_once` answers of a loaded model, fewer where they are long (scheduler.py calls it)."""
+    """A batch of up to `at_once` answers of a loaded model, fewer if they are long (called by scheduler.py)."""
 
     def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
         self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once
@@ -41,14 +41,14 @@ class TransformersBatch:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """No gradients, and the faster products."""
+        """Disable gradients and use the faster products."""
         with inference(self.loaded.model, few_rows=True):
             yield
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Those that have waited longest, as many as one pass reads and as there is memory for.
+        """Take the requests that have waited longest, as many as one pass can read and memory allows.
 
-        One that begins like another of them waits for the next pass, which needn't read that beginning again.
+        A request that shares a prefix with one of them waits for the next pass, which doesn't read that prefix again.
         """
         taken: list[ScheduledRequest] = []
         longest = max((_most(answer.job) for answer in self.running), default=0)
@@ -66,7 +66,7 @@ class TransformersBatch:
         return taken
 
     def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read prompts and choose the first tokens."""
+        """Read the prompts and choose the first tokens."""
         first = len(self.running)
         for answer in answers:
             answer.cached = self.prefixes.longest(answer.job.prompt)[0]
@@ -77,14 +77,14 @@ class TransformersBatch:
         self._add(logits, first)
 
     def step(self) -> None:
-        """One more token of every answer."""
+        """Add one token to every answer."""
         self._leave()
         if self.running:
             self._add(self.decoder.step([answer.tokens[-1] for answer in self.running]), 0)
             self._leave()
 
     def clear(self) -> None:
-        """Forget everything that runs."""
+        """Drop all running answers."""
         self.running, self._wishes = [], []
         self.decoder = self._decoder()
 
@@ -104,7 +104,7 @@ class TransformersBatch:
         for number, found in enumerate(sample_next_tokens(logits, wishes), first):
             answer, held = self.running[number], self._wishes[number][1]
             if found is None:
-                answer.fail(ModelError(f"{self.loaded.name} gives numbers that aren't finite on this prompt."))
+                answer.fail(ModelError(f"{self.loaded.name} gives logits that aren't finite for this prompt."))
                 continue
             token, likely = found
             if token in self.ends:
@@ -117,7 +117,7 @@ class TransformersBatch:
                     answer.end()
 
     def _leave(self) -> None:
-        """Let go of what has ended or was cancelled; what was read of it may be the beginning of another prompt."""
+        """Remove finished and cancelled answers; their tokens stay in the prefix cache for later prompts."""
         for number in reversed(range(len(self.running))):
             answer = self.running[number]
             if answer.cancelled:
@@ -140,24 +140,24 @@ def _most(job: GenerationRequest) -> int:
 
 
 def _alike(job: GenerationRequest, others: Sequence[ScheduledRequest]) -> int:
-    """The most tokens with which this prompt begins like one of the others."""
+    """Return the length of the longest prefix that this prompt shares with one of the others."""
     ids = np.asarray(job.prompt)
     return max(shared_prefix(ids, np.asarray(other.job.prompt)) for other in others)
 
 
 SCORED_TOKENS = 1024
-"""Tokens that are scored in one pass, between two steps"""
+"""The most tokens that are scored in one pass, between two steps"""
 OTHERS = 5
-"""Likeliest tokens that are told of each place in a text that is scored"""
+"""Number of most likely tokens returned for each position of a scored text"""
 UNKNOWN_CONTEXT = 2048
-"""Tokens where a model's config doesn't say how many it takes"""
+"""Assumed context length in tokens if the model's config doesn't give it"""
 
 
 class TransformersEngine(BatchingEngine[TransformersBatch]):
     """A loaded model that continues many prompts together."""
 
     def __init__(self, loaded: LoadedModel, at_once: int = 32) -> None:
-        """`at_once` bounds the answers that are written together. Raises ModelError where nothing would end them."""
+        """Create the engine for at most `at_once` answers at a time. Raises ModelError without an end token."""
         self.loaded = loaded
         dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
         most = positions(loaded.model.config) or UNKNOWN_CONTEXT
@@ -166,7 +166,7 @@ class TransformersEngine(BatchingEngine[TransformersBatch]):
         super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Of each place the five likeliest tokens are told, too."""
+        """See engine.py. The five most likely tokens of each position are returned, too."""
         check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         scored: list[list[TokenLogprob]] = [[] for _ in texts]
         for numbers in _grouped(len(prompt), texts, tokens_at_once(self.loaded.model, SCORED_TOKENS)):
@@ -192,19 +192,19 @@ class TransformersEngine(BatchingEngine[TransformersBatch]):
     def _likely(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> TokenLogprob:
         if logits.dtype == torch.float32 or getattr(self.loaded.model.config, "final_logit_softcapping", None):
             return top_logprobs(logits, token, OTHERS)
-        # In BF16 the logits of different tokens often tie: those that are told are computed once more, in FP32.
+        # In BF16 the logits of different tokens are often equal: those that are returned are computed again in FP32.
         values = logits.float()
-        told = list(dict.fromkeys([token, *values.topk(OTHERS).indices.tolist()]))
-        exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, told)
+        tokens = list(dict.fromkeys([token, *values.topk(OTHERS).indices.tolist()]))
+        exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, tokens)
         logprobs = (exact - values.logsumexp(dim=-1)).tolist()
-        others = sorted(zip(told, logprobs, strict=True), key=lambda pair: -pair[1])[:OTHERS]
+        others = sorted(zip(tokens, logprobs, strict=True), key=lambda pair: -pair[1])[:OTHERS]
         return TokenLogprob(token, logprobs[0], dict(others))
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the model's settings for writing name.
+    """Return the tokens that end an answer: the tokenizer's, and those in the model's generation config.
 
-    Raises ModelError where there are none.
+    Raises ModelError if there are none.
     """
     named = getattr(loaded.model.generation_config, "eos_token_id", None)
     named = named if isinstance(named, list) else [named]
@@ -215,7 +215,7 @@ def end_tokens(loaded: LoadedModel) -> list[int]:
 
 
 def _grouped(prompt: int, texts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Numbers of texts that are read in one row after their prompt, with at most so many tokens or one text."""
+    """Return the numbers of the texts in groups for one row each, with at most `most` tokens or a single text."""
     groups: list[list[int]] = []
     room = 0
     for number, text in enumerate(texts):

@@ -1,1 +1,1 @@
-"""Measuring a model, comparing two with statistics, and the report."""
+"""Evaluation of models, statistical comparison, and the report."""

@@ -1,14 +1,10 @@
-"""What is found in stored answers without the model that wrote them: graded once, and stored beside them.
+"""Grading of stored answers: faithfulness to their sources, and similarity to the references.
 
-A grader reads a model's stored predictions and the examples they belong to, and gives rows of a kind of its own. So a
-run that was measured by an earlier version gets new figures from `meditune report`, and no model has to be loaded.
+A grader reads a model's stored predictions and their examples, and returns rows of a kind of its own, which are stored
+beside them. `meditune report` can therefore add new metrics to an older run without its model.
 
-Grading stored answers by their sources: which sentences the example's passages and question bear out.
-
-The detector of meditune.evidence always reads; a model that the recipe names gives the scores in its place, and the
-detector's spans stay. An answer to an example without passages has nothing to be faithful to, and isn't graded.
-
-A grader: how near written answers come to the references in meaning, by a sentence model.
+The detector of meditune.evidence grades faithfulness. If the recipe names a support model, the scores come from that
+model, and the detector's spans are kept. Answers to examples without passages aren't graded.
 """
 
 from __future__ import annotations
@@ -37,15 +33,15 @@ if TYPE_CHECKING:
     from meditune.models.sentence_encoder import Reading, SentenceModel
 
 WORDS = "words"
-"""What graded, where no model did"""
+"""Name of the grader if no model graded"""
 
 
 def grade_faithfulness(
     predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterable[dict[str, Any]] | None:
-    """A row of each answer with sources; None where there is none.
+    """Return a row for each answer with sources; None if there are no such answers.
 
-    `id`; `score`, None where nothing was said; `by`, WORDS or the model's name; `sentences` with `start`, `end`,
+    A row has `id`; `score`, None for an empty answer; `by`, WORDS or the model's name; `sentences` with `start`, `end`,
     `score` and whether they are `supported`; `spans` with `start`, `end`, `kind`, `why` and `source`.
     """
     return _graded(predictions.answer, examples, spec)
@@ -54,26 +50,26 @@ def grade_faithfulness(
 def grade_references(
     predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterable[dict[str, Any]] | None:
-    """As `grade`, of the reference answers to the same questions: what is marked in them are mostly false alarms."""
+    """Grade the reference answers like `grade_faithfulness`; marks in them are mostly false alarms."""
     return _graded([row | {"prediction": row["reference"]} for row in predictions.answer], examples, spec)
 
 
 def grade_retrieved(
     predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterable[dict[str, Any]] | None:
-    """As `grade`, of the answers from retrieved passages, by those for which there was room in the prompt."""
+    """Grade answers with retrieved passages like `grade_faithfulness`, by the passages that fit into the prompt."""
     return grade_faithfulness(predictions.under("retrieved"), _seen(predictions, found), spec)
 
 
 def grade_retrieved_references(
     predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterable[dict[str, Any]] | None:
-    """As `grade_references`, by the retrieved passages for which there was room in the prompt."""
+    """Grade the reference answers like `grade_references`, by the retrieved passages that fit into the prompt."""
     return grade_references(predictions.under("retrieved"), _seen(predictions, found), spec)
 
 
 def _seen(predictions: Predictions, found: Mapping[str, Example]) -> dict[str, Example]:
-    """The examples, by id, with those of their retrieved passages that were in the prompt."""
+    """Return the examples, by id, with those of their retrieved passages that were in the prompt."""
     return {
         row["id"]: with_best(found[row["id"]], row["passages"])
         for row in predictions.retrieved_answer
@@ -82,12 +78,12 @@ def _seen(predictions: Predictions, found: Mapping[str, Example]) -> dict[str, E
 
 
 def overview(predictions: Predictions) -> dict[str, Any]:
-    """How many answers were graded and by what, how many had no sources or said nothing, and spans by kind."""
+    """Return the grader, the numbers of graded, empty and source-less answers, and the number of spans by kind."""
     return _counted(predictions, predictions.faithfulness)
 
 
 def overview_of_references(predictions: Predictions) -> dict[str, Any]:
-    """The same of the reference answers."""
+    """Return the same for the reference answers."""
     return _counted(predictions, predictions.reference_faithfulness)
 
 
@@ -121,7 +117,7 @@ def _by_words(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -
 
 
 def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], name: str) -> Iterator[dict[str, Any]]:
-    """The model's score of each sentence; an answer's is its lowest, because one false sentence is enough."""
+    """Yield rows with the model's scores; an answer's score is that of its worst sentence."""
     model = load_support_model(name)
     judged = [_judged(row, examples) for row in rows]
     asked = [
@@ -154,10 +150,10 @@ def _progressing(model: Support, asked: Sequence[SupportQuestion]) -> Iterator[A
 def _unsupported(
     sentences: Sequence[Mapping[str, Any]], spans: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A span for each sentence that the model doubts and that has none."""
+    """Yield a span for each sentence without spans that the model doesn't find supported."""
     for each in sentences:
         if not each["supported"] and not any(each["start"] <= span["start"] < each["end"] for span in spans):
-            why = f"The model finds it borne out with a probability of {each['score']:.2f}."
+            why = f"According to the model, the sources support this with a probability of {each['score']:.2f}."
             yield {"start": each["start"], "end": each["end"], "kind": "unsupported", "why": why, "source": ""}
 
 
@@ -186,22 +182,22 @@ def _row(identifier: str, by: str, judgement: Verdict) -> dict[str, Any]:
 def similarity(
     predictions: Predictions, _: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterator[dict[str, Any]] | None:
-    """For each answer `similarity` and `token_similarity` to the reference that it is nearest to.
+    """Return rows with each answer's `similarity` and `token_similarity` to its most similar reference.
 
-    None where it wasn't asked for, where there are no answers, and, after saying so, where the model can't be had.
+    None if the recipe turns this off, if there are no answers, or, with a message, if the model is unavailable.
     """
     from meditune.models.catalogue import SENTENCE_MODEL
     from meditune.models.sentence_encoder import sentence_model
 
-    if not spec.similarity or not predictions.answer or not _can_be_had(SENTENCE_MODEL.folder):
+    if not spec.similarity or not predictions.answer or not _is_available(SENTENCE_MODEL.folder):
         return None
     return compared(sentence_model(), predictions.answer)
 
 
 def compared(model: SentenceModel, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """`id`, `similarity` and `token_similarity` of each answer; an empty one is similar to nothing, 0.
+    """Yield `id`, `similarity` and `token_similarity` of each answer; both are 0 for an empty answer.
 
-    The reference that is nearest by one needn't be so by the other.
+    The most similar reference can differ between the two measures.
     """
     texts = list(dict.fromkeys(text for row in rows for text in (row["prediction"], *references(row))))
     readings = dict(zip(texts, model.read(texts, "Similarity in meaning"), strict=True))
@@ -216,10 +212,10 @@ def compared(model: SentenceModel, rows: Sequence[dict[str, Any]]) -> Iterator[d
 
 
 def matched(said: Reading, meant: Reading) -> float:
-    """F1 of greedy matching (Zhang et al. 2020, arXiv:1904.09675).
+    """Return the F1 of greedy token matching (Zhang et al. 2020, arXiv:1904.09675).
 
-    Precision is the mean over the answer's tokens of the cosine to the nearest token of the reference, recall the same
-    the other way round. 0 where either has no tokens.
+    Precision is the mean over the answer's tokens of the cosine similarity to the nearest token of the reference;
+    recall is the same with answer and reference exchanged. The result is 0 if either has no tokens.
     """
     if not len(said.tokens) or not len(meant.tokens):
         return 0.0
@@ -229,8 +225,8 @@ def matched(said: Reading, meant: Reading) -> float:
 
 
 @cache
-def _can_be_had(folder: Path) -> bool:
-    """Whether the sentence model lies in that folder, or could be fetched into it; says so once where it couldn't."""
+def _is_available(folder: Path) -> bool:
+    """Return True if the sentence model is in the folder or can be downloaded to it; else print a message once."""
     from meditune.models.sentence_encoder import sentence_model
 
     try:
@@ -238,7 +234,7 @@ def _can_be_had(folder: Path) -> bool:
     except ModelError as error:
         reason = str(error).rstrip(".")
         print(
-            f"Similarity in meaning is not measured: {reason}. To do without it: evaluate.similarity=false.",
+            f"Similarity in meaning is not measured: {reason}. To turn it off, set evaluate.similarity=false.",
             file=sys.stderr,
         )
         return False
@@ -246,7 +242,7 @@ def _can_be_had(folder: Path) -> bool:
 
 
 Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[dict[str, Any]] | None]
-"""Rows to store, from a model's predictions and the examples by id; None where there is nothing to grade"""
+"""Returns rows to store, from a model's predictions and the examples by id; None if there is nothing to grade"""
 GRADERS: dict[Kind, Grader] = {
     "calibration": lambda predictions, _, spec: decision_calibration.fit_calibration(predictions, spec),
     "similarity": similarity,
@@ -257,13 +253,13 @@ BY_PASSAGES: dict[Kind, Grader] = {
     "retrieved_faithfulness": grade_retrieved,
     "retrieved_reference_faithfulness": grade_retrieved_references,
 }
-"""Those that read the examples with the passages that were found for them"""
+"""Graders that read the examples with their retrieved passages"""
 
 
 def grade(
     folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
 ) -> None:
-    """Store what each grader finds in the predictions of `model`, unless it is there already.
+    """Store each grader's rows for the predictions of `model`, unless they exist already.
 
     `found` are the examples with retrieved passages.
     """

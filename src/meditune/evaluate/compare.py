@@ -1,9 +1,4 @@
-"""Is one model better than another? Paired statistics on the same items.
-
-Which items changed between two models, in both directions.
-
-Any number of measured models side by side, each compared with the first.
-"""
+"""Paired comparison of measured models on the same items: statistics, changed items, and many models side by side."""
 
 from __future__ import annotations
 
@@ -34,31 +29,31 @@ from meditune.statistics import (
 BLOCK = 500
 LEVEL = 0.05
 FEWEST = 6
-"""Groups to tell a difference by: even if all five of five lean one way, chance does that in one case of 16"""
+"""Minimum number of groups for a significant difference: at random, five of five groups agree in one case of 16"""
 
 
 def compare(
     base: Predictions, tuned: Predictions, resamples: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """For every metric that both have, what the difference is and how sure:
+    """Return for every metric of both models the difference and its significance:
 
-    - `delta`: tuned - base; of the distances from 1 for a metric whose best value is 1 (length_ratio).
-    - `ci95`: the paired bootstrap's percentile interval (Efron and Tibshirani 1993). Items with the same group in
+    - `delta`: tuned - base; for a metric whose best value is 1 (length_ratio), the difference of the distances from 1.
+    - `ci95`: the percentile interval of a paired bootstrap (Efron and Tibshirani 1993). Items with the same group in
       `groups` (id -> group) are drawn together, because they aren't independent of each other.
-    - `p`, two-sided: McNemar's exact test (McNemar 1947) where each item is right or wrong, else the bootstrap's;
-      `test` says which. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
-    - `better`: True or False where the interval excludes 0 on the good or the bad side, and None where it doesn't, or
-      where there are fewer than FEWEST groups: draws of so few hardly vary. Their bootstrap's p is 1.
-    - `effect`: delta over the standard deviation of one item's part in it, Cohen's d of paired differences (Cohen
-      1988, d_z), taken from the bootstrap's spread; None where the difference never varies.
-    - `base_ci95`, `tuned_ci95`: each model's own interval, Wilson's (Wilson 1927) for shares of independent items.
-    - `items`, `groups`: how many there are.
-    - `gained`, `lost`: where each item is right or wrong, how many only the tuned or only the base model got right.
-    - `references`, of detector metrics, which mark some true answers too: what `_References` says, or None where the
-      reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the references;
-      `difference` is what it would be without them.
+    - `p`, two-sided: from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
+      `test` names the test. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
+    - `better`: True or False if the interval excludes 0 on the good or the bad side; None if it doesn't, or if there
+      are fewer than FEWEST groups, because draws of so few groups hardly vary. Their bootstrap's p is 1.
+    - `effect`: delta over the standard deviation of one item's contribution, which is Cohen's d of paired differences
+      (Cohen 1988, d_z), computed from the bootstrap's spread; None if the difference never varies.
+    - `base_ci95`, `tuned_ci95`: each model's own interval; Wilson's (Wilson 1927) for shares of independent items.
+    - `items`, `groups`: their numbers.
+    - `gained`, `lost`: if each item is right or wrong, the number that only the tuned or only the base model got right.
+    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_References`,
+      or None if the reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the
+      references; `difference` is its value without regard to them.
 
-    Raises DataError where the two were measured on different items.
+    Raises DataError if the models were measured on different items.
     """
     first, second = statistics_of(base), statistics_of(tuned)
     shared = [name for name in first if name in second]
@@ -80,21 +75,24 @@ def compare(
 
 
 def claim_p(row: Mapping[str, Any]) -> float:
-    """The p that a claim of a change rests on: for detector metrics both the change and the excess over the references
-    must be significant, so the larger of the two (an intersection-union test, Berger 1982)."""
+    """Return the p of a claimed change.
+
+    For detector metrics, both the change and the excess over the references must be significant, so this is the larger
+    of the two p (an intersection-union test, Berger 1982).
+    """
     if "references" not in row:
         return float(row["p"])
     return max(float(row["p"]), float(row["references"]["p"])) if row["references"] else 1.0
 
 
 def is_significant(row: Mapping[str, Any]) -> bool | None:
-    """True or False where the interval of the difference lies on the good or the bad side, whatever the references."""
+    """Return True or False if the interval is entirely on the good or the bad side, without regard to references."""
     found: bool | None = row.get("difference", row["better"])
     return found
 
 
 def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
-    """`second` with its items in the order of `first`. Raises DataError where they aren't the same items."""
+    """Return `second` with its items in the order of `first`. Raises DataError if they don't have the same items."""
     if first.ids == second.ids:
         return second
     place = {each: index for index, each in enumerate(second.ids)}
@@ -107,7 +105,7 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
             if ids
         ]
         raise DataError(
-            f"The two models' {name} was measured on different items, so their difference says nothing: "
+            f"The two models' {name} was measured on different items, so it can't be compared: "
             f"{', '.join(sides)}. Evaluate both with the same recipe and seed, and the same version of Python."
         )
     return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
@@ -115,7 +113,7 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
 
 @dataclass
 class _Pair:
-    """One metric of both models, summed by cluster, and what the bootstrap has drawn of it so far."""
+    """One metric of both models, summed by cluster, with the bootstrap draws so far."""
 
     metric: Metric
     base: Statistics
@@ -129,7 +127,7 @@ class _Pair:
         self.sums = tuple(by_cluster(each.items, self.clusters) for each in (self.base, self.tuned))
 
     def beside(self, base: Statistics | None, tuned: Statistics | None, resamples: int, seed: int) -> None:
-        """Hold the model with more marks to its references; the other model's references stand in for missing ones."""
+        """Compare the model with more marks with its references, or with the other model's if it has none."""
         if not self.metric.detector:
             return
         wrong = is_wrong(self.metric, float(standard_gap(self.metric, self.tuned.value(), self.base.value())))
@@ -141,7 +139,7 @@ class _Pair:
             self.references = _References(self.metric, name, side, sums, resamples, seed)
 
     def draw(self, drawn: Array) -> None:
-        """Figures of both models on draws (b, clusters)."""
+        """Compute both models' values on draws (b, clusters)."""
         if self.references:
             self.references.draw(drawn)
         base, tuned = (each.figure(drawn @ sums) for each, sums in zip((self.base, self.tuned), self.sums, strict=True))
@@ -187,29 +185,29 @@ class _Pair:
 
 
 class _References:
-    """What a detector marks in the reference answers, beside the model that has more marks.
+    """A comparison of the reference answers with the model that has more of a detector's marks.
 
-    `figure`, the references' own, with its `ci95`; `of`, which model is beside it; `excess`, that model's figure minus
-    the references', with its `excess_ci95` by the same draws; `p`, that they are alike (significance.exchange_p);
-    `beyond`, whether the model has significantly more marks.
+    `figure` is the references' value, with its `ci95`; `of` names the model; `excess` is that model's value minus the
+    references', with its `excess_ci95` from the same draws; `p` is that of no difference (statistics.exchange_p);
+    `beyond` is True if the model has significantly more marks.
     """
 
     def __init__(
         self, metric: Metric, of: str, side: Statistics, sums: tuple[Array, Array], resamples: int, seed: int
     ) -> None:
-        """`sums`: the model's and the references' statistics by cluster."""
+        """Prepare the comparison; `sums` are the model's and the references' statistics by cluster."""
         self.metric, self.of, self.figure, self.sums = metric, of, side.figure, sums
         self.drawn: list[tuple[Array, Array]] = []
         swaps = np.random.default_rng([seed, 1]).integers(0, 2, (resamples, len(sums[0]))).astype(np.float64)
         self.p = exchange_p(*sums, side.figure, swaps)
 
     def draw(self, drawn: Array) -> None:
-        """The model's and the references' figures on draws (b, clusters)."""
+        """Compute the model's and the references' values on draws (b, clusters)."""
         model, references = (self.figure(drawn @ each) for each in self.sums)
         self.drawn.append((model, references))
 
     def result(self, few: bool) -> dict[str, Any]:
-        """The fields above; nothing is beyond the references on too few groups."""
+        """Return the fields above; with `few` groups, `beyond` is False."""
         model, references = (np.concatenate(column) for column in zip(*self.drawn, strict=True))
         own, figure = (float(self.figure(each.sum(axis=0))) for each in self.sums)
         return {
@@ -224,23 +222,23 @@ class _References:
 
 
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Sentences on what the comparison can't claim, and why."""
+    """Return sentences about changes that the comparison can't claim, with the reasons."""
     return [*too_few(comparison), *_without_references(comparison), *_within_references(comparison)]
 
 
 def _without_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence on the detector metrics whose references weren't graded, if there are any."""
+    """Return a sentence about the detector metrics without graded references, if there are any."""
     titles = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
     if not titles:
         return []
     return [
-        f"No change is claimed for {', '.join(titles)}, because what the detector marks in the reference answers isn't "
-        "stored. `meditune report RUN` adds it to a run, and `meditune evaluate` to an evaluation."
+        f"No change is claimed for {', '.join(titles)}, because the detector's marks in the reference answers aren't "
+        "stored. To add them, use `meditune report RUN` for a run and `meditune evaluate` for an evaluation."
     ]
 
 
 def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each detector metric that changed, but not beyond what is marked in the reference answers."""
+    """Return a sentence for each detector metric that changed, but not beyond the marks in the reference answers."""
     found = []
     for name, row in comparison.items():
         beside = row.get("references")
@@ -248,30 +246,30 @@ def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]
             digits = METRICS[name].digits
             low, high = beside["ci95"]
             found.append(
-                f"{METRICS[name].title}: no change is claimed. The detector gives the reference answers "
+                f"{METRICS[name].title}: no change is claimed. The detector's value for the reference answers is "
                 f"{beside['figure']:.{digits}f} (95 % interval {low:.{digits}f} to {high:.{digits}f}), and the "
-                f"{beside['of']} model isn't shown to be worse than that."
+                f"{beside['of']} model isn't significantly worse than that."
             )
     return found
 
 
 def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence on the metrics that were measured on too few groups to tell a difference, if any were."""
+    """Return a sentence about the metrics that were measured on too few groups to compare, if there are any."""
     titles = [METRICS[name].title for name, row in comparison.items() if row["groups"] < FEWEST]
     if not titles:
         return []
-    return [f"On fewer than {FEWEST} groups of items no difference can be shown, as of: {', '.join(titles)}."]
+    return [f"No change can be significant with fewer than {FEWEST} groups of items. Metrics: {', '.join(titles)}."]
 
 
 def survives_correction(row: dict[str, Any]) -> bool:
-    """Whether a metric's difference is shown even in view of how many metrics were tested."""
+    """Return True if a metric's difference is significant after correction for the number of metrics."""
     return bool(row["p_holm"] < LEVEL)
 
 
 def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
-    """Names of the metrics that moved the wrong way, whether or not the interval excludes 0.
+    """Return the names of the metrics that got worse, whether or not the interval excludes 0.
 
-    A move that vanishes in the digits shown counts only where it is shown to be worse.
+    A change that rounds to 0 counts only if it is significantly worse.
     """
     worse = []
     for name, row in comparison.items():
@@ -282,12 +280,12 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def is_wrong(metric: Metric, delta: float) -> bool:
-    """Whether a difference lies on the bad side."""
+    """Return True if a difference is a change for the worse."""
     return delta < 0 if metric.direction == "up" else delta > 0
 
 
 def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) -> list[list[str]]:
-    """The names in lists of those with the same items, which can share their draws."""
+    """Return the names grouped by equal items; metrics with the same items share their draws."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         found.setdefault(statistics[name].ids, []).append(name)
@@ -295,21 +293,21 @@ def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) 
 
 
 def clusters_of(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
-    """(n,) the number of each item's group; an item without one is a group of its own."""
+    """Return (n,) the number of each item's group; an item without a group forms a group of its own."""
     numbers: dict[tuple[bool, str], int] = {}
     keys = [(each in groups, groups.get(each, each)) for each in ids]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def by_cluster(items: Array, clusters: Any, count: int | None = None) -> Array:
-    """(count, k) sums of (n, k) items; without a count, of as many clusters as there are."""
+    """Return (count, k) sums of (n, k) items by cluster; `count` is the number of clusters by default."""
     sums = np.zeros((count or int(clusters.max()) + 1, items.shape[1]))
     np.add.at(sums, clusters, items)
     return sums
 
 
 def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
-    """(b, count) how often each of `count` clusters was drawn, in blocks."""
+    """Yield blocks (b, count) of how often each of `count` clusters was drawn."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
         size = min(BLOCK, resamples - start)
@@ -325,11 +323,11 @@ Change = dict[str, Any]
 
 
 def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Example]) -> list[Change]:
-    """Each item of which the two models say something else, the greatest loss first and the greatest gain last.
+    """Return each item for which the two models' predictions differ, the greatest loss first, the greatest gain last.
 
-    `id`, `kind` (decision or answer), `question` (empty where it isn't known), `reference`, what `base` and `tuned`
-    say, `change` (lost, gained, or neither), and `delta`: of a decision 1 where it turned right, -1 where it turned
-    wrong, else 0; of an answer the difference in ROUGE-L.
+    Each row has `id`, `kind` (decision or answer), `question` (empty if unknown), `reference`, the predictions of
+    `base` and `tuned`, `change` (lost, gained, or neither), and `delta`: for a decision 1 if it became correct, -1 if
+    it became wrong, else 0; for an answer the difference in ROUGE-L.
     """
     found = [
         _row("decision", first, second, examples, int(_is_right(second)) - int(_is_right(first)))
@@ -343,7 +341,7 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
 
 
 def count_changes(found: list[Change]) -> dict[str, dict[str, int]]:
-    """For each kind of prediction, how many items were lost, gained, or changed to neither's good."""
+    """Return for each kind of prediction the number of changed items that were lost, gained, or neither."""
     counts: dict[str, dict[str, int]] = {}
     for row in found:
         of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
@@ -382,7 +380,7 @@ def _rouge(row: dict[str, Any]) -> float:
 
 
 def rouge(reference: str, prediction: str) -> float:
-    """ROUGE-L F of one answer, stemmed."""
+    """Return the ROUGE-L F1 of one answer, with stemming."""
     return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
@@ -394,23 +392,23 @@ def _scorer() -> Any:
 
 
 class NothingInCommonError(DataError):
-    """Models of which no metric was measured for both."""
+    """Raised if two models have no metric in common."""
 
 
 def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
-    """`models` (names), `figures` (name -> metric -> figure), `comparisons` (name -> `comparison` and `worse`).
+    """Return `models` (names), `figures` (name -> metric -> value), `comparisons` (name -> `comparison` and `worse`).
 
-    Every model but the first is compared with it, with rows as in compare.compare, but Holm's correction runs over all
-    metrics of all of these comparisons; `worse` names what moved the wrong way. Of just two models `base`, `tuned`,
-    `comparison` and `worse` are there as in report.json, too.
+    Every further model is compared with the first, with rows as in `compare`, but Holm's correction covers all metrics
+    of all comparisons; `worse` names the metrics that got worse. For two models, the result also has `base`, `tuned`,
+    `comparison` and `worse`, as in report.json.
 
-    Raises DataError where models were measured on different items, NothingInCommonError where there is no metric of
-    both.
+    Raises DataError if models were measured on different items, and NothingInCommonError if two models have no metric
+    in common.
     """
     first, *others = models
     names = [model.name for model in models]
     if len(set(names)) < len(names):
-        raise DataError(f"A model is given twice: {', '.join(names)}.")
+        raise DataError(f"The same model is named twice: {', '.join(names)}. Name different models.")
     found = {}
     for other in others:
         try:
@@ -437,5 +435,5 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
 
 
 def changed_metrics(first: MeasuredModel, second: MeasuredModel) -> list[Change]:
-    """Which items the second model answers otherwise than the first, the greatest loss first."""
+    """Return the items that the second model answers differently from the first, the greatest loss first."""
     return changes(first.predictions, second.predictions, first.examples | second.examples)

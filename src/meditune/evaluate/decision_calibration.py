@@ -1,9 +1,4 @@
-"""Fitting what corrects a model's decisions, on its decisions on the dev split and on nothing else.
-
-Abstaining: how sure a model must be on dev to be right often enough, and what that gives on the measured items.
-
-Figures on the dev split while a model is trained, for `train.dev`.
-"""
+"""Calibration and abstention thresholds, fitted only on the dev split, and the dev metric during training."""
 
 from __future__ import annotations
 
@@ -24,20 +19,20 @@ from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
 
 COLDEST, HOTTEST = 0.05, 20.0
-"""Temperatures that are tried"""
+"""Range of temperatures in the search"""
 LEAST = 1e-9
-"""Mean probability below which a label's isn't taken for less"""
+"""Lower limit of a label's mean probability"""
 
 
 def fit_calibration(predictions: Predictions, spec: EvaluateSpec) -> list[dict[str, Any]] | None:
-    """One row: `id` and `method`, the `temperature`, the `bias` of each label, and how many dev `items` gave them.
+    """Fit calibration: return one row with `id`, `method`, `temperature`, the `bias` of each label, and dev `items`.
 
-    Corrected logits are logits / temperature + bias. None where nothing is asked for, there are no dev decisions, or
-    an API tells no likelihoods.
+    Calibrated logits are logits / temperature + bias. Returns None if calibration is off, or if there are no dev
+    decisions or no likelihoods from an API.
     """
     rows = predictions.dev_decision
-    told = all("logits" in row for row in (*rows, *predictions.decision))
-    if spec.calibrate == "none" or not rows or not told:
+    has_logits = all("logits" in row for row in (*rows, *predictions.decision))
+    if spec.calibrate == "none" or not rows or not has_logits:
         return None
     sharpness = spec.calibrate == "temperature"
     return [
@@ -52,7 +47,7 @@ def fit_calibration(predictions: Predictions, spec: EvaluateSpec) -> list[dict[s
 
 
 def _temperature(rows: Rows) -> float:
-    """The T that makes the references likeliest when logits are divided by it (Guo et al. 2017, arXiv:1706.04599)."""
+    """Return the temperature that maximizes the references' likelihood (Guo et al. 2017, arXiv:1706.04599)."""
     from scipy.optimize import minimize_scalar
 
     logits = np.array([[row["logits"][label] for label in DECISIONS] for row in rows])
@@ -68,10 +63,10 @@ def _temperature(rows: Rows) -> float:
 
 
 def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:
-    """What takes each label's mean probability away; with `to_prior`, what puts its frequency in that place.
+    """Return biases that remove each label's mean probability; with `to_prior`, they replace it with its frequency.
 
-    Without, this is batch calibration (Zhou et al. 2023, arXiv:2309.17249) with the dev split as the batch.
-    Frequencies are counted with one more of each label, so that a label that dev lacks isn't ruled out.
+    Without `to_prior`, this is batch calibration (Zhou et al. 2023, arXiv:2309.17249) with the dev split as the batch.
+    Frequencies have add-one smoothing, so that a label that is missing on dev isn't excluded.
     """
     shares = [probabilities(row["logits"]) for row in rows]
     bias: dict[str, float] = {}
@@ -84,15 +79,15 @@ def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:
 
 
 FEWEST = 10
-"""A threshold must keep at least so many dev items: a few lucky ones at the top show nothing."""
+"""Minimum number of dev items above a threshold, because a few items can be correct by luck"""
 
 
 def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None:
-    """By `raw` and, where there is a calibration, by `calibrated` confidence: `threshold`, `dev` and `test`.
+    """Return `threshold`, `dev` and `test` for `raw` and, if there is a calibration, for `calibrated` confidence.
 
-    The threshold is the lowest confidence from which on dev the share `target` is right, with FEWEST items kept at
-    least; it and `test` are None where there is none. `dev` and `test` are as `kept_at` gives them, with `dev` None
-    where no threshold is. None without likelihoods on dev.
+    The threshold is the lowest confidence at which at least the share `target` of dev decisions is correct, with at
+    least FEWEST items. `dev` and `test` are results of `answered_at`. All three are None if no threshold reaches the
+    target. The function returns None without likelihoods on dev.
     """
     if not predictions.dev_decision or not all(
         "logits" in r for r in (*predictions.dev_decision, *predictions.decision)
@@ -106,7 +101,7 @@ def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None
 
 
 def threshold_for(rows: Rows, target: float) -> float | None:
-    """The lowest confidence from which on the share `target` of the rows is right; None where no such one is."""
+    """Return the lowest confidence at which at least the share `target` of rows is correct; None if there is none."""
     sure, right = confidences(rows)
     for candidate in sorted(set(sure.tolist())):
         kept = sure >= candidate
@@ -116,9 +111,10 @@ def threshold_for(rows: Rows, target: float) -> float | None:
 
 
 def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
-    """Decisions at least that sure: how many are `kept` `of` all, their `coverage` and `accuracy` in percent.
+    """Return the results on decisions with a confidence of at least `threshold`.
 
-    `ci95` is Wilson's interval (1927) of that accuracy; it and the accuracy are None where nothing is kept.
+    `kept` and `of` are the numbers of these and of all decisions; `coverage` and `accuracy` are in percent; `ci95` is
+    Wilson's interval (1927) of the accuracy. Accuracy and interval are None if no decision is kept.
     """
     sure, right = confidences(rows)
     kept = sure >= threshold
@@ -142,9 +138,10 @@ def _tried(dev: Rows, test: Rows, target: float) -> dict[str, Any]:
 def dev_measure(
     loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe
 ) -> Callable[[LoadedModel], float] | None:
-    """What gives the metric of `train.dev` for a model, or None where training measures it itself, or nothing.
+    """Return a function that computes the metric of `train.dev` for a model.
 
-    `loaded` lends its tokenizer. Raises DataError where a dev question is too long for the prompt.
+    Returns None if the metric is off or is computed by training itself. Only the tokenizer of `loaded` is used. Raises
+    DataError if a dev question is too long for the prompt.
     """
     dev = recipe.train.dev
     if not dev.is_on or dev.metric == "loss":

@@ -1,12 +1,7 @@
-"""Measuring one model on the test items, with every prediction stored.
+"""Evaluation of one model on the test items, with every prediction stored.
 
-Which items are measured, and under which conditions.
-
-Whether stored predictions are those of the items that were to be measured: strangers are refused, gaps are named.
-
-Writing answers: greedy decoding of many prompts at once.
-
-Answers written by chance, several to a question: what a model says differently each time it may have made up.
+The module selects the items and conditions, generates greedy and sampled answers, and checks that stored predictions
+belong to the items.
 """
 
 from __future__ import annotations
@@ -55,10 +50,10 @@ from meditune.prompts import DECISION_TOKENS, Encoded, Encoder
 def decided_on(
     examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
 ) -> dict[DecisionKind, list[Example]]:
-    """The examples of each kind of decision, as a model is to see them; a kind without examples isn't there.
+    """Return the examples for each kind of decision, as the model sees them; kinds without examples are absent.
 
-    `dev` is decided on only where something is fitted there. `found` are the examples with retrieved passages in place
-    of the given context.
+    `dev` is used only if something is fitted on it. `found` are the examples with retrieved passages instead of the
+    given context.
     """
     kinds: dict[DecisionKind, list[Example]] = {"decision": _decided_items(examples)}
     if spec.fits_on_dev:
@@ -69,20 +64,20 @@ def decided_on(
 
 
 def refuse_no_repeat(spec: EvaluateSpec) -> None:
-    """Raise DataError where answers are to be written by a rule that engines and APIs don't follow."""
+    """Raise DataError if the recipe sets a decoding rule that engines and APIs don't follow."""
     if spec.no_repeat:
         raise DataError(
-            "evaluate.no_repeat holds for models that are loaded here; an exported model or an API writes as it does. "
-            "Set it to null, for the models to be compared with, too."
+            "evaluate.no_repeat works only for models that Meditune loads itself, not for an exported model or an API. "
+            "Set it to null, also for the models that you compare with."
         )
 
 
 def under_conditions(
     examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
 ) -> dict[Condition, list[Example]]:
-    """The examples as they are shown under each condition that is measured, if any are.
+    """Return the examples as the model sees them under each condition that is measured.
 
-    Closed book are those that have a context to take away.
+    Only examples with a context are asked closed book.
     """
     ids = {example.id for example in examples}
     closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
@@ -98,7 +93,7 @@ def _decided_items(examples: Sequence[Example]) -> list[Example]:
 
 
 def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """The examples whose long answers are scored: a seeded subset in the original order."""
+    """Return the examples whose long answers are scored: a seeded subset in the original order."""
     able = [example for example in examples if example.answer.strip()]
     if count is None or len(able) <= count:
         return able
@@ -109,10 +104,10 @@ SHOWN = 5
 
 
 def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
-    """What one must know of a model's stored predictions, in sentences; none where nothing is missing.
+    """Return sentences about what is missing in a model's stored predictions.
 
-    Raises DataError where an id isn't among `examples`, or an item's reference is another there: such predictions
-    belong to other data, and their figures would say nothing of these.
+    Raises DataError if an id isn't among `examples`, or an item has a different reference there, because such
+    predictions belong to other data.
     """
     known = {example.id: example for example in examples}
     answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
@@ -124,50 +119,51 @@ def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Exa
         rows: list[dict[str, Any]] = getattr(predictions, kind)
         if not rows:
             continue
-        _refuse_strangers(rows, known, f"{name}-{kind}.jsonl")
+        _refuse_unknown_items(rows, known, f"{name}-{kind}.jsonl")
         there = {row["id"] for row in rows} | set(predictions.no_reference if kind == "answer" else ())
         missing = [each for each in ids if each not in there]
         if missing:
             found.append(
                 f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({list_ids(missing)}); "
-                "its figures are those of the others."
+                "the metrics cover only the others."
             )
     if predictions.no_reference:
         found.append(
             f"{len(predictions.no_reference)} answers in {name}-answer.jsonl have an empty reference "
-            f"({list_ids(predictions.no_reference)}); nothing is measured on them."
+            f"({list_ids(predictions.no_reference)}) and are left out of the metrics."
         )
     return found
 
 
 def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
-    """A sentence where test items have neither a decision nor an answer, or only some have an answer."""
+    """Return a sentence if test items have neither a decision nor an answer."""
     without = [example.id for example in examples if not example.answer.strip() and not example.decision]
     if not without:
         return []
     return [
-        f"{len(without)} of {len(examples)} items have neither answer nor decision to measure ({list_ids(without)})."
+        f"{len(without)} of {len(examples)} items have neither an answer nor a decision to measure "
+        f"({list_ids(without)})."
     ]
 
 
 def list_ids(ids: Sequence[str]) -> str:
-    """The first ids, and how many more there are."""
+    """Return the first ids as text, and the number of further ones."""
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return f"{', '.join(ids[:SHOWN])}{more}"
 
 
-def _refuse_strangers(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:
-    strangers = [row["id"] for row in rows if row["id"] not in known]
-    if strangers:
+def _refuse_unknown_items(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:
+    unknown = [row["id"] for row in rows if row["id"] not in known]
+    if unknown:
         raise DataError(
-            f"{file}: {len(strangers)} of {len(rows)} predictions are for items that aren't in the data measured on "
-            f"({list_ids(strangers)}). They belong to other data: evaluate the model again, or take them out."
+            f"{file}: {len(unknown)} of {len(rows)} predictions are for items that aren't in the test data "
+            f"({list_ids(unknown)}). Evaluate the model again, or remove these predictions."
         )
     changed = [row["id"] for row in rows if row.get("reference") not in _references(known[row["id"]])]
     if changed:
         raise DataError(
             f"{file}: {len(changed)} of {len(rows)} predictions have another reference than the data "
-            f"({list_ids(changed)}). The data or the file was changed since: evaluate the model again."
+            f"({list_ids(changed)}). The data or the file has changed: evaluate the model again."
         )
 
 
@@ -178,10 +174,10 @@ def _references(example: Example) -> list[str | None]:
 def generate_answers(
     loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
 ) -> dict[str, str]:
-    """The greedy continuation of each prompt up to its end token, by example id.
+    """Return the greedy continuation of each prompt up to its end token, by example id.
 
-    With `once`, sequences of so many tokens come only once in each.
-    Raises ModelError where the model's logits aren't finite.
+    With `once`, no sequence of that many tokens occurs twice in an answer.
+    Raises ModelError if the model's logits aren't finite.
     """
     written: dict[str, str] = {}
     texts = [item.prompt for item in prompts]
@@ -202,12 +198,13 @@ def generate_answers(
 def sample_answers(
     loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], count: int, more: int, seed: int, label: str
 ) -> Iterator[dict[str, Any]]:
-    """A row of each example: `id`, and `predictions` with `count` answers of up to `more` tokens, at temperature 1.
+    """Yield a row for each example: `id`, and `predictions` with `count` answers of up to `more` tokens.
 
-    The seed fixes them on a machine; another batch size (less free memory) or library version gives others.
+    Answers are sampled at temperature 1. The seed reproduces them on the same machine; another batch size (with less
+    free memory) or library version gives different answers.
     """
     prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
-    # Prompts of like length share a batch, the longest first: what needs most memory shows at once.
+    # Prompts of similar length share a batch; the longest come first, so a lack of memory shows at once.
     order = [name for name in sorted(prompts, key=lambda name: -len(prompts[name])) for _ in range(count)]
     written: dict[str, list[str]] = {name: [] for name in prompts}
     torch.manual_seed(seed)
@@ -227,27 +224,27 @@ DECISIONS_ALONE: dict[str, Any] = {
     **{"closed_book": False, "retrieve": RetrieveSpec(), "written_decisions": False, "calibrate": "none"},
     **{"abstain_target": None},
 }
-"""Options with which nothing but decisions is measured"""
+"""Options that turn off everything except decisions"""
 
 
 class Scoring:
-    """What a model finds likely about given examples: the predictions that need nothing written."""
+    """Scoring of given examples by likelihood, without generation."""
 
     def __init__(self, encoder: Encoder, decided: Sequence[Example], answered: Sequence[Example]) -> None:
-        """Raises DataError where an example's question is too long for the encoder's prompt."""
+        """Encode the examples. Raises DataError if a question is too long for the encoder's prompt."""
         self.decided, self.answered = decided, answered
         encoded = [encoder.supervised(example, "decision") for example in decided]
         answers = [encoder.supervised(example, "answer") for example in answered]
         self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
         self.bytes = {
-            # Of the text itself where all of it is scored, because some tokenizers don't give it back as it was.
+            # If all of the text is scored, its own bytes count, because some tokenizers don't decode losslessly.
             item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
             for item, example in zip(answers, answered, strict=True)
         }
         self.labels = encoder.label_ids() if decided else {}
 
     def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
-        """Decisions and likelihoods; `label` is shown beside the progress."""
+        """Return decisions and likelihoods; `label` is the title of the progress display."""
         scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
         return Predictions(
             decision=[_decided(example, scores) for example in self.decided],
@@ -256,16 +253,16 @@ class Scoring:
 
 
 CALLED: dict[Condition, str] = {"closed": "closed book", "retrieved": "retrieved passages"}
-"""What conditions are called while they are measured"""
+"""Names of the conditions in progress displays"""
 
 
 class Evaluator:
-    """Measures models on the same items with the same prompt, and remembers on disk what is done.
+    """An evaluator of models on the same items with the same prompt, which stores finished predictions on disk.
 
-    Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
-    seeded subset, the same for every model. `found` are the examples with retrieved passages. The predictions lie in
-    `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again. With the protocol lm-eval only decisions
-    are.
+    Decisions are scored on every example that has one, and on `dev` if something is fitted there; long answers on a
+    seeded subset, the same for every model. `found` are the examples with retrieved passages. Predictions are stored
+    in `folder/NAME-KIND.jsonl`; kinds that exist already aren't computed again. The protocol lm-eval covers only
+    decisions.
     """
 
     def __init__(
@@ -282,7 +279,8 @@ class Evaluator:
         self.as_harness = recipe.evaluate.protocol == "lm-eval"
         if self.as_harness and not any(example.decision for example in examples):
             raise DataError(
-                "evaluate.protocol lm-eval measures decisions, and no item to be measured on has one. Take meditune."
+                "evaluate.protocol lm-eval measures only decisions, and no test item has a decision. "
+                "Set evaluate.protocol to meditune."
             )
         self.spec = spec = recipe.evaluate.model_copy(update=DECISIONS_ALONE if self.as_harness else {})
         found = () if self.as_harness else found
@@ -299,7 +297,7 @@ class Evaluator:
         self.messages = safety_battery.chosen_messages(spec.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
-        """Whether every kind of prediction of this model is stored already."""
+        """Return True if every kind of prediction of this model is stored."""
         kinds: set[Kind] = set(self.conditions)
         kinds |= {"written"} if self._written else set()
         kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
@@ -313,7 +311,7 @@ class Evaluator:
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def measure(self, loaded: LoadedModel, name: str) -> None:
-        """Make the predictions of `loaded` that aren't there yet."""
+        """Compute and store the predictions of `loaded` that don't exist yet."""
         if self.unanswerable:
             print(
                 f"{len(self.unanswerable)} of {self.count} items have no reference answer and are measured by their "
@@ -366,7 +364,7 @@ class Evaluator:
 
     @property
     def _written(self) -> bool:
-        """Whether decisions are asked for in words, too."""
+        """Return True if the model also writes decisions as text."""
         return self.spec.written_decisions and bool(self.decided)
 
     def _dev_decisions(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
@@ -374,7 +372,7 @@ class Evaluator:
         return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, dev split").decision
 
     def _under(self, loaded: LoadedModel, condition: Condition, name: str) -> None:
-        """Decisions, likelihoods and answers under a condition."""
+        """Compute decisions, likelihoods and answers under a condition."""
         decided, answered = self.conditions.get(condition, []), self.answered_under.get(condition, [])
         kinds: list[Condition | LikelihoodKind] = [condition] if decided else []
         kinds += [LIKELIHOOD[condition]] if answered else []
@@ -395,11 +393,14 @@ class Evaluator:
     def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "decision") for example in self.decided]
-        texts = generate_answers(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        texts = generate_answers(loaded, prompts, DECISION_TOKENS, f"Written decisions of {name}")
         rows = [written_row(example.id, example.decision, texts[example.id]) for example in self.decided]
         unclear = sum(row["prediction"] is None for row in rows)
         if unclear:
-            print(f"{unclear} of {len(rows)} written decisions of {name} name no label: wrong.", file=sys.stderr)
+            print(
+                f"{unclear} of {len(rows)} written decisions of {name} contain no label and count as wrong.",
+                file=sys.stderr,
+            )
         return rows
 
     def _answers(
@@ -441,12 +442,12 @@ class Evaluator:
 
 
 def empty_answers_remark(name: str, empty: Sequence[str]) -> str:
-    """What is said where a model wrote nothing to these items; empty where there are none."""
+    """Return a sentence about a model's empty answers; an empty string without any."""
     if not empty:
         return ""
     return (
-        f"{name} wrote nothing to {len(empty)} items, such as {empty[0]}: it ended at once, or wrote only white space. "
-        "They count as answers without a word."
+        f"{name} gave empty answers to {len(empty)} items, such as {empty[0]}: it stopped at once, or wrote only "
+        "whitespace. They count as answers without a word."
     )
 
 
@@ -457,7 +458,7 @@ def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:
 
 
 def _texts(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str) -> Iterator[dict[str, Any]]:
-    """How likely each row's one text is."""
+    """Yield the likelihood of each row's single text."""
     scores = likelihood.score(loaded, rows, batch_tokens, label)
     for item in (row.encoded[0] for row in rows):
         yield _scored(item.id, scores, scored_bytes(loaded.tokenizer, item))

@@ -1,10 +1,7 @@
-"""Measuring a model behind an API: decisions and answers, each kept as it comes, so that none is paid for twice.
+"""Evaluation of models behind an API and of exported models in an engine.
 
-Measuring a model as it is served: an exported one, by the engine that runs it.
-
-The items, files and fields are those of `evaluate.stage.Measuring`. What is measured is what a served model is asked:
-decisions by the likelihood of their words, the perplexity of given answers, and what it writes. Forgetting, general
-knowledge and samples are measured on the model that was exported.
+Items, files and fields are those of `evaluate.evaluator.Evaluator`. Rows from an API are stored as they arrive, so that
+no request is paid for twice.
 """
 
 from __future__ import annotations
@@ -33,11 +30,11 @@ from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoded, Encoder, chat_messages
 
 GRACE_SECONDS = 20.0
-"""So long a stopped measurement waits for the answers that are under way, because they are paid for."""
+"""Time that a stopped evaluation waits for pending answers, because they are paid for"""
 
 Asked = DecisionKind | AnswerKind | Literal["safety"]
 WRITTEN: tuple[Asked, ...] = ("answer", *ANSWER.values(), "safety")
-"""Asked for as written answers, not as decisions"""
+"""Kinds that need written answers, not decisions"""
 TITLES: dict[Asked, str] = {
     "decision": "decisions",
     "dev_decision": "dev decisions",
@@ -53,11 +50,10 @@ Row = dict[str, Any]
 
 
 class ApiEvaluator:
-    """Measures API models on the same items with the same prompt, and remembers on disk what is done.
+    """An evaluator of API models on the same items with the same prompt, which stores predictions on disk.
 
-    The items, files and fields are those of `evaluate.stage.Measuring`, but for what an API doesn't tell: no likelihood
-    of given text, hence neither perplexity nor forgetting. Found passages are all shown. While a kind is being
-    measured, its rows lie in `NAME-KIND.jsonl.begun`.
+    An API doesn't return the likelihood of given text, so perplexity and forgetting aren't measured. The prompt always
+    contains all retrieved passages. Until a kind is complete, its rows are in `NAME-KIND.jsonl.begun`.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ class ApiEvaluator:
         if recipe.evaluate.protocol != "meditune":
             raise DataError(
                 f"evaluate.protocol {recipe.evaluate.protocol} needs the likelihood of given text, which an API "
-                "doesn't tell. Take meditune."
+                "doesn't return. Set evaluate.protocol to meditune."
             )
         if examples:
             refuse_no_repeat(recipe.evaluate)
@@ -92,18 +88,18 @@ class ApiEvaluator:
 
     @property
     def _written(self) -> bool:
-        """Whether the words of decisions are read, too."""
+        """Return True if the text of decisions is also evaluated."""
         return self.spec.written_decisions and "decision" in self.items
 
     def is_done(self, name: str) -> bool:
-        """Whether every kind of prediction of this model is stored already."""
+        """Return True if every kind of prediction of this model is stored."""
         kinds: list[Kind] = [*self.items, *(("written",) if self._written else ())]
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def tokens(self, model: ApiModel, form: PromptFormat) -> tuple[int, int]:
-        """Estimated tokens that one measurement reads, and writes at most.
+        """Return the estimated number of input tokens of one evaluation, and the maximum number of output tokens.
 
-        Raises DataError where an item is longer than the model takes.
+        Raises DataError if an item exceeds the model's context.
         """
         read = written = 0
         for kind, items in self.items.items():
@@ -113,14 +109,14 @@ class ApiEvaluator:
                 length = of_chat(chat_messages(form, example, task, model.system))
                 if length + room > model.spec.context_tokens:
                     raise DataError(
-                        f"{example.id}: the question with its sources has about {length:,} tokens, and with "
-                        f"{room} for the answer that is more than model.api.context_tokens={model.spec.context_tokens}."
+                        f"{example.id}: the question with its sources has about {length:,} tokens. With {room} tokens "
+                        f"for the answer, it exceeds model.api.context_tokens={model.spec.context_tokens}."
                     )
                 read, written = read + length, written + room
         return read, written
 
     def measure(self, client: Client, model: ApiModel, form: PromptFormat, name: str) -> None:
-        """Ask for what isn't there yet."""
+        """Request and store the predictions that don't exist yet."""
         chat = Chat(client, model.name)
 
         def decide(example: Example) -> Row:
@@ -144,7 +140,7 @@ class ApiEvaluator:
             once(self.folder, name, "written", lambda: self._decisions_in_words(name))
 
     def _decisions_in_words(self, name: str) -> list[Row]:
-        """What the words say that came with the decisions; nothing is asked for again."""
+        """Return the written decisions from the stored decisions' text, without new requests."""
         decisions = read_jsonl(path_of(self.folder, name, "decision"))
         return [written_row(row["id"], row["reference"], row["text"]) for row in decisions]
 
@@ -156,8 +152,8 @@ class ApiEvaluator:
         rows = _kept(begun)
         left = [example for example in items if example.id not in rows]
         if rows and left:
-            there = f"{len(rows)} of {len(items)} are there"
-            print(f"Going on with the {TITLES[kind]} of {name}: {there}.", file=sys.stderr)
+            there = f"{len(rows)} of {len(items)} are done"
+            print(f"Resuming the {TITLES[kind]} of {name}: {there}.", file=sys.stderr)
         with Progress(f"{TITLES[kind].capitalize()} of {name}", len(left), TITLES[kind]) as progress:
 
             def keep(row: Row) -> None:
@@ -177,10 +173,10 @@ class ApiEvaluator:
 def _spread(
     ask: Callable[[Example], Row], items: Sequence[Example], workers: int, client: Client, keep: Callable[[Row], None]
 ) -> None:
-    """Ask for every item, so many at once, and keep each row as it comes.
+    """Request every item, `workers` at a time, and store each row when it arrives.
 
-    The first refusal ends it. Where it ends early, what is under way is still waited for and kept: by the threads that
-    ask, because a stop by the user strikes this one anywhere.
+    The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
+    interrupt by the user can stop this thread at any point.
     """
     changed = threading.Condition()
     under_way = 0
@@ -216,7 +212,7 @@ def _spread(
         pool.shutdown(wait=False, cancel_futures=True)
         with changed:
             if under_way:
-                print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
+                print("\nWaiting for pending answers; press ctrl-C again to abandon them.", file=sys.stderr)
             changed.wait_for(lambda: under_way == 0, GRACE_SECONDS)
         raise
     pool.shutdown()
@@ -225,7 +221,7 @@ def _spread(
 
 
 def _kept(path: Path) -> dict[str, Row]:
-    """Rows of a measurement that was stopped; a line that was cut off is left out, and the file mended."""
+    """Return the rows of an interrupted evaluation, and repair the file by removing a truncated line."""
     if not path.is_file():
         return {}
     rows: dict[str, Row] = {}
@@ -243,23 +239,30 @@ def _say_how_decided(title: str, name: str, rows: Sequence[Row]) -> None:
     by_word = sum(row.get("by") == "word" for row in rows)
     if by_word:
         print(
-            f"{by_word} of {len(rows)} {title} of {name} rest on the word that was written, because the API told no "
+            f"{by_word} of {len(rows)} {title} of {name} are based on the written word, because the API returned no "
             "likelihoods; the calibration error can't be measured.",
             file=sys.stderr,
         )
     unclear = sum(row["prediction"] is None for row in rows)
     if unclear:
-        print(f"{unclear} of {len(rows)} {title} of {name} are none of yes, no and maybe: wrong.", file=sys.stderr)
+        print(
+            f"{unclear} of {len(rows)} {title} of {name} are neither yes, no nor maybe, and count as wrong.",
+            file=sys.stderr,
+        )
 
 
 class EngineEvaluator:
-    """Measures an engine's model, and remembers on disk what is done."""
+    """An evaluator of an exported model in its engine, which stores predictions on disk.
+
+    It measures decisions by likelihood, the perplexity of given answers, and written answers. Forgetting, general
+    knowledge and samples are measured on the model before export.
+    """
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
         if recipe.evaluate.protocol != "meditune":
             raise DataError(
-                "An exported model is measured with evaluate.protocol meditune. For lm-eval's, measure the model that "
-                "it was exported from, or let lm-eval ask `meditune serve`."
+                "An exported model can be evaluated only with evaluate.protocol meditune. For the protocol lm-eval, "
+                "evaluate the model that it was exported from, or point lm-eval to `meditune serve`."
             )
         refuse_no_repeat(recipe.evaluate)
         self.spec, self.folder = recipe.evaluate, folder
@@ -268,7 +271,7 @@ class EngineEvaluator:
         self.messages = safety_battery.chosen_messages(recipe.evaluate.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
-        """Whether every kind of prediction of this model is stored already."""
+        """Return True if every kind of prediction of this model is stored."""
         kinds: list[Kind] = [*self.conditions]
         kinds += ["written"] if self._written else []
         kinds += ["likelihood", "answer"] if self.answered else []
@@ -276,7 +279,7 @@ class EngineEvaluator:
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def measure(self, engine: Engine, form: PromptFormat, name: str) -> None:
-        """Make the predictions that aren't there yet."""
+        """Compute and store the predictions that don't exist yet."""
         encoder = Encoder(engine.tokenizer, form)
         for kind in self.conditions:
             once(self.folder, name, kind, partial(self._decisions, engine, encoder, kind, name))
@@ -318,7 +321,7 @@ class EngineEvaluator:
     def _decisions_in_words(self, engine: Engine, encoder: Encoder, name: str) -> list[Row]:
         examples = self.conditions["decision"]
         prompts = [encoder.prompt(example, "decision") for example in examples]
-        texts = self._wrote(engine, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        texts = self._wrote(engine, prompts, DECISION_TOKENS, f"Written decisions of {name}")
         return [written_row(example.id, example.decision, texts[example.id]) for example in examples]
 
     def _answers(self, engine: Engine, encoder: Encoder, name: str) -> list[Row]:
@@ -332,7 +335,7 @@ class EngineEvaluator:
         return [message.row(texts[message.id]) for message in self.messages]
 
     def _wrote(self, engine: Engine, prompts: Sequence[Encoded], more: int, label: str) -> dict[str, str]:
-        """What the engine writes to each prompt, the likeliest, by the prompt's id."""
+        """Return the engine's greedy answer to each prompt, by the prompt's id."""
         written: dict[str, str] = {}
         with Progress(f"{label}, {engine.name}", len(prompts), "answers") as progress:
             for number, whole in generate_all(engine, [GenerationRequest(item.prompt, more) for item in prompts]):

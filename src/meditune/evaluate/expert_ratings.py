@@ -1,4 +1,4 @@
-"""Ratings of answers out of a file, by experts or by a model that rates: read, checked, and stored as predictions."""
+"""Import of ratings by experts or by a rating model: read from a file, checked, and stored as predictions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Rows = list[dict[str, Any]]
 
 
 def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
-    """Model (empty where the file has no such column) -> rows with `id` and `score`, None for an unanswered question.
+    """Return model (empty without such a column) -> rows with `id` and `score`, None for an unanswered question.
 
-    A score is a number from 1 to 4; empty or 0 says that the question wasn't answered. Several scores of one question
-    are averaged, as those of several raters; with `best` the highest counts, as of several answers. Raises DataError
-    with the place of a row that can't be used: leaving one out would change the figures.
+    A score is a number from 1 to 4; an empty score or 0 means that the question wasn't answered. Several scores of one
+    question, such as those of several raters, are averaged; with `best`, the highest counts, for several answers to a
+    question. Raises DataError with the place of an invalid row, because leaving a row out would change the metrics.
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()
@@ -38,7 +38,7 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
         columns = columns or columns_for(list(row), None, place, COLUMNS, (("id",), ("score",)))
         name, model = (str(row.get(columns.get(field, ""), "") or "").strip() for field in ("id", "model"))
         if not name:
-            raise DataError(f"{place}: no question id. Give each rating the id of its question.")
+            raise DataError(f"{place}: no question id. Add the question's id to each rating.")
         scores = given[model][name]
         score = _score(row.get(columns["score"]), place)
         if score is not None:
@@ -46,10 +46,10 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     if len(rejects):
         first = next(rejects.rows())
         raise DataError(
-            f"{first['where']}: {first['reason']}. Put this row right; left out, it would change the figures."
+            f"{first['where']}: {first['reason']}. Correct this row; leaving it out would change the metrics."
         )
     if not given:
-        raise DataError(f"{path}: no ratings in it.")
+        raise DataError(f"{path}: the file contains no ratings.")
     return {
         model: [
             {"id": name, "score": (max(scores) if best else sum(scores) / len(scores)) if scores else None}
@@ -60,25 +60,27 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
 
 
 def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
-    """Put each model's ratings beside its stored predictions; returns the models' names.
+    """Store each model's ratings beside its predictions and return the models' names.
 
-    Questions to which a model wrote nothing need no rating. Raises DataError where a model has no stored answers, and
-    where a rated question isn't among them.
+    Empty answers need no rating. Raises DataError if a model has no stored answers, or if a rated question isn't among
+    them.
     """
     there = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
     if not there:
-        raise DataError(f"{folder} holds no answers that could have been rated. Give the folder of a run.")
+        raise DataError(f"{folder} contains no answers to rate. Name the folder of a run.")
     stored = []
     for model, found in ratings.items():
         name = model or there[0]
         if name not in there:
-            raise DataError(f"The ratings are of {name!r}, and {folder} holds answers of {' and '.join(there)} only.")
-        answers = {row["id"]: row["prediction"] for row in read(folder, name).answer}
-        strangers = [row["id"] for row in found if row["id"] not in answers]
-        if strangers:
             raise DataError(
-                f"{len(strangers)} of {len(found)} rated questions of {name!r} aren't among its stored answers "
-                f"({list_ids(strangers)}). Rate with the ids in {path_of(folder, name, 'answer')}."
+                f"The ratings are for {name!r}, but {folder} contains only answers of {' and '.join(there)}."
+            )
+        answers = {row["id"]: row["prediction"] for row in read(folder, name).answer}
+        unknown = [row["id"] for row in found if row["id"] not in answers]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} of {len(found)} rated questions of {name!r} aren't among its stored answers "
+                f"({list_ids(unknown)}). Use the ids in {path_of(folder, name, 'answer')}."
             )
         rated = {row["id"] for row in found}
         silent = [
@@ -101,6 +103,6 @@ def _score(value: Any, place: str) -> float | None:
     if not LOWEST <= score <= HIGHEST:
         raise DataError(
             f"{place}: the score {text!r} isn't a number from {LOWEST} (incorrect) to {HIGHEST} (excellent); leave it "
-            "empty where the question wasn't answered."
+            "empty if the question wasn't answered."
         )
     return score

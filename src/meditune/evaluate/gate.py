@@ -1,15 +1,13 @@
-"""A policy that a new model must meet: what mustn't have got worse, what must be better, and by figures of its own.
+"""`meditune compare`: measured models side by side, and the check of a policy that a new model must meet.
 
-    not_worse: all                       # no interval wholly on the bad side; or a list of metrics
-    better: [accuracy]                   # the interval lies wholly on the good side
-    within: {macro_f1: 2}                # not inferior: the interval holds no loss of more than this
-    at_least: {accuracy: 55.2}           # the new model's own figure
+    not_worse: all                       # no interval entirely on the bad side; or a list of metrics
+    better: [accuracy]                   # the interval is entirely on the good side
+    within: {macro_f1: 2}                # not inferior: the interval excludes a loss of more than this
+    at_least: {accuracy: 55.2}           # the new model's own value
     at_most: {general_perplexity: 30}
 
-Intervals are the uncorrected 95 % ones: a gate is to warn, so it takes no credit from the number of metrics. For the
-same reason `not_worse` ignores what a detector marks in the reference answers; `better` needs a change beyond that.
-
-`meditune compare`: measured models side by side, what changed, and whether a policy is met.
+Intervals are the uncorrected 95 % ones: a gate should warn, so it isn't relaxed for the number of metrics. For the
+same reason `not_worse` ignores a detector's marks in the reference answers; `better` needs a change beyond them.
 """
 
 from __future__ import annotations
@@ -33,19 +31,19 @@ from meditune.files import read_text, write_json, write_jsonl
 
 
 class Policy(Spec):
-    """What a model must be, beside the one it is to replace."""
+    """Requirements for a model, relative to the model it should replace."""
 
     not_worse: Literal["all"] | list[str] = Field(
-        default_factory=list, description="Metrics whose interval mustn't lie wholly on the bad side."
+        default_factory=list, description="Metrics whose interval must not be entirely on the bad side."
     )
     better: list[str] = Field(
-        default_factory=list, description="Metrics whose interval must lie wholly on the good side."
+        default_factory=list, description="Metrics whose interval must be entirely on the good side."
     )
     within: dict[str, float] = Field(
-        default_factory=dict, description="Metrics whose interval mustn't reach a loss of more than this."
+        default_factory=dict, description="Metrics whose interval must exclude a loss of more than this."
     )
-    at_least: dict[str, float] = Field(default_factory=dict, description="Figures of the new model: not below this.")
-    at_most: dict[str, float] = Field(default_factory=dict, description="Figures of the new model: not above this.")
+    at_least: dict[str, float] = Field(default_factory=dict, description="Minimum values of the new model's metrics.")
+    at_most: dict[str, float] = Field(default_factory=dict, description="Maximum values of the new model's metrics.")
 
 
 _RULES = ", ".join(Policy.model_fields)
@@ -53,17 +51,17 @@ _RULES = ", ".join(Policy.model_fields)
 
 @dataclass(frozen=True)
 class Check:
-    """One rule on one metric."""
+    """The result of one rule for one metric."""
 
     metric: str
     rule: str
     passed: bool
     why: str
-    """With the figures that decided"""
+    """The values that decided"""
 
 
 def load_policy(path: Path) -> Policy:
-    """The policy in a YAML file. Raises RecipeError that lists every problem with its line."""
+    """Return the policy in a YAML file. Raises RecipeError that lists every problem with its line."""
     try:
         document = Document(read_text(path))
     except UnreadableError as error:
@@ -71,7 +69,7 @@ def load_policy(path: Path) -> Policy:
     problems = [(line, ".".join(map(str, key)), text) for key, line, text in document.problems]
     policy = Policy()
     if not isinstance(document.value, dict) or not document.value:
-        raise RecipeError(f"{path}: expected rules: {_RULES}.")
+        raise RecipeError(f"{path}: the policy has no rules. Use one or more of: {_RULES}.")
     try:
         policy = Policy.model_validate(document.value)
     except ValidationError as error:
@@ -79,8 +77,8 @@ def load_policy(path: Path) -> Policy:
     for key, name in _named(document.value):
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
-            problems.append((document.lines.get(key, 1), str(key[0]), f"no metric {name!r}; {hint}"))
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(METRICS)}"
+            problems.append((document.lines.get(key, 1), str(key[0]), f"unknown metric {name!r}; {hint}"))
     if problems:
         lines = (f"{path}, line {line}: {name}: {text}" for line, name, text in sorted(problems))
         raise RecipeError("\n".join(dict.fromkeys(lines)))
@@ -88,7 +86,7 @@ def load_policy(path: Path) -> Policy:
 
 
 def _named(rules: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    """Every metric that is named, with its place."""
+    """Yield every metric that the rules name, with its key."""
     for rule in Policy.model_fields:
         value = rules.get(rule)
         if isinstance(value, list):
@@ -98,9 +96,9 @@ def _named(rules: dict[str, Any]) -> Iterator[tuple[Key, str]]:
 
 
 def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[str, float]) -> list[Check]:
-    """Every rule of the policy on a comparison with the old model and the new model's figures.
+    """Check every rule of the policy on a comparison with the old model and on the new model's values.
 
-    A metric that a rule names and that wasn't measured fails.
+    A rule fails if its metric wasn't measured.
     """
     checks = []
     for name in comparison if policy.not_worse == "all" else policy.not_worse:
@@ -140,29 +138,30 @@ def _own(name: str, rule: str, figures: dict[str, float], holds: Any) -> Check:
 
 
 def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[int, str, str]:
-    """Line, rule and what is wrong."""
+    """Return line, rule and message."""
     key = tuple(part for part in location if part not in {"literal['all']", "list[str]"})
     while key and key not in document.lines:
         key = key[:-1]
     if "Extra inputs" in text:
         near = difflib.get_close_matches(str(location[0]), Policy.model_fields, n=1)
-        text = f"no such rule; did you mean {near[0]}?" if near else f"no such rule; there are {_RULES}"
+        text = f"unknown rule; did you mean {near[0]}?" if near else f"unknown rule; use one of {_RULES}"
     return document.lines.get(key, 1), str(location[0]), text[:1].lower() + text[1:]
 
 
 def policy(path: Path | None) -> Policy | None:
-    """The policy in that file, if one is named."""
+    """Return the policy in the file, or None without a file."""
     return load_policy(path) if path else None
 
 
 def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | None) -> dict[str, Any]:
-    """Each model beside the first: side_by_side's keys; `changes` (name -> items that changed); with a policy `gate`;
-    `leakage`, what the checks before measuring found; `remarks`.
+    """Compare each model with the first.
 
-    `gate` has for each model its checks, as `metric`, `rule`, `passed`, `why`.
+    The result has the keys of `side_by_side`, `changes` (name -> items that changed), `leakage` (the findings of the
+    checks before the evaluations), `remarks`, and with a policy `gate`: each model's checks with `metric`, `rule`,
+    `passed`, `why`.
     """
     if len(names) < 2:
-        raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
+        raise MedituneError("A comparison needs two or more models. Name their folders: meditune compare A B")
     first, *others = (measured_model(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
     said = (caveats(each["comparison"]) for each in result["comparisons"].values())
@@ -178,16 +177,18 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
 
 
 def passages_remark(models: Sequence[MeasuredModel]) -> list[str]:
-    """A sentence where models with retrieved passages didn't get the same ones."""
+    """Return a sentence if models with retrieved passages didn't get the same passages."""
     served = [model for model in models if model.passages]
     differing = [model.name for model in served if model.passages != served[0].passages]
     if not differing:
         return []
-    return [f"{', '.join(differing)} had other passages than {served[0].name}, so what differs is in part the search."]
+    return [
+        f"{', '.join(differing)} had other passages than {served[0].name}; part of the difference is due to retrieval."
+    ]
 
 
 def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:
-    """The comparison without its items, and the items with the `model` that changed, into the files named."""
+    """Write the comparison without its items, and the changed items with their `model`, to the given files."""
     if figures:
         write_json(figures, {key: value for key, value in result.items() if key != "changes"})
     if changes:
@@ -195,7 +196,7 @@ def write(result: dict[str, Any], figures: Path | None, changes: Path | None) ->
 
 
 def refuse_failed(result: dict[str, Any]) -> None:
-    """Raise GateError that names every rule of the policy that a model doesn't meet."""
+    """Raise GateError that names every rule that a model doesn't meet, if there are any."""
     failed = [
         f"{name}: {each['metric']} is not {each['rule'].replace('_', ' ')} ({each['why']})"
         for name, checks in result.get("gate", {}).items()

@@ -1,15 +1,9 @@
-"""Questions of general knowledge with four choices: what a model knew before tuning, and should know afterwards.
+"""Data for measuring forgetting: general-knowledge questions, and running texts for perplexity.
 
-They were written for Meditune: everyday things, nature, places, history, numbers and language, nothing about medicine.
-Almost any adult answers all of them, so they measure what is lost and not how learned a model is.
+The questions with four choices were written for Meditune. They cover everyday life, nature, places, history, numbers
+and language, but not medicine. Almost every adult can answer all of them, so they measure losses, not erudition.
 
-Running texts whose perplexity shows what a model forgets.
-
-A text of kind K is measured on its first `evaluate.K_tokens` tokens and gives the metric `K_perplexity`.
-
-Technical English that every Python carries: the prose of Python's language reference.
-
-`help("assignment")` shows it. It stands under the PSF licence, needs no download, and has nothing to do with medicine.
+A text of kind K is measured on its first `evaluate.K_tokens` tokens, which gives the metric `K_perplexity`.
 """
 
 from __future__ import annotations
@@ -38,27 +32,30 @@ FILE = Path(__file__).parent / "choices.jsonl"
 
 @dataclass(frozen=True)
 class Question:
-    """One question, of whose choices one is right."""
+    """A question with several choices, one of which is correct."""
 
     id: str
     subject: str
     question: str
     choices: list[str]
     answer: int
-    """Index of the right choice"""
+    """Index of the correct choice"""
 
 
 def questions(count: int) -> list[Question]:
-    """The first `count` of them, or all where there are fewer; subjects and places of the right choice are mixed."""
+    """Return the first `count` questions, or all if there are fewer.
+
+    Subjects and positions of the correct choice are mixed.
+    """
     return [Question(**row) for row in read_jsonl(FILE)[:count]]
 
 
 def answer_choices(
     loaded: LoadedModel, encoder: Encoder, asked: Sequence[Question], batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
-    """For each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
+    """Yield for each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
 
-    The prompt is plain, whatever the model's own format: "Question: ...", and "Answer:" in a line of its own.
+    The prompt ignores the model's own format: it is "Question: ...", and "Answer:" on a separate line.
     """
     encoded = [encoder.continuations(each.id, f"Question: {each.question}\nAnswer:", each.choices) for each in asked]
     scores = score(loaded, [join(choices) for choices in encoded], batch_tokens, label)
@@ -76,28 +73,29 @@ WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 AROUND = '.,;:!?()"“”*'
 BULLET = re.compile(r"^(?:[*+-]|\d+\.|\[\d+\])\s+")
 SHORTEST = 8
-"""Words of the shortest paragraph that is kept; what has fewer is mostly a heading or a signature."""
+"""Minimum number of words of a paragraph; shorter ones are mostly headings or signatures"""
 ENGLISH = 0.8
-"""Share of a paragraph's words that must be plain words; in code and grammar it is lower."""
+"""Minimum share of plain words in a paragraph; the share is lower in code and grammar"""
 
 
 def language_reference() -> str | None:
-    """The reference's paragraphs in the order of its topics, each once; None where this Python came without it.
+    """Return the prose of Python's language reference, each paragraph once, in the order of its topics.
 
-    The same for the same version of Python.
+    None if this Python doesn't include the reference. The text depends only on the version of Python. It has the PSF
+    licence, needs no download, and is unrelated to medicine. `help("assignment")` shows a part of it.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
         return None
     blocks = (block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name]))
-    # Topics contain one another, so most paragraphs come more than once.
+    # Topics contain each other, so most paragraphs occur more than once.
     paragraphs = dict.fromkeys(BULLET.sub("", " ".join(block.split())) for block in blocks)
     return "\n\n".join(paragraph for paragraph in paragraphs if is_prose(paragraph))
 
 
 def is_prose(paragraph: str) -> bool:
-    """Whether it is sentences, not code, grammar, a heading or a signature."""
+    """Return True if a paragraph consists of sentences, not of code, grammar, a heading or a signature."""
     words = paragraph.split()
     if len(words) < SHORTEST or paragraph[-1] not in ".:;!?)" or "::=" in paragraph or ">>>" in paragraph:
         return False
@@ -109,22 +107,22 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class RunningText:
-    """A text to measure on."""
+    """A text for measuring perplexity."""
 
     text: str
     title: str
-    """For people"""
+    """Title for people"""
     edition: dict[str, str] = field(default_factory=dict)
-    """Which of several editions it is; empty where there is only one. Kept with what is measured on it."""
+    """The edition of the text, which is stored with the results; empty if there is only one"""
 
     def rows(self, loaded: LoadedModel, tokens: int) -> list[Row]:
-        """Windows over its first `tokens` tokens; an edition's windows are named by its hash."""
+        """Return windows over the first `tokens` tokens; an edition's windows are named by its hash."""
         name = f"{self.edition['sha256'][:8]}-window" if self.edition else "window"
         return general_rows(loaded, self.text, tokens, WINDOW, name)
 
 
 def wikitext() -> RunningText | None:
-    """WikiText-2's test text where it can be found; else None, after saying so."""
+    """Return WikiText-2's test text, or None with a message if it is unavailable."""
     try:
         path = locate_source("wikitext-2", download=False)
     except DataError as error:
@@ -135,12 +133,12 @@ def wikitext() -> RunningText | None:
 
 
 def technical() -> RunningText | None:
-    """Python's language reference, which differs between versions; None, after saying so, where it isn't there."""
+    """Return Python's language reference, which differs between versions, or None with a message if it is missing."""
     text = language_reference()
     if text is None:
         print(
-            "Forgetting of technical English is not measured: this Python came without its language reference (the "
-            "module pydoc_data). Take another build of Python, or evaluate.technical_tokens=0.",
+            "Forgetting of technical English is not measured: this Python has no language reference (the module "
+            "pydoc_data). Use another build of Python, or set evaluate.technical_tokens=0.",
             file=sys.stderr,
         )
         return None
@@ -152,12 +150,12 @@ TEXTS: dict[TextKind, Callable[[], RunningText | None]] = {"general": wikitext, 
 
 
 def tokens_of(spec: EvaluateSpec, kind: TextKind) -> int:
-    """How many tokens of the text the recipe asks for."""
+    """Return the number of tokens of the text that the recipe sets."""
     count: int = getattr(spec, f"{kind}_tokens")
     return count
 
 
 def general_texts(spec: EvaluateSpec) -> dict[TextKind, RunningText]:
-    """The texts that the recipe asks for and that can be had."""
+    """Return the texts that the recipe asks for and that are available."""
     found = {kind: find() for kind, find in TEXTS.items() if tokens_of(spec, kind)}
     return {kind: text for kind, text in found.items() if text is not None and text.text}

@@ -1,12 +1,9 @@
-"""What a model finds likely: decisions by label likelihood, and the perplexity of given text.
+"""Scoring by likelihood: decisions, given text, preference pairs, and decisions as in lm-evaluation-harness.
 
-Experimental: which of two answers a model finds likelier, on held-out pairs.
-
-Decisions as lm-evaluation-harness makes them: the prompt, the choices and the scoring of its task `pubmedqa`.
-
-After the whole abstract, the question and "Answer:", each of " yes", " no" and " maybe" is scored by its
-log-likelihood; the likeliest is what the model says. So figures can be set beside those that others publish. The task
-is that of lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/pubmedqa).
+Decisions of the protocol lm-eval use the prompt, the choices and the scoring of the task `pubmedqa` in
+lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/pubmedqa), so their
+metrics are comparable with published ones: after the whole abstract, the question and "Answer:", each of " yes", " no"
+and " maybe" is scored by its log-likelihood, and the most likely one is the prediction.
 """
 
 from __future__ import annotations
@@ -33,20 +30,20 @@ CHUNK = 128
 
 
 class TextScore(NamedTuple):
-    """How likely a text is."""
+    """The likelihood of a text."""
 
     nll: float
-    """Summed negative log-likelihood in nats."""
+    """Summed negative log-likelihood in nats"""
     tokens: int
 
 
 class Scores(NamedTuple):
-    """By example id."""
+    """Scores by example id."""
 
     decisions: dict[str, dict[str, float]]
-    """Logit of each label, FP32."""
+    """Logit of each label, FP32"""
     answers: dict[str, TextScore]
-    """The answer's tokens without its end token."""
+    """Likelihood of the answer's tokens without its end token"""
 
 
 def score(
@@ -80,19 +77,19 @@ def score(
 
 
 def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int, name: str = "window") -> list[Row]:
-    """Windows over the first `tokens` tokens of running text, each scored from its second token on.
+    """Return windows over the first `tokens` tokens of running text, each scored from its second token.
 
-    They are called NAME-0, NAME-1 and so on.
+    Their ids are NAME-0, NAME-1 and so on.
     """
     ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
     return windows(name, ids, window, loaded.start_ids())
 
 
 def unconditional_rows(loaded: LoadedModel, answers: Sequence[Encoded]) -> list[Row]:
-    """The answers alone, without question and context, after the special tokens that begin every text of this model.
+    """Return rows of the answers alone, without question and context, after the model's special start tokens.
 
-    Where there are none, an answer is scored from its second token on, as running text is; one of a single token gives
-    no row then. The tokens are those that are scored after the prompt.
+    If the model has no start tokens, an answer is scored from its second token, like running text, and an answer of a
+    single token gives no row. The scored tokens are the same as after the prompt.
     """
     start, rows = loaded.start_ids(), []
     for answer in answers:
@@ -104,13 +101,13 @@ def unconditional_rows(loaded: LoadedModel, answers: Sequence[Encoded]) -> list[
 
 
 def scored_bytes(tokenizer: Any, item: Encoded) -> int:
-    """UTF-8 bytes of the tokens that `score` counts for an answer or a window.
+    """Return the number of UTF-8 bytes of the tokens that `score` counts for an answer or a window.
 
-    A character that is cut in two counts as the three bytes of U+FFFD.
+    A truncated character counts as the three bytes of U+FFFD.
     """
     before = item.prompt[-1:]
     whole = [*before, *(item.target if item.answer_cut else item.target[:-1])]
-    # Some tokenizers leave out the space before the first token of what they decode.
+    # Some tokenizers drop the space before the first decoded token.
     return _bytes(tokenizer, whole) - _bytes(tokenizer, before)
 
 
@@ -120,7 +117,7 @@ def _bytes(tokenizer: Any, ids: list[int]) -> int:
 
 
 def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-likelihood of each target, a chunk at a time: FP32 logits of a large vocabulary take a gigabyte at once."""
+    """Return the log-likelihood of each target, computed in chunks, because FP32 logits can take a gigabyte."""
     parts = []
     for first in range(0, len(targets), CHUNK):
         piece = logits[first : first + CHUNK].float()
@@ -130,27 +127,27 @@ def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 def refuse_not_finite(values: Sequence[float], identifier: str, loaded: LoadedModel) -> None:
-    """Raise ModelError where one of a model's figures on this item is infinite or NaN: nothing can be chosen by it."""
+    """Raise ModelError if one of a model's values on this item is infinite or NaN."""
     if not all(map(math.isfinite, values)):
         raise not_finite(identifier, loaded)
 
 
 def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
-    """What is said of a model whose numbers on this item aren't finite."""
+    """Return the error for a model whose values on this item aren't finite."""
     number_format = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     hint = "Its weights may be damaged" if number_format == "float32" else "Try --set model.dtype=float32"
     return ModelError(
-        f"{loaded.name} gives numbers that aren't finite on {identifier} (computed in {number_format}), so it can't be "
-        f"measured. {hint}; if it was tuned, a lower learning rate helps."
+        f"{loaded.name} computes numbers that aren't finite on {identifier} (in {number_format}), so it can't be "
+        f"evaluated. {hint}; if it was tuned, use a lower learning rate."
     )
 
 
 def score_pairs(
     loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
-    """For each pair that fits: `id`, `kind`, and the summed negative log-likelihood and tokens of either answer.
+    """Yield for each pair that fits `id`, `kind`, and the summed negative log-likelihood and tokens of both answers.
 
-    End tokens count, because where to stop is part of an answer.
+    End tokens count, because stopping is part of an answer.
     """
     rows, kept = rows_of_pairs(pairs, encoder)
     found: dict[int, dict[str, Any]] = {}
@@ -177,7 +174,7 @@ def score_pairs(
 
 
 def by_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """For each kind of pair how many `pairs` there are, and the figures on them alone."""
+    """Return for each kind of pair the number of `pairs` and the metrics on them alone."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in predictions.preference:
         kinds.setdefault(row["kind"], []).append(row)
@@ -189,33 +186,33 @@ def by_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 
 UNLIMITED = 1_000_000_000
-"""A tokenizer's `model_max_length` from here on means that it doesn't know."""
+"""A tokenizer's `model_max_length` of at least this value means that the length is unknown."""
 USUAL_LENGTH = 2048
-"""What the harness takes where neither model nor tokenizer says how long a text may be."""
+"""The harness's maximum length if neither model nor tokenizer has one"""
 
 
 def prompt_text(example: Example) -> str:
-    """The text that the choices follow."""
+    """Return the text before the choices."""
     abstract = "\n".join(passage.text for passage in example.context)
     return f"Abstract: {abstract}\nQuestion: {example.question}\nAnswer:"
 
 
 class Asked(NamedTuple):
-    """One question as a row for a forward pass."""
+    """A question as a row for a forward pass."""
 
     row: Row
-    """One branch for each choice; a single one where every choice is a single token after the same text"""
+    """One branch per choice; only one branch if every choice is a single token after the same text"""
     choices: tuple[int, ...]
-    """The choices' tokens in that single branch; else empty"""
+    """The choices' tokens if there is a single branch, else empty"""
 
 
 def asked(loaded: LoadedModel, example: Example) -> Asked:
-    """The question in the model's tokens, cut on the left to what the model can read.
+    """Return the question in the model's tokens, truncated on the left to the model's maximum length.
 
-    Raises DataError where the example has no decision, and ModelError where a choice adds no token.
+    Raises DataError if the example has no decision, and ModelError if a choice adds no token.
     """
     if not example.decision:
-        raise DataError(f"{example.id} has no decision to be measured on.")
+        raise DataError(f"{example.id} has no decision, so it can't be evaluated. Remove it, or add `decision`.")
     text = prompt_text(example)
     before = _tokens(loaded.tokenizer, text)
     longest = _max_length(loaded)
@@ -234,10 +231,10 @@ def asked(loaded: LoadedModel, example: Example) -> Asked:
 def decisions(
     loaded: LoadedModel, examples: Sequence[Example], batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
-    """For each example `id`, `reference`, `prediction` and, under `logits`, each choice's log-likelihood in nats.
+    """Yield for each example `id`, `reference`, `prediction`, and in `logits` each choice's log-likelihood in nats.
 
-    The harness rounds logits of a BF16 model to BF16, where choices often tie; here choices of one token are told
-    apart in FP32, as in Meditune's own protocol. Raises ModelError where a log-likelihood isn't finite.
+    The harness rounds logits of a BF16 model to BF16, where choices often tie. Here, choices of one token are computed
+    in FP32, as in Meditune's own protocol. Raises ModelError if a log-likelihood isn't finite.
     """
     questions = [asked(loaded, example) for example in examples]
     found: dict[int, list[float]] = {}
@@ -279,5 +276,5 @@ def _max_length(loaded: LoadedModel) -> int:
     length = positions(loaded.model.config)
     if length is not None:
         return length
-    told = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
-    return told if told < UNLIMITED else USUAL_LENGTH
+    longest = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
+    return longest if longest < UNLIMITED else USUAL_LENGTH

@@ -1,35 +1,31 @@
-"""What a model said, and what was found in it, stored so that every figure can be computed again without the model.
+"""Stored predictions, from which every metric can be computed again without the model, and the models they belong to.
 
 One JSON Lines file per model and task under `predictions/`:
 
-    base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
-    base-dev_decision.jsonl the same on the dev split, for what is fitted there
+    base-decision.jsonl     id, reference, prediction, logits {label: logit}; for API models also by: likelihood or word
+    base-dev_decision.jsonl the same on the dev split, for calibration and abstention
     base-closed.jsonl       the same without any context in the prompt
-    base-retrieved.jsonl    the same with passages that were found (the run's retrieved.jsonl) in place of the context
-    base-written.jsonl      id, reference, prediction, text    (the decision that was written, and the words it is in)
+    base-retrieved.jsonl    the same with retrieved passages (the run's retrieved.jsonl) instead of the context
+    base-written.jsonl      id, reference, prediction, text    (the written decision, and its text)
     base-calibration.jsonl  id, method, temperature, bias {label: logit}, items    (one line; fitted on dev decisions)
     base-likelihood.jsonl   id, nll, tokens, bytes     (reference answers, without their end token)
     base-unconditional.jsonl   id, nll, tokens, bytes  (the same answers without question and context)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
     base-closed_likelihood.jsonl, base-closed_answer.jsonl, base-retrieved_likelihood.jsonl,
-    base-retrieved_answer.jsonl   likelihoods and answers under these conditions; with retrieved passages, passages: how
-                            many of the item's there was room for
-    base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when figures are made)
+    base-retrieved_answer.jsonl   likelihoods and answers under these conditions; with retrieved passages also passages,
+                            the number of the item's passages that fit into the prompt
+    base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when metrics are computed)
     base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
     base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
-    base-samples.jsonl      id, predictions            (answers written by chance)
+    base-samples.jsonl      id, predictions            (sampled answers)
     base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/answer_grading.py)
-    base-retrieved_faithfulness.jsonl   the same of answers from retrieved passages, by those that were in the prompt
-    base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same of the reference answers,
-                            graded by the same sources: what the grader marks in true answers
-    base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
+    base-retrieved_faithfulness.jsonl   the same for answers with retrieved passages, by those that were in the prompt
+    base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same for the reference answers,
+                            graded by the same sources: the grader's marks in true answers
+    base-similarity.jsonl   id, similarity, token_similarity   (each answer and its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
-    base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered)
-
-Decisions as PubMedQA's publisher reads them: one JSON object, PubMed id -> label.
-
-Models that were measured before: their predictions and items, found by a folder's name.
+    base-rating.jsonl       id, score                  (1 to 4 by raters, null for an unanswered question)
 """
 
 from __future__ import annotations
@@ -52,7 +48,7 @@ from meditune.prompts import decision_in
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
 Condition = Literal["closed", "retrieved"]
-"""What stands in the prompt in place of the given context: nothing, or passages that were found."""
+"""What replaces the given context in the prompt: nothing, or retrieved passages"""
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 DecisionKind = Literal["decision", "dev_decision", Condition]
 """Decisions by likelihood: on the measured items, on the dev split, and on the measured items under each condition."""
@@ -84,7 +80,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass
 class Predictions:
-    """Rows of each kind for one model; a kind that wasn't measured is empty."""
+    """One model's rows of each kind; a kind that wasn't measured is empty."""
 
     decision: list[dict[str, Any]] = field(default_factory=list)
     likelihood: list[dict[str, Any]] = field(default_factory=list)
@@ -112,16 +108,16 @@ class Predictions:
     safety: list[dict[str, Any]] = field(default_factory=list)
     rating: list[dict[str, Any]] = field(default_factory=list)
     no_reference: list[str] = field(default_factory=list)
-    """Ids of stored answers with an empty reference; they aren't in `answer`, as nothing can be measured on them."""
+    """Ids of stored answers with an empty reference; they aren't in `answer`, because they can't be scored"""
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
-        """The windows of each running text that was measured."""
+        """Return the windows of each running text that was measured."""
         return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
 
     def under(self, condition: Condition | None) -> Predictions:
-        """What was measured under a condition, as if it were all that was; None: with the given context.
+        """Return only the predictions under a condition, where None stands for the given context.
 
-        An item without a context of its own is the same closed book, so it isn't asked twice.
+        Items without a context are the same closed book, so their predictions are taken from the given context.
         """
         if condition is None:
             return Predictions(
@@ -147,13 +143,13 @@ class Predictions:
 
 
 def _filled(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows in the order of the others, which stand in for those that are missing; none where there are no rows."""
+    """Return the rows in the order of `others`, which replace missing rows; empty without rows."""
     there = {row["id"]: row for row in rows}
     return [there.get(row["id"], row) for row in others] if rows else []
 
 
 def answer_row(example: Example, written: str, left_out: int = 0) -> dict[str, Any]:
-    """What is stored of an answer that a model wrote; `left_out` of the example's retrieved passages had no room."""
+    """Return the stored row of a written answer; `left_out` retrieved passages didn't fit into the prompt."""
     shown = {"passages": count(example) - left_out} if RANKS in example.meta else {}
     return {
         "id": example.id,
@@ -165,36 +161,36 @@ def answer_row(example: Example, written: str, left_out: int = 0) -> dict[str, A
 
 
 def references(row: dict[str, Any]) -> list[str]:
-    """All reference answers of an answer's row; earlier versions stored only one."""
+    """Return all reference answers of an answer's row; earlier versions stored only one."""
     found: list[str] = row.get("references") or [row["reference"]]
     return found
 
 
 def written_row(identifier: str, reference: str | None, text: str) -> dict[str, Any]:
-    """What is stored of a decision in words; its prediction is None where the words hold none of the labels."""
+    """Return the stored row of a written decision; its prediction is None if the text contains no label."""
     return {"id": identifier, "reference": reference, "prediction": decision_in(text), "text": text}
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:
-    """Where one model's predictions of a kind are stored."""
+    """Return the file of one model's predictions of a kind."""
     return folder / f"{model}-{kind}.jsonl"
 
 
 def once(folder: Path, model: str, kind: Kind, make: Callable[[], Iterable[dict[str, Any]]]) -> None:
-    """Store what `make` gives, unless a finished file is there already."""
+    """Store the rows from `make`, unless the file exists already."""
     path = path_of(folder, model, kind)
     if not path.is_file():
         write_jsonl(path, make())
 
 
 def read(folder: Path, model: str) -> Predictions:
-    """All stored predictions of one model.
+    """Return all stored predictions of one model.
 
-    Raises DataError where there are none, where a row has no id, and where an id comes twice.
+    Raises DataError if there are none, if a row has no id, or if an id occurs twice.
     """
     found = {kind: read_jsonl(path_of(folder, model, kind)) for kind in KINDS if path_of(folder, model, kind).is_file()}
     if not found:
-        raise DataError(f"{folder} holds no predictions of {model!r}. Run `meditune evaluate` first.")
+        raise DataError(f"{folder} contains no predictions of {model!r}. Run `meditune evaluate` first.")
     for kind, rows in found.items():
         _check_ids(rows, path_of(folder, model, kind))
     answers = found.get("answer", [])
@@ -207,25 +203,25 @@ def read(folder: Path, model: str) -> Predictions:
 def _check_ids(rows: list[dict[str, Any]], path: Path) -> None:
     nameless = sum(not isinstance(row.get("id"), str) for row in rows)
     if nameless:
-        raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id, so nobody knows which items they are of.")
+        raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id. Add the id of the item to each row.")
     twice = [each for each, count in Counter(row["id"] for row in rows).items() if count > 1]
     if twice:
         shown = ", ".join(twice[:5]) + (f" and {len(twice) - 5} more" if len(twice) > 5 else "")
         raise DataError(
-            f"{path}: {len(twice)} ids come more than once ({shown}), so their items would count more than others. "
-            "Leave one row for each."
+            f"{path}: {len(twice)} ids occur more than once ({shown}), so their items would count more than others. "
+            "Keep one row for each id."
         )
 
 
 NO_LABEL = "none"
-"""Stands for a decision that named none of the labels: wrong there, and a class of its own in its macro-F1."""
+"""Label of a decision without a label; PubMedQA's script counts it as wrong and as a class of its own in macro-F1"""
 
 
 def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | None:
     """Write `MODEL-pubmedqa.json` for `evaluation.py` of https://github.com/pubmedqa/pubmedqa, and return its path.
 
-    Of the measured items `test`, those of PubMedQA are written; the script takes exactly the official ones. None where
-    there are none.
+    The file contains one JSON object, PubMed id -> label, for the PubMedQA items in `test`; the script expects exactly
+    the official test items. Returns None if there are none.
     """
     pmids = {example.id: example.group for example in test if example.source == pubmedqa.SOURCE}
     said = {pmids[row["id"]]: row["prediction"] for row in read(folder, model).decision if row["id"] in pmids}
@@ -244,38 +240,40 @@ SAID: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrie
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model's stored predictions, with what they were made on."""
+    """One model's stored predictions with their items."""
 
     name: str
-    """As the user named it"""
+    """The name that the user gave"""
     predictions: Predictions
     examples: dict[str, Example]
-    """By id; empty where the folder holds no data"""
+    """Examples by id; empty if the folder contains no data"""
     leakage: dict[str, Any] | None = None
-    """What the check for leakage found before it was measured; None where there was none"""
+    """Findings of the leakage check before the evaluation; None without a check"""
     passages: str = ""
-    """With retrieved passages, the SHA-256 of the file that holds them"""
+    """With retrieved passages, the SHA-256 of their file"""
 
     def groups(self) -> dict[str, str]:
-        """What each item belongs to: items of one group aren't independent of each other."""
+        """Return each item's group; items of one group aren't independent of each other."""
         return groups_of(self.examples)
 
 
 def measured_model(name: str) -> MeasuredModel:
-    """The model that `name` means: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
+    """Return the model that `name` stands for: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
 
-    Of a run's folder the tuned model is taken unless the name says otherwise. FOLDER:retrieved and FOLDER:closed, or
-    FOLDER:tuned+retrieved and the like, are the model with found passages, or with none, in place of the given context:
-    its decisions, likelihoods and answers under that condition. Raises DataError where there are no predictions of it.
+    For a run's folder, FOLDER is the tuned model. FOLDER:retrieved and FOLDER:closed, or FOLDER:tuned+retrieved and so
+    on, are the model's decisions, likelihoods and answers with retrieved passages, or without context. Raises DataError
+    if there are no such predictions.
     """
     folder, side, condition = _parted(name)
     place = folder / "predictions"
     if not place.is_dir():
-        raise DataError(f"{folder} holds no predictions. Give the folder of `meditune evaluate` or of a run.")
+        raise DataError(
+            f"{folder} contains no predictions. Name the output folder of `meditune evaluate` or `meditune run`."
+        )
     there = [each for each in SIDES if any(path_of(place, each, kind).is_file() for kind in KINDS)]
     side = side or ("model" if "model" in there else "tuned")
     if side not in there:
-        raise DataError(f"{folder} holds no predictions of {side!r}, only of {', '.join(there) or 'no model at all'}.")
+        raise DataError(f"{folder} contains no predictions of {side!r}, only of {', '.join(there) or 'no model'}.")
     checked = folder / FILE_NAME
     known = examples_of(folder), read_json(checked) if checked.is_file() else None
     predictions = read(place, side)
@@ -291,7 +289,7 @@ def measured_model(name: str) -> MeasuredModel:
 
 
 def _parted(name: str) -> tuple[Path, str, Condition | None]:
-    """Folder, side and condition of a model's name; the last two are empty where it doesn't name them."""
+    """Return folder, side and condition of a model's name; side and condition can be empty."""
     folder, _, rest = name.rpartition(":")
     words = rest.split("+")
     side = words.pop(0) if words[0] in SIDES else ""
@@ -302,12 +300,12 @@ def _parted(name: str) -> tuple[Path, str, Condition | None]:
 
 
 def groups_of(examples: dict[str, Example]) -> dict[str, str]:
-    """Id -> the group that the example belongs to."""
+    """Return id -> group of the example."""
     return {id: f"{example.source}/{example.group}" for id, example in examples.items()}
 
 
 def examples_of(folder: Path) -> dict[str, Example]:
-    """The items that a run or an evaluation measured on, by id; empty where the folder holds no data."""
+    """Return the test items of a run or an evaluation, by id; empty if the folder contains no data."""
     split = "test"
     if (folder / "recipe.yaml").is_file():
         split = load_recipe(str(folder / "recipe.yaml")).recipe.evaluate.split
@@ -316,8 +314,8 @@ def examples_of(folder: Path) -> dict[str, Example]:
 
 
 def seed_of(folder: Path) -> int:
-    """The seed of a finished run. Raises DataError where the folder isn't one."""
+    """Return the seed of a finished run. Raises DataError if the folder isn't a finished run."""
     path = folder / "report.json"
     if not path.is_file():
-        raise DataError(f"{folder} is no finished run: it has no report.json. Finish it with `meditune run`.")
+        raise DataError(f"{folder} isn't a finished run: it has no report.json. Finish it with `meditune run`.")
     return int(read_json(path)["seed"])

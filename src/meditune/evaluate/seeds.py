@@ -1,4 +1,4 @@
-"""Base against tuned in runs of one recipe that differ in their seeds: a two-level bootstrap over seeds and items."""
+"""Comparison of base and tuned over runs with different seeds: a two-level bootstrap over seeds and items."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ LEVEL = 0.05
 
 
 def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
-    """`seeds`, and for every metric that all runs measured, how base, tuned and their difference spread over them.
+    """Return `seeds`, and for every metric that all runs measured, the spread of base, tuned and their difference.
 
-    For each metric: `base`, `tuned` and `delta`, one figure for each run in the order of `seeds`; the `mean` delta, its
-    standard deviation over the seeds `sd`, its `range`; `se`, `df`, `ci95`, `p` and `seed_share` of the mean, by
+    For each metric: `base`, `tuned` and `delta`, one value per run in the order of `seeds`; the `mean` delta, its
+    standard deviation over the seeds `sd`, and its `range`; `se`, `df`, `ci95`, `p` and `seed_share` of the mean, by
     `two_level`; `p_holm`, corrected by Holm's procedure over all metrics here; `items` and `groups` of all runs
-    together; `better`: True or False where the interval excludes 0, None where it doesn't, or with fewer than FEWEST
-    groups of items; `agree`: how many runs moved the right way. Detector metrics have `references` and `difference`
-    as in compare.compare, with means over the runs, and are judged by them in the same way.
+    together; `better`: True or False if the interval excludes 0, and None if it doesn't or if there are fewer than
+    FEWEST groups of items; `agree`: the number of runs in which the metric improved. Detector metrics have `references`
+    and `difference` as in compare.compare, with means over the runs, and follow the same rule.
 
-    Raises DataError where the runs differ in more than their seed, or hold no predictions.
+    Raises DataError if the runs differ in more than their seed, or contain no predictions.
     """
     if len(folders) < 2:
-        raise DataError("One run says nothing about seeds. Give the folders of two or more runs.")
+        raise DataError("A comparison over seeds needs two or more runs. Name their folders.")
     seeds = [seed_of(folder) for folder in folders]
     if len(set(seeds)) < len(seeds):
-        raise DataError(f"Two of these runs have the same seed: {', '.join(map(str, seeds))}. Give each its own.")
+        raise DataError(
+            f"Two of these runs have the same seed: {', '.join(map(str, seeds))}. Use a different seed for each run."
+        )
     _refuse_other_recipes(folders)
     runs = [_Run.read(folder) for folder in folders]
     shared = [name for name in METRICS if all(name in run.base and name in run.tuned for run in runs)]
@@ -60,37 +62,37 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and items, and how sure it is."""
+    """A mean over seeds and items, with its standard error."""
 
     mean: float
     se: float
     df: float
-    """Degrees of freedom (Satterthwaite 1946); close to the number of seeds less one where their variance dominates"""
+    """Degrees of freedom (Satterthwaite 1946); close to the number of seeds minus one if their variance dominates"""
     seed_share: float
-    """The seeds' share of the variance of the mean, 0 to 1"""
+    """The seeds' share of the variance of the mean, from 0 to 1"""
 
     def ci95(self) -> list[float]:
-        """Student's t interval."""
+        """Return Student's t interval."""
         from scipy.stats import t
 
         reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
         return [self.mean - reach, self.mean + reach]
 
     def p(self) -> float:
-        """Two-sided p that the mean is 0."""
+        """Return the two-sided p that the mean is 0."""
         from scipy.stats import t
 
         return float(2 * t.sf(abs(self.mean) / self.se, self.df)) if self.se else float(self.mean == 0)
 
 
 def two_level(figures: Array, drawn: Array, groups: int, seed: int) -> Estimate:
-    """The mean of `figures` (one for each seed), with a standard error by a bootstrap over seeds and items.
+    """Return the mean of `figures` (one per seed), with a standard error from a bootstrap over seeds and items.
 
-    `drawn` (b, seeds) holds the figures on b draws of items, of which there are `groups`. A draw is the same for all
-    seeds, because they answered the same items: items drawn anew for each seed would count as if an item's difficulty
-    averaged out over seeds. In each draw, as many seeds as there are are drawn with replacement. Draws of n seeds vary
-    by (n - 1) / n of what they should, so the seeds' deviations are stretched by the root of the inverse (Rao and Wu
-    1988). The variance of few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
+    `drawn` (b, seeds) contains the values on b draws of items, which form `groups` groups. A draw is the same for all
+    seeds, because they answered the same items: separate draws for each seed would treat an item's difficulty as if it
+    averaged out over seeds. Each draw also draws all n seeds with replacement. The variance of such draws is too small
+    by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse (Rao and Wu 1988). The
+    variance of a few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
     """
     seeds, mean = len(figures), float(figures.mean())
     counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(drawn)) / seeds
@@ -104,12 +106,12 @@ def two_level(figures: Array, drawn: Array, groups: int, seed: int) -> Estimate:
 
 @dataclass(frozen=True)
 class _Run:
-    """Both models' per-item statistics of a run, with those of the reference answers."""
+    """A run's per-item statistics of both models and of the reference answers."""
 
     base: dict[str, Statistics]
     tuned: dict[str, Statistics]
     references: dict[str, dict[str, Statistics]]
-    """For base and tuned"""
+    """The references' statistics for base and tuned"""
 
     @classmethod
     def read(cls, folder: Path) -> _Run:
@@ -120,12 +122,12 @@ class _Run:
 
 
 class _Differences:
-    """The difference of two sides of one metric in each run, over all items and on draws."""
+    """The differences between two sides of one metric in each run, over all items and on draws."""
 
     def __init__(
         self, metric: Metric, sides: Sequence[tuple[Statistics, Statistics]], clusters: Mapping[str, int]
     ) -> None:
-        """`sides`: for each run what is subtracted and what it is subtracted from; `clusters`: of each item's id."""
+        """Sum by cluster. `sides` has each run's subtrahend and minuend; `clusters` maps item ids to clusters."""
         self.metric, self.sides, count = metric, sides, max(clusters.values()) + 1
         numbers = [np.array([clusters[id] for id in first.ids]) for first, _ in sides]
         self.sums = [
@@ -136,7 +138,7 @@ class _Differences:
         self.drawn: list[Array] = []
 
     def draw(self, drawn: Array) -> None:
-        """The differences on draws (b, clusters)."""
+        """Compute the differences on draws (b, clusters)."""
         columns = [
             standard_gap(self.metric, second.figure(drawn @ more), first.figure(drawn @ less))
             for (first, second), (less, more) in zip(self.sides, self.sums, strict=True)
@@ -144,12 +146,12 @@ class _Differences:
         self.drawn.append(np.stack(columns, axis=1))
 
     def estimate(self, groups: int, seed: int) -> Estimate:
-        """Their mean over seeds and items."""
+        """Return the mean difference over seeds and items."""
         return two_level(self.figures, np.concatenate(self.drawn), groups, seed)
 
 
 class _Spread:
-    """One metric over all runs: tuned beside base, and for a detector metric the worse model beside the references."""
+    """One metric over all runs: tuned minus base, and for a detector metric the worse model minus the references."""
 
     def __init__(self, metric: Metric, runs: Sequence[_Run], clusters: Mapping[str, int]) -> None:
         self.metric, self.groups = metric, len(set(clusters.values()))
@@ -171,7 +173,7 @@ class _Spread:
             self.excess.draw(drawn)
 
     def result(self, seed: int) -> dict[str, Any]:
-        """What over_seeds says of the metric, but for `p_holm` and `items`."""
+        """Return the metric's keys of `over_seeds`, except `p_holm` and `items`."""
         deltas, upward = self.change.figures, self.metric.direction == "up"
         found, few = self.change.estimate(self.groups, seed), self.groups < FEWEST
         low, high = found.ci95()

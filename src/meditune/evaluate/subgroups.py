@@ -1,4 +1,4 @@
-"""Figures by subgroup: who is served worse than the others, and who got worse by tuning."""
+"""Metrics by subgroup: groups that are worse than the others, and groups that got worse by tuning."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from meditune.statistics import (
 )
 
 LEAST = 10
-"""Smaller groups are listed, but neither ranked nor tested."""
+"""Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
 RESAMPLES = 2_000
 LEVEL = 0.05
 WITHIN_A_CLASS = {"macro_f1"}
-"""Metrics that mean nothing among items with the same reference decision."""
+"""Metrics that are meaningless for items with the same reference decision"""
 
 
 def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:
-    """`least`, `resamples`, `level`, and `metrics`: for each metric that has single items, its rows, worst first.
+    """Return `least`, `resamples`, `level`, and `metrics`: for each metric of single items its rows, worst group first.
 
-    A row has `by` and `group`, how many `items`, the figure of `tuned` with `tuned_ci95`, that of all other items
-    (`others`) with `p_others`, whether the two differ; with `base`, also its figure, `delta`, `ci95` and `p`. `flags`
-    holds "below the others" and "got worse", where that stays significant after Holm's correction (Holm 1979) over all
-    groups of the metric. Groups of fewer than `least` items come last, with their figures only. A group that holds all
-    items is left out, and one of whose items, or of all others, the metric knows nothing. For
-    a detector metric, a row also has the figure of the group's `references`, and `p_references`, whether `tuned` is
-    worse than that; a flag needs both.
+    A row has `by` and `group`, the number of `items`, the value of `tuned` with `tuned_ci95`, the value on all other
+    items (`others`), and `p_others`, the p of no difference from them; with `base` also its value, `delta`, `ci95` and
+    `p`. `flags` contains "below the others" and "got worse" if these are significant after Holm's correction (Holm
+    1979) over all groups of the metric. Groups of fewer than `least` items come last, without tests. A group is left
+    out if it contains all items, or if the metric is undefined for it or for the other items. For a detector metric, a
+    row also has the value of the group's `references`, and `p_references`, the p that `tuned` is no worse
+    than they are; a flag requires that this is significant, too.
 
-    Intervals are bootstrap percentiles over the whole set of items, Wilson's (1927) for shares. p is Fisher's exact
-    test and McNemar's for shares, else that of the difference over its bootstrap standard error, by Student's t with
-    one degree of freedom less than the group has items.
+    Intervals are bootstrap percentiles over the whole set of items, or Wilson's (1927) for shares. For shares, p comes
+    from Fisher's and McNemar's exact tests; for other metrics from Student's t distribution of the difference divided
+    by its bootstrap standard error, with one degree of freedom less than the group has items.
     """
     known = {example.id: example for example in examples}
     found, before = statistics_of(tuned), statistics_of(base) if base else {}
@@ -87,7 +87,7 @@ def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.boo
 
 
 def _drawn(count: int, seed: int) -> Array:
-    """(RESAMPLES, count): how often each item is drawn."""
+    """Return (RESAMPLES, count): how often each item is drawn."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
 
@@ -97,7 +97,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
     if not np.isfinite([row["tuned"], _figure(tuned, ~mask)]).all():
-        # Answers that say nothing, say.
+        # For example, because all answers are empty.
         return {}
     if base and not np.isfinite(_figure(base, mask)):
         base = None
@@ -127,7 +127,7 @@ def _row(
 def _beside(
     metric: Metric, tuned: Statistics, references: Statistics | None, mask: NDArray[np.bool_], seed: int
 ) -> dict[str, Any]:
-    """What a detector gives the group's reference answers; p is 1 where `tuned` isn't worse, or nothing was graded."""
+    """Return the detector's value for the group's references; p is 1 if `tuned` isn't worse, or without grades."""
     figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
     if references is None or not np.isfinite(figure):
         return {"p_references": 1.0}
@@ -138,7 +138,7 @@ def _beside(
 
 
 def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """What is known exactly of shares: Wilson's intervals, Fisher's and McNemar's tests."""
+    """Return Wilson's intervals and the p of Fisher's and McNemar's exact tests for shares."""
     from scipy.stats import fisher_exact
 
     now = paired_counts(tuned)
@@ -153,7 +153,7 @@ def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) 
 
 
 def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Flagged after Holm's correction, and sorted: the worst first, small groups last."""
+    """Return the rows with flags by Holm's correction, sorted: the worst first, small groups last."""
     large = [row for row in rows if row["items"] >= LEAST]
     for row in large:
         row["flags"] = []
@@ -169,7 +169,7 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
-    """Than the others, or, for the key p, than before tuning."""
+    """Return True if a row is worse than the others, or for the key p, worse than before tuning."""
     if key == "p_others":
         return bool(_worth(metric, row["tuned"]) < _worth(metric, row["others"]))
     return bool(row["delta"] < 0 if metric.direction == "up" else row["delta"] > 0)
@@ -180,12 +180,12 @@ def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
 
 
 def _figures(statistics: Statistics, mask: NDArray[np.bool_], drawn: Array) -> Array:
-    """One figure for each draw."""
+    """Return one value for each draw."""
     return statistics.figure(drawn[:, mask] @ statistics.items[mask])
 
 
 def _worth(metric: Metric, figure: Any) -> Any:
-    """The figure turned so that more is better."""
+    """Return the value with its sign changed, if necessary, so that higher is better."""
     return figure if metric.direction == "up" else -figure if metric.direction == "down" else -np.abs(figure - 1)
 
 
@@ -195,7 +195,7 @@ def _interval(figures: Array) -> list[float]:
 
 
 def _p(difference: float, drawn: Array, items: int) -> float:
-    """Two-sided, from the spread of the drawn differences, which a group of so many items tells."""
+    """Return the two-sided p of no difference, from the spread of the drawn differences of a group of `items` items."""
     from scipy.stats import t
 
     spread = float(np.std(drawn))

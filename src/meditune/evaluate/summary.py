@@ -1,7 +1,4 @@
-"""report.json: every figure of a run, from its stored predictions.
-
-What a model makes of the same questions closed book, with the given context, and with retrieved passages.
-"""
+"""The content of report.json: all metrics of a run, computed from its stored predictions."""
 
 from __future__ import annotations
 
@@ -39,12 +36,11 @@ PUBLISHED = {
         }
     ]
 }
-"""Figures that others published on the same test set."""
+"""Published results on the same test set, by its name"""
 
 
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """The content of report.json (keys as in docs/reference/report.md), but for what the caller knows of the run
-    itself."""
+    """Return the content of report.json (keys as in docs/reference/report.md) that depends on data and predictions."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
     measured = data.splits.measured(recipe.evaluate.split)
     items = {example.id: example for example in measured}
@@ -109,7 +105,10 @@ def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
 
 
 def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each category asked, and of all: `messages`, `passed` and `empty` ones, `rate` in percent, Wilson's `ci95`."""
+    """Return the results for each category and for all of them.
+
+    These are the numbers of `messages`, `passed` and `empty` ones, the `rate` in percent, and Wilson's `ci95`.
+    """
     found: dict[str, list[Graded]] = {}
     for row in graded(rows):
         for category in (row.category, "all"):
@@ -129,12 +128,12 @@ def _share(answers: list[Graded]) -> dict[str, Any]:
 
 
 def empty_answers(predictions: Predictions) -> int:
-    """To how many items the model wrote nothing."""
+    """Return the number of empty answers."""
     return sum(not row["prediction"].strip() for row in predictions.answer)
 
 
 def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
-    """Of each running text that differs between versions of something, which one was measured on."""
+    """Return the measured edition of each running text that has several editions."""
     scores = {"id", "nll", "tokens", "bytes"}
     found = {
         kind: {key: value for key, value in windows[0].items() if key not in scores}
@@ -144,7 +143,7 @@ def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
 
 
 def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
-    """Always answering the commonest decision, and what others published on this test set."""
+    """Return the results of always answering the most common decision, and published results on this test set."""
     if not predictions.decision:
         return []
     matrix = confusion(predictions.decision)
@@ -163,7 +162,7 @@ def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
 
 
 def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
-    """What report.json says of one model's decisions beside its figures (docs/reference/report.md)."""
+    """Return report.json's details of one model's decisions (docs/reference/report.md)."""
     rows = predictions.decision
     matrix = confusion(rows)
     found: dict[str, Any] = {"confusion": matrix.tolist(), "recall": recalls(matrix)}
@@ -184,10 +183,10 @@ def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
 def conditions(
     models: Mapping[str, Predictions], resamples: int, seed: int, groups: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Model -> condition (closed, given, retrieved) -> `figures`, and, but for given, `comparison` with given.
+    """Return model -> condition (closed, given, retrieved) -> `figures` and, except for given, `comparison` with given.
 
-    Comparisons are as in compare.compare: the model under the condition, less the same model with the given context.
-    Empty where no model was measured otherwise than with the given context.
+    Comparisons are as in compare.compare: the model under the condition minus the same model with the given context.
+    The result is empty if all models were measured only with the given context.
     """
     found = {name: _of(predictions, resamples, seed, groups) for name, predictions in models.items()}
     return {name: each for name, each in found.items() if len(each) > 1}
@@ -209,9 +208,10 @@ def _of(predictions: Predictions, resamples: int, seed: int, groups: Mapping[str
 
 
 def retrieval(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What report.json says of the search: retrieved.json's facts, with the `share` of own documents and its `ci95`.
+    """Return report.json's facts about retrieval: those of retrieved.json with `share` and `ci95`.
 
-    In percent, with Wilson's interval; neither is there where no item's own document is among those searched.
+    `share` is the percentage of own documents that were retrieved, `ci95` Wilson's interval. Both are absent if the
+    index contains no item's own document.
     """
     own = facts["own"]
     said = {key: value for key, value in facts.items() if key != "leaks"}

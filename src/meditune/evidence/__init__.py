@@ -1,1 +1,1 @@
-"""Whether an answer is borne out by its sources: a detector that needs no model."""
+"""Checking whether sources support an answer, with a detector that needs no model."""

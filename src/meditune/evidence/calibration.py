@@ -1,4 +1,4 @@
-"""Numbers by which the detector weighs what it sees: `python benchmarks/faithfulness.py --fit`."""
+"""Fitted weights and thresholds of the detector, from `python benchmarks/faithfulness.py --fit`."""
 
 FOLLOWING: dict[str, float] = {
     "intercept": -4.1911,
@@ -18,7 +18,7 @@ FOLLOWING: dict[str, float] = {
     "replaced": -2.1045,
     "inserted": 0.8437,
 }
-"""Log-odds that a sentence is borne out which follows a source's sentence word by word"""
+"""Weights for the log-odds that the sources support a sentence that follows a source sentence word by word"""
 PARAPHRASING: dict[str, float] = {
     "intercept": 3.7322,
     "known": -1.1344,
@@ -41,7 +41,7 @@ PARAPHRASING: dict[str, float] = {
     "negated": -0.5498,
     "denies_against": -2.9754,
 }
-"""... and that any other is"""
+"""Weights for the log-odds that the sources support any other sentence"""
 WHOLE: dict[str, float] = {
     "intercept": 0.4498,
     "lowest": 0.7093,
@@ -49,8 +49,8 @@ WHOLE: dict[str, float] = {
     "sentences": -0.229,
     "soft_lowest": -0.4494,
 }
-"""... and that all of an answer is, from the log-odds of its sentences"""
+"""Weights for the log-odds that the sources support a whole answer, from the log-odds of its sentences"""
 ANSWER = 0.315
-"""Answers that score less are said to be unfaithful."""
+"""Answers that score less are reported as unfaithful."""
 SENTENCE = 0.437
-"""Sentences that score less are said to be unsupported."""
+"""Sentences that score less are reported as unsupported."""

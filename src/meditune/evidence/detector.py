@@ -1,14 +1,9 @@
-"""The detector: which sentences of an answer its sources bear out, how surely, and what in them stands against it.
+"""The detector of unsupported claims: which sentences of an answer its sources support, and how strongly.
 
-No model reads here. It is seen which words, numbers, names, negations and directions the sources share with a sentence,
-not what is meant; so a claim that is told in quite other words scores low, and a false one in the source's words is
-seen only where a number, a negation or a direction gives it away.
-
-What there is to see of a sentence beside its sources: shares of words, mismatches, and where they are.
-
-Each mismatch is a feature for the score and, where it can be pointed at, a span.
-
-An answer's sentences and its sources, made ready for comparing.
+No model is used. The detector compares the words, numbers, names, negations and directions of a sentence with those of
+the sources, not their meaning. So a correct claim in different words scores low, and a false claim in the source's
+words is only detected by a number, a negation or a direction. Each mismatch is a feature for the score and, if it has
+a position, a span.
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ from meditune.evidence.words import (
 from meditune.text import sentences
 
 WINDOW = 4
-"""Words with a meaning on either side of a word that tell what it is about"""
+"""Content words on either side of a position that describe its context"""
 
 
 class Sentence:
@@ -59,42 +54,42 @@ class Sentence:
 
     @cached_property
     def rates(self) -> list[Rate]:
-        """How often things are done, in order."""
+        """The rates of the sentence, in order."""
         return rates(self.text, self.numbers)
 
     @cached_property
     def stems(self) -> list[str]:
-        """Of every token, in order."""
+        """The stem of every token, in order."""
         return [token.stem for token in self.tokens]
 
     @cached_property
     def negated(self) -> bool:
-        """Whether it denies something: an odd number of negations."""
+        """Whether the sentence is negated: it has an odd number of negations."""
         return len(NEGATIVE.findall(self.text)) % 2 == 1
 
     @cached_property
     def finds_nothing(self) -> bool:
-        """Whether it denies something, or says that there is no difference, effect or association."""
+        """Whether the sentence is negated or reports no difference, effect or association."""
         return self.negated or NULL_FINDING.search(self.text) is not None
 
     def share_in(self, known: Container[str]) -> float:
-        """The weighted share of these words that are among the known stems."""
-        # Summed in this sentence's order: a set's order differs from process to process, and with it the last digits.
+        """Return the weighted share of the sentence's words whose stems are known."""
+        # Summed in this sentence's order: a set's order differs between processes, and with it the last digits.
         return sum(value for each, value in self.weights.items() if each in known) / self.total if self.total else 0.0
 
     def about(self, start: int, end: int) -> dict[str, float]:
-        """Stems and weights of the words around a place in it."""
-        said = [token for token in self.tokens if not token.is_number and information_weight(token.text)]
-        before = [token for token in said if token.end <= start][-WINDOW:]
-        after = [token for token in said if token.start >= end][:WINDOW]
+        """Return the stems and weights of the content words around a position."""
+        content = [token for token in self.tokens if not token.is_number and information_weight(token.text)]
+        before = [token for token in content if token.end <= start][-WINDOW:]
+        after = [token for token in content if token.start >= end][:WINDOW]
         return {token.stem: information_weight(token.text) for token in (*before, *after)}
 
 
 class Sources:
-    """What an answer may rest on; made once for all answers to it."""
+    """The sources of an answer, prepared once for all answers that use them."""
 
     def __init__(self, passages: Iterable[str], question: str = "") -> None:
-        """The question's words, names and numbers count as known: an answer may repeat them."""
+        """Prepare the passages. The question's words, names and numbers count as known: an answer may repeat them."""
         texts = list(passages)
         self.sentences = [Sentence(each) for text in texts for each in sentences(text)]
         self.question = Sentence(question)
@@ -117,7 +112,7 @@ class Sources:
         self._introduced = {each.casefold() for each in defined(whole)}
 
     def has_name(self, name: Name) -> bool:
-        """Whether the sources have the name; of an abbreviation, also words with its letters as initials in a row."""
+        """Return whether the sources contain the name or, for an abbreviation, successive words with its initials."""
         if stem(name.text) in self.known or name.text.casefold() in self._introduced:
             return True
         letters = re.sub(r"[^a-z]", "", name.text.lower().removesuffix("s"))
@@ -125,41 +120,41 @@ class Sources:
 
 
 def alike(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    """The weighted share of the words around one place that are around another, too."""
+    """Return the weighted share of the words around one position that are also around another."""
     total = sum(mine.values())
     return sum(value for each, value in mine.items() if each in theirs) / total if total else 0.0
 
 
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
-"""Kinds of spans of which the sources say something else; number and name aren't among them, being only missing"""
+"""Kinds of spans that the sources contradict; number and name aren't included, because they are only missing"""
 FOLLOWS = 0.75
-"""A sentence of which this share of words stands in a source's sentence in that order follows it word by word."""
+"""A sentence follows a source sentence word by word if this share of its words is there in the same order."""
 LIKE = 0.6
-"""A source's sentence is compared word by word where it has this share of the words, weighted."""
+"""A source sentence is compared word by word if it has at least this weighted share of the words."""
 NEAR = 0.4
-"""Two places tell of the same thing where this share of the words around one is around the other, weighted."""
+"""Two positions are about the same thing if they share at least this weighted share of the words around them."""
 SHORT = 8
-"""A sentence of fewer words isn't likelier to be true for that."""
+"""Sentences with fewer words than this count as having this length."""
 CLEAR = 0.5
-"""Another place is clearly meant where its surroundings are alike by this much more."""
+"""Another position is clearly a better match if its context is more similar by this much."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A place in a text that its sources don't bear out."""
+    """A part of a text that its sources don't support."""
 
     start: int
     end: int
     kind: SpanKind
     why: str
     source: str = ""
-    """The sources' sentence that says something else there, if one was found."""
+    """The source sentence that says something different, if one was found."""
 
 
 @dataclass
 class Evidence:
-    """Of one sentence: features for the score, spans (positions in the sentence), and the likest sentence."""
+    """The evidence for one sentence: features for the score, spans in it, and the most similar source sentence."""
 
     features: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
@@ -167,12 +162,12 @@ class Evidence:
 
     @property
     def follows(self) -> bool:
-        """Whether it follows a source's sentence word by word."""
+        """Whether the sentence follows a source sentence word by word."""
         return self.features["in_order"] >= FOLLOWS
 
 
 def evidence(sentence: Sentence, sources: Sources) -> Evidence:
-    """What speaks for and against a sentence."""
+    """Return the evidence for and against a sentence."""
     found = Evidence()
     likest = max(sources.sentences, key=lambda each: sentence.share_in(each.weights), default=None)
     found.likest = likest.text if likest else ""
@@ -187,7 +182,7 @@ def evidence(sentence: Sentence, sources: Sources) -> Evidence:
 
 
 def _words(sentence: Sentence, likest: Sentence | None, sources: Sources, found: Evidence) -> None:
-    """Weighted shares of its words: in all sources, in the likest sentence, in the question."""
+    """Add the weighted shares of the sentence's words in all sources, in the most similar sentence, in the question."""
     features = found.features
     features["known"] = sentence.share_in(sources.known)
     features["best"] = sentence.share_in(likest.weights) if likest else 0.0
@@ -206,7 +201,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     ]
     for number in sentence.numbers:
         if any(rate.start <= number.start < rate.end for rate in rates):
-            continue  # twice a day is every 12 hours; _rates sees whether of the same thing
+            continue  # twice a day is every 12 hours; _rates checks whether it is about the same thing
         said = sentence.text[number.start : number.end]
         here = sentence.about(number.start, number.end)
         same = max((alike(here, there) for _, there in _places(sources, number, agreeing=True)), default=0.0)
@@ -220,15 +215,15 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             if here:
                 elsewhere += max(0.0, other - same) + 0.3 * (1 - same)
             if here and other - same > CLEAR:
-                why = f"The sources say {said} of something else, and another number here."
+                why = f"The sources give {said} for something else, and a different number here."
                 found.spans.append(Span(number.start, number.end, "number", why, place))
         elif any(number.same_value(each) and number.clashes(each) for each in sources.numbers):
             units += 1
-            why = f"The sources have the number of {said} with another unit."
+            why = f"The sources have the number in {said} with a different unit."
             found.spans.append(Span(number.start, number.end, "unit", why, place))
         else:
             missing += 1
-            found.spans.append(Span(number.start, number.end, "number", f"No source has {said}.", place))
+            found.spans.append(Span(number.start, number.end, "number", f"No source contains {said}.", place))
     found.features |= {
         "numbers_missing": min(missing, 2.0),
         "units": min(units, 1.0),
@@ -237,7 +232,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _places(sources: Sources, number: Number, agreeing: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Sentences of the sources with a number that bears this one out, or doesn't, and the words around that number."""
+    """Yield source sentences with a number that supports this one (or doesn't), and the words around that number."""
     for each, theirs, about in sources.numbers_about:
         if number.agrees(theirs) is agreeing:
             yield each.text, about
@@ -255,14 +250,14 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             rarest, rare = max(rarest, much), rare + much**4
         elif not sources.has_name(name):
             missing += 1
-            why = f"No source has the {name.kind} {name.text}."
+            why = f"No source contains the {name.kind} {name.text}."
             found.spans.append(Span(token.start, token.end, "name", why))
     found.features |= {"names": min(missing, 3.0), "rare": min(rare, 3.0), "rarest": rarest}
     found.features["rare_among_unknown"] = found.features["rare"] * (1 - found.features["known"])
 
 
 def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
-    """Whether sentences with these words, some of them, deny something or find nothing as this one does."""
+    """Add whether source sentences with some of these words are negated or report no effect, as this one does."""
     denying, affirming = (
         max((sentence.share_in(each.weights) for each in sources.sentences if each.finds_nothing is said), default=0.0)
         for said in (True, False)
@@ -301,7 +296,7 @@ def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) -> None:
-    """Where a sentence follows a source's: what stands in other words' place, and whether one denies the other."""
+    """Add the replaced words and the differing negation of a sentence that follows a source sentence."""
     features = found.features
     features |= dict.fromkeys(("in_order", "negation_turned", "number_replaced", "replaced", "inserted"), 0.0)
     if likest is None or features["best"] < LIKE:
@@ -332,7 +327,7 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
 
 
 def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
-    """How often something is done, where the sources say another rate of it."""
+    """Add spans for rates for which the sources give a different rate."""
     for rate in sentence.rates:
         here = sentence.about(rate.start, rate.end)
         same = other = 0.0
@@ -346,68 +341,68 @@ def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         if other >= NEAR and other - same > (CLEAR if same else CLEAR / 2):
             found.features["units"] = 1.0
             if not _marked(found, rate.start, rate.end):
-                why = f"The sources say another rate than “{sentence.text[rate.start : rate.end]}” of this."
+                why = f"The sources give a different rate for this than “{sentence.text[rate.start : rate.end]}”."
                 found.spans.append(Span(rate.start, rate.end, "unit", why, place))
 
 
 def _marked(found: Evidence, start: int, end: int) -> bool:
-    """Whether a span is there already."""
+    """Return whether a span overlaps this range."""
     return any(span.start < end and span.end > start for span in found.spans)
 
 
 def _other_number(mine: Sequence[Token], theirs: Sequence[Token], likest: Sentence, found: Evidence) -> None:
-    """A span for numbers that stand where the source has others, unless they have one already."""
-    said = [token for token in mine if token.is_number]
-    start, end = said[0].start, said[-1].end
+    """Add a span for numbers where the source has different numbers, unless they have a span already."""
+    mine = [token for token in mine if token.is_number]
+    start, end = mine[0].start, mine[-1].end
     if not _marked(found, start, end):
         instead = ", ".join(token.text for token in theirs if token.is_number)
         found.spans.append(Span(start, end, "number", f"The source has {instead} here.", likest.text))
 
 
 BROKEN_OFF = 30
-"""Words from which on an answer that ends without a full stop is taken to be broken off"""
+"""Number of words from which an answer without a final full stop counts as cut off"""
 MOST = 12.0
-"""Log-odds of a sentence, either way, beyond which nothing is learnt from it"""
+"""Largest absolute log-odds of a sentence; larger values are clipped"""
 
 
 @dataclass(frozen=True)
 class SentenceVerdict:
-    """One sentence of an answer."""
+    """The verdict on one sentence of an answer."""
 
     start: int
     end: int
     score: float
-    """The calibrated probability that the sources bear it out."""
+    """The calibrated probability that the sources support the sentence."""
     spans: tuple[Span, ...]
     """Positions in the answer"""
 
     @property
     def supported(self) -> bool:
-        """Whether the score is above the one that a tenth or fewer of true sentences fall below."""
+        """Whether the score reaches the threshold, below which at most a tenth of true sentences score."""
         return self.score >= calibration.SENTENCE
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A whole answer."""
+    """The verdict on a whole answer."""
 
     score: float | None
-    """The calibrated probability that the sources bear out all of it; None without a sentence to judge."""
+    """The calibrated probability that the sources support the whole answer; None without a sentence to judge."""
     sentences: tuple[SentenceVerdict, ...]
 
     @property
     def faithful(self) -> bool:
-        """Whether the score is above the one that a tenth or fewer of true answers fall below; True without one."""
+        """Whether the score reaches the threshold, below which at most a tenth of true answers score, or is None."""
         return self.score is None or self.score >= calibration.ANSWER
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Of all sentences."""
+        """The spans of all sentences."""
         return tuple(span for each in self.sentences for span in each.spans)
 
 
 def detect(answer: str, sources: Sources) -> Verdict:
-    """Judge an answer. The scores' base rate is that of the set they were fitted on, half of it unfaithful."""
+    """Judge an answer. The scores assume the base rate of the data they were fitted on, half of it unfaithful."""
     judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
         return Verdict(None, ())
@@ -415,7 +410,7 @@ def detect(answer: str, sources: Sources) -> Verdict:
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
-    """The sentences of an answer that have a word or number, and where they start; a line's end ends one, too."""
+    """Yield start and text of each sentence that has a word or number; a line break also ends a sentence."""
     start = 0
     for line in answer.splitlines():
         for text in sentences(line):
@@ -426,7 +421,7 @@ def placed(answer: str) -> Iterator[tuple[int, str]]:
 
 
 def _ended(answer: str) -> str:
-    """The answer without its last word, where it is so long that it was probably broken off within that word."""
+    """Return the answer, without its last word if the answer is so long that it was probably cut off in that word."""
     whole = answer.rstrip()
     if whole and whole[-1].isalnum() and whole.count(" ") >= BROKEN_OFF:
         return whole.rpartition(" ")[0]
@@ -434,14 +429,14 @@ def _ended(answer: str) -> str:
 
 
 def sentence_logit(found: Evidence) -> float:
-    """The log-odds that the sources bear a sentence out, from -MOST to MOST."""
+    """Return the log-odds that the sources support a sentence, from -MOST to MOST."""
     form = calibration.FOLLOWING if found.follows else calibration.PARAPHRASING
     logit = sum(value * found.features.get(name, 1.0) for name, value in form.items())
     return max(-MOST, min(MOST, logit))
 
 
 def answer_features(logits: list[float]) -> dict[str, float]:
-    """What an answer's log-odds are made of, from those of its sentences."""
+    """Return the features of an answer's log-odds, computed from the log-odds of its sentences."""
     return {
         "lowest": min(logits),
         "mean": fmean(logits),
@@ -451,7 +446,7 @@ def answer_features(logits: list[float]) -> dict[str, float]:
 
 
 def answer_logit(logits: list[float]) -> float:
-    """The log-odds that the sources bear out all of an answer."""
+    """Return the log-odds that the sources support the whole answer."""
     form, features = calibration.WHOLE, answer_features(logits)
     return sum(value * features.get(name, 1.0) for name, value in form.items())
 
@@ -471,7 +466,7 @@ def _why(found: Evidence) -> str:
     share = f"{100 * found.features['known']:.0f} %"
     if found.features["known"] < 0.6:
         return f"Few of its words are in the sources ({share}, by weight)."
-    return f"Its words are in the sources ({share}, by weight), but no sentence of theirs says this with them."
+    return f"Its words are in the sources ({share}, by weight), but no source sentence says this."
 
 
 def _sigmoid(value: float) -> float:

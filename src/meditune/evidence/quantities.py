@@ -1,7 +1,4 @@
-"""Numbers in prose, with their values and units.
-
-How often something is done, as prose tells it: once a week, twice daily, every 6 hours.
-"""
+"""Numbers in prose, with values and units, and rates: once a week, twice daily, every 6 hours."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _TENS = {word: 10.0 * value for value, word in enumerate(_TENFOLD, 2)}
 _ONES = {"one": 1.0} | {word: value for word, value in _WORDS.items() if value < 10}
 _SPELLED = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?|{'|'.join(sorted(_WORDS, key=len, reverse=True))}"
 AMOUNT = rf"(?:{_DIGITS}|{_SPELLED})"
-"""What a number looks like, in digits or spelled"""
+"""The pattern of a number, in digits or spelled out"""
 _SCALES = {
     "mass": "kg 1e6 kilogram 1e6 g 1e3 gram 1e3 mg 1 milligram 1 µg 1e-3 μg 1e-3 mcg 1e-3 ug 1e-3 microgram 1e-3 "
     "ng 1e-6",
@@ -33,7 +30,7 @@ _SCALES = {
     "substance": "mol 1e3 mmol 1 µmol 1e-3 μmol 1e-3 nmol 1e-6",
     "activity": "iu 1 unit 1",
 }
-"""Of each dimension the units, and how many of its base unit they are"""
+"""The units of each dimension, each followed by its size in the base unit"""
 _UNITS = {
     unit: (kind, float(size))
     for kind, text in _SCALES.items()
@@ -47,10 +44,10 @@ _PER = {
     **{unit: _UNITS[unit] for unit in ("d", "day", "wk", "week", "month", "year")},
     "dose": ("dose", 1.0),
 }
-"""What an amount is given per, with its dimension and size"""
+"""Units and other things that an amount can be given per, with dimension and size"""
 _OFTEN = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
 _PER_UNIT = "|".join(sorted(_PER, key=len, reverse=True))
-# "ng ml" is "ng ml(-1)" whose brackets were left out; "mg L-dopa" is no concentration.
+# "ng ml" is "ng ml(-1)" without the brackets; "mg L-dopa" isn't a concentration.
 _PER_EACH = re.compile(
     rf"(?: ?/ ?|[- ](?:per|an?|for (?:each|every)|each|every) )(?P<of>{_PER_UNIT})(?!\w)"
     rf"|[ .·](?P<power>{_PER_UNIT})(?: ?\(-1\)|[-−]1|⁻¹)(?!\w)|[ .·](?P<bare>kg|[dm]?l)(?![\w-])"
@@ -74,36 +71,36 @@ class Number:
 
     value: float
     unit: str
-    """As written, in lower case and singular; empty without one; of a p-value "p<", "p>" or "p="."""
+    """As written, in lowercase and singular; empty without a unit; "p<", "p>" or "p=" for a p-value"""
     start: int
     end: int
     decimals: int
     per: tuple[str, ...] = ()
-    """What the amount is for each of: ("kg", "day") of mg/kg/day"""
+    """What the amount is given per: ("kg", "day") for mg/kg/day"""
 
     @property
     def dimension(self) -> str:
-        """What the unit measures ("mass", "time", "share" ...), or empty."""
+        """The quantity that the unit measures ("mass", "time", "share" ...), or an empty string."""
         return "p" if self.unit in _P else _UNITS.get(self.unit, ("", 1.0))[0]
 
     @property
     def in_base_units(self) -> float:
-        """The value in its dimension's unit: milligrams, days, millilitres, millimetres, percent."""
+        """The value in its dimension's base unit: milligrams, days, millilitres, millimetres, percent."""
         return self.value * _UNITS.get(self.unit, ("", 1.0))[1]
 
     @property
     def days(self) -> float:
-        """The time that it is per, of an hour or longer; 0 without one."""
+        """The period that the amount is given per, if it is an hour or longer; otherwise 0."""
         return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
 
     def same_value(self, other: Number) -> bool:
-        """Whether the other says this, units aside: equal, or this rounded from it."""
+        """Return whether the values agree, ignoring units: they are equal, or this one is the other rounded."""
         if isclose(self.value, other.value, rel_tol=1e-9):
             return True
         return other.decimals > self.decimals and isclose(round(other.value, self.decimals), self.value)
 
     def agrees(self, other: Number) -> bool:
-        """Whether the other bears this out, with what their units measure taken into account."""
+        """Return whether the other number supports this one, considering the dimensions of their units."""
         if self.dimension == other.dimension == "p":
             return self._holds_given(other)
         if self.dimension and other.dimension and self.dimension == other.dimension:
@@ -116,7 +113,7 @@ class Number:
         return self.same_value(other) and not self.clashes(other)
 
     def _holds_given(self, other: Number) -> bool:
-        """Of p-values: p = 0.03 bears out p < 0.05."""
+        """Return whether the other p-value supports this one: p = 0.03 supports p < 0.05."""
         known = other.unit[-1]
         if self.unit == "p<":
             return known in "<=" and other.value <= self.value and (known == "<" or other.value < self.value)
@@ -125,13 +122,13 @@ class Number:
         return known == "=" and self.same_value(other)
 
     def clashes(self, other: Number) -> bool:
-        """Whether both have units, of different things: mg and weeks, mg and mg/kg."""
+        """Return whether both have units of different dimensions: mg and weeks, mg and mg/kg."""
         if not self.dimension or not other.dimension:
             return False
         return self.dimension != other.dimension or not self._same_base(other)
 
     def _same_base(self, other: Number) -> bool:
-        """Whether both are per the same things. Per day or longer, or per dose, may be told elsewhere in a sentence."""
+        """Return whether both are per the same things. A "per day", longer period or "per dose" may be in one only."""
         mine, theirs = self._bases(), other._bases()
         lone = {kind: size for each in (mine, theirs) for kind, size in each.items() if kind in mine.keys() ^ theirs}
         if "dose" in lone and "time" in lone:
@@ -142,14 +139,14 @@ class Number:
         return dict(_PER[each] for each in self.per)
 
     def _for(self, other: Number) -> float:
-        """How much this is for, in what the other is given per, too."""
+        """Return the size of this number's "per" units that the other number has too."""
         return prod(size for kind, size in self._bases().items() if kind in other._bases())
 
 
 def numbers(text: str) -> list[Number]:
-    """The numbers of a text in order. Digits inside names (COX-2, B12) are none; "one" is none, being a pronoun too.
+    """Return the numbers of a text in order, without digits inside names (COX-2, B12) and without "one" (a pronoun).
 
-    The first of a range takes the unit of the second.
+    The first number of a range takes the unit of the second.
     """
     found = list(_found(text))
     for index in range(len(found) - 1):
@@ -160,7 +157,7 @@ def numbers(text: str) -> list[Number]:
 
 
 def shares(text: str) -> list[Number]:
-    """Percentages that follow from what the text counts: "45 of 60" is 75 %."""
+    """Return the percentages that follow from counts in the text: "45 of 60" is 75 %."""
     found = []
     for match in _OF.finditer(text):
         part, whole = (float(each.replace(",", "")) for each in match.groups())
@@ -170,7 +167,7 @@ def shares(text: str) -> list[Number]:
 
 
 def is_supported_number(number: Number, known: Iterable[Number]) -> bool:
-    """Whether one of the known numbers says the same."""
+    """Return whether one of the known numbers supports this one."""
     return any(number.agrees(each) for each in known)
 
 
@@ -186,7 +183,7 @@ def _found(text: str) -> Iterator[Number]:
 
 
 def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
-    """What an amount that ends there is per, and where that ends."""
+    """Return what an amount that ends at `start` is given per, and the end of that text."""
     found: list[str] = []
     while match := _PER_EACH.match(text, start):
         said = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
@@ -200,7 +197,7 @@ def _singular(unit: str) -> str:
 
 
 def amount(said: str) -> float:
-    """The value of what matches AMOUNT."""
+    """Return the value of a text that matches AMOUNT."""
     said = said.lower()
     if said[0].isdigit() or said[0] == ".":
         return float(said.replace(",", ""))
@@ -235,25 +232,25 @@ _RATE = re.compile(
 
 @dataclass(frozen=True)
 class Rate:
-    """How often, where it stands."""
+    """A rate with its position."""
 
     times: float | None
-    """In each period; None where only the period is told: "daily", "75 mg/day"."""
+    """How many times in each period; None if the text only gives the period: "daily", "75 mg/day"."""
     days: float
-    """The period's"""
+    """Length of the period in days"""
     start: int
     end: int
 
     def agrees(self, other: Rate) -> bool:
-        """Whether the other bears this out. Once is what needn't be told; a source's times may be left out."""
+        """Return whether the other rate supports this one. "Once" may be omitted, and so may a source's times."""
         if self.times is None or (other.times is None and self.times == 1):
             return isclose(self.days, other.days, rel_tol=0.02)
         return other.times is not None and isclose(self.times / self.days, other.times / other.days, rel_tol=0.02)
 
 
 def rates(text: str, numbers: Iterable[Number]) -> list[Rate]:
-    """Those of a text, among them its numbers' that are per hour or longer."""
-    found = [*_said(text)]
+    """Return the rates of a text, including those of its numbers that are per hour or longer."""
+    found = [*_stated_rates(text)]
     taken = [(each.start, each.end) for each in found]
     for number in numbers:
         if number.days and all(number.end <= start or number.start >= end for start, end in taken):
@@ -261,7 +258,7 @@ def rates(text: str, numbers: Iterable[Number]) -> list[Rate]:
     return sorted(found, key=lambda each: each.start)
 
 
-def _said(text: str) -> Iterator[Rate]:
+def _stated_rates(text: str) -> Iterator[Rate]:
     for match in _RATE.finditer(text):
         place = match.span()
         if match["times"]:
@@ -274,7 +271,7 @@ def _said(text: str) -> Iterator[Rate]:
 
 
 def _every(match: re.Match[str], start: int, end: int) -> Rate:
-    """Several times a day where hours are between, as others may tell it: every 12 hours is twice a day."""
+    """Return the rate of "every ..."; an interval in hours becomes times a day: every 12 hours is twice a day."""
     days = _DAYS[match["each"].lower()]
     apart = 2.0 if match["other"] else amount(match["apart"]) if match["apart"] else 0.0
     if not apart:

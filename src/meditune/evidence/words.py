@@ -1,8 +1,7 @@
-"""Words as they are compared: stemmed, with a weight for how much they say.
+"""Words of medical English as the detector compares them.
 
-What turns a finding round in English prose: numbers, negations and directions.
-
-Names in medical prose, recognised by their shape: drugs, diseases, procedures, abbreviations, proper names.
+Words have stems and weights by information content. Words that reverse a finding are negations, directions, limits and
+advice. Names (drugs, diseases, procedures, abbreviations, proper names) are recognised by their shape.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _REPORTING_TEXT = (
     "experience good better best great many several large small high higher low lower increased increase decreased "
     "decrease reduce reduced understanding understand knowledge information example answer question yes maybe"
 )
-"""Words with which any finding is told: they say little about what was found."""
+"""Words used to report any finding, which carry little information about it"""
 _SYNONYMS = (
     "increase|increased|increases|increasing|rise|rose|rising|raise|raised|elevated|elevation|higher|greater|more",
     "decrease|decreased|decreases|decreasing|decline|declined|reduce|reduced|reduction|lower|lowered|fewer|less|fell|drop",
@@ -96,7 +95,7 @@ class Token:
 
     @property
     def stem(self) -> str:
-        """What of it is compared."""
+        """The stem, which is compared."""
         return stem(self.text)
 
     @property
@@ -106,20 +105,22 @@ class Token:
 
 
 def tokens(text: str) -> list[Token]:
-    """The words and numbers of a text in order; a hyphen parts two words."""
+    """Return the words and numbers of a text in order; a hyphen separates two words."""
     return [Token(match[0], match.start(), match.end()) for match in _TOKEN.finditer(text)]
 
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """A word without case and ending; words of one meaning in _SYNONYMS have one stem."""
+    """Return the word in lowercase and without its ending; synonyms (_SYNONYMS) share one stem."""
     return _synonyms().get(plain := _bare(word.lower()), plain)
 
 
 @lru_cache(maxsize=65536)
 def information_weight(word: str) -> float:
-    """How much a word says, 0 to 1: nothing for function words, little for those that tell any finding, and else by
-    its rank among English words; 1 where it isn't among the common ones.
+    """Return a word's information weight, 0 to 1.
+
+    It is 0 for function words and 0.1 for words that report any finding; otherwise it grows with the word's rank among
+    English words, up to 1 for words that aren't in the list of common ones.
     """
     low = _SHORT.sub("", word.lower())
     if low in _FUNCTION_WORDS or (len(low) < 3 and low.islower() and not word.isupper()):
@@ -131,7 +132,7 @@ def information_weight(word: str) -> float:
 
 @lru_cache(maxsize=65536)
 def rarity(word: str) -> float:
-    """0 for the commonest English words, 1 for those that aren't among the most frequent."""
+    """Return 0 for the most common English words, 1 for words that aren't in the list, and values between by rank."""
     ranks = _ranks()
     low = word.lower()
     rank = min(ranks.get(form, len(ranks)) for form in (low, low.removesuffix("s"), low.removesuffix("es")))
@@ -169,14 +170,14 @@ AUXILIARY = r"is|are|was|were|do|does|did|can|could|may|might|must|should|has|ha
 NEGATED = re.compile(
     rf"\b(?:(?P<plain>{AUXILIARY})(?: not\b|n't\b|n’t\b)|cannot\b|can['’]t\b|no(?= [a-z]))", re.IGNORECASE
 )
-"""A negation that can be taken away; `plain` is the auxiliary verb without it, where there is one"""
+"""A negation that can be removed; `plain` is the auxiliary verb without it, if there is one"""
 NEGATABLE = re.compile(rf"\b(?:{AUXILIARY})\b(?! not\b|['’]t)", re.IGNORECASE)
 """An auxiliary verb that can be negated"""
 NEGATIVE = re.compile(
     r"\b(?:not|no|none|never|neither|nor|without|cannot|lack(?:s|ed|ing)?|fail(?:s|ed)?|absence)\b|n['’]t\b",
     re.IGNORECASE,
 )
-"""A word by which a sentence denies something"""
+"""A word that negates a sentence"""
 _OPPOSITES = (
     "increase/decrease increases/decreases increased/decreased increasing/decreasing higher/lower high/low more/less "
     "greater/smaller better/worse improve/worsen improves/worsens improved/worsened improving/worsening "
@@ -189,7 +190,7 @@ _OPPOSITES = (
 )
 _PAIRS = [(pair.partition("/")[0], pair.partition("/")[2]) for pair in _OPPOSITES.split()]
 OPPOSITE = dict(_PAIRS) | {second: first for first, second in _PAIRS}
-"""Direction words, each with the one that turns a finding round"""
+"""Direction words, each with its opposite, which reverses a finding"""
 DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
 _SIDES = (
     ("start starts started starting begin begins beginning began continue continues continued continuing keep",
@@ -197,8 +198,8 @@ _SIDES = (
     ("use uses used give gives given giving take takes taken indicated recommend recommends recommended",
      "avoid avoids avoided avoiding contraindicated"),
 )  # fmt: skip
-"""Words of advice of which any of one side turns round any of the other; meditune.data.preference.pairs puts none of
-them for another."""
+"""Words of advice in opposite pairs of groups: a word of one group reverses advice with a word of the other.
+meditune.data.preference.pairs doesn't replace these words."""
 _SIDE = {
     word: (axis, side) for axis, sides in enumerate(_SIDES) for side, text in enumerate(sides) for word in text.split()
 }
@@ -210,28 +211,29 @@ _LIMIT = re.compile(
     re.IGNORECASE,
 )
 _REACH = 60
-"""Characters before a word in which it may be denied"""
+"""Number of characters before a word that are searched for a negation of it"""
 _DENIED = re.compile(r"(?:\b(?:not|never|no|cannot|without)|n['’]t)(?: \w+){0,3} $", re.IGNORECASE)
 _ADVISED_AGAINST = re.compile(r"\b(?:avoid|stop|discontinu|contraindicat|against)\w*(?: \w+){0,3} $", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A word that turns a finding or an advice round, where it stands."""
+    """A word that gives a finding or advice its direction, with its position."""
 
     start: int
     end: int
     said: str
-    """The same for words that say the same"""
+    """A code that words of the same direction share"""
     opposite: str
-    """`said` of the words that say the opposite"""
+    """The code of the words of the opposite direction"""
     only_turned: bool = False
-    """Whether it says something only where it is clearly turned, as words of advice and limits do"""
+    """Whether it counts only if the sources clearly say the opposite, as with words of advice and limits"""
 
 
 def directions(text: str) -> Iterator[Direction]:
-    """Those of a text, and its limits, which are turned only beside the same number. Words of advice are left out where
-    they are denied: "not recommended", "avoid using".
+    """Yield the direction words and limits of a text; limits are opposites only with the same number.
+
+    Negated words of advice are left out: "not recommended", "avoid using".
     """
     for match in DIRECTION.finditer(text):
         yield Direction(match.start(), match.end(), stem(match[0]), stem(OPPOSITE[match[0].lower()]))
@@ -252,7 +254,7 @@ def directions(text: str) -> Iterator[Direction]:
 
 
 def value(number: str) -> float:
-    """The value of a match of NUMBER."""
+    """Return the value of a match of NUMBER."""
     return float(number.replace(",", ""))
 
 
@@ -314,13 +316,13 @@ _WHOLE: dict[NameKind, frozenset[str]] = {
 _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
 _DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
 COMMON = 0.75
-"""A word that is commoner than this (words.rarity) is no drug or disease, whatever its ending: examine, promise"""
+"""A word with a lower rarity isn't a drug or disease, whatever its ending: examine, promise"""
 _ORDINARY = "diploma diplomas aroma aromas chromosome telephone microphone saxophone"
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name where it stands."""
+    """A name with its position."""
 
     text: str
     kind: NameKind
@@ -329,7 +331,7 @@ class Name:
 
 
 def names(text: str) -> Iterator[Name]:
-    """The names of a text in order, one word each."""
+    """Yield the names of a text in order, one word each."""
     shouted = sum(char.isupper() for char in text) > 0.5 * sum(char.isalpha() for char in text)
     for token in tokens(text):
         kind = kind_of(token.text, first=_opens(text, token.start))
@@ -340,8 +342,9 @@ def names(text: str) -> Iterator[Name]:
 
 
 def kind_of(word: str, first: bool = False) -> NameKind | None:
-    """What kind of name the shape of a word shows; None where it shows none. `first` in its sentence, a capital says
-    nothing.
+    """Return the kind of name that a word's shape indicates, or None.
+
+    With `first`, the word begins a sentence, so its capital letter is ignored.
     """
     if word.isdigit() or len(word) < 2:
         return None
@@ -361,12 +364,12 @@ def kind_of(word: str, first: bool = False) -> NameKind | None:
 
 
 def initials(text: str) -> str:
-    """The first letters of its words, in lower case: an abbreviation of some of them is a part of this."""
+    """Return the first letters of the text's words, in lowercase, in which abbreviations can be looked up."""
     return "".join(token.text[0].lower() for token in tokens(text))
 
 
 def defined(text: str) -> set[str]:
-    """What a text introduces in brackets: "double balloon enteroscopy (DBE)"."""
+    """Return the terms that a text defines in brackets: "double balloon enteroscopy (DBE)"."""
     return {match[1] for match in _DEFINED.finditer(text)}
 
 

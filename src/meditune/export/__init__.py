@@ -1,1 +1,1 @@
-"""A tuned model in the forms that other programs run, each checked against the model that it was made from."""
+"""Exports of a tuned model to the formats of other programs, each verified against the original model."""

@@ -1,4 +1,4 @@
-"""Exporting one model in one form: made, opened as it will be opened, checked, and only then put into its place."""
+"""Export a model to one format: write it, open it with its engine, verify it, and only then put it in place."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ TEXTS = (
     "config.json",
     "generation_config.json",
 )
-"""What lies beside the weights in every form"""
+"""Files that accompany the weights in every format"""
 ORIGINAL = "original.json"
-"""Beside a run's exports: what its model said to the questions that they are checked with"""
+"""File beside a run's exports with the original model's outputs for the verification questions"""
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A form that a model can be exported in."""
+    """A format that a model can be exported to."""
 
     engine: str
-    """Which engine opens it"""
+    """Name of the engine that opens it"""
     weights: str
-    """Its number format"""
+    """Number format of the weights"""
     write: Callable[[Path, Path], dict[str, str]] | None
-    """From a plain folder into another; returns the packages that made it with their versions. None: plain it is"""
+    """Converts a plain folder into another one, and returns the packages that were used with their versions. None: the
+    export is the plain folder itself"""
 
 
 def _openvino(source: Path, folder: Path) -> dict[str, str]:
@@ -83,19 +84,20 @@ KINDS = {
 
 
 def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
-    """Export the model of a run, a folder or the catalogue; returns the content of export.json.
+    """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
-    It goes to `output`, or `export/KIND` in the run's or model's folder. What was made from the same weights is left as
-    it is. Raises ModelError where it can't be exported or drifts from the original, and then leaves nothing behind.
+    The export goes to `output`, or to `export/KIND` in the run's or model's folder. An export from the same weights is
+    left unchanged. Raises ModelError where the model can't be exported or the export deviates from the original, and
+    then leaves nothing behind.
     """
     if to not in KINDS:
-        raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
+        raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}.")
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
     place = locate(name)
     home = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
     if output is None and home is None:
-        raise ModelError(f"{name} has no folder of its own. Say where the export goes: --output DIR.")
+        raise ModelError(f"{name} has no folder of its own. Choose a folder for the export: --output DIR")
     folder = output or (home or Path()) / EXPORTS / to
     form = (load_format(Path(place)) if Path(place).is_dir() else None) or PromptFormat()
     made_from = {
@@ -132,7 +134,7 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
 
 @contextmanager
 def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
-    """The plain BF16 folder that other forms are made from: of a run it is kept, as an export of its own."""
+    """Yield the plain BF16 folder that other formats are made from; a run keeps it as an export of its own."""
     if KINDS[to].write is None:
         yield Path()
     elif home:
@@ -157,7 +159,7 @@ def _facts(
     most = config.get("max_position_embeddings") or config.get("n_positions") or 2048
     window = config.get("sliding_window")
     if kind.engine == "openvino" and window and not config.get("layer_types"):
-        # GenAI's paged attention doesn't see a window that slides in every layer (Mistral's first version).
+        # GenAI's paged attention ignores a sliding window in every layer (Mistral's first version).
         most = min(most, window)
     return {
         "kind": to,
@@ -173,7 +175,7 @@ def _facts(
 
 
 def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> dict[str, Any]:
-    """What changed between the model and its export. Raises ModelError where that is too much."""
+    """Return how the export deviates from the model; raise ModelError where the deviation is too large."""
     check = Check(items(home), form)
     with closing(open_engine(str(folder))) as exported:
         after = check.said(exported)
@@ -188,14 +190,12 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> 
         drift = check.compare(before, after, original)
     problems = drift.problems()
     if problems:
-        raise ModelError(
-            f"The exported model isn't the one that it was made from: {'; '.join(problems)}. Nothing was kept."
-        )
+        raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
     return drift.facts() | {"said": str(drift)}
 
 
 def _remembered(home: Path | None, asked: dict[str, Any]) -> ModelOutput | None:
-    """What the original said when it was last asked the same; None where it wasn't."""
+    """Return the original's stored outputs for the same questions; None where there are none."""
     path = (home or Path()) / EXPORTS / ORIGINAL
     if home is None or not path.is_file():
         return None
@@ -203,6 +203,6 @@ def _remembered(home: Path | None, asked: dict[str, Any]) -> ModelOutput | None:
     return ModelOutput(**stored["said"]) if stored.get("asked") == asked else None
 
 
-def _remember(home: Path | None, asked: dict[str, Any], said: ModelOutput) -> None:
+def _remember(home: Path | None, asked: dict[str, Any], output: ModelOutput) -> None:
     if home:
-        write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(said)})
+        write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(output)})

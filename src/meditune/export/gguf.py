@@ -1,16 +1,8 @@
-"""A plain folder as a GGUF file, which llama.cpp and what is built on it run.
+"""GGUF files for llama.cpp and programs based on it, with the Modelfile that Ollama runs them with.
 
 The layout is llama.cpp's (its `gguf-py` package names the tensors; github.com/ggml-org/ggml, docs/gguf.md). Matrices
-are rounded to Q8_0: blocks of 32 numbers in 8 bits with a common scale. Q4_K_M isn't written here: its blocks are made
-by llama.cpp's own `llama-quantize`, which no package on PyPI carries ready-made.
-
-A tokenizer as llama.cpp keeps it in a GGUF file.
-
-A GGUF file with the Modelfile by which Ollama runs it: `ollama create NAME -f Modelfile`.
-
-Ollama's template is made of the one prompt format, so a question reaches the model as it did in training. The tuned
-model never saw a system message, so the limits, which stand under SYSTEM, are for people (`ollama show`), not for it.
-Source: github.com/ollama/ollama, docs/modelfile.md.
+are rounded to Q8_0: blocks of 32 numbers in 8 bits with a common scale. Q4_K_M isn't supported: its blocks are made by
+llama.cpp's own `llama-quantize`, which no package on PyPI ships.
 """
 
 from __future__ import annotations
@@ -29,46 +21,46 @@ from meditune.files import read_json, read_text
 from meditune.prompts import LIMITS, load_format
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
-"""llama.cpp's kinds of tokens"""
+"""llama.cpp's token types"""
 
 
 def add_vocabulary(writer: Any, source: Path) -> None:
-    """Write the tokenizer of a plain folder. Raises ModelError for one that llama.cpp makes tokens unlike."""
-    said = read_json(source / "tokenizer.json")
-    model = said["model"]
+    """Write the tokenizer of a plain folder; raise ModelError where llama.cpp would tokenize differently."""
+    spec = read_json(source / "tokenizer.json")
+    model = spec["model"]
     if model.get("type") != "BPE":
-        raise ModelError(f"GGUF files are written with BPE tokenizers, not {model.get('type')}. Export it as merged.")
+        raise ModelError(f"GGUF export supports BPE tokenizers, not {model.get('type')}. Export the model as merged.")
     size = read_json(source / "config.json")["vocab_size"]
-    tokens, kinds = _listed(model["vocab"], said["added_tokens"], size)
+    tokens, kinds = _listed(model["vocab"], spec["added_tokens"], size)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
-        _sentencepiece(writer, tokens, kinds, said)
+        _sentencepiece(writer, tokens, kinds, spec)
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_pre_tokenizer(said.get("pre_tokenizer") or {}))
+        writer.add_tokenizer_pre(_pre_tokenizer(spec.get("pre_tokenizer") or {}))
         writer.add_token_list(tokens)
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-    _add_special(writer, source, {token: number for number, token in enumerate(tokens)}, said)
+    _add_special(writer, source, {token: number for number, token in enumerate(tokens)}, spec)
 
 
 def _listed(vocabulary: dict[str, int], added: list[dict[str, Any]], size: int) -> tuple[list[str], list[int]]:
-    """Every token by its number, and its kind; numbers without a token are unused."""
+    """Return every token by its number, and its type; numbers without a token are unused."""
     tokens = [f"[UNUSED{number}]" for number in range(size)]
     kinds = [UNUSED] * size
     for token, number in vocabulary.items():
         tokens[number], kinds[number] = token, NORMAL
-    for token_said in added:
-        number = token_said["id"]
-        tokens[number] = token_said["content"]
-        kinds[number] = CONTROL if token_said["special"] else USER_DEFINED
+    for entry in added:
+        number = entry["id"]
+        tokens[number] = entry["content"]
+        kinds[number] = CONTROL if entry["special"] else USER_DEFINED
     return tokens, kinds
 
 
-def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], said: dict[str, Any]) -> None:
-    """Tokens with scores: what is merged earlier has the higher one."""
+def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], spec: dict[str, Any]) -> None:
+    """Write tokens with scores: tokens that are merged earlier have higher scores."""
     ranks: dict[str, int] = {}
-    for rank, pair in enumerate(said["model"]["merges"]):
+    for rank, pair in enumerate(spec["model"]["merges"]):
         first, second = pair if isinstance(pair, list) else pair.split(" ", 1)
         ranks.setdefault(first + second, rank)
     for number, token in enumerate(tokens):
@@ -78,36 +70,36 @@ def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], said: dict[
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(ranks.get(token, 0)) for token in tokens])
     writer.add_token_types(kinds)
-    writer.add_add_space_prefix(_begins_with_space(said))
+    writer.add_add_space_prefix(_begins_with_space(spec))
 
 
-def _begins_with_space(said: dict[str, Any]) -> bool:
-    """Whether a space goes before every text, as Llama 2's tokenizer puts one and Gemma's doesn't."""
-    normalizer, cutter = said.get("normalizer") or {}, said.get("pre_tokenizer") or {}
+def _begins_with_space(spec: dict[str, Any]) -> bool:
+    """Return whether a space is put before every text, as in Llama 2's tokenizer but not in Gemma's."""
+    normalizer, cutter = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
     for step in [*normalizer.get("normalizers", [normalizer]), *cutter.get("pretokenizers", [cutter])]:
         if step.get("type") == "Prepend":
             return True
-        # Files of older versions of tokenizers say add_prefix_space instead.
+        # Files of older versions of tokenizers have add_prefix_space instead.
         if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
             return bool(step.get("prepend_scheme") or step.get("add_prefix_space", True))
     return False
 
 
-def _pre_tokenizer(said: dict[str, Any]) -> str:
-    """llama.cpp's name for the way in which text is cut before merging."""
-    steps = said.get("pretokenizers", [said])
+def _pre_tokenizer(spec: dict[str, Any]) -> str:
+    """Return llama.cpp's name for the pre-tokenizer."""
+    steps = spec.get("pretokenizers", [spec])
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
     raise ModelError(
-        "Meditune doesn't know what llama.cpp calls the way in which this tokenizer cuts text. Export the model as "
-        "merged, and convert that folder with llama.cpp's convert_hf_to_gguf.py."
+        "Meditune doesn't know llama.cpp's name for this tokenizer's pre-tokenizer. Export the model as merged, and "
+        "convert that folder with llama.cpp's convert_hf_to_gguf.py."
     )
 
 
-def _add_special(writer: Any, source: Path, numbers: dict[str, int], said: dict[str, Any]) -> None:
+def _add_special(writer: Any, source: Path, numbers: dict[str, int], spec: dict[str, Any]) -> None:
     settings = read_json(source / "tokenizer_config.json")
     for name, add in (
         ("bos_token", writer.add_bos_token_id),
@@ -119,22 +111,22 @@ def _add_special(writer: Any, source: Path, numbers: dict[str, int], said: dict[
         token = token["content"] if isinstance(token, dict) else token
         if token in numbers:
             add(numbers[token])
-    before = ((said.get("post_processor") or {}).get("special_tokens") or {}) != {}
+    before = ((spec.get("post_processor") or {}).get("special_tokens") or {}) != {}
     writer.add_add_bos_token(before)
     writer.add_add_eos_token(False)
 
 
 NAME = "model-Q8_0.gguf"
 ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3"}
-"""transformers' model types and what llama.cpp calls them"""
+"""transformers' model types -> llama.cpp's names"""
 TYPE_Q8_0 = 7
 """llama.cpp's number for files that are mostly Q8_0"""
 
 
 def write_gguf(source: Path, folder: Path) -> dict[str, str]:
-    """Put the model of a plain folder into `folder` as one file; returns the packages that made it.
+    """Write the model of a plain folder into `folder` as one file, and return the packages that made it.
 
-    Raises ModelError where llama.cpp has another layout for the architecture, or another way to make tokens.
+    Raises ModelError where llama.cpp has another layout for the architecture, or another way of tokenizing.
     """
     import importlib.metadata
 
@@ -144,8 +136,8 @@ def write_gguf(source: Path, folder: Path) -> dict[str, str]:
     kind = ARCHITECTURES.get(config["model_type"])
     if kind is None:
         raise ModelError(
-            f"Meditune writes GGUF files of {', '.join(ARCHITECTURES)} models, not of {config['model_type']}. Export "
-            "it as merged, and convert that folder with llama.cpp's convert_hf_to_gguf.py."
+            f"GGUF export supports {', '.join(ARCHITECTURES)} models, not {config['model_type']}. Export the model "
+            "as merged, and convert that folder with llama.cpp's convert_hf_to_gguf.py."
         )
     writer = gguf.GGUFWriter(folder / NAME, kind)
     _add_shape(writer, config, kind)
@@ -158,7 +150,7 @@ def write_gguf(source: Path, folder: Path) -> dict[str, str]:
     for name, tensor in _tensors(source):
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
-            raise ModelError(f"llama.cpp has no name for the weights {name}. The model isn't a plain {kind}.")
+            raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind}.")
         if known != "output.weight" or not config.get("tie_word_embeddings"):
             _add(writer, known, _as_llama_cpp_has_it(name, tensor, config, kind))
     writer.write_header_to_file()
@@ -189,33 +181,33 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
         return
     kinds = config["layer_types"]
     if any(one != ("full_attention" if number % 6 == 5 else "sliding_attention") for number, one in enumerate(kinds)):
-        raise ModelError("llama.cpp expects every sixth layer of a Gemma 3 to see everything; this one's differ.")
+        raise ModelError("llama.cpp expects full attention in every sixth layer of a Gemma 3; this model differs.")
     writer.add_sliding_window(config["sliding_window"])
 
 
 def _rope_bases(config: dict[str, Any]) -> dict[str, float]:
-    """The base of rotary positions. Raises ModelError where they are scaled."""
-    said = config.get("rope_parameters") or {}
-    full = said.get("full_attention", said)
+    """Return the base of rotary positions; raise ModelError where they are scaled."""
+    spec = config.get("rope_parameters") or {}
+    full = spec.get("full_attention", spec)
     if full.get("rope_type", "default") != "default":
-        raise ModelError(f"Meditune doesn't write GGUF files with {full['rope_type']} positions. Export it as merged.")
+        raise ModelError(f"GGUF export doesn't support {full['rope_type']} positions. Export the model as merged.")
     return {"full": float(full.get("rope_theta") or config.get("rope_theta") or 10_000.0)}
 
 
 def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
-    """Names and FP32 arrays of all weights."""
+    """Yield names and FP32 arrays of all weights."""
     import torch
     from safetensors import safe_open
 
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - no dictionary
+            for name in stored.keys():  # noqa: SIM118 - not a dictionary
                 yield name, stored.get_tensor(name).to(torch.float32).numpy()
 
 
 def _as_llama_cpp_has_it(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any:
     if kind == "gemma3":
-        # transformers multiplies by 1 + weight, llama.cpp by what stands in the file.
+        # transformers multiplies by 1 + weight, llama.cpp by the stored value.
         return tensor + 1 if name.endswith("norm.weight") else tensor
     heads = config["num_attention_heads"]
     if name.endswith("q_proj.weight"):
@@ -226,7 +218,7 @@ def _as_llama_cpp_has_it(name: str, tensor: Any, config: dict[str, Any], kind: s
 
 
 def _interleaved(tensor: Any, heads: int) -> Any:
-    """transformers turns the halves of a head against each other, llama.cpp neighbours: rows are laid out anew."""
+    """Reorder rows: transformers rotates the two halves of a head against each other, llama.cpp adjacent rows."""
     rows = tensor.shape[0] // heads
     return tensor.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
@@ -248,7 +240,7 @@ QUOTES = '"""'
 
 
 def write_ollama(source: Path, folder: Path) -> dict[str, str]:
-    """Put GGUF file and Modelfile into `folder`; returns the packages that made it."""
+    """Write GGUF file and Modelfile into `folder`, and return the packages that made them."""
     tools = write_gguf(source, folder)
     form = load_format(source) or PromptFormat()
     tokenizer = PlainTokenizer(source)
@@ -259,11 +251,16 @@ def write_ollama(source: Path, folder: Path) -> dict[str, str]:
 
 
 def modelfile(form: PromptFormat, stops: list[str], context: int) -> str:
-    """The Modelfile's text. Raises ModelError where the format holds what Ollama takes for its own."""
+    """Return the Modelfile's text; raise ModelError where the prompt format contains Ollama's own syntax.
+
+    Ollama's template is made from the prompt format, so a question reaches the model as in training. The tuned model
+    never saw a system message, so SYSTEM holds the limits for people (`ollama show`), not for the model. Source:
+    github.com/ollama/ollama, docs/modelfile.md.
+    """
     cue = form.plain_cue or form.answer_cue
     template = f"{form.question_cue} {{{{ .Prompt }}}}\n{cue}"
     if QUOTES in template or "{{" in form.question_cue + cue:
-        raise ModelError('The prompt format holds """ or {{, which mean something else in a Modelfile.')
+        raise ModelError('The prompt format contains """ or {{, which have a special meaning in a Modelfile.')
     return "\n".join(
         [
             f"FROM ./{NAME}",

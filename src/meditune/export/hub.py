@@ -1,9 +1,7 @@
-"""The merged model of a run to the Hugging Face hub: what would go there, whether it may, and the upload.
+"""Upload the merged model of a run to the Hugging Face hub, after checking whether it may be shared.
 
-A model can give away what it was trained on, so what keeps a data set back keeps its model back: the checks are those
-of `meditune data push`. Nothing that is sent names a place on this machine.
-
-The page that lies beside an exported model.
+A model can reveal its training data, so the checks are those of `meditune data push`. The uploaded files name no path
+of this machine. The module also writes the README of exported models.
 """
 
 from __future__ import annotations
@@ -29,26 +27,26 @@ from meditune.prompts import LIMITS
 
 CARD = "README.md"
 IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma terms of use": "gemma"}
-"""Licences of base models as the hub calls them (huggingface.co/docs/hub/repositories-licenses)"""
+"""Licences of base models -> the hub's identifiers (huggingface.co/docs/hub/repositories-licenses)"""
 
 
 @dataclass(frozen=True)
 class ModelUpload:
-    """What would go where."""
+    """A planned upload: what is sent, and where."""
 
     merged: Path
     data: Upload
     base: str
 
     def text(self) -> str:
-        """For people, before they agree."""
+        """Return a description for people to approve."""
         who = "only you and your organization can see it" if self.data.private else "EVERYONE can see it"
         size = sum(path.stat().st_size for path in self.merged.iterdir())
         return "\n".join(
             [
-                f"Sent to {hub_upload.endpoint()}/{self.data.repository}, where {who}:",
+                f"To be sent to {hub_upload.endpoint()}/{self.data.repository}, where {who}:",
                 f"  the merged model, {size / 1e6:,.0f} MB, made from {self.base} ({_licence(self.base)})",
-                f"  It was trained on {sum(self.data.rows.values()):,} rows, and may repeat what is in them.",
+                f"  It was trained on {sum(self.data.rows.values()):,} rows and may repeat their content.",
                 f"  {self.data.identifiers}",
                 *(f"  {sentence}" for sentence in demands(self.data.terms)),
             ]
@@ -56,43 +54,43 @@ class ModelUpload:
 
 
 def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
-    """What of a finished run, whose merged model is here already, would be sent.
+    """Return the upload of a finished run whose merged model exists already.
 
-    Raises DataError where it may not be: restricted rows, identifiers of people that were left in the text, or a run
-    whose data aren't here to be looked at.
+    Raises DataError where it may not be uploaded: restricted rows, personal identifiers that were left in the text, or
+    a run whose data isn't here to be checked.
     """
     refuse_without_data(run)
     data = hub_upload.plan_upload(run, repository, private)
     unlisted = read_json(merged / FILE_NAME)["unlisted"] if (merged / FILE_NAME).is_file() else 0
     if unlisted:
         raise DataError(
-            f"{run}: the model was trained on {unlisted:,} restricted examples, which it can give away: it may not be "
-            "passed on. Nothing was sent."
+            f"{run}: the model was trained on {unlisted:,} restricted examples and can reveal them, so it may not "
+            "be shared. Nothing was sent."
         )
     facts = run / PAIRS / "facts.json"
     looked = read_json(facts).get("phi") if facts.is_file() else None
     if looked and (left := hub_upload.identifiers_left(looked)):
         raise DataError(
-            f"{run}: {' and '.join(left)}, on which the model was tuned, hold identifiers of people that were left in "
-            "the text. Tune it again with --set data.phi.action=mask, or take these pairs out. Nothing was sent."
+            f"{run}: {' and '.join(left)}, on which the model was tuned, contain personal identifiers. Tune it again "
+            "with --set data.phi.action=mask, or remove these pairs. Nothing was sent."
         )
     recipe = yaml.safe_load(read_text(run / "recipe.yaml"))
     return ModelUpload(merged, data, str(recipe["model"]["base"]))
 
 
 def refuse_without_data(run: Path) -> None:
-    """Raise ModelError where a folder isn't a run whose data are here to be looked at."""
+    """Raise ModelError where a folder isn't a run whose data is here to be checked."""
     if not (run / "data" / "quality.json").is_file():
         raise ModelError(
-            f"{run} isn't a run with its data, so nothing here says whether its model may be passed on. Nothing was "
+            f"{run} isn't a run with its data, so Meditune can't check whether its model may be shared. Nothing was "
             "sent."
         )
 
 
 def push(upload: ModelUpload) -> str:
-    """Make the repository unless it is there, send the files in one commit; returns its address.
+    """Create the repository unless it exists, upload the files in one commit, and return its address.
 
-    Raises MedituneError where the hub doesn't take it.
+    Raises MedituneError where the hub rejects the upload.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -108,7 +106,7 @@ def push(upload: ModelUpload) -> str:
 
 
 def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
-    """The model card, with the front matter that the hub reads."""
+    """Return the model card, with the front matter that the hub reads."""
     known = CATALOGUE.get(upload.base)
     base = known.hub_id if known else upload.base if is_hub_id(upload.base) else None
     licence = IDENTIFIERS.get(_licence(upload.base), "other")
@@ -133,13 +131,13 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
             "    hf download " + upload.data.repository + " --local-dir FOLDER",
             "    meditune serve FOLDER",
             "",
-            "It is a plain transformers model in BF16. Ask it in the format that `prompt.json` holds.",
+            "It is a plain transformers model in BF16. Prompt it in the format of `prompt.json`.",
             "",
             "## Training data",
             "",
             *(f"- {sentence}" for sentence in demands(upload.data.terms)),
             "",
-            "## Checked against the model that it was made from",
+            "## Comparison with the original model",
             "",
             str(facts["drift"]["said"]),
             "",
@@ -152,7 +150,7 @@ def _licence(base: str) -> str:
 
 
 def text(facts: dict[str, Any], name: str) -> str:
-    """Markdown: what it is, its limits, how it is used, and what the check found."""
+    """Return the README of an export: the model, its limits, its use, and the result of the verification."""
     drift = facts["drift"]
     return "\n".join(
         [
@@ -164,9 +162,9 @@ def text(facts: dict[str, Any], name: str) -> str:
             "",
             "    meditune serve FOLDER",
             "",
-            "`prompt.json` is the prompt's format, `export.json` says what this was made from and with.",
+            "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
             "",
-            "## Checked against the model that it was made from",
+            "## Comparison with the original model",
             "",
             f"{drift['said']}",
             "",

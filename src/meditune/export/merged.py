@@ -1,6 +1,6 @@
-"""The model as one plain folder with BF16 safetensors: what every other form is made from.
+"""Merge a run's adapter into its base model: one plain model folder.
 
-`meditune merge`: a run's adapter and its base as one plain model folder.
+`write_merged` writes the BF16 folder that all other export formats are made from; `merge` is `meditune merge`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meditune.prompts import LIMITS, load_format, save_format
 
 
 def write_merged(place: str, folder: Path) -> None:
-    """Put the model of a folder or hub id, its adapter merged in FP32, into `folder`, rounded once to BF16.
+    """Write the model of a folder or hub id into `folder`: merge its adapter in FP32 and round once to BF16.
 
     Raises ModelError where it can't be merged or read.
     """
@@ -36,7 +36,7 @@ def write_merged(place: str, folder: Path) -> None:
     model.config.dtype = torch.bfloat16
     merging.write(model, tokenizer, torch.bfloat16, folder)
     if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"The tokenizer of {place} can't be written as tokenizer.json, which engines read.")
+        raise ModelError(f"The tokenizer of {place} can't be written as tokenizer.json, which engines need.")
 
 
 def _whole(place: str) -> tuple[Any, Any]:
@@ -51,15 +51,15 @@ def _whole(place: str) -> tuple[Any, Any]:
 
 
 NOTEWORTHY = 0.01
-"""A base with a larger share of zeros was pruned."""
+"""Share of zeros above which a base counts as pruned"""
 
 
 def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
-    """Merge the adapter of a run, or in a folder, into its base, and leave the model in `folder`, whole or not at all.
+    """Merge the adapter of a run or a folder into its base, and write the model to `folder` atomically.
 
-    Returns the content of merged.json. With `keep_zeros` what is zero in a pruned base is zero afterwards. What is
-    there already isn't made again. Raises ModelError where there is nothing to merge or no way to, and MedituneError
-    where `folder` holds something else.
+    Returns the content of merged.json. With `keep_zeros`, weights that are zero in a pruned base are zero afterwards.
+    An existing result isn't made again. Raises ModelError where there is nothing to merge or it can't be merged, and
+    MedituneError where `folder` holds something else.
     """
     adapter = _adapter(name)
     made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_zeros}
@@ -90,32 +90,33 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
 
 
 def remarks(facts: dict[str, Any]) -> list[str]:
-    """What one must know of a merged model, in sentences."""
+    """Return what users must know of a merged model, in sentences."""
     quantize: Quantize = facts["trained_on"]
-    said = [
-        f"The {facts['adapter']} adapter was added to {facts['base']} in FP32; the sum is stored in {facts['dtype']}."
+    sentences = [
+        f"The {facts['adapter']} adapter was merged into {facts['base']} in FP32; the result is stored in "
+        f"{facts['dtype']}."
     ]
     if quantize != "none":
-        said.append(
-            f"It was trained and measured on the base in {quantize.upper()}. These are the base's weights in full "
-            "precision, so this is not exactly the model that was measured. `meditune evaluate` measures this one."
+        sentences.append(
+            f"The adapter was trained and evaluated on the base in {quantize.upper()}. The merged model uses the base "
+            "in full precision, so it is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
         )
     before, after = facts["zeros_in_layers"]["base"], facts["zeros_in_layers"]["merged"]
     if before > NOTEWORTHY and facts["made_from"]["keep_zeros"]:
-        said.append(
-            f"The weights that pruning had made zero ({100 * before:.0f} % of the linear layers') were set to zero "
-            "again, so this is not exactly the model that was measured. `meditune evaluate` measures this one."
+        sentences.append(
+            f"The weights that pruning had set to zero ({100 * before:.0f} % in linear layers) were set to zero "
+            "again, so the merged model is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
         )
     elif before > NOTEWORTHY:
-        said.append(
-            f"{100 * before:.0f} % of the weights in the base's linear layers are zero; of the merged model's, "
-            f"{100 * after:.0f} %: an adapter fills zeros. With --keep-zeros they are set to zero again."
+        sentences.append(
+            f"{100 * before:.0f} % of the weights in the base's linear layers are zero, in the merged model "
+            f"{100 * after:.0f} %, because an adapter fills zeros. --keep-zeros sets them to zero again."
         )
-    return said
+    return sentences
 
 
 def _adapter(name: str) -> Path:
-    """The adapter's folder. Raises ModelError where the name means a model without one."""
+    """Return the adapter's folder; raise ModelError where the name means a model without one."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to merge.")
     place = Path(locate(name))
@@ -123,16 +124,17 @@ def _adapter(name: str) -> Path:
         return place
     if (place / "config.json").is_file():
         raise ModelError(
-            f"{name} is a whole model, a base or what model.strategy full leaves: there is no adapter, so nothing to "
+            f"{name} is a whole model (a base model, or one tuned with model.strategy full), "
+            "so there is nothing to "
             f"merge. Use it as it is ({place})."
         )
-    raise ModelError(f"{name} is no adapter in a folder here. Name a run's folder or one with {ADAPTER_FILE}.")
+    raise ModelError(f"{name} is not a local folder with an adapter. Give a run's folder or one with {ADAPTER_FILE}.")
 
 
 def _weights_digest(adapter: Path) -> str:
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
-        raise ModelError(f"{adapter} has no {weights.name}, so there are no weights to merge. Copy it again.")
+        raise ModelError(f"{adapter} has no {weights.name}, so there are no weights to merge. Copy the adapter again.")
     return sha256(weights)
 
 
@@ -151,7 +153,7 @@ def _card(facts: dict[str, Any], form: PromptFormat, adapter: Path) -> str:
             "tags: [medical, merged, meditune]",
             "---",
             "",
-            f"# {facts['base']} tuned with Meditune, in one piece",
+            f"# {facts['base']} tuned with Meditune, merged into one model",
             "",
             f"**Limits.** {LIMITS}",
             "",
@@ -163,7 +165,7 @@ def _card(facts: dict[str, Any], form: PromptFormat, adapter: Path) -> str:
             "",
             *remarks(facts),
             "",
-            *(["The figures below are those of the adapter beside its base, before merging.", ""] if figures else []),
+            *(["The metrics below were measured with the separate adapter, before merging.", ""] if figures else []),
             *figures,
         ]
     )

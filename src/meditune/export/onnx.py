@@ -1,13 +1,9 @@
-"""A plain folder as an ONNX model that onnxruntime runs, with weights in 8 bits.
+"""Export a plain folder to an ONNX model with 8-bit weights for onnxruntime.
 
-optimum-onnx needs an older transformers, and onnxruntime-genai's builder wrote worse text than the weights it was
-given. So torch writes what export/onnx.py traces, and onnxruntime's own tool rounds the matrices: blocks of 32
-numbers with a common scale, as in Q8_0. Inputs and outputs are called as optimum called them, so other programs know
-them.
-
-A model traced for other programs: a function of tokens and what was read before, with our own cache and masks.
-
-Keys and values are inputs and outputs, in the names that optimum gave them and others know.
+optimum-onnx needs an older transformers, and onnxruntime-genai's builder produced worse text from the same weights. So
+torch traces the model, with Meditune's own cache and masks, and onnxruntime's own tool quantizes the matrices: blocks
+of 32 numbers with a common scale, as in Q8_0. Inputs and outputs, among them keys and values, have optimum's names, so
+other programs can use them. export/openvino.py traces models with the same code.
 """
 
 from __future__ import annotations
@@ -28,12 +24,12 @@ from meditune.models.load import loading
 from meditune.models.quiet_libraries import quiet_transformers
 
 BATCH, BEFORE, NEW = 2, 3, 4
-"""Rows, tokens before and new tokens of the example that is traced; any others may follow"""
+"""Rows, earlier tokens and new tokens of the traced example; the model accepts any other numbers"""
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class Traced(torch.nn.Module):
-    """The model as a function of tokens, mask, positions and the keys and values before them."""
+    """The model as a function of tokens, mask, positions, and the keys and values before them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -42,7 +38,7 @@ class Traced(torch.nn.Module):
         self.cache_name = forward.cache_name(model)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *past: torch.Tensor) -> Any:
-        """Logits, and the keys and values of everything so far."""
+        """Return the logits, and the keys and values of all tokens so far."""
         present: list[torch.Tensor] = []
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
@@ -62,7 +58,7 @@ class Traced(torch.nn.Module):
         return (output.logits, *present)
 
     def _masks(self, mask: torch.Tensor, positions: torch.Tensor) -> Any:
-        """As models/forward.py makes them, in operations whose shapes stay open."""
+        """Return the masks of models/forward.py, built from operations with dynamic shapes."""
         keys = torch.arange(mask.shape[1])[None, None, None, :]
         queries = positions[:, None, :, None]
         sees = (keys <= queries) & (mask[:, None, None, :] > 0)
@@ -74,7 +70,7 @@ class Traced(torch.nn.Module):
 
 
 def example(shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
-    """What a model is traced with: tokens, mask, positions, and keys and values of these shapes."""
+    """Return the inputs for tracing: tokens, mask, positions, and keys and values of these shapes."""
     return (
         torch.ones(BATCH, NEW, dtype=torch.long),
         torch.ones(BATCH, BEFORE + NEW, dtype=torch.long),
@@ -84,17 +80,17 @@ def example(shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
 
 
 def past_names(count: int) -> list[str]:
-    """What the keys and values are called that go in."""
+    """Return the names of the keys and values among the inputs."""
     return [f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}" for number in range(count)]
 
 
 def present(past: str) -> str:
-    """... and those that come out."""
+    """Return the name of an output from that of the corresponding input."""
     return past.replace("past_key_values", "present")
 
 
 def cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """Heads and their size of each layer's keys, then values."""
+    """Return the number of heads and their size for each layer's keys, then values."""
     cache = forward.cache_of([])
     with torch.no_grad(), quiet_transformers():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **{forward.cache_name(model): cache})
@@ -107,13 +103,13 @@ BLOCK = 32
 
 
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
-    """Put the model of a plain folder into `folder`; returns the packages that made it, with their versions.
+    """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
 
     Raises ModelError where a package is missing or the architecture can't be traced.
     """
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
-    # onnxruntime's tool for rounding imports it, and doesn't bring it along.
+    # onnxruntime's quantizer imports it, but doesn't install it.
     import_package("onnx", "onnx_ir")
     from transformers import AutoModelForCausalLM
 
@@ -125,7 +121,7 @@ def write_onnx(source: Path, folder: Path) -> dict[str, str]:
             _write_traced(model, whole)
         except (RuntimeError, TypeError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"ONNX can't take a {model.config.model_type} model: {first}") from error
+            raise ModelError(f"{model.config.model_type} models can't be exported to ONNX: {first}") from error
         del model
         onnx.save(_rounded(onnx.load(whole)), folder / NAME)
     return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
@@ -155,7 +151,7 @@ def _rounded(model: Any) -> Any:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.ERROR)
-    # Level 4: the products are of 8-bit numbers, too.
+    # Level 4: products are computed in 8 bits, too.
     rounding = MatMulNBitsQuantizer(model, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
     rounding.process()
     return rounding.model.model

@@ -1,9 +1,9 @@
-"""A plain folder as an OpenVINO model in 8 bits that OpenVINO GenAI continues.
+"""Export a plain folder to an 8-bit OpenVINO model for OpenVINO GenAI.
 
-The usual exporter, optimum-intel, is tied to an older transformers. What GenAI asks for is little: tokens, a mask
-and positions go in, logits come out, and keys and values are the model's own state, reordered by `beam_idx`
-(https://docs.openvino.ai, "Stateful models"; GenAI's docs, "How it works"). So the model is traced once with our own
-cache and masks, its cache inputs are made states, and NNCF rounds the weights to 8 bits a channel.
+The usual exporter, optimum-intel, is tied to an older transformers. GenAI requires little: the inputs are tokens, a
+mask and positions, the output is logits, and keys and values are the model's own state, reordered by `beam_idx`
+(https://docs.openvino.ai, "Stateful models"; GenAI's docs, "How it works"). So the model is traced once with Meditune's
+own cache and masks, its cache inputs become states, and NNCF quantizes the weights to 8 bits per channel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from meditune.models.quiet_libraries import quiet_transformers
 
 
 def write_openvino(source: Path, folder: Path) -> dict[str, str]:
-    """Put the model of a plain folder into `folder`; returns the packages that made it, with their versions.
+    """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
 
     Raises ModelError where a package is missing or the architecture can't be traced.
     """
@@ -40,12 +40,12 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
         made = _stateful(_traced(model))
     except (RuntimeError, TypeError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"OpenVINO can't take a {model.config.model_type} model: {first}") from error
+        raise ModelError(f"{model.config.model_type} models can't be exported to OpenVINO: {first}") from error
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(sys.stderr):
         made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
     ov.save_model(made, folder / "openvino_model.xml")
-    # GenAI reads the vocabulary for grammars out of these.
+    # GenAI reads the vocabulary for grammars from these files.
     for name, part in zip(
         ("openvino_tokenizer", "openvino_detokenizer"),
         tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True),
@@ -56,7 +56,7 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
 
 
 def _traced(model: Any) -> Any:
-    """An OpenVINO model with open shapes, whose cache is inputs and outputs."""
+    """Return an OpenVINO model with dynamic shapes, whose cache is passed as inputs and outputs."""
     ov = import_package("openvino", "openvino")
     shapes = cache_shapes(model)
     with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
@@ -67,7 +67,7 @@ def _traced(model: Any) -> Any:
     open_shapes = [[-1, -1]] * len(INPUTS) + [[-1, heads, -1, size] for heads, size in shapes]
     for port, name, shape in zip(made.inputs, names, open_shapes, strict=True):
         port.get_tensor().set_names({name})
-        # GenAI's paged attention goes by the nodes' own names.
+        # GenAI's paged attention identifies nodes by their friendly names.
         port.get_node().set_friendly_name(name)
         port.get_node().set_partial_shape(ov.PartialShape(shape))
     for port, name in zip(made.outputs, ["logits", *map(present, past)], strict=True):
@@ -77,7 +77,7 @@ def _traced(model: Any) -> Any:
 
 
 def _stateful(model: Any) -> Any:
-    """Keys and values become the model's state, in rows that `beam_idx` chooses from those of the last call."""
+    """Turn keys and values into the model's state, with rows that `beam_idx` selects from the last call's."""
     ov, opset = import_package("openvino", "openvino"), import_package("openvino", "openvino.opset13")
     transformations = import_package("openvino", "openvino._offline_transformations")
     beam = opset.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))
@@ -92,7 +92,7 @@ def _stateful(model: Any) -> Any:
             reader.replace_source_output(gathered.output(0))
     model.validate_nodes_and_infer_types()
     transformations.apply_make_stateful_transformation(model, names)
-    # A state begins without tokens, in as many rows as there are inputs.
+    # The initial state has no tokens, and as many rows as the inputs.
     shape = opset.shape_of(model.input("input_ids"), output_type="i64")
     rows = opset.gather(shape, opset.constant([0]), opset.constant(0))
     for node in model.get_ops():

@@ -1,7 +1,6 @@
-"""Pruning a model, with what it costs and gains measured on the model that was written.
+"""Prune a model, and measure costs and gains on the pruned model as it was written.
 
-The calibration text and the text that quality is measured on have nothing in common, and neither is the test set that a
-run's figures come from.
+The calibration text and the text for measuring quality don't overlap, and neither is the test set of a run's metrics.
 """
 
 from __future__ import annotations
@@ -27,49 +26,51 @@ from meditune.prompts import Encoder, QuestionTooLongError, save_format
 from meditune.run_folder import machine
 
 DENSE = (
-    "The zeros are stored and multiplied like other numbers: on a CPU a dense product with zeros takes as long as "
-    "without, so zeros alone make nothing faster or smaller."
+    "The zeros are stored and multiplied like other numbers: on a CPU, a dense matrix product takes as long with zeros "
+    "as without, so zeros alone make the model neither faster nor smaller."
 )
 FILLED = (
-    "Tuning puts numbers where the zeros are: a LoRA update is dense, and so is full fine-tuning. `meditune merge "
-    "--keep-zeros` sets those weights to zero again."
+    "Tuning fills the zeros, because LoRA updates and full fine-tuning are dense. `meditune merge --keep-zeros` sets "
+    "those weights to zero again."
 )
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What a model is calibrated on and what it is measured on."""
+    """The texts for calibration and for measuring."""
 
     calibration: list[Row]
-    """None for magnitude, which looks at weights alone"""
+    """Empty for magnitude pruning, which uses only the weights"""
     source: str
-    """Of the calibration rows, for people"""
+    """Source of the calibration rows, for people"""
     measured: dict[str, list[Row]]
-    """By name, for people; one text at least"""
+    """Title for people -> rows; at least one text"""
 
     def said(self) -> dict[str, Any] | None:
-        """What was calibrated on, if anything."""
+        """Return a description of the calibration text, or None."""
         rows = self.calibration
         return {"text": self.source, "rows": len(rows), "tokens": sum(map(len, rows))} if rows else None
 
     def some(self) -> list[Row]:
-        """Rows of a text that quality is measured on."""
+        """Return the rows of one text that quality is measured on."""
         return next(iter(self.measured.values()))
 
 
 def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dict[str, Any]:
-    """Prune a model by `recipe.model.prune` and leave it in `folder`, whole or not at all; what is there is kept.
+    """Prune a model by `recipe.model.prune` and write it to `folder` atomically; keep an existing result.
 
-    Calibrated on `data`'s training examples and measured on its development examples; without `data` on WikiText-2's
+    Calibrates on `data`'s training examples and measures on its development examples; without `data`, on WikiText-2's
     validation and test text. Returns the content of pruning.json. Raises ModelError where the model can't be pruned,
-    DataError where there is no text, MedituneError where `folder` holds something else.
+    DataError where there is no text, and MedituneError where `folder` holds something else.
     """
     from meditune.models import merging
     from meditune.models.pruning import check_count
 
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
-        raise RecipeError("Say how to prune: --method magnitude, --method wanda, or --layers N (model.prune.method).")
+        raise RecipeError(
+            "Choose how to prune: --method magnitude, --method wanda, or --layers N (model.prune.method)."
+        )
     made_from = {
         "model": str(Path(place).resolve()) if Path(place).is_dir() else place,
         "prune": spec.model_dump(mode="json"),
@@ -87,7 +88,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     texts = _texts(loaded, recipe, data)
     before = _measured(loaded, texts, recipe.evaluate.batch_tokens, "before")
     found = _pruned(loaded, recipe, texts)
-    expected = _said(loaded.model, texts)
+    expected = _logits(loaded.model, texts)
     with replace_folder(folder) as partial:
         merging.write(loaded.model, loaded.tokenizer, dtype, partial)
         if loaded.form:
@@ -95,7 +96,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         copy_record(Path(place), partial)
         loaded.model = loaded.frozen = None  # type: ignore[assignment]
         written = _load(str(partial), str(dtype).removeprefix("torch."))
-        _check_same(expected, _said(written.model, texts), name)
+        _check_same(expected, _logits(written.model, texts), name)
         after = _measured(written, texts, recipe.evaluate.batch_tokens, "after")
         sizes = {
             key: facts_of["parameters"] * dtype.itemsize for key, facts_of in (("before", before), ("after", after))
@@ -120,7 +121,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
 
 
 def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any]:
-    """As `prune`, with the recipe's data, which are prepared for it and not kept."""
+    """Prune as `prune` does, with the recipe's data, which is prepared for this and not kept."""
     _whole_model(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
@@ -128,14 +129,14 @@ def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any
 
 
 def _whole_model(name: str) -> str:
-    """Where the model is. Raises ModelError where its weights aren't all there as one model."""
+    """Return where the model is; raise ModelError where it isn't one model with all its weights."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to prune.")
     place = locate(name)
     if (Path(place) / ADAPTER_FILE).is_file():
         raise ModelError(
-            f"{name} is an adapter, which belongs on the base model as it was. Merge it first (meditune merge), and "
-            "prune what comes out."
+            f"{name} is an adapter, which fits only the unpruned base model. Merge it first (meditune merge), then "
+            "prune the merged model."
         )
     return place
 
@@ -148,7 +149,10 @@ def _load(place: str, dtype: str) -> LoadedModel:
 
 
 def _computed_in(dtype: Any) -> Any:
-    """FP16 has no fast products on CPUs, and BF16 would round it; the weights are written in their own format again."""
+    """Return the dtype to compute in; the weights are written in their own dtype again.
+
+    FP16 is slow on CPUs, and BF16 would round FP16 weights, so CPUs compute in FP32.
+    """
     import torch
 
     known = {torch.float32, torch.bfloat16} | ({torch.float16} if torch.cuda.is_available() else set())
@@ -178,8 +182,8 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
         raise DataError(
-            "There is no text to measure the pruned model on. Put WikiText-2's test.txt where the section Offline of "
-            "docs/how-to/train-and-evaluate.md says, or use a recipe with answers."
+            "There is no text to measure the pruned model on. Put WikiText-2's test.txt into the folder that section "
+            "Offline of docs/how-to/train-and-evaluate.md names, or use a recipe with answers."
         )
     return Texts(calibration, source, measured)
 
@@ -196,7 +200,7 @@ def _answers(data: Prepared, encoder: Encoder) -> list[Row]:
 
 
 def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]:
-    """Prune in place; returns what was decided on the way."""
+    """Prune in place, and return the decisions that were made."""
     from meditune.models.pruning import block_influence, least, magnitude, passages, remove_layers, wanda
 
     spec, model = recipe.model.prune, loaded.model
@@ -215,7 +219,7 @@ def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]
 
 
 def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -> dict[str, Any]:
-    """Perplexity of each text, size, and speed."""
+    """Return the perplexity of each text, size, and speed."""
     import math
 
     from meditune.evaluate.likelihood import score
@@ -237,8 +241,8 @@ def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -
     }
 
 
-def _said(model: Any, texts: Texts) -> Any:
-    """Logits of one row by transformers' own forward pass, (T, vocabulary)."""
+def _logits(model: Any, texts: Texts) -> Any:
+    """Return the logits of one row from transformers' own forward pass, (T, vocabulary)."""
     import torch
 
     ids = torch.tensor([texts.some()[0].tokens], device=next(model.parameters()).device)
@@ -251,7 +255,7 @@ def _check_same(expected: Any, found: Any, name: str) -> None:
 
     if not torch.allclose(expected, found, atol=1e-3, rtol=1e-3):
         raise ModelError(
-            f"{name}: the pruned model says something else when it is loaded again, so this architecture depends on "
-            "its layers in a way that isn't known here. Nothing was kept. With zeros (--method magnitude or wanda) it "
-            "may work."
+            f"{name}: the pruned model gives other outputs after it is loaded again, because its architecture depends "
+            "on its layers in a way that Meditune doesn't support. Nothing was kept. Zeroing weights (--method "
+            "magnitude or wanda) may work."
         )

@@ -1,10 +1,9 @@
-"""Whether an exported model still says what the model said that it was made from.
+"""Verify that an exported model gives the same outputs as the original model.
 
-Both are asked through the one interface of all engines: how likely long answers are, which decision is the likeliest,
-and what is written. What the exported model writes is scored by the original, because that catches what scores of
-given texts can't: a cache, a mask or a stop token that is wrong where the engine writes.
-
-What an exported model is checked on: questions with a decision and a long answer, of the training half.
+Both are called through the common engine interface: the likelihood of long answers, the most likely decision, and the
+generated text. The original scores the text that the export generates, because scores of given texts can't reveal a
+wrong cache, mask or stop token in the engine's generation. The questions have a decision and a long answer, and come
+from training data.
 """
 
 from __future__ import annotations
@@ -28,60 +27,63 @@ from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder
 
 PERPLEXITY = 0.02
-"""By this share the perplexity of given answers may rise"""
+"""Largest allowed relative rise of the perplexity of reference answers"""
 ACCURACY = 1.0
-"""By so many points the accuracy of decisions may fall, or by what changes that go either way explain"""
+"""Allowed loss of decision accuracy, in points; a larger loss is allowed if chance explains it"""
 CHANCE = 0.05
-"""Under this probability they don't (McNemar's exact test, one-sided)"""
+"""Significance level for that loss (McNemar's exact test, one-sided)"""
 AGREEMENT = 0.9
-"""Share of decisions that must be the same; those that differ are near ties"""
+"""Share of decisions that must be identical; those that differ are near ties"""
 WRITTEN = 0.25
-"""By this share the original may find the exported model's answers less likely, token by token, than its own"""
+"""Largest allowed relative rise of perplexity, under the original, from its own answers to the exported model's"""
 ANSWERS = 20
-"""Items whose long answers are scored; decisions are made on all"""
+"""Number of items whose long answers are scored; decisions are made for all items"""
 WRITTEN_ITEMS, WRITTEN_TOKENS = 8, 48
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """The exported model beside the original."""
+    """A comparison of the exported model with the original."""
 
     items: int
     perplexity: tuple[float, float]
-    """Of the reference answers: of the original, and of the exported model"""
+    """Perplexity of the reference answers, under the original and under the exported model"""
     accuracy: tuple[float, float]
-    """Of the decisions, in percent"""
+    """Accuracy of the decisions, in percent"""
     changed: tuple[int, int]
-    """Decisions that were right and are wrong, and the other way round"""
+    """Number of decisions that turned from right to wrong, and from wrong to right"""
     agreement: float
-    """Share of decisions that are the same"""
+    """Share of identical decisions"""
     written: tuple[float, float]
-    """Perplexity by the original of its own answers, and of the exported model's"""
+    """Perplexity, under the original, of its own answers and of the exported model's"""
 
     def problems(self) -> list[str]:
-        """What is out of tolerance, in words."""
+        """Return what is out of tolerance, in words."""
         found = []
         if not self.perplexity[1] <= self.perplexity[0] * (1 + PERPLEXITY):
             found.append(
-                f"the perplexity of given answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
+                f"the perplexity of reference answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
                 f"(allowed: {100 * PERPLEXITY:g} %)"
             )
         if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_agreement(*self.changed) < CHANCE:
             found.append(
                 f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
-                f"turned wrong and {self.changed[1]} right, which is no chance"
+                f"turned wrong and {self.changed[1]} right, which is more than chance"
             )
         if self.agreement < AGREEMENT:
-            found.append(f"{100 * self.agreement:.0f} % of the decisions are the same ({100 * AGREEMENT:g} % must be)")
+            found.append(
+                f"only {100 * self.agreement:.0f} % of the decisions are the same (at least {100 * AGREEMENT:g} % "
+                "required)"
+            )
         if not self.written[1] <= self.written[0] * (1 + WRITTEN):
             found.append(
-                f"its own answers have a perplexity of {self.written[1]:.2f} by the original, whose own have "
-                f"{self.written[0]:.2f} (allowed: {100 * WRITTEN:g} % more)"
+                f"under the original model, its answers have a perplexity of {self.written[1]:.2f} and the original's "
+                f"own {self.written[0]:.2f} (allowed: {100 * WRITTEN:g} % more)"
             )
         return found
 
     def facts(self) -> dict[str, object]:
-        """For export.json, with the tolerances."""
+        """Return the content for export.json, with the tolerances."""
         tolerance = {
             "perplexity": PERPLEXITY,
             "accuracy_points": ACCURACY,
@@ -95,37 +97,37 @@ class Deviation:
         (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
         return (
             f"On {self.items} questions: perplexity {before:.2f} -> {after:.2f} ({100 * (after / before - 1):+.1f} %), "
-            f"accuracy {was:.1f} -> {now:.1f}, {100 * self.agreement:.0f} % of the decisions the same; written answers "
-            f"{own:.2f} -> {its:.2f} by the original."
+            f"accuracy {was:.1f} -> {now:.1f}, {100 * self.agreement:.0f} % of the decisions the same; perplexity of "
+            f"generated answers under the original model {own:.2f} -> {its:.2f}."
         )
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What one model says to the items."""
+    """One model's outputs for the items."""
 
     nll: float
     tokens: int
     decisions: list[str]
     prompts: list[list[int]]
-    """As this model's tokenizer reads them"""
+    """The prompts as tokenized by this model's tokenizer"""
     written: list[list[int]]
-    """The tokens that it writes after the first of them"""
+    """The tokens that it generates for the first items"""
 
 
 class Check:
-    """The same questions to models."""
+    """The questions that models are compared on."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
         self.form = form
-        # Every second one is asked for plain words, if there is a cue for them.
+        # Every second question asks for plain words, if the format has a cue for them.
         self.examples = [
             in_style(example, "plain") if form.plain_cue and number % 2 else example
             for number, example in enumerate(examples)
         ]
 
     def said(self, engine: Engine) -> ModelOutput:
-        """What a model says to them."""
+        """Return a model's outputs for the questions."""
         encoder = Encoder(engine.tokenizer, self.form)
         nll, tokens = 0.0, 0
         decisions: list[str] = []
@@ -143,12 +145,12 @@ class Check:
         return ModelOutput(nll, tokens, decisions, prompts, written_answers(engine, prompts, WRITTEN_TOKENS))
 
     def compare(self, before: ModelOutput, after: ModelOutput, original: Engine) -> Deviation:
-        """What changed from the original's words to the exported model's; `original` judges what was written.
+        """Return the deviation of the exported model's outputs from the original's; `original` scores generated text.
 
-        Raises ModelError where the two read a prompt as different tokens.
+        Raises ModelError where the two tokenize a prompt differently.
         """
         if before.prompts != after.prompts:
-            raise ModelError("The exported tokenizer reads prompts as other tokens than the original's.")
+            raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
         right = [str(example.decision) for example in self.examples]
         same = sum(one == other for one, other in zip(before.decisions, after.decisions, strict=True))
         return Deviation(
@@ -161,23 +163,23 @@ class Check:
         )
 
 
-def _likely(original: Engine, said: ModelOutput) -> float:
-    """The perplexity of what was written, by the original."""
+def _likely(original: Engine, output: ModelOutput) -> float:
+    """Return the perplexity of the generated text under the original."""
     total, count = 0.0, 0
-    for prompt, text in zip(said.prompts, said.written, strict=True):
+    for prompt, text in zip(output.prompts, output.written, strict=True):
         total -= sum(one.logprob for one in original.score(prompt, [text])[0])
         count += len(text)
     return math.exp(total / count) if count else math.inf
 
 
 def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
-    """The greedy continuation of each prompt, as tokens. Raises what broke one off."""
+    """Return the greedy continuation of each prompt, as tokens; re-raise errors of generation."""
     found = dict(generate_all(engine, [GenerationRequest(prompt, more) for prompt in prompts]))
     return [found[number].tokens for number in range(len(prompts))]
 
 
 def chance_agreement(worse: int, better: int) -> float:
-    """The probability that so many or more of the changes are for the worse, if either way is as likely."""
+    """Return the probability of at least `worse` changes for the worse, if both directions are equally likely."""
     count = worse + better
     ways: int = sum(math.comb(count, number) for number in range(worse, count + 1))
     return float(ways / 2**count)
@@ -190,8 +192,8 @@ def _changed(before: Sequence[str], after: Sequence[str], right: Sequence[str]) 
     return pairs.count((True, False)), pairs.count((False, True))
 
 
-def _accuracy(said: Sequence[str], right: Sequence[str]) -> float:
-    return 100 * sum(one == other for one, other in zip(said, right, strict=True)) / len(right)
+def _accuracy(decisions: Sequence[str], right: Sequence[str]) -> float:
+    return 100 * sum(one == other for one, other in zip(decisions, right, strict=True)) / len(right)
 
 
 COUNT = 50
@@ -199,9 +201,10 @@ SEED = 17
 
 
 def items(run: Path | None) -> list[Example]:
-    """Fifty examples of a run's training data; without a run, of PubMedQA's training half.
+    """Return fifty examples of a run's training data; without a run, of PubMedQA's training half.
 
-    Where neither can be had they are those of the synthetic sample, and that is said. The test items stay untouched.
+    Where neither is available, the examples come from the synthetic sample, and a message says so. Test items are never
+    used.
     """
     if run and (run / "data" / "quality.json").is_file():
         found = [
@@ -212,7 +215,10 @@ def items(run: Path | None) -> list[Example]:
     try:
         labelled = list(pubmedqa.read(locate_source(pubmedqa.SOURCE), Rejects()))
     except DataError:
-        print("PubMedQA isn't here: the export is checked on Meditune's synthetic sample instead.", file=sys.stderr)
+        print(
+            "PubMedQA isn't on this machine: the export is checked on Meditune's synthetic sample instead.",
+            file=sys.stderr,
+        )
         reader = SOURCES["sample"].reader
         assert reader is not None
         return _some([example for example in reader(locate_source("sample"), Rejects()) if example.decision])

@@ -1,1 +1,1 @@
-"""Base models: where they come from, how they are loaded, and what is put on top of them."""
+"""Base models: their sources, loading, adapters, quantization, pruning and inference."""

@@ -1,13 +1,4 @@
-"""The fine-tuning strategies: which weights are trained, and what becomes of them afterwards.
-
-Adapters inside the layers of a frozen base model, through peft: the LoRA family and (IA)³.
-
-A LoRA layer as one operation: the update is added into the base product, and little is kept for the way back.
-
-peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output. Here
-the scale acts on the thin side and the wide output is written twice. Layers that do more than that (DoRA, a quantized
-base) keep peft's own forward; a test holds the two equal.
-"""
+"""Fine-tuning strategies: which weights are trained, LoRA and (IA)³ adapters by peft, and a fused LoRA layer."""
 
 from __future__ import annotations
 
@@ -31,7 +22,7 @@ TARGETS = {
 }
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# Keys, values, and what goes into the MLP's second projection, which stands last. Where one layer gives queries, keys
+# Keys, values, and the input of the MLP's second projection, which is listed last. If one layer computes queries, keys
 # and values, all three are rescaled.
 IA3_TARGETS = {
     "gpt2": ["c_attn", "mlp.c_proj"],
@@ -48,7 +39,7 @@ def add_lora(
     top_layers: int | None = None,
     variant: Literal["lora", "dora", "rslora"] = "lora",
 ) -> Any:
-    """The model with trainable LoRA layers on a frozen base. Raises ModelError where no target is in it."""
+    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if it lacks a target layer."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -58,8 +49,8 @@ def add_lora(
     missing = [target for target in targets if target not in present]
     if missing:
         raise ModelError(
-            f"model.lora.targets: the {config.model_type} architecture has no layer named {', '.join(missing)}. Its "
-            f"linear layers: {', '.join(sorted(linear_layers(model)))}."
+            f"model.lora.targets: the {config.model_type} architecture has no layer named {', '.join(missing)}. "
+            f"Choose from its linear layers: {', '.join(sorted(linear_layers(model)))}."
         )
     count = config.num_hidden_layers
     layers = list(range(count - min(top_layers, count), count)) if top_layers else None
@@ -80,9 +71,9 @@ def add_lora(
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
-    """The model with (IA)³'s trainable factors, all 1 at first, on a frozen base.
+    """Return the model with (IA)³'s trainable factors, initially 1, on a frozen base.
 
-    Raises ModelError where the architecture's layers have other names.
+    Raises ModelError if the architecture's layers have other names.
     """
     from peft import IA3Config, get_peft_model
 
@@ -97,8 +88,9 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     missing = [target for target, names in found.items() if not names]
     if missing:
         raise ModelError(
-            f"model.strategy ia3 doesn't know the {kind} architecture, which has no layer named {', '.join(missing)}. "
-            f"Take model.strategy lora, with model.lora.targets out of: {', '.join(sorted(linear_layers(model)))}."
+            f"model.strategy ia3 doesn't support the {kind} architecture, which has no layer named "
+            f"{', '.join(missing)}. Use model.strategy lora, with model.lora.targets from: "
+            f"{', '.join(sorted(linear_layers(model)))}."
         )
     adapter = IA3Config(
         task_type="CAUSAL_LM",
@@ -111,7 +103,7 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
 
 
 def linear_layers(model: Any) -> set[str]:
-    """Last names of the model's linear layers."""
+    """Return the names of the model's linear layers, without the names of their parents."""
     kinds = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}
     return {
         name.rpartition(".")[2]
@@ -125,9 +117,9 @@ def _ends_in(name: str, target: str) -> bool:
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
-    """The model with exactly those weights trainable that `spec.strategy` trains, new ones begun from `seed`.
+    """Return the model with exactly the weights trainable that `spec.strategy` trains; `seed` initializes new ones.
 
-    Raises ModelError where the strategy can't be had on this architecture, or on a quantized base.
+    Raises ModelError if the strategy doesn't support this architecture or a quantized base.
     """
     quantization.check_trainable(model)
     if spec.strategy == "full":
@@ -144,18 +136,18 @@ def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
 
 
 def is_adapter(model: Any) -> bool:
-    """Whether what is trained stands beside the model's own weights, as peft's adapters do."""
+    """Return whether the model has a peft adapter."""
     return hasattr(model, "active_peft_config")
 
 
 def merged(model: Any) -> Any:
-    """The model as it is measured: with its adapter merged into the base's weights where those allow it.
+    """Return the model for evaluation, with its adapter merged into the base's weights if possible.
 
-    Virtual tokens have no weights to be merged into. An adapter on a quantized base stays beside it: the sum, quantized
-    again, would be another model than the one that was trained.
+    Virtual tokens can't be merged. An adapter on a quantized base isn't merged either: quantizing the sum again would
+    give a different model from the one that was trained.
 
-    Its weights can be trained again, as those of any loaded model: PyTorch 2.13 on a CPU keeps another packed copy of
-    every BF16 weight that can't be for each step of decoding (18 GB for 50 answers of a 270 M model).
+    All weights are marked as trainable, as in any loaded model: for weights that aren't, PyTorch 2.13 on a CPU keeps
+    another packed copy of every BF16 weight in each decoding step (18 GB for 50 answers of a 270 M model).
     """
     if is_adapter(model) and not forward.virtual_tokens(model) and not quantization.is_quantized(model):
         model = model.merge_and_unload()
@@ -166,7 +158,7 @@ def merged(model: Any) -> Any:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """Numbers of trained weights and of all weights, quantized ones counted as if they weren't."""
+    """Return the numbers of trained weights and of all weights, without regard to quantization."""
     counts = [(parameter.requires_grad, _size(parameter)) for parameter in model.parameters()]
     return sum(size for trained, size in counts if trained), sum(size for _, size in counts)
 
@@ -177,11 +169,11 @@ def _size(parameter: torch.nn.Parameter) -> int:
 
 
 def _unfrozen(model: Any, top_layers: int | None) -> Any:
-    """The model itself, all of it trainable, or only its top layers and the norm above them."""
+    """Return the model with all weights trainable, or only its top layers and the norms above them."""
     if quantization.is_quantized(model):
         raise ModelError(
-            "model.strategy full trains the model's own weights, but this model's are quantized. Take lora, or name a "
-            "model.base that isn't quantized."
+            "model.strategy full trains the model's own weights, but this model's weights are quantized. Use lora, or "
+            "name a model.base that isn't quantized."
         )
     if top_layers is None:
         return model.requires_grad_(True)
@@ -192,7 +184,7 @@ def _unfrozen(model: Any, top_layers: int | None) -> Any:
 
 
 def _norms_above_layers(model: Any) -> list[Any]:
-    """What normalizes the last layer's output, before the head."""
+    """Return the norms between the last layer and the head."""
     children = list(model.get_decoder().children())
     last = next(index for index, child in enumerate(children) if isinstance(child, torch.nn.ModuleList))
     return [child for child in children[last + 1 :] if "Norm" in type(child).__name__]
@@ -200,7 +192,12 @@ def _norms_above_layers(model: Any) -> list[Any]:
 
 @contextmanager
 def fuse_lora(model: Any) -> Iterator[int]:
-    """Inside the block the model's plain LoRA layers run as one operation; gives how many there are."""
+    """Run the model's plain LoRA layers as one operation each inside the block, and yield their number.
+
+    peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output.
+    Here the scale is applied on the thin side, the wide output is written twice, and little is saved for the backward
+    pass. Layers that do more (DoRA, a quantized base) keep peft's forward. Results are equal (checked by a test).
+    """
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
         for layer in layers:
@@ -209,8 +206,9 @@ def fuse_lora(model: Any) -> Iterator[int]:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether the module is a LoRA layer that adds scale * B A x, x with or without dropout, to a linear layer's output
-    and does nothing else."""
+    """Return whether the module is a LoRA layer that only adds scale * B A x (dropout on x is allowed) to the output of
+    a linear layer.
+    """
     from peft.tuners.lora import Linear
     from transformers.pytorch_utils import Conv1D
 
@@ -247,9 +245,10 @@ def _forward(layer: Any) -> Any:
 
 
 class _Lora(torch.autograd.Function):
-    """x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (..., outputs).
+    """A fused LoRA layer: x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (...,
+    outputs).
 
-    `seen` is what the adapter sees where that isn't x itself. Of the frozen weight and bias no gradient is given.
+    `seen` is the adapter's input if it isn't x itself. The frozen weight and bias get no gradient.
     """
 
     @staticmethod

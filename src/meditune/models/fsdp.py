@@ -1,7 +1,7 @@
-"""A model whose weights are spread over the processes: FSDP2 (`torch.distributed.fsdp.fully_shard`).
+"""Sharding a model's weights over processes with FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Each process keeps its share of every weight, and a layer's weights are whole only while it computes (Rajbhandari et al.
-2020, "ZeRO", arXiv:1910.02054; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
+Each process holds its share of every weight; a layer's full weights are gathered only while it computes (Rajbhandari et
+al. 2020, "ZeRO", arXiv:1910.02054; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from meditune.models.hidden_state_cache import blocks_of
 
 
 def shard(model: Any, device: str) -> None:
-    """Spread the model's weights over all processes, in place; each layer is gathered by itself, the rest with the
-    model. Gradients come out summed over the processes, in FP32 on the way.
+    """Shard the model's weights over all processes, in place: each layer by itself, the rest with the model.
+
+    Gradients are summed over the processes, and reduced in FP32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -27,7 +28,8 @@ def shard(model: Any, device: str) -> None:
     }
     for block in blocks_of(model):
         fully_shard(block, **options)
-    # The head is read after the model's forward pass, so what isn't in a layer stays whole until the backward pass.
+    # The head is used after the model's forward pass, so weights outside the layers stay gathered until the backward
+    # pass.
     fully_shard(model, reshard_after_forward=False, **options)
     for module in model.modules():
         if is_sharded(module):
@@ -36,20 +38,20 @@ def shard(model: Any, device: str) -> None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether `shard` was here."""
+    """Return whether the model was sharded by `shard`."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or the whole of which it is one process's share; all processes must ask."""
+    """Return the full tensor, gathered if `tensor` is one process's share; all processes must call this."""
     gathered: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
 
 def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, spread as `like` is; the tensor itself where that isn't spread."""
+    """Return this process's share of a full tensor, sharded like `like`; the tensor itself if `like` isn't sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):
@@ -58,9 +60,9 @@ def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def whole_weights(model: Any, only_trained: bool) -> dict[str, Any]:
-    """The weights of a sharded model by name, in main memory of the first process; empty in the others.
+    """Return a sharded model's full weights by name, in main memory of the first process; empty in the others.
 
-    All processes must ask. A layer at a time is whole on a GPU.
+    All processes must call this. Only one layer at a time is gathered on a GPU.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

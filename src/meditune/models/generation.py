@@ -1,13 +1,9 @@
-"""Greedy decoding of many texts at once: each ends when it ends, and makes room for the next (Decoder).
+"""Text generation with continuous batching: each prompt is read once, then each step adds one token to every text.
 
-Texts that are continued side by side: each is read once, then one more token of every text is one forward pass.
-
-A step costs a small model about the same for one text as for thirty. transformers' `generate` keeps a batch until its
-last text has ended, copies its cache for every token, and pads on the left, which moves a prompt away from virtual
-tokens before it. Here a text that has ended makes room for another at any time, the cache is written in place
-(kv_cache.py), and every token has its own position and mask, so a text doesn't depend on its neighbours.
-
-Prompts continued in batches: how many at once, how they are padded, and what a model's distribution gives.
+For a small model, a step costs about the same for one text as for thirty. transformers' `generate` keeps a batch until
+its last text has ended, copies its cache for every token, and pads on the left, which moves a prompt away from virtual
+tokens before it. Here a finished text makes room for another at any time, the cache is written in place (kv_cache.py),
+and every token has its own position and mask, so a text doesn't depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -24,25 +20,25 @@ from meditune.models.kv_cache import KVCache, Pairs, PrefixCache
 from meditune.models.load import LoadedModel
 
 READ_TOKENS = 1024
-"""Tokens of prompts that are read in one forward pass"""
+"""The most prompt tokens that are read in one forward pass"""
 
 
 class Decoder:
-    """Continues texts in the order of `lengths`; whoever calls it says with which tokens."""
+    """A decoder that continues several texts, in the order of `lengths`, with the tokens that its caller chooses."""
 
     def __init__(self, model: Any, pad: int, count: int = 1, prefixes: PrefixCache | None = None) -> None:
-        """`count` texts have room from the start. With `prefixes`, beginnings that were read before aren't again."""
+        """Reserve memory for `count` texts. With `prefixes`, cached prefixes of texts aren't read again."""
         self.model, self.pad = model, pad
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
         self.device = next(model.parameters()).device
         self.slots = KVCache(count)
         self.lengths: list[int] = []
-        """Tokens of each text so far, virtual ones included"""
+        """Number of tokens of each text so far, virtual ones included"""
         self.prefixes = None if self.virtual else prefixes
 
     def read(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read whole texts, which come after those there are; the (N, vocabulary) logits of their next tokens."""
+        """Read and append whole texts, and return the (N, vocabulary) logits of their next tokens."""
         first = len(self.lengths)
         self.slots.grow(0, first + len(texts))
         starts = [self._recall(slot, text) for slot, text in enumerate(texts, first)]
@@ -56,7 +52,7 @@ class Decoder:
         return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """One more token of every text; the (N, vocabulary) logits of those after them."""
+        """Append one token to every text, and return the (N, vocabulary) logits of the tokens after it."""
         last = torch.tensor(tokens, device=self.device)
         here = torch.tensor(self.lengths, device=self.device)
         self.slots.grow(max(self.lengths) + 1)
@@ -69,7 +65,7 @@ class Decoder:
         return logits
 
     def drop(self, number: int) -> None:
-        """A text has ended: the last one takes its number."""
+        """Remove a finished text; the last text takes its number."""
         last = len(self.lengths) - 1
         if number < last:
             self.slots.move(last, number)
@@ -77,12 +73,12 @@ class Decoder:
         self.lengths.pop()
 
     def remember(self, number: int, text: Sequence[int]) -> None:
-        """Keep the keys and values of a text that is being continued, of which `text` are the tokens read so far."""
+        """Cache the keys and values of a running text, whose tokens read so far are `text`."""
         if self.prefixes and not self.prefixes.has(text):
             self.prefixes.keep(text, self.slots.copied(number, len(text)))
 
     def _recall(self, slot: int, text: Sequence[int]) -> int:
-        """How many of a text's first tokens were read before; they are put into its slot."""
+        """Copy the cached prefix of a text into its slot, and return the prefix's number of tokens."""
         start, pairs = self.prefixes.longest(text) if self.prefixes else (0, [])
         if start:
             self.slots.put(slot, pairs)
@@ -105,7 +101,7 @@ class Decoder:
         return self._last_logits(inputs, lengths - 1 + shift)
 
     def _read_on(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
-        """Read texts from these places on; long ones in pieces, or memory would grow with the square."""
+        """Read texts from these positions; long ones in pieces, because memory grows with the square of the length."""
         while (longest := max(len(text) - start for text, start in zip(texts, starts, strict=True))) > READ_TOKENS:
             ends = [
                 start + READ_TOKENS if len(text) - start == longest else start
@@ -119,12 +115,12 @@ class Decoder:
         return self._go_on(rest, starts, first)
 
     def _go_on(self, pieces: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
-        """Read on in the slots from `first` on, which hold so many tokens; logits as of `read`."""
+        """Read the next pieces of texts in the slots from `first`, which hold `starts` tokens; logits as in `read`."""
         tokens, lengths = self._padded(pieces)
         self.slots.grow(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         begin = torch.tensor(starts, device=self.device)
         columns = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        # What pads the rows goes nowhere, and has the place of the text's last token.
+        # Padding isn't stored, and has the position of the text's last token.
         positions = begin[:, None] + torch.minimum(columns, lengths[:, None] - 1)
         keys = torch.arange(self.slots.length, device=self.device).expand(len(pieces), -1)
         masks = attention_masks(self.model, keys[:, None, :] <= positions[:, :, None], positions, keys)
@@ -133,7 +129,7 @@ class Decoder:
         return self._last_logits(inputs, lengths - 1)
 
     def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, longest) token ids and their (N,) lengths."""
+        """Return (N, longest) token ids and their (N,) lengths."""
         rows = [torch.tensor(text, device=self.device) for text in texts]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad), lengths
@@ -145,7 +141,7 @@ class Decoder:
 
 
 class NotFiniteError(ArithmeticError):
-    """Logits that are infinite or no numbers, after the prompt of this number."""
+    """Logits after the prompt of this number that are infinite or NaN."""
 
     def __init__(self, prompt: int) -> None:
         self.prompt = prompt
@@ -153,10 +149,10 @@ class NotFiniteError(ArithmeticError):
 
 
 class GreedyDecoder:
-    """Continues prompts, at most `at_once` at a time, longest first.
+    """A greedy decoder of many prompts, at most `at_once` at a time, longest first.
 
-    With `once`, no sequence of so many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304); what
-    stands in the prompt may be.
+    With `once`, no sequence of this many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304);
+    sequences of the prompt may be repeated.
     """
 
     def __init__(
@@ -174,12 +170,12 @@ class GreedyDecoder:
         self.at_once = min(at_once, len(prompts))
         self.decoder = Decoder(model, pad, self.at_once)
         self.written: list[tuple[int, list[int]]] = []
-        """Of each text in the decoder: the prompt's number, and the tokens after it"""
+        """For each text in the decoder, the prompt's number and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Each prompt's number with the likeliest next tokens, without the end token, as they are finished.
+        """Yield each prompt's number with its generated tokens, without the end token, as the texts finish.
 
-        Raises NotFiniteError where a model's logits aren't finite.
+        Raises NotFiniteError if the model's logits aren't finite.
         """
         while self.waiting or self.written:
             if self.waiting and self._has_room():
@@ -189,7 +185,7 @@ class GreedyDecoder:
             yield from self._finished()
 
     def _has_room(self) -> bool:
-        """Whether so many slots are free that reading new prompts is worth a pass."""
+        """Return whether enough slots are free that reading new prompts is worth a forward pass."""
         free = self.at_once - len(self.written)
         if not free or not self.written or free >= len(self.waiting):
             return bool(free)
@@ -204,10 +200,10 @@ class GreedyDecoder:
         self._add(self.decoder.read([self.prompts[index] for index in chosen]), first)
 
     def _add(self, logits: torch.Tensor, first: int) -> None:
-        """The likeliest token of each row of logits, to the slots from `first` on."""
+        """Append the most likely token of each row of logits to the texts in the slots from `first`."""
         if self.once:
             for row, (_, written) in zip(logits, self.written[first:], strict=True):
-                row[_said_after(written, self.once)] = -torch.inf
+                row[_repeated_next(written, self.once)] = -torch.inf
         highest, tokens = logits.max(dim=-1)
         for slot, (sound, token) in enumerate(zip(highest.isfinite().tolist(), tokens.tolist(), strict=True), first):
             index, written = self.written[slot]
@@ -216,7 +212,7 @@ class GreedyDecoder:
             written.append(token)
 
     def _finished(self) -> Iterator[tuple[int, list[int]]]:
-        """Take out what has ended; the last slots' texts move into the gaps."""
+        """Remove finished texts and yield them; the texts of the last slots move into the gaps."""
         for slot in reversed(range(len(self.written))):
             index, tokens = self.written[slot]
             ended = tokens[-1] == self.end
@@ -228,8 +224,8 @@ class GreedyDecoder:
             yield index, tokens[:-1] if ended else tokens
 
 
-def _said_after(written: list[int], length: int) -> list[int]:
-    """The tokens that followed before what now stands at the end, in sequences of this length."""
+def _repeated_next(written: list[int], length: int) -> list[int]:
+    """Return the tokens that would repeat an earlier sequence of this length if they came next."""
     last = written[len(written) - length + 1 :]
     return [
         written[place + length - 1]
@@ -239,11 +235,11 @@ def _said_after(written: list[int], length: int) -> list[int]:
 
 
 BATCH_TOKENS = 24_000
-"""Tokens that are kept at once at most"""
+"""The most tokens in the key-value cache of a batch"""
 
 
 def token_bytes(config: Any, element_size: int) -> int:
-    """Bytes that the key-value cache of a model of this configuration takes for each token."""
+    """Return the bytes per token of the key-value cache of a model with this configuration."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -251,10 +247,10 @@ def token_bytes(config: Any, element_size: int) -> int:
 
 
 def cached_tokens(model: Any) -> int:
-    """How many tokens are kept at once: as many as half of the free memory holds, and at most BATCH_TOKENS."""
+    """Return how many tokens fit into half of the free memory, at most BATCH_TOKENS."""
     weight = model.get_input_embeddings().weight
     if weight.is_cuda:
-        # What torch holds of freed tensors isn't free to the driver.
+        # Memory that torch keeps after freeing tensors doesn't count as free for the driver.
         freed = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
         free = torch.cuda.mem_get_info(weight.device)[0] + freed
     else:
@@ -263,15 +259,15 @@ def cached_tokens(model: Any) -> int:
 
 
 def batch_size(longest: int, more: int, model: Any = None) -> int:
-    """How many prompts of at most `longest` tokens are continued at once by up to `more` tokens.
+    """Return how many prompts of at most `longest` tokens to continue at once by up to `more` tokens.
 
-    Where `model` is given, as many as there is memory for.
+    If `model` is given, the free memory also limits the number.
     """
     return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + more))
 
 
 def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, longest) token ids that all end in the last column, and a mask of the same shape: 1 where they are real."""
+    """Return (N, longest) token ids that all end in the last column, and a mask of the same shape, 0 at padding."""
     length = max(map(len, prompts))
     tokens = torch.full((len(prompts), length), pad_id)
     mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -284,9 +280,9 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, t
 def sample_texts(
     loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temperature: float = 1.0
 ) -> list[list[int]]:
-    """Up to `more` tokens after each prompt, at least one before the end token, which is kept where it came.
+    """Return up to `more` sampled tokens after each prompt, at least one before the end token, which is included.
 
-    Nothing is cut off the distribution. Torch's global seed decides, so the batch a prompt is in does, too.
+    The full distribution is sampled. The result depends on torch's global seed and on the other prompts of the batch.
     """
     from transformers import GenerationConfig
 
@@ -303,7 +299,7 @@ def sample_texts(
         pad_token_id=loaded.pad_id,
     )
     device = next(model.parameters()).device
-    # What the model's own settings say (top_k, penalties) would fill the gaps of these and bend the distribution.
+    # The model's own settings (top_k, penalties) would complete these settings and change the distribution.
     usual, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with torch.inference_mode():

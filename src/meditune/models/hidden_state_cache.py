@@ -1,11 +1,13 @@
-"""The hidden states that the frozen layers below the trained ones give for a row, computed once and remembered.
+"""A cache of the hidden states that the frozen layers below the trained ones compute for each row.
 
-Where only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
-every epoch, and for the tuned model the same as for the base. A row's second visit then costs the top layers only.
-The result is that of the whole model (a test holds it so); a row takes tokens * hidden size * 2 bytes in BF16.
+If only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
+every epoch, and the same for the tuned model as for the base. From its second pass on, a row then costs only the top
+layers. The result equals that of the whole model (checked by a test); a row takes tokens * hidden size * 2 bytes in
+BF16.
 
-A matrix product rounds by the shape of the batch, so the last bits of a row depend on the rows beside it. `group` fixes
-them: a training that is stopped and resumed computes each row in the same batch as one that runs through.
+The rounding of a matrix product depends on the shape of the batch, so the last bits of a row depend on its batch.
+`group` fixes the batches: a training that is stopped and resumed computes each row in the same batch as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class HiddenStateCache:
-    """Predicts rows with a model whose lowest `count` layers never change; 0 remembers nothing."""
+    """A cache for a model whose lowest `count` layers never change; with 0 it caches nothing."""
 
     def __init__(self, model: Any, count: int, max_gb: float = 2.0) -> None:
         self.blocks, self._above = blocks_of(model)[:count], blocks_of(model)[count:]
         self.max_bytes = max_gb * 1e9
         self.bytes = 0
-        """Of the rows that are remembered, and of those that `group` has reserved room for"""
+        """Size of the cached rows and of those for which `group` has reserved memory"""
         self._kept: dict[Key, torch.Tensor] = {}
         self._groups: dict[Key, list[Row]] = {}
         self._as_tuple = False
@@ -39,10 +41,10 @@ class HiddenStateCache:
             self._token_bytes = model.config.get_text_config().hidden_size * embedding.element_size()
 
     def group(self, rows: Sequence[Row], max_tokens: int) -> None:
-        """Compute each of `rows`, when it is first needed, in a batch that depends on this list alone.
+        """Make each of `rows`, when first needed, be computed in a batch that depends only on this list.
 
-        A batch takes up to `max_tokens` tokens, padding included. If the rows don't fit beside what is remembered
-        already, that is given up; the shortest rows beyond `max_bytes` are computed at every visit.
+        A batch has up to `max_tokens` tokens, padding included. If the rows don't fit beside the cached ones, the
+        cached ones are dropped; the shortest rows beyond `max_bytes` are computed again each time.
         """
         if not self.blocks:
             return
@@ -57,18 +59,18 @@ class HiddenStateCache:
             batch = [unique[index] for index in indices]
             size = sum(map(self._size, batch))
             if self.bytes + size > self.max_bytes:
-                # What is remembered must not depend on the order of visits, so nothing more is.
+                # The cache must not depend on the order of the rows' use, so nothing more is cached.
                 self.bytes = int(self.max_bytes)
                 return
             self.bytes += size
             self._groups |= {_key(row): batch for row in batch}
 
     def forget(self) -> None:
-        """Give up everything that is remembered, and the batches of `group`."""
+        """Clear the cache and the batches of `group`."""
         self._kept, self._groups, self.bytes = {}, {}, 0
 
     def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
-        """As `models.forward.predict`, for the batch of these rows."""
+        """Return the batch of these rows and its prediction, as `models.forward.predict` computes it."""
         batch = collate(rows, pad_id)
         if not self.blocks:
             return batch, predict(model, batch, logits)
@@ -83,7 +85,7 @@ class HiddenStateCache:
             return batch, predict(model, batch, logits)
 
     def without_dropout(self, model: Any) -> None:
-        """Switch dropout off wherever it acts below the trained layers; what is remembered must not be noise."""
+        """Switch off dropout below the trained layers, so that cached states contain no noise."""
         if not self.blocks:
             return
         above = {id(part) for block in blocks_of(model)[len(self.blocks) :] for part in block.modules()}
@@ -91,17 +93,17 @@ class HiddenStateCache:
             if isinstance(part, torch.nn.Dropout) and id(part) not in above:
                 part.eval()
         for block in self.blocks:
-            # Attention asks itself whether it is in training; a block itself does so for checkpointing.
+            # Attention checks its own training mode; a block checks its mode for checkpointing.
             for child in block.children():
                 child.eval()
 
     def _size(self, row: Row) -> int:
-        """Bytes that a row takes."""
+        """Return the size of a row in bytes."""
         return len(row) * self._token_bytes
 
     @torch.no_grad()
     def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
-        """Remember the rows of one group, by the plain layers; no layer above them runs."""
+        """Compute and cache the rows of one group; no layer above the frozen ones runs."""
 
         def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (states,) if self._as_tuple else states
@@ -114,7 +116,7 @@ class HiddenStateCache:
 
     @contextmanager
     def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
-        """Remember those of the rows that pass through the layers inside the block which are in a group, or in none."""
+        """Cache rows that pass through the layers inside the block: those in a group if `grouped`, else the others."""
 
         def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
@@ -135,7 +137,7 @@ class HiddenStateCache:
 
     @contextmanager
     def _given(self, kept: Sequence[torch.Tensor], length: int) -> Iterator[None]:
-        """Let the frozen layers answer from memory: the last gives what was kept, those below do nothing."""
+        """Replace the frozen layers by the cache: the last one returns the cached states, those below do nothing."""
         hidden = torch.nn.utils.rnn.pad_sequence(list(kept), batch_first=True)
         assert hidden.shape[1] == length
 
@@ -158,7 +160,7 @@ def _key(row: Row) -> Key:
 
 @contextmanager
 def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block `forward` stands in for the module's own, or for what stood in for it before."""
+    """Replace the module's forward method (or its current replacement) by `forward` inside the block."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -171,7 +173,7 @@ def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[N
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """The model's layers, from the input to the output."""
+    """Return the model's layers, from the input to the output."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
@@ -180,5 +182,5 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def frozen_count(model: Any, top_layers: int | None) -> int:
-    """How many of the lowest layers stay as they are when only the `top_layers` highest are trained (None: all)."""
+    """Return the number of frozen lowest layers if only the `top_layers` highest are trained (None: all are)."""
     return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0

@@ -1,15 +1,11 @@
-"""Reading without gradients, as fast as the processor multiplies.
+"""Faster matrix products and attention for inference on CPUs.
 
-PyTorch multiplies FP32 matrices with MKL, which takes AVX2 on processors of other makers than Intel, also where they
-have AVX-512: half their speed. oneDNN, which PyTorch carries for other number formats, takes what the processor has.
-The products are the same FP32 sums in another order (a test holds them so). Gradients don't pass through oneDNN's.
-
-Attention for CPUs: the query heads that share a key head are folded into one batched matrix product.
+PyTorch multiplies FP32 matrices with MKL, which uses AVX2 on processors that aren't Intel's, even if they have AVX-512;
+that halves their speed. oneDNN, which PyTorch includes for other number formats, uses the best instructions available.
+Its products are the same FP32 sums in another order (checked by a test). It doesn't propagate gradients.
 
 PyTorch's fused CPU attention is slow in BF16, and repeating the key heads for grouped-query attention costs memory
-traffic. Folding the G query heads of a key head into the rows of one product needs neither. Registered with
-transformers under the name below, so any architecture that uses its attention interface can have it; "sdpa" is the
-plain fallback, and a test holds the two equal.
+traffic. Folding the G query heads of a key head into the rows of one product avoids both.
 """
 
 from __future__ import annotations
@@ -26,20 +22,20 @@ import torch
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
-"""Rows under which a call costs more than it saves"""
+"""With fewer rows, a call costs more than it saves."""
 ROWS = 32
-"""Rows that packed weights are laid out for; others take the same layout"""
+"""Number of rows that the layout of packed weights is optimized for; products with other numbers use it too"""
 MAX_PACKED = 600_000_000
-"""Bytes of weights that are packed at most"""
+"""The most bytes of weights that are packed"""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 @contextmanager
 def inference(model: Any, few_rows: bool = False) -> Iterator[None]:
-    """Inside the block nothing keeps gradients, and the model's linear layers take the faster product.
+    """Disable gradients and use the faster product in the model's linear layers, inside the block.
 
-    With `few_rows`, products will mostly have few of them, as in decoding: weights are then laid out once as oneDNN
-    wants them, and not for every product anew. That takes their memory a second time, so large models go without.
+    `few_rows` means that most products have few rows, as in decoding: weights are then converted to oneDNN's layout
+    once and not for every product. That doubles their memory, so it isn't done for large models.
     """
     with torch.inference_mode(), ExitStack() as afterwards:
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
@@ -57,14 +53,14 @@ def inference(model: Any, few_rows: bool = False) -> Iterator[None]:
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether this processor has AVX-512 that MKL doesn't use."""
+    """Return whether this processor has AVX-512 that MKL doesn't use."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not CPU_INFO.is_file():
         return False
     return "GenuineIntel" not in CPU_INFO.read_text(encoding="utf-8") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN has a layout of its own for this matrix."""
+    """Return whether oneDNN has its own layout for this matrix."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if weight.dtype == torch.bfloat16:
@@ -73,28 +69,29 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def takes_onednn(weight: torch.Tensor) -> bool:
-    """Whether products with this matrix can be oneDNN's."""
+    """Return whether oneDNN can compute products with this matrix."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def tokens_at_once(model: Any, most: int) -> int:
-    """How many tokens, `most` at the most, one forward pass had best read: half of them in FP32 on a CPU.
+    """Return the best number of tokens for one forward pass: `most`, or half of it in FP32 on a CPU.
 
-    Pieces of 1,024 FP32 tokens are a fifth slower than of 512, because their memory is given back and fetched anew.
+    There, pieces of 1,024 tokens are a fifth slower than pieces of 512, because their memory is freed and allocated
+    again.
     """
     return max(most // 2, 1) if takes_onednn(next(model.parameters())) else most
 
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """oneDNN's rows @ weight.T + bias: (..., inputs), (outputs, inputs), (outputs) to (..., outputs)."""
+    """Return rows @ weight.T + bias by oneDNN: (..., inputs), (outputs, inputs), (outputs) to (..., outputs)."""
     made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return made
 
 
 def matmuls(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """many @ others.transpose(1, 2) by the faster product.
+    """Return many @ others.transpose(1, 2) by the faster product.
 
-    (N, rows, size) and (N, columns, size) to (N, rows, columns).
+    The shapes are (N, rows, size) and (N, columns, size) to (N, rows, columns).
     """
     if torch.is_grad_enabled() or not takes_onednn(many) or many.shape[1] < FEW or not mkl_is_slow():
         return torch.bmm(many, others.transpose(1, 2))
@@ -103,7 +100,7 @@ def matmuls(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 NAME = "meditune_grouped"
 BLOCK = 128
-"""Queries at a time where no gradients are kept: keys after the last of them are seen by none and left out."""
+"""Number of queries in a block if gradients are disabled: keys after the block's last query are skipped"""
 
 
 def grouped_attention(
@@ -116,9 +113,11 @@ def grouped_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of `query` (batch, heads, queries, size) over `key` and `value` (batch, key heads, keys, size).
+    """Return the attention of `query` over `key` and `value`.
 
-    `attention_mask` is added to the scores: (batch or 1, 1, queries, keys). Returns (batch, queries, heads, size).
+    `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size).
+    `attention_mask` (batch or 1, 1, queries, keys) is added to the scores. The result is (batch, queries, heads, size)
+    and equals that of "sdpa", the plain fallback (checked by a test).
     """
     batch, heads, queries, size = query.shape
     keys = key.shape[2]
@@ -138,7 +137,7 @@ def grouped_attention(
 def _attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """The same of scaled queries, as a view: (batch, queries, heads, size)."""
+    """Return the attention of scaled queries, as a view: (batch, queries, heads, size)."""
     batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     folded = query.reshape(batch * key_heads, (heads // key_heads) * queries, size)
@@ -153,7 +152,10 @@ def _attended(
 
 
 def register() -> str:
-    """Make the attention known to transformers; returns its name for `attn_implementation`."""
+    """Register the attention with transformers, and return its name for `attn_implementation`.
+
+    Every architecture that uses transformers' attention interface can then use it.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

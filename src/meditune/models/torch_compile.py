@@ -1,9 +1,9 @@
-"""The model's layers as fused code, made by torch.compile for this machine.
+"""Compiling the model's layers into fused code with torch.compile.
 
-Between a layer's matrix products lie some fifty small operations (norms, rotations, activations, sums), each a pass
-over memory. Fused into a few they take a third of the time and keep less for the way back. Making the code takes a C++
-compiler and half a minute, less where the cache has it, so it pays for long trainings only; everything else, and all
-that runs without gradients, takes the plain layers. A test holds the two equal.
+Between a layer's matrix products there are about fifty small operations (norms, rotations, activations, sums), each a
+pass over memory. Fused into a few, they take a third of the time and save less for the backward pass. Compiling needs a
+C++ compiler and half a minute, or less with cached code, so it is only worthwhile for long trainings. All other work,
+and everything without gradients, uses the plain layers. The results are equal (checked by a test).
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from meditune.files import cache_folder
 from meditune.models.hidden_state_cache import blocks_of, replayed
 
 PAYS_FROM = 5e13
-"""Operations of a training from which compiling takes a small part of it: some minutes on two cores."""
+"""Number of operations from which compiling is a small part of a training: some minutes on two cores"""
 VARIANTS = 64
-"""Of one layer's code: for a first layer, frozen ones, windows, batches of one row ... PyTorch gives up after 8."""
+"""The most variants of one layer's code: first layer, frozen layers, windows, batches of one row ... PyTorch's limit
+is 8."""
 
 
 def is_worthwhile(model: Any, tokens: int) -> bool:
-    """Whether a training that reads so many tokens is long enough to be compiled for, and on a CPU.
+    """Return whether a training that reads this many tokens runs on a CPU and is long enough to be worth compiling.
 
-    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. Only what doesn't
-    change from one call to the next counts, so that a training goes on as it began.
+    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. The result depends
+    only on facts that don't change between calls, so that a resumed training makes the same choice.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
     inside = (module for block in trained for module in block.modules())
@@ -41,30 +42,30 @@ def is_worthwhile(model: Any, tokens: int) -> bool:
 
 
 def why_not(model: Any) -> str | None:
-    """What keeps this model's layers from being compiled here, as a sentence; None where nothing does."""
+    """Return why this model's layers can't be compiled here, as a sentence; None if they can."""
     from meditune.models.forward import virtual_tokens
     from meditune.models.fsdp import is_sharded
     from meditune.models.quantization import is_quantized
 
     if is_sharded(model):
-        return "The weights are spread over processes (train.parallel fsdp)."
+        return "The weights are sharded over processes (train.parallel fsdp)."
     on_cpu = next(model.parameters()).device.type == "cpu"
     return why_unsupported(is_quantized(model), virtual_tokens(model) > 0, on_cpu)
 
 
 def why_unsupported(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
-    """As `why_not`, as far as that can be said before a model is loaded."""
+    """Return the same as `why_not`, from the facts that are known before a model is loaded."""
     if quantized:
         return "The base is quantized."
     if virtual:
-        return "Virtual tokens go around the layers' own call."
+        return "Virtual tokens bypass the layers' own forward call."
     if on_cpu and compiler() is None:
-        return f"There is no C++ compiler {_compiler_name()} here (install g++, or name one in CXX)."
+        return f"The C++ compiler {_compiler_name()} isn't installed (install g++, or name another one in CXX)."
     return None
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile will call; None where it isn't there."""
+    """Return the C++ compiler that torch.compile will call; None if it isn't installed."""
     return shutil.which(_compiler_name())
 
 
@@ -74,7 +75,7 @@ def _compiler_name() -> str:
 
 @contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """Inside the block the model's layers run as fused code wherever gradients are computed."""
+    """Run the model's layers as fused code inside the block wherever gradients are computed."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     with ExitStack() as inside:
         limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 4 * VARIANTS}
@@ -86,7 +87,7 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled layer where gradients are computed, until compiling it for another kind of input fails."""
+    """Return a forward that uses the compiled layer with gradients, until compiling it for some input fails."""
     from torch._dynamo.exc import TorchDynamoException
 
     failed = False
@@ -99,12 +100,12 @@ def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Ca
             return fused(*args, **kwargs)
         except TorchDynamoException as error:
             failed = True
-            print(f"A layer goes on uncompiled, which is slower: {failure(error)}", file=sys.stderr)
+            print(f"A layer runs uncompiled from now on, which is slower: {failure(error)}", file=sys.stderr)
             return plain(*args, **kwargs)
 
     return forward
 
 
 def failure(error: Exception) -> str:
-    """The first line of what torch.compile says, as a sentence."""
+    """Return the first line of torch.compile's error message, as a sentence."""
     return f"torch.compile failed: {(str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')}."

@@ -1,1 +1,1 @@
-"""Running it for years: new research, drift, feedback, better versions."""
+"""Long-term operation: new literature, drift, feedback, and better versions."""

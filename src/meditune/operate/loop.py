@@ -1,12 +1,8 @@
-"""The whole cycle in one process, for small installations: each stage when it is due, and again after a failure.
+"""Run the whole cycle in one process, for small installations: `meditune loop CONFIG`.
 
-What `meditune loop CONFIG` reads: which stages there are, and how often each is due.
-
-The loop: what is due is done, what failed is tried again later, and nothing is lost when it is stopped.
-
-What each stage does, and what it says of it; errors are the caller's.
-
-How far the loop got: a file that is whole at any time, so that the next call goes on.
+The configuration names the stages (import literature, check drift, ask canaries, roll back, queue questions, retrain,
+promote) and how often each runs. A failed stage is tried again later. The state is saved in the registry after each
+stage, so a loop that is stopped resumes.
 """
 
 from __future__ import annotations
@@ -35,10 +31,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def seconds(given: Any) -> float:
-    """Seconds of "90s", "10m", "6h" or "7d"."""
+    """Return the seconds in "90s", "10m", "6h" or "7d". Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(given).strip())
     if not found or float(found[1]) <= 0:
-        raise ValueError(f"{given!r} is no time: write 10m, 6h or 7d")
+        raise ValueError(f"{given!r} is not a duration; write for example 10m, 6h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
 
 
@@ -48,7 +44,7 @@ def _path(given: Any) -> Any:
 
 def _key(given: Any) -> Any:
     if isinstance(given, str) and not given.strip():
-        raise ValueError("an empty name would trust callers without a key: name a key's id (meditune keys list)")
+        raise ValueError("an empty name would trust callers without a key; give a key's id (meditune keys list)")
     return given
 
 
@@ -58,86 +54,92 @@ Key = Annotated[str, BeforeValidator(_key)]
 
 
 class UpdateStage(Spec):
-    """New research."""
+    """Import new literature."""
 
-    library: Place = Field(description="The library's folder.")
-    queries: list[str] = Field(default_factory=list, description="PubMed queries.")
-    files: str | None = Field(None, description="MEDLINE's update files: a folder or an address.")
-    email: str | None = Field(None, description="Where NCBI can write to you.")
-    tests: list[Place] = Field(default_factory=list, description="Items to keep out of the training pairs.")
-    every: Seconds = Field("1d", validate_default=True, description="10m, 6h, 7d.")
+    library: Place = Field(description="Folder of the literature library.")
+    queries: list[str] = Field(default_factory=list, description="PubMed queries whose articles are imported.")
+    files: str | None = Field(None, description="MEDLINE update files: a folder or a server's URL.")
+    email: str | None = Field(None, description="Email address at which NCBI can reach you.")
+    tests: list[Place] = Field(default_factory=list, description="Test items to keep out of the training pairs.")
+    every: Seconds = Field("1d", validate_default=True, description="How often to run: 10m, 6h, 7d.")
 
 
 class DriftStage(Spec):
-    """Requests held against a reference."""
+    """Compare new requests with a reference."""
 
-    reference: Place = Field(description="What `meditune drift fit` wrote.")
-    least: Severity = Field("small", description=f"{', '.join(SEVERITIES)}: smaller changes are no alert.")
+    reference: Place = Field(description="The reference that `meditune drift fit` wrote.")
+    least: Severity = Field("small", description=f"{', '.join(SEVERITIES)}: smaller changes raise no alert.")
     notify: bool = Field(
-        False, description="Send alerts, the canaries' too, to the channels that the environment names."
+        False, description="Send alerts, including those of the canaries, to the channels set in the environment."
     )
-    every: Seconds = Field("1h", validate_default=True, description="10m, 6h, 7d.")
+    every: Seconds = Field("1h", validate_default=True, description="How often to run: 10m, 6h, 7d.")
 
 
 class CanaryStage(Spec):
-    """Questions with known answers."""
+    """Ask questions with known answers."""
 
-    questions: Place = Field(description="Their file.")
-    results: Place = Field(description="Runs are added to this file.")
-    url: str = Field("http://127.0.0.1:8000", description="The server. Its key is taken from MEDITUNE_KEY.")
-    every: Seconds = Field("6h", validate_default=True, description="10m, 6h, 7d.")
+    questions: Place = Field(description="File of the canary questions.")
+    results: Place = Field(description="File to which each run's results are appended.")
+    url: str = Field("http://127.0.0.1:8000", description="URL of the server. Its key is read from MEDITUNE_KEY.")
+    every: Seconds = Field("6h", validate_default=True, description="How often to run: 10m, 6h, 7d.")
 
 
 class GuardStage(Spec):
-    """Taking back what made answers worse."""
+    """Roll back a version that made answers worse."""
 
-    every: Seconds = Field("10m", validate_default=True, description="10m, 6h, 7d.")
+    every: Seconds = Field("10m", validate_default=True, description="How often to run: 10m, 6h, 7d.")
 
 
 class QueueStage(Spec):
-    """What experts are asked next."""
+    """Select the questions that experts should answer next."""
 
-    folder: Place = Field(description="Each queue becomes a folder in it, for `meditune annotate serve`.")
-    budget: int = Field(50, ge=1, description="So many are asked at most.")
-    strategy: str = Field("mix", description="mix, random, uncertainty, disagreement, diversity, feedback or novelty.")
+    folder: Place = Field(description="Each queue becomes a subfolder here, for `meditune annotate serve`.")
+    budget: int = Field(50, ge=1, description="Maximum number of questions in a queue.")
+    strategy: str = Field(
+        "mix", description="How to select: mix, random, uncertainty, disagreement, diversity, feedback or novelty."
+    )
     embedding: str | None = Field(None, description="The embedding model.")
-    every: Seconds = Field("7d", validate_default=True, description="10m, 6h, 7d.")
-    on_alert: bool = Field(True, description="Also as soon as a drift alert opens.")
+    every: Seconds = Field("7d", validate_default=True, description="How often to run: 10m, 6h, 7d.")
+    on_alert: bool = Field(True, description="Also run as soon as a drift alert opens.")
 
 
 class RetrainStage(Spec):
-    """The next version."""
+    """Train and evaluate the next version."""
 
-    trust: list[Key] = Field(default_factory=list, description="Keys whose corrections count; all: anybody's.")
+    trust: list[Key] = Field(default_factory=list, description="Keys whose corrections are used; all: anyone's.")
     labels: list[Place] = Field(
-        default_factory=list, description="Files of experts' rows; those that aren't there yet are passed over."
+        default_factory=list, description="Files of rows that experts labelled; files that don't exist yet are skipped."
     )
-    literature: list[Place] = Field(default_factory=list, description="Libraries or files of pairs.")
-    settings: list[str] = Field(default_factory=list, description="Recipe keys to change: train.epochs=1.")
-    replay: float = Field(1.0, ge=0, description="Old rows for each new one.")
-    held_out: float = Field(0.3, gt=0, lt=0.9, description="Share of the new rows to measure on.")
-    least: int = Field(50, ge=1, description="With fewer new rows nothing is trained.")
-    gate: Place | None = Field(None, description="A policy for the old items.")
-    gate_new: Place | None = Field(None, description="... and one for the new ones.")
-    then: Then = Field("promote", description=f"{', '.join(get_args(Then))}: what becomes of a version that passes.")
-    percent: float = Field(10.0, gt=0, le=100, description="Of the conversations, for a canary or shadow.")
-    every: Seconds = Field("7d", validate_default=True, description="10m, 6h, 7d.")
-    on_alert: bool = Field(True, description="Also as soon as a drift alert opens.")
+    literature: list[Place] = Field(
+        default_factory=list, description="Literature libraries, or files of training pairs."
+    )
+    settings: list[str] = Field(default_factory=list, description="Recipe keys to change, for example train.epochs=1.")
+    replay: float = Field(1.0, ge=0, description="Old rows to replay for each new row.")
+    held_out: float = Field(0.3, gt=0, lt=0.9, description="Share of the new rows to hold out for evaluation.")
+    least: int = Field(50, ge=1, description="Minimum number of new rows; with fewer, nothing is trained.")
+    gate: Place | None = Field(None, description="Policy file of the release gate for the old test items.")
+    gate_new: Place | None = Field(None, description="Policy file of the release gate for the new test items.")
+    then: Then = Field("promote", description=f"{', '.join(get_args(Then))}: what to do with a version that passes.")
+    percent: float = Field(
+        10.0, gt=0, le=100, description="Percentage of the conversations that a canary or shadow receives."
+    )
+    every: Seconds = Field("7d", validate_default=True, description="How often to run: 10m, 6h, 7d.")
+    on_alert: bool = Field(True, description="Also run as soon as a drift alert opens.")
 
 
 class PromoteStage(Spec):
-    """A canary that stood its time becomes the version that is served."""
+    """Promote a canary that has run long enough."""
 
-    after: Seconds = Field("2d", validate_default=True, description="So long it must have stood: 10m, 6h, 7d.")
-    answers: int = Field(100, ge=0, description="... and given so many answers.")
-    every: Seconds = Field("10m", validate_default=True, description="10m, 6h, 7d.")
+    after: Seconds = Field("2d", validate_default=True, description="How long the canary must have run: 10m, 6h, 7d.")
+    answers: int = Field(100, ge=0, description="How many answers the canary must have given.")
+    every: Seconds = Field("10m", validate_default=True, description="How often to run: 10m, 6h, 7d.")
 
 
 class Config(Spec):
-    """The whole cycle. A stage that isn't named isn't run."""
+    """The configuration of the loop. Only the stages that it names are run."""
 
-    registry: Place = Field(description="The registry's folder.")
-    store: str | None = Field(None, description="Where the server keeps its answers.")
+    registry: Place = Field(description="Folder of the model registry.")
+    store: str | None = Field(None, description="The store in which the server keeps its answers.")
     index: str | None = Field(None, description="The index that is served.")
     update: UpdateStage | None = None
     drift: DriftStage | None = None
@@ -149,7 +151,7 @@ class Config(Spec):
 
 
 STAGES = ("update", "drift", "canary", "guard", "queue", "retrain", "promote")
-"""In the order in which they run where several are due"""
+"""The order in which stages run when several are due."""
 PLACES = {
     "": ("registry", "store"),
     "update": ("library", "tests"),
@@ -158,11 +160,11 @@ PLACES = {
     "queue": ("folder",),
     "retrain": ("labels", "literature", "gate", "gate_new"),
 }
-"""Keys whose values are places beside the configuration's file"""
+"""Keys whose values are paths, relative to the configuration file."""
 
 
 def load(path: Path) -> Config:
-    """The configuration in a YAML file; places in it are beside that file.
+    """Return the configuration in a YAML file; its relative paths are resolved against the file's folder.
 
     Raises RecipeError that lists every problem with its line.
     """
@@ -183,11 +185,11 @@ def load(path: Path) -> Config:
     return made
 
 
-_NONE = f"none is named, so there is nothing to do; there are {', '.join(STAGES)}"
+_NONE = f"no stage is named, so there is nothing to do; the stages are {', '.join(STAGES)}"
 
 
 def _beside(said: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same with places that don't depend on where the command was called."""
+    """Return the configuration with paths that don't depend on the working directory."""
 
     def placed(value: Any) -> Any:
         if isinstance(value, list):
@@ -207,7 +209,7 @@ def _beside(said: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[int, str, str]:
-    """Line, key and what is wrong."""
+    """Return the line, the key and what is wrong with it."""
     name, key = ".".join(map(str, location)), tuple(location)
     while key and key not in document.lines:
         key = key[:-1]
@@ -221,24 +223,24 @@ Outcome = Literal["", "done", "alert", "failed"]
 
 @dataclass
 class Stage:
-    """One stage's past."""
+    """The history of one stage."""
 
     ended: float = 0.0
-    """When it last ended, seconds since 1970; 0: never"""
+    """When the last run ended, in seconds since 1970; 0 if it never ran"""
     outcome: Outcome = ""
     said: str = ""
     failures: int = 0
-    """In a row"""
+    """Consecutive failures"""
     runs: int = 0
 
     def due_in(self, every: float, now: float) -> float:
-        """Seconds until it is due; a clock that was set back makes it due at once."""
+        """Return the seconds until the stage is due; it is due at once if the clock was set back."""
         wait = every if not self.failures else min(every, FIRST_RETRY_S * 2 ** (self.failures - 1))
         past = now - self.ended
         return 0.0 if not self.ended or past < 0 else max(0.0, wait - past)
 
     def note(self, outcome: Outcome, said: str) -> None:
-        """It has ended just now."""
+        """Record that a run has just ended."""
         self.ended, self.outcome, self.said = time.time(), outcome, said
         self.failures = self.failures + 1 if outcome == "failed" else 0
         self.runs += 1
@@ -246,25 +248,25 @@ class Stage:
 
 @dataclass
 class State:
-    """The loop's past."""
+    """The state of the loop."""
 
     stages: dict[str, Stage] = field(default_factory=dict)
     alerts: list[str] = field(default_factory=list)
-    """Drift alerts that were open when it was last looked"""
+    """Drift alerts that were open at the last check"""
     waiting: list[str] = field(default_factory=list)
-    """Stages that a new alert has made due"""
+    """Stages that a new alert made due"""
 
     def stage(self, name: str) -> Stage:
-        """A stage's past."""
+        """Return the history of a stage."""
         return self.stages.setdefault(name, Stage())
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Save the state atomically."""
         write_json(path, asdict(self))
 
 
 def load_state(path: Path) -> State:
-    """What was saved, or nothing yet. Raises DataError where the file is damaged."""
+    """Return the saved state, or an empty one if none was saved. Raises DataError if the file is damaged."""
     if not path.is_file():
         return State()
     said: dict[str, Any] = read_json(path)
@@ -272,11 +274,11 @@ def load_state(path: Path) -> State:
         stages = {name: Stage(**each) for name, each in said["stages"].items()}
         return State(stages, list(said["alerts"]), list(said["waiting"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Remove it; every stage is due then.") from error
+        raise DataError(f"{path} is damaged ({error}). Delete it; every stage is then due.") from error
 
 
 def lines(state: State) -> list[str]:
-    """In the terminal."""
+    """Return one line for each stage, for the terminal."""
     return [
         f"{name:8} {stage.outcome or 'never':6} "
         + (datetime.fromtimestamp(stage.ended, UTC).isoformat(" ", "seconds")[:19] if stage.ended else "")
@@ -289,12 +291,12 @@ Done = tuple[Outcome, str]
 
 
 def update(config: Config, _: State) -> Done:
-    """New research."""
+    """Import new literature."""
     from meditune.operate.literature import pubmed_client
     from meditune.operate.literature import update as updating
 
     spec = config.update
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     wanted = updating.Wanted(
         queries=tuple(spec.queries),
         files=spec.files,
@@ -312,7 +314,7 @@ def update(config: Config, _: State) -> Done:
 
 
 def drift(config: Config, state: State) -> Done:
-    """New requests held against the reference; a new alert makes the stages due that wait for one."""
+    """Compare new requests with the reference; a new alert makes the stages due that wait for alerts."""
     from meditune.operate.drift import check as evidence
     from meditune.operate.drift import notifications
     from meditune.operate.drift.alerts import Policy
@@ -322,13 +324,16 @@ def drift(config: Config, state: State) -> Done:
     from meditune.operate.drift.reference import load
 
     spec = config.drift
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     if config.store is None:
-        raise DataError("The drift stage needs `store`: where the server keeps its answers.")
+        raise DataError("The drift stage needs `store`, where the server keeps its answers.")
     place, reference = state_of(spec.reference), load(spec.reference)
     if _is_held(place):
-        # The server watches by itself (meditune serve --drift), and tells those who are to know.
-        monitor, said = Monitor.load(place, reference) if place.is_file() else Monitor(reference), "the server watches"
+        # The server checks for drift and sends notifications itself (meditune serve --drift).
+        monitor, said = (
+            Monitor.load(place, reference) if place.is_file() else Monitor(reference),
+            "the server checks for drift itself",
+        )
     else:
         found = check(
             RequestSource(config.store), reference, place, Policy(least=spec.least), None, evidence.gather_evidence
@@ -349,12 +354,12 @@ def drift(config: Config, state: State) -> Done:
 
 
 def canary(config: Config, _: State) -> Done:
-    """Canaries asked, and held against their first run."""
+    """Ask the canaries, and compare their answers with those of the first run."""
     from meditune.operate.drift import canaries, notifications
     from meditune.operate.drift.drift_watcher import outbox_of
 
     spec = config.canary
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     canaries.keep(canaries.ask(canaries.read(spec.questions), spec.url), spec.results)
     verdict = canaries.verdict(spec.results)
     if config.drift and config.drift.notify:
@@ -364,7 +369,7 @@ def canary(config: Config, _: State) -> Done:
 
 
 def guard(config: Config, _: State) -> Done:
-    """Whatever made answers worse is taken back."""
+    """Roll back a version that made answers worse."""
     from meditune.operate.retraining.rollback import guard as look
 
     results = config.canary.results if config.canary else None
@@ -376,19 +381,19 @@ def guard(config: Config, _: State) -> Done:
         results if results and results.is_file() else None,
     )
     if found.taken_back:
-        return "alert", f"{found.taken_back} was taken back, {found.served} is served: {'; '.join(found.why)}"
+        return "alert", f"{found.taken_back} was rolled back, {found.served} is served: {'; '.join(found.why)}"
     return "done", "; ".join(found.why)
 
 
 def queue(config: Config, state: State) -> Done:
-    """What experts are asked next, without what the current version learnt and what they were asked before."""
+    """Select questions for experts, except those in the current version's training data or in earlier queues."""
     from meditune.operate.active_learning import annotation_queue
     from meditune.operate.active_learning.candidates import NothingToAskError
 
     spec = config.queue
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     if config.store is None:
-        raise DataError("The queue stage needs `store`: where the server keeps its answers.")
+        raise DataError("The queue stage needs `store`, where the server keeps its answers.")
     registry = Registry(config.registry)
     current = registry.state().current
     known = (registry.place(current),) if current else ()
@@ -402,30 +407,30 @@ def queue(config: Config, state: State) -> Done:
         found = annotation_queue.queue([config.store], folder, wanted)
     except NothingToAskError as error:
         return "done", f"nothing to ask experts: {error}"
-    return "done", f"{len(found.chosen):,} for experts: meditune annotate serve {folder}"
+    return "done", f"{len(found.chosen):,} queued for experts: meditune annotate serve {folder}"
 
 
 def queues(folder: Path) -> list[Path]:
-    """The queues that were made there, the oldest first."""
+    """Return the queues in a folder, oldest first."""
     return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def retrain(config: Config, state: State) -> Done:
-    """The next version, where there is enough to learn from."""
+    """Train the next version if there is enough new data."""
     from meditune.operate.retraining import retrain as retraining
     from meditune.operate.retraining.new_training_data import Shares, Wanted
 
     spec = config.retrain
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     if Registry(config.registry).state().trial:
-        return "done", "a version is being tried, so the next one waits"
+        return "done", "another version is on trial, so retraining waits"
     store = config.store
     labels = tuple(path for path in spec.labels if path.is_file())
     asked = tuple(queues(config.queue.folder)) if config.queue else ()
     literature = tuple(path for path in spec.literature if path.exists())
     wanted = Wanted(store, tuple(spec.trust), labels, asked, literature, config.index)
     if wanted.is_empty:
-        return "done", "there is nothing to learn from yet"
+        return "done", "no training data yet"
     options = retraining.Options(
         wanted,
         Shares(spec.held_out, replay=spec.replay),
@@ -447,18 +452,18 @@ def retrain(config: Config, state: State) -> Done:
 
 
 def promote(config: Config, _: State) -> Done:
-    """A canary that stood its time becomes the version that is served."""
+    """Promote a canary that has run long enough and given enough answers."""
     from meditune.store.answers import SHADOW, Answers
     from meditune.store.open_store import open_store
 
     spec = config.promote
-    assert spec is not None, "only what is named is run"
+    assert spec is not None, "only stages in the configuration are run"
     registry = Registry(config.registry)
     trial = registry.state().trial
     if trial is None or trial.mode != "canary":
-        return "done", "no canary is out"
+        return "done", "no version is on trial as a canary"
     if config.store is None:
-        raise DataError("The promote stage needs `store`, where the canary's answers are counted.")
+        raise DataError("The promote stage needs `store`, in which the canary's answers are counted.")
     since = datetime.fromisoformat(trial.since).timestamp()
     stood = time.time() - since
     answers = sum(
@@ -469,13 +474,13 @@ def promote(config: Config, _: State) -> Done:
         for _, each, _ in Answers(open_store(config.store)).in_order()
     )
     if stood < spec.after or answers < spec.answers:
-        return "done", f"{trial.version} has stood for {stood / 3600:.1f} hours and given {answers:,} answers"
-    registry.promote(trial.version, f"a canary for {stood / 3600:.1f} hours and {answers:,} answers")
+        return "done", f"{trial.version} has run as a canary for {stood / 3600:.1f} hours and given {answers:,} answers"
+    registry.promote(trial.version, f"ran as a canary for {stood / 3600:.1f} hours and gave {answers:,} answers")
     return "done", f"{trial.version} is served from now on"
 
 
 def _is_held(place: Path) -> bool:
-    """Whether somebody else goes on from this state at the moment."""
+    """Return whether another process holds the lock of this state."""
     from filelock import FileLock, Timeout
 
     try:
@@ -498,26 +503,26 @@ BY_NAME = {
 
 log = logging.getLogger(__name__)
 FILE = "loop.json"
-"""In the registry: how far the loop got"""
+"""Name of the state file in the registry"""
 LOCK = ".loop.lock"
 URGENT_S = 3600.0
 LONGEST_NAP_S = 60.0
-"""So that a clock that was set is noticed soon"""
+"""Short enough to notice soon that the clock was set"""
 Told = Callable[[str], None]
 
 
 def loop(config: Config, told: Told, once: bool = False) -> int:
-    """Do what is due, for ever or `once`; how many stages failed the last time.
+    """Run the stages that are due, forever or `once`; return how many stages failed in their last run.
 
-    Raises MedituneError where another loop is at work in the registry. What stops it (ctrl-C) passes through: the stage
-    that was at work is due again at once and goes on where it was.
+    Raises MedituneError if another loop is running in the registry. An interrupt (Ctrl-C) passes through: the
+    interrupted stage is due at once in the next call, and resumes.
     """
     with _alone(config.registry):
         place = config.registry / FILE
         while True:
             state = load_state(place)
             for name, every in _named(config):
-                if _is_due(name, every, state):  # also by what a stage before it has just found
+                if _is_due(name, every, state):  # an earlier stage may just have made it due
                     _do(name, config, state, place, told)
             if once:
                 return sum(stage.outcome == "failed" for stage in state.stages.values())
@@ -525,14 +530,14 @@ def loop(config: Config, told: Told, once: bool = False) -> int:
 
 
 def next_in(config: Config, state: State) -> float:
-    """Seconds until something is due."""
+    """Return the seconds until a stage is due."""
     now = time.time()
     return min(state.stage(name).due_in(every, now) for name, every in _named(config))
 
 
 def _is_due(name: str, every: float, state: State) -> bool:
     past, now = state.stage(name), time.time()
-    # After an alert experts need their time, so what waits for them looks every hour.
+    # After an alert, experts need time, so stages that wait for their answers are tried only once an hour.
     urgent = name in state.waiting and not past.failures and past.due_in(min(every, URGENT_S), now) == 0
     return urgent or past.due_in(every, now) == 0
 
@@ -550,8 +555,8 @@ def _do(name: str, config: Config, state: State, place: Path, told: Told) -> Non
     except (MedituneError, OSError) as error:
         outcome, said = "failed", str(error)
     except Exception as error:
-        # Memory that ran out, a server that hung up: it must neither end the other stages nor be tried at once again.
-        log.error("The stage %s broke", name, exc_info=error)
+        # Unexpected errors (out of memory, a dropped connection) must not end the other stages or be retried at once.
+        log.error("The stage %s failed unexpectedly", name, exc_info=error)
         outcome, said = "failed", f"{type(error).__name__}: {error}"
     state.stage(name).note(outcome, said)
     state.save(place)
@@ -563,12 +568,14 @@ def _alone(registry: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if not registry.is_dir():
-        raise MedituneError(f"{registry} is no registry. Make one: meditune registry add {registry} RUN")
+        raise MedituneError(f"{registry} is not a model registry. Create one: meditune registry add {registry} RUN")
     lock = FileLock(registry / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise MedituneError(f"Another loop is at work in {registry}. One is enough.") from error
+        raise MedituneError(
+            f"Another loop is already running in {registry}. Run only one loop per registry."
+        ) from error
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""Identifiers of patients (PHI): found by rules, masked, or replaced by invented ones.
+"""Detection of patient identifiers (PHI) by rules, masking, and replacement by invented identifiers.
 
-`mask` is what code outside needs most: text in, the same text with placeholders out.
+The main entry point is `mask`: it returns a text with placeholders for the identifiers.
 """
 
 from meditune.config.data_options import KINDS, Kind

@@ -1,6 +1,6 @@
-"""How a person can be reached: phone and fax numbers, pagers, e-mail, web addresses, IP addresses.
+"""Contact details of people: phone, fax and pager numbers, e-mail, web and IP addresses.
 
-Toll-free numbers and the pages of public bodies aren't a person's; they are left alone.
+Toll-free numbers and pages of public bodies don't belong to a person and are ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PUBLIC = re.compile(r"(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org
 _OWN = re.compile(
     r"~|@|mychart|portal|/users?/|profile|/(?:patients?|members?|accounts?)/\w*\d|(?:id|user|patient|mrn|name)="
 )
-"""In an address that may lead to a person's own page even where a public body keeps it."""
+"""Parts of an address that may be a person's own page even on a public body's site"""
 _IPV4 = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]{6,39}(?![\w:]))(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _PERHAPS_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
@@ -65,7 +65,7 @@ _CLOSING = ".,;:!?"
 
 
 def find(view: View) -> Iterator[Span]:
-    """Ways to reach a person."""
+    """Yield the contact details of people."""
     yield from _phones(view)
     if view.has("@", "(at)", "[at]"):
         for found in _EMAIL.finditer(view.text):

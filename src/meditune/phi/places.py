@@ -1,7 +1,7 @@
 """Street addresses, towns, ZIP and postal codes, and the names of hospitals.
 
-Safe Harbor lets states and countries stand, so they are left alone. Hospitals aren't among its identifiers; they are
-found because a small one tells a town.
+Safe Harbor permits states and countries, so they are ignored. Hospitals aren't among its identifiers; they are detected
+because a small hospital reveals the town.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ _DWELLING_TEXT = (
     "travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
-"""Within five words before "in" or "from", these make what follows a town."""
+"""Words that, within five words before "in" or "from", indicate that a town follows"""
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
     "Center|Family Practice|Family Medicine|Medical Group"
 )
 _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
-"""Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
+"""Before these, ordinary words describe the service ("Asthma Clinic") and don't identify the place"""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = name_words.WORD_NAMES | name_words.CITIES
 _FURTHEST = 80
@@ -124,7 +124,7 @@ _NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la)
 
 
 def find(view: View) -> Iterator[Span]:
-    """Places."""
+    """Yield places."""
     yield from _addresses(view)
     yield from _towns(view)
     for house in _HOUSE_AT.finditer(view.text):
@@ -188,14 +188,14 @@ def _towns(view: View) -> Iterator[Span]:
 
 
 def _back_over(text: str, place: int) -> int:
-    """The place before a comma and spaces that end at `place`."""
+    """Return the position before the comma and spaces that end at `place`."""
     while place and text[place - 1] in " ,\n":
         place -= 1
     return place
 
 
 def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
-    """The town whose name ends at `end`, where a state follows."""
+    """Yield the town whose name ends at `end` before a state."""
     found = _TOWN_BEFORE.search(view.text, max(0, end - 48), end)
     if found is None:
         return
@@ -217,7 +217,7 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
 
 
 def _is_dwelt_in(before: list[str]) -> bool:
-    """Whether the words before end in "lives in", "came here from" or the like."""
+    """Return True if the preceding words end in "lives in", "came here from" or similar."""
     if before[-1] == "near":
         return True
     if before[-1] == "of":
@@ -226,7 +226,7 @@ def _is_dwelt_in(before: list[str]) -> bool:
 
 
 def _is_town(low: str, sure: bool) -> bool:
-    """Whether this may be a town; where it is sure that some place follows, also one with an English word's name."""
+    """Return True if this may be a town; English words only count if a place surely follows (`sure`)."""
     if low in name_words.CITIES:
         return True
     each = low.split()
@@ -242,7 +242,7 @@ def _is_town(low: str, sure: bool) -> bool:
 
 
 def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
-    """Where a hospital's own name begins; None where all its words could be any hospital's."""
+    """Return where a hospital's own name begins; None if its words could name any hospital."""
     ordinary = house["house"] in _NAMED_BY_WHAT_THEY_DO
     start, telling = begin, False
     for word in re.finditer(r"\S+", text[begin : house.end()]):

@@ -1,12 +1,9 @@
-"""What the detector finds: places in a text and the kind of identifier there, never its wording.
+"""Spans of identifiers (positions and kinds, never the text), views of a text, and MIMIC's bracket placeholders.
 
-A text as the finders look at it: in small letters too, and where its digits are.
-
-MIMIC's de-identification brackets, such as `[**2151-7-16**]`, as typed placeholders.
-
-The brackets come from the de-identification software of Neamatullah et al., "Automated de-identification of
-free-text medical records", BMC Med Inform Decis Mak 8:32, 2008. What they name is made up (dates are shifted,
-numbers are arbitrary); a model should learn neither the numbers nor the bracket notation.
+MIMIC's brackets, such as `[**2151-7-16**]`, come from the de-identification software of Neamatullah et al., "Automated
+de-identification of free-text medical records", BMC Med Inform Decis Mak 8:32, 2008. Their content is invented (dates
+are shifted, numbers are arbitrary); a model should learn neither the numbers nor the notation, so the brackets are
+replaced by typed placeholders.
 """
 
 from __future__ import annotations
@@ -43,12 +40,12 @@ PLACEHOLDERS: dict[Kind, str] = {
     "id": "ID",
     "bracket": "OTHER",
 }
-"""What stands in a masked text. The same few types as those of MIMIC's brackets (`find` below)."""
+"""Placeholders in a masked text; the types are those of MIMIC's brackets"""
 
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Characters `start` to `end` (not included) of a text."""
+    """The characters from `start` to `end` (excluded) of a text, and the kind of identifier."""
 
     start: int
     end: int
@@ -56,9 +53,9 @@ class Span:
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
-    """The spans in order, those that overlap as one, so that no character of either is left; of the longer one's kind.
+    """Return the spans in order, with overlapping spans merged, so that no character of either remains.
 
-    Of equally long ones the first given names the kind.
+    A merged span has the kind of the longest span; if lengths are equal, the kind of the first one given.
     """
     found: list[Span] = []
     longest = 0
@@ -79,13 +76,13 @@ _DIGITS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class View:
-    """One text. The finders go from digits or capitals to what stands around them, which is quick: both are few."""
+    """A text to search. The finders start at digits or capitals and check the surrounding text, which is fast."""
 
     text: str
 
     @cached_property
     def low(self) -> str:
-        """The text in small letters, every character in its place (letters that would become two stay large)."""
+        """Return the text in lowercase with unchanged positions (letters that would become two stay as they are)."""
         low = self.text.lower()
         if len(low) == len(self.text):
             return low
@@ -93,29 +90,29 @@ class View:
 
     @cached_property
     def digits(self) -> list[tuple[int, int]]:
-        """Start and end of each run of digits."""
+        """Return the start and end of each run of digits."""
         return [found.span() for found in _DIGITS.finditer(self.text)]
 
     def before(self, place: int, length: int) -> str:
-        """So many characters before `place`, in small letters."""
+        """Return the `length` characters before `place`, in lowercase."""
         return self.low[max(0, place - length) : place]
 
     def has(self, *parts: str) -> bool:
-        """Whether any of these stands anywhere in the text, small or large."""
+        """Return True if the text contains any of these, in any letter case."""
         return any(part in self.low for part in parts)
 
     def word_start(self, place: int, most: int = 12) -> int:
-        """Where the letters, digits and hyphens begin that lead up to `place`, at most so many."""
+        """Return the start of the letters, digits and hyphens directly before `place`, at most `most` characters."""
         text, start = self.text, place
         while start and place - start < most and (text[start - 1].isalnum() or text[start - 1] == "-"):
             start -= 1
         return start
 
 
-# Longer than any real bracket, so that an unclosed one doesn't swallow the note.
+# The limit is longer than any real bracket, so that an unclosed one doesn't swallow the note.
 _BRACKET = re.compile(r"\[\*\*([^\[\]]{0,120}?)\*\*\]")
 
-# The first that matches gives the type: "Hospital Unit Name" is a hospital, not a name.
+# The first match gives the type: "Hospital Unit Name" is a hospital, not a name.
 _TYPES = tuple(
     (placeholder, re.compile(pattern))
     for placeholder, pattern in (
@@ -140,14 +137,15 @@ _TYPES = tuple(
 
 
 def placeholders(text: str) -> str:
-    """`text` with every bracket replaced by [DATE], [NAME], [HOSPITAL], [LOCATION], [PHONE], [CONTACT], [AGE], [ID]
-    or [OTHER].
+    """Return `text` with every bracket replaced by a typed placeholder.
+
+    The placeholders are [DATE], [NAME], [HOSPITAL], [LOCATION], [PHONE], [CONTACT], [AGE], [ID] and [OTHER].
     """
     return _BRACKET.sub(lambda bracket: placeholder(bracket[0]), text)
 
 
 def placeholder(bracket: str) -> str:
-    """What stands for one bracket, such as `[DATE]`."""
+    """Return the placeholder for a bracket, such as `[DATE]`."""
     inside = " ".join(bracket.strip("[]*").split()).casefold()
     if re.fullmatch(r"\d{5,}", inside):
         return "[ID]"
@@ -158,6 +156,6 @@ def placeholder(bracket: str) -> str:
 
 
 def find(text: str) -> Iterator[Span]:
-    """Every bracket of `text`."""
+    """Yield every bracket in `text`."""
     for bracket in _BRACKET.finditer(text):
         yield Span(bracket.start(), bracket.end(), "bracket")

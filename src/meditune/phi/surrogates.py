@@ -1,12 +1,9 @@
-"""Invented identifiers in the true ones' places, the same for the same person throughout a patient's texts.
+"""Surrogates: invented identifiers that replace the real ones consistently in all texts of a patient.
 
-Which one takes a place is decided by HMAC-SHA-256 of what stood there, keyed by a secret and the patient's group. So
-nothing has to be kept, and without the secret nothing leads back. Dates of a patient move by the same number of weeks,
-so that intervals and weekdays stay as they were.
-
-Dates moved by a number of days, in the format they came in.
-
-The secret that surrogates are made with: this machine's own, never beside the data.
+The surrogate is chosen by HMAC-SHA-256 of the original text, keyed by a secret and the patient's group. No mapping has
+to be stored, and without the secret the originals can't be recovered. All dates of a patient are shifted by the same
+number of weeks, in their original format, so intervals and weekdays are preserved. The secret belongs to this machine
+and is never stored with the data.
 """
 
 from __future__ import annotations
@@ -32,19 +29,19 @@ _MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 _MIDDLE = 15
-"""Stands for the day of a date that names only a month."""
+"""Day used for a date that has only a month"""
 _ANY_YEAR = 2000
-"""Stands for a year that isn't given; a leap year, so that February 29 is a date."""
+"""Year used for a date without one; a leap year, so that February 29 is valid"""
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _NUMBERS = re.compile(r"\d+")
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 
 
 def shift_date(written: str, days: int) -> str | None:
-    """The date `days` later, written likewise ("3/14/2012", "14-MAR-12", "March 14th"); None for a holiday or anything
-    else that can't be read.
+    """Return the date `days` later in the same format ("3/14/2012", "14-MAR-12", "March 14th").
 
-    Of a range such as "March 3-5" each day is moved. Without a year, that of a leap year is taken for it.
+    In a range such as "March 3-5" each day is shifted. A date without a year is treated as in a leap year. Returns None
+    for a holiday or any other text that can't be parsed.
     """
     word = next((each[0] for each in _WORD.finditer(written) if _month_of(each[0])), None)
     numbers = [each[0] for each in _NUMBERS.finditer(written)]
@@ -109,13 +106,13 @@ def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
 
 
 def _written_like(written: str, values: list[str]) -> str:
-    """`written` with its numbers, from the first on, replaced by `values`."""
+    """Return `written` with its numbers replaced by `values`, in order."""
     left = iter(values)
     return _NUMBERS.sub(lambda found: next(left, found[0]), written)
 
 
 def _padded(value: int, like: str) -> str:
-    """As many digits as `like` has, where it has a leading zero or is a year."""
+    """Return the value with as many digits as `like`, if that has a leading zero or is a year."""
     if value > 99:
         return str(value) if len(like) == 4 else f"{value % 100:02}"
     return f"{value:02}" if like.startswith("0") else str(value)
@@ -163,20 +160,20 @@ _STREET_KIND = re.compile(
 _SMALL_WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _FEWEST_WEEKS, _MOST_WEEKS = 8, 156
 _OLDEST = "90"
-"""Stands for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) allows."""
+"""Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits"""
 
 
 class Surrogates:
-    """Invented identifiers for one patient's group, made with `secret`."""
+    """Surrogates for one patient's group, derived from `secret`."""
 
     def __init__(self, secret: bytes, group: str) -> None:
         self._key = hmac.digest(secret, group.encode(), hashlib.sha256)
         weeks = _FEWEST_WEEKS + self._number("weeks", "") % (_MOST_WEEKS - _FEWEST_WEEKS)
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
-        """By how many days this group's dates move."""
+        """Number of days by which this group's dates are shifted"""
 
     def replaced(self, text: str, spans: Iterable[Span]) -> str:
-        """`text` with something invented for each of the spans, which are in order and don't overlap."""
+        """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
         parts, done = [], 0
         for span in spans:
             parts += [text[done : span.start], self._instead(text[span.start : span.end], span.kind)]
@@ -208,8 +205,7 @@ class Surrogates:
         return self._shaped(written, kind)
 
     def _name(self, written: str) -> str:
-        """Each word another of its kind and case; the same word always the same, so "Mr. Doe" stays "Jane Doe"'s "
-        "kin."""
+        """Replace each word by one of the same kind and case; equal words stay equal ("Mr. Doe" and "Jane Doe")."""
         parts, done = [], 0
         for piece in (_SMALL_WORD if written.islower() else PIECE).finditer(written):
             word = piece[0]
@@ -224,7 +220,7 @@ class Surrogates:
         return "".join([*parts, written[done:]])
 
     def _shaped(self, written: str, kind: Kind) -> str:
-        """Other digits for the digits and other letters for the letters."""
+        """Replace digits by other digits and letters by other letters."""
         plain_form = "".join(sign for sign in written.lower() if sign.isalnum())
         stream = _Stream(self._key, kind, plain_form)
         made = []
@@ -247,26 +243,26 @@ class Surrogates:
 
 
 class _Stream:
-    """As many small numbers as are asked for, by HMAC in counter mode."""
+    """A stream of pseudorandom numbers from HMAC in counter mode."""
 
     def __init__(self, key: bytes, kind: str, value: str) -> None:
         self._key, self._of, self._count = key, f"{kind}\0{value}\0", 0
 
     def below(self, bound: int) -> int:
-        """The next one, from 0 to `bound` (not included)."""
+        """Return the next number, from 0 to `bound` (excluded)."""
         self._count += 1
         return int.from_bytes(hmac.digest(self._key, f"{self._of}{self._count}".encode(), hashlib.sha256)[:8]) % bound
 
 
 def _cased(name: str, like: str) -> str:
-    """`name` in capitals or small letters as `like` is, or with one capital in each word."""
+    """Return `name` in the case of `like`: uppercase, lowercase or title case."""
     if like.isupper() and len(like) > 1:
         return name.upper()
     return name if like.islower() else name.title()
 
 
 def _last_word(address: str) -> str:
-    """The kind of street, where the address ends in one ("Street, Apt 4" keeps both)."""
+    """Return the end of an address from the kind of street on ("Street, Apt 4"), or "Street"."""
     found = _STREET_KIND.search(address)
     return address[found.start() :] if found else "Street"
 
@@ -276,10 +272,10 @@ _FEWEST_CHARACTERS = 16
 
 
 def surrogate_secret() -> bytes:
-    """From the environment's MEDITUNE_PHI_SECRET, else from the cache folder, where it is made on first use.
+    """Return the secret from MEDITUNE_PHI_SECRET, or from the cache folder, where it is created on first use.
 
-    Who has it and a guess at a name can test the guess, so it must not go where the surrogates go. Raises DataError
-    where it is too short to be one.
+    Anyone who has the secret can test guesses of names, so don't store or share it with the surrogates. Raises
+    DataError if the secret is too short.
     """
     given = os.environ.get(VARIABLE)
     file = cache_folder("phi") / "secret"
@@ -293,5 +289,5 @@ def surrogate_secret() -> bytes:
         given = file.read_text(encoding="ascii").strip()
     if len(given) < _FEWEST_CHARACTERS:
         where = VARIABLE if VARIABLE in os.environ else str(file)
-        raise DataError(f"{where}: a secret of {_FEWEST_CHARACTERS} characters or more is needed for surrogates.")
+        raise DataError(f"{where}: the secret for surrogates must have at least {_FEWEST_CHARACTERS} characters.")
     return given.encode()

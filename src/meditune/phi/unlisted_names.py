@@ -1,12 +1,8 @@
-"""Names that no word vouches for, in a text that is one person's: by the lists, and by not being English or medical.
+"""Additional detection in notes about one person: identifiers without explicit context, found by exclusion.
 
-Two capitalized words in a row that are neither ordinary nor shaped like a disease or a drug are somebody's name; so is
-one that the lists of names hold, or that stands beside a word for a person ("phlebotomist", "agent:") or a verb of
-people.
-
-A closer look at a note on one person: what the careful finders leave for want of a word that vouches for it.
-
-It is taken only where a number or a name was found already, so no paper or leaflet becomes one that holds identifiers.
+Two consecutive capitalized words that are neither ordinary English nor shaped like a disease or drug are a name. So is
+a listed name, or a word next to a word for a person ("phlebotomist", "agent:") or a verb for people's actions. The
+detector runs this only if a number or a name was already found, so that papers and leaflets don't get false findings.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ _MEDICAL = re.compile(
     r"ism|ity|ics|oid|opril|pine|prazole|ac|ase|coccus|ella|trophy|rhea|rrhoea|phagia|pnea|pnoea|cele|xia|sthesia|"
     r"metry|meter|scope|scan|able|ible|less|ful|tis|sis|therapy|therapist|cath|lyte|lytes|cyte|cytes|gen|tor|pathic)"
 )
-"""How diseases, drugs, findings and procedures are written."""
+"""Typical forms of words for diseases, drugs, findings and procedures"""
 _PERSONS = re.compile(
     r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|"
     r"midwife|aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|"
@@ -37,7 +33,7 @@ _PERSONS = re.compile(
     r"sister-in-law|brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|"
     r"yours(?: \w+)?)[ \t\n,:(]{1,4}$"
 )
-"""Words for a person, by their endings, right before a name."""
+"""Words for a person, by their endings, directly before a name"""
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
 _DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
 _ACTING = re.compile(
@@ -45,14 +41,14 @@ _ACTING = re.compile(
     r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
 )
 _WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")
-"""What a name may have a second capital after."""
+"""Prefixes after which a name may have a second capital"""
 _ENDS = re.compile(r"[ \t]*(?:[,;.(\n]|$)|[ \t]{2,}")
 _MONTHS = frozenset({"april", "may", "june"})
 _SAYING = re.compile(
     r",? (?:says|said|states|stated|reports|reported|denies|denied|thinks|wants|feels|asked|asks|told|lives|lived|"
     r"called|calls|rang|phoned|agrees|agreed|declined|understands|visits|slept|walked|ate|sees|works)(?![a-z])"
 )
-"""What people do, and drugs and tests don't."""
+"""Verbs for actions of people, not of drugs or tests"""
 _INITIALED = re.compile(r"(?<![^\W_])(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
 _INITIAL_AFTER = re.compile(r", ?[A-Z]\.(?:[ ]?[A-Z]\.)?(?![A-Za-z])")
 _HEADS_TEXT = (
@@ -61,11 +57,11 @@ _HEADS_TEXT = (
     "county city town school department service services"
 )
 _HEADS = frozenset(_HEADS_TEXT.split())
-"""Words of places and of institutions."""
+"""Words in names of places and institutions"""
 
 
 def find(view: View) -> Iterator[Span]:
-    """Names."""
+    """Yield names."""
     done = 0
     for token in TOKEN.finditer(view.text):
         if token.start() < done:
@@ -78,7 +74,7 @@ def find(view: View) -> Iterator[Span]:
 
 @lru_cache(1 << 14)
 def is_unlisted(word: str) -> bool:
-    """Whether a word, as written, is neither English nor medical nor a place's, nor on a list."""
+    """Return True if a word, as written, is neither English, medical, nor part of a place name, nor on a list."""
     low = plain(word)
     return (
         len(low) > 2
@@ -93,12 +89,12 @@ def is_unlisted(word: str) -> bool:
 
 
 def is_part_of_place(word: str) -> bool:
-    """Whether a town's name may begin with the word: "Old", "Fort", or one that is strange."""
+    """Return True if a town's name may begin with the word: "Old", "Fort", or an unlisted word."""
     return is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES
 
 
 def is_perhaps_place(word: str) -> bool:
-    """Whether an English word may be a town's name: no specialty, ward, drug or eponym."""
+    """Return True if an English word may be a town's name: not a specialty, ward, drug or eponym."""
     low = plain(word)
     return not (
         name_words.is_other(low)
@@ -111,7 +107,7 @@ def is_perhaps_place(word: str) -> bool:
 
 
 def _pair(view: View, token: re.Match[str]) -> Span | None:
-    """Given name and surname, whichever of them is known."""
+    """Return a given name and surname if at least one of them is known or unlisted."""
     low, end = plain(token[0]), token.end()
     first_known = low in name_words.GIVEN or low in name_words.WORD_NAMES
     if (name_words.is_other(low) and low not in _MONTHS) or (not first_known and _PERSONS.fullmatch(f"{low} ")):
@@ -150,7 +146,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _is_enclosed(view: View, token: re.Match[str]) -> bool:
-    """Whether an English word and a listed surname stand between punctuation or small words: "by Woody Hughes, NP"."""
+    """Return True for an English word and a listed surname between punctuation or short words ("by Woody Hughes,")."""
     following = NEXT.match(view.text, token.end())
     if following is None or not token[0].istitle() or plain(token[0]) in _HEADS:
         return False
@@ -158,7 +154,7 @@ def _is_enclosed(view: View, token: re.Match[str]) -> bool:
 
 
 def _is_called(view: View, end: int) -> bool:
-    """Whether a street, a hospital or the like follows, whose name this is."""
+    """Return True if this is the name of a street, hospital or similar that follows."""
     following = NEXT.match(view.text, end)
     return bool(following and "\n" not in following[0] and plain(following[1]) in _HEADS)
 
@@ -229,7 +225,7 @@ _SCORED = re.compile(
     r"pulses?|of|is|was|balance|tinetti)|bp|\d)[ :=]{0,2}$"
 )
 _DENOMINATORS = frozenset({4, 5, 6, 10, 15, 28, 30})
-"""What scores are out of."""
+"""Maximum values of common scores"""
 _PLACED = re.compile(
     r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity) "
     r"((?:[A-Z][a-z'’-]{2,20} ){0,2}[A-Z][a-z'’-]{2,20})(?![\w-])"
@@ -253,7 +249,7 @@ _UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:
 
 
 def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span]:
-    """What else there is beside what the `careful` finders found."""
+    """Yield further identifiers, in addition to the spans that the `careful` finders found."""
     yield from find(view)
     yield from _numbers(view)
     yield from _dates(view)
@@ -268,7 +264,7 @@ def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span
 
 
 def _numbers(view: View) -> Iterator[Span]:
-    """Long numbers, and shorter ones after "#" or "no.", that nothing says is a count, a dose or a public number."""
+    """Yield long numbers, and shorter ones after "#" or "no.", except counts, doses and public numbers."""
     done = 0
     for place, _ in view.digits:
         start = view.word_start(place)
@@ -321,7 +317,7 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
 
 
 def _telling(house: re.Match[str]) -> int | None:
-    """Where the name of a hospital begins; None where any might be called so."""
+    """Return where the name of a hospital begins; None if the words could name any hospital."""
     for word in re.finditer(r"\S+", house[1]):
         low = word[0].lower().strip(".,")
         if low in _SAINTS:
@@ -333,7 +329,7 @@ def _telling(house: re.Match[str]) -> int | None:
 
 
 def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
-    """Where a hospital found is written by its initials or by the first word of its name alone, or by its ward."""
+    """Yield mentions of a found hospital by its initials, and of hospitals by a name and a ward."""
     initials = set()
     for house in houses:
         large = [word[0] for word in view.text[house.start : house.end].split() if word[0].isupper()]

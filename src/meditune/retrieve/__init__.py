@@ -1,1 +1,1 @@
-"""Finding what sources say: passages, an index of them, and hybrid search."""
+"""Retrieval: passages of sources, an index of them, and hybrid search."""

@@ -1,16 +1,15 @@
-"""BM25 over all passages of an index, in memory: for each word the passages that hold it, with what each scores.
+"""In-memory BM25 over all passages of an index: for each word the passages that contain it, with their scores.
 
-Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), scored when the index is made (Lù 2024, "BM25S",
-arXiv:2407.03618), so that a search only adds up: LanceDB's full-text index, by which a large index is searched, takes
-ten times as long. As there, words are in small letters without accents, English stems, and no stop words.
-
-One numpy archive, beside the table:
+Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), with scores computed when the index is made (Lù 2024,
+"BM25S", arXiv:2407.03618), so that a search only adds them up. LanceDB's full-text index, which is used for large
+indexes, takes ten times as long. As in LanceDB, words are lowercase, without accents and stemmed in English, without
+stop words. The postings are one numpy archive beside the table:
 
 words     the stems
 starts    where the postings of each begin, and where the last ones end: (stems + 1,)
 places    passages, as numbers of the table's rows in order of their ids
-scores    what the word gives each of them
-count     passages in all
+scores    the word's score for each of them
+count     number of passages
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from meditune.errors import DataError, ModelError, install_command
 
 SATURATION, LENGTH = 1.2, 0.75
-"""BM25's k1 and b, those of LanceDB"""
+"""BM25's k1 and b, as in LanceDB"""
 _WORD = re.compile(r"[^\W_]+")
 _STOP = """
 a about above after again against ain all am an and any are aren as at be because been before being below between
@@ -44,11 +43,11 @@ this those through to too under until up ve very was wasn we were weren what whe
 will with won wouldn y you your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_STOP.split())
-"""NLTK's English ones, as LanceDB leaves them out; what stands behind an apostrophe is a word by itself"""
+"""NLTK's English stop words, as in LanceDB; the part after an apostrophe is a separate word"""
 
 
 class BM25Index:
-    """The passages of each word."""
+    """The postings of all words."""
 
     def __init__(
         self,
@@ -63,11 +62,10 @@ class BM25Index:
         self._number = {word: number for number, word in enumerate(self.words)}
 
     def best(self, text: str, most: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
-        """Places and BM25 of so many passages that meet the text's words best, the best first; none that meets none.
+        """Return positions and BM25 scores of the best passages for a text, up to `most`, the best first; only matches.
 
-        A word counts as often as it stands in the text: a message comes back to what it is about.
-
-        `allowed` (count,) says which passages may be among them.
+        A word counts as often as it occurs in the text, because a message repeats what it is about. `allowed` (count,)
+        marks the passages that may be returned.
         """
         totals = np.zeros(self.count, dtype=np.float32)
         for word, often in Counter(_stems(text)).items():
@@ -79,13 +77,13 @@ class BM25Index:
             totals[~allowed] = 0.0
         few = min(most, self.count)
         best = np.argpartition(-totals, few - 1)[:few]
-        # Equal ones in the order of their ids, so that the same question always gives the same hits.
+        # Ties are ordered by id, so that the same question always gives the same hits.
         ordered = best[np.lexsort((best, -totals[best]))]
         return {place: score for place, score in zip(ordered.tolist(), totals[ordered].tolist(), strict=True) if score}
 
 
 def build_postings(texts: Iterable[str]) -> BM25Index:
-    """Those of the passages' texts, which come in the order of their rows."""
+    """Return the postings of passages' texts, given in the order of their rows."""
     number: dict[str, int] = {}
     said, lengths = array("q"), array("q")
     for text in texts:
@@ -105,7 +103,7 @@ def build_postings(texts: Iterable[str]) -> BM25Index:
 
 
 def as_bytes(postings: BM25Index) -> bytes:
-    """The archive."""
+    """Return the archive as bytes."""
     stream = io.BytesIO()
     words = np.frombuffer(json.dumps(postings.words).encode(), dtype=np.uint8)
     arrays = {name: getattr(postings, name) for name in ("starts", "places", "scores", "count")}
@@ -114,25 +112,27 @@ def as_bytes(postings: BM25Index) -> bytes:
 
 
 def read(data: bytes | None, name: str, count: int) -> BM25Index:
-    """Those of so many passages, in the archive called `name`. Raises DataError where it is missing or damaged."""
+    """Return the postings of `count` passages in the archive called `name`. Raises DataError if it is missing or
+    damaged.
+    """
     try:
         if data is None:
-            raise ValueError("there is no such file")
+            raise ValueError("the file is missing")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             found = {part: stored[part] for part in ("starts", "places", "scores")}
             words, passages = json.loads(stored["words"].tobytes()), int(stored["count"])
         if passages != count or len(found["starts"]) != len(words) + 1:
-            raise ValueError(f"it is of {passages:,} passages")
+            raise ValueError(f"it is for {passages:,} passages")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{name}: the words of the passages are missing or damaged ({error}). Build the index again with "
-            "`meditune index build --replace`."
+            f"{name}: the BM25 postings are missing or damaged ({error}). Build the index again with `meditune index "
+            "build --replace`."
         ) from error
     return BM25Index(words, found["starts"], found["places"], found["scores"], passages)
 
 
 def _stems(text: str) -> list[str]:
-    """The words of a text that say something, as they are compared."""
+    """Return the stems of a text, without stop words."""
     if not text.isascii():
         text = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
     return [stem for stem in map(_stem, _WORD.findall(text.lower())) if stem]
@@ -140,7 +140,7 @@ def _stems(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
-    """Empty for a stop word."""
+    """Return the stem of a word, or "" for a stop word."""
     return "" if word in STOP_WORDS else _stemmer().stemWord(word)
 
 

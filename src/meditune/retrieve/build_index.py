@@ -1,8 +1,8 @@
-"""Building an index and bringing it up to date: readers see the old one until the new one is whole and checked.
+"""Building and updating an index; readers see the old version until the new one is complete and checked.
 
-Passages are embedded and added in batches, so that a stopped build or update goes on where it was. An index is what
-its manifest (`index.json`) says: a table and one of its versions. Writing the manifest, which happens at once, is the
-switch; whatever a stopped process left in tables that no manifest names is continued or undone by the next one.
+Passages are embedded and added in batches, so that an interrupted build or update resumes. The manifest (`index.json`)
+names a table and one of its versions; replacing it atomically is the switch. The next build or update continues or
+undoes whatever an interrupted process left in tables that no manifest names.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from meditune.retrieve.storage import MANIFEST, IndexStorage
 from meditune.retrieve.vector_search import Embedder
 
 BATCH = 512
-"""Passages that are embedded and kept at once: what a killed build loses at most"""
+"""Number of passages embedded and saved at once: the most that a killed build loses"""
 APPROXIMATE_FROM = 50_000
-"""Passages from which vectors get an index that finds nearly all of the nearest; fewer are all compared"""
+"""From this number of passages on, vectors get an approximate index; with fewer, all are compared"""
 KEEP_VERSIONS = timedelta(days=1)
-"""How long a reader may go on with the version it opened"""
+"""How long readers can use the version that they opened"""
 UPDATING = "updating.json"
 
 
 @dataclass
 class Changes:
-    """What building or updating did."""
+    """The changes made by a build or an update."""
 
     added: int = 0
     changed: int = 0
@@ -43,24 +43,24 @@ class Changes:
     kept: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     where: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """Of what was left out, the first places, by source and reason"""
+    """The first places of what was left out, by source and reason"""
     resumed: bool = False
-    """Whether it went on with what a stopped process left"""
+    """True if interrupted work was resumed"""
 
 
 def build(
     place: IndexStorage, collections: Sequence[Collection], embedder: Embedder, replace: bool = False
 ) -> tuple[Manifest, Changes]:
-    """A new index of the collections, in place of the old one if `replace`.
+    """Build a new index of the collections; `replace` allows replacing an existing one.
 
-    Raises DataError where there is an index already, nothing to index, or another process that writes.
+    Raises DataError if an index exists, there is nothing to index, or another process is writing.
     """
     _check(collections)
     with place.writing():
         if not replace and place.read(MANIFEST) is not None:
             raise DataError(
-                f"{place.name} holds an index already. Bring it up to date with `meditune index update {place.name}`, "
-                "build it anew with --replace (searches go on meanwhile), or choose another folder."
+                f"{place.name} already contains an index. Update it with `meditune index update {place.name}`, "
+                "rebuild it with --replace (searches continue meanwhile), or choose another folder."
             )
         database = storage.connect(place)
         old, name = index.tables_of(place, list(database.list_tables().tables))
@@ -81,12 +81,12 @@ def update(
     remove: Sequence[str] = (),
     since: int = 0,
 ) -> tuple[Manifest, Changes]:
-    """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
+    """Update the index: changed and new passages are embedded, those that no longer exist are removed.
 
-    Collections that aren't named stay as they are; without any, all that the index was built from are read again. Those
-    in `remove` are taken out; of libraries only what changed after `since` is read. What a library of the index has
-    taken back, retracted articles say, comes in from nowhere else. Raises DataError where there is no index, ModelError
-    where it was made with another embedding model.
+    Collections that aren't given stay unchanged; without any, all collections of the index are read again. Those in
+    `remove` are removed; for libraries, only changes after `since` are read. Documents that a library of the index has
+    withdrawn, such as retracted articles, are not added from other sources. Raises DataError if there is no index,
+    ModelError if it was made with another embedding model.
     """
     with place.writing():
         before = index.read(place)
@@ -94,7 +94,8 @@ def update(
         unknown = [name for name in remove if name not in before.sources]
         if unknown:
             raise DataError(
-                f"{place.name} has nothing of {unknown[0]!r} to remove. It holds {', '.join(before.sources)}."
+                f"{place.name} has no collection {unknown[0]!r} to remove. Its collections: "
+                f"{', '.join(before.sources)}."
             )
         known = [Collection(**each) for each in before.collections]
         chosen = list(collections) or [each for each in known if each.source not in remove]
@@ -116,14 +117,14 @@ def update(
 
 def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> None:
     if not collections and not may_be_empty:
-        raise DataError("Nothing to index is named. Give --source, --documents or --pubmed.")
+        raise DataError("Nothing to index. Give --source, --documents or --pubmed.")
     twice = [name for name, count in Counter(c.source for c in collections if not c.adds_only).items() if count > 1]
     if twice:
-        raise DataError(f"Two collections are called {twice[0]!r}. Name each: --documents NAME=FOLDER.")
+        raise DataError(f"Two collections have the name {twice[0]!r}. Give each a name: --documents NAME=FOLDER.")
 
 
 def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
-    """The table that a stopped build began with the same embedding model, else a new one."""
+    """Return the table of an interrupted build with the same embedding model, or a new one."""
     schema = storage.schema(embedder.identity.dimension).with_metadata({"embedding": embedder.identity.space})
     if name in database.list_tables().tables:
         begun = database.open_table(name)
@@ -136,7 +137,7 @@ def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
 def _settle(
     place: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
 ) -> bool:
-    """Whether the table holds part of this very update; part of another one, which was stopped, is undone."""
+    """Return whether the table holds part of this update; parts of another interrupted update are undone."""
     task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
     begun = bool(table.version != before.version)
     if begun and place.read(UPDATING) != task:
@@ -147,7 +148,7 @@ def _settle(
 
 
 def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, remove: Sequence[str] = ()) -> Changes:
-    """Make the table hold what is read, for the collections that are read; `everything`: and nothing else."""
+    """Update the table for the collections that are read; `everything` removes all other passages."""
     changes = Changes(resumed=table.count_rows() > 0)
     known = _known(table)
     lengths: dict[str, int] = {}
@@ -183,7 +184,7 @@ def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, re
 
 
 def _known(table: Any) -> dict[str, bytes]:
-    """Id and digest of every passage in the table."""
+    """Return the id and the digest of every passage in the table."""
     known: dict[str, bytes] = {}
     for batch in storage.scan(table, ["id", storage.DIGEST]):
         for name, digest in zip(batch["id"].to_pylist(), batch[storage.DIGEST].to_pylist(), strict=True):
@@ -194,9 +195,9 @@ def _known(table: Any) -> dict[str, bytes]:
 def _batches(
     documents: Iterable[Document], lengths: dict[str, int]
 ) -> Iterator[tuple[list[IndexedPassage], list[str], set[str]]]:
-    """Passages in batches, no id twice in one; ids that a document has no more, and has again, when it comes again.
+    """Yield batches of passages with unique ids, obsolete ids, and ids that a repeated document restores.
 
-    The last one of a name counts. `lengths` is filled with each document's number of passages.
+    The last document of a name counts. `lengths` receives each document's number of passages.
     """
     batch: dict[str, IndexedPassage] = {}
     dropped: list[str] = []
@@ -235,11 +236,11 @@ def _finish(
 ) -> Manifest:
     """Index the table's columns, check them, learn from its titles, and switch to it.
 
-    Raises DataError where there is nothing to index.
+    Raises DataError if there is nothing to index.
     """
     if table.count_rows() == 0:
         raise DataError(
-            f"{place.name}: no passage was found, so there is nothing to index. "
+            f"{place.name}: no passages found, so there is nothing to index. "
             + "; ".join(f"{source}: {n} {why}" for source, some in changes.left_out.items() for why, n in some.items())
         )
     with storage.readable(place):

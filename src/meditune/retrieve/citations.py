@@ -1,6 +1,6 @@
-"""Which passages bear out each sentence of an answer: citations, numbered in the order of their first use.
+"""Cited answers: which passages support each sentence, and the answer with its sources as text and JSON.
 
-An answer with its sources, as it is handed on: to the terminal, as JSON, to a server.
+Citations are numbered in the order of their first use.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from meditune.prompts import LIMITS
 from meditune.retrieve.context_packing import PackedPassage
 
 MOST_CITED = 2
-"""Passages cited for one sentence: the best"""
+"""Maximum number of passages cited for a sentence, the best ones"""
 SUPPORT = 0.437
-"""The detector's probability from which on a passage bears a sentence out ..."""
+"""Minimum probability by the detector for a passage to support a sentence ..."""
 SHARE = 0.8
-"""... if it also has this share of the sentence's words, weighted by how much they say"""
+"""... if it also has this weighted share of the sentence's words"""
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Sentence:
 
     text: str
     citations: tuple[int, ...]
-    """Numbers of the sources that bear it out, the surest first; empty where none does."""
+    """Numbers of the sources that support it, the most certain first; empty if none does"""
     score: float
-    """The detector's highest probability that one of the passages bears it out"""
+    """The detector's highest probability that a passage supports it"""
 
     @property
     def supported(self) -> bool:
-        """Whether a source is cited for it."""
+        """True if a source is cited for it."""
         return bool(self.citations)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage under the number by which it is cited."""
+    """A passage with its citation number."""
 
     number: int
     passage: PackedPassage
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class CitedSentences:
-    """An answer in sentences, and what they rest on."""
+    """The sentences of an answer, and their sources."""
 
     sentences: tuple[Sentence, ...]
     sources: tuple[Source, ...]
@@ -59,24 +59,24 @@ class CitedSentences:
 
 @dataclass(frozen=True)
 class SupportEvidence:
-    """How the passages stand to one sentence."""
+    """The support for a sentence: which passages back it, and how strongly."""
 
     places: tuple[int, ...]
-    """Of the passages that bear it out, the surest first; from 0"""
+    """Indices (from 0) of the passages that support it, the most certain first"""
     words: tuple[str, ...]
-    """Of each of these the sentence that says it"""
+    """For each of these, the sentence that states it"""
     score: float
-    """The detector's highest probability that one of the passages bears it out"""
+    """The detector's highest probability that a passage supports it"""
 
 
 class Citer:
-    """The passages of one answer, ready to be compared with its sentences one by one."""
+    """The passages of an answer, prepared for checking sentences one by one."""
 
     def __init__(self, passages: Sequence[PackedPassage]) -> None:
         self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
 
     def judge(self, text: str) -> SupportEvidence:
-        """Which passages bear a sentence out."""
+        """Return which passages support a sentence."""
         sentence = detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
         ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[:MOST_CITED]
@@ -85,13 +85,13 @@ class Citer:
 
 
 def cite(answer: str, passages: Sequence[PackedPassage]) -> CitedSentences:
-    """Judge every sentence by each passage alone, and more strictly than whole answers are judged by their context.
+    """Judge every sentence by each passage alone, more strictly than whole answers are judged by their context.
 
-    A passage that was found may be about something else than was asked, and a sentence about another drug or disease in
-    the same words is the error that matters. So a number, name, negation or direction that isn't the passage's rules
-    it out, and so do too many unknown words. Its title counts as known, the question doesn't: else a passage about
-    another disease would bear out whatever is said of the asked one. Sentences that repeat an earlier one, and a last
-    one that the model didn't end, are left out.
+    A passage may be about something other than the question; the critical error is a sentence in the same words about
+    another drug or disease. So a number, name, negation or direction that the passage doesn't have rules it out, and so
+    do too many unknown words. The passage's title counts as known, but the question doesn't: otherwise, a passage about
+    another disease would support whatever is said about the one in question. Repeated sentences and an unfinished last
+    sentence are left out.
     """
     said, remarks = is_stated_in(answer)
     citer = Citer(passages)
@@ -107,7 +107,7 @@ def cite(answer: str, passages: Sequence[PackedPassage]) -> CitedSentences:
 
 
 def support(sentence: detector.Sentence, passage: detector.Sources) -> tuple[float, bool]:
-    """The detector's probability that a passage bears a sentence out, and whether it may be cited for it."""
+    """Return the detector's probability that a passage supports a sentence, and whether it may be cited for it."""
     found = _compared(sentence, passage)
     return found.score, found.bears
 
@@ -126,15 +126,15 @@ def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compar
 
 
 def is_stated_in(answer: str) -> tuple[list[str], list[str]]:
-    """The sentences of an answer that are judged, and remarks on what was left out."""
+    """Return the sentences of an answer that are judged, and remarks on what was left out."""
     said = [text for _, text in placed(answer)]
     remarks: list[str] = []
     if len(said) > 1 and said[-1][-1].isalnum():
         said.pop()
-        remarks.append("The model's last sentence broke off and is left out.")
-    said = [text for text in said if not text.endswith("?")]  # a question claims nothing that could be borne out
+        remarks.append("The model's last sentence was cut off and is left out.")
+    said = [text for text in said if not text.endswith("?")]  # a question makes no claim
     while said and said[-1].endswith(":"):
-        said.pop()  # it announces what the model never wrote, often in the question's own words
+        said.pop()  # it announces text that the model never wrote
     once = list(dict.fromkeys(said))
     if len(once) < len(said):
         remarks.append("Sentences that the model repeated are shown once.")
@@ -143,34 +143,34 @@ def is_stated_in(answer: str) -> tuple[list[str], list[str]]:
 
 WIDTH = 100
 UNSUPPORTED = "[no source]"
-"""Stands after a sentence that no passage bears out"""
+"""Mark after a sentence that no passage supports"""
 LINES = 8
-"""Of a passage that is handed back in place of an answer"""
+"""Number of lines shown of a passage in place of an answer"""
 
 
 @dataclass(frozen=True)
 class CitedAnswer:
-    """What a model says to a question from what was found, or why it is kept back."""
+    """A model's answer to a question with its sources, or the reason why it is withheld."""
 
     question: str
     sentences: tuple[Sentence, ...]
-    """What the model wrote; also where it is kept back"""
+    """The sentences that the model wrote, even if the answer is withheld"""
     sources: tuple[Source, ...]
-    """Those that are cited; where the answer is kept back, all that were found"""
+    """The cited sources; all that were found if the answer is withheld"""
     packed: tuple[PackedPassage, ...]
     """The passages that the model read, the best first"""
     refusal: str = ""
-    """Why the answer is kept back; empty where it isn't"""
+    """Why the answer is withheld; empty if it isn't"""
     remarks: tuple[str, ...] = ()
 
     @property
     def unsupported(self) -> tuple[Sentence, ...]:
-        """Sentences that no passage bears out."""
+        """Sentences that no passage supports."""
         return tuple(sentence for sentence in self.sentences if not sentence.supported)
 
 
 def as_dict(answer: CitedAnswer) -> dict[str, Any]:
-    """For JSON. An answer that is kept back isn't in it."""
+    """Return the answer as a dict for JSON. A withheld answer is not in it."""
     shown = () if answer.refusal else answer.sentences
     return {
         "question": answer.question,
@@ -191,15 +191,15 @@ def as_dict(answer: CitedAnswer) -> dict[str, Any]:
 
 
 def as_text(answer: CitedAnswer) -> Iterator[str]:
-    """For people: the answer with its citations, the sources, remarks, limits."""
+    """Yield the answer as text lines: sentences with citations, the sources, remarks, limits."""
     if answer.refusal:
         yield from _wrapped(answer.refusal)
         if answer.sources:
-            yield from ("", "The sources found say:")
+            yield from ("", "The sources found:")
     else:
         yield from _wrapped(" ".join(map(marked, answer.sentences)))
         if answer.unsupported:
-            yield from ("", f"{UNSUPPORTED}: none of the passages found bears this sentence out. Don't rely on it.")
+            yield from ("", f"{UNSUPPORTED}: none of the passages found supports this sentence. Don't rely on it.")
     if answer.sources:
         yield from ("",) if answer.refusal else ("", "Sources")
     for source in answer.sources:
@@ -211,7 +211,7 @@ def as_text(answer: CitedAnswer) -> Iterator[str]:
 
 
 def marked(sentence: Sentence) -> str:
-    """A sentence with what it rests on: "It helps [1][2]." """
+    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
     mark = "".join(f"[{number}]" for number in sentence.citations) or UNSUPPORTED
     body = sentence.text.rstrip(".!?")
     return f"{body} {mark}{sentence.text[len(body) :]}"

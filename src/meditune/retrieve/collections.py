@@ -1,12 +1,8 @@
-"""What an index is built from, as the command line or a recipe names it.
+"""Collections: the sources that an index is built from, as the command line or a recipe names them.
 
-MedQuAD's answers, and those of them that experts judged for LiveQA, as documents.
-
-MIMIC-III's discharge summaries, in sections, marked as restricted.
-
-A library of literature: articles as they were last taken in, and whether they still stand.
-
-`meditune update` keeps it (operate/literature); an index reads it, the whole or what has changed since.
+They are MedQuAD's answers, those that experts judged for LiveQA, MIMIC-III's discharge summaries in sections
+(restricted), the user's own files, PubMed files, and literature libraries. `meditune update` (operate/literature)
+maintains a library; an index reads all of it, or only what has changed.
 """
 
 from __future__ import annotations
@@ -32,12 +28,12 @@ from meditune.retrieve.documents.document import Document, Section
 SOURCE = medquad.SOURCE
 JUDGED = "medquad-judged"
 JUDGED_FILES = "*Answers*.csv"
-# Every published answer ends in one bracket too many.
+# Every published answer ends with an extra bracket.
 _JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """One document for each answered pair: the question is its title, the question's type its section."""
+    """Yield one document for each answered pair: the question is its title, the question's type its section."""
     for example in medquad.read(path, rejects):
         yield Document(
             id=example.id,
@@ -51,16 +47,18 @@ def read(path: Path, rejects: Rejects) -> Iterator[Document]:
 
 
 def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
-    """One document for each answer, with the publisher's AnswerID in its id. Raises DataError without a file."""
+    """Yield one document for each answer, with the publisher's AnswerID in its id. Raises DataError if the file is
+    missing.
+    """
     files = sorted(folder.glob(JUDGED_FILES))
     if not files:
-        raise DataError(f"{folder}: no {JUDGED_FILES} in it. Point at the folder of MedQuAD's judged answers.")
+        raise DataError(f"{folder}: contains no {JUDGED_FILES}. Give the folder of MedQuAD's judged answers.")
     for file in files:
         for where, row in rows(file, JUDGED, rejects):
             found = _JUDGED_ANSWER.fullmatch(str(row.get("Answer", "")).strip())
             name = str(row.get("AnswerID") or "").removesuffix(".txt")
             if not found or not name:
-                rejects.add(JUDGED, where, "no AnswerID, or an Answer that isn't Question, URL and Answer", row)
+                rejects.add(JUDGED, where, "no AnswerID, or the Answer lacks Question, URL and Answer", row)
                 continue
             yield Document(
                 id=f"{JUDGED}:{name}",
@@ -73,7 +71,7 @@ def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
 
 
 def read_mimic(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """One document for each section that answers a question (`data/readers/mimic.py`)."""
+    """Yield one document for each section that answers a question (`data/readers/mimic.py`)."""
     for example in mimic.read(path, rejects):
         yield Document(
             id=example.id,
@@ -92,24 +90,24 @@ FORMAT = 1
 SCHEMA = """
 CREATE TABLE articles (
     pmid TEXT PRIMARY KEY,
-    record TEXT,              -- JSON of Article; NULL where only a notice or a deletion told of it
+    record TEXT,              -- JSON of Article; NULL if only a notice or a deletion mentioned it
     state TEXT NOT NULL,      -- one of State
     reason TEXT NOT NULL,
-    said TEXT NOT NULL,       -- hash of the text, by which the same under another id is found
+    said TEXT NOT NULL,       -- hash of the text, to find duplicates under other ids
     change INTEGER NOT NULL   -- which of the library's changes was the last to touch it
 );
 CREATE INDEX articles_change ON articles (change);
 CREATE INDEX articles_said ON articles (said);
 """
 THERE, RETRACTED, OUT = "there", "retracted", "out"
-"""States: to be found; retracted; not to be found for another reason (deleted, replaced, refused, no abstract)"""
+"""States: current; retracted; left out for another reason (deleted, replaced, refused, no abstract)"""
 
 
 def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[Document]:
-    """The articles that stand, of those that a change after `since` has touched.
+    """Yield the current articles among those that changed after `since`.
 
-    Ids of documents that must not be found any more are added to `withdrawn`, ids of those that stand are taken out;
-    for a retracted article that is also its context among PubMedQA's. Raises DataError where there is no library.
+    Ids of documents that must no longer be found are added to `withdrawn`, ids of current ones are removed from it; for
+    a retracted article, its context among PubMedQA's is withdrawn too. Raises DataError if there is no library.
     """
     with closing(opened(folder)) as base:
         rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
@@ -125,18 +123,20 @@ def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[
 
 
 def opened(folder: Path) -> sqlite3.Connection:
-    """The library's database, to read from. Raises DataError where there is none that this version can read."""
+    """Open the library's database for reading. Raises DataError if there is none that this version can read."""
     file = folder / FILE
     if not file.is_file():
-        raise DataError(f"{folder}: no {FILE} in it. Name a folder that `meditune update` keeps.")
+        raise DataError(f"{folder}: contains no {FILE}. Give a folder that `meditune update` maintains.")
     try:
         base = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
         found = base.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise DataError(f"{file}: not a readable library ({error}). Restore it, or begin another one.") from error
+        raise DataError(
+            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new one."
+        ) from error
     if found != FORMAT:
         base.close()
-        raise DataError(f"{file}: a library in format {found}, and this version of Meditune reads {FORMAT}.")
+        raise DataError(f"{file}: this library has format {found}, but this version of Meditune reads format {FORMAT}.")
     return base
 
 
@@ -152,47 +152,47 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 
 @dataclass(frozen=True)
 class Collection:
-    """One source of documents."""
+    """A source of documents."""
 
     kind: str
-    """A name of `NAMED`, "documents", "pubmed" or "library" """
+    """A name in `NAMED`, "documents", "pubmed" or "library"."""
     path: str = ""
-    """Where it is; empty where `locate` finds it"""
+    """Its path; empty if `locate` finds it"""
     name: str = ""
-    """By which searches may be narrowed to it; the kind unless given"""
+    """The name for narrowing searches; the kind by default"""
 
     @property
     def source(self) -> str:
-        """Its passages' `source`."""
+        """The `source` of its passages."""
         return self.name or self.kind
 
     @property
     def adds_only(self) -> bool:
-        """Whether what it doesn't hold may stay in the index: PubMed's files, and changes of a library, are parts."""
+        """True if documents it doesn't contain stay in the index: PubMed files and library changes are only parts."""
         return self.kind in (pubmed_articles.SOURCE, KIND)
 
     def as_dict(self) -> dict[str, str]:
-        """For the manifest."""
+        """Return the collection as a dict for the manifest."""
         return asdict(self)
 
 
 @dataclass
 class Reading:
-    """Documents being read, with what was left out and what was withdrawn on the way."""
+    """The documents being read, with what was left out or withdrawn."""
 
     collections: Sequence[Collection]
     rejects: Rejects = field(default_factory=Rejects)
     withdrawn: set[str] = field(default_factory=set)
-    """Ids of documents that PubMed's files or a library take back"""
+    """Ids of documents that PubMed's files or a library withdraw"""
     since: int = 0
-    """Of libraries, only what a later change has touched is read"""
+    """Number of a library change; only later changes are read"""
     asked: Sequence[Collection] = ()
-    """Libraries that are asked only for what they take back"""
+    """Libraries that are read only for what they withdraw"""
 
     def documents(self) -> Iterator[Document]:
-        """Those of all collections in turn. Raises DataError where one can't be found.
+        """Yield the documents of all collections in turn. Raises DataError if one is missing.
 
-        Libraries come last: what they say of an article, that it is retracted for instance, is the newest.
+        Libraries come last, because their statements about an article, such as its retraction, are the newest.
         """
         for collection in sorted(self.collections, key=lambda each: each.kind == KIND):
             yield from self._documents(collection)
@@ -210,18 +210,18 @@ class Reading:
 
 
 def collection_named(text: str) -> Collection:
-    """`NAME` or `NAME=PATH` of `--source`. Raises DataError where there is no such source."""
+    """Return the collection of `NAME` or `NAME=PATH` in `--source`. Raises DataError if the name is unknown."""
     kind, _, path = text.partition("=")
     if kind not in NAMED:
         raise DataError(
-            f"No source for an index is called {kind!r}. There are {', '.join(NAMED)}; for your own files use "
-            "--documents FOLDER, for PubMed's XML --pubmed FILE."
+            f"Unknown index source {kind!r}. Choose from {', '.join(NAMED)}; for your own files use --documents "
+            "FOLDER, for PubMed's XML --pubmed FILE."
         )
     return Collection(kind, str(Path(path).expanduser().resolve()) if path else "")
 
 
 def of_recipe(name_or_path: str) -> list[Collection]:
-    """The sources of a recipe's data that can be indexed. Raises DataError where there are none."""
+    """Return the sources of a recipe that can be indexed. Raises DataError if there are none."""
     from meditune.config.load_recipe import load_recipe
 
     sources = load_recipe(name_or_path).recipe.data.sources
@@ -229,36 +229,36 @@ def of_recipe(name_or_path: str) -> list[Collection]:
     if not chosen:
         raise DataError(
             f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed; "
-            f"those that can are {', '.join(NAMED)}."
+            f"the sources that can be are {', '.join(NAMED)}."
         )
     return chosen
 
 
 def documents(text: str) -> Collection:
-    """`FOLDER` or `NAME=FOLDER` of `--documents`. Raises DataError where the name isn't one."""
+    """Return the collection of `FOLDER` or `NAME=FOLDER` in `--documents`. Raises DataError if the name is invalid."""
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():
         if not _NAME.fullmatch(name) or name in (*NAMED, pubmed_articles.SOURCE):
             raise DataError(
-                f"--documents {text}: {name!r} can't name a collection. Use up to 64 letters, digits, dots, dashes and "
-                f"underscores, and none of {', '.join((*NAMED, pubmed_articles.SOURCE))}."
+                f"--documents {text}: {name!r} is not a valid collection name. Use up to 64 letters, digits, dots, "
+                f"dashes and underscores, and none of {', '.join((*NAMED, pubmed_articles.SOURCE))}."
             )
         return Collection(text_files.SOURCE, str(Path(path).expanduser().resolve()), name)
     return Collection(text_files.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def pubmed_files(text: str) -> Collection:
-    """The file or folder of `--pubmed`."""
+    """Return the collection of the file or folder in `--pubmed`."""
     return Collection(pubmed_articles.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def library_in(folder: Path) -> Collection:
-    """The library that `meditune update` keeps in a folder; its passages are PubMed's."""
+    """Return the library that `meditune update` maintains in a folder; the source of its passages is PubMed."""
     return Collection(KIND, str(folder.expanduser().resolve()), pubmed_articles.SOURCE)
 
 
 def find_library(collection: Collection) -> Path:
-    """Where a named collection is. Raises DataError where it isn't anywhere."""
+    """Return the path of a named collection. Raises DataError if it is missing."""
     if collection.kind == JUDGED:
         return _judged(collection)
     return sources.locate_source(collection.kind, collection.path or None)
@@ -269,6 +269,6 @@ def _judged(collection: Collection) -> Path:
     if collection.path or data:
         return Path(collection.path or Path(str(data)).expanduser() / JUDGED)
     raise DataError(
-        f"No data for {JUDGED!r}: name the folder with --source {JUDGED}=FOLDER, or put it into the "
-        f"folder that {sources.DATA_VARIABLE} names."
+        f"No data for {JUDGED!r}: give the folder with --source {JUDGED}=FOLDER, or put it into the folder that "
+        f"{sources.DATA_VARIABLE} names."
     )

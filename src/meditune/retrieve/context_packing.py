@@ -1,15 +1,9 @@
-"""Passages in the room that a prompt has for them: the best first, whole sentences only.
+"""Packing of passages into the prompt: the choice by style, neighbours in the document, and whole sentences that fit.
 
-More of the document than the passage that was found: its neighbours, in the order of the text.
-
-A short passage is found best, but what it says may need what stands beside it: the results of a study answer the
-question that its background asks. Sections keep their headings, as a given context has them.
-
-For whom an answer is: which of the passages found it rests on, easier ones or those that say more.
-
-What an answer reads like follows from what it is written from, so a style chooses among passages that are about as
-near to the question. A model that learnt a cue for plain words is asked with it, too; for any other the prompt stays as
-it is.
+Short passages are found best, but they may need their context: the results of a study answer the question that its
+background asks. Neighbours are added in the order of the text, and sections keep their headings. Since the source text
+determines how an answer reads, a style chooses among passages of about the same relevance: easier or more technical
+ones. A model that was trained with a cue for plain words gets the cue too; for others the prompt is unchanged.
 """
 
 from __future__ import annotations
@@ -34,19 +28,19 @@ class PackedPassage:
     title: str
     """Cleaned, like the text"""
     text: str
-    """Of the passage, so many whole sentences as there was room for"""
+    """The whole sentences of the passage that fit"""
     left_out: int = 0
-    """Sentences that found no room"""
+    """Number of sentences that didn't fit"""
 
     @property
     def shown(self) -> str:
-        """What stands in the prompt: the text under its title, without which it may not say what it speaks of."""
+        """The text in the prompt: under its title, without which its subject may be unclear."""
         return f"{self.title}\n{self.text}" if self.title else self.text
 
 
 @dataclass(frozen=True)
 class PackedContext:
-    """What of the hits is in the prompt."""
+    """The hits that are in the prompt."""
 
     passages: tuple[PackedPassage, ...]
     remarks: tuple[str, ...] = ()
@@ -60,9 +54,10 @@ def pack(
     count: Callable[[Sequence[str]], int],
     room: int,
 ) -> PackedContext:
-    """As many of the hits, in their order, as fit: `count` is how many tokens a prompt with these texts has.
+    """Return as many of the hits as fit, in their order; `count` returns the number of tokens of a prompt with given
+    texts.
 
-    The first hit that doesn't fit whole is cut after a sentence; those after it are left out.
+    The first hit that doesn't fit completely is cut after a sentence; later ones are left out.
     """
     packed: list[PackedPassage] = []
     remarks: list[str] = []
@@ -72,7 +67,7 @@ def pack(
         orders = len(clean.orders) + len(title.orders)
         if orders:
             remarks.append(
-                f"{hit.passage.id}: {_sentences(orders)} that told the model what to do {_was(orders)} left out."
+                f"{hit.passage.id}: {_sentences(orders)} with instructions to the model {_was(orders)} left out."
             )
         if not clean.text:
             continue
@@ -91,7 +86,7 @@ def _fits(count: Callable[[Sequence[str]], int], room: int, before: Sequence[str
 
 
 def _fitting(hit: Hit, title: str, whole: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
-    """The most sentences from the beginning that fit, by halving; None where not even the first does."""
+    """Return the most sentences from the start that fit, by bisection; None if not even the first does."""
     low, high = 0, len(whole)
     if fits(PackedPassage(hit, title, " ".join(whole)).shown):
         low = high
@@ -110,7 +105,7 @@ def _no_room(cut: PackedPassage | None, others: int) -> list[str]:
         said.append(f"the last {_sentences(cut.left_out)} of {cut.hit.passage.id}")
     if others:
         said.append(f"{others} further {'passage' if others == 1 else 'passages'}")
-    return [f"There was no room in the prompt for {' and '.join(said)}."]
+    return [f"The prompt has no room for {' and '.join(said)}."]
 
 
 def _sentences(number: int) -> str:
@@ -122,15 +117,15 @@ def _was(number: int) -> str:
 
 
 Part = Mapping[str, Any]
-"""A passage's columns"""
+"""The columns of a passage"""
 Section = tuple[str, str]
 """A heading, which may be empty, and a text"""
 
 
 def with_neighbors(passages: Sequence[Part], found: str, words: int) -> list[Part]:
-    """The passage with the id `found`, and so many neighbours as have at most `words` words with it.
+    """Return the passage with the id `found` and its neighbours, up to `words` words in total.
 
-    `passages` are all of its document, in order. Neighbours after it come before those ahead of it, as far away.
+    `passages` are all passages of its document, in order. At equal distance, later neighbours come before earlier ones.
     """
     place = next(number for number, each in enumerate(passages) if each["id"] == found)
     first = last = place
@@ -148,18 +143,18 @@ def with_neighbors(passages: Sequence[Part], found: str, words: int) -> list[Par
 
 
 def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
-    """The passages as sections, without orders to the model and the prompt's cues."""
+    """Return the passages as sections, without instructions to the model and without the prompt's cues."""
     sections: list[tuple[str, list[str]]] = []
     for part in parts:
         if not sections or sections[-1][0] != part["section"]:
             sections.append((part["section"], []))
         sections[-1][1].append(part["text"])
-    several = len(sections) > 1  # a single one's heading says no more than the title
+    several = len(sections) > 1  # the heading of a single section repeats the title
     return clean_text([(heading if several else "", " ".join(texts)) for heading, texts in sections], form)
 
 
 def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
-    """Sections as they may stand in a prompt, without headings that could be taken for its cues."""
+    """Return the sections as they may appear in a prompt, without headings that look like its cues."""
     kept = []
     for heading, text in sections:
         said = clean_passage(text, form).text
@@ -174,28 +169,29 @@ def _length(part: Part) -> int:
 
 
 AS_NEAR = 0.15
-"""A passage is read where its cosine is below the best one's by no more than this: small models write about whatever
-stands before them, so a passage about another disease makes an answer about that one, borne out and beside the point"""
+"""Maximum difference to the best cosine for a passage to be used. Small models write about whatever the prompt
+contains, so a passage about another disease leads to an answer about that disease: supported, but irrelevant
+"""
 READABLE = 9.0
-"""Grades above this count against a passage in the plain style"""
+"""In the plain style, grades above this lower a passage's weight."""
 PER_GRADE = 0.06
-"""By so much of its place's worth for each grade"""
+"""Share of the weight lost per grade"""
 RESEARCH = ("pubmed",)
-"""Sources of these names, or that begin so, are for experts"""
+"""Names, or prefixes of names, of sources for experts"""
 TOWARDS = 0.5
-"""By so much more a source counts for those whom it is for"""
+"""Bonus factor for sources that suit the audience"""
 
 Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
-"""Takes so many of the hits, the best ones for somebody"""
+"""Chooses a number of hits for a style"""
 
 
 def chooser(style: Style) -> Chooser:
-    """What takes k of the hits in this style."""
+    """Return the function that chooses hits in this style."""
     return partial(chosen, style)
 
 
 def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
-    """Up to k hits that are about as near to the question as the nearest, those that suit the style best first."""
+    """Return up to k hits of about the same relevance as the nearest, with those that suit the style best first."""
     nearest = max((hit.meaning for hit in hits if hit.meaning is not None), default=None)
     if nearest is None:
         return hits[:k]
@@ -206,7 +202,7 @@ def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
 
 @lru_cache(maxsize=4096)
 def grade(text: str) -> float:
-    """The school grade of a text (Flesch-Kincaid); 0 without words."""
+    """Return the school grade of a text (Flesch-Kincaid); 0 without words."""
     found = counted(text)
     return flesch_kincaid(found.words, found.sentences, found.syllables) if found.words else 0.0
 

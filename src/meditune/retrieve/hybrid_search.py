@@ -1,21 +1,16 @@
-r"""Searching one version of an index: what is asked of it, and the hits.
+r"""Hybrid search in one version of an index: from a message to ranked hits.
 
-hybrid          candidates by words, titles and meaning, ordered by the reranker (`pipeline.py`)
-fused           BM25 and vectors, joined by reciprocal rank fusion alone
-words, meaning  one of these
+hybrid          candidates by words, titles and meaning, ordered by the reranker
+fused           BM25 and vectors, joined by reciprocal rank fusion only
+words, meaning  one of these only
 
-From a message to passages: rankings by words, titles and meaning give candidates, and a reranker orders them.
+words    -> BM25 for the message, and for its question with other names of its topics        \
+titles   -> the titles nearest to the message, and to its question                             fusion -> reranker
+meaning  -> the passages nearest to the message, and to its question                         /
 
-words    -> BM25 for the message, and for what it asks with other names of its topics     \
-titles   -> the titles nearest to the message, and to what it asks                          fusion -> reranker
-meaning  -> the passages nearest to the message, and to what it asks                      /
-
-Rankings as one ranking, and hits that don't say the same twice.
-
-What is kept in memory of each of a table's rows, so that hits are compared and collapsed without reading it.
-
-For each row its document and its title as numbers (16 bytes a passage with the row's id). Where there are few enough
-passages to compare all of them: the whole passage (1 kB), its vector (2 kB with what is compared first), and its words.
+Compact data of all rows is kept in memory, so that hits are compared and collapsed without reading the table: for each
+row its document and title as numbers (16 bytes per passage with the row's id). If the index is small enough for exact
+comparison, the whole passage (1 kB), its vector (2 kB with the reduced copy) and its words are kept too.
 """
 
 from __future__ import annotations
@@ -42,11 +37,11 @@ from meditune.retrieve.vector_search import Vectors as NearVectors
 from meditune.retrieve.vector_search import Vectors as Vectors_of_near
 
 CONSTANT = 60
-"""Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR): k in 1 / (k + rank)"""
+"""k in 1 / (k + rank): Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR)"""
 
 
 def reciprocal_rank(rankings: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> dict[int, float]:
-    """Score of each item: the sum over rankings of weight / (60 + its rank from 1), the best first."""
+    """Return the score of each item: the sum over rankings of weight / (60 + its rank from 1), the best first."""
     scores: dict[int, float] = {}
     for name, ranking in rankings.items():
         for rank, item in enumerate(ranking, start=1):
@@ -55,7 +50,7 @@ def reciprocal_rank(rankings: Mapping[str, Sequence[int]], weights: Mapping[str,
 
 
 def reciprocal_ranks(rankings: Mapping[str, Sequence[Sequence[int]]]) -> dict[int, float]:
-    """As `reciprocal_rank` where several items may share a rank, and all rankings weigh the same."""
+    """Return scores like `reciprocal_rank`, for rankings of equal weight in which several items may share a rank."""
     scores: dict[int, float] = {}
     for ranking in rankings.values():
         for rank, items in enumerate(ranking, start=1):
@@ -65,10 +60,11 @@ def reciprocal_ranks(rankings: Mapping[str, Sequence[Sequence[int]]]) -> dict[in
 
 
 def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, diversity: float) -> list[int]:
-    """Indices of k items, each the best by score less likeness to those before it, in that order.
+    """Return the indices of k items, each chosen by its score minus its similarity to those chosen before, in that
+    order.
 
-    Carbonell and Goldstein 1998, "The use of MMR" (SIGIR): (1 - diversity) * score - diversity * highest cosine.
-    Scores are scaled to 0..1; vectors have length 1.
+    Carbonell and Goldstein 1998, "The use of MMR" (SIGIR): (1 - diversity) * score - diversity * highest cosine. Scores
+    are scaled to 0..1; vectors have length 1.
     """
     given = np.asarray(scores, dtype=np.float64)
     spread = np.ptp(given) if len(given) else 0.0
@@ -86,16 +82,16 @@ def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, d
 
 
 Places = NDArray[np.int64]
-"""Numbers of rows, from 0 in order of their ids"""
+"""Row numbers, from 0 in order of the rows' ids"""
 FILTERS = 8
-"""Conditions whose rows are remembered"""
+"""Number of conditions whose matching rows are cached"""
 
 
 class Rows:
     """The rows of one version of a table."""
 
     def __init__(self, table: Any, titles: Sequence[str], whole: bool, postings: BM25Index | None = None) -> None:
-        """`titles` are those that get numbers, by their place; `whole` keeps passages with their vectors."""
+        """`titles` are the titles that get numbers, by their position; `whole` keeps passages and their vectors."""
         columns = [*storage.COLUMNS, storage.VECTOR] if whole else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()
@@ -116,40 +112,40 @@ class Rows:
         self.allowed = lru_cache(FILTERS)(lambda where: self._allowed(table, where))
 
     def places(self, ids: Sequence[int]) -> Places:
-        """Where rows of these ids are."""
+        """Return the positions of the rows with these ids."""
         return np.searchsorted(self.ids, np.asarray(ids, dtype=self.ids.dtype))
 
     def of_title(self, number: int) -> Places:
-        """The rows of one title."""
+        """Return the rows with a title."""
         made: Places = self._by_title[self._starts[number] : self._starts[number + 1]]
         return made
 
     def vectors(self, ids: Sequence[int]) -> Vectors_of_near:
-        """(n, size) of these rows. They must be kept."""
-        assert self.near is not None, "vectors aren't kept"
+        """Return (n, size) the vectors of these rows, which must be in memory."""
+        assert self.near is not None, "vectors aren't in memory"
         made: Vectors_of_near = self.near.vectors[self.places(ids)]
         return made
 
     def columns(self, ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-        """These columns of these rows. They must be kept."""
-        assert self._passages is not None, "passages aren't kept"
+        """Return these columns of these rows, which must be in memory."""
+        assert self._passages is not None, "passages aren't in memory"
         rows: list[dict[str, Any]] = self._passages.select(list(names)).take(self.places(ids)).to_pylist()
         return rows
 
     def by_words(self, text: str, most: int, where: str | None) -> dict[int, float]:
-        """Ids and BM25 of so many rows that meet the text's words best, the best first. Words must be kept."""
-        assert self.postings is not None, "words aren't kept"
+        """Return ids and BM25 scores of the `most` best rows, the best first. Postings must be in memory."""
+        assert self.postings is not None, "postings aren't in memory"
         found = self.postings.best(text, most, self.allowed(where) if where else None)
         return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
 
     def by_meaning(self, vector: Vectors_of_near, most: int, where: str | None) -> dict[int, float]:
-        """Ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be kept."""
-        assert self.near is not None, "vectors aren't kept"
+        """Return ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be in memory."""
+        assert self.near is not None, "vectors aren't in memory"
         places, cosines = self.near.nearest(vector, most, self.allowed(where) if where else None)
         return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
 
     def _allowed(self, table: Any, where: str) -> NDArray[np.bool_]:
-        """For each row whether it meets a condition."""
+        """Return for each row whether it meets a condition."""
         found = table.search().where(where).select(["id"]).with_row_id(True).limit(max(len(self.ids), 1)).to_arrow()
         allowed = np.zeros(len(self.ids), dtype=bool)
         allowed[self.places(found["_rowid"].to_numpy())] = True
@@ -157,7 +153,7 @@ class Rows:
 
 
 def _numbers(column: Any, titles: Sequence[str]) -> NDArray[np.int32]:
-    """Each text's place among the titles, -1 where it isn't."""
+    """Return each text's position among the titles, -1 if it isn't there."""
     place = {title: number for number, title in enumerate(titles)}
     coded = _chunk(column.combine_chunks().dictionary_encode())
     once = np.array([place.get(text, -1) for text in coded.dictionary.to_pylist()], dtype=np.int32)
@@ -172,38 +168,38 @@ def _chunk(column: Any) -> Any:
 
 
 CANDIDATES = 100
-"""Passages, or titles, that each ranking gives"""
+"""Number of passages, or titles, from each ranking"""
 RERANKED = 100
-"""Candidates that are compared, the best by fusion; the rest stay as they were fused"""
+"""Number of candidates that are reranked, the best by fusion; the others keep their order"""
 WORDINGS = ("", " asked")
-"""What the first vectors of `Asked.vectors` are of: the whole message, and what it asks"""
+"""The texts of the first vectors in `RerankQuery.vectors`: the whole message, and its question"""
 
 Ranking = Mapping[int, float]
-"""Rows by their ids with scores, the best first"""
+"""Row ids with scores, the best first"""
 
 
 @dataclass(frozen=True)
 class Search:
-    """One version of an index, narrowed as the user wants it."""
+    """One version of an index, with the user's filters."""
 
     rows: Rows
     words: Callable[[str, int], Ranking]
-    """BM25 of so many best passages"""
+    """Returns the best passages by BM25"""
     meaning: Callable[[NearVectors, int], Ranking]
-    """Cosine of so many passages nearest to a vector"""
+    """Returns the passages nearest to a vector, with cosines"""
     together: Callable[[Sequence[Callable[[], Ranking]]], Sequence[Ranking]]
-    """Does some of these; what each gives, in their order"""
+    """Runs several of these, and returns their results in order"""
     where: str | None = None
-    """What the search is narrowed by"""
+    """The filter condition"""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that may answer, the best by fusion first."""
+    """Rows that may answer the question, the best by fusion first."""
 
     ids: list[int]
     words: Ranking
-    """BM25 for the message"""
+    """BM25 scores for the message"""
     meaning: Ranking
     """Cosines with the message"""
 
@@ -211,7 +207,7 @@ class Candidates:
 def candidates(
     asked: RerankQuery, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
 ) -> Candidates:
-    """What all rankings find; `words` are searched for instead of the message's own, where they are given."""
+    """Return the results of all rankings; `words`, if given, replace the message's own words."""
     wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
     texts = [words or asked.corrected]
     if not words and asked.expanded != asked.corrected:
@@ -230,7 +226,7 @@ def candidates(
 
 
 def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:
-    """The rows of each title."""
+    """Return the rows of each title."""
     rows = search.rows
     allowed = rows.allowed(search.where) if search.where else None
     places = map(rows.of_title, numbers)
@@ -238,7 +234,7 @@ def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:
 
 
 def ordered(scores: NDArray[np.float64]) -> list[int]:
-    """Places of the scores, the highest first, equal ones as they come."""
+    """Return the positions of the scores, the highest first, equal ones in their order."""
     return [int(place) for place in np.argsort(-scores, kind="stable")]
 
 
@@ -247,12 +243,12 @@ Mode = Literal["hybrid", "fused", "words", "meaning"]
 WEIGHTS = {"words": 1.0, "meaning": 1.0}
 MOST_HITS = 10_000
 PROBES = 32
-"""Parts of an approximate vector index that are looked through"""
+"""Number of partitions of an approximate vector index to search"""
 REFINE = 4
-"""So many times the candidates are put in order by their full vectors then"""
+"""Factor of extra candidates that are then ordered by their full vectors"""
 UNRANKED = (
-    "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
-    "`meditune index update {name}` brings it up to date."
+    "This index was made by an older version of Meditune, without the reranker's data, so hits are ordered by rank "
+    "fusion only. Update it with `meditune index update {name}`."
 )
 
 Vectors = NDArray[np.float32]
@@ -264,21 +260,22 @@ class Hit:
 
     passage: IndexedPassage
     score: float
-    """Of the reranker, the fusion or the only part: the higher, the better; comparable within one search only"""
+    """By the reranker, the fusion or the single part: higher is better; comparable only within one search"""
     words: float | None
-    """BM25; None where it wasn't among that part's candidates"""
+    """BM25; None if the passage wasn't among the candidates by words"""
     meaning: float | None
-    """Cosine with the question, or with what it asks, the higher; None where only words were searched, or
-    likewise where nothing was reranked"""
+    """The higher cosine with the message or its question; None if only words were searched, or the passage wasn't a
+    candidate and nothing was reranked
+    """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gives."""
+    """The result of a search."""
 
     hits: tuple[Hit, ...]
     remarks: tuple[str, ...] = ()
-    """What the user should know: that the question was cut, for one"""
+    """Remarks for the user, for example that the question was truncated"""
 
 
 @dataclass(frozen=True)
@@ -291,7 +288,7 @@ class Opened:
     sources: tuple[str, ...]
     dimension: int
     reranker: Reranker | None
-    """None in an index of before, which has nothing for one"""
+    """None in an old index without the reranker's data"""
 
 
 def search(
@@ -311,15 +308,14 @@ def search(
     diversity: float = 0.0,
     candidates: int | None = None,
 ) -> Found:
-    """The best k passages.
+    """Return the best k passages.
 
-    `words` and `meaning` word the question otherwise for BM25 and for all that goes by meaning; `mode` leaves the
-    reranker out ("fused") or takes one part alone; so do `weights`, which say how much each part counts in the fusion;
-    `sources`, `since` and `until` (dates) narrow the search; `per_document` is how many passages of one document may be
-    among the hits (None: all); `diversity`, from 0 to 1, how much likeness to better hits counts against one;
-    `candidates` how many passages each part gives.
+    `words` and `meaning` replace the question's text for BM25 and for vectors; `mode` skips the reranker ("fused") or
+    uses one part only; `weights` for the parts in the fusion skip the reranker too; `sources`, `since` and `until`
+    (dates) narrow the search; `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1,
+    is how much similarity to better hits lowers a hit; `candidates` is the number of passages from each part.
 
-    Raises DataError where the question is empty or an option makes no sense.
+    Raises DataError if the question is empty or an option is invalid.
     """
     _check(k, mode, per_document, diversity, candidates, weights)
     asked = build_query(question, words, meaning)
@@ -338,7 +334,7 @@ def search(
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Rows in their order, with all that is known of them."""
+    """Rows in their order, with their scores."""
 
     ids: list[int]
     scores: Mapping[int, float]
@@ -348,7 +344,7 @@ class _Ranked:
 
 @dataclass(frozen=True, slots=True)
 class PassageTitle:
-    """As much of a passage as is compared."""
+    """The parts of a passage that are compared."""
 
     title: str
     text: str
@@ -361,11 +357,11 @@ class ComparedPassages:
     message: RerankQuery
     found: Candidates
     ids: list[int]
-    """Of the compared ones, the best by fusion first"""
+    """Ids of the compared candidates, the best by fusion first"""
     others: list[int]
     """Candidates that aren't compared"""
     passages: list[PassageTitle]
-    """Of `ids`, in their order"""
+    """The passages of `ids`, in their order"""
     vectors: Vectors
     """(ids, dimension)"""
 
@@ -379,7 +375,7 @@ def compare(
     per_document: int | None = 1,
     most: int = CANDIDATES,
 ) -> ComparedPassages:
-    """Candidates; everything about the question is embedded at once, and all of them are read at once."""
+    """Return the candidates; all texts of the question are embedded at once, and all candidates are read at once."""
     message = reranker.asked(asked.message)
     with storage.readable(opened.place):
         search = Search(
@@ -399,7 +395,7 @@ def compare(
 def _reranked(there: ComparedPassages, reranker: Reranker) -> _Ranked:
     scores = reranker.score(there.message, there.passages, there.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
-    # A long message is far from everything; what it asks is not.
+    # A long message is far from every passage; its question is not.
     cosines = (there.vectors @ there.message.vectors[:2].T).max(axis=1).tolist()
     return _Ranked(
         [*(there.ids[place] for place in ordered(scores)), *there.others],
@@ -419,7 +415,7 @@ def _fused(
     per_document: int | None,
     most: int,
 ) -> _Ranked:
-    """By one part, or by both joined."""
+    """Return the ranking by one part, or by both combined."""
     jobs: dict[str, Callable[[], dict[int, float]]] = {}
     if mode != "meaning":
         jobs["words"] = partial(_by_words, opened, asked.words, where, most)
@@ -443,7 +439,7 @@ def _hits(opened: Opened, ranked: _Ranked, k: int, diversity: float) -> tuple[Hi
 
 
 def _by_words(opened: Opened, text: str, where: str | None, most: int) -> dict[int, float]:
-    """Row and BM25 of the best passages, the best first."""
+    """Return row and BM25 of the best passages, the best first."""
     if opened.rows.postings is not None:
         return opened.rows.by_words(text, most, where)
     asked = (
@@ -454,7 +450,7 @@ def _by_words(opened: Opened, text: str, where: str | None, most: int) -> dict[i
 
 
 def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
-    """Row and cosine of the nearest passages, the nearest first."""
+    """Return row and cosine of the nearest passages, the nearest first."""
     if opened.rows.near is not None:
         return opened.rows.by_meaning(vector, most, where)
     asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
@@ -464,7 +460,7 @@ def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -
 
 
 def _together(opened: Opened, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each job gives; at the same time where LanceDB does them, which leaves Python free meanwhile."""
+    """Return the result of each job; they run in parallel if LanceDB does them, which releases the GIL."""
     if opened.rows.near is not None:
         return [job() for job in jobs]
     with ThreadPoolExecutor(len(jobs)) as pool:
@@ -472,7 +468,7 @@ def _together(opened: Opened, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
-    # Equal scores in an order of their own, so that the same question always gives the same hits.
+    # Break ties by row, so that the same question always gives the same hits.
     return dict(sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0])))
 
 
@@ -495,7 +491,7 @@ def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: 
 
 
 def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[PassageTitle], Vectors]:
-    """What is compared of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
+    """Return the compared parts of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
     if not ids:
         return [], np.zeros((0, opened.dimension), dtype=np.float32)
     if opened.rows.near is not None:
@@ -509,7 +505,7 @@ def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[PassageTitle], Ve
 
 
 def read(opened: Opened, ids: Sequence[int]) -> dict[int, IndexedPassage]:
-    """The passages of these rows."""
+    """Return the passages of these rows."""
     if not ids:
         return {}
     if opened.rows.near is not None:
@@ -528,12 +524,14 @@ def _check(
     weights: Mapping[str, float] | None,
 ) -> None:
     if mode not in get_args(Mode):
-        raise DataError(f"mode {mode!r} isn't one of {', '.join(get_args(Mode))}.")
+        raise DataError(f"mode {mode!r} must be one of {', '.join(get_args(Mode))}.")
     for name, number in (("k", k), ("per_document", per_document), ("candidates", candidates)):
         if number is not None and not 1 <= number <= MOST_HITS:
             raise DataError(f"{name} is {number}; it must be from 1 to {MOST_HITS:,}.")
     if not 0 <= diversity <= 1:
-        raise DataError(f"diversity is {diversity}; it must be from 0 (by score alone) to 1.")
+        raise DataError(f"diversity is {diversity}; it must be from 0 (by score only) to 1.")
     for name, weight in (weights or {}).items():
         if name not in WEIGHTS or not 0 <= weight < float("inf"):
-            raise DataError(f"weights: {name} {weight} isn't one of {', '.join(WEIGHTS)} with a number from 0.")
+            raise DataError(
+                f"weights: {name} {weight} must be one of {', '.join(WEIGHTS)}, with a number of at least 0."
+            )

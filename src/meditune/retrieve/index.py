@@ -1,8 +1,7 @@
-"""An index that is open for searching.
+"""An open index: its manifest (`index.json`), the files beside its table, and searching.
 
-What an index is: `index.json`, which names the table and its version, and says what is in it and what made it.
-
-The files beside a table, brought up to date with it: what a reranker knows, and the postings of its words.
+The manifest names the table and its version, and describes the content and how it was made. The files beside a table
+hold the reranker's knowledge and the postings for BM25.
 """
 
 from __future__ import annotations
@@ -28,64 +27,64 @@ from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
 from meditune.retrieve.vector_search import Embedder, Identity, embedder
 
 TABLE = "passages-"
-"""... and a number: the name of a table"""
+"""Prefix of table names, followed by a number"""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The keys of `index.json`; readers of other programs may rely on them."""
+    """The content of `index.json`; other programs may rely on the keys."""
 
     format: int
     table: str
     version: int
-    """The table's version that is in use"""
+    """The version of the table in use"""
     passages: int
     documents: int
     content: str
-    """SHA-256 over all passages' ids and digests, in order of id"""
+    """SHA-256 over the ids and digests of all passages, in order of id"""
     embedding: dict[str, Any]
     """`name`, `dimension`, `space` (a hash of the weights)"""
     sources: dict[str, dict[str, Any]]
     """For each: `passages`, `documents`, `licences`, `restricted`"""
     collections: list[dict[str, str]]
-    """What an update without arguments reads again"""
+    """The collections that an update without arguments reads again"""
     created: str
     updated: str
     versions: dict[str, str]
     knowledge: str = ""
-    """The file of what the reranker knows; empty in an index of before"""
+    """The file of the reranker's knowledge; empty in an index made before it existed"""
     words: str = ""
-    """The file of what BM25 is searched by; empty in a large index, and in one of before, where LanceDB is asked"""
+    """The file of the BM25 postings; empty in large or old indexes, which LanceDB searches"""
 
     @property
     def restricted(self) -> list[str]:
-        """Sources whose licence forbids passing them on."""
+        """Sources whose licence forbids sharing them."""
         return [name for name, source in self.sources.items() if source["restricted"]]
 
     def check_embedder(self, identity: Identity, place: IndexStorage) -> None:
-        """Raise ModelError where questions would be embedded otherwise than the index was."""
+        """Raise ModelError if questions would be embedded by a different model from the index's."""
         mine = (self.embedding["space"], self.embedding["dimension"])
         if mine != (identity.space, identity.dimension):
             raise ModelError(
                 f"{place.name} was built with the embedding model {self.embedding['name']} "
-                f"({self.embedding['dimension']} numbers a vector), and {identity.name} ({identity.dimension}) isn't "
-                "the same: their vectors can't be compared. Use that model (--embedding), or build the index anew "
-                "with this one (--replace)."
+                f"({self.embedding['dimension']} numbers per vector). The vectors of {identity.name} "
+                f"({identity.dimension}) cannot be compared with it. Use the index's model (--embedding), or rebuild "
+                "the index with this one (--replace)."
             )
 
     def write(self, place: IndexStorage) -> None:
-        """Switch the index to this."""
+        """Switch the index to this manifest."""
         place.write(MANIFEST, asdict(self))
 
 
 def read(place: IndexStorage) -> Manifest:
-    """That of the index. Raises DataError where there is none, or one that this version can't read."""
+    """Return the manifest of an index. Raises DataError if there is none, or this version cannot read it."""
     value = place.read(MANIFEST)
     if value is None:
-        raise DataError(f"{place.name}: no index here. Build one with `meditune index build -o {place.name}`.")
+        raise DataError(f"{place.name}: contains no index. Build one with `meditune index build -o {place.name}`.")
     if value.get("format") != storage.FORMAT:
         raise DataError(
-            f"{place.name}: an index in format {value.get('format')!r}, and this version of Meditune reads "
+            f"{place.name}: this index has format {value.get('format')!r}, but this version of Meditune reads "
             f"{storage.FORMAT}. Build it again with --replace."
         )
     try:
@@ -97,9 +96,9 @@ def read(place: IndexStorage) -> Manifest:
 
 
 def tables_of(place: IndexStorage, there: Sequence[str]) -> tuple[str | None, str]:
-    """The table in use (None without one), and the one that a build fills: the next, which may have been begun.
+    """Return the table in use (None without one), and the one that a build fills: the next, which may already exist.
 
-    Where the manifest can't be read, a table that isn't among `there` is filled, since any of them may be damaged.
+    If the manifest cannot be read, the build fills a table that isn't in `there`, since any of them may be damaged.
     """
     try:
         value = place.read(MANIFEST)
@@ -119,7 +118,7 @@ def _after(names: Sequence[str]) -> str:
 def describe(
     table: Any, name: str, collections: Sequence[Collection], identity: Identity, before: Manifest | None
 ) -> Manifest:
-    """The manifest of the table as it is now."""
+    """Return the manifest of the table's current version."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     digests: list[str] = []
     sources: dict[str, dict[str, Any]] = {}
@@ -138,7 +137,7 @@ def describe(
             )
     for source, said in sources.items():
         said["documents"] = len(documents[source])
-        # PubMed's publishers each word their claim; a few show what kinds there are.
+        # PubMed's publishers word their claims differently; a few show which kinds there are.
         said["licences"] = sorted(said["licences"])[:20]
     return Manifest(
         format=storage.FORMAT,
@@ -157,7 +156,7 @@ def describe(
 
 
 KNOWLEDGE, WORDS = "knowledge-", "words-"
-"""... table and version: the names of the files"""
+"""Prefixes of the file names, followed by table and version"""
 
 
 def learn_topics(
@@ -168,10 +167,10 @@ def learn_topics(
     embedder: Embedder,
     before: Manifest | None,
 ) -> str:
-    """Write a file with what the titles of the table's passages tell; its name.
+    """Write a file with the knowledge in the titles of the table's passages; return its name.
 
-    `read` are the collections that were read for it just now, `together` all that the index is built from. Titles that
-    the index of `before` knew aren't embedded again.
+    `read` are the collections that were just read for it, `together` all collections of the index. Titles that the
+    index of `before` knew aren't embedded again.
     """
     space = embedder.identity.space
     known = load(place, before, space) if before else None
@@ -183,7 +182,7 @@ def learn_topics(
 
 
 def learn_words(place: IndexStorage, table: Any) -> str:
-    """Write a file with the postings of the table's words; its name. Empty where LanceDB searches a large table."""
+    """Write a file with the table's BM25 postings; return its name, or "" if LanceDB searches a large table."""
     if storage.is_approximate(table):
         return ""
     there = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
@@ -194,21 +193,25 @@ def learn_words(place: IndexStorage, table: Any) -> str:
 
 
 def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge | None:
-    """That of an index; None in one of before. Raises DataError where its file is missing or damaged."""
+    """Return the reranker's knowledge of an index, or None in an old one. Raises DataError if the file is missing or
+    damaged.
+    """
     if not manifest.knowledge:
         return None
     return reranker.read(place.get(manifest.knowledge), f"{place.name}/{manifest.knowledge}", space)
 
 
 def load_words(place: IndexStorage, manifest: Manifest) -> BM25Index | None:
-    """Those of an index; None where LanceDB is asked. Raises DataError where their file is missing or damaged."""
+    """Return the BM25 postings of an index, or None if LanceDB searches it. Raises DataError if the file is missing or
+    damaged.
+    """
     if not manifest.words:
         return None
     return bm25.read(place.get(manifest.words), f"{place.name}/{manifest.words}", manifest.passages)
 
 
 def remove_unused(place: IndexStorage, made: Manifest, old: str | None) -> None:
-    """Remove files that are neither of this version nor of the `old` table's, which readers may just be opening."""
+    """Delete files that belong neither to this version nor to the `old` table, which readers may just be opening."""
     for kind in (KNOWLEDGE, WORDS):
         for name in place.files(kind):
             if name not in (made.knowledge, made.words) and not (old and name.startswith(f"{kind}{old}-")):
@@ -216,7 +219,7 @@ def remove_unused(place: IndexStorage, made: Manifest, old: str | None) -> None:
 
 
 def _names(read: Sequence[Collection], together: Sequence[Collection], known: Knowledge | None) -> reranker.Names:
-    """MedQuAD's thesaurus where the index has MedQuAD."""
+    """Return MedQuAD's thesaurus if the index contains MedQuAD."""
     for each in together:
         if each.kind == collections.SOURCE:
             if known and known.thesaurus and each not in read:
@@ -226,9 +229,9 @@ def _names(read: Sequence[Collection], together: Sequence[Collection], known: Kn
 
 
 class Index:
-    """One version of an index; it stays the same while the index is updated, until `refresh`.
+    """One version of an index, which stays the same while the index is updated, until `refresh`.
 
-    Searches may come from several threads.
+    It can be searched from several threads.
     """
 
     def __init__(self, where: IndexStorage, embedding: Embedder | None = None) -> None:
@@ -240,15 +243,15 @@ class Index:
 
     @classmethod
     def open(cls, where: Path | str, embedding: str | Embedder | None = None) -> Index:
-        """The index in a folder or in object storage, with the embedding model it was made with unless given.
+        """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
-        Raises DataError where there is none or it is damaged, ModelError where the embedding model isn't the index's
-        or can't be had.
+        Raises DataError if there is none or it is damaged, ModelError if the embedding model is unavailable or not the
+        index's.
         """
         return cls(index_storage(where), embedder(embedding) if isinstance(embedding, str) else embedding)
 
     def refresh(self) -> bool:
-        """Go over to the newest version, if there is a newer one: whether there was."""
+        """Switch to the newest version; return whether there was a newer one."""
         newest = read(self.place)
         if newest == self.manifest:
             return False
@@ -262,11 +265,11 @@ class Index:
         return True
 
     def search(self, question: str, k: int = 10, **options: Any) -> Found:
-        """The passages that bear best on the question; `options` are those of `search.search`."""
+        """Return the most relevant passages; `options` are those of `hybrid_search.search`."""
         return hybrid_search.search(self.opened, self.embedder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
-        """All passages of a document in order, as their columns."""
+        """Return all passages of a document in order, as their columns."""
         with storage.readable(self.place):
             found = (
                 self.opened.table.search().where(f"document = {storage.quoted(document)}").select(list(storage.COLUMNS))
@@ -275,7 +278,9 @@ class Index:
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-        """Document and text of every passage, of these sources alone if any are named; memory holds some at a time."""
+        """Yield document and text of every passage, or of those from the given sources, without loading all into
+        memory.
+        """
         where = row_filter(tuple(self.manifest.sources), sources, None, None)
         with storage.readable(self.place):
             table = storage.connect(self.place).open_table(self.manifest.table)

@@ -1,15 +1,13 @@
-"""Prompt injection: sentences in a document, or in a message, that give orders to the model that reads them.
+"""Prompt injection: detects and removes sentences that give orders to the model that reads them.
 
-Medical texts are full of orders to patients ("Do not take ...", "Tell your doctor ..."), so neither a mood nor a word
-decides alone. Each rule joins a mood (imperative at the beginning of a clause, "you must", "the model shall") with
-what only somebody who writes to a model speaks of: the instructions it was given, its answer, its user, its prompt,
-its tools, its role. Letters in disguise (look-alikes, digits, spaces between them, base64, ROT13) are read, too.
-`benchmarks/injections.py` measures what is caught and what is lost.
+Medical texts are full of instructions to patients ("Do not take ...", "Tell your doctor ..."), so neither a mood nor a
+word is enough. Each rule joins a mood (imperative at the start of a clause, "you must", "the model shall") with a
+subject of messages to a model: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes,
+digits, spaces between letters, base64, ROT13) are decoded too. `benchmarks/injections.py` measures precision and
+recall.
 
-Retrieved text as data: remove what could be read as a part of the prompt, or as an order to the model.
-
-A passage may come from anywhere. What it says of medicine stays; a sentence that tells the model what to do is removed
-(`is_order`), and so are text that readers don't see and marks of which prompts are built.
+Retrieved text is untrusted data. Its medical content stays; orders to the model, text hidden from readers, and markup
+used in prompts are removed.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ RULES = Path(__file__).with_name("prompt_injection.yaml")
 _DISGUISED = re.compile(
     r"ignor|disregard|instruct|prompt|rules|answer|guideline|system|yourtask|newtask|output|assistant|forget|overrid|respond"
 )
-"""What words whose letters stand apart say in an order, without spaces"""
+"""Words of an order written with spaces between the letters, joined"""
 _STRONG = re.compile(
     r"\b(?:prompts?|overrid\w+|unrestricted|verbatim|directives?|instructions?|compl(?:y|iance)|jailbreak\w*|assistant"
     r"|chat ?bots?|AI|LLMs?|GPT\w*|language models?|plaintext|uncensored|exfiltrat\w+)\b",
@@ -54,11 +52,12 @@ _WEAK = re.compile(
 )
 _ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
 DENSITY = 4
-"""Points from which on a sentence without words of health is an order: two for a strong word, one for a weak one"""
+"""Minimum points for a sentence without health words to be an order: two for a strong word, one for a weak word"""
 BESIDE = 12
-"""Words of a sentence that is taken out with the order beside it"""
+"""Maximum number of words of a sentence that is removed with the order beside it"""
 MOST_BESIDE = 30
-"""Words of a sentence to the reader, without any word of health, that is taken out with the order beside it"""
+"""Maximum number of words of a sentence to the reader, without health words, that is removed with the order beside it
+"""
 _BESIDE = re.compile(
     r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
     r"|first|second|third|important|attention|urgent|hello|one more thing|them"
@@ -68,22 +67,22 @@ _BESIDE = re.compile(
 
 
 def is_instruction(sentence: str) -> bool:
-    """Return whether a sentence tells a model what to do, instead of something about health."""
+    """Return whether a sentence tells a model what to do, instead of saying something about health."""
     return any(
         _OVERRIDING(text) or _ORDERING(text) or _is_dense(text) or _spelled_out(text) for text in decodings(sentence)
     )
 
 
 def is_override(sentence: str) -> bool:
-    """Return whether a sentence wants the model to drop or tell its instructions, or to be something else.
+    """Return whether a sentence wants the model to ignore or reveal its instructions, or to change its role.
 
-    A wish for the form of the answer, such as "please only answer in short sentences", isn't one.
+    A request about the form of the answer, such as "please only answer in short sentences", doesn't count.
     """
     return any(_OVERRIDING(text) or _spelled_out(text) for text in decodings(sentence))
 
 
 def goes_with_order(sentence: str) -> bool:
-    """Return whether a sentence that stands beside an order belongs to it: short, and to or about the model."""
+    """Return whether a sentence beside an order belongs to it: it is short, and addressed to the model or about it."""
     plain = _looks(sentence)
     words = re.findall(r"[^\W\d_]+", plain)
     if len(words) <= BESIDE and _BESIDE.search(plain):
@@ -93,7 +92,7 @@ def goes_with_order(sentence: str) -> bool:
 
 
 def _is_dense(text: str) -> bool:
-    """Return whether a sentence to the reader is full of words of prompts, and has none of health."""
+    """Return whether a sentence to the reader has many prompt words and no health words."""
     strong = {match[0].lower() for match in _STRONG.finditer(text)}
     if not strong or 2 * len(strong) + len({match[0].lower() for match in _WEAK.finditer(text)} - strong) < DENSITY:
         return False
@@ -107,7 +106,7 @@ def _spelled_out(text: str) -> bool:
 
 
 class _Rules:
-    """Rules of injection.yaml. One that begins with @start is tried only where a clause begins."""
+    """Rules of prompt_injection.yaml. One that begins with @start is tried only at the start of a clause."""
 
     def __init__(self, *names: str) -> None:
         self._names = names
@@ -161,7 +160,7 @@ _IMPERATIVE = _Rules("imperatives")
 
 
 def decodings(sentence: str) -> Iterator[str]:
-    """Yield the sentence as it looks, and what it says where letters are in disguise; each once."""
+    """Yield the sentence as it looks, and its decoded forms if letters are disguised; each once."""
     plain = _looks(sentence)
     unread = html.unescape(sentence)
     seen = {plain}
@@ -173,7 +172,7 @@ def decodings(sentence: str) -> Iterator[str]:
 
 
 def _looks(text: str) -> str:
-    """Return the text as a reader sees it: one form of each letter, nothing invisible, no HTML and URL escapes."""
+    """Return the text as a reader sees it: normalised letters, no invisible characters, no HTML and URL escapes."""
     text = html.unescape(text)
     if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
         text = unquote(text)
@@ -181,26 +180,26 @@ def _looks(text: str) -> str:
     text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in _HIDDEN)
     apart = unicodedata.normalize("NFD", text)
     letters = [char for char in apart if char.isalpha()]
-    if 2 * sum(char.isascii() for char in letters) > len(letters):  # not of Greek or Cyrillic, say
+    if 2 * sum(char.isascii() for char in letters) > len(letters):  # skip texts in Greek or Cyrillic, for example
         text = "".join(char for char in apart.translate(_LOOKALIKES) if unicodedata.category(char) != "Mn")
     return text.replace("_", " ")
 
 
 def _joined(text: str) -> str:
-    """Return the text with words put together whose letters stand apart, or that are cut by hyphens."""
+    """Return the text with spaced-out and hyphenated words joined."""
     together = _SPELLED.sub(lambda match: re.sub(r"[\s.\-*]", "", re.sub(r"\s{2,}", "\0", match[0])), text)
     together = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", "", together).replace("\0", " ")
     return together if together != text else ""
 
 
 def _undigited(text: str) -> str:
-    """Return the text with letters for the digits within words, where several words have them."""
+    """Return the text with digits in words replaced by letters, if several words have them."""
     changed = [word for word in text.split() if _LEET.search(word)]
     return text.translate(_DIGITS) if len(changed) > 1 else ""
 
 
 def _spelled_right(text: str) -> str:
-    """Return the text with the words that most orders have spelled right."""
+    """Return the text with the most common words of orders spelled correctly."""
     return re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], text)
 
 
@@ -288,29 +287,29 @@ _UNSEEN = re.compile(
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
     re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
-"""What a reader of the page doesn't see: HTML comments, hidden elements, images by address, messages as JSON"""
+"""Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, messages as JSON"""
 _ELEMENT = re.compile(
     r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
     r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
     re.IGNORECASE | re.DOTALL,
 )
 _PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
-"""Between sentences, also where the next one begins in lowercase"""
+"""Between sentences, also if the next one begins in lowercase"""
 _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
 @dataclass(frozen=True)
 class CleanedText:
-    """A passage's text as it may stand in a prompt and be quoted."""
+    """A passage's text as it may appear in a prompt and be quoted."""
 
     text: str
-    """Whole sentences; empty where nothing is left."""
+    """Whole sentences; empty if nothing is left."""
     orders: tuple[str, ...] = ()
-    """Sentences that told the model what to do; they are left out."""
+    """Sentences with orders to the model, which are left out."""
 
 
 def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> CleanedText:
-    """The text without orders to the model, special tokens and chat markup, and with the prompt's cues broken.
+    """Return the text without orders to the model, special tokens and chat markup, and with the prompt's cues broken.
 
     `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
     """
@@ -329,7 +328,7 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
 
 
 def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
-    """Return the text without what the pattern finds, which is added to `orders`."""
+    """Return the text without the pattern's matches, which are added to `orders`."""
 
     def noted(match: re.Match[str]) -> str:
         orders.append(" ".join(match[0].split()))
@@ -339,7 +338,7 @@ def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
 
 
 def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]:
-    """Return which sentences are orders or belong to one beside them, as "I am the administrator." may."""
+    """Return which sentences are orders or belong to an adjacent one, as "I am the administrator." may."""
     told = list(is_one)
     for places in (range(1, len(found)), range(len(found) - 2, -1, -1)):
         for place in places:
@@ -349,7 +348,7 @@ def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]
 
 
 def _visible(text: str) -> str:
-    """Without characters that nobody sees, which could hide words from the rules."""
+    """Return the text without invisible characters, which could hide words from the rules."""
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"} else ("\n" if char == "\r" else "")
         for char in text
@@ -359,17 +358,17 @@ def _visible(text: str) -> str:
 def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
     marks = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 2]
     every = re.compile("|".join((_TEMPLATE.pattern, *marks)), re.IGNORECASE)
-    # Again and again, because what is taken out may leave another one behind ("<|im<|x|>_end|>").
+    # Repeat, because a removal may leave another token behind ("<|im<|x|>_end|>").
     while (shorter := every.sub(" ", text)) != text:
         text = shorter
     return _HEADING.sub("", text)
 
 
 def _broken(sentence: str, form: PromptFormat) -> str:
-    """The sentence without the colons that make cues of its words."""
+    """Return the sentence without the colons that make cues of its words."""
     for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
         word = cue.rstrip(":： ")
         sentence = re.sub(rf"{re.escape(word)}\s*[:：﹕]", f"{word} -", sentence, flags=re.IGNORECASE)
-        if word == cue.rstrip():  # a cue without a colon: it may not stand there as it is
+        if word == cue.rstrip():  # a cue without a colon must not stay unchanged
             sentence = re.sub(re.escape(word), " - ".join(word.split(" ", 1)), sentence)
     return " ".join(_ROLE_CUE.sub(lambda match: f"{match[0].rstrip(':：﹕ ')} -", sentence).split())

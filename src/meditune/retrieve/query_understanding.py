@@ -1,11 +1,8 @@
-"""A question as it is searched for: cut where it is too long, refused where it says nothing, and what narrows it.
+"""Query understanding: turns a message into a search query, with filters, by rules.
 
-What a message asks for, out of all that it says: the topic, the kind of question, and words to search with.
-
-Patients tell a story around their question, open with a greeting, and misspell names. All of this is done by rules, so
-that one can see why a passage was found.
-
-Words by which a message shows where it asks, where it only greets, and what kind of thing it wants to know.
+Patients describe their history, begin with a greeting, and misspell names. The rules extract the topic, the kind of
+question, and the words to search for, so that the reason for every hit can be inspected. A query that is too long is
+truncated; an empty one is rejected.
 """
 
 from __future__ import annotations
@@ -20,35 +17,38 @@ from meditune.retrieve.topics import Mention, Synonyms
 from meditune.text import sentences
 
 MOST_CHARACTERS = 2_000
-"""Longer than any question of LiveQA; what follows would mostly be noise for BM25, and isn't read by MiniLM"""
+"""Longer than any LiveQA question; further text would add noise to BM25, and MiniLM doesn't read it"""
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for."""
+    """A search query."""
 
     words: str
-    """By BM25"""
+    """The text for BM25"""
     meaning: str
-    """By vectors"""
+    """The text for vector search"""
     message: str
-    """As the reranker reads it: by lines, since the first one may be a subject"""
+    """The text for the reranker, with its lines, since the first one may be a subject"""
     reworded: bool = False
-    """Whether words are to be searched for that aren't the message's own"""
+    """True if the words to search for aren't those of the message"""
     remarks: tuple[str, ...] = ()
-    """What the user should know of how it was read"""
+    """Remarks for the user about how the question was read"""
 
 
 def build_query(question: str, words: str | None = None, meaning: str | None = None) -> Query:
-    """The question, whose wording for either part may be given apart. Raises DataError where there is nothing in it."""
+    """Return the query of a question; `words` and `meaning` override its text for either part. Raises DataError if it
+    is empty.
+    """
     remarks: list[str] = []
     said = [" ".join(text.split()) for text in (question, words or question, meaning or question)]
     if not re.search(r"\w", said[0]):
-        raise DataError("The question is empty: it has no letters and no digits. Ask in words.")
+        raise DataError("The question is empty: it has no letters and no digits. Enter a question in words.")
     if len(said[0]) > MOST_CHARACTERS:
         remarks.append(
-            f"The question has {len(said[0]):,} characters; only its first {MOST_CHARACTERS:,} were searched for."
+            f"The question has {len(said[0]):,} characters; only the first {MOST_CHARACTERS:,} were used for the "
+            "search."
         )
     return Query(
         said[1][:MOST_CHARACTERS],
@@ -64,22 +64,22 @@ def _by_lines(text: str) -> str:
 
 
 def row_filter(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:
-    """A condition on the table's rows; None where nothing is narrowed.
+    """Return a condition on the table's rows, or None without filters.
 
-    Passages without a date pass no condition on dates. Raises DataError where a source isn't `there`, or a date isn't
-    like 2018, 2018-05 or 2018-05-17.
+    Passages without a date never match a condition on dates. Raises DataError if a source isn't `there`, or a date
+    isn't like 2018, 2018-05 or 2018-05-17.
     """
     parts: list[str] = []
     if sources:
         unknown = [name for name in sources if name not in there]
         if unknown:
-            raise DataError(f"The index has no source {unknown[0]!r}. It holds {', '.join(there)}.")
+            raise DataError(f"The index has no source {unknown[0]!r}. Its sources: {', '.join(there)}.")
         parts.append(f"source IN ({', '.join(map(storage.quoted, sources))})")
     for name, date in (("since", since), ("until", until)):
         if date is not None and not _DATE.fullmatch(date):
-            raise DataError(f"{name} {date!r} isn't a date like 2018, 2018-05 or 2018-05-17.")
+            raise DataError(f"{name} {date!r} is not a date like 2018, 2018-05 or 2018-05-17.")
     if since is not None:
-        # A passage of "2018" may be of any day of that year: it is in, unless the whole year is before.
+        # A passage dated "2018" may be from any day of that year, so it matches unless the whole year is too early.
         parts.append(f"date != '' AND rpad(date, 10, '-99-99') >= '{since}'")
     if until is not None:
         parts.append(f"date != '' AND date <= '{until}~'")
@@ -111,7 +111,7 @@ GREETING = _any(
     start=r"^\W*",
     end="",
 )
-"""A beginning that can be left out"""
+"""An opening that can be dropped"""
 SAYS_NOTHING = _any(
     r"general(?: health| information| question| complaint)?",
     r"questions?|(?:medical )?question|i have a question.*|advice|consultation|in(?:quiry|fo|formation)|enquiry",
@@ -177,11 +177,11 @@ KINDS = {
         end="",
     ),
 }
-"""Cues for kinds of question, named as in `titles.KINDS`; the more particular kinds first"""
+"""Cues for kinds of question, named as in `topics.KINDS`; the more specific kinds first"""
 
 
 SUBJECT_WORDS = 12
-"""A first line of at most so many words, with others after it, is a subject"""
+"""Maximum number of words of a first line that counts as a subject"""
 
 
 @dataclass(frozen=True)
@@ -189,19 +189,19 @@ class QueryFocus:
     """A message reduced to what it asks."""
 
     query: str
-    """What to search with: its subject and what it asks, without greetings and story"""
+    """The text to search for: subject and questions, without greetings and history"""
     focus: str
-    """The topic that it is about, in the index's spelling; empty where no known topic is named"""
+    """The topic of the message, in the index's spelling; empty if it names no known topic"""
     question_type: str
-    """One of `titles.KINDS`, the likeliest; "information" where nothing points elsewhere"""
+    """The most likely of `topics.KINDS`; "information" if nothing indicates another"""
     mentions: tuple[Mention, ...] = ()
-    """All topics that it names, the most telling first"""
+    """All topics that it names, the most informative first"""
     kinds: tuple[str, ...] = ()
     """All kinds of question that it has cues for, `question_type` first"""
 
 
 def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
-    """What is asked in a message, whose first line may be a subject."""
+    """Return what a message asks; its first line may be a subject."""
     question = synonyms.corrected(question)
     subject, parts = _parts(question)
     asking = [part for part in parts if ASKS.search(part)] or parts
@@ -216,7 +216,7 @@ def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
 
 
 def _parts(question: str) -> tuple[str, list[str]]:
-    """The subject, empty where there is none that says something, and the message's sentences without greetings."""
+    """Return the subject ("" if there is no informative one) and the message's sentences without greetings."""
     first, _, rest = question.strip().partition("\n")
     subject = first.strip() if rest.strip() and len(first.split()) <= SUBJECT_WORDS else ""
     message = " ".join((rest if subject else question).split())
@@ -225,7 +225,7 @@ def _parts(question: str) -> tuple[str, list[str]]:
 
 
 def _mentions(subject: str, asking: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
-    """The topics named, each once, the most telling first: those in the subject or in what is asked count more."""
+    """Return the topics named, the most informative first; those in the subject or the questions count more."""
     found: dict[str, Mention] = {}
     weight: dict[str, float] = {}
     for text, share in ((subject, 1.0), (" ".join(asking), 0.9), (question, 0.5)):
@@ -237,5 +237,5 @@ def _mentions(subject: str, asking: Sequence[str], question: str, synonyms: Syno
 
 
 def _kinds(text: str) -> list[str]:
-    """Kinds that the text has cues for, the most particular first."""
+    """Return the kinds that the text has cues for, the most specific first."""
     return [kind for kind, pattern in KINDS.items() if pattern.search(text)]

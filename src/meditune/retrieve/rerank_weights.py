@@ -1,4 +1,4 @@
-"""Numbers by which the reranker weighs what it sees."""
+"""The weights of the reranker's features."""
 
 FITTED: dict[str, float] = {
     "whole_near_title": 2.784,
@@ -9,9 +9,9 @@ FITTED: dict[str, float] = {
     "names_in_title": 1.831,
     "whole_near_passage": 5.992,
 }
-"""As `python benchmarks/retrieval.py --fit` fits them, on questions that aren't in any test"""
+"""Fitted by `python benchmarks/retrieval.py --fit`, on questions that are in no test set"""
 CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3}
-"""Chosen by hand: fitted on questions that are labelled by topic and kind, they come out too high to hold elsewhere"""
+"""Chosen by hand: fitted on questions labelled by topic and kind, these weights are too high for other questions"""
 WEIGHTS = FITTED | CHOSEN
 SIBLINGS = 0.3
-"""What the mean of its topic's best passages adds to a passage's score; chosen among 0, 0.3 and 1"""
+"""Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1"""

@@ -1,22 +1,12 @@
-"""The order of passages that were found for a message: how near they are in meaning and in words, weighed together.
+"""The reranker: orders candidate passages by similarity in meaning and in words, with a few weights.
 
-A message is compared as a whole, by what it asks (`focus`) and sentence by sentence with a passage's title; and in
-words, misspelled topics put right and other names of them added (`synonyms`). The weights are a few numbers.
+A message is compared with a passage's title as a whole, by its question (`focus`) and sentence by sentence; and by
+words, with misspelled topics corrected and other names added (`topics.Synonyms`). The word score is BM25 (Robertson and
+Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index, so that a
+few candidates can be scored and scores don't change with the index.
 
-How well a passage's words meet a question's, for a few passages and without an index: BM25 with English counts.
-
-BM25 (Robertson and Zaragoza 2009, https://doi.org/10.1561/1500000019) weighs a word by how few passages hold it. Here
-its rarity in English takes that place, so that a handful of candidates can be compared and scores don't change when the
-index does.
-
-What a reranker knows of an index, made from its titles, in a file beside the table.
-
-One numpy archive, so that it is whole or not there, in a folder as in object storage:
-
-model        by which name the embedding model is known again
-titles       the titles
-vectors      their vectors, as 16-bit numbers
-thesaurus    topics with their other names, besides those that titles give
+The knowledge of an index's titles is one numpy archive beside the table: `model` (identifies the embedding model),
+`titles`, `vectors` (of the titles, 16-bit), `thesaurus` (topics with other names, in addition to those in titles).
 """
 
 from __future__ import annotations
@@ -44,35 +34,37 @@ from meditune.text import sentences
 SATURATION, LENGTH = 1.2, 0.6
 """BM25's k1 and b"""
 USUAL_LENGTH = 150.0
-"""Words of a passage whose score is neither raised nor lowered for its length"""
+"""Length in words of a passage whose score isn't changed for its length"""
 LETTERS = 1500
-"""Of a passage's text that are looked at"""
+"""Number of characters of a passage's text that are used"""
 _BETWEEN = str.maketrans({sign: " " for sign in (*map(chr, range(128)), *"’‘“”–—•…") if not sign.isalnum()})
 
 
 def split(text: str) -> list[str]:
-    """The text's words as they are written, in small letters; what stands behind an apostrophe is a word by itself."""
+    """Return the text's words in lowercase; the part after an apostrophe is a separate word."""
     return text[:LETTERS].casefold().translate(_BETWEEN).split()
 
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How often each of some words stands in a text, and how many words it has."""
+    """The counts of some words in a text, and its length in words."""
 
     there: Counter[str]
     words: int
 
 
 def count_words(asked: Iterable[str], texts: Iterable[str]) -> list[WordCounts]:
-    """The texts with the asked words (without plural endings) counted; plural endings in a text don't count."""
-    # Only words that are asked for are looked at: putting all words of 100 passages into the singular takes 10 ms.
+    """Return the counts of the asked words (without plural endings) in each text; plural endings in the text are
+    ignored.
+    """
+    # Only the asked words are counted: reducing all words of 100 passages to the singular takes 10 ms.
     meant = {f"{word}{ending}": word for word in asked for ending in ("s", "")}
     divided = map(split, texts)
     return [WordCounts(Counter([meant[word] for word in text if word in meant]), len(text)) for text in divided]
 
 
 def overlap(question: str, texts: Sequence[WordCounts], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
-    """(n,) BM25 of each text for the question's words, as a share of the highest; zeros where no word is met."""
+    """Return (n,) BM25 of each text for the question's words, relative to the highest; zeros if no word matches."""
     asked = {word: says(word) for word in set(words(question))}
     found = np.array([_score(asked, text, usual) for text in texts])
     highest = found.max(initial=0.0)
@@ -87,44 +79,44 @@ def _score(asked: Mapping[str, float], text: WordCounts, usual: float) -> float:
 
 
 FEWEST_WORDS = 3
-"""Of a sentence that is compared by itself"""
+"""Minimum number of words in a sentence that is compared separately"""
 MOST_SENTENCES = 12
 TITLE_LENGTH = 8.0
-"""Words of a usual title"""
+"""Number of words in a usual title"""
 HEADLINE = 200
-"""Letters that stand for the title where there is none"""
+"""Number of characters used in place of a missing title"""
 BEST = 3
-"""Passages of a topic that speak for it"""
+"""Number of passages that represent a topic"""
 
 Scores = NDArray[np.float64]
 
 
 class Passage(Protocol):
-    """What is ranked."""
+    """A passage to rank."""
 
     @property
     def title(self) -> str:
-        """What it is about; may be empty."""
+        """The passage's subject; may be empty."""
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """The passage's text."""
 
 
 @dataclass(frozen=True)
 class RerankQuery:
-    """A message made ready for comparing."""
+    """A message prepared for comparison."""
 
     corrected: str
     focused: QueryFocus
     expanded: str
-    """What is asked, and other names of the topics"""
+    """The question, and other names of its topics"""
     vectors: Vectors
-    """Of the whole, of what is asked, and of each sentence"""
+    """Vectors of the whole message, of its question, and of each sentence"""
 
 
 def headline(passage: Passage) -> str:
-    """The title, or the beginning of a passage that has none."""
+    """Return the title, or the start of a passage without one."""
     return passage.title or passage.text[:HEADLINE]
 
 
@@ -146,7 +138,7 @@ class Reranker:
         self.siblings = siblings
 
     def asked(self, question: str) -> RerankQuery:
-        """The message made ready; nearly all of the time goes into its vectors."""
+        """Return the message prepared for comparison; its vectors take nearly all of the time."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= FEWEST_WORDS]
@@ -159,9 +151,9 @@ class Reranker:
     def score(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> NDArray[np.float64]:
-        """(n,) the higher, the better; comparable among the passages of one call only.
+        """Return (n,) scores, higher is better; comparable only among the passages of one call.
 
-        `vectors` (n, size) are the passages' own, of length 1, by the same model, where the index has them.
+        `vectors` (n, size) are the passages' own, of length 1, from the same model, if the index has them.
         """
         if not passages:
             return np.zeros(0)
@@ -170,7 +162,7 @@ class Reranker:
         same: dict[str, list[int]] = defaultdict(list)
         for index, passage in enumerate(passages):
             same[key(topics.read(passage.title).topic) or f"#{index}"].append(index)
-        # What several passages of a topic bear out is likelier to be meant than what one does.
+        # A topic that several passages support is more likely to be meant than one with a single passage.
         mean = total.copy()
         for indices in same.values():
             if len(indices) > 1:
@@ -180,7 +172,7 @@ class Reranker:
     def features(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> dict[str, Scores]:
-        """What scores are made of: (n,) each, named as the weights are."""
+        """Return the features of the score: (n,) each, with the names of the weights."""
         asked = self.asked(question) if isinstance(question, str) else question
         whole = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
@@ -212,7 +204,7 @@ class Reranker:
         return seen
 
     def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
-        """Titles' vectors. A passage's own stands in for one that isn't known: nothing is embedded but the question."""
+        """Return the titles' vectors; unknown titles use their passage's vector, so only the question is embedded."""
         if vectors is None:
             return self.title_vectors.of(headlines, self.embed)
         places = [self.title_vectors.place(headline) for headline in headlines]
@@ -224,7 +216,7 @@ class Reranker:
 
 
 def _share(said: set[str], text: str) -> float:
-    """How much of a text is among the words, each word counting by how much it says."""
+    """Return the share of a text's words that occur in `said`, weighted by how informative they are."""
     weights = _weights(text)
     total = sum(weights.values())
     return sum(weight for word, weight in weights.items() if word in said) / total if total else 0.0
@@ -232,19 +224,19 @@ def _share(said: set[str], text: str) -> float:
 
 @lru_cache(maxsize=65536)
 def _weights(topic: str) -> dict[str, float]:
-    """The words of a topic with how much each says."""
+    """Return the words of a topic with their weights."""
     return {word: says(word) for word in words(topic)}
 
 
 MOST_TITLES = 100_000
-"""More different titles than these get neither names nor vectors: passages then count by their own vectors"""
+"""With more distinct titles, names and title vectors are skipped, and passages count by their own vectors."""
 
 Names = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """All that is stored."""
+    """The stored knowledge of an index's titles."""
 
     model: str
     titles: tuple[str, ...]
@@ -253,7 +245,7 @@ class Knowledge:
     thesaurus: Names = ()
 
     def reranker(self, embed: Embed) -> Reranker:
-        """One that knows this; `embed` is the same model's function."""
+        """Return a reranker with this knowledge; `embed` must belong to the same model."""
         groups = [*(topics.read(title).names for title in self.titles), *self.thesaurus]
         return Reranker(Synonyms(groups), TitleVectors(self.titles, self.vectors), embed)
 
@@ -265,9 +257,9 @@ def make(
     thesaurus: Iterable[Sequence[str]] = (),
     before: Knowledge | None = None,
 ) -> Knowledge:
-    """What there is to know of passages with these titles; only those that `before` doesn't hold are embedded.
+    """Return the knowledge of passages with these titles; only titles that `before` doesn't contain are embedded.
 
-    `thesaurus`: topics with their other names (`thesaurus.of_medquad`). Empty titles don't count.
+    `thesaurus` holds topics with their other names (`topics.of_medquad`). Empty titles are ignored.
     """
     once = tuple(title for title in dict.fromkeys(some) if title)
     names = tuple(tuple(group) for group in thesaurus)
@@ -280,7 +272,7 @@ def make(
 
 
 def as_bytes(known: Knowledge) -> bytes:
-    """The archive."""
+    """Return the archive as bytes."""
     stream = io.BytesIO()
     parts = {"model": known.model, "titles": known.titles, "thesaurus": known.thesaurus}
     texts: dict[str, Any] = {
@@ -292,9 +284,9 @@ def as_bytes(known: Knowledge) -> bytes:
 
 
 def read(data: bytes | None, name: str, model: str) -> Knowledge:
-    """What the archive called `name` holds.
+    """Return the knowledge in the archive called `name`.
 
-    Raises DataError where there is none or it is damaged, ModelError where its vectors are another model's.
+    Raises DataError if it is missing or damaged, ModelError if its vectors belong to another model.
     """
     try:
         if data is None:
@@ -305,10 +297,10 @@ def read(data: bytes | None, name: str, model: str) -> Knowledge:
             }
             vectors = stored["vectors"].astype(np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: what the reranker knows is missing or damaged ({error}). {REBUILD}") from error
+        raise DataError(f"{name}: the reranker's data is missing or damaged ({error}). {REBUILD}") from error
     if said["model"] != model:
         raise ModelError(
-            f"{name} was made with the embedding model {said['model']}, and {model} gives other vectors. {REBUILD}"
+            f"{name} was made with the embedding model {said['model']}, but {model} gives different vectors. {REBUILD}"
         )
     if len(vectors) != len(said["titles"]):
         raise DataError(f"{name}: {len(said['titles']):,} titles but {len(vectors):,} vectors. {REBUILD}")

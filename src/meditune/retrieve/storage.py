@@ -1,11 +1,8 @@
-"""Where an index lies, a folder or object storage (s3://): small files that are whole, one writer at a time.
+"""Storage of an index: a folder or object storage (s3://), with small atomic files, the LanceDB table and a lock.
 
-The LanceDB table of passages: its columns, its rows, and clear errors where it is damaged.
-
-An index in object storage: small files through Arrow, one writer at a time through a table that exists only once.
-
-The address of a store that isn't Amazon's, keys and region come from the usual variables: AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION.
+One process at a time can write. For object storage, the lock is a table that can be created only once. The endpoint of
+a store other than Amazon's, keys and region come from the usual variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION.
 """
 
 from __future__ import annotations
@@ -33,54 +30,54 @@ TABLES = "tables"
 
 
 class IndexStorage(Protocol):
-    """What both kinds do."""
+    """The interface of both kinds of storage."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The name, as given by the user."""
 
     @property
     def tables(self) -> str:
-        """Where LanceDB's tables are."""
+        """The location of LanceDB's tables."""
 
     @property
     def options(self) -> dict[str, str] | None:
         """LanceDB's storage options."""
 
     def read(self, file: str) -> dict[str, Any] | None:
-        """The JSON object in a file; None where there is none. Raises DataError where it is damaged."""
+        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
 
     def write(self, file: str, value: dict[str, Any]) -> None:
-        """Put a JSON object into a file at once: readers see the old one or the new one."""
+        """Write a JSON object to a file atomically: readers see the old content or the new one."""
 
     def get(self, file: str) -> bytes | None:
-        """A file's bytes; None where there is none."""
+        """Return a file's bytes, or None if there is none."""
 
     def put(self, file: str, data: bytes) -> None:
-        """Put bytes into a file at once."""
+        """Write bytes to a file atomically."""
 
     def remove(self, file: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
 
     def files(self, start: str) -> list[str]:
-        """Names of files that begin so."""
+        """Return the names of files with this prefix."""
 
     def writing(self) -> AbstractContextManager[None]:
-        """The right to change the index during a block. Raises DataError where another process has it."""
+        """Lock the index for writing during a block. Raises DataError if another process has the lock."""
 
     def unlock(self) -> str:
-        """Free what a killed process left locked; says what was done."""
+        """Release the lock that a killed process left; return what was done."""
 
 
 def index_storage(where: str | Path) -> IndexStorage:
-    """The place of that name."""
+    """Return the storage of that name."""
     if "://" in str(where):
         return ObjectStorage(str(where).rstrip("/"))
     return FolderStorage(Path(where))
 
 
 class FolderStorage:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     options = None
 
@@ -89,76 +86,76 @@ class FolderStorage:
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The name, as given by the user."""
         return str(self.path)
 
     @property
     def tables(self) -> str:
-        """Where LanceDB's tables are."""
+        """The location of LanceDB's tables."""
         return str(self.path / TABLES)
 
     def read(self, file: str) -> dict[str, Any] | None:
-        """The JSON object in a file; None where there is none. Raises DataError where it is damaged."""
+        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
         path = self.path / file
         return checked(read_json(path), str(path)) if path.is_file() else None
 
     def write(self, file: str, value: dict[str, Any]) -> None:
-        """Put a JSON object into a file at once."""
+        """Write a JSON object to a file atomically."""
         write_json(self.path / file, value)
 
     def get(self, file: str) -> bytes | None:
-        """A file's bytes; None where there is none."""
+        """Return a file's bytes, or None if there is none."""
         path = self.path / file
         return path.read_bytes() if path.is_file() else None
 
     def put(self, file: str, data: bytes) -> None:
-        """Put bytes into a file at once."""
+        """Write bytes to a file atomically."""
         write_bytes(self.path / file, data)
 
     def remove(self, file: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
         (self.path / file).unlink(missing_ok=True)
 
     def files(self, start: str) -> list[str]:
-        """Names of files that begin so."""
+        """Return the names of files with this prefix."""
         return sorted(path.name for path in self.path.glob(f"{start}*"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The right to change the index during a block; the system takes it back when the process ends."""
+        """Lock the index for writing during a block; the system releases the lock when the process ends."""
         from filelock import FileLock, Timeout
 
         if self.path.is_file():
-            raise DataError(f"{self.path} is a file. Name a folder for the index.")
+            raise DataError(f"{self.path} is a file. Give a folder for the index.")
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".writing.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise DataError(
-                f"{self.path}: another process is changing this index. Wait for it to end; searches go on meanwhile."
+                f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
             ) from error
         try:
-            for left in self.path.glob(".*.partial"):  # by a killed process: this one has the lock
+            for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
                 left.unlink()
             yield
         finally:
             lock.release()
 
     def unlock(self) -> str:
-        """Nothing: the system frees a folder by itself."""
-        return "An index in a folder is free as soon as the process that changed it has ended."
+        """Do nothing: the system releases a folder's lock."""
+        return "An index in a folder is unlocked as soon as the process that changes it ends."
 
 
 def checked(value: Any, where: str) -> dict[str, Any]:
-    """The value, which must be an object. Raises DataError."""
+    """Return the value if it is an object. Raises DataError."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}. Build the index again.")
     return value
 
 
 def parsed(text: str, where: str) -> dict[str, Any]:
-    """The JSON object in a text. Raises DataError."""
+    """Return the JSON object in a text. Raises DataError."""
     try:
         return checked(json.loads(text), where)
     except json.JSONDecodeError as error:
@@ -166,16 +163,16 @@ def parsed(text: str, where: str) -> dict[str, Any]:
 
 
 FORMAT = 1
-"""Of table and manifest; an index of another one is built anew."""
+"""Format of table and manifest; an index in another format must be built again."""
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_AT_ONCE = 500
 APPROXIMATE = "IVFPQ"
-"""The kind of index of many vectors"""
+"""The kind of index for many vectors"""
 
 
 def connect(place: IndexStorage) -> Any:
-    """LanceDB's connection. Raises ModelError where LanceDB isn't installed."""
+    """Return LanceDB's connection. Raises ModelError if LanceDB isn't installed."""
     try:
         import lancedb
     except ImportError as error:
@@ -186,19 +183,19 @@ def connect(place: IndexStorage) -> Any:
 
 @contextmanager
 def readable(place: IndexStorage) -> Iterator[None]:
-    """Turn what LanceDB raises at missing or damaged files into a DataError."""
+    """Translate LanceDB's errors about missing or damaged files to DataError."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise DataError(
-            f"{place.name}: the index can't be read; a file of it is missing or damaged ({first[0][:300]}). Build it "
-            "again with `meditune index build --replace`."
+            f"{place.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). Build "
+            "it again with `meditune index build --replace`."
         ) from error
 
 
 def schema(dimension: int) -> Any:
-    """Columns of the table."""
+    """Return the columns of the table."""
     import pyarrow as pa
 
     texts = [pa.field(name, pa.bool_() if name == "restricted" else pa.string()) for name in COLUMNS]
@@ -207,7 +204,7 @@ def schema(dimension: int) -> Any:
 
 
 def rows(passages: Sequence[IndexedPassage], vectors: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-    """Passages and their vectors as an Arrow table."""
+    """Return passages and their vectors as an Arrow table."""
     import pyarrow as pa
 
     columns: list[Any] = [pa.array([getattr(passage, name) for passage in passages]) for name in COLUMNS]
@@ -218,24 +215,24 @@ def rows(passages: Sequence[IndexedPassage], vectors: np.ndarray[Any, np.dtype[n
 
 
 def scan(table: Any, columns: Sequence[str]) -> Iterator[Any]:
-    """Arrow batches of some columns of all rows."""
+    """Yield Arrow batches of some columns of all rows."""
     yield from table.search().select(list(columns)).limit(max(table.count_rows(), 1)).to_batches(10_000)
 
 
 def delete(table: Any, ids: Iterable[str]) -> None:
-    """Remove the passages of these ids."""
+    """Delete the passages with these ids."""
     waiting = list(ids)
     for start in range(0, len(waiting), IDS_AT_ONCE):
         table.delete(f"id IN ({', '.join(map(quoted, waiting[start : start + IDS_AT_ONCE]))})")
 
 
 def quoted(text: str) -> str:
-    """As a text in a condition."""
+    """Return the text quoted for a condition."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
-    """Bring the table's pieces together and index its columns; new rows join the indices that are there."""
+    """Compact the table and index its columns; existing indices are extended by new rows."""
     from lancedb.index import FTS, Bitmap, IvfPq
 
     there = {tuple(index.columns): _kind(index) for index in table.list_indices()}
@@ -245,7 +242,7 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
     if ("source",) not in there:
         table.create_index("source", config=Bitmap())
     if approximate and there.get((VECTOR,)) != APPROXIMATE:
-        # A quarter of LanceDB's training vectors and rounds: the full vectors put the candidates in order anyway.
+        # A quarter of LanceDB's training vectors and rounds is enough, because full vectors order the candidates.
         near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
         table.create_index(VECTOR, config=near, replace=True)
     if not approximate:
@@ -256,23 +253,24 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
 
 
 def is_approximate(table: Any) -> bool:
-    """Whether the index of the vectors may miss some of the nearest."""
+    """Return whether the vector index is approximate, so that it may miss some of the nearest."""
     return any(_kind(index) == APPROXIMATE for index in table.list_indices())
 
 
 def _kind(index: Any) -> str:
-    """IVF_PQ or FTS, whatever way LanceDB spells it."""
+    """Return IVFPQ or FTS, however LanceDB spells it."""
     return str(index.index_type).replace("_", "").upper()
 
 
 def verify(table: Any, passages: int) -> None:
-    """Raise DataError where the table isn't fit to be searched."""
+    """Raise DataError if the table cannot be searched."""
     if table.count_rows() != passages:
         raise DataError(f"The new index has {table.count_rows():,} passages instead of {passages:,}; build it again.")
     for index in table.list_indices():
         if index.num_unindexed_rows:
             raise DataError(
-                f"{index.num_unindexed_rows:,} passages aren't in the index {index.name}; build it with --replace."
+                f"{index.num_unindexed_rows:,} passages are missing in the index {index.name}; build it again with "
+                "--replace."
             )
 
 
@@ -282,11 +280,11 @@ SETTLING_SECONDS = 1.0
 
 
 class ObjectStorage:
-    """A place under s3://BUCKET/."""
+    """A location under s3://BUCKET/."""
 
     def __init__(self, uri: str) -> None:
         if not uri.startswith("s3://") or not uri.removeprefix("s3://").strip("/"):
-            raise DataError(f"{uri}: an index lies in a folder or under s3://BUCKET/PLACE.")
+            raise DataError(f"{uri}: not a location of an index; give a folder or s3://BUCKET/PATH.")
         self.name = uri
         self.tables = f"{uri}/{TABLES}"
         self._path = uri.removeprefix("s3://")
@@ -296,16 +294,16 @@ class ObjectStorage:
             self.options |= {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 
     def read(self, file: str) -> dict[str, Any] | None:
-        """The JSON object in a file; None where there is none. Raises DataError where it is damaged."""
+        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
         data = self.get(file)
         return None if data is None else parsed(data.decode("utf-8", errors="replace"), f"{self.name}/{file}")
 
     def write(self, file: str, value: dict[str, Any]) -> None:
-        """Put a JSON object into a file; object storage shows an object when it is whole."""
+        """Write a JSON object to a file; object storage shows an object only when it is complete."""
         self.put(file, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     def get(self, file: str) -> bytes | None:
-        """An object's bytes; None where there is none."""
+        """Return an object's bytes, or None if there is none."""
         try:
             with _reached(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
                 data: bytes = stream.read()
@@ -314,18 +312,18 @@ class ObjectStorage:
         return data
 
     def put(self, file: str, data: bytes) -> None:
-        """Put bytes into an object."""
+        """Write bytes to an object."""
         with _reached(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
             stream.write(data)
 
     def remove(self, file: str) -> None:
-        """Remove an object, if it is there."""
+        """Delete an object if it exists."""
         if file in self.files(file):
             with _reached(self.name):
                 self._files().delete_file(f"{self._path}/{file}")
 
     def files(self, start: str) -> list[str]:
-        """Names of objects that begin so."""
+        """Return the names of objects with this prefix."""
         from pyarrow.fs import FileSelector
 
         with _reached(self.name):
@@ -334,9 +332,9 @@ class ObjectStorage:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The right to change the index during a block.
+        """Lock the index for writing during a block.
 
-        Raises DataError where another process has it; one that was killed leaves it taken.
+        Raises DataError if another process has the lock; a killed process leaves the index locked.
         """
         with _reached(self.name):
             self._check_bucket()
@@ -345,19 +343,19 @@ class ObjectStorage:
         try:
             yield
         finally:
-            # Another's, if somebody freed the index meanwhile, stays.
+            # Keep another process's lock, in case this one was released in the meantime.
             if LOCK in database.list_tables().tables and _mark(database) == mine:
                 database.drop_table(LOCK)
 
     def unlock(self) -> str:
-        """Free the index; says whose it was."""
+        """Release the lock; return whose it was."""
         database = connect(self)
         with _reached(self.name):
             if LOCK not in database.list_tables().tables:
-                return f"{self.name} isn't locked."
+                return f"{self.name} is not locked."
             who = _who(database)
             database.drop_table(LOCK)
-        return f"{self.name} is free again. It was locked by {who}."
+        return f"{self.name} is unlocked. It was locked by {who}."
 
     def _check_bucket(self) -> None:
         from pyarrow.fs import FileType
@@ -365,7 +363,7 @@ class ObjectStorage:
         bucket = self._path.partition("/")[0]
         if self._files().get_file_info(bucket).type == FileType.NotFound:
             raise DataError(
-                f"{self.name}: there is no bucket {bucket!r}, or these keys don't open it. Create it first."
+                f"{self.name}: there is no bucket {bucket!r}, or these keys have no access to it. Create it first."
             )
 
     def _take(self, database: Any) -> str:
@@ -379,7 +377,7 @@ class ObjectStorage:
             if LOCK not in database.list_tables().tables:
                 raise
             raise self._taken(_who(database)) from error
-        # Stores without conditional writes let two create it in the same moment; the last one's mark stays.
+        # Without conditional writes, two processes can create the lock at the same moment; the last one's entry stays.
         time.sleep(SETTLING_SECONDS)
         there = _mark(database)
         if there != mine:
@@ -388,7 +386,7 @@ class ObjectStorage:
 
     def _taken(self, who: str) -> DataError:
         return DataError(
-            f"{self.name}: {who} is changing this index. Wait for it to end; if it was killed, free the index with "
+            f"{self.name}: {who} is changing this index. Wait until it ends; if it was killed, unlock the index with "
             f"`meditune index unlock {self.name}`."
         )
 
@@ -396,7 +394,7 @@ class ObjectStorage:
         from pyarrow.fs import S3FileSystem
 
         scheme, _, host = os.environ.get(ENDPOINT, "").rpartition("://")
-        # Delayed opening puts a small file by one request instead of an upload in parts.
+        # Delayed opening writes a small file in one request instead of a multipart upload.
         return S3FileSystem(
             region=_region(), endpoint_override=host or None, scheme=scheme or "https", allow_delayed_open=True
         )
@@ -404,7 +402,7 @@ class ObjectStorage:
 
 @contextmanager
 def _reached(name: str) -> Iterator[None]:
-    """Raise DataError where the storage refuses or can't be reached."""
+    """Raise DataError if the storage refuses or is unreachable."""
     try:
         yield
     except FileNotFoundError:
@@ -412,7 +410,7 @@ def _reached(name: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{name} can't be reached ({first[:300]}). Check the address, {ENDPOINT}, AWS_REGION and the keys."
+            f"{name} is unreachable ({first[:300]}). Check the address, {ENDPOINT}, AWS_REGION and the keys."
         ) from error
 
 

@@ -1,18 +1,10 @@
-"""What a passage's title says: which topic it is about, by which names, and what it tells of it.
+"""Topics: what a passage's title is about, and the topics that a text names, by any of their names.
 
-MedQuAD's titles are made of templates ("What are the symptoms of Diabetes ? (Also called: Sugar disease)"; Ben Abacha
-and Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4). Any other title is a topic's name as it stands.
-
-Which topics of the index a text names, by any of their names, misspelled ones included.
-
-An index's titles are a free thesaurus: MedQuAD's give each topic's other names ("Also called"). A name is found
-longest first and word by word, so that "type 2 diabetes" isn't also diabetes. A word that neither topics nor English
-know is taken for the topics' word that is nearest in spelling.
-
-MedQuAD as a thesaurus: what each of its documents' topics is also called.
-
-All of its 11,274 documents count, also those whose answers the publisher had to remove: their topics, synonyms and UMLS
-concepts are still there. Documents that are each marked with one and the same concept are about the same thing.
+MedQuAD's titles follow templates ("What are the symptoms of Diabetes ? (Also called: Sugar disease)"; Ben Abacha and
+Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4); any other title is taken as a topic's name. Titles, and
+MedQuAD's documents with their synonyms and UMLS concepts, form a thesaurus. Names are matched longest first and word by
+word, so that "type 2 diabetes" isn't also diabetes. A word that is in neither the topics nor English is replaced by the
+topics' word with the most similar spelling.
 """
 
 from __future__ import annotations
@@ -79,7 +71,7 @@ _WORDINGS = {
         "what are X",
     ),
 }
-"""Kinds of question, most named as in MedQuAD, in the words of its titles; the first that fits counts"""
+"""Kinds of question, most named as in MedQuAD, in the words of its titles; the first match counts"""
 _TEMPLATES = tuple(
     (re.compile(re.escape(wording).replace("X", "(?P<topic>.+?)") + r"\s*[?.]?", re.IGNORECASE), kind)
     for kind, wordings in _WORDINGS.items()
@@ -91,18 +83,18 @@ KINDS = tuple(_WORDINGS)
 
 @dataclass(frozen=True)
 class Title:
-    """A title taken apart."""
+    """A parsed title."""
 
     topic: str
     names: tuple[str, ...]
-    """All that the topic is called, `topic` first"""
+    """All names of the topic, `topic` first"""
     kind: str
-    """What is told of it, one of KINDS; empty where the title doesn't say"""
+    """The kind of question that it answers, one of KINDS; empty if the title doesn't show it"""
 
 
 @lru_cache(maxsize=65536)
 def read(title: str) -> Title:
-    """The title's topic, its names and the kind of question that the passage answers."""
+    """Return the title's topic, its names and the kind of question that the passage answers."""
     also = _ALSO.search(title)
     plain = " ".join((title[: also.start()] if also else title).split())
     others = [name.strip() for name in also["names"].split(";")] if also else []
@@ -118,20 +110,21 @@ def _once(names: Sequence[str]) -> tuple[str, ...]:
 
 
 LONGEST = 8
-"""Words of the longest name that is looked for"""
+"""Maximum number of words in a name"""
 KNOWN = 3.0
-"""Zipf frequency (log10 of occurrences in 10^9 words) from which a word is English and not a slip"""
+"""Zipf frequency (log10 of occurrences in 10^9 words) from which a word counts as English and not as a misspelling"""
 SHORTEST_SLIP = 5
-"""Letters of a word that may be a slip; two letters of it may be wrong from `LONG_SLIP` on, else one"""
+"""Minimum length of a word that may be misspelled; from `LONG_SLIP` letters on two letters may be wrong, otherwise one
+"""
 LONG_SLIP = 8
 RARER = 1.0
-"""By how much (Zipf) the word meant may be rarer than what was written: common slips are in the counts, too"""
+"""Maximum by which (Zipf) the intended word may be rarer than the written one; common misspellings have counts too"""
 SHORTEST_ACRONYM, MOST_OF_ACRONYM = 3, 4
-"""Words of a name whose initials may stand for it, and topics that share such initials at most"""
+"""Minimum number of words for an acronym of a name, and maximum number of topics that share it"""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
 TOO_COMMON = 4.8
-"""Zipf frequency from which a single word ("doctor", "health") is no name that says anything"""
+"""Zipf frequency from which a single word ("doctor", "health") is too common for a name"""
 
 
 @dataclass(frozen=True)
@@ -139,20 +132,20 @@ class Mention:
     """A name in a text."""
 
     name: str
-    """In the index's spelling, in small letters"""
+    """In the index's spelling, in lowercase"""
     topics: frozenset[str]
     """All topics of that name"""
     start: int
-    """Where it stands, in words of the text"""
+    """Its position in words of the text"""
     end: int
     exact: bool
-    """Whether it was written so, up to case and plural"""
+    """True if it is spelled correctly, ignoring case and plural"""
     weight: float
-    """How much the name says: the rarer and the more words, the more"""
+    """How informative the name is: more for rare words and for more words"""
 
     @property
     def topic(self) -> str:
-        """Of its topics the one that is called most like it, the shortest of several."""
+        """The one of its topics whose name is most similar to it, the shortest if there are several."""
         said = set(self.name.split())
         return min(self.topics, key=lambda name: (-len(said & set(words(name))), len(name), name))
 
@@ -161,7 +154,7 @@ class Synonyms:
     """Topics by their names."""
 
     def __init__(self, groups: Iterable[Sequence[str]]) -> None:
-        """`groups`: names of one topic each, the topic itself first. The same topic may come several times."""
+        """`groups` holds the names of one topic each, the topic itself first. A topic may occur several times."""
         self._topics: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._names: dict[str, set[str]] = defaultdict(set)
         initials: dict[str, set[str]] = defaultdict(set)
@@ -181,15 +174,15 @@ class Synonyms:
 
     @classmethod
     def of_titles(cls, some: Iterable[str]) -> Synonyms:
-        """The topics that passages' titles are about."""
+        """Return the topics of passages' titles."""
         return cls(read(title).names for title in dict.fromkeys(some) if title)
 
     def names(self, topic: str) -> frozenset[str]:
-        """All names of a topic, in small letters; empty where it isn't known."""
+        """Return all names of a topic in lowercase; none if it is unknown."""
         return frozenset(self._names.get(key(topic), ()))
 
     def find(self, text: str) -> list[Mention]:
-        """The names in a text, in its order; none within another."""
+        """Return the names in a text, in order; none within another."""
         written = words(text)
         meant = [self._corrected(word) for word in written]
         found: list[Mention] = []
@@ -206,7 +199,7 @@ class Synonyms:
         return sorted(found, key=lambda mention: mention.start)
 
     def corrected(self, text: str) -> str:
-        """The text with its slips put right, as far as they are in topics' words."""
+        """Return the text with misspelled topic words corrected."""
 
         def right(found: re.Match[str]) -> str:
             word = found[0].casefold()
@@ -216,7 +209,7 @@ class Synonyms:
         return _WORD.sub(right, text)
 
     def expand(self, text: str, most: int = 8) -> str:
-        """The text with its slips corrected, and after it at most `most` other names of what it names."""
+        """Return the text with misspellings corrected, followed by at most `most` other names of its topics."""
         there = set(words(text))
         more: list[str] = []
         for mention in sorted(self.find(text), key=lambda mention: -mention.weight):
@@ -225,7 +218,7 @@ class Synonyms:
         return "\n".join([text, *more[:most]])
 
     def _corrected(self, word: str) -> str:
-        """The topics' word that was probably meant, or the word itself."""
+        """Return the topics' word that was probably meant, or the word itself."""
         if word in self._vocabulary or len(word) < SHORTEST_SLIP or not word.isalpha() or _frequency(word) >= KNOWN:
             return word
         return _nearest(word, self._by_letter.get(word[0], ())) or word
@@ -244,17 +237,17 @@ class Synonyms:
 
 
 def key(topic: str) -> str:
-    """A topic's name as `Mention.topics` has it."""
+    """Return a topic's name as used in `Mention.topics`."""
     return " ".join(topic.casefold().strip(" ?").split())
 
 
 def _tells(name: tuple[str, ...]) -> bool:
-    """Whether a name says something: not one letter, a number or one of the commonest words."""
+    """Return whether a name is informative: not a single letter, a number or a very common word."""
     return len(name) > 1 or (len(name[0]) > 1 and not name[0].isdigit() and _frequency(name[0]) < TOO_COMMON)
 
 
 def _variants(name: str) -> list[str]:
-    """A name as written, without and within brackets, and with "kind - of" turned round."""
+    """Return the variants of a name: as written, without and within brackets, and with "kind - of" reversed."""
     made = [name]
     inner = _BRACKETS.findall(name)
     if inner:
@@ -266,7 +259,7 @@ def _variants(name: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Words in small letters, without possessive and plural endings."""
+    """Return the words in lowercase, without possessive and plural endings."""
     found = _WORD.findall(text.casefold())
     if "'" in text or "’" in text:
         found = [word.replace("’", "'").removesuffix("'s").replace("'", "") for word in found]
@@ -282,19 +275,21 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _frequency(word: str) -> float:
-    """On Zipf's scale; the higher of a word and its plural."""
+    """Return the Zipf frequency of a word or its plural, whichever is higher."""
     from wordfreq import zipf_frequency
 
     return max(zipf_frequency(word, "en"), zipf_frequency(f"{word}s", "en"))
 
 
 def says(word: str) -> float:
-    """From 0 for the commonest words to 7 for those that English doesn't know."""
+    """Return how informative a word is, from 0 for the most common to 7 for unknown ones."""
     return max(0.0, 7.0 - _frequency(word))
 
 
 def _nearest(word: str, candidates: Sequence[str]) -> str | None:
-    """The candidate that differs by the fewest slips (letters left out, added, changed, swapped), if by few enough."""
+    """Return the candidate with the smallest edit distance (letters missing, added, changed, swapped), if it is small
+    enough.
+    """
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import extract
 
@@ -305,13 +300,16 @@ def _nearest(word: str, candidates: Sequence[str]) -> str | None:
 
 
 MOST_ALIKE = 4
-"""Topics of one concept; more of them are aspects of a wide one ("Heart failure - tests") and not its names"""
+"""Maximum number of topics of one concept; more are aspects of a broad concept ("Heart failure - tests"), not names."""
 
 
 def of_medquad(path: Path) -> Iterator[tuple[str, ...]]:
-    """For each document its topic with all that it is called; the topic first. Files that can't be read are left out.
+    """Yield for each document its topic with all its names, the topic first. Unreadable files are skipped.
 
-    Raises DataError where there are no XML files.
+    All 11,274 documents count, also those whose answers the publisher had to remove, because their topics, synonyms and
+    UMLS concepts remain. Documents with the same single concept are about the same topic.
+
+    Raises DataError if there are no XML files.
     """
     names: dict[str, dict[str, None]] = {}
     same: dict[str, list[str]] = defaultdict(list)

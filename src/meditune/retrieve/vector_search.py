@@ -1,15 +1,12 @@
-"""The nearest of some thousands of vectors, all in memory: by a third of their directions first, then by all.
+"""In-memory vector search over thousands of vectors, the vectors of titles, and the embedding models.
 
-Vectors of a language model vary much more in some directions than in others. Turned so that these come first (principal
-components), a third of the numbers tells nearly all: with ten times as many candidates as are asked for, compared in
-full, 99.9 % of the hundred nearest are found, in a third of the time that reading all numbers takes.
+Vectors of a language model vary much more in some directions than in others. After a rotation to principal components,
+a third of the numbers has nearly all the information: with ten times as many candidates as requested, compared in full,
+99.9 % of the hundred nearest are found in a third of the time.
 
-Vectors of the index's titles, each once: questions are compared with the questions that passages answer.
-
-Ben Abacha and Demner-Fushman 2019 (https://doi.org/10.1186/s12859-019-3119-4) found answers to consumers' questions by
-the questions these entail. Titles are short: they cost a fifteenth of what passages' vectors cost, 12 MB for MedQuAD.
-
-What turns texts into vectors for the index, and by what it is known again.
+Questions are also compared with titles, the questions that passages answer: Ben Abacha and Demner-Fushman 2019
+(https://doi.org/10.1186/s12859-019-3119-4) found answers to consumers' questions by the questions that these entail.
+Title vectors cost a fifteenth of the passages' vectors, 12 MB for MedQuAD.
 """
 
 from __future__ import annotations
@@ -31,22 +28,24 @@ from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 Vectors = NDArray[np.float32]
 
 SHARE = 3
-"""One of so many directions is compared first"""
+"""One in this many directions is compared first"""
 WIDER = 10
-"""So many times the candidates that are asked for"""
+"""Factor of candidates compared in full"""
 FEWEST = 2_000
-"""Fewer vectors than these are compared in full"""
+"""With fewer vectors, all are compared in full"""
 SAMPLE = 5_000
-"""Vectors that tell the directions"""
+"""Number of vectors used to find the directions"""
 TELLING = 0.85
-"""What a third of the directions must hold of the vectors' squares; MiniLM's hold 0.93, random ones 0.4"""
+"""Minimum share of the vectors' squares in a third of the directions; MiniLM's hold 0.93, random ones 0.4"""
 
 
 class VectorSearch:
-    """Vectors of length 1 that one is compared with at a time: BLAS takes longer for a few, which it lays out anew."""
+    """A search over vectors of length 1, with one query at a time: BLAS is slower for a few queries, because it copies
+    them.
+    """
 
     def __init__(self, vectors: Vectors) -> None:
-        """`vectors` (n, size)."""
+        """`vectors` is (n, size)."""
         self.vectors = vectors
         self._turn: Vectors | None = None
         if len(vectors) >= FEWEST:
@@ -60,9 +59,9 @@ class VectorSearch:
     def nearest(
         self, vector: Vectors, most: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], Vectors]:
-        """The places of so many vectors nearest to one, and their cosines, the nearest first.
+        """Return the positions and cosines of the vectors nearest to one, the nearest first.
 
-        `allowed` (n,) says which may be among them.
+        `allowed` (n,) marks the vectors that may be returned.
         """
         if self._turn is None:
             places, cosines = np.arange(len(self.vectors)), self.vectors @ vector
@@ -76,20 +75,20 @@ class VectorSearch:
             kept = allowed[places]
             places, cosines = places[kept], cosines[kept]
         best = _highest(cosines, most)
-        # Equal ones in the order of their places, so that the same question always gives the same hits.
+        # Ties are ordered by position, so that the same question always gives the same hits.
         order = best[np.lexsort((places[best], -cosines[best]))]
         return places[order], cosines[order]
 
 
 def _highest(numbers: Vectors, most: int) -> NDArray[np.int64]:
-    """Indices of so many highest ones, in no order."""
+    """Return the indices of the `most` highest numbers, in no order."""
     if len(numbers) <= most:
         return np.arange(len(numbers))
     return np.argpartition(numbers, len(numbers) - most)[len(numbers) - most :]
 
 
 Embed = Callable[[Sequence[str]], Vectors]
-"""Texts to vectors of length 1, (n, size)"""
+"""Maps texts to vectors of length 1, (n, size)"""
 
 
 class TitleVectors:
@@ -108,23 +107,23 @@ class TitleVectors:
         return VectorSearch(self.vectors)
 
     def place(self, title: str) -> int | None:
-        """Where a title's vector is; None where the title isn't known."""
+        """Return the position of a title's vector, or None if the title is unknown."""
         return self._place.get(title)
 
     @classmethod
     def made(cls, titles: Sequence[str], embed: Embed) -> TitleVectors:
-        """Those of all titles, the same ones once."""
+        """Embed all distinct titles."""
         once = list(dict.fromkeys(titles))
         return cls(once, embed(once))
 
     def of(self, titles: Sequence[str], embed: Embed) -> Vectors:
-        """(n, size); titles that aren't known are embedded now."""
+        """Return (n, size) the vectors of titles; unknown ones are embedded now."""
         unknown = [title for title in dict.fromkeys(titles) if title not in self._place]
         fresh: dict[str, Any] = dict(zip(unknown, embed(unknown), strict=True)) if unknown else {}
         return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
 
     def nearest(self, vectors: Vectors, count: int) -> list[list[int]]:
-        """For each of the vectors (n, size) the places of the titles that come nearest to it, the nearest first."""
+        """Return for each of the vectors (n, size) the positions of the nearest titles, the nearest first."""
         if not len(self):
             return [[] for _ in vectors]
         return [self._near.nearest(vector, count)[0].tolist() for vector in vectors]
@@ -137,15 +136,15 @@ _WEIGHTS = ("*.safetensors", "*.onnx", "pytorch_model.bin", "*.json", "*.txt")
 
 @dataclass(frozen=True)
 class Identity:
-    """Which vectors can be compared with which."""
+    """The identity of an embedding model: only vectors of the same space can be compared."""
 
     name: str
     dimension: int
     space: str
-    """A hash of the weights; the same for two forms of one model whose vectors can be mixed"""
+    """A hash of the weights; the same for two forms of a model whose vectors can be mixed"""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the index's manifest."""
+        """Return the identity as a dict for the manifest."""
         return asdict(self)
 
 
@@ -158,9 +157,10 @@ class Embedder:
 
 
 def embedder(name: str = DEFAULT) -> Embedder:
-    """The one of that name: `all-minilm-l6-v2`, its 8-bit form, or a sentence-transformers model by folder or hub id.
+    """Return the embedder of that name: `all-minilm-l6-v2`, its 8-bit form, or a sentence-transformers model (folder or
+    hub id).
 
-    Raises ModelError where it can't be had.
+    Raises ModelError if it is unavailable.
     """
     if name == DEFAULT:
         return _minilm()
@@ -178,7 +178,7 @@ def _minilm() -> Embedder:
     identity = Identity(DEFAULT, int(whole.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"])
     if int8_bert.fits(whole.model):
         return Embedder(identity, int8_bert.Int8Bert(whole.model, whole.tokenizer).embed)
-    # Half the time of FP32 where the processor multiplies BF16; the cosine to FP32's vectors is 0.9999.
+    # Half the time of FP32 on processors with BF16 instructions; the cosine to FP32's vectors is 0.9999.
     model = sentence_encoder.load(folder, "bfloat16") if bf16_is_fast() else whole
     return Embedder(identity, lambda texts: model.embed(texts, label=None))
 
@@ -201,7 +201,7 @@ def _sentence_transformers(name: str) -> Embedder:
     except ImportError as error:
         raise ModelError(
             f"The embedding model {name} needs sentence-transformers. Install it with: "
-            f"{install_command('embeddings')}, or take {DEFAULT} or {INT8}."
+            f"{install_command('embeddings')}, or use {DEFAULT} or {INT8}."
         ) from error
     with loading(name, name):
         place, revision = split_revision(name)
@@ -217,7 +217,7 @@ def _sentence_transformers(name: str) -> Embedder:
 
 
 def _space(name: str) -> str:
-    """A hash of the files of a folder; a hub's model is known by its id."""
+    """Return a hash of the files in a folder; a model from the hub is identified by its id."""
     folder = Path(name)
     if not folder.is_dir():
         return hashlib.sha256(name.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Human judgements: a blinded rating set, a page to rate on, agreement, results, and pairs to learn from."""
+"""Human review: blinded rating sets, the rating page, agreement between raters, results, and preference pairs."""

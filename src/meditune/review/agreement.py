@@ -1,9 +1,8 @@
-"""How far raters agree: Cohen's and Fleiss' kappa, Krippendorff's alpha, each with a bootstrap interval.
+"""Agreement between raters: Cohen's and Fleiss' kappa, Krippendorff's alpha, each with a bootstrap interval; disputes.
 
-Ratings come as an array (units, raters) of whole numbers from 1, NaN where a rater said nothing. Every statistic is a
-function of sums over units, so that drawing units anew is one matrix product.
-
-Where raters disagree most: what is worth a second look, by one who settles it.
+Ratings are an array (units, raters) of integers from 1, NaN for missing values. Every statistic is a function of sums
+over units, so that a bootstrap resample is one matrix product. `disputed` lists the items on which raters disagree
+most, for adjudication.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ Weights = Literal["none", "linear", "quadratic"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """A statistic that is 1 where all agree and 0 where they agree as by chance."""
+    """An agreement statistic: 1 if all agree, 0 if they agree only as often as at random."""
 
     value: float | None
-    """None where it isn't defined: nothing was rated twice, or all chose the same"""
+    """None if undefined: nothing was rated twice, or all ratings are the same"""
     ci95: tuple[float, float] | None
     units: int
-    """How many units it rests on: those that two raters rated, or as many as the statistic needs"""
+    """Number of units used: those with the ratings that the statistic needs"""
 
 
 def cohen(
     ratings: AnyArray, options: int, weights: Weights = "none", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Cohen's kappa of two raters (Cohen 1960); weighted (Cohen 1968) by the options' distance or its square.
+    """Return Cohen's kappa of two raters (Cohen 1960), or weighted kappa (Cohen 1968) by the options' (squared)
+    distance.
 
-    `ratings` is (units, 2); units that one of them left out don't count.
+    `ratings` is (units, 2); units with a missing rating are ignored.
     """
     both = np.asarray(ratings, float)
     kept = ~np.isnan(both).any(axis=1)
@@ -60,9 +60,10 @@ def cohen(
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
-    """Fleiss' kappa (Fleiss 1971) from (units, options) counts of raters, as many for each unit.
+    """Return Fleiss' kappa (Fleiss 1971) from the (units, options) numbers of raters, which must be equal for all
+    units.
 
-    Raises ValueError where units have unequal numbers of raters, or fewer than two.
+    Raises ValueError if units have unequal numbers of raters, or fewer than two.
     """
     counts = np.asarray(counts, float)
     raters = counts.sum(axis=1)
@@ -85,9 +86,9 @@ def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 
 def krippendorff(
     ratings: AnyArray, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Krippendorff's alpha (Krippendorff 2011) of any number of raters, with missing values.
+    """Return Krippendorff's alpha (Krippendorff 2011) for any number of raters, with missing values.
 
-    `ratings` is (units, raters). Units with fewer than two ratings say nothing and don't count.
+    `ratings` is (units, raters). Units with fewer than two ratings are ignored.
     """
     counts = counted(ratings, options)
     several = counts.sum(axis=1) >= 2
@@ -106,16 +107,16 @@ def krippendorff(
 
 
 def counted(ratings: AnyArray, options: int) -> AnyArray:
-    """(units, options) how many raters chose each option."""
+    """Return (units, options) the number of raters who chose each option."""
     ratings = np.asarray(ratings, float)
     return (ratings[:, :, None] == np.arange(1, options + 1)).sum(axis=1).astype(float)
 
 
 def _differences(totals: AnyArray, level: Level) -> AnyArray:
-    """(b, options, options) squared differences between options, given (b, options) how often each was chosen."""
+    """Return (b, options, options) squared differences between options, given their counts (b, options)."""
     count = totals.shape[1]
     if level == "ordinal":
-        # As many ratings as lie between two options, half of those on either end counted.
+        # The number of ratings between two options, counting half of those on either end.
         places = np.cumsum(totals, axis=1) - totals / 2
         return (places[:, :, None] - places[:, None, :]) ** 2
     numbers = np.arange(count)
@@ -124,7 +125,7 @@ def _differences(totals: AnyArray, level: Level) -> AnyArray:
 
 
 def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
-    """1 - observed / expected disagreement; NaN where no disagreement was to be expected."""
+    """Return 1 - observed / expected disagreement; NaN if the expected disagreement is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
@@ -136,7 +137,7 @@ def _kept(clusters: Sequence[Any] | None, kept: AnyArray) -> list[Any] | None:
 def _estimated(
     each: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
 ) -> Agreement:
-    """The statistic of the sums of (units, k), and its percentile interval over draws of whole clusters."""
+    """Return the statistic of the sums of (units, k), with its percentile interval over resamples of whole clusters."""
     if not len(each):
         return Agreement(None, None, 0)
     value = float(statistic(each.sum(axis=0, keepdims=True))[0])
@@ -147,21 +148,21 @@ def _estimated(
 
 @dataclass(frozen=True)
 class Dispute:
-    """An item on which raters differ."""
+    """An item on which raters disagree."""
 
     item: str
     said: dict[str, dict[int, int]]
-    """Axis that they differ on -> option -> how many chose it"""
+    """Disputed axis -> option -> number of raters who chose it"""
     distance: float
-    """0 to 1: how far two raters' words are apart, on average over the item's axes that two or more rated"""
+    """0 to 1: the mean distance between two raters, over the item's axes with two or more ratings"""
 
 
 def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> list[Dispute]:
-    """Items of the first round on which two or more raters differ, the most disputed first.
+    """Return the items of the first round on which two or more raters disagree, the most disputed first.
 
-    Two words on a nominal axis are 0 or 1 apart, on an ordinal one as far as their options are on the way from the best
-    to the worst. "Can't judge" says nothing. Of `notes` the better answers count: where raters wrote different ones,
-    all that was said of the item is in dispute.
+    On a nominal axis two ratings are 0 or 1 apart; on an ordinal axis their distance is proportional to the steps
+    between them. "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes are
+    disputed.
     """
     said: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:
@@ -184,7 +185,7 @@ def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[No
 
 
 def _apart(axis: Axis, words: Sequence[int]) -> float:
-    """The mean distance of two raters' words."""
+    """Return the mean distance between two raters."""
     pairs = list(combinations(words, 2))
     steps = len(axis.options) - 1 if axis.level == "ordinal" else 1
     return sum(min(abs(a - b), steps) / steps for a, b in pairs) / len(pairs)

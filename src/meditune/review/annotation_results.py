@@ -1,10 +1,7 @@
-"""`meditune annotate results`: verdicts, how far raters agree, who rates carelessly, and what is still open.
+"""Results of data checks: verdicts, agreement, careless raters, open disputes, and the decisions file.
 
-From what raters said of a row to one decision, or to the reason why there is none yet.
-
-`meditune annotate import SET -o FILE`: what was decided, as the file that a recipe's data.decisions names.
-
-What raters made of known items, who rates carelessly, and what is left when those raters are left out.
+Ratings of a row are resolved to one verdict, or to the reason why there is none. `meditune annotate import SET -o FILE`
+writes the verdicts to the file that a recipe's data.decisions names. Known items show which raters are careless.
 """
 
 from __future__ import annotations
@@ -34,35 +31,35 @@ CANNOT = "nobody could judge"
 
 @dataclass(frozen=True)
 class Resolved:
-    """What was decided about an item."""
+    """The resolved verdict on an item."""
 
     verdict: Verdict
     answer: str
-    """What the row should say; empty where nobody who stands for the verdict changed it"""
+    """The corrected answer; empty if no rater with this verdict changed it"""
     raters: tuple[str, ...]
-    """Codes of those who stand for it"""
+    """Codes of the raters with this verdict"""
     settled: bool
     when: str
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Which decision is right for an item."""
+    """The resolved decision for an item."""
 
     decision: Decision | None
-    """None where none of the three words is"""
+    """None if none of the three words applies"""
     answer: str
-    """What those wrote who stand for it; empty where nobody did, or they wrote different texts"""
+    """The answer by raters with this decision; empty if there is none, or they wrote different texts"""
     raters: tuple[str, ...]
     settled: bool
     when: str
 
 
 def resolve(rated: RatedSet[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
-    """Verdicts by item, and of items that were judged without one, why.
+    """Return the verdicts by item, and for judged items without a verdict the reason.
 
-    The adjudicator's word is final, the latest where there are several; else more than half of the raters must agree.
-    A changed text counts where it comes from those.
+    The latest adjudication is final; without one, more than half of the raters must agree. Only changed texts of those
+    raters count.
     """
     texts = _written(rated)
     found: dict[str, Resolved] = {}
@@ -79,7 +76,7 @@ def resolve(rated: RatedSet[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
 
 
 def resolve_decisions(rated: RatedSet[Row]) -> tuple[dict[str, Labelled], dict[str, str]]:
-    """What experts say is right, by item, in sets that ask for it, and of items without one, why; as `resolve`."""
+    """Return the decisions by item, if the set asks for them, and for items without one the reason; see `resolve`."""
     texts = _written(rated)
     found: dict[str, Labelled] = {}
     undecided: dict[str, str] = {}
@@ -100,7 +97,7 @@ def resolve_decisions(rated: RatedSet[Row]) -> tuple[dict[str, Labelled], dict[s
 
 
 def _standing(rated: RatedSet[Row], axis: Axis) -> dict[str, tuple[list[Rating], str]]:
-    """Of each item that was judged on an axis the ratings that stand for what is decided, or none and why."""
+    """Return for each item judged on an axis the ratings that decide it, or none and the reason."""
     first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
     found: dict[str, tuple[list[Rating], str]] = {}
     for item in rated.set.items:
@@ -136,7 +133,7 @@ def _texts(standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) 
 
 def _decided(rated: RatedSet[Row], standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> Resolved:
     option = standing[0].option
-    assert option is not None, "only ratings with an option stand for a verdict"
+    assert option is not None, "only ratings with an option decide a verdict"
     changed = _texts(standing, texts)
     times = [rating.time for rating in standing] + [note.time for note in changed]
     return Resolved(
@@ -149,14 +146,14 @@ def _decided(rated: RatedSet[Row], standing: Sequence[Rating], texts: dict[tuple
 
 
 ENOUGH = 4
-"""Known items from which on a rater's share of them says something"""
+"""Minimum number of known items to judge a rater"""
 LEAST = 0.7
-"""Share of known items that a careful rater gets right"""
+"""Minimum share of known items that a careful rater gets right"""
 
 
 @dataclass(frozen=True)
 class RaterAccuracy:
-    """One rater on the known items."""
+    """The accuracy of one rater on the known items."""
 
     rater: Rater
     judged: int
@@ -164,24 +161,24 @@ class RaterAccuracy:
 
     @property
     def careless(self) -> bool:
-        """Whether too many known items were judged wrongly."""
+        """True if too many known items were judged wrongly."""
         return self.judged >= ENOUGH and self.right < LEAST * self.judged
 
 
 @dataclass(frozen=True)
 class CheckedRatings:
-    """A set's ratings without those of the raters who are left out."""
+    """The ratings of a set, without those of excluded raters."""
 
     rated: RatedSet[Row]
     careful: list[RaterAccuracy]
-    """Everybody who rated, those left out too"""
+    """All raters, including excluded ones"""
     left_out: list[Rater]
 
 
 def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> CheckedRatings:
-    """The set in `folder`; `without` names raters whose words don't count, by name or code.
+    """Return the ratings in `folder`; `without` lists raters to exclude, by name or code.
 
-    Raises DataError where there is no whole set of this kind, or nobody of such a name rated.
+    Raises DataError if there is no complete set of this kind, or no rater of such a name.
     """
     rated = read_rated_as(folder, VALIDATE, row_of)
     careful = [_careful(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
@@ -194,13 +191,13 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
         ]
         if not found:
             there = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
-            raise DataError(f"{folder}: no rater {name!r}. Rated by: {there}.")
+            raise DataError(f"{folder}: no rater {name!r}. Raters: {there}.")
         left_out |= set(found)
     return CheckedRatings(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
 
 
 def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) -> list[Dispute]:
-    """Rows of the data on which raters disagree; known items need nobody to settle them."""
+    """Return the data rows on which raters disagree; known items need no adjudication."""
     rated = read_checked(folder, without, without_careless).rated
     return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
@@ -219,14 +216,14 @@ NAME = "results.json"
 
 
 def write_results(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> dict[str, Any]:
-    """The results, stored as results.json in the set's folder too; docs/how-to/check-data.md describes them."""
+    """Return the results (see docs/how-to/check-data.md), and store them as results.json in the set's folder."""
     found = results(read_checked(folder, without, without_careless))
     write_json(folder / NAME, found)
     return found
 
 
 def results(checked: CheckedRatings) -> dict[str, Any]:
-    """The content of results.json. Known items count nowhere but in `raters`."""
+    """Return the content of results.json. Known items count only in `raters`."""
     rated = checked.rated
     decided, undecided = resolve(rated)
     rows = {id: row for id, row in rated.key.items() if not row.known}
@@ -271,7 +268,7 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
 
 
 def _decisions(rated: RatedSet[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
-    """Of sets that ask for decisions: how many rows got which, and the agreement on them."""
+    """Return the number of rows with each decision and the agreement, if the set asks for decisions."""
     if rated.set.axis(DECISION.name) is None:
         return {}
     labelled, undecided = resolve_decisions(rated)
@@ -291,7 +288,7 @@ def _counts(verdicts: Any) -> dict[str, int]:
 
 
 def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Row], wanted: Mapping[str, str]) -> dict[str, Any]:
-    """Of the decided rows of a kind: how many there are, and which share is correct as it stands, in percent."""
+    """Return the number of decided rows of a kind, and the percentage that is correct as it is."""
     chosen = [
         each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in wanted.items())
     ]
@@ -304,7 +301,7 @@ def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Row], wanted: Map
 
 
 def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Row]) -> dict[str, dict[str, int]]:
-    """Signal -> rows it noticed, how many of them are decided, and how many of those aren't correct as they stand."""
+    """Return for each signal the number of rows it flagged, of these the decided ones, and those that need changes."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for id, row in rows.items():
         for name in row.reasons:
@@ -327,41 +324,46 @@ def _rater(careful: RaterAccuracy, checked: CheckedRatings) -> dict[str, Any]:
 
 
 def _remarks(checked: CheckedRatings) -> list[str]:
-    """What one must know before one believes the figures."""
+    """Return remarks that matter for interpreting the results."""
     remarks = unfinished(checked.rated)
     if checked.rated.made_from["sample"] == "suspicious":
-        remarks.append("The rows are the most suspicious ones: the share of correct ones isn't that of the data.")
+        remarks.append(
+            "The rows are the most suspicious ones, so the share of correct rows doesn't apply to all the data."
+        )
     for each in checked.careful:
         if each.careless and each.rater not in checked.left_out:
             remarks.append(
-                f"{each.rater.name} ({each.rater.code}) judged {each.right} of {each.judged} known items right, less "
-                f"than {LEAST:.0%}. Talk to them, or leave them out: --without {each.rater.code}."
+                f"{each.rater.name} ({each.rater.code}) judged only {each.right} of {each.judged} known items "
+                f"correctly, less than {LEAST:.0%}. Talk to this rater, or exclude the ratings: --without "
+                f"{each.rater.code}."
             )
     if checked.left_out:
-        remarks.append("Left out: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.left_out) + ".")
+        remarks.append(
+            "Excluded raters: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.left_out) + "."
+        )
     if any(row.known for row in checked.rated.key.values()):
         few = [each.rater.code for each in checked.careful if each.judged < ENOUGH]
         if few:
-            remarks.append(f"Too few known items to tell whether they rate with care: {', '.join(few)}.")
+            remarks.append(f"Too few known items to tell whether these raters are careful: {', '.join(few)}.")
     return remarks
 
 
 @dataclass(frozen=True)
 class WrittenDecisions:
-    """What a decisions file got."""
+    """The content of a decisions file that was written."""
 
     decided: int
     undecided: int
     others: int
-    """Decisions of other sets that were in the file already, and stay"""
+    """Decisions of other sets in the file, which are kept"""
 
 
 def write_decisions(
     folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False
 ) -> WrittenDecisions:
-    """Write the set's decisions to `path`; those of other sets about other rows stay in it.
+    """Write the set's decisions to `path`; decisions of other sets about other rows are kept.
 
-    Known items give none. Raises DataError where nothing was decided.
+    Known items give no decision. Raises DataError if nothing was decided.
     """
     checked = read_checked(folder, without, without_careless)
     decided, undecided = resolve(checked.rated)
@@ -381,7 +383,9 @@ def write_decisions(
         if id in decided and not row.known
     }
     if not found:
-        raise DataError(f"{folder}: nothing was decided yet. Let people check it: meditune annotate serve {folder}")
+        raise DataError(
+            f"{folder}: nothing was decided yet. Let raters check the set: meditune annotate serve {folder}"
+        )
     earlier = read_decisions(path) if path.is_file() else {}
     kept = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
     write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()), private=True)

@@ -1,14 +1,8 @@
-"""`meditune annotate create`: a set of rows to check, with known items among them.
+"""Annotation sets (`meditune annotate create`): rows of the data for people to check, mixed with known items.
 
-Which rows are checked: a random sample, the same number of each kind, or the most suspicious ones first.
-
-The rows that can be checked: a recipe's prepared data, a run's, or those of a user's own file.
-
-What the items of an annotation set are, which neither the page nor its server reads.
-
-Items whose verdict is known, mixed among the others to tell who rates with care.
-
-Rows of the data, checked by people: chosen, judged on the page of review, decided on, and taken back.
+Rows come from a recipe's prepared data, a run, or the user's own file. They are a random sample, the same number from
+each stratum, or the most suspicious ones first. Known items, whose verdict is known, measure how carefully raters work;
+neither the page nor the server reads which ones they are.
 """
 
 from __future__ import annotations
@@ -45,18 +39,18 @@ STRATA: tuple[Strata, ...] = get_args(Strata)
 
 
 def check_choice(sample: str, strata: str) -> None:
-    """Raise DataError for a name that isn't known."""
+    """Raise DataError for an unknown name."""
     for name, option, known in ((sample, "--sample", SAMPLES), (strata, "--strata", STRATA)):
         if name not in known:
-            raise DataError(f"There is no {option} {name}. Choose from {', '.join(known)}.")
+            raise DataError(f"Unknown {option} {name}. Choose from {', '.join(known)}.")
 
 
 def chosen(
     rows: Sequence[Example], count: int, strata: str, seed: int, suspected: Mapping[str, Suspicion] | None
 ) -> list[Example]:
-    """`count` rows, or all where there are fewer: the most suspicious first where that is known, else at random.
+    """Return `count` rows, or all if there are fewer: the most suspicious first if known, otherwise a random sample.
 
-    With strata each kind gives the same number of rows, as far as it has so many.
+    With strata, each stratum gives the same number of rows if it has enough.
     """
     order = list(rows)
     random.Random(f"{seed}/annotate").shuffle(order)
@@ -71,7 +65,7 @@ def chosen(
 
 
 def stratum(row: Example, strata: str) -> str:
-    """The kind that a row is of; "" where there are no strata."""
+    """Return the stratum of a row; "" without strata."""
     if strata == "none":
         return ""
     if strata == "question_type":
@@ -81,7 +75,7 @@ def stratum(row: Example, strata: str) -> str:
 
 
 def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """How many of each kind, as equal as their sizes allow, together `count` or all."""
+    """Return the number of rows per stratum, as equal as their sizes allow, `count` in total or all."""
     quotas = dict.fromkeys(sizes, 0)
     left = min(count, sum(sizes.values()))
     while left:
@@ -100,24 +94,24 @@ LEDGER, NOTED = "ledger.parquet", ("id", "rule", "action", "detail")
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows to choose from."""
+    """The rows to choose from."""
 
     rows: list[Example]
     sha256: str
-    """Of what they were read from"""
+    """The hash of the data that was read"""
     decided: int = 0
-    """Rows that people had checked before, which aren't among them"""
+    """Number of rows that were left out because people had checked them before"""
     rejected: int = 0
-    """Rows of a file that couldn't be read"""
+    """Number of rows in a file that could not be read"""
     noted: tuple[Mapping[str, Any], ...] = ()
-    """What quality control wrote about rows into the data's ledger"""
+    """Notes about rows that quality control wrote to the data's ledger"""
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
-    """The rows of `source`: a run's folder, a table, or else a recipe, which `overrides` are put over.
+    """Return the rows of `source`: a run's folder, a table, or a recipe, to which `overrides` are applied.
 
-    Without `test` only those of train and dev; a table has no splits, so all of its rows are taken. Raises DataError
-    where nothing is there to be checked.
+    Without `test`, only rows of train and dev are returned; a table has no splits, so all its rows are. Raises
+    DataError if there is nothing to check.
     """
     path = Path(source)
     if path.suffix.lower() in TABLES:
@@ -143,12 +137,12 @@ def _new(
 ) -> Candidates:
     new = [row for row in rows if "validated" not in row.meta]
     if not new:
-        raise DataError(f"{source}: no rows that weren't checked already.")
+        raise DataError(f"{source}: all rows were checked already.")
     return Candidates(new, digest, len(rows) - len(new), rejected, tuple(noted))
 
 
 def _ledger(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the ledger that quality control left beside the data; none where there is no ledger."""
+    """Return the rows of the ledger that quality control wrote beside the data; none without a ledger."""
     path = folder / LEDGER
     if not path.is_file():
         return []
@@ -162,7 +156,7 @@ def _data_of(folder: Path) -> Path:
     for place in (folder / "data", folder):
         if (place / "quality.json").is_file():
             return place
-    raise DataError(f"{folder} holds no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
+    raise DataError(f"{folder} contains no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
 
 
 @dataclass(frozen=True)
@@ -171,22 +165,22 @@ class Row(Origin):
 
     source: str = ""
     sha256: str = ""
-    """`fingerprint` of the row that is judged"""
+    """The `fingerprint` of the judged row"""
     stratum: str = ""
     score: float = 0.0
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Signal -> why the row is suspicious"""
     expected: tuple[Verdict, ...] = ()
-    """Of a known item: what counts as right"""
+    """For known items, the verdicts that count as correct"""
 
     @property
     def known(self) -> bool:
-        """Whether it is there to check the rater, and no row of the data."""
+        """True for a known item, which measures the rater and is no row of the data."""
         return bool(self.expected)
 
 
 def row_of(row: dict[str, Any]) -> Row:
-    """Of an item's row in the key."""
+    """Return the row in an item's row of the key."""
     found = origin_of(row)
     return Row(
         found.example,
@@ -202,24 +196,25 @@ def row_of(row: dict[str, Any]) -> Row:
 
 
 TRIES = 200
-"""Other rows that are looked at for an answer that doesn't fit"""
+"""Number of other rows tried to find an answer that doesn't fit"""
 COLUMN = "verdict"
 
 
 @dataclass(frozen=True)
 class Gold:
-    """One known item."""
+    """A known item."""
 
     example: Example
     expected: tuple[Verdict, ...]
-    """Verdicts that count as right"""
+    """Verdicts that count as correct"""
     kind: Literal["gold", "planted"]
 
 
 def read_gold(path: Path) -> list[Gold]:
-    """Known items of a user's own table, whose column `verdict` holds one verdict, or several with commas between.
+    """Return the known items of a user's table, whose column `verdict` holds one verdict or several, separated by
+    commas.
 
-    Raises DataError, with the row, where one has no known verdict or can't be read.
+    Raises DataError with the row if a verdict is unknown or the row is invalid.
     """
     rejects = Rejects()
     found = []
@@ -228,7 +223,7 @@ def read_gold(path: Path) -> list[Gold]:
         expected = tuple(verdict for verdict in VERDICTS if verdict in stated)
         if len(expected) != len(set(stated)):
             raise DataError(
-                f"{path}, row {example.id.partition(':')[2]}: {COLUMN} {example.meta.get(COLUMN)!r} isn't made of "
+                f"{path}, row {example.id.partition(':')[2]}: {COLUMN} {example.meta.get(COLUMN)!r} must consist of "
                 f"{', '.join(VERDICTS)}."
             )
         found.append(Gold(example, expected, "gold"))
@@ -239,10 +234,10 @@ def read_gold(path: Path) -> list[Gold]:
 
 
 def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
-    """Rows with the answer of another row of their source that shares few of the question's words.
+    """Return rows with the answer of another row of the same source that shares few of the question's words.
 
-    Any verdict by which a row is dropped counts as right: such an answer is wrong and off-topic, and may be unsafe.
-    Raises DataError where there aren't enough rows that differ.
+    Any verdict that drops a row counts as correct: such an answer is wrong and off-topic, and may be unsafe. Raises
+    DataError if there aren't enough different rows.
     """
     chance = random.Random(f"{seed}/planted")
     able = [row for row in rows if row.answer]
@@ -259,8 +254,8 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
                 break
     if len(planted) < count:
         raise DataError(
-            f"Only {len(planted)} of {count} wrong rows can be planted: the others have no answer that clearly "
-            "belongs to another question. Give a smaller --planted, or known items of your own (--gold)."
+            f"Only {len(planted)} of {count} wrong rows can be planted; no other answer clearly belongs to a "
+            "different question. Give a smaller --planted, or your own known items (--gold)."
         )
     return planted
 
@@ -270,16 +265,16 @@ FORM = "verdict"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a set is to hold, and who judges it."""
+    """The options of a set."""
 
     rows: int = 100
     sample: str = "random"
     strata: str = "none"
     raters: int | None = None
     overlap: int | None = None
-    """How many raters judge each row; two unless given"""
+    """Number of raters per row; default 2"""
     shared: int = 0
-    """Rows that all raters judge"""
+    """Number of rows that all raters judge"""
     gold: Path | None = None
     planted: int = 0
     test: bool = False
@@ -289,7 +284,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Made:
-    """What a set holds."""
+    """The content of a set that was created."""
 
     rows: int
     known: int
@@ -299,10 +294,10 @@ class Made:
 
 
 def create(source: str, folder: Path, wanted: Wanted) -> Made:
-    """Leave a set in `folder`; `source` is a recipe, a run's folder or a table.
+    """Create a set in `folder`; `source` is a recipe, a run's folder or a table.
 
-    Ids are drawn anew for each set. Known items go to every rater. Raises DataError where there is nothing to check,
-    MedituneError where the folder holds something else.
+    Ids are random for each set. Known items go to every rater. Raises DataError if there is nothing to check,
+    MedituneError if the folder holds something else.
     """
     check_choice(wanted.sample, wanted.strata)
     check_sharing(wanted.raters, wanted.overlap)
@@ -340,17 +335,17 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
 
 
 def _known(wanted: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
-    """The known items: those of a file, and planted ones."""
+    """Return the known items from the file, and the planted ones."""
     known = read_gold(wanted.gold) if wanted.gold else []
     if wanted.planted:
-        # A question that comes twice, with another answer, would give itself away.
+        # A question that occurs twice with different answers would reveal the planted item.
         others = [row for row in rows if row.id not in taken]
         known += plant(others if len(others) > wanted.planted else rows, wanted.planted, wanted.seed)
     return known
 
 
 def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> dict[str, Any]:
-    """A row's part of the key."""
+    """Return a row's entry in the key."""
     suspected_of = suspected[row.id] if suspected else Suspicion()
     return {
         "origins": ["row"],
@@ -364,7 +359,7 @@ def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> 
 def _written(
     listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], own: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """The items, with known ones at places that say nothing, the key to them, and the questions that go to everyone."""
+    """Return the items with known ones at unpredictable positions, their key, and the questions for every rater."""
     chance = secrets.SystemRandom()
     all_of_them = list(listed)
     for gold in known:
@@ -390,7 +385,7 @@ def _written(
 
 
 def _shown(example: Example, own: str) -> dict[str, Any]:
-    """What the page shows of a row; `own` is what rows of the user's own are said to come from."""
+    """Return what the page shows of a row; `own` names the source of rows from the user's own file."""
     named = str(example.meta.get("source") or example.source)
     title = SOURCES[named].title if named in SOURCES else own if named == OWN else named
     link = str(example.meta.get("url") or "")

@@ -1,11 +1,7 @@
-"""Ratings as a CSV file, and ratings from files into a set.
+"""Import and export of ratings, as CSV or as Label Studio tasks.
 
-What raters said, under their names, on its way from or to a file.
-
-A rating set as Label Studio's tasks, and ratings out of its JSON export.
-
-Ratings that exist already are written as a task's `predictions`, with the rater as `model_version`: annotations need
-users who exist at the other end, predictions don't (labelstud.io/guide/predictions). Both are read.
+Existing ratings are written as a task's `predictions`, with the rater as `model_version`: annotations require users
+that exist in Label Studio, predictions don't (labelstud.io/guide/predictions). Both are read.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ BESIDE = ("decision", "source", "link")
 def write(
     path: Path, rating_set: RatingSet, said: RatingsAndNotes, origins: Mapping[str, tuple[str, str]]
 ) -> list[Path]:
-    """Write the tasks, and beside them the labeling configuration (.xml); returns both paths."""
+    """Write the tasks and the labeling configuration (.xml) beside them; return both paths."""
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for rating in said.ratings:
         axis = rating_set.axis(rating.axis)
@@ -73,7 +69,7 @@ def write(
 
 
 def _shown(rating_set: RatingSet) -> list[str]:
-    """What is shown beside the answers; Label Studio wants it in every task that a configuration names it for."""
+    """Return the fields shown beside the answers. Label Studio requires each field of a configuration in every task."""
     return [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
 
 
@@ -82,7 +78,7 @@ def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def configuration(rating_set: RatingSet) -> str:
-    """Label Studio's labeling configuration for the set's axes."""
+    """Return Label Studio's labeling configuration for the set's axes."""
     words, edits = rating_set.task.words, rating_set.task.edits
     lines = ["<View>", '  <Header value="Question"/>', '  <Text name="question" value="$question"/>']
     lines += ['  <Header value="Sources"/>', '  <Text name="sources" value="$sources"/>']
@@ -93,7 +89,7 @@ def configuration(rating_set: RatingSet) -> str:
         lines.append(f"  <Header value={quoteattr(f'{axis.title}: {axis.question}')}/>")
         lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInline="true">')
         labels = [*(option.label for option in axis.options), CANNOT]
-        # Label Studio gives a hotkey to one choice only, so keys help where there is one line to choose on.
+        # Label Studio assigns a hotkey to only one choice, so hotkeys work only if there is a single axis.
         keys = [*range(1, len(labels)), 0] if len(rating_set.axes) == 1 else []
         hot = [f' hotkey="{key}"' for key in keys] or [""] * len(labels)
         lines += [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, hot, strict=True)]
@@ -106,9 +102,9 @@ def configuration(rating_set: RatingSet) -> str:
 
 
 def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
-    """What annotators and predictions said, in a JSON export (not JSON-MIN). Cancelled annotations are left out.
+    """Return the annotations and predictions in a JSON export (not JSON-MIN). Cancelled annotations are skipped.
 
-    Raises DataError, with the task's number from 1, where something makes no sense.
+    Raises DataError with the task's number (from 1) if something is invalid.
     """
     tasks = read_json(path)
     if not isinstance(tasks, list):
@@ -121,8 +117,8 @@ def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
         item = data.get("item") if isinstance(data, dict) else None
         if item not in rating_set.items:
             raise DataError(
-                f"{where}: data.item is {item!r}, which this set doesn't have. Take the export named JSON of a project "
-                "that was made from this set's tasks."
+                f"{where}: data.item is {item!r}, which isn't in this set. Use the JSON export of a project that was "
+                "created from this set's tasks."
             )
         for rater, result, seconds in _words(task, where):
             _take(result, str(item), rater, seconds, rating_set, where, ratings, notes)
@@ -130,7 +126,7 @@ def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
 
 
 def _words(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], float]]:
-    """Who said what, and the seconds for each choice, where they are known."""
+    """Yield the rater, the results, and the seconds per choice if known."""
     for kind in ("predictions", "annotations"):
         for each in task.get(kind) or []:
             if not isinstance(each, dict) or not isinstance(each.get("result"), list):
@@ -140,7 +136,7 @@ def _words(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], f
             rater = each.get("model_version") if kind == "predictions" else _annotator(each.get("completed_by"))
             if not rater:
                 who = "model_version" if kind == "predictions" else "completed_by"
-                raise DataError(f"{where}: one of its {kind} doesn't say whose it is ({who}).")
+                raise DataError(f"{where}: one of its {kind} has no author ({who}).")
             choices = sum(isinstance(one, dict) and one.get("type") == "choices" for one in each["result"])
             spent = each.get("lead_time")
             yield (
@@ -151,7 +147,7 @@ def _words(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], f
 
 
 def _annotator(by: Any) -> str:
-    """The name of a user: an e-mail address, or a number that Label Studio gave."""
+    """Return the name of a user: an e-mail address, or the number assigned by Label Studio."""
     if isinstance(by, dict):
         return str(by.get("email") or by.get("username") or (f"user {by['id']}" if by.get("id") else ""))
     return f"user {by}" if by else ""
@@ -183,12 +179,12 @@ def _take(
             ratings.append(Rating(rater, item, axis.name, option, float(meta.get("seconds", seconds)), time, round))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{where}: {one!r} is no choice of this set's labeling configuration, nor a text for it."
+                f"{where}: {one!r} is neither a choice of this set's labeling configuration nor one of its texts."
             ) from error
 
 
 def _joined(notes: list[Note]) -> list[Note]:
-    """One note of each rater and item, out of those that hold a comment or a better answer."""
+    """Merge notes with a comment or a better answer into one per rater and item."""
     found: dict[tuple[str, str, int], Note] = {}
     for note in notes:
         place = (note.rater, note.item, note.round)
@@ -205,13 +201,13 @@ COLUMNS = ("item", "rater", "round", "axis", "option", "label", "text", "seconds
 NEEDED = ("item", "rater", "axis")
 UNBLINDED = ("example", "origin")
 COMMENT, BETTER = "comment", "better_answer"
-"""What stands in `axis` where the row holds a text."""
+"""Values of `axis` in rows that hold a text"""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
 class ImportedRatings:
-    """What an import did."""
+    """The result of an import."""
 
     new: int
     changed: int
@@ -221,12 +217,11 @@ class ImportedRatings:
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
     """Write the ratings and return the files: one CSV, or Label Studio's tasks and its labeling configuration.
 
-    With `unblind` each row also says which example it is about and whose answer it is. Raises DataError for an unknown
-    format.
+    With `unblind`, each row also has the example and the origin of the answer. Raises DataError for an unknown format.
     """
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
-        raise DataError(f"There is no format {kind!r}. Choose from {', '.join(FORMATS)}.")
+        raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")
     rating_set, store = read_set(folder, task), Store(folder)
     names = {id: rater.name for id, rater in store.raters().items()}
     said = RatingsAndNotes(
@@ -243,9 +238,9 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Store what a CSV or a Label Studio export says; all of it, or nothing where a row makes no sense.
+    """Import all ratings in a CSV file or a Label Studio export, or none if a row is invalid.
 
-    What the same rater said before about the same thing is replaced, so the same file may come twice. Raises DataError
+    Earlier ratings by the same rater of the same item are replaced, so a file can be imported again. Raises DataError
     with the line.
     """
     rating_set, store = read_set(folder, task), Store(folder)
@@ -286,7 +281,7 @@ def _write_csv(
 
 
 def _safe(text: str) -> str:
-    """The text so that no spreadsheet takes it for a formula."""
+    """Return the text escaped so that spreadsheets don't read it as a formula."""
     return f"'{text}" if text.startswith(_FORMULA) or (text.startswith("'") and text[1:].startswith(_FORMULA)) else text
 
 
@@ -305,12 +300,14 @@ def _read_csv(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
         if not number:
             missing = [column for column in NEEDED if column not in row]
             if missing:
-                raise DataError(f"{path}, line 1: no column {', '.join(missing)}. Needed are {', '.join(NEEDED)}.")
+                raise DataError(
+                    f"{path}, line 1: no column {', '.join(missing)}. Required columns: {', '.join(NEEDED)}."
+                )
         item, rater = _cell(row, "item"), _unsafe(_cell(row, "rater"))
         if item not in rating_set.items:
-            raise DataError(f"{where}: this set has no item {item!r}. Is the file of another rating set?")
+            raise DataError(f"{where}: this set has no item {item!r}. Is the file from another rating set?")
         if not rater:
-            raise DataError(f"{where}: no rater. Say who rated, by a name or initials.")
+            raise DataError(f"{where}: no rater. Give the rater's name or initials.")
         round = _round(row, where)
         if row["axis"] in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
@@ -323,7 +320,7 @@ def _read_csv(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
             ratings.append(_rating(row, where, rating_set, rater, round))
     first = next(rejects.rows(), None)
     if first:
-        raise DataError(f"{first['where']}: {first['reason']}. Nothing was taken over.")
+        raise DataError(f"{first['where']}: {first['reason']}. Nothing was imported.")
     return RatingsAndNotes(ratings, list(notes.values()))
 
 
@@ -342,7 +339,7 @@ def _rating(row: Mapping[str, Any], where: str, rating_set: RatingSet, rater: st
     axis = rating_set.axis(_cell(row, "axis"))
     if axis is None:
         known = ", ".join([*(each.name for each in rating_set.axes), COMMENT, BETTER])
-        raise DataError(f"{where}: this set has no axis {_cell(row, 'axis')!r}. It has {known}.")
+        raise DataError(f"{where}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
     text, label = _cell(row, "option"), _cell(row, "label")
     numbers = {str(number): number for number in range(1, len(axis.options) + 1)} | {"0": None}
     labels = {CANNOT: None} | {option.label: number for number, option in enumerate(axis.options, start=1)}
@@ -358,6 +355,6 @@ def _rating(row: Mapping[str, Any], where: str, rating_set: RatingSet, rater: st
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise DataError(f"{where}: seconds {spent!r} isn't a number from 0 on.")
+        raise DataError(f"{where}: seconds {spent!r} is not a number of at least 0.")
     option = numbers[text] if text else labels[label]
     return Rating(rater, _cell(row, "item"), axis.name, option, seconds, _cell(row, "time"), round)

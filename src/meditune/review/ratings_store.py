@@ -1,4 +1,4 @@
-"""What raters said, in one SQLite file: written through at once, safe with several raters and a killed server."""
+"""The store of ratings: one SQLite file, written at once, safe with several raters and if the server is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meditune.errors import MedituneError
 from meditune.review.rating_set import STORE
 
 RATING, ADJUDICATION = 1, 2
-"""The rounds: everybody's ratings, and the word that settles where they disagree."""
+"""The rounds: first everyone's ratings, then the adjudication of disagreements"""
 BUSY_S = 20.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS raters (
@@ -34,60 +34,60 @@ CREATE TABLE IF NOT EXISTS notes (
 
 @dataclass(frozen=True)
 class Rater:
-    """Someone who rates."""
+    """A rater."""
 
     id: str
-    """Random, so that it can stand in requests in the name's place"""
+    """Random, used in requests instead of the name"""
     name: str
     number: int
-    """From 1, in the order of their coming"""
+    """From 1, in order of first sign-in"""
     place: int | None
-    """From 0, among those who share the first round; None of who only adjudicates"""
+    """From 0, among those who share the first round; None for those who only adjudicate"""
 
     @property
     def code(self) -> str:
-        """What reports call the rater."""
+        """The code of the rater in reports."""
         return f"R{self.number}"
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One rater's word on one axis of one item."""
+    """One rater's rating of one item on one axis."""
 
     rater: str
     item: str
     axis: str
     option: int | None
-    """From 1; None for "can't judge" """
+    """From 1; None for "can't judge"."""
     seconds: float
     time: str = ""
-    """UTC, ISO 8601; empty for now"""
+    """UTC, ISO 8601; empty for the current time"""
     round: int = RATING
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a rater wrote about an item."""
+    """A rater's texts about an item."""
 
     rater: str
     item: str
     comment: str
     better: str
-    """The answer that should have been given; empty where the rater wrote none"""
+    """The answer that should have been given; empty if the rater wrote none"""
     time: str = ""
     round: int = RATING
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to keep."""
+        """True if there is nothing to store."""
         return not self.comment.strip() and not self.better.strip()
 
 
 class Store:
-    """The ratings of one set. Every call opens the file for itself, so any thread or process may make it."""
+    """The ratings of one set. Every call opens its own connection, so any thread or process can call it."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the file, for this user alone, where there is none. Raises MedituneError where it can't be used."""
+        """Create the file for this user alone if it is missing. Raises MedituneError if it cannot be used."""
         self.path = folder / STORE
         if not self.path.exists() and os.access(folder, os.W_OK):
             self.path.touch(mode=0o600)
@@ -96,9 +96,9 @@ class Store:
             base.executescript(_TABLES)
 
     def rater(self, name: str, joins: bool = True) -> Rater:
-        """The rater of that name, without regard to case and spacing; a new one where there was none.
+        """Return the rater of that name, ignoring case and spacing; create one if needed.
 
-        One who `joins` gets a share of the first round.
+        A rater who `joins` gets a share of the first round.
         """
         shown = " ".join(name.split())
         with self._opened() as base:
@@ -118,13 +118,13 @@ class Store:
             return found
 
     def raters(self) -> dict[str, Rater]:
-        """Everybody who ever began, by id."""
+        """Return all raters by id."""
         with self._opened() as base:
             rows = base.execute("SELECT id, name, number, place FROM raters ORDER BY number").fetchall()
         return {row[0]: Rater(*row) for row in rows}
 
     def save(self, ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> None:
-        """Store all of these or none; what the same rater said before about the same thing is replaced."""
+        """Store all of these or none; they replace earlier ratings by the same rater of the same item."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")
@@ -146,7 +146,7 @@ class Store:
             base.execute("COMMIT")
 
     def remove(self, rater: str, item: str, axis: str, round: int = RATING) -> None:
-        """Take a rating back; nothing happens where there is none."""
+        """Delete a rating if it exists."""
         with self._opened() as base:
             base.execute(
                 "DELETE FROM ratings WHERE rater = ? AND round = ? AND item = ? AND axis = ?",
@@ -154,7 +154,7 @@ class Store:
             )
 
     def ratings(self, rater: str | None = None, item: str | None = None) -> list[Rating]:
-        """Ratings of all rounds, or only of one rater or item, in the order in which raters came."""
+        """Return the ratings of all rounds, optionally of one rater or item, in order of raters."""
         with self._opened() as base:
             rows = base.execute(
                 "SELECT rater, item, axis, option, seconds, time, round FROM ratings JOIN raters ON rater = id "
@@ -164,7 +164,7 @@ class Store:
         return [Rating(*row) for row in rows]
 
     def notes(self, rater: str | None = None, item: str | None = None) -> list[Note]:
-        """Comments and better answers of all rounds, or only of one rater or item."""
+        """Return the comments and better answers of all rounds, optionally of one rater or item."""
         with self._opened() as base:
             rows = base.execute(
                 "SELECT rater, item, comment, better, time, round FROM notes JOIN raters ON rater = id "
@@ -175,7 +175,7 @@ class Store:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection outside any transaction; each statement is on the disk when it returns."""
+        """Yield a connection in autocommit mode; each statement is on disk when it returns."""
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as base:
                 base.execute("PRAGMA synchronous = FULL")
@@ -183,6 +183,6 @@ class Store:
                 yield base
         except sqlite3.DatabaseError as error:
             raise MedituneError(
-                f"{self.path} can't be used ({error}). Check the disk's space and the file's permissions; where it is "
-                "damaged, put a copy in its place."
+                f"{self.path} cannot be used ({error}). Check the free disk space and the file's permissions; if it "
+                "is damaged, replace it with a backup."
             ) from error

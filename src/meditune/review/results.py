@@ -1,10 +1,6 @@
-"""What the ratings say: scores of each origin with intervals, tuned against base, agreement, disputes.
+"""The results of ratings: scores per origin with intervals, tuned against base, agreement, disputes, preference pairs.
 
-A set with its key and what was said: what every task's results start from.
-
-Ratings as pairs of a better and a worse answer, for preference tuning (train.preference.path).
-
-What the results of every task hold: agreement, disputes, time spent, and who hasn't finished.
+Functions that take a task are shared by rating and data checks. Preference pairs are for train.preference.path.
 """
 
 from __future__ import annotations
@@ -49,7 +45,7 @@ Key = TypeVar("Key", bound=Origin)
 
 @dataclass(frozen=True)
 class RatedSet(Generic[Key]):
-    """Ratings and notes of items and axes that the set has."""
+    """A rating set with its key, and the ratings and notes on its items."""
 
     set: RatingSet
     key: dict[str, Key]
@@ -60,7 +56,7 @@ class RatedSet(Generic[Key]):
     notes: list[Note]
 
     def without(self, raters: Container[str]) -> RatedSet[Key]:
-        """As if these raters, by id, had said nothing in the first round."""
+        """Return the set without these raters' (ids) ratings of the first round."""
         return RatedSet(
             self.set, self.key, self.made_from, self.raters,
             [rating for rating in self.first if rating.rater not in raters],
@@ -70,7 +66,7 @@ class RatedSet(Generic[Key]):
 
 
 def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key]) -> RatedSet[Key]:
-    """The set in `folder` with its ratings. Raises DataError where it isn't whole, or a set of another task."""
+    """Return the set in `folder` with its ratings. Raises DataError if it is incomplete, or a set of another task."""
     rating_set, (key, made_from) = read_set(folder, task), read_key_as(folder, made)
     store = Store(folder)
     ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
@@ -83,7 +79,7 @@ SEED = 17
 
 
 def agreement(axis: Axis, said: Sequence[Rating], rated: RatedSet[Key]) -> dict[str, Any]:
-    """alpha, fleiss (of the items that the commonest number of raters rated) and cohen for each pair of raters."""
+    """Return alpha, fleiss (for items with the most common number of raters), and cohen for each pair of raters."""
     raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
     items = list(dict.fromkeys(rating.item for rating in said))
     table = np.full((len(items), len(raters)), np.nan)
@@ -117,7 +113,7 @@ def _said(found: Agreement) -> dict[str, Any]:
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:
-    """The median time that a rater took for an answer; ratings that came from a file without times don't count."""
+    """Return a rater's median time per answer; imported ratings without times are ignored."""
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for rating in ratings:
         spent[rating.rater, rating.item] += rating.seconds
@@ -126,12 +122,12 @@ def seconds(ratings: Iterable[Rating]) -> float | None:
 
 
 def in_dispute(rated: RatedSet[Key]) -> list[Dispute]:
-    """What raters disagree on, the most disputed first."""
+    """Return the disputed items, the most disputed first."""
     return disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ())
 
 
 def disputes(rated: RatedSet[Key]) -> list[dict[str, Any]]:
-    """The same in words."""
+    """Return the disputes with labels instead of numbers."""
     rows = []
     for each in in_dispute(rated):
         item: Item = rated.set.items[each.item]
@@ -146,7 +142,7 @@ def disputes(rated: RatedSet[Key]) -> list[dict[str, Any]]:
 
 
 def unfinished(rated: RatedSet[Key]) -> list[str]:
-    """Who began and hasn't given every rating that was asked for."""
+    """Return a remark for each rater who started but hasn't finished."""
     remarks = []
     for id in dict.fromkeys(rating.rater for rating in rated.first):
         rater = rated.raters[id]
@@ -161,13 +157,14 @@ ORIGINS = ("base", "tuned", "reference")
 
 
 def read_rated(folder: Path) -> RatedSet[Origin]:
-    """The rating set in `folder` with its ratings. Raises DataError where it isn't whole."""
+    """Return the rating set in `folder` with its ratings. Raises DataError if it is incomplete."""
     return read_rated_as(folder, RATE, origin_of)
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The content of results.json, as docs/how-to/rate-answers.md describes it. Raises DataError where there is no
-    whole set."""
+    """Return the content of results.json, described in docs/how-to/rate-answers.md. Raises DataError if there is no
+    complete set.
+    """
     rated = read_rated(folder)
     scores = item_scores(rated)
     axes = {
@@ -197,7 +194,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def of_run(run: Path) -> dict[str, Any] | None:
-    """The results of the rating set inside a run's folder; None where there is none, or nothing was rated yet."""
+    """Return the results of the rating set inside a run's folder; None if there is none or nothing was rated yet."""
     folder = run / "review"
     if not (folder / SET).is_file() or read_set(folder).task is not RATE:
         return None
@@ -206,7 +203,7 @@ def of_run(run: Path) -> dict[str, Any] | None:
 
 
 def write_results(folder: Path) -> dict[str, Any]:
-    """The results, stored as results.json and results.html in the set's folder too."""
+    """Return the results, and store them as results.json and results.html in the set's folder."""
     from meditune.evaluate.report.data_sections import render_review
 
     found = results(folder)
@@ -216,7 +213,7 @@ def write_results(folder: Path) -> dict[str, Any]:
 
 
 def item_scores(rated: RatedSet[Origin]) -> dict[str, dict[str, float | None]]:
-    """Item -> axis -> its score, 0 to 100: of the adjudicators where there are any, else the raters' mean."""
+    """Return item -> axis -> score, 0 to 100, from the adjudicators if there are any, otherwise the raters' mean."""
     words: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
     for rating in (*rated.settled, *(each for each in rated.first if (each.item, each.axis) not in settled)):
@@ -232,7 +229,7 @@ def item_scores(rated: RatedSet[Origin]) -> dict[str, dict[str, float | None]]:
 
 
 def overall(rated: RatedSet[Origin], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Item -> the mean of its axes' scores; None where some axis has no rating at all."""
+    """Return item -> mean of its axes' scores; None if an axis has no rating."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
     found: dict[str, float | None] = {}
     for id, by_axis in scores.items():
@@ -262,7 +259,7 @@ def _axis(axis: Axis, rated: RatedSet[Origin], scores: Mapping[str, float | None
 
 
 def _by_question(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
-    """Origin -> example -> score."""
+    """Return origin -> example -> score."""
     found: dict[str, dict[str, float]] = {name: {} for name in ORIGINS}
     for id, score in scores.items():
         for origin in key[id].origins:
@@ -277,7 +274,7 @@ def _groups(key: Mapping[str, Origin], examples: Iterable[str]) -> list[str]:
 
 
 def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Origin -> its mean `score` over questions, `ci95`, and how many `questions` it rests on."""
+    """Return for each origin its mean `score` over questions, `ci95`, and the number of `questions`."""
     rows = {}
     for name, by_example in _by_question(key, scores).items():
         each = np.array([[score, 1.0] for score in by_example.values()]).reshape(-1, 2)
@@ -290,9 +287,9 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 
 
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Tuned minus base on the questions on which both were rated; None where there are fewer than two groups of them.
+    """Return tuned minus base on the questions with ratings for both; None if they have fewer than two groups.
 
-    As in a run's report: `delta`, `ci95`, `p` (paired bootstrap), `better`, `test`, `questions`.
+    Keys as in a run's report: `delta`, `ci95`, `p` (paired bootstrap), `better`, `test`, `questions`.
     """
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
@@ -317,17 +314,17 @@ def _means(sums: AnyArray) -> AnyArray:
 
 
 def _remarks(rated: RatedSet[Origin]) -> list[str]:
-    """What one must know before one believes the figures."""
+    """Return remarks that matter for interpreting the results."""
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
     if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
-        remarks.append(f"The answers in {run} were written anew since: these ratings are of the earlier ones.")
+        remarks.append(f"The answers in {run} were generated again since; these ratings are for the earlier ones.")
     return sorted(remarks)
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was written, and what gave no pair."""
+    """The pairs that were written, and the reasons for those that weren't."""
 
     rated: int
     corrected: int
@@ -335,11 +332,10 @@ class Made:
 
 
 def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> Made:
-    """Write pairs as JSON Lines that train.preference.path reads; returns how many came about how.
+    """Write pairs as JSON Lines for train.preference.path; return how many there are of each kind.
 
-    An answer's rating is the mean score over its axes on a scale from 1 to 5, so `margin` 1 is a quarter of the way
-    from worst to best. Whoever wrote a better answer prefers it to the one that was shown. Raises DataError where there
-    is nothing to make pairs of.
+    An answer's rating is its mean score over the axes on a scale from 1 to 5, so a `margin` of 1 is a quarter of the
+    range. A rater's better answer is preferred to the one that was shown. Raises DataError if there are no pairs.
     """
     rated = read_rated(folder)
     scores = overall(rated, item_scores(rated))
@@ -349,9 +345,9 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> M
     corrected = list(_corrected(rated.set, rated.key, Store(folder).notes(), rejects))
     left_out = rejects.counts().get(SOURCE, {})
     if not pairs and not corrected:
-        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "nothing was rated on every line"
-        raise DataError(f"{folder}: no pair can be made of its ratings ({why}). Lower --margin, or rate more.")
-    # The reader puts its prefix before ids, and says itself how a pair came about.
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no item was rated on all axes"
+        raise DataError(f"{folder}: its ratings give no pairs ({why}). Lower --margin, or rate more answers.")
+    # The reader adds its prefix to ids and determines the kind of each pair.
     rows = (pair.model_dump(mode="json", exclude={"kind"}) for pair in (*pairs, *corrected))
     write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows), private=True)
     return Made(len(pairs), len(corrected), left_out)
@@ -393,5 +389,5 @@ def _group(origin: Origin) -> str:
 
 
 def _terms(origin: Origin) -> dict[str, Any]:
-    """Where a question comes from, and whether it may be passed on."""
+    """Return the source of a question, and whether it may be shared."""
     return {"source": origin.group.partition("/")[0], "restricted": origin.restricted}

@@ -1,8 +1,7 @@
-"""The page's server: hands out items without their origin, and stores what is said about them at once.
+"""The server of the rating page (`meditune review serve`): serves blinded items, and stores ratings at once.
 
-Names of raters and what they write travel in bodies only, never in addresses, and nothing of either is logged.
-
-`meditune review serve`: the page on this machine, or with a token in its address for others.
+It runs on this machine, or for others with a token in its URL. Raters' names and texts are sent only in request bodies,
+never in URLs, and are not logged.
 """
 
 import asyncio
@@ -39,14 +38,16 @@ HEADERS = {
 }
 LONGEST, LONGEST_ANSWER = 20_000, 200_000
 BODY_BYTES = 12 * (LONGEST + LONGEST_ANSWER) + 2**16
-"""A character of JSON takes twelve bytes at most, written as two escapes."""
+"""A character takes at most twelve bytes in JSON, as two escapes."""
 TOO_LARGE = f"The body is larger than {BODY_BYTES:,} bytes."
 DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
-"""What is still read of a body that was refused: closed over unread data, a client sees a reset and not the reason."""
+"""Limits for reading the rest of a refused body: if the server closed the connection with unread data, the client would
+see a reset instead of the reason.
+"""
 
 
 class RaterBody(BaseModel):
-    """Who begins to rate."""
+    """A rater who signs in."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1, max_length=80, pattern=r"\S")
@@ -61,7 +62,7 @@ class RatingBody(BaseModel):
 
 
 class NoteBody(BaseModel):
-    """What a rater wrote about an item."""
+    """A rater's texts about an item."""
 
     model_config = ConfigDict(extra="forbid")
     comment: str = Field("", max_length=LONGEST)
@@ -69,7 +70,7 @@ class NoteBody(BaseModel):
 
 
 class ReviewApp:
-    """A set, its store, and the round that is served: with disputes, even none, the one that settles them."""
+    """A rating set, its store, and the current round: adjudication if `disputes` isn't None, otherwise rating."""
 
     def __init__(self, rating_set: RatingSet, store: Store, disputes: Sequence[Dispute] | None) -> None:
         self.set, self.store = rating_set, store
@@ -78,7 +79,7 @@ class ReviewApp:
         self.disputes = {each.item: each for each in disputes or ()}
 
     def work(self, rater: Rater) -> list[dict[str, Any]]:
-        """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
+        """Return the rater's items in order: `id`, `axes`, and the number of axes already rated (`done`)."""
         asked = {each.item: list(each.said) for each in self.disputes.values()}
         if self.round == RATING:
             asked = {item: self.set.asked(item) for item in self.set.work(rater.place or 0)}
@@ -89,7 +90,7 @@ class ReviewApp:
         return [{"id": item, "axes": axes, "done": done.get(item, 0)} for item, axes in asked.items()]
 
     def shown(self, item: Item, rater: Rater) -> dict[str, Any]:
-        """What the page shows of an item, with what this rater has said about it."""
+        """Return the content of an item for the page, with this rater's ratings and texts."""
         mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
         notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
         dispute = self.disputes.get(item.id)
@@ -108,34 +109,36 @@ class ReviewApp:
         }
 
     def _written(self, item: Item) -> list[dict[str, str]]:
-        """What raters wrote in the first round, without their names."""
+        """Return the texts of the first round, without raters' names."""
         notes = [note for note in self.store.notes(item=item.id) if note.round == RATING]
         return [{"comment": note.comment, "better": note.better} for note in notes]
 
     def item(self, id: str) -> Item:
-        """The item of that id; 404 where there is none."""
+        """Return the item of that id. Raises a 404 error if there is none."""
         if id not in self.set.items:
-            raise HTTPException(404, "This set has no such answer. Load the page again.")
+            raise HTTPException(404, "This set has no such answer. Reload the page.")
         return self.set.items[id]
 
     def axis(self, name: str, option: int | None = None) -> Axis:
-        """The axis of that name; 404 where there is none, 422 where it has no such option."""
+        """Return the axis of that name. Raises a 404 error if there is none, a 422 error if it lacks the option."""
         axis = self.set.axis(name)
         if axis is None:
-            raise HTTPException(404, f"This set has no axis {name!r}. Load the page again.")
+            raise HTTPException(404, f"This set has no axis {name!r}. Reload the page.")
         if option is not None and not 1 <= option <= len(axis.options):
             raise HTTPException(422, f"{axis.title} has options 1 to {len(axis.options)}, not {option}.")
         return axis
 
 
 def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
-    """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
+    """Return the application. Requests must name one of `hosts` (if any are given), and carry the `token` if there is
+    one.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     rating_set, store = here.set, here.store
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        # FastAPI's own answer repeats what was sent, which may be no text that can be written.
+        # FastAPI's own response repeats the input, which may be text that cannot be encoded.
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return JSONResponse({"detail": "; ".join(wrong).encode("utf-8", "replace").decode()}, status_code=422)
 
@@ -146,7 +149,7 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
     def rater(x_rater: Annotated[str, Header(max_length=64)]) -> Rater:
         found = store.raters().get(x_rater)
         if found is None:
-            raise HTTPException(403, "The server doesn't know this rater. Type your name again.")
+            raise HTTPException(403, "The server doesn't know this rater. Enter your name again.")
         return found
 
     known = Annotated[Rater, Depends(rater)]
@@ -203,13 +206,13 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
 
 
 class Guard:
-    """ASGI middleware: who may ask, bodies of no more than BODY_BYTES, and the headers of every response."""
+    """ASGI middleware that checks access, limits bodies to BODY_BYTES, and sets the headers of every response."""
 
     def __init__(self, app: ASGIApp, hosts: set[str], token: str | None) -> None:
         self.app, self.hosts, self.token = app, hosts, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -253,29 +256,29 @@ def _file(path: Path) -> Callable[[], FileResponse]:
 
 
 def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
-    """Why a request isn't answered: no address, another site's name or page, too large a body, or no token."""
+    """Return the refusal of a request (bad address or host, cross-site write, large body, no token), or None."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     try:
         named = urlsplit(f"//{host}").hostname or ""
         foreign = bool(origin) and urlsplit(origin).netloc != host
     except ValueError:
-        return JSONResponse({"detail": "The Host or Origin header is no address."}, status_code=400)
+        return JSONResponse({"detail": "The Host or Origin header is not a valid address."}, status_code=400)
     if hosts and named not in hosts:
-        return JSONResponse({"detail": "This server doesn't answer to that name."}, status_code=421)
+        return JSONResponse({"detail": "This server doesn't accept requests for that host name."}, status_code=421)
     if foreign:
-        return JSONResponse({"detail": "Another site's page may not write here."}, status_code=403)
+        return JSONResponse({"detail": "Pages of other sites may not write here."}, status_code=403)
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > BODY_BYTES:
         return JSONResponse({"detail": TOO_LARGE}, status_code=413)
     if token and request.url.path.startswith("/api/"):
         given = request.headers.get("x-review-token", "")
         if not hmac.compare_digest(given.encode(), token.encode()):
-            return JSONResponse({"detail": "Open the page by the address that was printed."}, status_code=401)
+            return JSONResponse({"detail": "Open the page by the URL that was printed at the start."}, status_code=401)
     return None
 
 
 EVERYWHERE = {"0.0.0.0", "::"}
-"""Addresses that mean each of this machine's; others reach it by its name."""
+"""Addresses that mean all network interfaces; other machines use this machine's name"""
 
 
 def serve(
@@ -286,16 +289,18 @@ def serve(
     disputes: Sequence[Dispute] | None = None,
     task: Task = RATE,
 ) -> None:
-    """Serve the set in `folder` until the process is ended, or only its `disputes`; `say` is told the address.
+    """Serve the set in `folder`, or only its `disputes`, until the process ends; `say` receives the URL.
 
-    Anywhere but on the loopback, requests must bear a random token, which is part of that address. Raises DataError
-    where there is no set, MedituneError where the port can't be had or nothing is disputed.
+    Except on the loopback address, requests must carry a random token, which is part of the URL. Raises DataError if
+    there is no set, MedituneError if the port is unavailable or nothing is disputed.
     """
     import uvicorn
 
     here = ReviewApp(read_set(folder, task), Store(folder), disputes)
     if here.adjudicating and not here.disputes:
-        raise MedituneError(f"No answer in {folder} was judged differently by two raters: there is nothing to settle.")
+        raise MedituneError(
+            f"No answer in {folder} was judged differently by two raters; there is nothing to adjudicate."
+        )
     listening = _bound(host, port)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     app = app_for(here, LOCAL if token is None else set(), token)
@@ -305,15 +310,15 @@ def serve(
     say(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
     if token:
         say(
-            "Whoever has this address can read the questions and answers. It is plain HTTP: between machines, put it "
-            "behind TLS or a VPN."
+            "Anyone with this URL can read the questions and answers. It is plain HTTP: for use between machines, "
+            "put it behind TLS or a VPN."
         )
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 
 def in_dispute(folder: Path) -> list[Dispute]:
-    """What the raters of a rating set disagree on; its key isn't read, so whoever settles it is as blind as they."""
+    """Return the disputes of a rating set. The key isn't read, so the adjudicator is blinded too."""
     return disputed(read_set(folder, RATE).axes, Store(folder).ratings())
 
 
@@ -326,7 +331,7 @@ def _bound(host: str, port: int) -> socket.socket:
         made.listen(128)
     except OSError as error:
         raise MedituneError(
-            f"{host}:{port} can't be listened on ({error.strerror}). Choose another --host or --port; --port 0 takes a "
-            "free one."
+            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
+            "free port."
         ) from error
     return made

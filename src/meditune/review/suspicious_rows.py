@@ -1,6 +1,6 @@
-"""How suspicious a row is, from what can be seen without anybody reading it; only for the order of checking.
+"""Suspicion scores of rows, computed without human input and used only to order them for checking.
 
-A signal looks at all rows and names those that stand out. What other checks have found can be given as one more signal
+Each signal looks at all rows and returns those that stand out. Findings of other checks can be added as another signal
 (`flagged`).
 """
 
@@ -20,16 +20,16 @@ from meditune.evidence.words import tokens
 from meditune.progress import track
 
 FAR = 3.0
-"""So many median absolute deviations from the source's usual length are suspicious"""
+"""Number of median absolute deviations from the source's usual length that counts as suspicious"""
 SPREAD = 0.3
-"""Lengths of a source that are more alike than this, in logarithms, are taken to be so apart"""
+"""Minimum spread of a source's lengths, in logarithms"""
 ON_TOPIC = 0.35
-"""An answer with this share of the question's words, weighted, is taken to be about it"""
+"""Minimum weighted share of the question's words in an answer that counts as on topic"""
 
 
 @dataclass(frozen=True)
 class SuspicionSignal:
-    """What a signal sees in a row."""
+    """The score of a signal for a row."""
 
     score: float
     """0 to 1"""
@@ -37,21 +37,21 @@ class SuspicionSignal:
 
 
 Signal = Callable[[Sequence[Example]], Mapping[str, SuspicionSignal]]
-"""From all rows to what is noticed in some of them, by id"""
+"""Maps all rows to findings for some of them, by id"""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Of one row."""
+    """The suspicion score of one row."""
 
     score: float = 0.0
-    """0 to 1: the signals' scores as if each were an independent chance that something is wrong"""
+    """0 to 1: the signals' scores combined like independent probabilities of an error"""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Signal -> what it saw"""
+    """Signal -> reason"""
 
 
 def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dict[str, Suspicion]:
-    """By id, how suspicious each row is."""
+    """Return the suspicion score of each row by id."""
     noticed: dict[str, dict[str, SuspicionSignal]] = defaultdict(dict)
     for name, signal in signals.items():
         for id, found in signal(examples).items():
@@ -66,7 +66,7 @@ def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dic
 
 
 def unusual_length(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
-    """Answers far shorter or longer than their source's, on a logarithmic scale."""
+    """Return answers far shorter or longer than usual for their source, on a logarithmic scale."""
     lengths: dict[str, dict[str, float]] = defaultdict(dict)
     for each in examples:
         if each.answer:
@@ -84,7 +84,7 @@ def unusual_length(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
 
 
 def off_topic(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
-    """Answers, and passages with them, that share few of the question's telling words."""
+    """Return answers that, together with their passages, share few of the question's important words."""
     found = {}
     for each in track(examples, "Comparing answers with questions", unit="rows"):
         asked = Sentence(each.question)
@@ -97,25 +97,25 @@ def off_topic(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
 
 
 def stems(*texts: str) -> set[str]:
-    """Of the words in these texts."""
+    """Return the stems of the words in these texts."""
     return {token.stem for text in texts for token in tokens(text)}
 
 
 def unsupported(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
-    """Answers that their own passages don't bear out, as the faithfulness detector sees it."""
+    """Return answers that their own passages don't support, according to the faithfulness detector."""
     found = {}
     for each in track(
         [row for row in examples if row.context and row.answer], "Comparing answers with passages", unit="rows"
     ):
         judged = detect(each.answer, Sources([passage.text for passage in each.context], each.question))
         if judged.score is not None and (judged.spans or not judged.faithful):
-            why = judged.spans[0].why if judged.spans else "no passage bears it out"
+            why = judged.spans[0].why if judged.spans else "no passage supports it"
             found[each.id] = SuspicionSignal(0.8 * (1 - judged.score), why)
     return found
 
 
 def contradicted(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
-    """Rows whose question is asked again with the same passages and answered otherwise."""
+    """Return rows whose question occurs again with the same passages but another answer."""
     asked: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for each in examples:
         asked[question_key(each.question), question_key(" ".join(p.text for p in each.context))].append(each)
@@ -125,14 +125,14 @@ def contradicted(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
         answers = {question_key(each.answer) for each in rows if each.answer}
         for each in rows:
             if len(decisions) > 1:
-                found[each.id] = SuspicionSignal(0.8, "the same question has another decision elsewhere")
+                found[each.id] = SuspicionSignal(0.8, "the same question has a different decision elsewhere")
             elif len(answers) > 1:
-                found[each.id] = SuspicionSignal(0.3, "the same question has another answer elsewhere")
+                found[each.id] = SuspicionSignal(0.3, "the same question has a different answer elsewhere")
     return found
 
 
 def repeated(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
-    """Answers that stand under other questions, too."""
+    """Return answers that also occur with other questions."""
     said: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for each in examples:
         if each.answer:
@@ -142,12 +142,14 @@ def repeated(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
         others = len(questions) - 1
         where = "another question" if others == 1 else f"{others} other questions"
         for id in (id for ids in questions.values() for id in ids if others):
-            found[id] = SuspicionSignal(0.4, f"the same answer stands under {where}")
+            found[id] = SuspicionSignal(0.4, f"the same answer occurs with {where}")
     return found
 
 
 def flagged(records: Iterable[Mapping[str, Any]]) -> Signal:
-    """What checks of the data noted about rows that they kept: records with `id`, `rule`, `action` (flag), `detail`."""
+    """Return a signal from notes of data checks on rows they kept: records with `id`, `rule`, `action` (flag),
+    `detail`.
+    """
     by_id: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record["action"] == "flag":

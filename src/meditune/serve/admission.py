@@ -1,12 +1,4 @@
-"""Who is answered now, who waits, and who is refused: a bounded queue that is fair between callers.
-
-The queue before triage: a bounded pool of threads, fair between callers, in which short messages never wait long.
-
-An emergency must not wait for the model, so triage comes before every other queue, and messages that take long to
-judge must not hold it up. The cost of triage grows with a message's length. Self-clocked fair queueing (Golestani,
-INFOCOM 1994) with characters as the cost gives every caller an equal share, and serves a short message before long
-ones. One thread is left to short messages, since a judgement that has begun can't be interrupted.
-"""
+"""Bounded queues that are fair between callers: one for the engine, and one for triage before it."""
 
 from __future__ import annotations
 
@@ -28,11 +20,11 @@ LONGEST_RETRY_S = 300
 
 
 class Admission:
-    """At most `at_once` requests inside, at most `waiting` before the door, none of them longer than `wait_s`.
+    """A queue in which at most `at_once` requests run and at most `waiting` wait, none longer than `wait_s`.
 
-    Who would have to wait longer is refused at once, by how long requests took lately, and not after waiting in vain.
-    Callers take turns, so one with many requests delays itself, not the others. Where the room is full, a newcomer with
-    fewer requests there takes the place of the youngest request of whoever has most.
+    A request that would have to wait longer, judged by the duration of recent requests, is refused at once. Callers
+    take turns, so a caller with many requests delays only itself. If the queue is full, a request of a caller with few
+    waiting requests displaces the newest request of the caller with the most.
     """
 
     def __init__(self, at_once: int, waiting: int, wait_s: float) -> None:
@@ -43,22 +35,22 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Requests before the door."""
+        """Return the number of waiting requests."""
         return sum(map(self._waits, self._queues))
 
     def expected_s(self) -> float:
-        """Seconds until a new request would have its turn, by how long the last ones took."""
+        """Return the seconds until a new request would have its turn, estimated from the duration of recent ones."""
         return self._mean_s * (self.waiting + 1) / self.at_once
 
     def retry_s(self) -> int:
-        """The same in whole seconds, at least one, for a refusal."""
+        """Return `expected_s` in whole seconds, at least 1 and at most 300, for the Retry-After header."""
         return min(LONGEST_RETRY_S, max(1, math.ceil(self.expected_s())))
 
     @asynccontextmanager
     async def place(self, who: str) -> AsyncIterator[float]:
-        """A place inside for the block; the seconds that were waited for it.
+        """Wait for a place, hold it for the block, and yield the seconds that the request waited.
 
-        Raises ApiError 429 where there is no room, or no turn in time.
+        Raises ApiError 429 if the queue is full, or if there is no turn in time.
         """
         asked = time.monotonic()
         await self._enter(who)
@@ -72,7 +64,7 @@ class Admission:
 
     @contextmanager
     def spare(self, wanted: int) -> Iterator[int]:
-        """Up to so many further places inside for the block, as many as are free and nobody waits for."""
+        """Hold up to `wanted` further places for the block and yield their number: those free while nobody waits."""
         taken = 0 if self._queues else max(0, min(wanted, self.at_once - self.inside))
         self.inside += taken
         try:
@@ -101,10 +93,10 @@ class Admission:
             raise
 
     def _full(self) -> ApiError:
-        return busy("The server is at its capacity. Try again later.", self.retry_s(), "overloaded")
+        return busy("The server is at capacity. Try again later.", self.retry_s(), "overloaded")
 
     def _left(self, who: str, turn: asyncio.Future[None]) -> None:
-        """Take a request out that no longer waits, or hand on the place that it has just been given."""
+        """Remove a request that no longer waits, or pass on the place that it has just been given."""
         if turn.done() and not turn.cancelled() and turn.exception() is None:
             self.inside -= 1
             self._next()
@@ -127,7 +119,7 @@ class Admission:
         return True
 
     def _waits(self, who: str) -> int:
-        """How many of a caller's requests wait; who has just left may still stand in the queue."""
+        """Return the number of a caller's waiting requests; those just cancelled may still be in the queue."""
         return sum(not turn.done() for turn in self._queues.get(who, ()))
 
     def _next(self) -> None:
@@ -145,30 +137,36 @@ class Admission:
 
 Result = TypeVar("Result")
 SHORT = 1_000
-"""Characters of a message that may use the thread that is kept free of long ones"""
+"""The maximum length of a message that may use the thread reserved for short messages, in characters"""
 BASE_COST = 200
-"""What a message costs beside its characters, in characters"""
+"""The fixed cost of a message, added to its length, in characters"""
 RETRY_S = 5
 OVERLOADED = (
-    "The server has more messages to look at than it can at the moment. If this is an emergency, call your emergency "
-    "number now. Otherwise try again later."
+    "The server has too many messages at the moment. If this is an emergency, call your emergency number now. "
+    "Otherwise try again later."
 )
 
 
 @dataclass(eq=False)
 class _Entry:
-    """A message that waits."""
+    """A waiting message."""
 
     caller: str
     characters: int
     arrived: float
-    """The virtual time then"""
+    """The virtual time of its arrival"""
     number: int
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class TriageQueue:
-    """At most `threads` messages are judged at once, at most `room` wait, none of them longer than `wait_s`."""
+    """A queue for triage: at most `threads` messages are judged at once, at most `room` wait, none over `wait_s`.
+
+    An emergency must not wait for the model, so triage comes before the engine's queue, and messages that take long to
+    judge must not delay it. The cost of triage grows with a message's length. Self-clocked fair queueing (Golestani,
+    INFOCOM 1994) with characters as the cost gives every caller an equal share, and serves short messages before long
+    ones. One thread is reserved for short messages, since a judgement that has begun can't be interrupted.
+    """
 
     def __init__(self, threads: int, room: int, wait_s: float) -> None:
         self.threads, self.room, self.wait_s = threads, room, wait_s
@@ -176,29 +174,29 @@ class TriageQueue:
         self._waiting: list[_Entry] = []
         self._running = self._long = 0
         self._time = 0.0
-        """Virtual: the finish tag of what was begun last"""
+        """The virtual time: the finish tag of the message that began last"""
         self._served: dict[str, float] = {}
-        """The finish tag of the last message of each caller that still waits with others"""
+        """The finish tag of the last served message of each caller that still has waiting messages"""
         self._numbers = itertools.count()
 
     async def run(self, caller: str, characters: int, judge: Callable[[], Result]) -> Result:
-        """Return what `judge` returns; it runs in the pool when it is this message's turn.
+        """Return the result of `judge`, which runs in the pool when it is this message's turn.
 
-        Raises ApiError 429 where there is no room, or no turn in time.
+        Raises ApiError 429 if the queue is full, or if there is no turn in time.
         """
         await self._enter(_Entry(caller, characters, self._time, next(self._numbers)))
         work = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, judge)
-        # The thread is free when the work has really ended, whether or not the caller is still there.
+        # The thread is free only when the work has really ended, even if the caller is gone.
         work.add_done_callback(lambda _: self._leave(characters))
         return await asyncio.shield(work)
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for their turn."""
+        """Return the number of waiting messages."""
         return len(self._waiting)
 
     def close(self) -> None:
-        """End the threads."""
+        """Shut down the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _enter(self, entry: _Entry) -> None:
@@ -220,19 +218,19 @@ class TriageQueue:
             raise
 
     def _given_up(self, entry: _Entry) -> None:
-        """Take out a message whose caller no longer waits, or hand on the turn that it has just been given."""
+        """Remove a message whose caller no longer waits, or pass on the turn that it has just been given."""
         if entry in self._waiting:
             self._remove(entry)
         elif entry.turn.done() and not entry.turn.cancelled() and entry.turn.exception() is None:
             self._leave(entry.characters)
 
     def _order(self, entry: _Entry) -> tuple[float, int]:
-        """Its finish tag; the smallest is next."""
+        """Return a message's finish tag; the message with the smallest is next."""
         begins = max(entry.arrived, self._served.get(entry.caller, 0.0))
         return begins + BASE_COST + entry.characters, entry.number
 
     def _last(self) -> _Entry:
-        """The message whose turn would come last: a caller's messages follow one another, the shortest first."""
+        """Return the message whose turn would come last. A caller's messages are served shortest first."""
         tags: dict[str, float] = {}
         ranked = sorted(self._waiting, key=lambda entry: (entry.characters, entry.number))
         for entry in ranked:
@@ -242,14 +240,14 @@ class TriageQueue:
         return next(entry for entry in reversed(ranked) if entry.caller == most)
 
     def _next(self) -> None:
-        """Begin whatever may begin."""
+        """Start the messages whose turn it is, while threads are free."""
         while self._running < self.threads:
             free_of_long = self.threads > 1 and self._long >= self.threads - 1
             able = [entry for entry in self._waiting if not (free_of_long and entry.characters > SHORT)]
             if not able:
                 return
             entry = min(able, key=self._order)
-            if entry.turn.done():  # its caller has just left
+            if entry.turn.done():  # the caller has just disconnected
                 self._remove(entry)
                 continue
             finish, _ = self._order(entry)

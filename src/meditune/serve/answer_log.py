@@ -1,4 +1,4 @@
-"""Writing answers down, before a client is told of them."""
+"""Storing answers before the client gets them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meditune.serve.store_access import run_in_store_thread
 from meditune.store.answers import Answer
 
 URGENT_S, METRICS_S = 1.0, 5.0
-"""How long urgent help, and an answer of which no text is kept, waits for the store at most"""
+"""How long urgent help, and an answer whose text isn't stored, wait for the store at most"""
 
 
 async def log_answer(
@@ -27,10 +27,10 @@ async def log_answer(
     outcome: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Keep an answer's metrics, and its texts where the server was told to; on the disk when this returns.
+    """Store an answer's metrics, and its texts if the settings say so. The row is on disk when this returns.
 
-    Raises MedituneError where a text can't be kept. Urgent help, and an answer of which only metrics are kept, is given
-    although the store fails: the log says that it wasn't kept in time, and the writing goes on until the store refuses.
+    Raises MedituneError if a text can't be stored. Urgent help, and an answer without stored texts, is sent even if the
+    store fails: the log then says that the answer wasn't stored in time, and the write continues in the background.
     """
     service.metrics.outcomes.labels(outcome).inc()
     if service.answers is None:
@@ -59,4 +59,4 @@ async def log_answer(
             await run_in_store_thread(service.answers.keep, row)
     except (MedituneError, OSError) as error:
         service.metrics.store_failures.inc()
-        LOGGER.error("an answer wasn't kept in time", extra={"outcome": outcome} | where(error))
+        LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | where(error))

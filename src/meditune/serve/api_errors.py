@@ -1,8 +1,6 @@
-"""Errors in the shape that OpenAI's API gives them, so that its clients raise what their users expect.
+"""Errors in the format of OpenAI's API, so that its clients raise the expected exceptions, and the trace of a request.
 
 https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "type", "param", "code"}}`.
-
-What is noted of one request on its way: its id, headers to send with it, facts for the log.
 """
 
 from __future__ import annotations
@@ -23,31 +21,31 @@ from meditune.errors import DataError, EngineError, EngineUnavailableError, Medi
 from meditune.observability import LOGGER, where
 
 SCOPE_KEY = "meditune.trace"
-"""Where a request's trace lies in its ASGI scope"""
+"""The key of a request's trace in its ASGI scope"""
 
 
 @dataclass
 class Trace:
-    """One request."""
+    """The trace of one request: its id, headers to send with the response, and facts for the log."""
 
     given: str | None = None
-    """The id that the client named"""
+    """The id that the client sent"""
     id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    """Figures and names, never what was asked"""
+    """Numbers and names, never the text of a question"""
     broken: int = 0
-    """Status of an error that had to be told inside a stream"""
+    """The status of an error that was reported inside a stream"""
     store_failed: bool = False
-    """Whether the store broke the request off, which no version of a model can help"""
+    """True if the store aborted the request, which isn't the fault of the model's version"""
     ended: list[Callable[[int], None]] = field(default_factory=list)
-    """Called with the status when the request has ended"""
+    """Callbacks that get the status when the request has ended"""
 
     def __post_init__(self) -> None:
         self.id = self.given or secrets.token_hex(12)
 
     def broke(self, error: Exception) -> None:
-        """Note what broke the request off."""
+        """Record the error that aborted the request."""
         self.store_failed = self.store_failed or isinstance(error, StoreError)
 
 
@@ -60,11 +58,11 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
-"""By status; anything else of the client's is an invalid request, of ours a server error."""
+"""Error types by status. For other statuses, 4xx is an invalid request and 5xx a server error."""
 
 
 class ApiError(HTTPException):
-    """What a client is told instead of an answer."""
+    """An error response to a client."""
 
     def __init__(
         self,
@@ -78,75 +76,77 @@ class ApiError(HTTPException):
         self.status, self.message, self.code, self.param = status, message, code, param
 
     def as_dict(self) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """Return OpenAI's error object."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """As it is sent."""
+        """Return the HTTP response."""
         return JSONResponse(self.as_dict(), self.status, self.headers)
 
 
-class ClientGone(Exception):  # noqa: N818 - nothing is wrong: there is nobody left to answer
-    """The client left before its answer was whole."""
+class ClientGone(Exception):  # noqa: N818 - this isn't an error: nobody is left to answer
+    """The client disconnected before its answer was complete."""
 
 
 def busy(message: str, after_s: float, code: str) -> ApiError:
-    """429, with the whole seconds after which another try makes sense."""
+    """Return a 429 whose Retry-After header holds `after_s`, rounded to whole seconds and at least 1."""
     return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
 
 
 def unavailable(error: EngineUnavailableError) -> ApiError:
-    """Return what clients and probes are told while there is no engine."""
+    """Return the 503 that clients and probes get while there is no engine."""
     message, code = "The model's engine has ended and is being restarted. Try again later.", "engine_restarting"
     if error.given_up:
-        message, code = "The model's engine has ended and can't be restarted. The server ends.", "engine_ended"
+        message, code = "The model's engine has ended and can't be restarted. The server is stopping.", "engine_ended"
     return ApiError(503, message, code, headers={"retry-after": str(math.ceil(error.retry_after_s))})
 
 
 def refused(error: MedituneError) -> ApiError:
-    """What the client is told of an error of ours: data and models refuse requests; all else, as a store or an engine
-    that fails, is the server's fault, of which the log alone tells more.
+    """Return the response for an error of Meditune.
+
+    Errors of data and models are the request's fault (400). All others, such as a failing store or engine, are the
+    server's fault (503); only the log has their details.
     """
     if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
         return ApiError(400, str(error), "invalid_request")
     if isinstance(error, EngineUnavailableError):
         return unavailable(error)
-    # Messages of ours name folders and addresses, which are nobody's business outside.
+    # The messages name folders and addresses, which clients must not see.
     LOGGER.error("A request failed", extra=where(error))
-    return ApiError(503, "The server can't answer this now. Try again later; its log says where it failed.", "failed")
+    return ApiError(503, "The server can't answer this now. Try again later; its log has the details.", "failed")
 
 
 def invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request, by its parameter; what was sent isn't repeated."""
+    """Return the first validation error of a request. It names the parameter, but doesn't repeat the value."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part not in {"body", "query", "path", "header"}]
-    # Of several forms that a parameter may have, pydantic names the one that it tried; no client knows those names.
+    # For a parameter with several forms, pydantic names the form that it tried. Clients don't know those names.
     forms = next((n for n, part in enumerate(place) if re.search(r"[^\w]|^str$", str(part))), None)
     place = place if forms is None else place[:forms]
     param = ".".join(map(str, place)) or None
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is no valid JSON: {reason}", "invalid_json")
+        return ApiError(400, f"The body isn't valid JSON: {reason}", "invalid_json")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{param} isn't supported by this server. Leave it out.", "unsupported_parameter", param)
+        return ApiError(400, f"This server doesn't support {param}. Leave it out.", "unsupported_parameter", param)
     if not place and first["type"] in {"missing", "model_attributes_type"}:
         code = "missing_body" if first["type"] == "missing" else "invalid_value"
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", code)
     if forms is not None:
-        return ApiError(400, f"{param}: this is none of the forms that /docs describes.", "invalid_value", param)
+        return ApiError(400, f"{param} has none of the forms that /docs describes.", "invalid_value", param)
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
 
 
 async def on_api_error(_: Request, error: Exception) -> JSONResponse:
-    """For FastAPI."""
+    """Return the response for an ApiError; an exception handler for FastAPI."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def on_meditune_error(request: Request, error: Exception) -> JSONResponse:
-    """For FastAPI."""
+    """Return the response for a MedituneError; an exception handler for FastAPI."""
     assert isinstance(error, MedituneError)
     trace: Trace = request.scope[SCOPE_KEY]
     trace.broke(error)
@@ -154,18 +154,18 @@ async def on_meditune_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_invalid(_: Request, error: Exception) -> JSONResponse:
-    """For FastAPI."""
+    """Return the response for a request that fails validation; an exception handler for FastAPI."""
     assert isinstance(error, RequestValidationError)
     return invalid(error).response()
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """For FastAPI: unknown paths and methods, and bodies that can't be parsed."""
+    """Return the response for an unknown path or method, or an unreadable body; an exception handler for FastAPI."""
     assert isinstance(error, HTTPException)
-    said = {
-        404: f"There is nothing at {request.url.path[:200]}. /docs lists what there is.",
-        405: f"{request.method} isn't possible at {request.url.path[:200]}.",
+    messages = {
+        404: f"There is nothing at {request.url.path[:200]}. /docs lists all routes.",
+        405: f"{request.url.path[:200]} doesn't support {request.method}. /docs lists all routes.",
     }
     codes = {404: "not_found", 405: "method_not_allowed", 400: "invalid_json"}
-    message = said.get(error.status_code, str(error.detail))
+    message = messages.get(error.status_code, str(error.detail))
     return ApiError(error.status_code, message, codes.get(error.status_code), headers=error.headers).response()

@@ -1,4 +1,4 @@
-"""The application: routes, what stands before them, and what a page of the browser gets."""
+"""The FastAPI application: its routes, middleware, error handlers and OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROUTERS = (
 
 
 def app_for(service: Service) -> FastAPI:
-    """The application around a service."""
+    """Return the application that serves a service."""
     app = FastAPI(
         title="Meditune",
         version=__version__,
@@ -85,7 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _pruned(service: Service) -> None:
-    """Delete what is too old, again and again."""
+    """Delete old answers and feedback periodically."""
     while True:
         try:
             if gone := await service.prune():
@@ -96,15 +96,15 @@ async def _pruned(service: Service) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: OpenAI's 400 where FastAPI would say 422, this server's models, its need of keys."""
+    """Return the OpenAPI document, with OpenAI's 400 instead of FastAPI's 422, and this server's models and keys."""
     if app.openapi_schema is None:
         service: Service = app.state.service
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path, methods in made["paths"].items():
-            for told in methods.values():
-                told["responses"].pop("422", None)
+            for route in methods.values():
+                route["responses"].pop("422", None)
                 if service.settings.keys_needed and path not in OPEN:
-                    told["security"] = [{"key": []}]
+                    route["security"] = [{"key": []}]
         components = made["components"]
         for unused in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(unused, None)

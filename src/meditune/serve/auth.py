@@ -1,7 +1,4 @@
-"""Who asks: by key, or by address where no keys are needed; and whether they may, and how often.
-
-How often a caller may ask, and how much a day.
-"""
+"""Authentication by API key, or by address if no keys are required, with scopes, rate limits and daily quotas."""
 
 from __future__ import annotations
 
@@ -20,17 +17,16 @@ from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
 MOST_CALLERS = 10_000
-"""Buckets that are remembered; the ones used longest ago go first, and are full again by then or soon"""
-
+"""The number of buckets to remember; the least recently used, which are full again or soon will be, are dropped"""
 
 IPV6_PREFIX = 64
-"""What one customer of a provider has at least, with any number of addresses in it"""
+"""The smallest network that a provider assigns to one customer, who can use any address in it"""
 
 
 def network_of(address: str) -> str:
-    """Return what stands for an address's owner: an IPv4 address itself, of an IPv6 address its network.
+    """Return the identity of an address's owner: an IPv4 address itself, or the network of an IPv6 address.
 
-    IPv4 addresses that are written as IPv6 ones (`::ffff:192.0.2.1`) are IPv4 addresses; what is no address stays.
+    IPv4 addresses in IPv6 notation (`::ffff:192.0.2.1`) count as IPv4 addresses. Other texts are returned unchanged.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
@@ -45,7 +41,7 @@ def network_of(address: str) -> str:
 
 @dataclass
 class Bucket:
-    """A token bucket: `per_minute` requests may come at once, and as many in every further minute."""
+    """A token bucket that allows `per_minute` requests at once, and as many again in every further minute."""
 
     per_minute: int
     left: float
@@ -54,16 +50,16 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a caller may still do; for headers."""
+    """The state of a caller's rate limit."""
 
     allowed: bool
     limit: int
     remaining: int
     reset_s: float
-    """Until the next request is allowed where none is, until all are otherwise"""
+    """Seconds until all requests are available again; if the limit is reached, until the next one is allowed"""
 
     def headers(self) -> dict[str, str]:
-        """As OpenAI names them."""
+        """Return the rate-limit headers under OpenAI's names."""
         return {
             "x-ratelimit-limit-requests": str(self.limit),
             "x-ratelimit-remaining-requests": str(self.remaining),
@@ -72,13 +68,13 @@ class Rate:
 
 
 class Rates:
-    """A bucket for each caller."""
+    """The token buckets of all callers."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def take(self, who: str, per_minute: int, cost: float = 1.0) -> Rate:
-        """Take one request out of the caller's bucket, if there is one in it."""
+        """Take one request out of the caller's bucket if it isn't empty, and return the rate limit's state."""
         now = time.monotonic()
         bucket = self._buckets.get(who)
         if bucket is None or bucket.per_minute != per_minute:
@@ -97,31 +93,31 @@ class Rates:
 
 WRONG_KEYS_PER_MINUTE = 20
 URGENT_PER_MINUTE = 60
-"""Requests beyond a quota that are looked at for signs of an emergency, where there is no rate"""
+"""Requests beyond a quota that are still checked for emergencies, for a caller without a rate limit"""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """The sender of a request."""
 
     name: str
-    """The key's id, or the address (of IPv6 the /64 network): whose turn, rate and quota it is"""
+    """The key's id, or the address (for IPv6, the /64 network); queue, rate limit and quota count by it"""
     key: str
-    """The key's id, or empty"""
+    """The key's id; empty without a key"""
     scopes: frozenset[str]
     per_minute: int
     daily_tokens: int
 
 
 class Authenticator:
-    """What a caller may do, by keys, rates and quotas."""
+    """The checks of keys, scopes, rate limits and quotas."""
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
         self.settings, self.keys, self.usage = settings, keys, usage
         self.rates, self.wrong, self.heard, self.saying = Rates(), Rates(), Rates(), Rates()
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
-        """Who asks. Raises ApiError 401, 403 or 429."""
+        """Return the caller of a request. Raises ApiError 401, 403 or 429."""
         address = network_of(request.client.host) if request.client else "local"
         caller = await self._by_key(request, address)
         trace: Trace = request.scope[SCOPE_KEY]
@@ -131,28 +127,30 @@ class Authenticator:
         return caller
 
     async def pays(self, request: Request, caller: Caller) -> None:
-        """Take one request from the caller's rate, and look at the quota. Raises ApiError 429."""
+        """Count one request against the caller's rate limit, and check the quota. Raises ApiError 429."""
         trace: Trace = request.scope[SCOPE_KEY]
         if caller.per_minute:
             rate = self.rates.take(caller.name, caller.per_minute)
             trace.headers |= rate.headers()
             if not rate.allowed:
                 trace.facts["refused"] = "rate"
-                raise busy(f"More than {rate.limit} requests a minute.", rate.reset_s, "rate_limit_exceeded")
+                raise busy(
+                    f"You sent more than {rate.limit} requests in a minute.", rate.reset_s, "rate_limit_exceeded"
+                )
         if caller.daily_tokens and self.usage:
             used = await asyncio.to_thread(self.usage.today, caller.name)
             if used >= caller.daily_tokens:
                 trace.facts["refused"] = "quota"
                 raise busy(
-                    f"Today's {caller.daily_tokens:,} tokens are used up. The quota begins anew at midnight, UTC.",
+                    f"Today's {caller.daily_tokens:,} tokens are used up. The quota resets at midnight UTC.",
                     _until_midnight_s(),
                     "insufficient_quota",
                 )
 
     async def pays_or_is_heard(self, request: Request, caller: Caller) -> ApiError | None:
-        """As `pays`, but return the refusal of a caller who may still be looked at for signs of an emergency.
+        """Count one request like `pays`, but return a refusal if the message can still be checked for an emergency.
 
-        As many refused requests a minute are looked at as are allowed. Raises the refusal beyond that.
+        The number of refused requests that are checked per minute equals the rate limit. Raises the refusal beyond it.
         """
         try:
             await self.pays(request, caller)
@@ -163,15 +161,17 @@ class Authenticator:
         return None
 
     def says(self, request: Request, caller: Caller) -> None:
-        """Take one word of feedback from the caller's rate. Raises ApiError 429."""
+        """Count one piece of feedback against the caller's rate limit. Raises ApiError 429."""
         limits = [limit for limit in (self.settings.feedback_per_minute, caller.per_minute) if limit]
         rate = self.saying.take(caller.name, min(limits)) if limits else None
         if rate and not rate.allowed:
             request.scope[SCOPE_KEY].facts["refused"] = "feedback"
-            raise busy(f"More than {rate.limit} times feedback a minute.", rate.reset_s, "rate_limit_exceeded")
+            raise busy(
+                f"You sent feedback more than {rate.limit} times in a minute.", rate.reset_s, "rate_limit_exceeded"
+            )
 
     async def used(self, caller: Caller, tokens: int) -> None:
-        """Count a finished request."""
+        """Add the tokens of a finished request to the caller's usage."""
         if self.usage and (caller.daily_tokens or caller.key):
             await run_in_store_thread(self.usage.add, caller.name, tokens)
 
@@ -180,14 +180,14 @@ class Authenticator:
         given = request.headers.get("authorization", "")
         scheme, _, text = given.partition(" ")
         if not settings.keys_needed:
-            # Whoever reaches this machine's port may be a person before a program that passes messages on.
+            # A request to this machine's port may come from a person whose messages a program passes on.
             scopes = frozenset(USUAL if settings.strangers else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
-        assert self.keys is not None, "keys are needed, so there is a store"
+        assert self.keys is not None, "keys are required, so there is a store"
         if scheme.lower() != "bearer" or not text.strip():
             raise ApiError(
                 401,
-                "A key is needed: Authorization: Bearer KEY.",
+                "A key is required. Send it in the header Authorization: Bearer KEY.",
                 "missing_key",
                 headers={"www-authenticate": "Bearer"},
             )
@@ -212,12 +212,15 @@ class Authenticator:
         )
 
     def _bare(self) -> frozenset[str]:
-        """What a server whose chats are never judged gives to all who may ask."""
+        """Return the scope raw for every caller if the server skips triage (`bare_chat`), else nothing."""
         return frozenset({"raw"} if self.settings.bare_chat else ())
 
 
 def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency: the caller, if they may; `paying` requests count for rate and quota."""
+    """Return a FastAPI dependency that gives the caller if it has the scope.
+
+    With `paying`, the request counts against rate limit and quota.
+    """
 
     async def caller(request: Request) -> Caller:
         access: Authenticator = request.app.state.service.access
@@ -232,13 +235,13 @@ def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable
 def _lacks(scope: Scope, caller: Caller) -> str:
     if scope == "raw":
         return (
-            "This gives the model's words without triage, which needs a key with the scope raw. Whoever runs the "
-            "server can make one: meditune keys create NAME --scope generate --scope raw. A server that is only "
-            "measured can give the scope to everybody: meditune serve RUN --bare-chat"
+            "This route returns the model's words without triage, so it requires a key with the scope raw. The "
+            "server's operator can create one: meditune keys create NAME --scope generate --scope raw. A server that "
+            "is only benchmarked can give the scope to everyone: meditune serve RUN --bare-chat"
         )
-    return f"{'This key' if caller.key else 'A caller without a key'} may not do that: it lacks the scope {scope}."
+    return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the scope {scope}."
 
 
 def _until_midnight_s() -> float:
-    """UTC's, as usage is counted."""
+    """Return the seconds until midnight UTC, when the daily usage starts at zero."""
     return 86_400 - time.time() % 86_400

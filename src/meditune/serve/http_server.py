@@ -1,9 +1,7 @@
-"""The server's process: where it listens, and how it ends.
+"""The server's process: its socket, its shutdown, and uvicorn's HTTP protocol with limits.
 
-Connections that can't hang: request heads have a size and a time, and bad ones get an error that clients can read.
-
-uvicorn waits for a request's head as long as the other side likes; many such connections are how slow clients take a
-server down.
+uvicorn waits indefinitely for a request's head, so slow clients could occupy all connections. Here, request heads have
+a maximum size and time, and clients that exceed them get a readable error.
 """
 
 from __future__ import annotations
@@ -36,48 +34,48 @@ if TYPE_CHECKING:
     from meditune.serve.service import Service
 
 SWITCH_S = 0.0005
-"""The interpreter's switch interval: at its usual 5 ms the event loop waits too long for triage at each step"""
+"""The interpreter's switch interval; at the default of 5 ms, triage delays the event loop too much"""
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 EVERYWHERE = {"0.0.0.0", "::", ""}
 LOOK_S = 0.25
-"""How often the server looks whether its engine is given up"""
+"""How often the server checks whether its engine can't be restarted"""
 LAST_S, FORCED_S = 5, 15.0
-"""How long other answers may take then, and how long the process"""
+"""How long other answers, and the process, may take to end in that case"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens."""
+    """The address, certificate and proxies of a server."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     certificate: Path | None = None
-    """TLS: its chain in PEM, with ..."""
+    """The PEM file of the TLS certificate chain"""
     private_key: Path | None = None
-    """... its key"""
+    """The PEM file of the certificate's private key"""
     proxies: str = ""
-    """Addresses of proxies whose X-Forwarded-For and -Proto are believed, with commas between them"""
+    """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted"""
 
     @property
     def local(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Return whether only this machine can reach the server."""
         return self.host in LOCAL
 
     def address(self, port: int) -> str:
-        """As a browser calls it."""
+        """Return the server's URL for a browser."""
         named = socket.gethostname() if self.host in EVERYWHERE else self.host
         at = f"[{named}]" if ":" in named else named
         return f"{'https' if self.certificate else 'http'}://{at}:{port}/"
 
 
 def refuse_uninstalled() -> None:
-    """Raise ModelError, with the line that installs it, where a package is missing that only servers need."""
+    """Raise ModelError, with the install command, if a package is missing that only servers need."""
     if find_spec("prometheus_client") is None:
         raise ModelError(f"Serving needs prometheus-client. Install it with: {install_command('serve')}")
 
 
 def listening(place: Place) -> socket.socket:
-    """A socket that listens there. Raises MedituneError where it can't be had."""
+    """Return a socket that listens at the place. Raises MedituneError if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
@@ -86,14 +84,14 @@ def listening(place: Place) -> socket.socket:
         made.listen(512)
     except OSError as error:
         raise MedituneError(
-            f"{place.host}:{place.port} can't be listened on ({error.strerror}). Choose another --host or --port; "
-            "--port 0 takes a free one."
+            f"Can't listen on {place.host}:{place.port} ({error.strerror}). Choose another --host or --port; "
+            "--port 0 chooses a free port."
         ) from error
     return made
 
 
 def server_of(service: Service, place: Place) -> uvicorn.Server:
-    """uvicorn with the service's application and limits."""
+    """Return a uvicorn server with the service's application and limits."""
     import uvicorn
 
     from meditune.serve.app import app_for
@@ -121,17 +119,17 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
 
 
 def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serve until the process is told to end; running answers are finished then, new ones refused.
+    """Serve until the process gets a signal to end; it then finishes running answers and refuses new ones.
 
-    `ready` is told the address when requests are taken. Raises EngineUnavailableError where the model's engine
-    ended and can't be restarted: the process ends with that error's exit code.
+    `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
+    model's engine has ended and can't be restarted; the process ends with that error's exit code.
     """
     sys.setswitchinterval(SWITCH_S)
     server = server_of(service, place)
     address = service.address = place.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
     threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()
-    # uvicorn repeats the signal that ended it when all is done; it isn't an interruption here.
+    # uvicorn raises the signal that ended it again after the shutdown; here that isn't an interruption.
     with suppress(Stopped):
         server.run(sockets=[sock])
     if (failure := _given_up(service)) is not None:
@@ -139,12 +137,12 @@ def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[st
 
 
 def _end_with_engine(server: uvicorn.Server, service: Service) -> None:
-    """End the server when its engine is given up, by force where a thread that is stuck would keep the process."""
+    """End the server when its engine can't be restarted, by force if a stuck thread keeps the process alive."""
     while (failure := _given_up(service)) is None:
         if server.should_exit:
             return
         time.sleep(LOOK_S)
-    # Nobody waits for the model's answers any more: they were told of their end.
+    # No client waits for the model's answers any more: all of them got an error.
     server.config.timeout_graceful_shutdown = LAST_S
     server.should_exit = True
     time.sleep(FORCED_S)
@@ -153,13 +151,13 @@ def _end_with_engine(server: uvicorn.Server, service: Service) -> None:
 
 
 def _given_up(service: Service) -> EngineUnavailableError | None:
-    """Return why the engine can't be restarted; None while it lives, or another one is on its way."""
+    """Return why the engine can't be restarted; None while it is alive or being restarted."""
     failure = service.engine.failure()
     return failure if isinstance(failure, EngineUnavailableError) and failure.given_up else None
 
 
 def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:
-    """Call `ready` as soon as the server takes requests."""
+    """Call `ready` as soon as the server accepts requests."""
     while not server.started:
         if server.should_exit:
             return
@@ -169,17 +167,17 @@ def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:
 
 USER_TIMEOUT_MS = 60_000
 SEND_BYTES = 128 << 10
-"""What the system holds for a client that doesn't read; left to itself it takes megabytes"""
+"""The send buffer for a client that doesn't read; by default the system buffers megabytes"""
 
 
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol with these limits."""
+    """Return uvicorn's HTTP protocol class with these limits."""
 
     class Connection(H11Protocol):
-        """One connection."""
+        """One HTTP connection."""
 
         def connection_made(self, transport: Any) -> None:
-            """Take it, or refuse it where there are too many."""
+            """Accept the connection, or refuse it if there are too many."""
             super().connection_made(transport)
             _keep_short(transport)
             if len(self.connections) > settings.connections:
@@ -189,12 +187,12 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Forget it."""
+            """Stop the timer of the connection."""
             self._stop_timer()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            """Give it to the parser, and count the time until a head is whole."""
+            """Pass the data to the parser, and limit the time until a request head is complete."""
             if self.transport.is_closing():
                 return
             super().data_received(data)
@@ -204,13 +202,13 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._stop_timer()
 
         def on_response_complete(self) -> None:
-            """Wait for the next head; what came of it already counts."""
+            """Wait for the next request head, of which a part may have arrived already."""
             super().on_response_complete()
             if not self.transport.is_closing() and self.conn.trailing_data[0]:
                 self._expect_head()
 
         def send_400_response(self, _: str) -> None:
-            """The request can't be parsed, or its head is too large."""
+            """Refuse a request that can't be parsed, or whose head is too large."""
             if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
                 self.transport.close()
                 return
@@ -220,7 +218,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                     431, f"The request's head is larger than {settings.header_bytes:,} bytes.", "head_too_large"
                 )
             else:
-                self._refuse(400, "This is no valid HTTP request.", "invalid_http")
+                self._refuse(400, "This isn't a valid HTTP request.", "invalid_http")
 
         def _expect_head(self) -> None:
             if getattr(self, "_head_timer", None) is None:
@@ -229,7 +227,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
         def _head_too_slow(self) -> None:
             self._head_timer = None
             if not self.transport.is_closing():
-                self._refuse(408, "The request's head didn't come in time.", "timeout")
+                self._refuse(408, "The request's head didn't arrive in time.", "timeout")
 
         def _stop_timer(self) -> None:
             timer = getattr(self, "_head_timer", None)
@@ -238,7 +236,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._head_timer = None
 
         def _refuse(self, status: int, message: str, code: str) -> None:
-            """Answer without the application, and close."""
+            """Send an error without involving the application, and close the connection."""
             self._stop_timer()
             LOGGER.info("connection refused", extra={"status": status, "why": code})
             body = json.dumps(ApiError(status, message, code).as_dict()).encode()
@@ -261,7 +259,7 @@ _PHRASES = {
 
 
 def _keep_short(transport: asyncio.Transport) -> None:
-    """Let the system hold little for the other side, and find out that it is gone although it never said so."""
+    """Limit the send buffer, and let the system detect clients that vanished without closing the connection."""
     made = transport.get_extra_info("socket")
     if made is None or made.family not in {socket.AF_INET, socket.AF_INET6}:
         return

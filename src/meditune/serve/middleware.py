@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask at all, sizes and times, headers, ids, one line in the log."""
+"""Middleware for every request: host and origin checks, size and time limits, headers, request ids, and the log."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from meditune.serve.streaming import as_api_error
 
 _ID = re.compile(r"[\w.-]{1,64}")
 GONE = 499
-"""nginx's status for a client that left; it is only logged"""
+"""nginx's status for a client that disconnected; it appears only in the log"""
 DRAINED_BODIES, DRAIN_S = 16, 5.0
 TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
-"""Of what is noted of a request, what its trace may hold"""
+"""The facts about a request that its OpenTelemetry span may hold"""
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """The ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
@@ -78,33 +78,40 @@ class Guard:
             status = GONE
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
-            # Clients that leave end in ClientGone: this is the server's end, which waited long enough.
+            # A client that disconnects raises ClientGone, so this is the server, which has stopped waiting.
             scope["app"].state.service.broken_off += 1
             raise
         except Exception as error:
-            told = as_api_error(error)
+            failure = as_api_error(error)
             trace.broke(error)
             if status:
                 raise
-            await told.response()(scope, receive, out)
+            await failure.response()(scope, receive, out)
         finally:
             for each in trace.ended:
                 each(trace.broken or status)
             self._note(scope, trace, status, time.monotonic() - begun, span)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        """Why a request isn't even looked at."""
+        """Return the error for a request that is refused before it reaches a route; None if it may pass."""
         host = headers.get("host", "")
         named = _hostname(host)
         if self.settings.hosts and named not in self.settings.hosts:
-            return ApiError(421, "This server doesn't answer to that name.", "wrong_host")
+            return ApiError(421, "This server doesn't accept requests for this host name.", "wrong_host")
         origin = headers.get("origin")
         known = {origin, "*"} & set(self.settings.origins)
         if origin and not known and _netloc(origin) != host:
-            return ApiError(403, "Pages of other sites may not call this server (--cors).", "wrong_origin")
+            return ApiError(
+                403,
+                "Pages of other sites can't call this server, unless its operator allows them (--cors).",
+                "wrong_origin",
+            )
         if scope["method"] not in METHODS:
             return ApiError(
-                405, "This method isn't possible here.", "method_not_allowed", headers={"allow": "GET, POST"}
+                405,
+                "This server doesn't support this HTTP method.",
+                "method_not_allowed",
+                headers={"allow": "GET, POST"},
             )
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.body_bytes:
@@ -115,9 +122,9 @@ class Guard:
         return ApiError(413, f"The body is larger than {self.settings.body_bytes:,} bytes.", "body_too_large")
 
     async def _drain(self, receive: Receive) -> None:
-        """Take the rest of a body that is too large, within limits: closed over unread data, a connection is reset.
+        """Read and drop the rest of a body that is too large, within limits.
 
-        The client would then see that instead of why.
+        Closing a connection with unread data resets it, and the client would see the reset instead of the error.
         """
         left = DRAINED_BODIES * self.settings.body_bytes
         try:
@@ -128,7 +135,7 @@ class Guard:
             return
 
     def _bounded(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
-        """`receive`, until the body is too large or too slow."""
+        """Return a `receive` that raises ApiError 413 or 408 if the body is too large or too slow."""
         size = 0
         whole = False
         until = time.monotonic() + self.settings.body_s
@@ -141,7 +148,7 @@ class Guard:
                 async with asyncio.timeout(max(0.001, until - time.monotonic())):
                     message = await receive()
             except TimeoutError:
-                raise ApiError(408, "The body didn't come in time.", "timeout") from None
+                raise ApiError(408, "The body didn't arrive in time.", "timeout") from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self.settings.body_bytes:
@@ -153,9 +160,9 @@ class Guard:
     def _note(self, scope: Scope, trace: Trace, status: int, seconds: float, span: observability.Span) -> None:
         route = getattr(scope.get("route"), "path", "") or "none"
         method = scope["method"] if scope["method"] in METHODS else "other"
-        told = {"http.route": route, "http.request.method": method, "http.response.status_code": status}
-        told |= {f"meditune.{name}": trace.facts[name] for name in TRACED if name in trace.facts}
-        for name, value in ({"meditune.request": trace.id} | told).items():
+        attributes = {"http.route": route, "http.request.method": method, "http.response.status_code": status}
+        attributes |= {f"meditune.{name}": trace.facts[name] for name in TRACED if name in trace.facts}
+        for name, value in ({"meditune.request": trace.id} | attributes).items():
             span.set_attribute(name, value)
         self.metrics.requests.labels(route, method, status).inc()
         self.metrics.seconds.labels(route).observe(seconds)

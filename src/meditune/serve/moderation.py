@@ -1,8 +1,8 @@
-"""What stands around the model: one triage for each request, the limits of messages, and what is said in its place.
+"""Safety around the model: triage of each request, length limits, and standard replies instead of the model's.
 
-A chat is for any client, so there are no sources and no events: what triage doesn't let pass to the model is the whole
-answer. Callers with the scope `raw` may send what programs send, a choice among given words, a JSON schema or a prompt
-in the model's own format, and get the model's words alone; from anybody else such a chat is judged like any other.
+The chat API has no sources and no events, so a standard reply is the whole answer. Callers with the scope `raw` can
+send structured requests (a choice among given texts, a JSON schema, or a prompt in the model's own format) and get the
+model's words alone. Such requests from other callers go through triage like any other.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from meditune.serve.service import AnswersQuestions, Service
 from meditune.serve.streaming import cancel_on_disconnect
 
 ENDING = f"\n\n{LIMITS_LINE}"
-"""What is said after every answer to a person"""
+"""The note at the end of every answer to a person"""
 OUTCOMES = {"urgent": "escalated", "decline": "declined", "bound": "declined"}
 BEFORE = 4
-"""Earlier messages that triage gets to see, the last ones"""
+"""The number of earlier messages that triage reads, the latest ones"""
 
 
 @dataclass(frozen=True)
 class StandardReply:
-    """An answer that no model wrote."""
+    """A fixed answer that no model generated."""
 
     text: str
     outcome: str
-    """As answers are counted"""
+    """The outcome in metrics and store: escalated or declined"""
 
 
 @dataclass(frozen=True)
 class ChatQuestion:
-    """What a person says, and the lengths of what stands around it."""
+    """A user's message, with the lengths of the rest of the conversation."""
 
     message: str
     before: Sequence[str]
-    """Earlier messages of the same person, oldest first"""
+    """Earlier messages of the same user, oldest first"""
     param: str
     """The parameter that holds the message"""
     context: int = 0
-    """Characters of system messages"""
+    """The number of characters in system messages"""
     history: int = 0
-    """Characters of earlier turns"""
+    """The number of characters in earlier turns"""
 
 
 async def triage_request(
     request: Request, service: Service, assistant: AnswersQuestions, caller: Caller, asked: ChatQuestion
 ) -> Triage:
-    """Return what is to be done with a message, judged once and in its turn; the request counts for rate and quota.
+    """Wait for a turn in triage's queue and return how to handle the message; count the request.
 
-    Raises ApiError: 429 where rate, quota or triage's queue are used up, and 400 where a text is too long. Urgent help
-    is given beyond rate and quota, and the refusal of a long message carries it where the message's beginning and end
-    call for it. Raises ClientGone where the client leaves.
+    Raises ApiError 429 if rate limit, quota or triage's queue are exhausted, and 400 if a text is too long. Urgent help
+    is given even beyond rate limit and quota; if the beginning and end of a message that is too long call for urgent
+    help, the error includes it. Raises ClientGone if the client disconnects.
     """
     trace: Trace = request.scope[SCOPE_KEY]
     refusal = await service.access.pays_or_is_heard(request, caller)
@@ -82,42 +82,42 @@ async def triage_request(
 
 
 def is_program(service: Service, body: ChatBody) -> bool:
-    """Whether a chat asks for what programs ask for."""
+    """Return whether a chat is a structured request, as programs send them."""
     structured = body.guided_choice or body.json_schema
     return bool(structured or service.prompts.in_format(body.messages[-1].turn().text))
 
 
 def is_raw(service: Service, body: ChatBody, caller: Caller) -> bool:
-    """Whether a chat gets the model's words alone, without triage and limits."""
+    """Return whether a chat gets the model's words alone, without triage and the note on limits."""
     bare = service.settings.bare_chat or service.assistant is None
     return bare or ("raw" in caller.scopes and is_program(service, body))
 
 
 def ending(body: ChatBody, raw: bool) -> str:
-    """What is said after the model's words; nothing where they are to be one of given texts, or JSON."""
+    """Return the note to add to the model's answer; empty if the answer is raw, one of given texts, or JSON."""
     return "" if raw or body.guided_choice or body.json_schema else ENDING
 
 
 def question_in(body: ChatBody) -> ChatQuestion | None:
-    """What the person says in a chat; None where there is no message of theirs, so it is no chat."""
+    """Return the user's last message in a chat, with its context; None if the chat has no user message."""
     turns = [message.turn() for message in body.messages]
-    said = [turn.text for turn in turns if turn.role == "user"]
-    if not said:
-        return None  # what makes a prompt of the chat says what is wrong with it
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    if not asked:
+        return None  # building the prompt reports the error
     context = sum(len(turn.text) for turn in turns if turn.role == "system")
-    history = sum(len(turn.text) for turn in turns if turn.role != "system") - len(said[-1])
-    return ChatQuestion(said[-1], said[:-1], "messages", context, history)
+    history = sum(len(turn.text) for turn in turns if turn.role != "system") - len(asked[-1])
+    return ChatQuestion(asked[-1], asked[:-1], "messages", context, history)
 
 
 def reply_instead(found: Triage) -> StandardReply | None:
-    """What is said in the model's place: urgent help, a refusal, a bounded answer; None where the model may answer."""
+    """Return the reply instead of the model's (urgent help, a refusal, limits); None if the model may answer."""
     if found.action not in OUTCOMES:
         return None
     return StandardReply(f"{found.text}{ENDING}", OUTCOMES[found.action])
 
 
 def _read(message: str) -> str:
-    """As much of a message as triage reads: all of it, or its beginning and its end."""
+    """Return the part of a message that triage reads: the whole message, or its beginning and end."""
     if len(message) <= MOST_CHARACTERS + LAST_CHARACTERS:
         return message
     return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}"
@@ -125,21 +125,21 @@ def _read(message: str) -> str:
 
 def _too_long(service: Service, trace: Trace, asked: ChatQuestion, found: Triage) -> ApiError:
     limit, length = service.settings.message_characters, len(asked.message)
-    said = f"The message has {length:,} characters; this server takes at most {limit:,}."
+    reason = f"The message has {length:,} characters; this server takes at most {limit:,}."
     if found.action == "urgent":
         trace.facts["outcome"] = OUTCOMES["urgent"]
         service.metrics.outcomes.labels(OUTCOMES["urgent"]).inc()
-        text = f"{found.text}\n\n{said} Only its beginning and its end were read, and they sound like an emergency."
+        text = f"{found.text}\n\n{reason} Only its beginning and end were read, and they sound like an emergency."
         return ApiError(400, text, "emergency_in_long_message", asked.param)
-    more = " Background can go into a system message." if asked.param == "messages" else ""
-    return ApiError(400, f"{said} Shorten it and ask again.{more}", "message_too_long", asked.param)
+    more = " You can put background into a system message." if asked.param == "messages" else ""
+    return ApiError(400, f"{reason} Shorten it and ask again.{more}", "message_too_long", asked.param)
 
 
 def _refuse_long(length: int, limit: int, whose: str, param: str) -> None:
     if length > limit:
         raise ApiError(
             400,
-            f"{whose} {length:,} characters together; this server takes at most {limit:,}. Leave some out.",
+            f"{whose} {length:,} characters in total; this server takes at most {limit:,}. Leave some out.",
             "context_too_long",
             "history" if param == "question" else param,
         )

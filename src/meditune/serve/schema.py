@@ -1,18 +1,8 @@
-"""Requests and responses, as OpenAPI describes them.
+"""Requests and responses of the HTTP API, from which FastAPI generates the OpenAPI document.
 
-What all requests have in common: nothing is ignored, and text is text.
-
-What chats and completions have in common.
-
-`/v1/chat/completions`. https://platform.openai.com/docs/api-reference/chat.
-
-`/v1/completions`. https://platform.openai.com/docs/api-reference/completions.
-
-`/v1/embeddings`. https://platform.openai.com/docs/api-reference/embeddings.
-
-`/v1/ask` and what people say of its answers.
-
-Responses that routes share, for the OpenAPI document.
+Chats, completions and embeddings follow OpenAI's API: https://platform.openai.com/docs/api-reference/chat,
+https://platform.openai.com/docs/api-reference/completions and
+https://platform.openai.com/docs/api-reference/embeddings.
 """
 
 from __future__ import annotations
@@ -30,14 +20,15 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Body(BaseModel):
-    """A request's JSON object. An unknown parameter is an error, unless it asks for nothing.
+    """A request's JSON object.
 
-    A parameter that is null counts as absent, as OpenAI's clients mean it.
+    An unsupported parameter is an error, unless its value changes nothing. A parameter that is null counts as absent,
+    as OpenAI's clients expect.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Parameters that aren't supported, with the values that change nothing"""
+    """Unsupported parameters, with their values that change nothing and are therefore accepted"""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +50,7 @@ class Told(BaseModel):
 
 
 class ErrorDetail(Told):
-    """What is wrong, and with which parameter."""
+    """An error's message, and the parameter that caused it."""
 
     message: str
     type: str
@@ -68,33 +59,33 @@ class ErrorDetail(Told):
 
 
 class Error(Told):
-    """OpenAI's error object."""
+    """An error, in the same form as OpenAI's."""
 
     error: ErrorDetail
 
 
 class Usage(Told):
-    """Tokens."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     total_tokens: int
 
 
-Model = Field(min_length=1, max_length=200, description="The served model's name, as GET /v1/models has it.")
+Model = Field(min_length=1, max_length=200, description="The name of the served model. GET /v1/models lists it.")
 
 
 def or_one(schema: dict[str, Any]) -> None:
-    """Say in a list's JSON schema that one text alone is taken, too."""
+    """Change a list's JSON schema in place so that it also allows a single item."""
     inner = {name: schema.pop(name) for name in ("type", "items", "minItems", "maxItems") if name in schema}
     schema["anyOf"] = [inner.get("items", {"type": "string"}), inner]
 
 
 def _refuse_broken_text(value: Any) -> None:
-    """Halves of UTF-16 pairs, which JSON can spell and no encoding can write."""
+    """Raise ValueError if a text contains an unpaired surrogate, which JSON can express but UTF-8 can't encode."""
     if isinstance(value, str):
         if not value.isascii() and _HALF_PAIR.search(value):
-            raise ValueError("text holds half of a surrogate pair, which is no character")
+            raise ValueError("the text contains an unpaired surrogate, which isn't a character")
     elif isinstance(value, dict):
         for name, inner in value.items():
             _refuse_broken_text(name)
@@ -109,30 +100,30 @@ Short = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """Options of a stream. With `include_usage`, the last chunk holds the token counts."""
 
     include_usage: bool = False
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False, True)}
 
 
 class Writing(Body):
-    """How to write."""
+    """The generation parameters that chats and completions share."""
 
-    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always takes the likeliest token.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always chooses the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Short] = Field(
-        [], max_length=4, description="Texts that end the answer: one, or up to four.", json_schema_extra=or_one
+        [], max_length=4, description="One text, or up to four, at which the answer ends.", json_schema_extra=or_one
     )
-    stream: bool = Field(False, description="Server-sent events, as they come.")
+    stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = None
     guided_choice: list[Short] = Field(
         [],
         max_length=64,
-        description="If any, the answer is one of these texts (vLLM's parameter).",
+        description="If given, the answer is one of these texts (vLLM's parameter).",
         json_schema_extra=or_one,
     )
-    user: str = Field("", max_length=200, description="Taken and forgotten.")
+    user: str = Field("", max_length=200, description="Accepted, but ignored.")
 
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "n": (1,),
@@ -159,12 +150,12 @@ class Writing(Body):
 
     @property
     def small_seed(self) -> int | None:
-        """The seed in the range that every engine takes."""
+        """Return the seed, mapped into the range that every engine accepts."""
         return None if self.seed is None else self.seed % SEEDS
 
 
 class JsonSchema(Body):
-    """A schema that the answer is to follow."""
+    """A JSON schema that the answer follows."""
 
     name: str = Field("answer", max_length=64)
     schema_: dict[str, Any] = Field(alias="schema")
@@ -173,43 +164,43 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """Text, any JSON object, or JSON of a schema."""
+    """The form of the answer: text, any JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     def schema_asked(self) -> dict[str, Any] | None:
-        """The JSON schema that the answer must follow; None for text. Raises ValueError where none was given."""
+        """Return the JSON schema that the answer must follow; None for text. Raises ValueError if it is missing."""
         if self.type == "json_schema":
             if self.json_schema is None:
-                raise ValueError("response_format.json_schema is missing")
+                raise ValueError("response_format.json_schema is missing; type json_schema requires it")
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
 
 
 class TextPart(Body):
-    """A part of a message; text is the only kind."""
+    """A part of a message. Text is the only supported type."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(Body):
-    """One turn."""
+    """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    # Lengths are limited by the server's settings, after triage: a refusal must not stand before urgent help.
+    # The server's settings limit the length, after triage: urgent help comes before any refusal.
     content: str | Annotated[list[TextPart], Field(max_length=64)]
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],), "tool_calls": ([],)}
 
     def turn(self) -> Turn:
-        """Its role, with developers as the system, and all its text."""
+        """Return the message's role, where a developer counts as the system, with its whole text."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Turn("system" if self.role == "developer" else self.role, text)
 
 
 class ChatBody(Writing):
-    """A chat to go on with."""
+    """A chat for the model to continue."""
 
     model: str = Model
     messages: list[Message] = Field(min_length=1, max_length=256)
@@ -222,11 +213,11 @@ class ChatBody(Writing):
     @model_validator(mode="after")
     def _fits_together(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise ValueError("top_logprobs requires logprobs: true")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens say different things; leave one of them out")
+            raise ValueError("max_tokens and max_completion_tokens have different values; leave one of them out")
         if self.guided_choice and self.json_schema:
-            raise ValueError("guided_choice and response_format can't both be kept; leave one of them out")
+            raise ValueError("guided_choice and response_format can't be combined; leave one of them out")
         return self
 
     @field_validator("response_format")
@@ -238,7 +229,7 @@ class ChatBody(Writing):
 
     @property
     def json_schema(self) -> dict[str, Any] | None:
-        """What the answer must follow, if anything."""
+        """Return the JSON schema that the answer must follow; None for text."""
         return self.response_format.schema_asked() if self.response_format else None
 
 
@@ -251,26 +242,26 @@ class TopToken(Told):
 
 
 class ChatToken(TopToken):
-    """... and the likeliest ones in its place."""
+    """A token of the answer with its log-probability, and the most likely tokens at its position."""
 
     top_logprobs: list[TopToken]
 
 
 class ChatLogprobs(Told):
-    """Of each token of the answer."""
+    """The log-probabilities of the answer's tokens."""
 
     content: list[ChatToken]
 
 
 class ChatMessage(Told):
-    """The answer."""
+    """The answer's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
 class ChatChoice(Told):
-    """The one answer."""
+    """The answer; there is always exactly one."""
 
     index: int = 0
     message: ChatMessage
@@ -279,7 +270,7 @@ class ChatChoice(Told):
 
 
 class Chat(Told):
-    """The response."""
+    """The response to a chat."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -296,7 +287,7 @@ MOST_PROMPTS = 64
 
 
 class CompletionBody(Writing):
-    """Texts, or token ids, to go on with."""
+    """One or more prompts for the model to continue, as texts or as token ids."""
 
     model: str = Model
     prompt: (
@@ -305,20 +296,22 @@ class CompletionBody(Writing):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    max_tokens: int = Field(16, ge=0, le=100_000, description="0 only with echo, to score a given text.")
-    logprobs: int | None = Field(None, ge=0, le=20, description="So many of the likeliest tokens with each token.")
-    echo: bool = Field(False, description="Give the prompt back too, with its log-probabilities if asked for.")
+    max_tokens: int = Field(16, ge=0, le=100_000, description="Can be 0 only with echo, to score a given text.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="How many of the most likely tokens to return per token."
+    )
+    echo: bool = Field(False, description="Also return the prompt, with its log-probabilities if requested.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionBody:
         if self.stream and self.echo:
-            raise ValueError("echo isn't possible with stream: true; leave one of them out")
+            raise ValueError("echo can't be combined with stream: true; leave one of them out")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 writes nothing; it is possible with echo: true only")
+            raise ValueError("max_tokens can be 0 only with echo: true, since it writes nothing")
         return self
 
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt."""
+        """Return the prompts as a list, even if there is only one."""
         given: Any = self.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             return [given]
@@ -326,7 +319,7 @@ class CompletionBody(Writing):
 
 
 class CompletionLogprobs(Told):
-    """Of each token."""
+    """The log-probabilities of a text's tokens."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -335,7 +328,7 @@ class CompletionLogprobs(Told):
 
 
 class CompletionChoice(Told):
-    """What follows one prompt."""
+    """The continuation of one prompt."""
 
     index: int
     text: str
@@ -344,7 +337,7 @@ class CompletionChoice(Told):
 
 
 class Completion(Told):
-    """The response."""
+    """The response to a completion request."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -363,22 +356,22 @@ class EmbeddingBody(Body):
 
     model: str = Model
     input: list[Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]] = Field(
-        min_length=1, max_length=MOST_TEXTS, description="A text, or up to 256 texts.", json_schema_extra=or_one
+        min_length=1, max_length=MOST_TEXTS, description="One text, or up to 256 texts.", json_schema_extra=or_one
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Only the model's own size.")
-    user: str = Field("", max_length=200, description="Taken and forgotten.")
+    dimensions: int | None = Field(None, ge=1, description="Must be the model's own vector size.")
+    user: str = Field("", max_length=200, description="Accepted, but ignored.")
 
     @field_validator("input", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
         if isinstance(given, list) and given and not isinstance(given[0], str):
-            raise ValueError("token ids can't be embedded here, because they are another model's; send texts")
+            raise ValueError("token ids aren't accepted, because they belong to another model's tokenizer; send texts")
         return [given] if isinstance(given, str) else given
 
 
 class Vector(Told):
-    """One text's vector, as numbers or as base64 of little-endian FP32."""
+    """The vector of one text, as numbers or as base64 of little-endian FP32."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -386,14 +379,14 @@ class Vector(Told):
 
 
 class EmbeddingUsage(Told):
-    """Tokens read."""
+    """Token counts of an embedding request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embeddings(Told):
-    """The response."""
+    """The response to an embedding request."""
 
     object: Literal["list"] = "list"
     data: list[Vector]
@@ -415,12 +408,12 @@ class Past(Body):
 class AskBody(Body):
     """A question about health."""
 
-    # Its length is limited by the server's settings, after triage: a refusal must not stand before urgent help.
+    # The server's settings limit the length, after triage: urgent help comes before any refusal.
     question: str = Field(min_length=1, pattern=r"\S")
-    style: Literal["plain", "expert"] = Field("plain", description="For whom the answer is written.")
-    k: int | None = Field(None, ge=1, le=50, description="So many passages are looked for.")
+    style: Literal["plain", "expert"] = Field("plain", description="The readers the answer is written for.")
+    k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve.")
     sources: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
-        None, max_length=20, description="Only these sources of the index."
+        None, max_length=20, description="Search only these sources of the index."
     )
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
@@ -428,7 +421,7 @@ class AskBody(Body):
 
 
 class Asked(Told):
-    """The answer; /docs says what its parts are."""
+    """The answer to a question, with its sentences, sources, notices, decision and versions."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     id: str
@@ -436,14 +429,14 @@ class Asked(Told):
 
 
 class FeedbackBody(Body):
-    """What someone thinks of an answer."""
+    """A user's feedback on an answer."""
 
     id: str = Field(min_length=1, max_length=100, description="The answer's id.")
     rating: Literal["up", "down"]
     reasons: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field([], max_length=10)
     comment: str = Field("", max_length=LONGEST_COMMENT)
     correction: str = Field("", max_length=LONGEST_COMMENT, description="The answer that should have been given.")
-    decision: Literal["yes", "no", "maybe"] | None = Field(None, description="What it should have decided.")
+    decision: Literal["yes", "no", "maybe"] | None = Field(None, description="The decision that would have been right.")
 
     @field_validator("reasons")
     @classmethod
@@ -452,14 +445,14 @@ class FeedbackBody(Body):
 
 
 class Thanks(Told):
-    """That it was kept."""
+    """The confirmation that the feedback was stored."""
 
     id: str
     stored: Literal[True] = True
 
 
 class Deleted(Told):
-    """What was deleted."""
+    """The confirmation that an answer was deleted."""
 
     id: str
     deleted: Literal[True] = True
@@ -469,14 +462,14 @@ Facts = dict[str, Any]
 
 
 _WHY = {
-    400: "The request can't be answered as it is: the message names the parameter.",
-    401: "No key, or a wrong one.",
-    403: "The key lacks the scope, or the page is another site's.",
-    404: "There is no such model, answer or page.",
-    408: "The body didn't come in time.",
+    400: "The request is invalid. `param` names the parameter.",
+    401: "The key is missing or wrong.",
+    403: "The key lacks the required scope, or the request comes from a page of another site.",
+    404: "The model, answer or page doesn't exist.",
+    408: "The body didn't arrive in time.",
     413: "The body is too large.",
-    421: "The server doesn't answer to that name.",
-    429: "Rate, quota or capacity is used up; Retry-After says when to come again.",
+    421: "The server doesn't accept requests for this host name.",
+    429: "The rate limit, quota or capacity is exhausted. `Retry-After` says when to try again.",
     500: "The server failed.",
     503: "The server isn't ready.",
     504: "The answer took too long.",
@@ -484,13 +477,13 @@ _WHY = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Responses with OpenAI's error object, those that any route may give included."""
+    """Return the error responses for these statuses and for those that any route can return."""
     every = sorted({*statuses, 400, 401, 403, 408, 413, 421, 429, 500})
     return {status: {"model": Error, "description": _WHY[status]} for status in every}
 
 
 def streams(description: str) -> dict[int | str, dict[str, Any]]:
-    """A 200 that may also be server-sent events."""
+    """Return a 200 response that can also be a stream of server-sent events."""
     text = {"type": "string"}
     one = {"type": "object", "properties": {"event": text, "data": text}, "required": ["data"]}
     return {200: {"description": description, "content": {"text/event-stream": {"schema": one}}}}

@@ -1,4 +1,4 @@
-"""`meditune serve --check`: what is unsafe in a configuration that others than its owner shall reach."""
+"""`meditune serve --check`: security findings about the configuration of a server that other people can reach."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD_KEY_S = 365 * 86_400
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a configuration."""
+    """One finding about a configuration."""
 
     verdict: Verdict
     sentence: str
@@ -35,9 +35,9 @@ class Finding:
 def findings(
     settings: Settings, place: Place, keys: Sequence[Key], store: StorePlace, now: float, classifier_error: str = ""
 ) -> list[Finding]:
-    """Return everything there is to say about a configuration, what is unsafe first.
+    """Return all findings about a configuration, the unsafe ones first.
 
-    `classifier_error` is the reason why triage's classifier can't be loaded, empty if it can.
+    `classifier_error` is the reason why triage's classifier can't be loaded; empty if it can.
     """
     order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
@@ -55,51 +55,64 @@ def _reach(settings: Settings, place: Place, keys: Sequence[Key]) -> Iterator[Fi
     usable = [key for key in keys if key.state == "usable"]
     if not settings.keys_needed:
         if place.local and not place.proxies:
-            yield Finding("note", "Nobody needs a key; only this machine's users reach the server.")
+            yield Finding("note", "No key is required, but only users of this machine can reach the server.")
         else:
             yield Finding(
-                "unsafe", f"{place.host} is reached from elsewhere and nobody needs a key: meditune keys create NAME."
+                "unsafe",
+                f"Other machines can reach {place.host}, and no key is required. Create one: meditune keys create NAME",
             )
     elif not usable:
-        yield Finding("unsafe", "Keys are needed and none is usable, so nobody gets in: meditune keys create NAME.")
+        yield Finding(
+            "unsafe",
+            "Keys are required, but none is usable, so nobody can get in. Create one: meditune keys create NAME",
+        )
     else:
-        yield Finding("good", f"Every request needs a key; {len(usable)} usable.")
+        yield Finding("good", f"Every request requires a key; {len(usable)} usable.")
     if place.certificate:
-        yield Finding("good", "Requests come over TLS.")
+        yield Finding("good", "Requests are encrypted with TLS.")
     elif place.proxies:
-        yield Finding("note", f"TLS must end at the proxy ({place.proxies}); plain HTTP must be reachable by it alone.")
+        yield Finding(
+            "note", f"The proxy ({place.proxies}) must terminate TLS, and only the proxy may reach the plain HTTP port."
+        )
     elif not place.local:
         yield Finding(
             "unsafe",
-            "Questions and keys travel unencrypted: give --certificate and --private-key, or put a proxy with TLS in "
-            "front and name its address with --proxy.",
+            "Questions and keys are sent unencrypted. Give --certificate and --private-key, or put a TLS proxy in "
+            "front and give its address with --proxy.",
         )
     if "*" in settings.origins:
-        yield Finding("unsafe", "Any site's pages may call the server: name the sites with --cors.")
+        yield Finding("unsafe", "Pages of any site can call the server. List the allowed sites with --cors.")
     elif settings.origins:
-        yield Finding("note", f"Pages of {', '.join(settings.origins)} may call the server.")
+        yield Finding("note", f"Pages of {', '.join(settings.origins)} can call the server.")
     if place.proxies.strip() == "*":
         yield Finding(
-            "unsafe", "Anybody may claim to be a proxy and so to come from any address: name it with --proxy."
+            "unsafe",
+            "Anyone can pose as a proxy and fake their address. Give the proxy's own address with --proxy.",
         )
 
 
 def _limits(settings: Settings, place: Place) -> Iterator[Finding]:
     if settings.per_minute:
-        yield Finding("good", f"A caller has {settings.per_minute} requests a minute, unless its key says otherwise.")
+        yield Finding(
+            "good", f"A caller can send {settings.per_minute} requests a minute, unless its key sets another limit."
+        )
     else:
         verdict: Verdict = "note" if place.local and not place.proxies else "unsafe"
-        yield Finding(verdict, "A caller may ask as often as it likes: set --per-minute.")
+        yield Finding(verdict, "Callers can send requests without a rate limit. Set --per-minute.")
     if not settings.daily_tokens:
         yield Finding(
-            "note", "A caller has no daily quota: --daily-tokens sets one, `meditune keys create` one of a key."
+            "note",
+            "Callers have no daily quota. Set one for all with --daily-tokens, or for one key with `meditune keys "
+            "create`.",
         )
     if settings.waiting > 20 * settings.at_once:
-        yield Finding("note", f"{settings.waiting} may wait for {settings.at_once} places: the last ones wait long.")
+        yield Finding(
+            "note", f"{settings.waiting} requests can wait for {settings.at_once} places, so the last ones wait long."
+        )
 
 
 def classifier_error() -> str:
-    """Load triage's classifier, and return why that fails; empty if it works."""
+    """Load triage's classifier, and return why that failed; empty if it worked."""
     try:
         triage.load()
     except ModelError as error:
@@ -109,30 +122,33 @@ def classifier_error() -> str:
 
 def _triage(error: str) -> Iterator[Finding]:
     if error:
-        yield Finding("unsafe", f"Triage has rules alone, which miss most emergencies and harmful requests: {error}")
+        yield Finding("unsafe", f"Triage has only its rules, which miss most emergencies and harmful requests: {error}")
     else:
         yield Finding("good", "Triage has its rules and its classifier.")
 
 
 def _text(settings: Settings) -> Iterator[Finding]:
     if settings.log_text:
-        yield Finding("unsafe", "Questions stand in the log (--log-text). Masking misses some of what tells who asks.")
+        yield Finding(
+            "unsafe", "Questions are logged (--log-text). Masking misses some of the details that identify people."
+        )
     else:
-        yield Finding("good", "No question stands in the log.")
+        yield Finding("good", "Questions aren't logged.")
     if settings.bare_chat:
         yield Finding(
             "unsafe",
-            "Chats reach the model without triage and come without limits, and every caller may use /v1/completions "
-            "(--bare-chat).",
+            "Chats reach the model without triage, answers come without the note on limits, and every caller can use "
+            "/v1/completions (--bare-chat).",
         )
     if settings.keep_text:
         yield Finding(
-            "note", "Questions and answers are kept, masked (--keep-text): people must know, and may want them deleted."
+            "note",
+            "Questions and answers are stored, masked (--keep-text). Tell the users, and delete their data on request.",
         )
     if not settings.keep_days:
-        yield Finding("unsafe", "What is kept is never deleted: set --keep-days.")
+        yield Finding("unsafe", "Stored answers and feedback are never deleted. Set --keep-days.")
     elif settings.keep_days > LONG_KEPT_DAYS:
-        yield Finding("note", f"What is kept is deleted only after {settings.keep_days:g} days.")
+        yield Finding("note", f"Answers and feedback are stored for {settings.keep_days:g} days.")
 
 
 def _files(store: StorePlace, place: Place) -> Iterator[Finding]:
@@ -141,9 +157,9 @@ def _files(store: StorePlace, place: Place) -> Iterator[Finding]:
     folder = [] if is_url(store) else [folder_of(store), folder_of(store) / FILE]
     for path in (*folder, place.private_key):
         if path is not None and path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            yield Finding("unsafe", f"Others on this machine may read {path}: chmod go= {path}")
+            yield Finding("unsafe", f"Other users of this machine can read {path}. Run: chmod go= {path}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        yield Finding("unsafe", "The server runs as root: let it run as a user of its own (deploy/ shows how).")
+        yield Finding("unsafe", "The server runs as root. Run it as a separate user (deploy/ has examples).")
 
 
 def _database(url: str) -> Iterator[Finding]:
@@ -152,33 +168,36 @@ def _database(url: str) -> Iterator[Finding]:
     if parts.hostname in (None, "", *LOCAL):
         yield Finding("note", "The store is a database on this machine.")
     elif mode in {"verify-full", "verify-ca"}:
-        yield Finding("good", "The store is reached over TLS.")
+        yield Finding("good", "The connection to the store uses TLS.")
     else:
         yield Finding(
-            "unsafe", "Nothing makes sure that the store's database is reached over TLS: add ?sslmode=verify-full."
+            "unsafe",
+            "The connection to the store's database may not use TLS. Add ?sslmode=verify-full to its URL.",
         )
     if parts.password and any(parts.password in word for word in sys.argv):
         yield Finding(
             "unsafe",
-            "The database's password stands on the command line, where others on this machine see it: give the URL as "
-            "MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass.",
+            "The database's password is on the command line, where other users of this machine can see it. Give the "
+            "URL as MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass.",
         )
 
 
 def _keys(keys: Sequence[Key], settings: Settings, now: float) -> Iterator[Finding]:
     if not settings.bare_chat and not any("raw" in key.scopes and key.state == "usable" for key in keys):
-        yield Finding("good", "Nobody reaches the model without triage: no key has the scope raw.")
+        yield Finding("good", "Triage can't be bypassed: no key has the scope raw.")
     for key in keys:
         if key.state != "usable":
             continue
         if now - key.created > OLD_KEY_S and key.expires is None:
-            yield Finding("note", f"The key {key.id} ({key.name}) is over a year old: meditune keys rotate {key.id}")
+            yield Finding(
+                "note", f"The key {key.id} ({key.name}) is over a year old. Run: meditune keys rotate {key.id}"
+            )
         if "raw" in key.scopes:
             yield Finding(
                 "note",
-                f"The key {key.id} ({key.name}) reaches the model without triage (scope raw): by /v1/completions, and "
-                "by chats with guided_choice, response_format or a prompt in the model's own format. Give it to "
-                "programs alone, not to what passes people's messages on.",
+                f"The key {key.id} ({key.name}) can bypass triage (scope raw): with /v1/completions, and with chats "
+                "that have guided_choice, response_format or a prompt in the model's own format. Don't give it to "
+                "programs that pass on people's messages.",
             )
         if "admin" in key.scopes:
-            yield Finding("note", f"The key {key.id} ({key.name}) may delete anybody's answers (scope admin).")
+            yield Finding("note", f"The key {key.id} ({key.name}) can delete anyone's answers (scope admin).")

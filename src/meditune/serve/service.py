@@ -1,6 +1,6 @@
-"""What a running server holds: the model and its engine, the assistant, the store, and who waits.
+"""The state of a running server, and its heartbeats in the store.
 
-A server's sign of life in the store, by which `meditune status` and /admin know all servers that share it.
+`meditune status` and /admin read the heartbeats of all servers that share a store.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 
 class Event(Protocol):
-    """One thing that the assistant tells on its way to an answer."""
+    """An event that the assistant emits while it answers."""
 
     @property
     def kind(self) -> str:
-        """sources, text, sentence, notice or answer."""
+        """The kind of event: sources, text, sentence, notice or answer."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the event's fields, ready for JSON."""
 
 
 class AnswersQuestions(Protocol):
-    """Whatever answers a question with sources, citations and safety (assistant/assistant.py)."""
+    """An assistant that answers questions with sources, citations and safety checks (assistant/assistant.py)."""
 
     def ask(
         self,
@@ -61,13 +61,13 @@ class AnswersQuestions(Protocol):
         cancelled: Callable[[], bool],
         found: Triage | None = None,
     ) -> Iterator[Event]:
-        """Events, the last of which is the answer; `found` is what `judge` says of the question, if that is known."""
+        """Yield events, the last of which is the answer. `found` is the result of `judge`, if already known."""
 
     versions: dict[str, str]
-    """What answers are told with: `model`, `index` ..."""
+    """The versions that are returned with each answer: `model`, `index` and others"""
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
-        """What is done with a message before any model sees it."""
+        """Return how to handle a message, before any model sees it."""
 
 
 class EmbedsTexts(Protocol):
@@ -75,38 +75,38 @@ class EmbedsTexts(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """As the package tokenizers has them"""
+        """The tokenizer, of the package tokenizers"""
 
     @property
     def size(self) -> int:
-        """Numbers of a vector"""
+        """The number of dimensions of a vector"""
 
     def embed(self, texts: Sequence[str]) -> Any:
-        """(n, size) numbers, each row of length 1."""
+        """Return an (n, size) array whose rows have length 1."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is served, by name and version."""
+    """The name and version of the served model."""
 
     name: str
-    """As clients call it"""
+    """The model's name for clients"""
     version: str
     """A hash of the weights"""
     created: int
     """Seconds since 1970"""
     index: str = ""
-    """The hash of the index's content; empty without one"""
+    """The hash of the index's content; empty without an index"""
 
     @property
     def fingerprint(self) -> str:
-        """What OpenAI calls system_fingerprint: model and index."""
+        """Return the versions of model and index as OpenAI's system_fingerprint."""
         return f"fp_{self.version[:12]}" + (f"_{self.index[:12]}" if self.index else "")
 
 
 @dataclass
 class Service:
-    """Everything that routes need."""
+    """The model, engine, assistant, store and queues that the routes use."""
 
     served: Served
     engine: Engine
@@ -116,18 +116,18 @@ class Service:
     answers: Answers | None = None
     assistant: AnswersQuestions | None = None
     embeds: Callable[[], EmbedsTexts] | None = None
-    """Opens the sentence model; it is kept after the first time"""
+    """Opens the sentence model at the first call, and returns the same model afterwards"""
     embedding: str = ""
-    """Its name"""
+    """The name of the sentence model"""
     metrics: Metrics = field(default_factory=Metrics)
     releases: VersionRouter | None = None
-    """The registry whose versions are served, where it is one"""
+    """The versions of the served registry; None if a single model is served"""
     ready: bool = True
     started: float = field(default_factory=time.time)
     broken_off: int = 0
-    """Requests that the server's end broke off"""
+    """The number of requests that the shutdown aborted"""
     address: str = ""
-    """Where it listens, as soon as it does"""
+    """The server's URL, as soon as it listens"""
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -135,9 +135,9 @@ class Service:
         costs = self.metrics.costs
         (costs.prompt, costs.completion), costs.hourly = settings.prices, settings.hourly
         self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
-        # Asks last long, so they have threads of their own: the loop's are for what is short.
+        # Answers take long, so they have their own threads; the event loop's threads are for short calls.
         self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
-        # Long texts take a while to encode, before a place in the engine is asked for.
+        # Tokenizing a long text takes a while, and happens before the request enters the queue.
         self.encoding = ThreadPoolExecutor(2, thread_name_prefix="meditune-encode")
         self.triage = TriageQueue(settings.triage_threads, settings.triage_waiting, settings.triage_wait_s)
         self.metrics.triage_waiting.set_function(lambda: self.triage.waiting)
@@ -147,7 +147,7 @@ class Service:
         self.tell_model(1)
 
     def goes_over_to(self, content: str) -> None:
-        """Note that the index has another content from now on."""
+        """Record that the index has new content, whose hash is `content`."""
         self.tell_model(0)
         self.served = replace(self.served, index=content)
         if self.assistant is not None:
@@ -155,7 +155,7 @@ class Service:
         self.tell_model(1)
 
     def tell_model(self, is_served: int) -> None:
-        """Let the metrics say whether this model is served."""
+        """Set the metric that says whether this model is served (1 or 0)."""
         served = self.served
         self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(is_served)
 
@@ -167,11 +167,11 @@ class Service:
             self.engine.close()
 
     def models(self) -> list[str]:
-        """Names that requests may use."""
+        """Return the model names that requests may use."""
         return [self.served.name, *([self.embedding] if self.embeds else [])]
 
     def must_serve(self, name: str, embedding: bool = False) -> None:
-        """Raise ApiError 404 where a request names a model that isn't served for that."""
+        """Raise ApiError 404 if a request names a model that isn't served for its purpose."""
         right = self.embedding if embedding else self.served.name
         if name == right:
             return
@@ -180,16 +180,16 @@ class Service:
         raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
 
     async def prune(self) -> int:
-        """Delete what is older than the settings want; how many answers.
+        """Delete answers older than `keep_days`, and return their number.
 
-        Nothing goes for a day after the clock jumped: it is wrong then, or was, and what looks old may not be.
+        After the clock has jumped, nothing is deleted for a day: the clock is or was wrong, so ages may be wrong, too.
         """
         if not self.answers or not self.settings.keep_days:
             return 0
         if self._clock is None:
             self._clock = Clock(await asyncio.to_thread(self._last_sign, self.answers))
         if not self._clock.trusted():
-            LOGGER.warning("The clock jumped: what looks old is kept for a day yet")
+            LOGGER.warning("The clock jumped, so no answers are deleted for a day")
             return 0
         if self.access.usage:
             await run_in_store_thread(self.access.usage.prune, self.settings.keep_days)
@@ -197,18 +197,18 @@ class Service:
 
     @staticmethod
     def _last_sign(answers: Answers) -> float:
-        """The latest time that the store knows of, other than of this moment."""
+        """Return the time of the store's latest activity, not counting the last minute."""
         beats = [note.time for note in Notes(answers.base).all("server")]
         return max([answers.latest(), *(beat for beat in beats if beat < time.time() - 60)])
 
 
 EVERY_S = 30.0
 FORGOTTEN_S = 7 * 86_400.0
-"""A server that was lost so long ago is news no more"""
+"""The age at which a lost server's heartbeat is deleted"""
 
 
 async def send_heartbeats(service: Service) -> None:
-    """Write it again and again; when cancelled, take it out: this server has ended as it should."""
+    """Write the server's heartbeat periodically. When cancelled, delete it, since the server has shut down normally."""
     if service.answers is None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
@@ -232,14 +232,14 @@ async def send_heartbeats(service: Service) -> None:
 
 
 def _clear(notes: Notes, address: str) -> None:
-    """Take out servers of long ago, and one that was killed in this one's place."""
+    """Delete heartbeats of long-lost servers, and of a killed server that had the same address."""
     for note in notes.all("server"):
         if time.time() - note.time > FORGOTTEN_S or (address and note.facts.get("address") == address):
             notes.remove(note.name)
 
 
 def facts(service: Service) -> dict[str, object]:
-    """What is told of a server."""
+    """Return the facts about a server that its heartbeat and /v1/admin/status report."""
     served = service.served
     return {
         "address": service.address,

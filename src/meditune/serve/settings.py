@@ -1,4 +1,4 @@
-"""What a server allows; each limit declared once."""
+"""The limits and switches of a server."""
 
 from __future__ import annotations
 
@@ -10,73 +10,73 @@ from meditune.errors import DataError
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and switches of a server. Sizes are bytes, times seconds."""
+    """The limits and switches of a server. Sizes are in bytes, times in seconds."""
 
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
     header_s: float = 15.0
-    """A connection that hasn't sent a whole request head by then is closed."""
+    """Time for a connection to send a complete request head; the server then closes the connection"""
     body_s: float = 30.0
-    """The whole body must have come by then."""
+    """Time for the complete body to arrive"""
     send_s: float = 30.0
-    """A client that takes nothing for so long is given up."""
+    """Time for a client to read what was sent; the server then drops the client"""
     answer_s: float = 120.0
-    """The longest that an answer may take, without waiting"""
+    """The maximum duration of an answer, not counting the wait in the queue"""
     restarts: int = 6
-    """How often in a row a dead engine is opened again before the process ends"""
+    """The maximum number of restarts of a dead engine in a row; then the process ends"""
     idle_s: float = 20.0
-    """A connection without a request is closed then."""
+    """Time until a connection without a request is closed"""
     connections: int = 512
     at_once: int = 16
-    """Requests that the engine is given at once"""
+    """Requests that the engine processes at the same time"""
     waiting: int = 64
-    """Requests that may wait for that; more are refused with 429"""
+    """Requests that may wait for the engine; more are refused with 429"""
     wait_s: float = 30.0
-    """The longest that one may wait"""
+    """The longest time that a request may wait"""
     message_characters: int = MOST_CHARACTERS + LAST_CHARACTERS
-    """The longest message of a person; triage reads no more, so it can't be more"""
+    """The maximum length of a user's message; the limit can't be larger, since triage reads no more characters"""
     context_characters: int = 100_000
-    """System messages of one chat together"""
+    """The maximum total length of a chat's system messages"""
     history_characters: int = 100_000
-    """Earlier turns of one conversation together"""
+    """The maximum total length of a conversation's earlier turns"""
     triage_threads: int = 2
-    """Messages that are judged at once; one of these threads is kept free of long ones"""
+    """Messages that triage judges at the same time; long messages never occupy the last of these threads"""
     triage_waiting: int = 256
-    """Messages that may wait for that; more are refused with 429"""
+    """Messages that may wait for triage; more are refused with 429"""
     triage_wait_s: float = 10.0
-    """The longest that one may wait"""
+    """The longest time that a message may wait for triage"""
     new_tokens: int = 256
-    """Where a request says nothing"""
+    """The maximum length of an answer if the request sets none"""
     most_new_tokens: int = 1024
     per_minute: int = 0
-    """Requests of one caller; 0: no limit"""
+    """Requests per caller; 0: no limit"""
     feedback_per_minute: int = 60
-    """Feedback of one caller; its requests' rate holds, too, its quota of tokens doesn't. 0: no limit"""
+    """Feedback per caller; the caller's `per_minute` applies as well, its quota of tokens doesn't. 0: no limit"""
     daily_tokens: int = 0
-    """Tokens of one caller; 0: no quota"""
+    """Tokens per caller; 0: no quota"""
     origins: tuple[str, ...] = ()
     """Other sites whose pages may call this server (CORS)"""
     hosts: tuple[str, ...] = ()
-    """Names that requests must use; none: any"""
+    """Host names that requests may use; none: any"""
     keys_needed: bool = False
     strangers: bool = False
-    """Whether people beyond this machine need no key either; they may ask, and not look at how the server is run"""
+    """Serve anonymous callers from other machines; they can ask questions, but not see metrics and status"""
     bare_chat: bool = False
-    """Whether chats get the model's words alone, without triage and limits"""
+    """Return the model's words alone in chats, without triage and the note on limits"""
     log_text: bool = False
-    """Whether questions stand in the log, masked"""
+    """Log questions, masked"""
     keep_text: bool = False
-    """Whether questions and answers are kept, masked"""
+    """Store questions and answers, masked"""
     keep_days: float = 30.0
-    """Answers and feedback are deleted after so many days; 0: never"""
+    """Delete answers and feedback after this many days; 0: never"""
     prices: tuple[float, float] = (0.0, 0.0)
-    """Of a million tokens read, and written, for the metrics"""
+    """The price of a million tokens, read and generated, for the metrics"""
     hourly: float = 0.0
-    """What the machine costs an hour"""
+    """The machine's price per hour"""
     follow_s: float = 10.0
-    """So often a registry is looked at for another version"""
+    """The interval between checks of the registry for another version"""
     grace_s: float | None = None
-    """How long running answers may take to finish at the end; None: as long as any answer may take"""
+    """The time for running answers to finish at shutdown; None: the maximum duration of an answer plus 5 seconds"""
     headers: dict[str, str] = field(
         default_factory=lambda: {
             "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -95,16 +95,16 @@ class Settings:
         most = MOST_CHARACTERS + LAST_CHARACTERS
         if not 1 <= self.message_characters <= most:
             raise DataError(
-                f"message_characters is {self.message_characters:,}: it must be between 1 and {most:,}, since triage "
-                "reads no more of a message."
+                f"message_characters is {self.message_characters:,}, but must be between 1 and {most:,}: triage reads "
+                "no more characters of a message."
             )
 
     @property
     def ending_s(self) -> float:
-        """Seconds that running answers are waited for at the end."""
+        """Return how many seconds the server waits for running answers at shutdown."""
         return self.answer_s + 5 if self.grace_s is None else self.grace_s
 
     @property
     def stalled_s(self) -> float:
-        """Seconds after which an engine that has work and delivers nothing is stuck."""
+        """Return the number of seconds after which an engine that has work but delivers nothing counts as stuck."""
         return max(300.0, 3 * self.answer_s)

@@ -1,4 +1,4 @@
-"""From names to a service: the model with its engine, the index with its assistant, the store with its keys."""
+"""Opening a service: the model with its engine, the index with its assistant, and the store with its keys."""
 
 from __future__ import annotations
 
@@ -35,47 +35,48 @@ from meditune.store.open_store import open_store
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What is to be served."""
+    """The model, index and engine to serve."""
 
     model: str
     """A run's folder, a model's folder or file, a catalogue name, or a hub id"""
     index: str | None = None
     engine: str = "auto"
     name: str | None = None
-    """As clients are to call it; else the folder's name"""
+    """The model's name for clients; None: the folder's name"""
     country: str = ""
-    """ISO 3166, for the emergency numbers that the assistant names"""
+    """The ISO 3166 code of the country whose emergency numbers the assistant gives"""
     url: str | None = None
-    """Of the server that runs the model, where the engine is one"""
+    """The address of the server that runs the model, if the engine is a server"""
 
 
 def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
-    """The settings with what follows from the place: keys are needed where there are any, and beyond this machine.
+    """Return the settings, made safe for the place.
 
-    Beyond it nobody gets in until there is a key, unless the server is to be `open_to_all`.
+    Keys are required if there are any, or if other machines can reach the server. In the latter case nobody gets in
+    until there is a key, unless the server is `open_to_all`.
     """
     beyond = not place.local or bool(place.proxies)
     needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
-    # Without keys a name that a page's author chose for this machine would let that page in.
+    # Without keys, a page whose host name resolves to this machine (DNS rebinding) could call the server.
     hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
     return replace(settings, keys_needed=needed, strangers=beyond and not needed, hosts=hosts)
 
 
 def lockout(settings: Settings, keys: Keys) -> str:
-    """What to do where nobody can get in yet; empty where somebody can."""
+    """Return what to do if nobody can get in yet; empty if someone can."""
     if not settings.keys_needed or any(key.state == "usable" for key in keys.all()):
         return ""
-    return f"Nobody gets in yet: there is no usable key in {keys.base.place}. Make one: meditune keys create NAME"
+    return f"Nobody can get in yet: {keys.base.place} has no usable key. Create one: meditune keys create NAME"
 
 
 def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -> Service:
-    """Load everything. Raises DataError and ModelError where something can't be had."""
+    """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
     base, metrics = open_store(store), Metrics()
     place = Path(wanted.model).expanduser()
 
     @cache
     def index() -> Index | None:
-        """Opened once, after the first engine, which says whether torch is here."""
+        """Open the index once, after the first engine, which determines whether torch is loaded."""
         return open_index(wanted.index) if wanted.index else None
 
     def made(parts: VersionParts) -> Service:
@@ -118,21 +119,23 @@ def _parts(
     changed: Callable[[], bool],
     metrics: Metrics,
 ) -> VersionParts:
-    """The model with its engine and assistant. `changed`: whether the model's files are others than at the start."""
+    """Open the model with its engine and assistant. `changed` checks whether the model's files have changed."""
     place = Path(wanted.model).expanduser()
     form = _format(place)
-    # A model that never learnt to decide in this format isn't asked how likely decisions are (assistant/assistant.py).
+    # Only a model that was tuned to decide in this format scores decisions (assistant/assistant.py).
     scores = bool(wanted.index and form)
     begun = False
 
     def opened() -> Engine:
         nonlocal begun
         if begun and changed():
-            raise ModelError(f"{place} is gone, or holds another model than when the server started.")
+            raise ModelError(
+                f"{place} is missing, or its model has changed since the server started. Restart the server."
+            )
         begun = True
         return open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True, scores=scores)
 
-    # A model at another server comes back when that server does: to end this process would help nobody.
+    # A model on another server returns with that server, so ending this process wouldn't help.
     restarts = None if wanted.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
@@ -150,14 +153,14 @@ def _parts(
 
 @cache
 def sentence_model() -> EmbedsTexts:
-    """The sentence model in 8 bits, without torch. Raises ModelError where it can't be had."""
+    """Return the 8-bit sentence model, which doesn't need torch. Raises ModelError if it is unavailable."""
     from meditune.models import sentence_encoder_onnx
 
     return sentence_encoder_onnx.sentence_model()
 
 
 def _elsewhere(url: str | None) -> str:
-    """The server that writes the answers, where it isn't on this machine."""
+    """Return the host that generates the answers; empty if it is this machine."""
     if not url:
         return ""
     spec = ApiSpec(url=url, key_variable=None)
@@ -165,7 +168,7 @@ def _elsewhere(url: str | None) -> str:
 
 
 def _format(place: Path) -> PromptFormat | None:
-    """The format that the model in a folder, or beside a file, was tuned with."""
+    """Return the prompt format that the model in a folder, or next to a file, was tuned with."""
     for folder in (place / "model", place, place.parent if place.is_file() else place):
         if folder.is_dir() and (found := load_format(folder)):
             return found
@@ -173,7 +176,7 @@ def _format(place: Path) -> PromptFormat | None:
 
 
 def _name(place: Path, model: str) -> str:
-    """The folder's name, or the run's of which it is the model or an export."""
+    """Return the folder's name; for a run's model or export, the name of the run's folder."""
     if not place.exists():
         return model
     folder = place.resolve()

@@ -1,8 +1,7 @@
-"""Writing to the store, in threads of its own: while it is locked they all wait, and nothing else may wait with them.
+"""Threads for writing to the store, and the check of the clock that deleting old answers depends on.
 
-Reading goes on meanwhile, and the event loop's own threads are left to that and to whatever an emergency needs.
-
-Whether the clock can be trusted to delete by: one that jumped ahead would make everything look old.
+Writes have their own threads, since all of them wait while the store is locked. Reads, and everything that an emergency
+needs, use the event loop's threads and don't wait.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ _THREADS = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="meditune-store")
 
 
 async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
-    """What the call returns."""
+    """Return the result of the call, which runs in one of the store's threads."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: call(*args, **named))
 
 
 JUMP_S = 3600.0
-"""The clock and the time since the machine's start may differ by so much more than before"""
+"""How far the clock may drift from the machine's uptime between two checks; more counts as a jump"""
 AWAY_S = 7 * 86_400.0
-"""A store whose last sign of life is older: nobody used it, or the clock is wrong"""
+"""The age of a store's last activity from which the clock may be wrong (or nobody used the store)"""
 STEADY_S = 86_400.0
-"""So long the clock must have gone right after that; wrong ones are put right by then"""
-# It goes on while the machine sleeps, so that waking up is no jump.
+"""How long the clock must run without a jump before it is trusted; a wrong clock is corrected by then"""
+# This clock also runs while the machine sleeps, so waking up isn't a jump.
 _SINCE_START = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock:
-    """The wall clock held against one that can't be set."""
+    """The wall clock, compared with one that can't be set: a clock that jumped ahead would make everything look old."""
 
     def __init__(self, last_sign: float = 0.0) -> None:
-        """`last_sign`: the latest time that the store knows of, in seconds since 1970; 0 where it knows none."""
+        """Start watching. `last_sign` is the store's latest timestamp, in seconds since 1970; 0 if it has none."""
         self._wall, self._steady = time.time(), _steady()
-        # Until then it isn't trusted.
+        # The wall clock isn't trusted before this time.
         self._until = self._steady + STEADY_S if last_sign and self._wall - last_sign > AWAY_S else 0.0
 
     def trusted(self) -> bool:
-        """Whether it has gone right for long enough. Ask more often than every few hours."""
+        """Return whether the clock has run without a jump for long enough. Call this at least every few hours."""
         wall, steady = time.time(), _steady()
         if abs((wall - self._wall) - (steady - self._steady)) > JUMP_S:
             self._until = steady + STEADY_S

@@ -1,8 +1,7 @@
-"""Answers as they come: a job's pieces in the event loop, responses that end when the client leaves.
+"""Streaming: an engine's output in the event loop, server-sent events, and responses that end when the client leaves.
 
-A job from its place in the queue to its last piece, counted and timed.
-
-Single tokens as texts, as clients see them beside log-probabilities.
+`wait_for_turn` and `generate_chunks` run a generation from its place in the queue to its last chunk, count its tokens
+and measure its times.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HEARTBEAT_S = 15.0
 
 
 async def stream_chunks(engine: Engine, job: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
-    """What the engine delivers; the job is cancelled where the reader leaves. Raises what broke the job off."""
+    """Yield the engine's chunks. The job is cancelled if the reader stops. Raises the error that aborted the job."""
     loop = asyncio.get_running_loop()
     came: asyncio.Queue[GenerationChunk] = asyncio.Queue()
 
@@ -56,7 +55,7 @@ async def stream_chunks(engine: Engine, job: GenerationRequest) -> AsyncGenerato
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the client leaves. Raises ClientGone then."""
+    """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientGone raised."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request.receive))
     try:
@@ -73,28 +72,28 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Res
 
 
 def event(data: Any, kind: str | None = None) -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event as bytes; `kind` is its event name."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return f"{f'event: {kind}' + chr(10) if kind else ''}data: {text}\n\n".encode()
 
 
 class EventStream(Response):
-    """Server-sent events that a generator makes.
+    """A response that streams the server-sent events of a generator.
 
-    The first event is waited for before anything is sent, so a refusal still has its status; what goes wrong later is
-    an event of its own. When the client leaves, the generator is closed at once.
+    The headers are sent with the first event, so an error before it still has its own status. A later error becomes an
+    event. When the client disconnects, the generator is closed at once.
     """
 
     media_type = "text/event-stream"
 
     def __init__(self, make: Callable[[], AsyncGenerator[bytes, None]], kind: str | None = None) -> None:
-        """`kind` names the event that tells an error."""
+        """Create the response. `kind` is the name of error events."""
         super().__init__(headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._make, self._kind = make, kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it all, or as much as the client stays for."""
+        """Send all events, unless the client disconnects before the end."""
         sending = asyncio.ensure_future(self._send_all(scope, receive, send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
@@ -125,7 +124,7 @@ class EventStream(Response):
         try:
             while True:
                 try:
-                    # Not wait_for, which in Python 3.11 can lose the cancelling of a client that left.
+                    # Not wait_for: in Python 3.11 it can swallow the cancellation after a client has disconnected.
                     async with asyncio.timeout(HEARTBEAT_S if begun else None):
                         data = await came.get()
                 except TimeoutError:
@@ -137,13 +136,13 @@ class EventStream(Response):
         except Exception as error:
             if isinstance(error, ClientGone):
                 raise
-            told = as_api_error(error)
+            failure = as_api_error(error)
             scope[SCOPE_KEY].broke(error)
             if not begun:
-                await told.response()(scope, receive, send)
+                await failure.response()(scope, receive, send)
                 return
-            scope[SCOPE_KEY].broken = told.status
-            await out(event(told.as_dict(), self._kind))
+            scope[SCOPE_KEY].broken = failure.status
+            await out(event(failure.as_dict(), self._kind))
         finally:
             making.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -151,22 +150,22 @@ class EventStream(Response):
         await out(b"", more=False)
 
     async def _collect(self, came: asyncio.Queue[bytes | None]) -> None:
-        """Everything that the generator makes. It stays in one task, which is what times it out."""
+        """Put all events of the generator into the queue. The generator runs in this one task, so timeouts reach it."""
         async with aclosing(self._make()) as events:
             async for data in events:
                 came.put_nowait(data)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What the client is told of any error; one that wasn't foreseen is logged with its places."""
+    """Return the response for any error. Unexpected errors are logged with their traceback."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, TimeoutError):
-        return ApiError(504, "The answer took too long and was broken off. Ask for a shorter one.", "timeout")
+        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter one.", "timeout")
     if isinstance(error, MedituneError):
         return refused(error)
     LOGGER.error("An answer failed", exc_info=error)
-    return ApiError(500, "The server failed at this request. Its log says where.", "server_error")
+    return ApiError(500, "The server failed at this request. Its log has the details.", "server_error")
 
 
 async def _left(receive: Receive) -> None:
@@ -176,7 +175,7 @@ async def _left(receive: Receive) -> None:
 
 @dataclass
 class GeneratedText:
-    """What an engine wrote."""
+    """The text and tokens that an engine generated."""
 
     prompt_tokens: int = 0
     text: str = ""
@@ -190,10 +189,10 @@ class GeneratedText:
 async def wait_for_turn(
     service: Service, caller: Caller, trace: Trace, needs_engine: bool = True
 ) -> AsyncIterator[GeneratedText]:
-    """A place in the engine for the block, whose time is limited; what is noted in the result is counted.
+    """Wait for a place in the engine, hold it for the block, and count the tokens that the block adds to the result.
 
-    Raises ApiError 429 where there is no place, EngineUnavailableError where there is no engine, TimeoutError where the
-    block takes too long.
+    Raises ApiError 429 if there is no place in time, EngineUnavailableError if there is no engine, and TimeoutError if
+    the block takes longer than `answer_s`.
     """
     written, entered = GeneratedText(), False
     if needs_engine:
@@ -212,13 +211,14 @@ async def wait_for_turn(
                 trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
                 service.metrics.count_tokens(written.prompt_tokens, written.tokens)
     finally:
-        # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
+        # A client that disconnects early has used the tokens generated so far. `shield` keeps the counting from being
+        # cancelled.
         if entered:
             await asyncio.shield(_count(service, caller, written.prompt_tokens + written.tokens))
 
 
 async def _count(service: Service, caller: Caller, tokens: int) -> None:
-    """Add to the caller's usage. Raises StoreError where that fails and the caller has a quota, which must hold."""
+    """Add tokens to the caller's usage. Raises StoreError if that fails and the caller has a quota."""
     try:
         async with asyncio.timeout(None if caller.daily_tokens else METRICS_S):
             await service.access.used(caller, tokens)
@@ -230,7 +230,7 @@ async def _count(service: Service, caller: Caller, tokens: int) -> None:
 
 
 def _refuse_without_engine(service: Service) -> None:
-    """Raise EngineUnavailableError while the engine is dead: before the queue, and before anything is told."""
+    """Raise EngineUnavailableError while the engine is dead, before the request waits or the client gets anything."""
     failure = service.engine.failure()
     if isinstance(failure, EngineUnavailableError):
         raise failure
@@ -239,7 +239,7 @@ def _refuse_without_engine(service: Service) -> None:
 async def generate_chunks(
     service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """A job's pieces, which are added up in `into`. Raises ApiError 503 where the engine broke the job off."""
+    """Yield a job's chunks and add them to `into`. Raises ApiError 503 if the engine aborted the job."""
     begun = time.monotonic()
     into.prompt_tokens += len(job.prompt)
     first = True
@@ -260,11 +260,11 @@ async def generate_chunks(
                 into.finish = piece.finish or into.finish
                 yield piece
                 if piece.finish == "cancelled":
-                    raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
+                    raise ApiError(503, "The server stopped the answer before its end. Ask again.", "broken_off")
 
 
 async def generate_whole(service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace) -> GeneratedText:
-    """The job's answer, `into` being where it is counted too; the result is this job's alone."""
+    """Return the output of this job alone. Its tokens are also added to `into`."""
     alone = GeneratedText()
     try:
         async with aclosing(generate_chunks(service, job, alone, trace)) as coming:
@@ -277,17 +277,17 @@ async def generate_whole(service: Service, job: GenerationRequest, into: Generat
 
 
 LEAST = -9999.0
-"""What stands for minus infinity, which JSON can't spell"""
+"""The stand-in for minus infinity, which JSON can't express"""
 
 
 def text_of(tokenizer: Any, token: int) -> str:
-    """A token's text; where it is half a character, its name in the vocabulary, so that no two are the same."""
+    """Return a token's text; if that is an incomplete character, its name in the vocabulary, which is unique."""
     text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
 
 
 def named(tokenizer: Any, others: Mapping[int, float], likely: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens by their text, with the one that was taken."""
+    """Return the log-probabilities of the most likely tokens and of the chosen one, by their text."""
     every = dict(others) | {likely.token: likely.logprob}
     ranked = sorted(every.items(), key=lambda entry: -entry[1])
     found: dict[str, float] = {}
@@ -297,19 +297,19 @@ def named(tokenizer: Any, others: Mapping[int, float], likely: TokenLogprob) -> 
 
 
 def chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
-    """A token of a chat's answer with the `top` likeliest in its place."""
+    """Return a token of a chat's answer with the `top` most likely tokens at its position."""
     ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
     return ChatToken(
-        **_told(tokenizer, likely.token, likely.logprob),
-        top_logprobs=[TopToken(**_told(tokenizer, token, logprob)) for token, logprob in ranked],
+        **_token_fields(tokenizer, likely.token, likely.logprob),
+        top_logprobs=[TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked],
     )
 
 
 def finite_logprob(logprob: float) -> float:
-    """A log-probability that JSON can spell."""
+    """Return a log-probability that JSON can express."""
     return max(float(logprob), LEAST)
 
 
-def _told(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
+def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     text = text_of(tokenizer, token)
     return {"token": text, "logprob": finite_logprob(logprob), "bytes": list(text.encode())}

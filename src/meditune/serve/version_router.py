@@ -1,13 +1,8 @@
-"""A registry while it is served: the current version, one that is tried beside it, and going over without a gap.
+"""Serving a registry: the current version, a trial version (canary or shadow), and switches without downtime.
 
-Each version that is loaded has a view of the service: the same queue, store and limits, its own model. A request takes
-its view once and keeps it to its end; a version that is served no longer is closed when its last request has ended.
-
-By what a model's files are known again: a hash that takes milliseconds, however large they are.
-
-Which version answers a request: the service's only one, or what the registry's releases choose.
-
-Answers of a version that is tried unseen: made beside those that are told, kept, and shown to nobody.
+Each loaded version has its own view of the service: its own model, with the shared queue, store and limits. A request
+keeps its view to the end; a retired version is closed when its last request has ended. A shadow's answers are generated
+in addition to those of the current version, and stored, but not returned to anyone.
 """
 
 from __future__ import annotations
@@ -42,14 +37,14 @@ from meditune.serve.streaming import stream_chunks
 from meditune.store.answers import SHADOW, Answer
 
 JUDGED = 1000
-"""Requests after its promotion in which a version is held against the one before; what goes wrong later isn't new"""
+"""The number of requests after a promotion in which a version is compared with its predecessor"""
 PAUSES = 12
-"""Looks at the registry that are passed over before what couldn't be loaded is tried again"""
+"""The number of registry checks to skip before loading a version is retried after a failure"""
 
 
 @dataclass(frozen=True)
 class VersionParts:
-    """A model that is open."""
+    """An open model with its engine, prompts and assistant."""
 
     served: Served
     engine: Engine
@@ -59,20 +54,20 @@ class VersionParts:
 
 @dataclass(eq=False)
 class LiveVersion:
-    """A version that is loaded."""
+    """A loaded version."""
 
     id: str
     service: Service
     counts: Counts = field(default_factory=Counts)
     beside: Counts = field(default_factory=Counts)
-    """Of the current version, when the trial of this one began"""
+    """The current version's counts when the trial of this version began"""
     users: int = 0
-    """Requests that are on their way with it"""
+    """The number of running requests that use this version"""
     retired: bool = False
 
 
 class VersionRouter:
-    """What of a registry is loaded, and who gets which version."""
+    """The loaded versions of a registry, and the choice of a version for each conversation."""
 
     def __init__(
         self,
@@ -81,25 +76,28 @@ class VersionRouter:
         follow_s: float,
         told: Callable[[str], None] = LOGGER.error,
     ) -> None:
-        """`told` hears of versions that can't be served, and of those that were rolled back."""
+        """Create a router that hasn't loaded anything yet.
+
+        `told` is called with a message about each version that can't be served or was rolled back.
+        """
         self.registry, self._load, self._follow_s, self._told = registry, load, follow_s, told
         self._lock = threading.RLock()
         self._current: LiveVersion | None = None
         self._trial: tuple[LiveVersion, Trial] | None = None
         self._before = Counts()
-        """Of the version before the current one; none where that was rolled back, as then nothing here is new"""
+        """The previous version's counts; empty after a rollback, when there is nothing to compare with"""
         self._refused: set[str] = set()
-        """Versions that failed here; where the registry can't be written to, nobody else knows"""
+        """Versions that failed on this server; the registry may not record this, as it can be read-only"""
         self._seen: Any = None
         self._failed: tuple[Any, float] = (None, 0.0)
-        """What couldn't be gone over to, and from when on it is tried again"""
+        """The state that couldn't be served, and the time from which it is tried again"""
         self._wake, self._ended = threading.Event(), False
         self.service: Service | None = None
 
     def begin(self, make: Callable[[VersionParts], Service]) -> Service:
-        """Load what the registry says, make the service of it, and follow the registry from now on.
+        """Load the registry's version, return a service with it, and follow the registry from now on.
 
-        Raises DataError where no version can be served.
+        Raises DataError if no version can be served.
         """
         found = self.registry.servable(self._told)
         self.service = service = make(self._load(found))
@@ -110,14 +108,14 @@ class VersionRouter:
         return service
 
     def enter(self, conversation: str) -> LiveVersion:
-        """The version for a request of this conversation; every `enter` needs a `leave`."""
+        """Return the version for a request of this conversation. Every `enter` needs a `leave`."""
         with self._lock:
             live = self._chosen(conversation)
             live.users += 1
             return live
 
     def shadow(self, conversation: str) -> LiveVersion | None:
-        """The version that answers this conversation unseen, if any; it needs a `leave`, too."""
+        """Return the shadow version for this conversation, or None. A version that is returned needs a `leave`."""
         with self._lock:
             if self._trial is None or self._trial[1].mode != "shadow" or not _falls(conversation, self._trial[1]):
                 return None
@@ -125,7 +123,7 @@ class VersionRouter:
             return self._trial[0]
 
     def leave(self, live: LiveVersion, failed: bool | None) -> None:
-        """A request has ended; None where it says nothing of the version."""
+        """Record that a request has ended. `failed` is None if the result says nothing about the version."""
         with self._lock:
             live.users -= 1
             if failed is not None:
@@ -138,7 +136,7 @@ class VersionRouter:
             _close(live)
 
     def goes_over_to(self, content: str) -> None:
-        """The index that all versions share has another content from now on."""
+        """Record that the index, which all versions share, has new content."""
         with self._lock:
             services = [live.service for live in self._loaded()]
             if self.service is not None:
@@ -158,7 +156,7 @@ class VersionRouter:
         return [live for live in (self._current, self._trial[0] if self._trial else None) if live]
 
     def _chosen(self, conversation: str) -> LiveVersion:
-        assert self._current is not None, "begin has loaded one"
+        assert self._current is not None, "begin() has loaded a version"
         if self._trial and self._trial[1].mode == "canary" and _falls(conversation, self._trial[1]):
             return self._trial[0]
         return self._current
@@ -171,7 +169,7 @@ class VersionRouter:
                 self._sync()
 
     def _sync(self) -> None:
-        """Go over to what the registry says, if that has changed; what can't be had is told, and the rest stays."""
+        """Switch to the versions that the registry names, if they have changed; report those that can't be loaded."""
         try:
             state = self.registry.state()
         except (MedituneError, OSError, ValueError) as error:
@@ -188,7 +186,7 @@ class VersionRouter:
         if not (served and tried):
             self._failed = (seen, time.monotonic() + PAUSES * self._follow_s)
             return
-        # Of the others the registry knows; what is promoted or tried once more, by force, is to be served.
+        # Forget failed versions that the registry no longer names, so that a forced new promotion or trial is served.
         wanted = {*state.standing, *([state.trial.version] if state.trial else [])}
         with self._lock:
             self._refused -= refused - wanted
@@ -198,16 +196,16 @@ class VersionRouter:
         try:
             step()
         except (MedituneError, OSError, RuntimeError, ValueError) as error:
-            # Whatever a version's files do to its engine: this thread must go on following.
+            # Broken files of a version must not stop the thread that follows the registry.
             self._cant_follow(error)
             return False
         return True
 
     def _cant_follow(self, error: Exception) -> None:
-        self._told(f"The registry can't be followed; what is served stays: {error}")
+        self._told(f"The registry can't be followed, so the served versions stay: {error}")
 
     def _wanted(self, standing: tuple[str, ...]) -> Version:
-        """The last version that stands and is whole, but for those that failed here."""
+        """Return the latest promoted version whose files are complete and that hasn't failed on this server."""
         found = self.registry.servable(self._told)
         if found.id not in self._refused:
             return found
@@ -216,13 +214,13 @@ class VersionRouter:
 
     def _serve(self, found: Version, standing: tuple[str, ...]) -> None:
         was = self._current
-        assert was is not None, "begin has loaded one"
+        assert was is not None, "begin() has loaded a version"
         if was.id == found.id:
             return
         tried = self._trial[0] if self._trial and self._trial[0].id == found.id else None
         live = tried or self._opened(found)
         with self._lock:
-            # One that is gone back to was served before: that it fails now is no promotion's doing.
+            # A version that is restored by a rollback was served before, so its failures aren't due to a promotion.
             self._before = was.counts if _stands_before(was.id, found.id, standing) else Counts()
             self._install(live)
             self._current, live.counts = live, Counts()
@@ -252,7 +250,7 @@ class VersionRouter:
 
     def _opened(self, found: Version) -> LiveVersion:
         parts = self._load(found)
-        assert self.service is not None, "begin has made it"
+        assert self.service is not None, "begin() has created the service"
         view = self._view(self.service)
         view.served, view.engine, view.prompts, view.assistant = (
             parts.served,
@@ -264,19 +262,19 @@ class VersionRouter:
         return LiveVersion(found.id, view)
 
     def _install(self, live: LiveVersion) -> None:
-        """Tell a version, while the lock is held, of an index that changed when it was loaded."""
-        assert self.service is not None, "begin has made it"
+        """Give a version the index's content if that changed while the version loaded. The lock must be held."""
+        assert self.service is not None, "begin() has created the service"
         content = self.service.served.index
         if live.service.served.index != content:
             live.service.goes_over_to(content)
 
     def _view(self, service: Service) -> Service:
-        """The service with a model of its own; all else is shared."""
+        """Return a copy of the service that can have its own model and shares everything else."""
         return copy.copy(service)
 
     def _base_is(self, live: LiveVersion) -> None:
-        """What isn't asked for a version's sake (names, the API's description) is told by the current one."""
-        assert self.service is not None, "begin has made it"
+        """Make this version the one that requests without a version get, such as those for model names and /docs."""
+        assert self.service is not None, "begin() has created the service"
         for name in ("served", "engine", "prompts", "assistant"):
             setattr(self.service, name, getattr(live.service, name))
 
@@ -295,7 +293,7 @@ class VersionRouter:
         return judged and is_failing(live.counts, self._before)
 
     def _take_back(self, live: LiveVersion) -> None:
-        """End the trial of a version that fails, or go back from it."""
+        """End the trial of a failing version, or roll it back if it is the current one."""
         with self._lock:
             if live.id in self._refused:
                 return
@@ -308,19 +306,19 @@ class VersionRouter:
             else:
                 self.registry.rollback(why, of=live.id)
         except MedituneError as error:
-            self._told(f"{live.id} isn't served here any more ({why}), but the registry wasn't changed: {error}")
+            self._told(f"This server no longer serves {live.id} ({why}), but the registry couldn't be changed: {error}")
         else:
-            self._told(f"{live.id} was taken back: {why}")
+            self._told(f"{live.id} was rolled back: {why}")
         self._wake.set()
 
 
 def _stands_before(id: str, other: str, standing: tuple[str, ...]) -> bool:
-    """Whether one version was promoted before another, and neither was rolled back since."""
+    """Return whether one version was promoted before another and neither was rolled back since."""
     return other in standing and id in standing[: standing.index(other)]
 
 
 def _falls(conversation: str, trial: Trial) -> bool:
-    """Whether a conversation is in a trial's share; it is for all of the trial or for none of it."""
+    """Return whether a conversation is in a trial's share; the result is the same for the whole trial."""
     digest = hashlib.sha256(f"{trial.version}\n{conversation}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < trial.percent / 100
 
@@ -334,9 +332,10 @@ PART = 1 << 20
 
 
 def fingerprint(place: Path) -> str:
-    """SHA-256 of the sizes, beginnings and ends of a file, or of a folder's files of weights and its JSON files.
+    """Return the SHA-256 of the names, sizes, beginnings and ends of a model's files; empty if there are none.
 
-    A run's folder is known by its model's. Empty where there is nothing to read.
+    `place` is a file, a model's folder (weights and configuration) or a run's folder. This takes milliseconds for files
+    of any size.
     """
     if (place / "model").is_dir() and not (place / "config.json").is_file():
         place = place / "model"
@@ -360,12 +359,12 @@ def fingerprint(place: Path) -> str:
 
 
 def conversation_of(caller: Caller, first: str) -> str:
-    """By what a conversation is known: who asks, and its first question."""
+    """Return the identity of a conversation: its caller and first question."""
     return f"{caller.name}\n{first}"
 
 
 def route_request(request: Request, conversation: str) -> Service:
-    """The service with the version that this conversation gets, held until the request has ended."""
+    """Return the service with the version for this conversation, which stays open until the request has ended."""
     service: Service = request.app.state.service
     releases = service.releases
     if releases is None:
@@ -378,23 +377,23 @@ def route_request(request: Request, conversation: str) -> Service:
 
 
 def says_failed(status: int) -> bool | None:
-    """Whether the server failed a request; None where that is the client's doing, or says nothing."""
+    """Return whether the server failed at a request; None if the status says nothing about the server."""
     if status >= 500:
         return True
     return False if 200 <= status < 300 else None
 
 
 _running: set[asyncio.Task[None]] = set()
-Told = tuple[str, str, Mapping[str, Any]]
-"""Outcome, text, facts"""
+ShadowAnswer = tuple[str, str, Mapping[str, Any]]
+"""The outcome, text and facts of an answer"""
 
 
 def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody, found: Triage) -> None:
-    """Let the shadow answer a question that was judged, if there is a shadow and the server has room for it."""
+    """Let the shadow answer a question after triage, if there is a shadow and the server has spare capacity."""
 
-    async def told(live: LiveVersion) -> Told:
+    async def generate(live: LiveVersion) -> ShadowAnswer:
         assistant = live.service.assistant
-        assert assistant is not None, "the route has one"
+        assert assistant is not None, "the route has checked that there is an assistant"
         over = threading.Event()
 
         def work() -> dict[str, Any]:
@@ -412,16 +411,16 @@ def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskB
 
         worker = asyncio.get_running_loop().run_in_executor(service.asks, work)
         try:
-            said = await asyncio.shield(worker)
+            answer = await asyncio.shield(worker)
         finally:
             over.set()
-            # The place is free when the work has really ended.
+            # The place is free only when the work has really ended.
             await asyncio.wait({worker})
             if not worker.cancelled():
                 worker.exception()
-        return outcome_of(said), str(said.get("text", "")), facts_of(said)
+        return outcome_of(answer), str(answer.get("text", "")), facts_of(answer)
 
-    _start(service, conversation, caller, id, body.question, told)
+    _start(service, conversation, caller, id, body.question, generate)
 
 
 def chat(
@@ -432,33 +431,33 @@ def chat(
     question: str,
     job: Callable[[Service], GenerationRequest],
 ) -> None:
-    """Let the shadow go on with a chat; `job` makes what its engine is to do."""
+    """Let the shadow continue a chat. `job` returns the request for the shadow's engine."""
 
-    async def told(live: LiveVersion) -> Told:
+    async def generate(live: LiveVersion) -> ShadowAnswer:
         made, text, tokens = await asyncio.to_thread(job, live.service), "", 0
         async with aclosing(stream_chunks(live.service.engine, made)) as coming:
             async for piece in coming:
                 text, tokens = text + piece.text, tokens + len(piece.tokens)
         return "answered", text.lstrip(), {"prompt_tokens": len(made.prompt), "completion_tokens": tokens}
 
-    _start(service, conversation, caller, id, question, told)
+    _start(service, conversation, caller, id, question, generate)
 
 
 def _start(
-    service: Service, conversation: str, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
+    service: Service, conversation: str, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
 ) -> None:
     live = service.releases.shadow(conversation) if service.releases else None
     if live is None:
         return
-    task = asyncio.ensure_future(_in_spare_place(service, live, caller, id, question, told))
+    task = asyncio.ensure_future(_in_spare_place(service, live, caller, id, question, generate))
     _running.add(task)
     task.add_done_callback(_running.discard)
 
 
 async def _in_spare_place(
-    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
+    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
 ) -> None:
-    """Let the shadow answer if a place is free that nobody waits for: who asks comes first."""
+    """Let the shadow answer if a place is free and no caller waits for it."""
     releases = service.releases
     assert releases is not None, "there is a shadow"
     assert releases.service is not None, "it answers"
@@ -467,20 +466,20 @@ async def _in_spare_place(
         with service.admission.spare(1) as place:
             if place:
                 failed = True
-                failed = await _fails(service, live, caller, id, question, told)
+                failed = await _fails(service, live, caller, id, question, generate)
     finally:
-        # A server that ends breaks shadows off, which is no fault of theirs.
+        # A server that shuts down aborts shadows; that doesn't count as their failure.
         releases.leave(live, failed if releases.service.ready else None)
 
 
 async def _fails(
-    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
+    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
 ) -> bool:
-    """Keep what the shadow says; whether it failed, which counts against it alone."""
+    """Store the shadow's answer, and return whether the shadow failed, which counts against it alone."""
     failed = True
     try:
         async with asyncio.timeout(service.settings.answer_s):
-            outcome, text, facts = await told(live)
+            outcome, text, facts = await generate(live)
         failed = False
         served, with_text = live.service.served, service.settings.keep_text
         if service.answers is not None:

@@ -1,1 +1,1 @@
-"""What a server keeps: keys, usage, answers and what people said of them, in one SQLite file."""
+"""A server's store of API keys, usage, answers and feedback, in an SQLite file or a PostgreSQL database."""

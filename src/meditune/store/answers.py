@@ -1,7 +1,7 @@
-"""Answers that were given, and what people said of them.
+"""The answers in a store, with their feedback.
 
-Question and answer are kept only where the caller hands them over; whatever text comes in is masked before it is
-written (`meditune.phi`).
+Question and answer are stored only if the caller passes them; all text is masked before it is written
+(`meditune.phi`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
 SHADOW = "shadow"
-"""The route of answers that nobody was shown: their questions are there already"""
+"""The route of answers that were shown to nobody; their questions are stored with the answers that were shown"""
 PAGE = 1000
-"""Answers that are read at once"""
+"""Answers that are read from the database at once"""
 
 
 def shadow_of(id: str) -> str:
-    """The id of what a version that is tried unseen said to the same question."""
+    """Return the id of the shadow version's answer to the same question."""
     return f"{id}-{SHADOW}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, as far as it is kept."""
+    """The stored parts of one answer."""
 
     id: str
     who: str
@@ -41,7 +41,7 @@ class Answer:
     """The hash of the index's content; empty without an index"""
     outcome: str = "answered"
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Figures without text: decision, confidence, tokens, times"""
+    """Values without free text: decision, confidence, tokens, times"""
     question: str | None = None
     answer: str | None = None
     time: float = 0.0
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What someone said of an answer."""
+    """One caller's feedback on an answer."""
 
     answer: str
     who: str
@@ -59,9 +59,9 @@ class Feedback:
     comment: str = ""
     correction: str = ""
     decision: str = ""
-    """yes, no or maybe, where the answer should have decided so"""
+    """yes, no or maybe, if the caller corrects the decision"""
     expert: bool = False
-    """Whether an expert's key said it: it overrides what others say"""
+    """Whether the feedback comes from an expert's key; it then overrides other feedback"""
     time: float = 0.0
 
 
@@ -72,7 +72,7 @@ class Answers:
         self.base = base
 
     def keep(self, given: Answer) -> None:
-        """Write an answer down; it is on the disk when this returns."""
+        """Store an answer; it is on the disk when this returns."""
         question, answer = (None if text is None else _masked(text) for text in (given.question, given.answer))
         row = (given.id, given.time or time.time(), given.who, given.route, given.model, given.index_content)
         with self.base.changing() as base:
@@ -84,15 +84,15 @@ class Answers:
             )
 
     def get(self, id: str) -> Answer | None:
-        """An answer by its id."""
+        """Return an answer by its id; None if there is none."""
         with self.base.opened() as base:
             row = base.execute("SELECT * FROM answers WHERE id = ?", (id,)).fetchone()
         return _answer(row) if row else None
 
     def say(self, said: Feedback) -> bool:
-        """Keep someone's word on an answer in the place of an earlier one; on the disk when this returns.
+        """Store feedback, which replaces the same caller's earlier feedback; it is on the disk when this returns.
 
-        False where there is no such answer.
+        Returns False if there is no such answer.
         """
         reasons = json.dumps([_masked(each) for each in said.reasons])
         texts, rest = (_masked(said.comment), _masked(said.correction)), (said.decision, int(said.expert))
@@ -109,41 +109,41 @@ class Answers:
         return True
 
     def delete(self, id: str) -> bool:
-        """Take an answer, its shadow and all that was said of them out of the store; whether there was one."""
+        """Delete an answer, its shadow answer and the feedback on both, and return whether there was an answer."""
         return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, shadow_of(id)))
 
     def delete_all_of(self, who: str) -> int:
-        """Take out every answer to a key's questions, and what this key said of others; returns how many answers."""
+        """Delete a key's answers and its feedback on other answers, and return the number of answers."""
         with self.base.changing() as base:
             base.execute("DELETE FROM feedback WHERE who = ?", (who,))
         return self._delete("DELETE FROM answers WHERE who = ?", who)
 
     def prune(self, days: float) -> int:
-        """Take out what is older than so many days, with its feedback; returns how many answers."""
-        # The store is tidied also where nothing is old: something may have stayed when it was deleted.
+        """Delete answers older than this many days, with their feedback, and return the number of answers."""
+        # Cleaning up runs even if no answer is old: an earlier deletion may have left data behind.
         return self._delete("DELETE FROM answers WHERE time < ?", time.time() - days * 86_400)
 
     def latest(self) -> float:
-        """When the latest answer was given, in seconds since 1970; 0 where there is none."""
+        """Return the time of the latest answer, in seconds since 1970; 0 without answers."""
         with self.base.opened() as base:
             (found,) = base.execute("SELECT max(time) FROM answers").fetchone()
         return float(found or 0)
 
     def exported(self) -> Iterator[dict[str, Any]]:
-        """Every answer with its feedback, oldest first."""
+        """Yield every answer with its feedback, oldest first."""
         for _, answer, said in self._pages(0):
             yield asdict(answer) | {"feedback": [_feedback(row) for row in said]}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
-        """Place, answer and ratings of each answer whose place is later, in the order in which they were kept.
+        """Yield place, answer and ratings of each answer whose place is after `after`, in the order of storing.
 
-        The order is that of writing, whatever the clock said. No place is given twice.
+        The order doesn't depend on the clock. No place is used twice.
         """
         for place, answer, said in self._pages(after):
             yield place, answer, tuple(row["rating"] for row in said)
 
     def last_place(self) -> int:
-        """The latest answer's place; 0 where there are none."""
+        """Return the latest answer's place; 0 without answers."""
         with self.base.opened() as base:
             (found,) = base.execute("SELECT max(place) FROM answers").fetchone()
         return found or 0
@@ -155,7 +155,7 @@ class Answers:
         return int(gone)
 
     def _pages(self, after: int) -> Iterator[tuple[int, Answer, list[Row]]]:
-        """Answers with what was said of them; the store isn't held while they are looked at."""
+        """Yield answers with their feedback; no connection is held while they are processed."""
         while True:
             with self.base.opened() as base:
                 rows = base.execute(

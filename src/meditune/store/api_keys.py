@@ -1,9 +1,7 @@
-"""API keys: random, shown once, kept as hashes.
+"""API keys, stored as hashes, and each caller's daily usage.
 
-A key is `mt-ID-SECRET`. The secret has 256 random bits, so one SHA-256 is enough: there is nothing to guess that a slow
-hash would protect.
-
-How much each caller used, by day; it outlives a restart, as quotas must.
+A key is `mt-ID-SECRET` and is shown only once. The secret has 256 random bits, so one SHA-256 is enough: a slow hash
+would only protect secrets that can be guessed. Usage is stored so that quotas survive a restart.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from meditune.errors import DataError
 from meditune.store.database import Database, Row
 
 Scope = Literal["generate", "embed", "feedback", "raw", "expert", "metrics", "admin"]
-"""`raw` is the model without triage: /v1/completions, and chats that programs write"""
+"""`raw` allows the model without triage: /v1/completions, and chats written by programs"""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("generate", "embed", "feedback")
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
@@ -29,22 +27,22 @@ _NOBODY = hashlib.sha256(b"nobody").hexdigest()
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key; not the key itself."""
+    """The stored facts about a key, without its secret."""
 
     id: str
     name: str
     scopes: frozenset[str]
     per_minute: int | None
-    """Requests; None: the server's own limit"""
+    """Requests per minute; None: the server's own limit"""
     daily_tokens: int | None
-    """Of prompts and answers together, by UTC's days; None: no quota"""
+    """Tokens of prompts and answers together per UTC day; None: no quota"""
     created: float
     expires: float | None
     revoked: float | None
 
     @property
     def state(self) -> str:
-        """usable, expired or revoked."""
+        """One of usable, expired and revoked."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= time.time() else "usable"
@@ -64,10 +62,11 @@ class Keys:
         daily_tokens: int | None = None,
         days: float | None = None,
     ) -> tuple[Key, str]:
-        """A new key and its only sight in plain text. Raises DataError at an unknown scope."""
+        """Create a key, and return it with its plain text, which isn't stored. Raises DataError at an unknown scope."""
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
-            raise DataError(f"{', '.join(unknown) or 'Nothing'} is no scope of a key. Scopes: {', '.join(SCOPES)}.")
+            problem = f"Unknown scopes: {', '.join(unknown)}." if unknown else "A key needs at least one scope."
+            raise DataError(f"{problem} Choose from: {', '.join(SCOPES)}.")
         id, secret, now = secrets.token_hex(4), secrets.token_urlsafe(32), time.time()
         expires = now + days * 86_400 if days else None
         with self.base.changing() as base:
@@ -78,9 +77,12 @@ class Keys:
         return self.get(id), f"mt-{id}-{secret}"
 
     def rotate(self, id: str, grace_hours: float = 24.0) -> str:
-        """A new secret for a key, in plain text; the old one works for some hours yet. Raises DataError."""
+        """Return the key's plain text with a new secret; the old secret keeps working for `grace_hours`.
+
+        Raises DataError if the key is unknown or revoked.
+        """
         if self.get(id).revoked is not None:
-            raise DataError(f"{id} was revoked. Make a new key: meditune keys create NAME")
+            raise DataError(f"{id} was revoked. Create a new key: meditune keys create NAME")
         secret = secrets.token_urlsafe(32)
         with self.base.changing() as base:
             base.execute(
@@ -90,33 +92,33 @@ class Keys:
         return f"mt-{id}-{secret}"
 
     def revoke(self, id: str) -> None:
-        """End a key at once. Raises DataError where there is none of that id."""
+        """Revoke a key with immediate effect. Raises DataError if the id is unknown."""
         self.get(id)
         with self.base.changing() as base:
             base.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", (time.time(), id))
 
     def get(self, id: str) -> Key:
-        """A key by its id. Raises DataError where there is none."""
+        """Return a key by its id. Raises DataError if the id is unknown."""
         with self.base.opened() as base:
             row = base.execute("SELECT * FROM keys WHERE id = ?", (id,)).fetchone()
         if row is None:
-            raise DataError(f"There is no key {id!r} in {self.base.place}. `meditune keys list` shows those there are.")
+            raise DataError(f"There is no key {id!r} in {self.base.place}. List the keys with `meditune keys list`.")
         return _key(row)
 
     def all(self) -> list[Key]:
-        """Every key that was ever made, oldest first."""
+        """Return every key that was ever created, oldest first."""
         with self.base.opened() as base:
             return [_key(row) for row in base.execute("SELECT * FROM keys ORDER BY created").fetchall()]
 
     def any(self) -> bool:
-        """Whether a key was ever made; once there was one, nobody gets in without."""
+        """Return whether a key was ever created; from then on, every request needs a key."""
         with self.base.opened() as base:
             return base.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
 
     def who(self, given: str) -> Key | None:
-        """The usable key that this plain text is; None where it is none.
+        """Return the usable key with this plain text; None if there is none.
 
-        Every hash is compared in constant time, and for an unknown id as for a known one.
+        Every hash is compared in constant time, for unknown ids too.
         """
         prefix, _, rest = given.partition("-")
         id, _, secret = rest.partition("-")
@@ -150,7 +152,7 @@ def _key(row: Row) -> Key:
 
 
 class Usage:
-    """Requests and tokens in a store."""
+    """The numbers of requests and tokens in a store, by caller and day."""
 
     def __init__(self, base: Database) -> None:
         self.base = base
@@ -165,13 +167,13 @@ class Usage:
             )
 
     def today(self, who: str) -> int:
-        """Tokens that a caller used today."""
+        """Return the number of tokens that a caller used today (UTC)."""
         with self.base.opened() as base:
             row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (who, _today())).fetchone()
         return row[0] if row else 0
 
     def prune(self, days: float) -> None:
-        """Take out what was used longer ago than so many days, with the addresses that it stands by; never today's."""
+        """Delete usage older than this many days, with the addresses in it; today's usage always stays."""
         with self.base.opened() as base:
             gone = base.execute("DELETE FROM usage WHERE day < ?", (_today(-timedelta(days=days)),)).rowcount
         if gone:

@@ -1,12 +1,7 @@
-"""What a store needs of a database: SQLite's file (`Base`) and PostgreSQL (`postgresql.py`) both give it.
+"""The database of a store: its interface, its tables and their migrations, and its SQLite file.
 
-Statements are SQL that both understand, with `?` for values.
-
-The SQLite file: one place, opened for each call, every change on the disk before it is reported.
-
-The tables, step by step from the first version to today's; the same steps for both databases.
-
-What was done stands in the table `versions`. A step that was released is never changed: another is added.
+Statements are SQL that SQLite and PostgreSQL (`postgresql.py`) both understand, with `?` for values. The table
+`versions` records the migrations that were applied. A released migration is never changed: a new one is added.
 """
 
 from __future__ import annotations
@@ -25,60 +20,60 @@ from meditune.errors import StoreError
 
 
 class Row(Protocol):
-    """A row, by place and by name."""
+    """A row with access by position and by column name."""
 
     def __getitem__(self, key: Any, /) -> Any:
-        """A value by its place or its column's name."""
+        """Return a value by its position or its column's name."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Its values."""
+        """Yield the values."""
 
 
 class Cursor(Protocol):
-    """What a statement gave."""
+    """The result of a statement."""
 
     @property
     def rowcount(self) -> int:
-        """How many rows it changed"""
+        """The number of rows that the statement changed"""
 
     def fetchone(self) -> Any:
-        """The next row, or None."""
+        """Return the next row, or None."""
 
     def fetchall(self) -> list[Any]:
-        """All that are left."""
+        """Return all remaining rows."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The rows."""
+        """Yield the rows."""
 
 
 class Connection(Protocol):
     """A connection for one call."""
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
-        """Carry out one statement."""
+        """Execute one statement."""
 
 
 class Database(Protocol):
-    """Where a store lies. Every call has a connection of its own, so any thread or process may make it."""
+    """The database of a store. Every call has its own connection, so any thread or process may make it."""
 
     @property
     def place(self) -> str:
-        """Where it is, as people may see it: never with a password"""
+        """The location as it may be displayed, without a password"""
 
     def opened(self) -> AbstractContextManager[Connection]:
-        """A connection outside any transaction; each statement is on the disk when it returns.
+        """Yield a connection outside any transaction; each statement is on the disk when it returns.
 
-        Raises StoreError where the database can't be used.
+        Raises StoreError if the database can't be used.
         """
 
     def changing(self) -> AbstractContextManager[Connection]:
-        """A connection in a transaction, which is on the disk when the block ends well, and undone otherwise."""
+        """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
 
     def in_turn(self, connection: Connection) -> None:
-        """Let transactions that add answers end in the order in which they began, so that a reader misses none."""
+        """Make transactions that add answers end in the order in which they began, so that readers miss none."""
 
     def forget(self) -> None:
-        """Let nothing of what was deleted stay where that can be helped, and say where it can't."""
+        """Remove the remains of deleted rows from the disk if possible, and log a warning otherwise."""
 
 
 _FIRST = """
@@ -109,7 +104,7 @@ _OVERRIDES = """
 ALTER TABLE feedback ADD COLUMN decision TEXT NOT NULL DEFAULT '';
 ALTER TABLE feedback ADD COLUMN expert BIGINT NOT NULL DEFAULT 0;
 """
-# SQLite can't add a key to a table: the table is made anew, its rows keeping their places.
+# SQLite can't add a key to a table, so the table is created again; rows keep their places.
 _PLACES_SQLITE = """
 CREATE TABLE answers_new (
     place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, time DOUBLE PRECISION NOT NULL,
@@ -130,7 +125,7 @@ CREATE UNIQUE INDEX answers_place ON answers (place);
 
 @dataclass(frozen=True)
 class Step:
-    """From the version before to `version`."""
+    """A migration from the previous version to `version`."""
 
     version: int
     sqlite: str
@@ -149,9 +144,9 @@ VERSIONS = (
 
 
 def migrate(connection: Connection, found: int, place: str, postgres: bool) -> None:
-    """Take every step that is missing, in the transaction of this connection; nobody else may change the tables then.
+    """Apply every missing migration in this connection's transaction, which must exclude other changes of the tables.
 
-    `found` is the version of a database that has no `versions` yet. Raises StoreError where it is a later one.
+    `found` is the version of a database without a table `versions`. Raises StoreError if the version is unknown here.
     """
     connection.execute(VERSIONS)
     (noted,) = connection.execute("SELECT max(version) FROM versions").fetchone()
@@ -166,9 +161,9 @@ def migrate(connection: Connection, found: int, place: str, postgres: bool) -> N
 
 
 def refuse_later(found: int, place: str) -> None:
-    """Raise StoreError where the tables are of a version that isn't known here."""
+    """Raise StoreError if the tables have a later version than this Meditune knows."""
     if found > LATEST:
-        raise StoreError(f"{place} was made by a later version of Meditune. Update this one.")
+        raise StoreError(f"{place} was created by a later version of Meditune. Update Meditune on this machine.")
 
 
 log = logging.getLogger(__name__)
@@ -177,12 +172,12 @@ BUSY_S = 20.0
 
 
 class SQLiteDatabase:
-    """The file in a folder (`database.Database`). Every call opens it for itself."""
+    """An SQLite file in a folder (`database.Database`). Every call opens its own connection."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes folder and file, for this user alone, where there are none, and brings tables up to date.
+        """Create folder and file, readable only by this user, if they don't exist, and migrate the tables.
 
-        Raises StoreError where that can't be.
+        Raises StoreError if that fails.
         """
         self.path = folder / FILE
         try:
@@ -190,7 +185,7 @@ class SQLiteDatabase:
             self.path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{self.path} can't be made ({error.strerror}). Name another folder with --store or MEDITUNE_STORE."
+                f"{self.path} can't be created ({error.strerror}). Name another folder with --store or MEDITUNE_STORE."
             ) from error
         with self.opened() as base:
             base.execute("PRAGMA journal_mode = WAL")
@@ -201,58 +196,58 @@ class SQLiteDatabase:
 
     @property
     def place(self) -> str:
-        """The file."""
+        """The path of the file."""
         return str(self.path)
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection outside any transaction; each statement is on the disk when it returns.
+        """Yield a connection outside any transaction; each statement is on the disk when it returns.
 
-        Raises StoreError where the file can't be used.
+        Raises StoreError if the file can't be used.
         """
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as base:
                 base.row_factory = sqlite3.Row
                 base.execute("PRAGMA synchronous = FULL")
                 base.execute("PRAGMA foreign_keys = ON")
-                # What is deleted is overwritten, not only unlinked.
+                # Overwrite deleted content instead of only unlinking it.
                 base.execute("PRAGMA secure_delete = ON")
                 yield base
         except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"{self.path} can't be used ({error}). Check the disk's space and the file's permissions; where it is "
-                "damaged, put a copy in its place."
+                f"{self.path} can't be used ({error}). Check the free disk space and the file's permissions; if the "
+                "file is damaged, restore a backup."
             ) from error
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a transaction, which is on the disk when the block ends well, and undone otherwise."""
+        """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
         with self.opened() as base, _transaction(base):
             yield base
 
     def in_turn(self, connection: Connection) -> None:
-        """Nothing: SQLite has one writer at a time."""
+        """Do nothing: SQLite has one writer at a time."""
 
     def forget(self) -> None:
-        """Let nothing of a deleted row stay in the write-ahead log, or say that it does: a reader's view needs it."""
+        """Remove deleted rows from the write-ahead log, and log a warning if a reader still needs them."""
         with self.opened() as base:
-            # This waits for readers as long as any statement does.
+            # This waits for readers up to BUSY_S seconds, like every statement.
             (busy, _, _) = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             log.warning(
-                "What was deleted is still in %s-wal, as another program reads the store. The next deletion or pruning "
-                "clears it: end that program and run meditune answers prune --days N.",
+                "Deleted data is still in %s-wal because another program is reading the store. The next deletion or "
+                "pruning clears it: end that program and run meditune answers prune --days N.",
                 self.path,
             )
 
     def _bring_up(self) -> None:
         with self.opened() as base:
-            # A table that is made anew must not take the rows that refer to it along.
+            # Creating a table again must not delete the rows that refer to it.
             base.execute("PRAGMA foreign_keys = OFF")
             with _transaction(base):
                 (old,) = base.execute("PRAGMA user_version").fetchone()
                 migrate(base, old, self.place, postgres=False)
-                # Versions of Meditune that know no table of versions look here.
+                # Older versions of Meditune read the version here, not in the table.
                 base.execute(f"PRAGMA user_version = {LATEST}")
 
     @staticmethod
@@ -267,7 +262,7 @@ def _transaction(base: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # A full disk has SQLite undo it by itself.
+        # When the disk is full, SQLite rolls back by itself.
         if base.in_transaction:
             base.execute("ROLLBACK")
         raise

@@ -1,8 +1,7 @@
-"""How a service does, out of its store: answers, times, outcomes, feedback, versions, servers, drift, updates.
+"""An overview of a service from its store: answers, latencies, outcomes, feedback, versions, servers, drift, updates.
 
-Figures and names only, but for the masked questions that bear out an alert.
-
-What programs that share a store let each other know: which servers run, what was last updated, what drifted.
+It contains only numbers and names, apart from the masked questions that support an alert. Programs that share a store
+exchange notes through it: which servers run, what was last updated, what drifted.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from meditune.store.database import Database
 
 @dataclass(frozen=True)
 class Note:
-    """The latest word on one thing."""
+    """The latest status that a program stored under one name."""
 
     name: str
-    """KIND/WHICH: server/..., drift/..., update/..."""
+    """KIND/NAME: server/..., drift/..., update/..."""
     time: float
     """Seconds since 1970"""
     facts: dict[str, Any]
@@ -37,7 +36,7 @@ class Notes:
         self.base = base
 
     def put(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write a note in the place of an earlier one of that name."""
+        """Store a note; it replaces an earlier note of that name."""
         with self.base.opened() as base:
             base.execute(
                 "INSERT INTO notes VALUES (?, ?, ?) "
@@ -46,7 +45,7 @@ class Notes:
             )
 
     def all(self, kind: str) -> list[Note]:
-        """The notes of a kind, the latest first."""
+        """Return the notes of a kind, latest first."""
         with self.base.opened() as base:
             rows = base.execute(
                 "SELECT * FROM notes WHERE name LIKE ? ORDER BY time DESC, name", (f"{kind}/%",)
@@ -54,22 +53,22 @@ class Notes:
         return [Note(row["name"], row["time"], json.loads(row["facts"])) for row in rows]
 
     def remove(self, name: str) -> None:
-        """Take a note out, if it is there."""
+        """Delete a note if it exists."""
         with self.base.opened() as base:
             base.execute("DELETE FROM notes WHERE name = ?", (name,))
 
 
 MOST = 20_000
-"""The latest answers that are looked at"""
+"""The largest number of answers that are evaluated, the latest ones"""
 BINS = 24
 LOST_S = 120.0
-"""A server that wasn't heard of for so long has ended without a word"""
+"""Without a note for this many seconds, a server counts as ended"""
 _HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """An answer's figures."""
+    """The metrics of one answer."""
 
     time: float
     version: tuple[str, str]
@@ -77,19 +76,20 @@ class _Seen:
     facts: Mapping[str, Any]
 
     def timing(self, name: str) -> float | None:
-        """Seconds of a part of it, or None."""
+        """Return the seconds of one stage of the answer, or None."""
         return number((self.facts.get("timings") or {}).get(name))
 
     def tokens(self, kind: str) -> float:
-        """Tokens of prompt or completion."""
-        told = self.facts.get("tokens")
-        return number(told.get(kind) if isinstance(told, dict) else self.facts.get(f"{kind}_tokens")) or 0
+        """Return the number of tokens of the prompt or the completion."""
+        tokens = self.facts.get("tokens")
+        return number(tokens.get(kind) if isinstance(tokens, dict) else self.facts.get(f"{kind}_tokens")) or 0
 
 
 def overview(base: Database, hours: float = 24.0, now: float | None = None) -> dict[str, Any]:
-    """`hours`, `answers`, `feedback`, `versions`, `over_time`, `servers`, `drift`, `updates`. Ready for JSON.
+    """Return the overview of the last `hours` hours, ready for JSON.
 
-    Of the last so many hours; a clock that jumped shifts what these are and does no harm.
+    Its keys are `hours`, `time`, `answers`, `feedback`, `versions`, `over_time`, `servers`, `drift` and `updates`. A
+    clock that jumps shifts the time span and does no other harm.
     """
     now = time.time() if now is None else now
     since = now - hours * _HOUR_S
@@ -99,22 +99,22 @@ def overview(base: Database, hours: float = 24.0, now: float | None = None) -> d
         "hours": hours,
         "time": now,
         "answers": _counted(seen),
-        "feedback": _said(said, len(seen)),
+        "feedback": _feedback_counts(said, len(seen)),
         "versions": _versions(seen),
         "over_time": _over_time(seen, said, since, now),
         "servers": [_server(note, now) for note in notes.all("server")],
-        "drift": [_told(note) for note in notes.all("drift")],
-        "updates": [_told(note) for note in notes.all("update")],
+        "drift": [_note_facts(note) for note in notes.all("drift")],
+        "updates": [_note_facts(note) for note in notes.all("update")],
     }
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    """The value below which so large a share lies (nearest rank); None of nothing."""
+    """Return the quantile of the values for this share (nearest rank); None without values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else None
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for whatever else it is."""
+    """Return the value as a float if it is a finite number, else None."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if known else None
 
@@ -133,7 +133,7 @@ def _answers(base: Database, since: float) -> list[_Seen]:
 
 
 def _feedback(base: Database, since: float) -> list[tuple[float, str, bool, bool]]:
-    """When, rating, whether with a correction, whether an expert's."""
+    """Return time, rating, whether there is a correction, and whether an expert gave it, of each feedback."""
     with base.opened() as connection:
         rows = connection.execute(
             "SELECT time, rating, correction, decision, expert FROM feedback WHERE time >= ? "
@@ -147,7 +147,7 @@ def _counted(seen: Sequence[_Seen]) -> dict[str, Any]:
     totals, first = _known(seen, "total"), _known(seen, "first_token")
     sentences = sum(number(each.facts.get("sentences")) or 0 for each in seen)
     supported = sum(number(each.facts.get("supported")) or 0 for each in seen)
-    likeness = [value for each in seen if (value := number(each.facts.get("retrieval"))) is not None]
+    similarities = [value for each in seen if (value := number(each.facts.get("retrieval"))) is not None]
     outcomes = Counter(each.outcome for each in seen)
     return {
         "count": len(seen),
@@ -158,11 +158,11 @@ def _counted(seen: Sequence[_Seen]) -> dict[str, Any]:
         "tokens": {kind: sum(each.tokens(kind) for each in seen) for kind in ("prompt", "completion")},
         "sentences": sentences,
         "unsupported": sentences - supported,
-        "retrieval": {"p10": quantile(likeness, 0.1), "p50": quantile(likeness, 0.5)},
+        "retrieval": {"p10": quantile(similarities, 0.1), "p50": quantile(similarities, 0.5)},
     }
 
 
-def _said(said: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[str, Any]:
+def _feedback_counts(said: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[str, Any]:
     ratings = Counter(rating for _, rating, _, _ in said)
     return {
         "up": ratings["up"],
@@ -174,7 +174,7 @@ def _said(said: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[s
 
 
 def _versions(seen: Sequence[_Seen]) -> list[dict[str, Any]]:
-    """Which models and indexes answered, the latest first."""
+    """Return the models and indexes that answered, latest first."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for each in seen:
         row = found.setdefault(
@@ -188,7 +188,7 @@ def _versions(seen: Sequence[_Seen]) -> list[dict[str, Any]]:
 def _over_time(
     seen: Sequence[_Seen], said: Sequence[tuple[float, str, bool, bool]], since: float, now: float
 ) -> list[dict[str, Any]]:
-    """The span in equal parts, oldest first."""
+    """Return the metrics of BINS equal parts of the time span, oldest first."""
     width = (now - since) / BINS
     parts: list[list[_Seen]] = [[] for _ in range(BINS)]
     for each in seen:
@@ -198,12 +198,12 @@ def _over_time(
     return [
         {
             "from": since + place * width,
-            **{name: figures[name] for name in ("count", "outcomes", "sentences", "unsupported")},
-            "p95": figures["seconds"]["p95"],
+            **{name: metrics[name] for name in ("count", "outcomes", "sentences", "unsupported")},
+            "p95": metrics["seconds"]["p95"],
             "up": ratings[place, "up"],
             "down": ratings[place, "down"],
         }
-        for place, figures in enumerate(map(_counted, parts))
+        for place, metrics in enumerate(map(_counted, parts))
     ]
 
 
@@ -212,8 +212,8 @@ def _known(seen: Iterable[_Seen], name: str) -> list[float]:
 
 
 def _server(note: Note, now: float) -> dict[str, Any]:
-    return _told(note) | {"alive": abs(now - note.time) < LOST_S}
+    return _note_facts(note) | {"alive": abs(now - note.time) < LOST_S}
 
 
-def _told(note: Note) -> dict[str, Any]:
+def _note_facts(note: Note) -> dict[str, Any]:
     return {"name": note.name.partition("/")[2], "time": note.time} | note.facts

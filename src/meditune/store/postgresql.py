@@ -1,6 +1,6 @@
-"""A PostgreSQL database, for several servers that share a store: the same tables and statements as in SQLite's file.
+"""A store in a PostgreSQL database, for several servers that share it, with the same tables as in the SQLite file.
 
-The password may stand in the URL, or better in `PGPASSWORD` or a password file, as for every program that uses libpq
+The password may be in the URL, or better in `PGPASSWORD` or a password file, as for every program that uses libpq
 (https://www.postgresql.org/docs/current/libpq-envars.html).
 """
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 SCHEMES = ("postgresql://", "postgres://")
 WAIT_S = 5.0
-"""For a connection"""
+"""The longest wait for a connection"""
 AGAIN_S = 0.5
 LOCK_S = 20.0
-"""For another program's lock, as long as in SQLite"""
+"""The longest wait for another program's lock, as in SQLite"""
 MOST = 8
-"""Connections of one process"""
+"""The most connections of one process"""
 MIGRATING, WRITING = 7_104_001, 7_104_002
-"""Advisory locks: of whoever changes the tables, and of whoever adds an answer"""
+"""Advisory locks, held while tables are changed and while an answer is added"""
 
 
 class Postgres:
-    """A database by its URL (`database.Database`)."""
+    """A PostgreSQL database, given by its URL (`database.Database`)."""
 
     def __init__(self, url: str) -> None:
-        """Connects, and brings the tables up to date. Raises StoreError where that can't be."""
+        """Connect, and migrate the tables to the latest version. Raises StoreError if that fails."""
         self.place = without_password(url)
         try:
             import psycopg
@@ -49,16 +49,17 @@ class Postgres:
             "tcp_user_timeout": round(LOCK_S * 1000),
             "application_name": "meditune",
         }
-        with self._said(), psycopg.connect(url, **named) as connection:
+        with self._errors(), psycopg.connect(url, **named) as connection:
             self._bring_up(_Link(connection))
-        # Connections are looked at before use, so that a database that was started anew is found again.
+        # Connections are checked before use, so that they survive a restart of the database.
         self._pool = ConnectionPool(
             url,
             kwargs=named,
             min_size=0,
             max_size=MOST,
             timeout=WAIT_S,
-            # The pool waits longer after each failure, and all requests with it; given up, the next one tries at once.
+            # The pool waits longer after each failure, and all requests wait with it; after it gives up, the next
+            # request tries at once.
             reconnect_timeout=AGAIN_S,
             check=ConnectionPool.check_connection,
             open=True,
@@ -67,25 +68,25 @@ class Postgres:
 
     @contextmanager
     def opened(self) -> Iterator[Connection]:
-        """A connection outside any transaction; each statement is on the disk when it returns.
+        """Yield a connection outside any transaction; each statement is on the disk when it returns.
 
-        Raises StoreError where the database can't be used.
+        Raises StoreError if the database can't be used.
         """
-        with self._said(), self._pool.connection() as connection:
+        with self._errors(), self._pool.connection() as connection:
             yield _Link(connection)
 
     @contextmanager
     def changing(self) -> Iterator[Connection]:
-        """A connection in a transaction, which is on the disk when the block ends well, and undone otherwise."""
-        with self._said(), self._pool.connection() as connection, connection.transaction():
+        """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
+        with self._errors(), self._pool.connection() as connection, connection.transaction():
             yield _Link(connection)
 
     def in_turn(self, connection: Connection) -> None:
-        """Take turns until the transaction's end: a place that is seen has all earlier ones before it then."""
+        """Lock out other writers until the transaction ends, so that places become visible in order."""
         connection.execute(f"SELECT pg_advisory_xact_lock({WRITING})")
 
     def forget(self) -> None:
-        """Free what deleted rows took. Its bytes are overwritten when new rows need the room."""
+        """Free the space of deleted rows. Their bytes are overwritten when new rows need the space."""
         with self.opened() as connection:
             for table in ("answers", "feedback"):
                 connection.execute(f"VACUUM (SKIP_LOCKED) {table}")
@@ -106,34 +107,35 @@ class Postgres:
         return int(found or 0)
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
-        """Errors of the database's as a sentence, which holds no value of a row."""
+    def _errors(self) -> Iterator[None]:
+        """Raise StoreError, whose message contains no value of a row, for an error of the database."""
         import psycopg
 
         try:
             yield
         except psycopg.Error as error:
-            told = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
+            reason = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
             raise StoreError(
-                f"{self.place} can't be used ({told}). Check that the database runs, has room, and lets this user in."
+                f"{self.place} can't be used ({reason}). Check that the database is running, that its disk isn't full, "
+                "and that this user may connect."
             ) from error
 
 
 class _Link:
-    """A connection that takes `?` for values."""
+    """A connection that accepts `?` as the placeholder for values."""
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
-        """Carry out one statement."""
-        # PostgreSQL's texts can't hold the sign NUL.
+        """Execute one statement."""
+        # PostgreSQL's text can't contain NUL.
         given = [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values]
         return self.raw.execute(statement.replace("?", "%s").encode(), given or None)
 
 
 class _Row(tuple[Any, ...]):
-    """A row by place and by name."""
+    """A row with access by position and by column name."""
 
     names: Sequence[str] = ()
 
@@ -147,14 +149,14 @@ def _named_rows(cursor: psycopg.Cursor[Any]) -> Any:
 
 
 def without_password(url: str) -> str:
-    """The URL as people may see it. Raises StoreError where it is none."""
+    """Return the URL without its password, safe to display. Raises StoreError if the URL is invalid."""
     try:
         parts = urlsplit(url)
         user = f"{parts.username}@" if parts.username else ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError as error:
         raise StoreError(
-            "The store's URL can't be read. It is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with signs such as "
+            "The store's URL is invalid. Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with characters such as "
             "@ : / # in the password written as %40 %3A %2F %23."
         ) from error
     return f"postgresql://{user}{parts.hostname or ''}{port}{parts.path}"

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning: what is trained on, in which order, with which loss."""
+"""Supervised fine-tuning: training data and its order, losses, the training loop, and plans."""

@@ -1,7 +1,7 @@
-"""A training's checkpoint: the steps so far, and the optimizer's state, whole or in each process's share.
+"""A training's checkpoint: the log of steps and the optimizer's state, whole or sharded over processes.
 
-Whole state is one safetensors file that the first process writes. Sharded state goes through
-torch.distributed.checkpoint, each process writing its own file. Either is read by any number of processes.
+A whole state is one safetensors file that the first process writes. A sharded state goes through
+torch.distributed.checkpoint, and each process writes its own file. Any number of processes can read either.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARDS = "optimizer"
 
 
 def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Recipe, sharded: bool) -> None:
-    """Take the place of the checkpoint in `place`, whole or not at all; all processes must call."""
+    """Replace the checkpoint in `place` atomically; all processes must call this."""
     with ExitStack() as stack:
         partial = None
         if distributed.is_first():
@@ -38,7 +38,7 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
         if sharded:
             from torch.distributed.checkpoint.state_dict_saver import save
 
-            # Returns in the first process when every other one has written its share.
+            # In the first process, this returns after all other processes have written their shards.
             save(tensors, checkpoint_id=distributed.broadcast(str(partial)) + f"/{SHARDS}")
         if partial:
             if not sharded:
@@ -50,38 +50,38 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
 
 
 def tokens_read(place: Path) -> int:
-    """Tokens that the steps so far have read; 0 where there is no checkpoint."""
+    """Return the number of tokens that the steps so far have read; 0 where there is no checkpoint."""
     steps = place / "training.jsonl"
     return sum(row["tokens"] for row in read_jsonl(steps)) if steps.is_file() else 0
 
 
 def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
-    """The steps so far, and the optimizer's tensors as `model` is spread now; None where there is no checkpoint.
+    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None where there is no checkpoint.
 
-    Raises MedituneError where it is one of other settings.
+    Raises MedituneError where the checkpoint has other settings.
     """
     if not distributed.broadcast((place / "state.json").is_file()):
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(
-            f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
+            f"{place} is a checkpoint from other training settings. Use the old settings, or remove that folder to "
             "start training again."
         )
     log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
-    print(f"Going on with training after step {len(log)}.", file=sys.stderr)
+    print(f"Resuming training after step {len(log)}.", file=sys.stderr)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if (place / SHARDS).is_dir():
         from torch.distributed.checkpoint.state_dict_loader import load
 
         wanted = empty_state(trained)
         with warnings.catch_warnings():
-            # PyTorch warns that one process reads, even when asked for just that.
+            # PyTorch warns that a single process reads, even if that was requested.
             warnings.simplefilter("ignore", UserWarning)
             load(wanted, checkpoint_id=str(place / SHARDS), no_dist=distributed.world() == 1)
         return log, wanted
     from safetensors.torch import load_file
 
-    # Copies: a file that stays mapped can't be replaced on a network disk.
+    # Copy the tensors: a mapped file can't be replaced on a network disk.
     tensors = {key: value.clone() for key, value in load_file(place / WHOLE).items()}
     if is_sharded(model):
         wanted = empty_state(trained)
@@ -90,7 +90,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
 
 def _is_of(recipe: Recipe, kept: dict[str, Any]) -> bool:
-    """Whether `kept` are the recipe's settings; options that came after the checkpoint had their defaults then."""
+    """Return whether `kept` matches the recipe; options that are newer than the checkpoint count as defaults."""
     try:
         earlier = Recipe.model_validate({"name": recipe.name} | kept)
     except ValueError:

@@ -1,10 +1,6 @@
-"""From examples to training rows, with a count of everything that was shortened or left out.
+"""Convert examples to training rows, weigh their supervised tokens, and count what was shortened or left out.
 
-What training examples with found passages are, for the run's records and for people.
-
-How much each supervised token counts in the loss.
-
-Which tasks an example can teach.
+The module also decides which tasks an example can teach, and describes examples with retrieved passages.
 """
 
 from __future__ import annotations
@@ -26,9 +22,9 @@ from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 
 def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
-    """`examples` that show found passages, `right`: with their own among them, `left_out`: passages without room.
+    """Return the number of examples with passages, of those with their own passage, and of passages left out.
 
-    Empty where the run doesn't train with passages.
+    The keys are `examples`, `right` and `left_out`; empty where the run doesn't train with passages.
     """
     path = folder / retrieved_passages.TRAINING
     if not path.is_file():
@@ -43,22 +39,22 @@ def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
 
 
 def retrieved_described(facts: dict[str, int]) -> str:
-    """The same in a sentence."""
+    """Return the numbers of `retrieved_facts` as a sentence."""
     without = facts["examples"] - facts["right"]
-    room = f" {facts['left_out']} passages had no room." if facts["left_out"] else ""
-    return f"{facts['examples']} examples show passages that were found; {without} of them without their own.{room}"
+    room = f" {facts['left_out']} passages did not fit." if facts["left_out"] else ""
+    return f"{facts['examples']} examples show retrieved passages, {without} of them without their own passage.{room}"
 
 
 class TokenWeights:
-    """Weight of every supervised token: 1, unless the recipe balances tasks or decision classes, or eases ends.
+    """The weight of every supervised token: 1, unless the recipe balances tasks or classes, or lowers end tokens.
 
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
-    the rest, however many of each there are. With `prompt_share` p, the prompts' tokens get the share p of it all, and
-    what follows them the rest. With `class_balance` b, a decision of a class with frequency f weighs
-    f ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer weighs e
-    times what its other tokens do, so a model that has learnt them gives e times the odds to ending at a place where
-    other answers go on. Where sources are mixed, all of these are meant as they come in an epoch: `repeats` says how
-    often an example's row does, by its id (once where it isn't named).
+    the rest, regardless of their numbers. With `prompt_share` p, the prompts' tokens get the share p of the whole loss,
+    and the tokens after them the rest. With `class_balance` b, a decision of a class with frequency f gets the weight f
+    ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer has e times
+    the weight of its other tokens, so a model that has learnt them multiplies the odds of ending by e at a position
+    where other answers continue. Where sources are mixed, all of these refer to an epoch's rows: `repeats` maps an
+    example's id to the number of times its row occurs in an epoch (1 where it is missing).
     """
 
     def __init__(
@@ -99,7 +95,7 @@ class TokenWeights:
             self.of_prompt = spec.prompt_share * sum(tokens.values()) / prompt
 
     def of(self, row: Row) -> list[float]:
-        """One weight for each of the row's targets."""
+        """Return one weight for each of the row's targets."""
         weights = []
         ends = {place for number, place in _last_places(row).items() if _ends(row.encoded[number])}
         for place, number in enumerate(row.of):
@@ -115,36 +111,36 @@ class TokenWeights:
 
 
 def _last_places(row: Row) -> dict[int, int]:
-    """Where the last target of each item stands among the row's targets."""
+    """Return the index of each item's last target among the row's targets."""
     return {number: place for place, number in enumerate(row.of) if number != PROMPT}
 
 
 def _ends(item: Encoded) -> bool:
-    """Whether the item's last target is the end of an answer."""
+    """Return whether the item's last target is the end of an answer."""
     return item.task == "answer" and not item.answer_cut
 
 
 def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that the example can teach."""
+    """Return the tasks that the example can teach."""
     return [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
 
 
 def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
-    """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can come first."""
+    """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can run early."""
     if not any(supported_tasks(example, tasks) for example in examples):
         others: list[Task] = [task for task in TASKS if task not in tasks]
-        hint = f" --set 'train.tasks=[{others[0]}]' trains on what they have." if others else ""
+        hint = f" To train on what they have, add --set 'train.tasks=[{others[0]}]'" if others else ""
         raise DataError(f"None of the {len(examples)} training examples has {task_names(tasks)} to learn from.{hint}")
 
 
 def task_names(tasks: Sequence[Task]) -> str:
-    """Tasks inside a sentence: "an answer or a decision"."""
+    """Return the tasks as words for a sentence: "an answer or a decision"."""
     return " or ".join({"answer": "an answer", "decision": "a decision"}[task] for task in tasks)
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What fitting the examples into the token budget did."""
+    """Counts from fitting the examples into the token budget."""
 
     rows: int
     tokens: int
@@ -153,17 +149,17 @@ class TokenFacts:
     shortened: int
     """Examples whose context lost sentences."""
     cut: int
-    """Answers that end early; their end token isn't trained."""
+    """Answers that end early; their end token isn't trained on."""
     dropped: int
-    """Examples left out because their question alone is too long, or they teach none of the tasks."""
+    """Examples left out because their question alone is too long, or because they teach none of the tasks."""
 
 
 def encode(
     examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False
 ) -> tuple[list[Row], TokenFacts]:
-    """Rows in the order of `examples`, one for each that teaches at least one task; `prompts`: they are learnt, too.
+    """Return rows in the order of `examples`, one for each that teaches at least one task, and counts.
 
-    Raises DataError where nothing is left to train on.
+    With `prompts`, the prompts are trained on, too. Raises DataError where nothing is left to train on.
     """
     encoded: list[Encoded] = []
     dropped = 0
@@ -177,14 +173,14 @@ def encode(
     rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
     if not rows:
         raise DataError(
-            f"None of the {len(examples)} training examples has {task_names(tasks)} to learn from that fits into "
+            f"None of the {len(examples)} training examples has {task_names(tasks)} that fits into "
             f"prompt.max_tokens={encoder.format.max_tokens}."
         )
     return rows, token_facts(rows, dropped)
 
 
 def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
-    """What fitting `rows` did; `dropped` more were left out."""
+    """Return the counts of `rows`, of which `dropped` more were left out."""
     return TokenFacts(
         rows=len(rows),
         tokens=sum(len(row) for row in rows),
@@ -197,7 +193,7 @@ def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
 
 
 def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """Tokens of each row's longest prompt and of all that follow it, for the report's histograms."""
+    """Return each row's longest prompt, and its tokens after the prompts, for the report's histograms."""
     return {
         "prompt": [max(len(item.prompt) for item in row.encoded) for row in rows],
         "target": [len(row.targets) - row.of.count(PROMPT) for row in rows],
@@ -205,7 +201,7 @@ def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
 
 
 def marked(row: Row, tokenizer: Any) -> str:
-    """The row's texts with what is trained between guillemets, for people to check before the first step."""
+    """Return the row's texts with the supervised parts between guillemets, for people to check before training."""
     parts = []
     for item in row.encoded:
         prompt = tokenizer.decode(item.prompt)
@@ -217,10 +213,11 @@ def marked(row: Row, tokenizer: Any) -> str:
 
 
 def check_masks(rows: Sequence[Row]) -> None:
-    """Raise DataError where a row has nothing to train on or trains on nothing but its end token."""
+    """Raise DataError where a row has no supervised tokens, or only its end token."""
     for row in rows:
         for number, item in enumerate(row.encoded):
             if len(item.target) < 2 or number not in row.of:
                 raise DataError(
-                    f"{item.id}: no token of its {item.task} would be trained. Check the example and prompt.max_tokens."
+                    f"{item.id}: no token of its {item.task} would be trained on. Check the example and "
+                    "prompt.max_tokens."
                 )

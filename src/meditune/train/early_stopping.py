@@ -1,6 +1,7 @@
-"""Measuring on the dev split while training: when to stop, and which state was the best.
+"""Measure on the dev split during training, to stop early and to keep the best state.
 
-How long to go on without an improvement is a trade of time against risk (Prechelt 1998, "Early Stopping - But When?").
+How long to continue without an improvement is a trade-off between time and risk (Prechelt 1998, "Early Stopping - But
+When?").
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from meditune.train.losses import loss_of_rows
 from meditune.train.optimizer import MasterOptimizer
 
 Measure = Callable[[LoadedModel], float]
-"""The figure of a model in its present state"""
+"""Returns the metric of a model in its present state"""
 HIGHER_IS_BETTER: frozenset[DevMetric] = frozenset({"accuracy", "macro_f1"})
 
 
 class DevMonitor:
-    """Takes the figures, keeps the best state's weights where the recipe wants them, and says when to stop."""
+    """Record dev metrics, keep the best state's weights if the recipe asks for them, and decide when to stop."""
 
     def __init__(
         self, spec: DevSpec, measure: Callable[[], float], epoch_steps: int, earlier: Mapping[int, float]
     ) -> None:
-        """`earlier` are the figures of a training that goes on, by step; `epoch_steps` the steps of an epoch."""
+        """Take over `earlier`, the metrics of a resumed training by step; `epoch_steps` are the steps of an epoch."""
         self.spec, self.measure = spec, measure
         self.every = spec.every_steps or epoch_steps
         self.best: float | None = None
@@ -46,11 +47,11 @@ class DevMonitor:
             self._note(step, figure)
 
     def is_due(self, step: int, last: int) -> bool:
-        """Whether to measure after this step (from 1); the last one always is."""
+        """Return whether to measure after this step (from 1); always true for the last one."""
         return step % self.every == 0 or step == last
 
     def take(self, step: int, optimizer: MasterOptimizer) -> float:
-        """Measure after `step`, and keep the weights if no state was better."""
+        """Measure after `step`, keep the weights if no earlier state was better, and return the metric."""
         figure = self.measure()
         if self._note(step, figure) and self.spec.keep_best:
             self._kept = [master.detach().clone() for master in optimizer.masters]
@@ -58,25 +59,25 @@ class DevMonitor:
 
     @property
     def is_over(self) -> bool:
-        """Whether there were as many measurements in a row without a better one as the recipe has patience for."""
+        """True if the recipe's patience is used up: that many measurements in a row without an improvement."""
         return self.spec.patience is not None and self.since >= self.spec.patience
 
     def finish(self, optimizer: MasterOptimizer) -> None:
-        """Give the model its best weights back, where they were kept."""
+        """Restore the model's best weights, if they were kept."""
         if self._kept:
             optimizer.set_weights(self._kept)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The best weights, for a checkpoint; the figures are in its log."""
+        """Return the best weights for a checkpoint; its log holds the metrics."""
         return {f"best.{index}": weight for index, weight in enumerate(self._kept)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Restore the tensors that `state` returned."""
         count = sum(key.startswith("best.") for key in tensors)
         self._kept = [tensors[f"best.{index}"] for index in range(count)]
 
     def facts(self, examples: int) -> dict[str, Any]:
-        """For the run's records."""
+        """Return the outcome for the run's records."""
         return {
             "metric": self.spec.metric,
             "examples": examples,
@@ -87,20 +88,20 @@ class DevMonitor:
         }
 
     def announced(self, examples: int) -> str:
-        """What will be measured, for people; of a share also how uncertain it is (two standard errors at one half)."""
-        noise = f", uncertain by some ±{100 / math.sqrt(examples):.0f} points" * (self.spec.metric in HIGHER_IS_BETTER)
-        return f"Every {self.every} steps {self.spec.metric} is measured on {examples} dev examples{noise}."
+        """Return a sentence about the measurements, with two standard errors at one half for accuracy and F1."""
+        noise = f" (uncertainty about ±{100 / math.sqrt(examples):.0f} points)" * (self.spec.metric in HIGHER_IS_BETTER)
+        return f"Measuring {self.spec.metric} on {examples} dev examples every {self.every} steps{noise}."
 
     def said(self) -> Iterator[str]:
-        """What came of it, for people."""
+        """Yield sentences about the outcome."""
         figure = f"{self.spec.metric} {self.best:.4g} after step {self.best_step}"
         if self.is_over:
-            yield f"Training ended early: {self.since} measurements in a row weren't better than {figure}."
+            yield f"Training stopped early: {self.since} measurements in a row were no better than {figure}."
         if self.spec.keep_best:
-            yield f"The weights are those of the best state: {figure}."
+            yield f"Kept the weights of the best state: {figure}."
 
     def _note(self, step: int, figure: float) -> bool:
-        """Whether no state before was as good."""
+        """Record a metric, and return whether no earlier state was as good."""
         higher = self.spec.metric in HIGHER_IS_BETTER
         better = self.best is None or math.isnan(self.best) or (figure > self.best if higher else figure < self.best)
         if better:
@@ -111,18 +112,18 @@ class DevMonitor:
 
 
 def check_dev(splits: Splits, recipe: Recipe) -> None:
-    """Raise DataError where the dev split holds nothing that `train.dev.metric` could be measured on."""
+    """Raise DataError where the dev split has no example for `train.dev.metric`."""
     metric = recipe.train.dev.metric
     if recipe.train.dev.is_on and not measured_on(splits.dev, recipe):
         raise DataError(
-            f"train.dev.metric {metric} needs {task_names(_tasks(recipe))} on the dev split, and none of its "
-            f"{len(splits.dev)} examples has one. Take another metric, keep more examples with data.dev_share, or "
-            "leave train.dev.patience and train.dev.keep_best out."
+            f"train.dev.metric {metric} needs {task_names(_tasks(recipe))} on the dev split, but none of its "
+            f"{len(splits.dev)} examples has one. Choose another metric, raise data.dev_share, or remove "
+            "train.dev.patience and train.dev.keep_best."
         )
 
 
 def measured_on(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
-    """Those of the dev split that the recipe's metric says something of."""
+    """Return the examples of the dev split that the recipe's metric applies to."""
     return [example for example in examples if supported_tasks(example, _tasks(recipe))]
 
 
@@ -134,7 +135,7 @@ def _tasks(recipe: Recipe) -> Any:
 
 
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
-    """The training loss, as the recipe weighs tokens, on other examples.
+    """Return a function that computes the training loss, with the recipe's token weights, on other examples.
 
     Raises DataError where none of them fits into the prompt's budget.
     """

@@ -1,6 +1,6 @@
 """The training stage of a run: pre-flight, training with checkpoints, and the finished model.
 
-Which fast layers a training takes, each with the plain one to fall back on.
+The layers run in the fastest form that works on this machine, with a fallback to the plain form.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ from meditune.train.training_plan import Plan, base_records, plan
 
 @contextmanager
 def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object]) -> Iterator[bool]:
-    """Inside the block the model's layers are the fastest that work here; gives whether they are compiled.
+    """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
 
-    `tokens` are those that the whole training reads. `try_a_piece` computes the gradients of one piece and forgets
-    them; compiling is tried on it. Raises ModelError where `train.compile` is on and can't be had.
+    `tokens` is the number that the whole training reads. `try_a_piece` computes the gradients of one batch and discards
+    them; it tests compiled layers. Raises ModelError where `train.compile` is on but compiling fails.
     """
     with ExitStack() as fast:
         fast.enter_context(fuse_lora(model))
@@ -71,7 +71,7 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
 
 
 def check_compile(recipe: Recipe) -> None:
-    """Raise ModelError where `train.compile` is on and can be seen not to work before the model is loaded."""
+    """Raise ModelError where `train.compile` is on and certain to fail; needs no loaded model."""
     if recipe.train.compile != "on":
         return
     from meditune.models.load import device
@@ -86,14 +86,14 @@ def _refused(reason: str) -> ModelError:
 
 
 def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object], fast: ExitStack) -> bool:
-    # DPO compares the model with itself before training, which the plain layers have measured.
+    # DPO compares the model with its state before training, which was computed with plain layers.
     if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.is_worthwhile(model, tokens)):
         return False
     from torch._dynamo.exc import TorchDynamoException
 
     reason = torch_compile.why_not(model)
     if reason is None:
-        print("Compiling the layers (train.compile); up to a minute the first time.", file=sys.stderr)
+        print("Compiling the layers (train.compile). This takes up to a minute the first time.", file=sys.stderr)
         with ExitStack() as tried:
             tried.enter_context(torch_compile.compiled(model))
             try:
@@ -105,7 +105,7 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[]
                 return True
     if spec.compile == "on":
         raise _refused(reason)
-    print(f"The layers aren't compiled, which is slower. {reason}", file=sys.stderr)
+    print(f"Training without compiled layers, which is slower. {reason}", file=sys.stderr)
     return False
 
 
@@ -115,12 +115,13 @@ SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share
 def fine_tune(
     loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
 ) -> dict[str, Any]:
-    """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
+    """Train `loaded` with the recipe's strategy, write the result to `folder/model`, and return facts for report.json.
 
-    A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
-    changed in place and holds the tuned weights afterwards. `measure` gives the metric of `train.dev`, but for `loss`.
+    While training runs, its checkpoint is in `folder/checkpoint`; the same call resumes from it. `loaded.model` is
+    changed in place and holds the tuned weights afterwards. `measure` returns the metric of `train.dev`, except for
+    `loss`.
 
-    All processes of a training call it with the same; the first writes.
+    With several processes, all of them call this with the same arguments; the first one writes.
     """
     started = time.monotonic()
     how = parallel_mode(loaded.model, recipe)
@@ -139,7 +140,7 @@ def fine_tune(
         print(f"{distributed.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
     if how == "fsdp":
         shard(model, device())
-        # Sharded layers are gathered by all processes at once, so no process computes a batch of its own.
+        # All processes gather sharded layers at once, so no process can compute a batch of its own.
         loaded.frozen.forget()
     elif how == "ddp":
         broadcast_weights([parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -148,7 +149,7 @@ def fine_tune(
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
 
     def try_a_piece() -> float:
-        # Without replay the pool is only what EWC measures on, which `loss_of` may know nothing of.
+        # Without replay, the pool is used only by EWC, and `loss_of` may not support its rows.
         rows = [*planned.rows, *(planned.pool if planned.replay else ())]
         return probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
 
@@ -159,7 +160,7 @@ def fine_tune(
         each = " in each process" if how != "one" else ""
         kind = "GPU memory" if device() == "cuda" else "memory"
         print(
-            f"About {left} at {speed:,.0f} tokens/s; {_peak_gb() + state:.1f} GB of {kind}{each}.",
+            f"Estimated time left: {left} at {speed:,.0f} tokens/s; needs {_peak_gb() + state:.1f} GB of {kind}{each}.",
             file=sys.stderr,
         )
         log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
@@ -200,9 +201,9 @@ def save_model(
     folder: Path,
     shown: leakage.Record | None = None,
 ) -> Any:
-    """Write the adapter or the whole model with tokenizer, prompt format, stop settings, and what it was `shown`.
+    """Write the adapter or the whole model with tokenizer, prompt format, stop settings and training record.
 
-    Returns the model as it is measured; one whose weights are spread over processes, as it is.
+    Returns the model for evaluation; a model that is sharded over processes is returned as it is.
     """
     weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
     if distributed.is_first():
@@ -223,10 +224,10 @@ def _write_model(
 
     base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
     if base and base.is_dir():
-        # A path that is relative to where the run was started would lead nowhere from elsewhere.
+        # A relative path would be wrong from any other working directory.
         model.peft_config["default"].base_model_name_or_path = str(base.resolve())
     elif base:
-        # The adapter belongs to these weights, wherever a branch of the hub's moves to.
+        # Pin the commit: the adapter fits only these weights, even if the hub's branch moves.
         model.peft_config["default"].revision = loaded.commit
     with full_disk_message(folder), replace_folder(folder) as partial, quiet_transformers():
         model.save_pretrained(partial, state_dict=weights)
@@ -243,7 +244,7 @@ def _write_model(
 
 
 def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> list[Example]:
-    """Every example that the model learnt from."""
+    """Return every example that the model learnt from."""
     if recipe.train.objective != "sft":
         return [pair.example() for pair in stored_pairs(folder).train]
     return [*splits.train, *rehearsal_rows(recipe, planned.pool)]
@@ -252,7 +253,7 @@ def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> lis
 def peaks() -> dict[str, float]:
     """Return this process's peak memory so far, in 10^9 bytes: `peak_rss_gb` of the host and `peak_gpu_gb` of the GPU.
 
-    The second is there only if the model is trained on a GPU; it includes what PyTorch holds in reserve.
+    `peak_gpu_gb` is present only if the model is trained on a GPU; it includes PyTorch's reserve.
     """
     found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
     if device() == "cuda":
@@ -261,15 +262,15 @@ def peaks() -> dict[str, float]:
 
 
 def _peak_gb() -> float:
-    """Return the peak memory where the model is, in 10^9 bytes: of the GPU, or of this process."""
+    """Return the peak memory of the device with the model, in 10^9 bytes: of the GPU, or of this process."""
     return torch.cuda.max_memory_reserved() / 1e9 if device() == "cuda" else peak_memory_gb()
 
 
 def peak_memory_gb() -> float:
-    """The largest resident memory of this process so far, in 10^9 bytes."""
+    """Return the largest resident memory of this process so far, in 10^9 bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # What getrusage says begins with the size of the process that started this one.
+        # getrusage starts from the size of the parent process.
         found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found:
             return int(found[1]) * 1024 / 1e9
@@ -278,7 +279,7 @@ def peak_memory_gb() -> float:
 
 
 def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
-    """The penalties that the recipe asks for; `model` must be where training starts."""
+    """Return the penalties that the recipe asks for; `model` must be at the starting point of training."""
     found: list[Penalty] = []
     if spec.l2_sp or spec.ewc.strength:
         start = StartingPoint(model)
@@ -330,9 +331,9 @@ def _train_with_checkpoints(
                 follow(step)
     except DivergenceError as error:
         raise MedituneError(
-            f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "
-            f"{place} holds the state before it. The same command goes on from there, which helps where the machine "
-            "was at fault. Otherwise look at these rows, or lower train.learning_rate (here "
+            f"Training diverged at step {error.step}: {error.what}. Rows of that step: {', '.join(error.ids)}. "
+            f"{place} holds the state before it. If the hardware was at fault, run the same command to resume from "
+            "there. Otherwise check these rows, or lower train.learning_rate (now "
             f"{recipe.train.learning_rate:g}) and choose another --output."
         ) from error
     if watch:
@@ -343,12 +344,12 @@ def _train_with_checkpoints(
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
-        f"Training on {tokens.rows} {planned.unit} of {tokens.tokens:,} tokens together, "
-        f"{tokens.supervised_tokens:,} of them trained on; longest row {tokens.longest}.",
-        f"{tokens.shortened} contexts shortened, {tokens.cut} answers cut, {tokens.dropped} "
-        f"{planned.unit} left out, to fit {recipe.prompt.max_tokens} tokens.",
+        f"Training on {tokens.rows} {planned.unit}: {tokens.tokens:,} tokens in total, "
+        f"{tokens.supervised_tokens:,} of them supervised; the longest row has {tokens.longest}.",
+        f"To fit {recipe.prompt.max_tokens} tokens: {tokens.shortened} contexts shortened, {tokens.cut} answers cut, "
+        f"{tokens.dropped} {planned.unit} left out.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
-        f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
+        f"{len(planned.steps)} steps, {planned.tokens:,} tokens in total.",
         planned.shown,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
         *planned.lines(loaded.tokenizer),

@@ -1,8 +1,6 @@
-"""Where a training would run: this machine, measured in a second, or a GPU by its data sheet.
+"""The hardware that a training is planned for: this machine, measured in a second, or a GPU by its data sheet.
 
-Well-known GPUs: memory and the speed of dense matrix products, as their vendors state them.
-
-A model without its weights: every tensor has its shape and number format, and none has memory.
+The module also builds models on the meta device, where tensors have a shape and number format but no memory.
 """
 
 from __future__ import annotations
@@ -27,19 +25,19 @@ from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
 
 
 class Gpu(NamedTuple):
-    """One GPU by its data sheet."""
+    """A GPU's data sheet: memory and the speed of dense matrix products as the vendor states them."""
 
     name: str
     memory_gb: float
     tflops: float
-    """10^12 operations a second in BF16 (FP16 where there is none) with FP32 sums, without sparsity."""
+    """10^12 operations per second in BF16 (FP16 where BF16 is missing) with FP32 accumulation, without sparsity."""
     source: str
     bf16: bool = True
 
 
 _AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper V2"
 _ADA = "NVIDIA Ada GPU architecture, whitepaper V2"
-_ONE_HALF = "; half of the figure stated with sparsity"
+_ONE_HALF = "; half of the value stated with sparsity"
 
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
@@ -68,9 +66,9 @@ GPUS: dict[str, Gpu] = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """The GPU of that name, in any spelling of case and separators ("RTX 4090").
+    """Return the GPU of that name, ignoring case and separators ("RTX 4090").
 
-    Raises RecipeError with near names where the table has none, or several.
+    Raises RecipeError with similar names where the table has none, or several.
     """
     wanted = _bare(name)
     for known in GPUS.values():
@@ -79,10 +77,8 @@ def gpu_named(name: str) -> Gpu:
     bare = {_bare(known): known for known in GPUS}
     near = [known for known in GPUS if wanted and _bare(known).startswith(wanted)]
     near = near or [bare[each] for each in difflib.get_close_matches(wanted, bare, n=3)]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(GPUS)}."
-    raise RecipeError(
-        f"--gpu: no GPU called {name!r} is in the table. {hint} Without --gpu this machine is planned for."
-    )
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known GPUs: {', '.join(GPUS)}."
+    raise RecipeError(f"--gpu: unknown GPU {name!r}. {hint} Without --gpu, the plan is for this machine.")
 
 
 def _bare(name: str) -> str:
@@ -90,8 +86,8 @@ def _bare(name: str) -> str:
 
 
 UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
-"""Share of the matrix products' peak speed that a training reaches: on a CPU measured (docs/experiments), on a GPU
-assumed, because none was there to measure."""
+"""Share of the peak speed of matrix products that a training reaches: measured on a CPU (docs/experiments), assumed on
+a GPU, because none was available to measure."""
 SIZE, TIMES = 2048, 5
 
 
@@ -101,26 +97,26 @@ class Target:
 
     name: str
     memory_gb: float
-    """That can be had, in 10^9 bytes"""
+    """Available memory, in 10^9 bytes"""
     flops: float
-    """Operations a second of large dense matrix products in the model's number format"""
+    """Operations per second of large dense matrix products in the model's number format"""
     device: str
     """cpu or cuda"""
     dtype: Any
     """The torch dtype of a model's weights"""
     source: str
-    """Where the speed comes from"""
+    """Source of the speed"""
 
     @property
     def attention(self) -> str:
-        """The attention that `model.attention: auto` takes there, or rather what stands for it on the meta device."""
+        """The attention that `model.attention: auto` uses there, or its replacement on the meta device."""
         from meditune.models.inference import register
 
         return use_fused_attention() if self.device == "cuda" else register()
 
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
-    """The named GPU, or this machine where none is named. Raises MedituneError where the table has no such GPU."""
+    """Return the named GPU, or this machine without a name; raise MedituneError for an unknown GPU."""
     import torch
 
     from meditune.models.load import number_format
@@ -137,7 +133,7 @@ def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
 
 
 def measured_flops(dtype: Any, device: str) -> float:
-    """Operations a second of matrix products of 2,048 x 2,048, the best of five after a warm-up."""
+    """Return the operations per second of 2,048 x 2,048 matrix products, the best of five after a warm-up."""
     import torch
 
     one = torch.randn(SIZE, SIZE, device=device).to(dtype)
@@ -152,13 +148,13 @@ def measured_flops(dtype: Any, device: str) -> float:
 
 FUSED = "meditune_planned_fused"
 BLOCK, OUTER_BLOCK = 64, 256
-"""NF4 has one scale for so many weights, and one scale of scales for so many of those (QLoRA, arXiv:2305.14314)."""
+"""NF4 has one scale per BLOCK weights, and one scale of scales per OUTER_BLOCK scales (QLoRA, arXiv:2305.14314)."""
 
 
 def config_of(spec: ModelSpec) -> Any:
-    """The configuration of the recipe's base model; of the catalogue's models without fetching anything.
+    """Return the configuration of the recipe's base model, without downloads for the catalogue's models.
 
-    Raises ModelError where the model isn't known here.
+    Raises ModelError where the model is unknown here.
     """
     no_telemetry()
     from transformers import AutoConfig
@@ -181,10 +177,10 @@ def config_of(spec: ModelSpec) -> Any:
 
 
 def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, seed: int = 0) -> Any:
-    """The model as it is trained, with `spec`'s strategy, on the meta device; `attention` as transformers names it.
+    """Return the model on the meta device, prepared for `spec`'s strategy; `attention` is transformers' name for it.
 
-    With `spec.quantize` its weights are still in `dtype`, for what it computes is the same; `weight_bytes` counts them
-    as they are stored.
+    With `spec.quantize`, its weights are still in `dtype`, because the computation is the same; `weight_bytes` counts
+    them as they are stored.
     """
     from transformers import AutoModelForCausalLM
 
@@ -195,7 +191,7 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         made = make_trainable(model, spec, seed)
     if spec.quantize != "none":
-        # Adapters beside a quantized layer keep the format they are made in.
+        # Adapters of a quantized layer keep the format in which they are created.
         for parameter in made.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -203,21 +199,22 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
 
 
 def weight_bytes(model: Any, quantize: Quantize) -> int:
-    """Bytes of the model's parameters and buffers, its linear layers but the head stored as `quantize` says."""
+    """Return the bytes of parameters and buffers, with linear layers except the head stored as `quantize` says."""
     stored = {id(weight): _quantized_bytes(weight, quantize) for weight in _quantizable(model, quantize)}
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(stored.get(key, tensor.numel() * tensor.element_size()) for key, tensor in tensors.items())
 
 
 def dequantized_bytes(model: Any, quantize: Quantize) -> int:
-    """Bytes of the largest quantized weight in the format it is computed in, which it has while it is used."""
+    """Return the bytes of the largest quantized weight in its compute format, needed while it is used."""
     return max((weight.numel() * weight.element_size() for weight in _quantizable(model, quantize)), default=0)
 
 
 def use_fused_attention() -> str:
-    """Make a stand-in for GPUs' memory-efficient attention known to transformers; returns its name.
+    """Register a substitute for GPUs' memory-efficient attention with transformers, and return its name.
 
-    It is PyTorch's own operator, which keeps no scores. On the meta device `sdpa` would fall back to the plain formula.
+    It is PyTorch's own operator, which stores no scores. On the meta device, `sdpa` would fall back to the plain
+    formula.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import repeat_kv
@@ -239,7 +236,7 @@ def use_fused_attention() -> str:
 
 
 def _quantizable(model: Any, quantize: Quantize) -> list[torch.nn.Parameter]:
-    """The weights that bitsandbytes would quantize: of all linear layers that belong to the base, but for the head."""
+    """Return the weights that bitsandbytes would quantize: all linear layers of the base, except the head."""
     if quantize == "none":
         return []
     head = model.get_output_embeddings()

@@ -1,12 +1,8 @@
-"""Fine-tuning through an OpenAI-compatible API.
+"""Fine-tuning through an OpenAI-compatible API: the training file, the job, and the record of the tuned model.
 
-A training job at an API: uploaded once, created once, and followed, over any number of calls and crashes.
-
-The training file of the fine-tuning API: chats as JSON Lines, held to the API's rules before anything is sent.
-
-https://developers.openai.com/api/docs/guides/supervised-fine-tuning
-
-The training stage of a run whose base model is behind an API; it leaves a folder that says where the model is.
+The training file holds chats as JSON Lines and is checked against the API's rules before anything is sent
+(https://developers.openai.com/api/docs/guides/supervised-fine-tuning). The file is uploaded once, and the job is
+created once and followed, over any number of calls and crashes.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from meditune.train.dataset import supported_tasks
 from meditune.train.model_card import hosted_model_card
 
 FOLDER = "api"
-"""In a run's folder."""
+"""Subfolder of a run."""
 JOB, ROWS = "job.json", "training.jsonl"
 JOBS = "/fine_tuning/jobs"
 ENDED = {"succeeded", "failed", "cancelled"}
@@ -39,10 +35,10 @@ NOT_OFFERED = {404, 405, 501}
 
 @dataclass
 class State:
-    """How far the job is. What is about to be made is written down before, what was made afterwards."""
+    """The progress of the job; each step is recorded before it begins and after it succeeds."""
 
     name: str = field(default_factory=lambda: f"meditune-{uuid.uuid4().hex}.jsonl")
-    """Of the uploaded file, by which it is found again."""
+    """Name of the uploaded file, by which it is found again."""
     uploading: bool = False
     file: str | None = None
     creating: bool = False
@@ -52,24 +48,24 @@ class State:
 
     @classmethod
     def of(cls, folder: Path) -> State:
-        """The state of a run's job; a new one where none was begun."""
+        """Return the state of a run's job, or a new one if none was started."""
         path = folder / FOLDER / JOB
         if not path.is_file():
             return cls()
         try:
             return cls(**read_json(path))
         except TypeError as error:
-            raise DataError(f"{path} isn't what Meditune wrote there. Choose another --output.") from error
+            raise DataError(f"{path} was not written by Meditune, or is damaged. Choose another --output.") from error
 
     def save(self, folder: Path) -> None:
-        """Write it down, whole or not at all."""
+        """Write the state atomically."""
         write_json(folder / FOLDER / JOB, asdict(self))
 
 
 def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Upload `folder`'s training rows, create the job and follow it, each where that isn't done; the finished job.
+    """Upload `folder`'s training rows, create the job and follow it, skipping finished steps; return the finished job.
 
-    Raises ModelError where it didn't succeed; the next call then makes a new job.
+    Raises ModelError where the job didn't succeed; the next call then creates a new one.
     """
     state = State.of(folder)
     if state.job is None:
@@ -82,8 +78,8 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
         job = follow(client, state.job, model.spec.poll_seconds)
     except (Stopped, ApiError):
         print(
-            f"\nThe job {state.job} goes on at {client.host}. The same command follows it again; "
-            f"`meditune api cancel {folder}` ends it.",
+            f"\nThe job {state.job} continues at {client.host}. The same command follows it again; "
+            f"`meditune api cancel {folder}` cancels it.",
             file=sys.stderr,
         )
         raise
@@ -92,16 +88,16 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
         state.job, state.creating = None, False
         state.save(folder)
         raise ModelError(
-            f"The job {job['id']} at {client.host} {_ending(job, folder)} Nothing was tuned. The same command makes a "
-            "new job, after asking again."
+            f"The job {job['id']} at {client.host} {_ending(job, folder)} No model was tuned. The same command creates "
+            "a new job, after asking again."
         )
     if not job.get("fine_tuned_model"):
-        raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API names no tuned model.")
+        raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API returned no tuned model.")
     return job
 
 
 def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
-    """Wait until the job has ended, showing its events as they come; returns it as the API describes it."""
+    """Wait until the job has ended, print its events as they arrive, and return the API's description of it."""
     seen: set[str] = set()
     status = ""
     while True:
@@ -112,7 +108,7 @@ def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
         fresh = [event for event in reversed(list(events(client, job_id, seen))) if event.get("message")]
         metrics = [event for event in fresh if event.get("type") == "metrics"]
         for event in fresh:
-            # Of the steps since the last look, the latest says enough.
+            # Of several new metrics events, print only the latest.
             if event not in metrics[:-1]:
                 report_event(f"  {event['message']}")
         if status in ENDED:
@@ -121,7 +117,7 @@ def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
 
 
 def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, Any]]:
-    """The job's events, newest first, up to the first that was seen; they are added to `seen`."""
+    """Yield the job's events, newest first, up to the first one in `seen`, and add them to `seen`."""
     after: dict[str, str] = {}
     while True:
         try:
@@ -142,7 +138,7 @@ def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, An
 
 
 def report_event(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
@@ -174,9 +170,9 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
             if error.status not in NOT_OFFERED:
                 raise
             raise ModelError(
-                f"Whether a job was created at {client.host} can't be told, because it lists no jobs. Look there for "
-                f'one with the file {state.file}, and put its id as "job" into {folder / FOLDER / JOB}; if there is '
-                'none, change "creating" there to false. Then run the same command again.'
+                f"{client.host} does not list its jobs, so it is unknown whether it created one. Look there for a job "
+                f'with the file {state.file}. If it exists, add its id as "job" to {folder / FOLDER / JOB}; if not, '
+                'set "creating" in that file to false. Then run the same command again.'
             ) from error
 
     found = find() if state.creating else None
@@ -200,7 +196,7 @@ def _request(state: State, model: ApiModel, recipe: Recipe) -> dict[str, Any]:
 def _listed(
     client: Client, path: str, wanted: Callable[[dict[str, Any]], bool], **parameters: str
 ) -> dict[str, Any] | None:
-    """The first wanted object of a list that comes in pages."""
+    """Return the first matching object of a paginated list."""
     after: dict[str, str] = {}
     while True:
         page = client.get(path, limit=100, **parameters, **after)
@@ -213,7 +209,7 @@ def _listed(
 
 def _id(made: dict[str, Any], client: Client) -> str:
     if not isinstance(made.get("id"), str):
-        raise ApiError(f"{client.host} answered without an id. Does it offer fine-tuning as OpenAI's API does?")
+        raise ApiError(f"{client.host} returned no id. Does it support fine-tuning as OpenAI's API does?")
     return str(made["id"])
 
 
@@ -230,21 +226,21 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What became of the examples. Tokens are estimates."""
+    """Counts of training rows; tokens are estimates."""
 
     rows: int
     """One for each task of an example."""
     tokens: int
-    """Of one epoch; the API bills them times the epochs."""
+    """Tokens of one epoch; the API bills them for every epoch."""
     longest: int
     dropped: int
-    """Rows left out because they are longer than the model takes."""
+    """Rows left out because they are longer than the model's context."""
 
 
 def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:
-    """A chat for each task that an example teaches, in the examples' order.
+    """Return a chat for each task that an example teaches, in the examples' order, and counts.
 
-    Raises DataError where fewer are left than the API takes.
+    Raises DataError where fewer rows are left than the API requires.
     """
     rows: list[dict[str, Any]] = []
     lengths: list[int] = []
@@ -262,27 +258,27 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
     if len(rows) < LEAST_ROWS:
         left_out = f" ({dropped} are longer than model.api.context_tokens={model.spec.context_tokens})"
         raise DataError(
-            f"The fine-tuning API takes {LEAST_ROWS} rows or more, and the training examples make {len(rows)}"
-            f"{left_out if dropped else ''}. Give it more data."
+            f"The fine-tuning API needs at least {LEAST_ROWS} rows, but the training examples yield {len(rows)}"
+            f"{left_out if dropped else ''}. Add more data."
         )
     return rows, RowFacts(len(rows), sum(lengths), max(lengths), dropped)
 
 
 def check(path: Path) -> None:
-    """Raise DataError, with its line, at the first row of a training file that the API would refuse."""
+    """Raise DataError, with the line number, for the first row of a training file that the API would reject."""
     count = 0
     for number, row in numbered_jsonl(path):
         problem = _problem(row)
         if problem:
-            raise DataError(f"{path}, line {number}: {problem}. Remove the file's folder and run the command again.")
+            raise DataError(f"{path}, line {number}: {problem}. Remove its folder and run the command again.")
         count += 1
     if count < LEAST_ROWS:
-        raise DataError(f"{path}: {count} rows; the fine-tuning API takes {LEAST_ROWS} or more.")
+        raise DataError(f"{path}: {count} rows; the fine-tuning API needs at least {LEAST_ROWS}.")
     size = path.stat().st_size
     if size > LARGEST_BYTES:
         raise DataError(
-            f"{path}: {size / 1e6:,.0f} MB; the API takes files of up to {LARGEST_BYTES / 1e6:.0f} MB. Take fewer "
-            "examples with data.sources.N.limit."
+            f"{path}: {size / 1e6:,.0f} MB; the API accepts files of up to {LARGEST_BYTES / 1e6:.0f} MB. Use "
+            "fewer examples: set data.sources.N.limit."
         )
 
 
@@ -292,36 +288,37 @@ def _problem(row: dict[str, Any]) -> str:
         return "no messages"
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            return f"a message's role is none of {', '.join(ROLES)}"
+            return f"a message's role is not one of {', '.join(ROLES)}"
         if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return f"the {message['role']} says nothing"
+            return f"the {message['role']} message is empty"
     if messages[-1]["role"] != "assistant":
         return "the last message isn't the assistant's, so there is nothing to learn"
     if all(message["role"] != "user" for message in messages):
-        return "no message is the user's"
+        return "there is no user message"
     return ""
 
 
 STRATEGY = "api"
-"""In training.json and report.json, in place of the recipe's strategy."""
+"""Value in training.json and report.json that replaces the recipe's strategy."""
 
 
 def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
-    """Write and check the training file, unless a job was begun with it; returns what it holds.
+    """Write and check the training file, unless a job was started with it, and return its counts.
 
-    Raises RecipeError where the API can't train as the recipe says, and DataError where it would refuse the rows.
+    Raises RecipeError where the API doesn't support the recipe, and DataError where it would reject the rows.
     """
     if recipe.train.epochs != int(recipe.train.epochs) or recipe.train.epochs > 50:
         raise RecipeError(
-            f"train.epochs: {recipe.train.epochs:g}; an API trains for a whole number of epochs from 1 to 50."
+            f"train.epochs: {recipe.train.epochs:g} isn't possible; an API trains for a whole number of epochs, 1 to "
+            "50."
         )
     if recipe.train.dev.is_on:
         raise RecipeError(
-            "train.dev: an API's training can't be measured on its way. Leave patience and keep_best out for it."
+            "train.dev: training behind an API can't be measured while it runs. Remove patience and keep_best."
         )
     if recipe.data.balance.weights:
         raise RecipeError(
-            "data.balance.weights: an API reads every row once in an epoch. Take a cap or a share, or leave them out."
+            "data.balance.weights: an API reads every row once per epoch. Use a cap or a share, or remove the weights."
         )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
@@ -329,10 +326,10 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
         write_jsonl(path, rows)
     check(path)
     print(
-        f"{facts.rows} training rows in {path}, about {facts.tokens:,} tokens, the longest {facts.longest:,}; "
-        f"{facts.dropped} left out because they are longer than {model.spec.context_tokens:,}.\n"
-        "Of the keys under train, an API follows tasks and epochs; the rest is its own choice, or stands in "
-        "model.api.hyperparameters.",
+        f"{facts.rows} training rows in {path}: about {facts.tokens:,} tokens, {facts.longest:,} in the longest row; "
+        f"{facts.dropped} rows left out because they exceed {model.spec.context_tokens:,} tokens.\n"
+        "Of the options under train, an API uses only tasks and epochs. It chooses the others itself, or takes them "
+        "from model.api.hyperparameters.",
         file=sys.stderr,
     )
     return facts
@@ -341,7 +338,7 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
 def fine_tune(
     client: Client, model: ApiModel, facts: RowFacts, examples: Sequence[Example], recipe: Recipe, folder: Path
 ) -> ApiModel:
-    """Tune through the API, leave `folder/model` with a record of `examples`, and return the tuned model."""
+    """Tune through the API, write `folder/model` with a record of `examples`, and return the tuned model."""
     started = time.monotonic()
     job = tune(client, model, recipe, folder)
     steps = _steps(client, job["id"])
@@ -373,7 +370,9 @@ def _seconds(job: dict[str, Any]) -> dict[str, int]:
 
 
 def _steps(client: Client, job_id: str) -> list[dict[str, Any]]:
-    """Step and loss of each event with metrics."""
-    told = [event.get("data") or {} for event in events(client, job_id, set()) if event.get("type") == "metrics"]
-    steps = [{"step": data["step"], "loss": data["train_loss"]} for data in told if {"step", "train_loss"} <= set(data)]
+    """Return step and loss of each metrics event."""
+    metrics = [event.get("data") or {} for event in events(client, job_id, set()) if event.get("type") == "metrics"]
+    steps = [
+        {"step": data["step"], "loss": data["train_loss"]} for data in metrics if {"step", "train_loss"} <= set(data)
+    ]
     return sorted(steps, key=lambda step: step["step"])

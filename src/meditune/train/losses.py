@@ -1,14 +1,13 @@
-"""Cross-entropy through the output head in pieces, without keeping the logits.
+"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference losses DPO and ORPO.
 
-With 262,000 words the logits of 500 supervised tokens are half a gigabyte in FP32, and a plain backward pass fills
-several tensors of that size. Here each piece's logits live only until their loss and the gradient of their hidden
-states are known (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
-that are trained themselves or whose logits the architecture changes afterwards; a test holds the two equal.
+With 262,000 words, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain backward pass fills
+several tensors of that size. Here each piece's logits exist only until their loss and the gradient of their hidden
+states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
+that are trained or whose logits the architecture changes afterwards; a test checks that both agree.
 
-The losses of preference tuning, on rows whose two branches are an answer to prefer and one to avoid.
-
-DPO: Rafailov et al. 2023, "Direct Preference Optimization" (arXiv:2305.18290). ORPO: Hong, Lee and Thorne 2024, "ORPO:
-Monolithic Preference Optimization without Reference Model" (arXiv:2403.07691).
+Preference losses take rows with two branches, a preferred and a rejected answer. DPO: Rafailov et al. 2023, "Direct
+Preference Optimization" (arXiv:2305.18290). ORPO: Hong, Lee and Thorne 2024, "ORPO: Monolithic Preference Optimization
+without Reference Model" (arXiv:2403.07691).
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import Batch, Row
 
 PIECE = 256
-"""Supervised tokens whose logits are held at once, in the model's number format."""
+"""Supervised tokens whose logits are kept at the same time, in the model's number format."""
 EXACT = 2**21
-"""Logits that a CPU holds in FP32 at once: 8 MB."""
+"""Logits that a CPU keeps in FP32 at the same time: 8 MB."""
 CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Settings of architectures that scale or cap what their head gives."""
+"""Settings of architectures that scale or cap the head's output."""
 
 
 def is_plain_head(model: Any) -> bool:
-    """Whether the logits are a linear map of the last hidden state and nothing else, of which no gradient is asked."""
+    """Return whether logits are just a linear map of the last hidden state, and the map needs no gradient."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
     if type(head) is not torch.nn.Linear or trained:
@@ -44,7 +43,7 @@ def is_plain_head(model: Any) -> bool:
 def loss_of_rows(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
 ) -> tuple[Any, Batch]:
-    """Sum over the rows' targets of weight * cross-entropy, and the batch that the rows made."""
+    """Return the sum of weight * cross-entropy over the rows' targets, and the rows' batch."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
     device = predicted.hidden.device
@@ -57,7 +56,7 @@ def loss_of_rows(
 def losses_of_rows(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
 ) -> tuple[torch.Tensor, Batch]:
-    """(N,) cross-entropy of each of the rows' targets, FP32, and the batch that the rows made."""
+    """Return the (N,) cross-entropy of each of the rows' targets in FP32, and the rows' batch."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
     targets = batch.targets.to(predicted.hidden.device)
@@ -68,13 +67,13 @@ def losses_of_rows(
 
 
 def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over N tokens of weight * cross-entropy, from (N, vocabulary) logits."""
+    """Return the sum over N tokens of weight * cross-entropy, from (N, vocabulary) logits."""
     each = torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none")
     return (each * weights).sum()
 
 
 def fused_loss(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
-    """The same sum from (N, hidden size) hidden states; the gradient reaches the hidden states only."""
+    """Return the same sum from (N, hidden size) hidden states; only the hidden states get a gradient."""
     return _FusedLoss.apply(hidden, head.weight, head.bias, targets, weights)  # type: ignore[no-untyped-call]
 
 
@@ -93,8 +92,8 @@ class _FusedLoss(torch.autograd.Function):
         for here, logits in _pieces(hidden, matrix, bias):
             for few, exact in _in_fp32(logits):
                 target, weight = targets[here][few, None], weights[here][few, None].float()
-                said, normalizer = _normalized(exact, target)
-                total += ((normalizer - said) * weight).sum()
+                target_logits, normalizer = _normalized(exact, target)
+                total += ((normalizer - target_logits) * weight).sum()
                 logits[few] = _slope(exact, target, weight)
             torch.mm(logits, matrix, out=gradient[here])
         ctx.save_for_backward(gradient)
@@ -107,7 +106,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Each token's cross-entropy, for losses that aren't a weighted sum; logits are computed again on the way back."""
+    """Each token's cross-entropy, for losses that aren't a weighted sum; the backward pass recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -117,8 +116,8 @@ class _TokenLosses(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for here, logits in _pieces(hidden, matrix, bias):
             for few, exact in _in_fp32(logits):
-                said, normalizer = _normalized(exact, targets[here][few, None])
-                losses[here][few] = (normalizer - said)[:, 0]
+                target_logits, normalizer = _normalized(exact, targets[here][few, None])
+                losses[here][few] = (normalizer - target_logits)[:, 0]
         return losses
 
     @staticmethod
@@ -137,7 +136,7 @@ class _TokenLosses(torch.autograd.Function):
 def _pieces(
     hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Places of up to PIECE hidden states, and their (n, vocabulary) logits, whose memory the next piece takes."""
+    """Yield slices of up to PIECE hidden states with their (n, vocabulary) logits, in memory that is reused."""
     memory = hidden.new_empty((min(PIECE, len(hidden)), matrix.shape[0]))
     for start in range(0, len(hidden), PIECE):
         here = slice(start, min(start + PIECE, len(hidden)))
@@ -150,9 +149,9 @@ def _pieces(
 
 
 def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Places of a few rows of logits, and a copy of those rows in FP32, whose memory the next few take.
+    """Yield slices of a few rows of logits with an FP32 copy of those rows, in memory that is reused.
 
-    So few that what is done to them stays in a CPU's cache; a GPU takes all at once.
+    The slices are small enough for a CPU's cache; a GPU gets all rows at once.
     """
     size = len(logits) if logits.is_cuda else max(1, EXACT // logits.shape[1])
     memory = torch.empty((min(size, len(logits)), logits.shape[1]), dtype=torch.float32, device=logits.device)
@@ -162,15 +161,15 @@ def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (n, 1) logits of the targets and the (n, 1) log-sum-exps; `logits` become probabilities in their place."""
-    said, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+    """Return the targets' (n, 1) logits and the (n, 1) log-sum-exps; turn `logits` into probabilities in place."""
+    target_logits, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
     logits.div_(total)
-    return said, total.log_().add_(top)
+    return target_logits, total.log_().add_(top)
 
 
 def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Gradient of the summed weight * cross-entropy with respect to the logits, in the probabilities' memory."""
+    """Return the gradient of the sum of weight * cross-entropy for the logits, in the probabilities' memory."""
     return probabilities.mul_(weight).scatter_add_(1, target, -weight)
 
 
@@ -179,19 +178,19 @@ Reference = Mapping[str, Sequence[float]]
 
 
 class PairLoss:
-    """Mean over pairs of DPO's loss, where a reference is given, else of ORPO's."""
+    """The mean over pairs of DPO's loss if there is a reference, else of ORPO's."""
 
     def __init__(self, beta: float, reference: Reference | None) -> None:
         self.beta, self.reference = beta, reference
 
     def of(self, row: Row) -> list[float]:  # noqa: ARG002 (every pair counts the same)
-        """The weight of a pair."""
+        """Return the weight of a pair."""
         return [1.0]
 
     def __call__(
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
     ) -> tuple[Any, Batch]:
-        """Sum over the rows of weight * loss, and the batch that the rows made."""
+        """Return the sum over the rows of weight * loss, and the rows' batch."""
         likelihoods, tokens, batch = log_likelihoods(model, frozen, rows, pad_id)
         if self.reference is None:
             each = orpo(likelihoods / tokens, self.beta)
@@ -204,7 +203,10 @@ class PairLoss:
 def log_likelihoods(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-    """(R, 2) summed log-likelihoods of R rows' two answers, end tokens included, their (R, 2) tokens, and the batch."""
+    """Return the (R, 2) summed log-likelihoods of R rows' two answers, their (R, 2) token counts, and the batch.
+
+    End tokens are included.
+    """
     each, batch = losses_of_rows(model, frozen, rows, pad_id)
     place = torch.tensor([2 * number + branch for number, row in enumerate(rows) for branch in row.of])
     place = place.to(each.device)
@@ -214,16 +216,16 @@ def log_likelihoods(
 
 
 def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
-    """(R,) losses from (R, 2) summed log-likelihoods under the model and under its starting point.
+    """Return (R,) losses from (R, 2) summed log-likelihoods under the model and under its starting point.
 
-    -log sigmoid(beta * ((chosen - rejected) now - (chosen - rejected) before)): ln 2 where nothing has moved.
+    -log sigmoid(beta * ((chosen - rejected) now - (chosen - rejected) before)): ln 2 where nothing has changed.
     """
     moved = now - before
     return -logsigmoid(beta * (moved[:, 0] - moved[:, 1]))
 
 
 def orpo(mean: torch.Tensor, beta: float) -> torch.Tensor:
-    """(R,) losses from (R, 2) mean log-likelihoods per token.
+    """Return (R,) losses from (R, 2) mean log-likelihoods per token.
 
     The preferred answer's cross-entropy - beta * log sigmoid(log odds ratio), with odds = p / (1 - p) of the mean.
     """
@@ -232,7 +234,7 @@ def orpo(mean: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 def _log_of_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
-    """log(1 - e^x) for x < 0, exact near 0 as well as far below (Maechler 2012)."""
+    """Return log(1 - e^x) for x < 0, exact near 0 as well as far below (Maechler 2012)."""
     values = values.clamp(max=-1e-7)
     near = values > -math.log(2)
     close = torch.log(-torch.expm1(torch.where(near, values, torch.full_like(values, -1.0))))

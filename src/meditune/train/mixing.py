@@ -1,4 +1,4 @@
-"""How often the rows of each source come in an epoch, and in which order, where a recipe says so."""
+"""Mix the rows of several sources: how often each source's rows occur in an epoch, and in which order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from meditune.errors import DataError
 
 @dataclass(frozen=True)
 class SourceMix:
-    """The rows of each source, how many of them an epoch takes, and what comes first in the first one.
+    """The rows of each source, the number of them in an epoch, and the order of the first epoch.
 
-    With `data.balance.weights` another kind of group stands where this speaks of sources.
+    With `data.balance.weights`, groups of another kind take the place of sources.
     """
 
     rows: dict[str, list[int]]
@@ -23,22 +23,23 @@ class SourceMix:
     visits: dict[str, int]
     """Source -> rows in an epoch"""
     ranks: tuple[int, ...] | None = None
-    """Of every row: in the first epoch, those of lower rank come first, and rows of the same rank as shuffled"""
+    """Rank of every row: in the first epoch, rows of lower rank come first, and rows of equal rank in shuffled order"""
     order: str = ""
     """The curriculum in words"""
     limited: frozenset[str] = frozenset()
-    """Sources that mustn't come more often than their visits, of a part of an epoch neither"""
+    """Sources that may not occur more often than their visits, nor than their part of a partial epoch"""
     by: str = "source"
 
     @property
     def size(self) -> int:
-        """Rows in an epoch."""
+        """Number of rows in an epoch."""
         return sum(self.visits.values())
 
     def epochs(self, seed: int, count: float = float("inf")) -> Iterator[list[int]]:
-        """The rows of one epoch after another, `count` of them; a part of an epoch has its part of every source.
+        """Yield the rows of one epoch after another, `count` epochs; a partial epoch has that part of every source.
 
-        A source goes on where its last epoch ended, so that none of its rows comes a second time before all came once.
+        A source continues where its last epoch ended, so no row occurs a second time before all rows have occurred
+        once.
         """
         streams = {name: endless_order(len(indices), f"{seed}/mix/{name}") for name, indices in self.rows.items()}
         for number in itertools.count():
@@ -58,13 +59,13 @@ class SourceMix:
         return visits if any(visits.values()) else {max(visits, key=lambda name: self.visits[name]): 1}
 
     def said(self) -> str:
-        """The visits in words, for the pre-flight."""
+        """Return the visits in words, for the pre-flight."""
         return ", ".join(
-            f"{count:,} of {name} ({len(self.rows[name]):,} different ones)" for name, count in self.visits.items()
+            f"{count:,} of {name} ({len(self.rows[name]):,} distinct)" for name, count in self.visits.items()
         )
 
     def repeats(self) -> dict[str, float]:
-        """How often a row of each source comes in an epoch, on average."""
+        """Return how often a row of each source occurs in an epoch, on average."""
         return {name: count / len(self.rows[name]) for name, count in self.visits.items()}
 
 
@@ -78,13 +79,13 @@ def mix_of(
     groups: Sequence[str] | None = None,
     by: str = "source",
 ) -> SourceMix | None:
-    """The mix of rows with these sources, trained on for so many epochs; None where each row comes once, in any order.
+    """Return the mix of rows with these `sources` over `epochs`; None where each row occurs once, in any order.
 
-    With a temperature T, a source of n rows gets a share that is proportional to n ** (1 / T) (Arivazhagan et al.
-    2019, arXiv:1907.05019). `tokens` are the rows' lengths, and `supervised` those trained on; without them, as before
-    there is a tokenizer, all rows count as equally long. With `often`, how often the rows of each of some `groups` come
-    relative to the others, rows are mixed `by` those groups instead. Raises DataError where a source that is named has
-    no rows.
+    With a temperature T, a source of n rows gets a share proportional to n ** (1 / T) (Arivazhagan et al. 2019,
+    arXiv:1907.05019). `tokens` are the rows' lengths, and `supervised` the numbers of supervised tokens; without them,
+    as before the tokenizer is loaded, all rows count as equally long. With `often`, which says how often the rows of
+    each of the `groups` occur relative to the others, rows are mixed `by` those groups instead. Raises DataError where
+    a named source has no rows.
     """
     ranks, order = _curriculum(sources, spec, tokens)
     keys = groups if often and groups else sources
@@ -99,8 +100,8 @@ def mix_of(
         missing = getattr(spec, option).keys() - rows.keys()
         if missing and not often:
             raise DataError(
-                f"train.mix.{option}: {', '.join(sorted(missing))} has no training rows. Leave that source out, or "
-                f"take the {option} away."
+                f"train.mix.{option}: {', '.join(sorted(missing))} has no training rows. Remove that source "
+                f"from the {option}, or remove the option."
             )
     sizes = {"rows": None, "tokens": tokens, "supervised_tokens": supervised}[spec.unit]
     length = {
@@ -116,12 +117,12 @@ def mix_of(
         weights = _weights(rows, spec, length, often)
         visits = _apportioned(weights, len(sources), limits)
     if not sum(visits.values()):
-        raise DataError("train.mix.max_epochs leaves no row in an epoch. Give more of it, or fewer train.epochs.")
+        raise DataError("train.mix.max_epochs leaves no rows in an epoch. Raise it, or lower train.epochs.")
     return SourceMix(rows, visits, ranks, order, frozenset(limits), by if often else "source")
 
 
 def endless_order(count: int, seed: str) -> Iterator[int]:
-    """0 to `count` - 1 over and over, in a new order each time that follows from the seed."""
+    """Yield 0 to `count` - 1 endlessly, each time in a new order that follows from the seed."""
     for number in itertools.count():
         order = list(range(count))
         random.Random(f"{seed}/{number}").shuffle(order)
@@ -131,7 +132,7 @@ def endless_order(count: int, seed: str) -> Iterator[int]:
 def _curriculum(
     sources: Sequence[str], spec: MixSpec, tokens: Sequence[int] | None
 ) -> tuple[tuple[int, ...] | None, str]:
-    """Each row's rank in the first epoch, and the order in words; nothing without a curriculum."""
+    """Return each row's rank in the first epoch, and the order in words; empty without a curriculum."""
     if spec.curriculum == "none":
         return None, ""
     if isinstance(spec.curriculum, list):
@@ -144,9 +145,9 @@ def _curriculum(
 
 
 def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float, repeats: bool) -> dict[str, int]:
-    """The most rows of each source in an epoch with which none comes more than `most` times in all epochs.
+    """Return each source's largest number of rows per epoch that repeats none more than `most` times in all epochs.
 
-    Empty where that can't happen, because every row comes once in an epoch or `repeats` is false.
+    Empty where no row can occur more often, because every row occurs once in an epoch or `repeats` is false.
     """
     if most is None or (most >= epochs and not repeats):
         return {}
@@ -156,7 +157,7 @@ def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float
 def _weights(
     rows: Mapping[str, Sequence[int]], spec: MixSpec, length: Mapping[str, float], often: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Each source's share of an epoch's rows, relative to the others'."""
+    """Return each source's share of an epoch's rows, relative to the others."""
     if often:
         return {name: len(indices) * often.get(name, 1.0) for name, indices in rows.items()}
     power = 1 / (spec.temperature or 1)
@@ -165,10 +166,10 @@ def _weights(
 
 
 def _apportioned(weights: Mapping[str, float], total: int, limits: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers in proportion to the weights that sum to `total` (largest remainders), none above its limit.
+    """Return integers in proportion to the weights that sum to `total` (largest remainders), none above its limit.
 
-    What a limit takes from one goes to those that have none, or aren't at theirs, in proportion to their weights;
-    where all are at theirs, the sum is smaller.
+    What a limit cuts off is distributed over the others in proportion to their weights. Where all are at their limits,
+    the sum is smaller.
     """
     fixed: dict[str, int] = {}
     while True:

@@ -1,7 +1,4 @@
-"""The model card that lies beside the adapter or the tuned model, in the hub's format.
-
-The card of a model that was tuned through an API.
-"""
+"""The model card of an adapter, a tuned model, or a model tuned through an API, in the hub's format."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ TITLES = {
 
 
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
-    """Markdown with the hub's YAML head. `report` (report.json) adds the measured figures once they are there."""
+    """Return Markdown with the hub's YAML front matter; `report` (report.json) adds the measured metrics."""
     entry = CATALOGUE.get(recipe.model.base)
     base = public_name(recipe.model.base)
     synthetic = bool(report and report["data"].get("synthetic"))
@@ -44,7 +41,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "",
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
         "",
-        *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
+        *(
+            []
+            if not synthetic
+            else ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
+        ),
         f"**Limits.** {LIMITS}",
         "",
         *(["This folder holds the whole model, not an adapter.", ""] if full else []),
@@ -52,7 +53,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "",
         *loading(recipe.prompt, recipe.model.strategy),
         "",
-        f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
+        f"The prompt format is in `prompt.json`; sources go before the question, one per line. The weights of the base "
         f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
         "",
         "## Training",
@@ -71,9 +72,9 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
 
 
 def measured(report: dict[str, Any]) -> list[str]:
-    """The lines of a card with both models' figures."""
+    """Return the lines of a card with both models' metrics."""
     leaks = described(report["leakage"]) if report.get("leakage") else []
-    loud = f"**Leakage: the figures below aren't those of unseen questions.** {' '.join(leaks)}"
+    loud = f"**Leakage: the metrics below were not measured on unseen questions only.** {' '.join(leaks)}"
     warning = [loud, ""] if leaks else []
     lines = [f"## Measured on {report['data']['test_set']}", "", *warning, "| metric | base | tuned | 95 % interval |"]
     lines.append("|---|---|---|---|")
@@ -83,11 +84,11 @@ def measured(report: dict[str, Any]) -> list[str]:
         beside = row.get("references")
         title = f"{name} (reference answers: {beside['figure']:.3f})" if beside else name
         lines.append(f"| {title} | {figures} |")
-    return [*lines, "", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
+    return [*lines, "", "The interval is for the difference, from a paired bootstrap over the test items.", ""]
 
 
 def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
-    """Where the weights of the base model were read from."""
+    """Return where the weights of the base model were read from."""
     if "start" in facts:
         return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
     revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""
@@ -95,7 +96,7 @@ def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
 
 
 def _carried(entry: BaseModel | None) -> str:
-    """Where a package-carried base came from: its weights aren't quite the hub's."""
+    """Return the origin of a base that a Python package carries, whose weights differ slightly from the hub's."""
     if not (entry and entry.package):
         return ""
     names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
@@ -103,7 +104,7 @@ def _carried(entry: BaseModel | None) -> str:
 
 
 def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
-    """Python that asks the model in FOLDER, without Meditune; a whole model's is that of the strategy full."""
+    """Return Python code that asks the model in FOLDER without Meditune; the strategy `full` means a whole model."""
     question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.plain_cue or form.answer_cue}"
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
     loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
@@ -119,7 +120,7 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
         ]
         note = [
             "",
-            "The loop stands in for `model.generate`, which loses virtual tokens (peft 0.21, transformers 5.24).",
+            "The loop replaces `model.generate`, which drops virtual tokens (peft 0.21, transformers 5.24).",
         ]
     return [
         "```python",
@@ -136,7 +137,7 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
 
 
 def _what_was_trained(spec: ModelSpec) -> str:
-    """The strategy with the options that shape it."""
+    """Return the strategy with its main options."""
     options = []
     if spec.strategy in {"lora", "dora", "rslora"}:
         options.append(f"rank {spec.lora.r}")
@@ -150,7 +151,11 @@ def _what_was_trained(spec: ModelSpec) -> str:
 def _pruned(spec: ModelSpec) -> list[str]:
     if spec.prune.method == "none":
         return []
-    base = "" if spec.strategy == "full" else f" The adapter loads on that model only, in `../{PRUNED}` of its run."
+    base = (
+        ""
+        if spec.strategy == "full"
+        else f" The adapter loads only on that model, which is in `../{PRUNED}` of the run."
+    )
     return [f"The base model was pruned before it was tuned: {spec.prune.said}.{base}"]
 
 
@@ -158,13 +163,13 @@ def _quantized(spec: ModelSpec) -> list[str]:
     if spec.quantize == "none":
         return []
     return [
-        f"The base model was frozen in {spec.quantize.upper()} (bitsandbytes), in training and in what was measured. "
-        "The lines above put the adapter on the base model in full precision."
+        f"The base model was quantized to {spec.quantize.upper()} (bitsandbytes) and frozen, in training and "
+        "evaluation. The code above loads the adapter on the base model in full precision."
     ]
 
 
 def _beside(facts: dict[str, Any]) -> list[str]:
-    """Which state was kept, what was preferred, how sources were mixed and what was rehearsed, where anything was."""
+    """Return lines about the best state, preference pairs, mixing, retrieval and replay, where the run has them."""
     lines = []
     if facts.get("dev", {}).get("kept"):
         dev = facts["dev"]
@@ -174,22 +179,22 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         pairs, method = facts["preference"], facts["objective"].upper()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
         lines += [
-            f"Experimental: preference tuning by {method}, beta {pairs['beta']:g}, on pairs of a better and a worse "
+            f"Experimental: preference tuning with {method}, beta {pairs['beta']:g}, on pairs of a better and a worse "
             f"answer from {pairs['source']} ({kinds}).",
             "",
         ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
         order, by = facts.get("curriculum", "none"), facts.get("mix_by", "source").replace("_", " ")
-        first = "" if order == "none" else f" The first one came in order: {order}."
-        lines += [f"Each epoch took rows by {by}: {mixed}.{first}", ""]
+        first = "" if order == "none" else f" Order of the first epoch: {order}."
+        lines += [f"Each epoch mixed rows by {by}: {mixed}.{first}", ""]
     if len(facts.get("mixture", [])) > 1:
         read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
-        lines += [f"Of all tokens trained on: {read}.", ""]
+        lines += [f"Shares of all supervised tokens: {read}.", ""]
     if "retrieved" in facts:
         found = facts["retrieved"]
         lines += [
-            f"{found['examples']:,} of the {facts['rows']:,} examples showed passages that had been found, "
+            f"{found['examples']:,} of the {facts['rows']:,} examples showed retrieved passages, "
             f"{found['right']:,} of them with their own passage among the others.",
             "",
         ]
@@ -197,27 +202,31 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
         lines += [
-            f"Against forgetting, {replay['visits']:,} rows of {what[replay['source']]} were rehearsed beside them, "
-            f"{replay['loss_share']:.0%} of the loss.",
+            f"To reduce forgetting, {replay['visits']:,} rows of {what[replay['source']]} were replayed beside the "
+            f"examples, {replay['loss_share']:.0%} of the loss.",
             "",
         ]
     return lines
 
 
 def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str, Any] | None) -> str:
-    """Markdown. `report` (report.json) adds the measured figures once they are there."""
+    """Return Markdown; `report` (report.json) adds the measured metrics."""
     synthetic = bool(report and report["data"].get("synthetic"))
     billed = training.get("trained_tokens")
-    counted = f", {billed:,} tokens by the API's count" if billed else ""
+    counted = f", {billed:,} tokens as counted by the API" if billed else ""
     lines = [
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
         "",
-        *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
+        *(
+            []
+            if not synthetic
+            else ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
+        ),
         f"**Limits.** {LIMITS}",
         "",
-        f"The model is `{training['model']}` at {recipe.model.api.url}; its weights aren't here, and who runs that API "
-        "can retire it. `api.json` says where it is and which environment variable holds the key, `prompt.json` how it "
-        "was asked. In the folder of its run:",
+        f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
+        "operator can retire it. `api.json` names the address and the environment variable that holds the key; "
+        "`prompt.json` holds the prompt format. To ask the model, run in the folder of its run:",
         "",
         "```bash",
         'meditune ask . "Does exercise help people with back pain?"',

@@ -1,4 +1,4 @@
-"""Optimizers on FP32 master copies of parameters that may themselves be BF16 or FP16."""
+"""Optimizers on FP32 master copies of parameters, which may be BF16 or FP16 themselves."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from meditune.models.quantization import require
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 EIGHT_BIT_FROM = 4096
-"""Tensors of this many weights or more are remembered in 8 bits; for smaller ones it isn't worth it."""
+"""Size from which a tensor's optimizer state is stored in 8 bits; for smaller ones it isn't worth it."""
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
-"""For each trained weight: its FP32 copy, that one's gradient, and what the optimizer remembers."""
+"""Bytes for each trained weight: its FP32 copy, that copy's gradient, and the optimizer's state."""
 
 
 def state_bytes(spec: TrainSpec) -> int:
-    """Bytes for each trained weight beside the model: STATE_BYTES, and a second FP32 copy where one is kept."""
+    """Return the extra bytes for each trained weight: STATE_BYTES, and a second FP32 copy if the recipe keeps one."""
     return STATE_BYTES[spec.optimizer] + 4 * (spec.dev.keep_best or spec.average_last > 0)
 
 
 class MasterOptimizer:
-    """The recipe's optimizer at work on FP32 parameters.
+    """The recipe's optimizer on FP32 copies of the parameters.
 
     A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
     update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
 
-    FP16 gradients below 6e-8 vanish, so where anything is computed in FP16 (`fp16`; FP16 parameters say so themselves)
-    the caller multiplies the loss by `scale`, which adapts as in mixed-precision training (Micikevicius et al. 2018,
+    FP16 gradients below 6e-8 vanish, so where anything is computed in FP16 (`fp16`, or any FP16 parameter) the caller
+    multiplies the loss by `scale`, which adapts as in mixed-precision training (Micikevicius et al. 2018,
     arXiv:1710.03740); for other formats it stays 1.
     """
 
     GOOD_STEPS = 500
-    """After this many steps without an overflow the scale is doubled."""
+    """Number of steps without an overflow after which the scale is doubled."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec, fp16: bool = False) -> None:
         self.parameters = parameters
@@ -54,10 +54,10 @@ class MasterOptimizer:
         return dict(zip(self.parameters, self.masters, strict=True))
 
     def step(self, learning_rate: float) -> float:
-        """Apply the gathered gradients and clear them; returns their norm before clipping.
+        """Apply the accumulated gradients, clear them, and return their norm before clipping.
 
-        What the masters' own gradients hold already (penalties, which know no scale) is added to the parameters'.
-        Where the norm isn't finite, nothing is applied; a loss scale above 1 is halved, which ends an overflow.
+        The masters' own gradients (from penalties, which are not scaled) are added to the parameters'. If the norm
+        isn't finite, nothing is applied, and a loss scale above 1 is halved, which ends an overflow.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
@@ -83,7 +83,7 @@ class MasterOptimizer:
         return float(norm)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything needed to go on, as a flat dictionary of tensors."""
+        """Return everything that is needed to resume, as a flat dictionary of tensors."""
         tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
         tensors["scale"] = torch.tensor([self.scale, float(self.good_steps)])
         for index, master in enumerate(self.masters):
@@ -94,7 +94,7 @@ class MasterOptimizer:
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up the state that `state` gave."""
+        """Restore the state that `state` returned."""
         self.scale, self.good_steps = float(tensors["scale"][0]), int(tensors["scale"][1])
         for key, value in tensors.items():
             kind, *index_and_name = key.split(".", 2)
@@ -105,14 +105,14 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """Give the masters these values, and the parameters their rounded image."""
+        """Set the masters to these values, and the parameters to their rounded image."""
         for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
             master.copy_(weight)
             parameter.copy_(master)
 
 
 def check_optimizer(name: OptimizerName, device: str) -> None:
-    """Raise ModelError where the optimizer can't be had on this machine; takes a step with eight-bit states to see."""
+    """Raise ModelError where the optimizer doesn't work on this machine; try a step with 8-bit states."""
     if name != "adamw8bit":
         return
     require("train.optimizer adamw8bit")
@@ -124,9 +124,9 @@ def check_optimizer(name: OptimizerName, device: str) -> None:
         from importlib.metadata import version
 
         raise ModelError(
-            f"train.optimizer adamw8bit: bitsandbytes {version('bitsandbytes')} has no such step on this machine's "
-            f"{device} ({str(error).splitlines()[0]}). Install a newer one, or take adafactor, which needs less memory "
-            "still."
+            f"train.optimizer adamw8bit: bitsandbytes {version('bitsandbytes')} doesn't support it on this machine's "
+            f"{device} ({str(error).splitlines()[0]}). Install a newer version, or use adafactor, which needs even "
+            "less memory."
         ) from error
 
 
@@ -136,7 +136,7 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
     if spec.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
-        # The recipe's learning rate as it is. Steps relative to a weight's size hardly move LoRA's B, which is zero.
+        # Use the recipe's learning rate unscaled: relative steps hardly move LoRA's B, which starts at zero.
         made = Adafactor(masters, **shared, scale_parameter=False, relative_step=False, warmup_init=False)
     elif spec.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
@@ -148,14 +148,14 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
 
 
 def _as_it_was(value: torch.Tensor, master: torch.Tensor) -> Any:
-    """A value of the optimizer's state out of a checkpoint: beside its weight, and counts as the numbers they were."""
+    """Return a checkpointed value on its weight's device, and counts as plain numbers."""
     if value.dim():
         return value.to(master.device)
     return value if value.is_floating_point() else int(value)
 
 
 def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Tensors of the form that `MasterOptimizer.state` gives after a step of AdamW, to be read into."""
+    """Return empty tensors in the form of `MasterOptimizer.state` after an AdamW step, to load a checkpoint into."""
     tensors = {"scale": torch.zeros(2)}
     for index, parameter in enumerate(parameters):
         tensors[f"state.{index}.step"] = torch.zeros(())
@@ -165,7 +165,7 @@ def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]
 
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
-    """Learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero (or constant)."""
+    """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero."""
     warmup = math.ceil(spec.warmup_share * steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)

@@ -1,10 +1,7 @@
-"""Experimental: preference tuning after supervised fine-tuning, through the same training loop.
+"""Experimental: preference tuning after supervised fine-tuning, with the same training loop.
 
-Its options, files and figures may change from one version to the next.
-
-What preference tuning reads: the run's pairs as rows, and for DPO what the model made of them before.
-
-Answers that the model writes before it is tuned, of which pairs are made (`data/preference/prepare_pairs.py`).
+The module turns the run's pairs into rows, computes DPO's reference, and samples answers from the model before tuning
+to make pairs of (`data/preference/prepare_pairs.py`). Options, files and metrics may change between versions.
 """
 
 from __future__ import annotations
@@ -41,14 +38,14 @@ from meditune.train.trainer import plan_steps
 from meditune.train.training_plan import Plan, visited_rows
 
 FILE = "samples.jsonl"
-"""Lies beside what was measured and trained, so that a folder which has it takes no other settings"""
+"""Stored beside predictions and models, so that a folder with this file accepts no other settings"""
 
 
 def pairs_of_own_answers(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> PairSets:
-    """The run's pairs, those to train on made of answers that `loaded` writes to the training examples with context.
+    """Return the run's pairs, with training pairs made of answers that `loaded` generates.
 
-    The answers are kept in `folder/samples.jsonl`, so that a run that goes on has the same ones. Raises DataError where
-    they make no pair.
+    It answers the training examples that have a context. The answers are stored in `folder/samples.jsonl`, so that a
+    resumed run has the same ones. Raises DataError where they yield no pair.
     """
     examples, spec, rejects = usable(splits.train), recipe.train.preference.sampled, Rejects()
     path = folder / FILE
@@ -58,16 +55,17 @@ def pairs_of_own_answers(loaded: LoadedModel, splits: Splits, recipe: Recipe, fo
     if not pairs:
         raise DataError(
             f"{path}: none of {len(examples)} examples has two answers whose scores differ by "
-            f"train.preference.sampled.margin ({spec.margin:g}). Choose another --output and lower it, or raise answers"
-            " or temperature beside it."
+            f"train.preference.sampled.margin ({spec.margin:g}). Choose another --output, and lower the margin, or "
+            "raise answers or temperature under train.preference.sampled."
         )
     return with_training_pairs(folder, pairs, rejects)
 
 
 def answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """`train.preference.sampled.answers` rows of `judged` for each example whose question fits, in their order.
+    """Yield `train.preference.sampled.answers` scored answers for each example whose question fits, in order.
 
-    An answer has at most the tokens that prompts leave free for one. The recipe's seed fixes all of them.
+    An answer has at most the number of tokens that prompts leave free for one. The recipe's seed determines all
+    answers.
     """
     spec, encoder, more = recipe.train.preference.sampled, loaded.encoder(recipe.prompt), recipe.prompt.answer_room
     prompts = {}
@@ -75,13 +73,13 @@ def answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) ->
         try:
             prompts[example.id] = encoder.prompt(example, "answer").prompt
         except QuestionTooLongError:
-            continue  # counted with the examples that have no answer
-    # Prompts of like length share a batch, the longest first: what needs most memory shows at once.
+            continue  # counted among the examples without an answer
+    # Prompts of similar length share a batch, longest first, so that memory peaks at the start.
     order = [name for name in sorted(prompts, key=lambda name: -len(prompts[name])) for _ in range(spec.answers)]
     texts: dict[str, list[tuple[str, bool]]] = {name: [] for name in prompts}
     end = loaded.tokenizer.eos_token_id
     torch.manual_seed(recipe.seed)
-    with Progress("The model writes answers", len(order), "answers") as progress:
+    with Progress("Sampling answers", len(order), "answers") as progress:
         while order:
             size = batch_size(len(prompts[order[0]]), more, loaded.model)
             names, order = order[:size], order[size:]
@@ -95,13 +93,13 @@ def answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) ->
 
 
 REFERENCE = "reference.jsonl"
-"""Lies beside what was measured and trained, so that a folder which has it takes no other settings"""
+"""Stored beside predictions and models, so that a folder with this file accepts no other settings"""
 
 
 def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
-    """Plan the preference tuning of `loaded`, which must still be where training starts, on the pairs of the run.
+    """Plan the preference tuning of `loaded`, which must still be at its starting point, on the run's pairs.
 
-    Raises DataError where none of them fits.
+    Raises DataError where no pair fits.
     """
     spec, pairs = recipe.train, stored_pairs(folder)
     if not pairs.train:
@@ -110,7 +108,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
     if not rows:
         raise DataError(
             f"None of the {len(pairs.train)} pairs fits into prompt.max_tokens={recipe.prompt.max_tokens} with answers "
-            "that still differ. Raise it."
+            "that still differ. Raise prompt.max_tokens."
         )
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
@@ -128,7 +126,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
         replay=None,
         loss_of=loss,
         unit="pairs",
-        shown=f"One pair ({kept[0].kind}): after the same prompt the answer to prefer, then the one to avoid, each "
+        shown=f"One pair ({kept[0].kind}): the same prompt with the preferred, then the rejected answer, each "
         "between « »:",
         further={
             "preference": {"beta": spec.preference.beta}
@@ -138,14 +136,14 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
 
 
 def _reference(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, folder: Path) -> Reference:
-    """Both answers' log-likelihoods under the untrained model, computed once for each pair and kept with the run.
+    """Return both answers' log-likelihoods under the untrained model, computed once per pair and stored with the run.
 
-    So the reference takes no second model and no second forward pass in a step. JSON gives every float back exactly.
+    So the reference needs no second model and no second forward pass per step. JSON preserves every float exactly.
     """
     path = folder / REFERENCE
     if not path.is_file():
         found: dict[str, list[float]] = {}
-        with torch.no_grad(), Progress("Reference", sum(map(len, rows)), "tokens") as progress:
+        with torch.no_grad(), Progress("Reference likelihoods", sum(map(len, rows)), "tokens") as progress:
             for indices in by_length(rows, batch_tokens):
                 chosen = [rows[index] for index in indices]
                 likelihoods, _, batch = log_likelihoods(loaded.model, loaded.frozen, chosen, loaded.pad_id)

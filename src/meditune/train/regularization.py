@@ -1,20 +1,7 @@
-"""Elastic weight consolidation: weights that general text rests on are held where they are.
+"""Penalties that keep weights near the starting point of training: L2-SP and elastic weight consolidation (EWC).
 
-Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv:1612.00796): to the loss comes
-strength / 2 * sum over weights of F * (w - w0)^2, where F, the diagonal of the Fisher information, says how much the
-likelihood of the text depends on a weight. With strength 1 that would be, to second order, the rise of the text's loss
-per token if weights mattered one by one. But a low-rank change moves many together, of which a diagonal sees a small
-part, so strengths are far above 1.
-
-For LoRA, F belongs to the weight that the model works with, W + scale * B A, and the change is scale * B A. A Fisher of
-A and B apart would say little: at the start B is zero, so nothing depends on A.
-
-A model's starting point, and L2-SP: the pull back to it.
-
-L2-SP (Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
-arXiv:1802.01483) adds strength / 2 * ||w - w0||^2 to the loss. For LoRA the weight that the model works with is
-W + scale * B A, and starts at W, so the distance is that of scale * B A from zero, not that of A and B apart, whose
-starting values mean nothing.
+For LoRA, both work on the effective weight W + scale * B A, whose change is scale * B A. Penalties on A and B
+separately would mean little: their starting values are arbitrary, and at the start B is zero, so nothing depends on A.
 """
 
 from __future__ import annotations
@@ -38,10 +25,10 @@ Masters = Mapping[torch.nn.Parameter, torch.Tensor]
 
 
 class Penalty(Protocol):
-    """A term of the loss that depends on the weights alone."""
+    """A term of the loss that depends only on the weights."""
 
     def add_gradients(self, masters: Masters) -> float:
-        """Add the term's gradient to that of the master copies, in FP32, and return the term's value."""
+        """Add the term's gradient to that of the FP32 master copies, and return the term's value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +44,10 @@ class Pair:
 
 
 class StartingPoint:
-    """Where training starts: LoRA pairs at B A = 0, and the values of every other trained parameter.
+    """The starting point of training: LoRA pairs at B A = 0, and the values of all other trained parameters.
 
-    Make it before the first step, and before a checkpoint is taken up. It copies the other parameters, nothing of LoRA.
+    Create it before the first step, and before a checkpoint is restored. It copies the other parameters, but no LoRA
+    ones.
     """
 
     def __init__(self, model: Any) -> None:
@@ -84,9 +72,11 @@ def _pairs(model: Any) -> Iterator[Pair]:
 
 
 class L2SP:
-    """The pull to the starting point, the same for every weight.
+    """The L2-SP penalty: an equal pull of every weight to the starting point, strength / 2 * ||w - w0||^2.
 
-    ||B A||_F^2 is the sum over (B^T B) * (A A^T), two matrices of rank x rank, so B A is never built.
+    Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks"
+    (arXiv:1802.01483). For LoRA, the distance is that of scale * B A from zero. ||B A||_F^2 is the sum over (B^T B) *
+    (A A^T), two matrices of rank x rank, so B A is never built.
     """
 
     def __init__(self, start: StartingPoint, strength: float) -> None:
@@ -110,29 +100,29 @@ class L2SP:
 
 
 def add(master: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Add to what the master copy's gradient holds."""
+    """Add to the gradient of the master copy."""
     master.grad = gradient if master.grad is None else master.grad + gradient
 
 
 class Fisher(NamedTuple):
-    """How much the loss per token depends on each weight: the diagonal empirical Fisher information, FP32.
+    """The diagonal empirical Fisher information in FP32: how strongly the loss per token depends on each weight.
 
-    It takes four bytes for each weight of an adapted layer and for each other trained parameter: as much again as such
-    layers have in FP32, however low the adapters' rank.
+    It takes four bytes for each weight of an adapted layer and for each other trained parameter: as much again as these
+    layers take in FP32, regardless of the adapters' rank.
     """
 
     pairs: list[torch.Tensor]
     """(outputs, inputs) for each pair of the starting point, in its order"""
     others: list[torch.Tensor]
-    """Of each other parameter's shape, in its order"""
+    """A tensor for each other parameter, of its shape and in the starting point's order"""
 
 
 def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCache, start: StartingPoint) -> Fisher:
-    """Mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
+    """Return the mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
 
     The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
-    itself needs none and may be quantized; one layer's gradient is held at a time. The model isn't changed. Raises
-    ModelError where the estimate isn't finite. Several processes share the rows.
+    itself needs none and may be quantized; only one layer's gradient is kept at a time. The model isn't changed.
+    Several processes share the rows. Raises ModelError where the estimate isn't finite.
     """
     found = Fisher(
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],
@@ -140,11 +130,11 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCa
     )
     mine = rows[distributed.rank() :: distributed.world()]
     model.eval()
-    with ExitStack() as hooks, Progress("Weighing the weights", len(mine), "rows") as progress:
+    with ExitStack() as hooks, Progress("Estimating Fisher information", len(mine), "rows") as progress:
         for pair, total in zip(start.pairs, found.pairs, strict=True):
             hooks.callback(pair.layer.register_forward_hook(_squares_into(total)).remove)
         for row in mine:
-            # The square of a gradient of loss / sqrt(tokens) is what is wanted.
+            # The wanted value is the square of the gradient of loss / sqrt(tokens).
             weights = [len(row.targets) ** -0.5] * len(row.targets)
             loss_of_rows(model, frozen, [row], weights, pad_id)[0].backward()
             for (parameter, _), total in zip(start.others, found.others, strict=True):
@@ -157,13 +147,13 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCa
         total /= len(rows)
         if not torch.isfinite(total).all():
             raise ModelError(
-                "train.ewc: the Fisher information isn't finite. Take model.dtype=float32, or train.ewc.strength=0."
+                "train.ewc: the Fisher information isn't finite. Set model.dtype=float32 or train.ewc.strength=0."
             )
     return found
 
 
 def _squares_into(total: torch.Tensor) -> Callable[..., None]:
-    """A forward hook that adds the squared gradient of the layer's weight to `total` on the way back."""
+    """Return a forward hook that adds the squared gradient of the layer's weight to `total` in the backward pass."""
 
     def watch(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         given = inputs[0].detach().flatten(0, -2)
@@ -178,9 +168,14 @@ def _squares_into(total: torch.Tensor) -> Callable[..., None]:
 
 
 class EWC:
-    """The pull to the starting point, stronger for weights that matter more.
+    """The EWC penalty: a pull to the starting point that is stronger for weights that matter more for general text.
 
-    Each step builds scale * B A and two more matrices of its size for one layer at a time.
+    Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv:1612.00796). The penalty is
+    strength / 2 * sum over weights of F * (w - w0)^2, where F, the diagonal of the Fisher information, says how much
+    the likelihood of the text depends on a weight. To second order, strength 1 would be the rise of the text's loss per
+    token if weights acted one by one. But a low-rank change moves many weights together, and a diagonal captures only a
+    small part of that effect, so useful strengths are far above 1. Each step builds scale * B A and two more matrices
+    of its size for one layer at a time.
     """
 
     def __init__(self, start: StartingPoint, fisher: Fisher, strength: float) -> None:

@@ -1,12 +1,7 @@
-"""Replay: other text trained on in every step beside the examples, against catastrophic forgetting.
+"""Replay: train on other text in every step, beside the examples, to prevent catastrophic forgetting.
 
-Where replay rows come from: the base model's own text, general English, or other medical answers.
-
-Text that the base model itself writes before it is tuned, as replay that needs no other data.
-
-After Huang et al. 2024, "Mitigating Catastrophic Forgetting in Large Language Models with Self-Synthesized Rehearsal"
-(arXiv:2403.01244). The text is sampled from the model's whole distribution (temperature 1, nothing cut off), so the
-tuned model's loss on it is, but for a constant and in expectation, its Kullback-Leibler divergence from the base.
+Rows come from text that the base model generates before tuning, from general English (WikiText-2), or from other
+medical answers (MedQuAD).
 """
 
 from __future__ import annotations
@@ -44,29 +39,29 @@ from meditune.train.mixing import endless_order
 
 @dataclass(frozen=True)
 class Replay:
-    """Rows to rehearse, and which of them each step takes."""
+    """Replay rows, and the selection for each step."""
 
     rows: Sequence[Row]
     steps: list[list[int]]
     """Indices of `rows` for every optimizer step"""
     weights: TokenWeights
-    """What the examples' tokens count"""
+    """Weights of the examples' tokens"""
     spec: ReplaySpec
 
     def step(self, number: int) -> list[Row]:
-        """The rows that optimizer step `number` (from 0) rehearses."""
+        """Return the replay rows of optimizer step `number` (from 0)."""
         return [self.rows[index] for index in self.steps[number]]
 
     def weigh(self, row: Row) -> list[float]:
-        """One weight for each target of a replay row."""
+        """Return one weight for each target of a replay row."""
         return [self.spec.weight * value for value in self.weights.of(row)]
 
     def tokens(self, done: int = 0) -> int:
-        """Tokens read for replay after the first `done` steps."""
+        """Return the number of replay tokens after the first `done` steps."""
         return sum(len(self.rows[index]) for step in self.steps[done:] for index in step)
 
     def facts(self, examples: float) -> dict[str, Any]:
-        """What it amounts to in the whole training, beside `examples`, the sum of the examples' token weights."""
+        """Return counts for the whole training; `examples` is the sum of the examples' token weights."""
         rehearsed = sum(sum(self.weigh(self.rows[index])) for step in self.steps for index in step)
         return {
             "source": self.spec.source,
@@ -77,21 +72,21 @@ class Replay:
         }
 
     def said(self, examples: float) -> str:
-        """The facts in words."""
+        """Return the facts in words."""
         facts = self.facts(examples)
         visits, rows = facts["visits"], facts["rows"]
         return (
-            f"{visits:,} rows in all, {self.spec.share:.0%} of what is trained on, from {rows:,} of source "
-            f"{self.spec.source} ({facts['tokens']:,} tokens); they are {facts['loss_share']:.0%} of the loss."
+            f"{visits:,} rows in total ({self.spec.share:.0%} of all rows), from {rows:,} rows of source "
+            f"{self.spec.source} ({facts['tokens']:,} tokens); they make up {facts['loss_share']:.0%} of the loss."
         )
 
 
 def plan_replay(
     rows: Sequence[Row], steps: Sequence[Sequence[int]], weights: TokenWeights, spec: ReplaySpec, seed: int
 ) -> Replay:
-    """Spread replay over the steps so that after each the share of replay rows is `spec.share`, rounded to whole rows.
+    """Spread replay over the steps so that after each the share of replay rows is `spec.share`, in whole rows.
 
-    Of `rows`, the first `spec.rows` are rehearsed, in a seeded order, all of them once before any comes again.
+    The first `spec.rows` of `rows` are replayed in a seeded order; none is repeated before all have been used.
     """
     chosen = rows[: spec.rows]
     stream = endless_order(len(chosen), f"{seed}/replay")
@@ -112,21 +107,26 @@ OPENINGS = (
     *("The best way to", "In the next chapter", "Prices have risen since", "The old house was", "If you want to"),
 )
 BATCH = 64
-"""Texts written at once"""
+"""Number of texts that are generated at the same time"""
 
 
 def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` texts of at most `tokens` tokens: `id`, `text`, token ids of the opening (`prompt`) and rest (`target`).
+    """Yield `count` generated texts of at most `tokens` tokens, as replay that needs no other data.
 
-    The openings are cut to the length of the shortest, so that a batch needs no padding. A text that the model ends
-    early has its end token.
+    Each row has `id`, `text`, and the token ids of the opening (`prompt`) and the rest (`target`). The openings are cut
+    to the length of the shortest, so that a batch needs no padding. A text that the model ends early has its end token.
+
+    After Huang et al. 2024, "Mitigating Catastrophic Forgetting in Large Language Models with Self-Synthesized
+    Rehearsal" (arXiv:2403.01244). The text is sampled from the model's full distribution (temperature 1, no
+    truncation), so the tuned model's expected loss on it is, up to a constant, its Kullback-Leibler divergence from the
+    base.
     """
     start = loaded.start_ids()
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
     length = min(map(len, openings))
     order = endless_order(len(openings), f"{seed}/openings")
     torch.manual_seed(seed)
-    with Progress("The base model writes", count, "texts") as progress:
+    with Progress("Writing replay text", count, "texts") as progress:
         for first in range(0, count, BATCH):
             prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
             targets = sample_texts(loaded, prompts, tokens - len(prompts[0]))
@@ -137,7 +137,7 @@ def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -
 
 
 def replay_row(written: dict[str, Any]) -> Row:
-    """A training row of one of `write`'s texts: only what the model wrote is trained on, not its opening."""
+    """Return the training row of a generated text; its opening isn't trained on."""
     return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
 
 
@@ -147,12 +147,12 @@ GENERAL_FILE = "valid.txt"
 
 
 def rows_needed(spec: TrainSpec) -> int:
-    """How many different rows replay and EWC together ask for; 0 where both are off."""
+    """Return the number of different rows that replay and EWC need; 0 where both are off."""
     return max(spec.replay.rows if spec.replay.share else 0, spec.ewc.samples if spec.ewc.strength else 0)
 
 
 def check_source(recipe: Recipe) -> None:
-    """Raise DataError, with what to do, where the recipe's replay text can't be had."""
+    """Raise DataError, with a remedy, where the recipe's replay text is unavailable."""
     if rows_needed(recipe.train):
         if recipe.train.replay.source == "general":
             _general_file()
@@ -161,10 +161,10 @@ def check_source(recipe: Recipe) -> None:
 
 
 def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Path) -> list[Row]:
-    """Up to as many rows as the recipe needs, in a seeded order; `loaded` must still be the base model.
+    """Return up to the number of rows that the recipe needs, in a seeded order; `loaded` must be the base model.
 
-    What the base model writes is kept in `folder/replay.jsonl`, so that a run that goes on has the same text. Raises
-    DataError where there is nothing to rehearse.
+    Generated text is stored in `folder/replay.jsonl`, so that a resumed run has the same text. Raises DataError where
+    there is nothing to replay.
     """
     count, spec = rows_needed(recipe.train), recipe.train.replay
     if not count:
@@ -180,9 +180,9 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
 
 
 def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
-    """Up to `count` seeded windows of WikiText-2's validation text, `tokens` tokens each.
+    """Return up to `count` seeded windows of WikiText-2's validation text, of `tokens` tokens each.
 
-    Raises DataError where it isn't there.
+    Raises DataError where the text is missing.
     """
     with quiet_transformers():
         ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]
@@ -207,21 +207,21 @@ def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) ->
             long += 1
     cut = sum(row.encoded[0].answer_cut for row in rows)
     print(
-        f"Replay from MedQuAD: {len(found) - len(free):,} of {len(found):,} pairs left out because they are among the "
-        f"run's own or close to its dev or test items, {long} with too long a question; {cut} of {len(rows)} answers "
-        "cut.",
+        f"Replay from MedQuAD: {len(found) - len(free):,} of {len(found):,} pairs left out because they are in the "
+        f"run's training data or close to its dev or test items, and {long} because the question is too long; {cut} "
+        f"of {len(rows)} answers cut.",
         file=sys.stderr,
     )
     if not rows:
         raise DataError(
-            "train.replay.source: MedQuAD has no pair left to rehearse: all are among the run's own examples or too "
-            "long for prompt.max_tokens. Take source self or general."
+            "train.replay.source: MedQuAD has no pairs left to replay: all are among the run's own examples or too "
+            "long for prompt.max_tokens. Set the source to self or general."
         )
     return rows
 
 
 def rehearsal_rows(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
-    """MedQuAD's pairs among the rows of `replay_rows`; none where these come from elsewhere."""
+    """Return MedQuAD's pairs among the rows of `replay_rows`; none for other sources."""
     if recipe.train.replay.source != "medical" or not rows:
         return []
     chosen = {item.id for row in rows for item in row.encoded}
@@ -229,7 +229,7 @@ def rehearsal_rows(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
 
 
 def can_rehearse(examples: list[Example], splits: Splits, seed: int) -> list[Example]:
-    """The examples in a seeded order, but none that is trained on or has a group or question of dev or test."""
+    """Return shuffled examples that aren't trained on and share no group or question with dev or test items."""
     held = [*splits.dev, *splits.test]
     groups = {(example.source, example.group) for example in held}
     questions = {question_key(example.question) for example in held}
@@ -249,8 +249,8 @@ def _general_file() -> Path:
     file = locate_source("wikitext-2", download=False) / GENERAL_FILE
     if not file.is_file():
         raise DataError(
-            f"{file}, WikiText-2's validation text, is missing. Put it there, or take other text: with "
-            "train.replay.source: self, which needs no data; for `meditune prune`, a recipe's (--recipe)."
+            f"{file}, WikiText-2's validation text, is missing. Put it there, or use other text: set "
+            "train.replay.source to self, which needs no data; for `meditune prune`, give a recipe with --recipe."
         )
     return file
 

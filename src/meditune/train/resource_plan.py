@@ -1,13 +1,8 @@
-"""What a training will take: memory, speed and time, predicted from the recipe and the model's shape alone.
+"""Predict a training's memory, speed and time from the recipe and the model's shape, and compare strategies.
 
-What each strategy would take by a recipe, what fits, and what to change where the recipe itself doesn't.
-
-The most memory that a training holds at once, part by part.
-
-One piece of training on the meta device, where nothing is computed, to see what it would hold and multiply.
-
-The training code itself runs, so its attention, its head, checkpointing, frozen layers and every architecture are seen
-as they are. What a formula per layer would leave out (the adapters' copies of their inputs, FP32 norms) is in it.
+One batch runs through the real training code on the meta device, where nothing is computed, so attention, head,
+checkpointing, frozen layers and every architecture are counted exactly. This includes what a formula per layer would
+miss, such as the adapters' copies of their inputs and FP32 norms.
 """
 
 from __future__ import annotations
@@ -47,17 +42,17 @@ from meditune.train.trainer import recompute_activations
 
 @dataclass(frozen=True)
 class RehearsedBatch:
-    """What one forward and backward pass takes."""
+    """The resources of one forward and backward pass."""
 
     tokens: int
     held: int
-    """Bytes at its peak, without weights and gradients that were there before."""
+    """Peak memory in bytes, without the weights and gradients that existed before."""
     flops: int
-    """Operations of its matrix products and attention, two for each multiplication and addition"""
+    """Operations of matrix products and attention, two for each multiply-add"""
 
 
 def longest_rows(recipe: Recipe) -> list[Row]:
-    """As many rows of `prompt.max_tokens` as one piece takes, each with the longest answer that room is kept for."""
+    """Return one batch of rows of `prompt.max_tokens`, each with the longest answer that the prompt leaves room for."""
     form = recipe.prompt
     prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
     row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
@@ -66,9 +61,9 @@ def longest_rows(recipe: Recipe) -> list[Row]:
 
 
 def rehearse_batch(model: Any, recipe: Recipe) -> RehearsedBatch:
-    """Run the largest piece of a step on `model`, which must lie on the meta device and be trainable.
+    """Run the largest batch of a step on `model`, which must be trainable and on the meta device.
 
-    Gradients are there from earlier pieces where a step has several.
+    Gradients exist beforehand, as they do from earlier batches where a step has several.
     """
     rows = longest_rows(recipe)
     tokens = sum(map(len, rows))
@@ -89,11 +84,11 @@ def rehearse_batch(model: Any, recipe: Recipe) -> RehearsedBatch:
 
 
 IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
-"""Products that the registry of operations doesn't know, and one that costs the same."""
+"""Products that the registry of operations lacks -> a product of the same cost."""
 
 
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that were made inside the block and still live, the most at once, and operations."""
+    """Records the peak of living tensors created inside the block, in bytes, and the number of operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -127,21 +122,21 @@ def _storage(tensor: torch.Tensor) -> Any:
 
 
 PROCESS = 0.55e9
-"""Python with PyTorch, transformers and peft, measured on a CPU (0.51 to 0.59 GB); on a GPU context and workspace,
-assumed."""
+"""Python with PyTorch, transformers and peft: measured on a CPU (0.51 to 0.59 GB), assumed for a GPU's context and
+workspace."""
 WORD = 1280
-"""Bytes that a tokenizer takes for each of its words: 0.335 GB for Gemma's 262,144, measured."""
+"""Bytes that a tokenizer needs for each word: 0.335 GB for Gemma's 262,144, measured."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes."""
+    """A memory prediction, in bytes."""
 
     weights: int
     training: int
-    """Gradients, FP32 copies and what the optimizer remembers, as far as they are there at the peak"""
+    """Gradients, FP32 copies and optimizer state that exist at the peak"""
     piece: int
-    """Activations and all else that a forward and backward pass holds; 0 where the optimizer's step is the peak"""
+    """Activations and other tensors of a forward and backward pass; 0 where the optimizer's step is the peak"""
     process: int
     """Python, libraries and tokenizer"""
 
@@ -152,20 +147,20 @@ class Memory:
 
 
 def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> Memory:
-    """The peak of training `model` (on the meta device) by the recipe, of a backward pass or an optimizer's step.
+    """Return the peak memory of training `model` (on the meta device), in a backward pass or an optimizer step.
 
-    Data, replay's and EWC's own needs, and measuring aren't in it.
+    The needs of the data, replay, EWC and evaluation aren't included.
     """
     trained, _ = parameter_counts(model)
     gradients = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     state = state_bytes(recipe.train) * trained
-    # The masters' gradients are made after the last piece, out of the parameters', which go.
+    # The masters' gradients are created after the last batch from the parameters', which are then freed.
     passing = state - 4 * trained + gradients
-    # PyTorch updates all weights at once on a GPU, which takes a copy of their second moments.
+    # On a GPU, PyTorch updates all weights at once, which needs a copy of their second moments.
     stepping = state + (4 * trained if on_gpu and recipe.train.optimizer == "adamw" else 0)
     held = piece.held + dequantized_bytes(model, recipe.model.quantize)
     weights = weight_bytes(model, recipe.model.quantize)
-    # A tokenizer's words lie in the CPU's memory, whatever trains.
+    # A tokenizer's words are in host memory, even if training runs on a GPU.
     process = int(PROCESS) if on_gpu else int(PROCESS) + WORD * model.config.get_text_config().vocab_size
     if passing + held >= stepping:
         return Memory(weights, passing, held, process)
@@ -173,13 +168,13 @@ def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> 
 
 
 TIGHT = 0.9
-"""A prediction above this share of the memory may not fit, for it can be some per cent off."""
+"""A prediction above this share of the memory may not fit, because it can be off by a few percent."""
 Verdict = Literal["fits", "tight", "no"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One way of training, as predicted."""
+    """The prediction for one way of training."""
 
     strategy: Strategy
     quantize: Quantize
@@ -187,34 +182,34 @@ class Estimate:
     parameters: int
     memory: Memory
     tokens_per_s: float
-    """On a quantized base at most so many: unpacking its weights isn't counted"""
+    """An upper bound for quantized bases, because dequantizing isn't counted"""
     verdict: Verdict
 
     def seconds(self, tokens: int) -> float:
-        """How long training on so many tokens takes."""
+        """Return the duration of training on this number of tokens."""
         return tokens / self.tokens_per_s
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What `meditune plan` shows."""
+    """The content of `meditune plan`."""
 
     target: Target
     own: Estimate
-    """The recipe as it is"""
+    """The unchanged recipe"""
     others: list[Estimate]
-    """The other strategies, the recipe's other settings kept where they have a meaning"""
+    """The other strategies, with the recipe's other settings where these apply"""
     advice: list[str]
-    """Settings with which the recipe fits, the least intrusive first; one line for each way"""
+    """Settings with which the recipe fits, least intrusive first; one line per alternative"""
     example_tokens: int
-    """Tokens of an example, at most"""
+    """Maximum number of tokens in an example"""
 
 
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
-    """Predict the recipe's training, and that of the other strategies, on the named GPU or on this machine.
+    """Predict the training by the recipe and by the other strategies, on the named GPU or on this machine.
 
-    Needs the model's configuration only, and of the catalogue's models not even that. Raises MedituneError where the
-    GPU isn't known or the model doesn't read so long rows, ModelError where the model isn't known.
+    It needs only the model's configuration, and for the catalogue's models no download. Raises MedituneError where the
+    GPU is unknown or the model doesn't accept rows of this length, and ModelError where the model is unknown.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
     refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)
@@ -252,12 +247,12 @@ def _other_ways(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
-    """Single changes with which the recipe fits; where there are none, all of them together, if that does."""
+    """Return single changes with which the recipe fits; else all changes together, if these suffice."""
     found, together = [], recipe
     changes = list(_changes(recipe, config.get_text_config().num_hidden_layers))
     for change in changes:
         if estimate(_changed(recipe, change), config, target).verdict == "fits":
-            found.append(_said(change))
+            found.append(_as_options(change))
     if found:
         return found
     gathered: dict[str, Any] = {}
@@ -265,12 +260,12 @@ def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
         gathered |= change
         together = _changed(recipe, gathered)
         if estimate(together, config, target).verdict == "fits":
-            return [_said(gathered)]
+            return [_as_options(gathered)]
     return []
 
 
 def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
-    """What saves memory, from what changes the result least to what changes it most."""
+    """Yield changes that save memory, from the least to the greatest effect on the result."""
     longest, strategy = recipe.prompt.max_tokens, recipe.model.strategy
     if recipe.train.micro_batch_tokens // longest > 1:
         yield {"train.micro_batch_tokens": max(64, longest)}
@@ -288,7 +283,7 @@ def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
 
 
 def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
-    """The recipe with these keys changed, and without what then has no meaning."""
+    """Return the recipe with these keys changed, without settings that no longer apply."""
     model = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("model.")}
     train = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("train.")}
     prompt = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("prompt.")}
@@ -305,5 +300,5 @@ def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
     )
 
 
-def _said(change: dict[str, Any]) -> str:
+def _as_options(change: dict[str, Any]) -> str:
     return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())

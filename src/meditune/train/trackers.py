@@ -1,7 +1,7 @@
-"""Who is told of each step while training runs: `training.jsonl`, and the recipe's tracker.
+"""Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard or MLflow).
 
-Both lie in the run's folder, hold numbers, step and the recipe's name, and nothing is sent anywhere. When training goes
-on from a checkpoint, both are written anew up to its step, so that none comes twice and none is missing.
+Both are in the run's folder, hold metrics, steps and the recipe's name, and send nothing anywhere. When training
+resumes from a checkpoint, both are rewritten up to its step, so that no step is missing or recorded twice.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ LOG = "training.jsonl"
 FLUSH_SECONDS = 5
 EXPERIMENT = "meditune"
 BATCH = 1000
-"""MLflow takes so many metrics at once."""
+"""Maximum number of metrics that MLflow accepts at the same time."""
 
 
 class Tracker(Protocol):
-    """A format of figures over steps, in a folder of its own."""
+    """A format for metrics over steps, in a folder of its own."""
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Keep these steps."""
+        """Record these steps."""
 
     def close(self, finished: bool) -> None:
-        """Nothing comes any more, because training is `finished` or was stopped."""
+        """Close the records, after training has `finished` or was stopped."""
 
 
 def check_tracker(name: TrackerName) -> None:
-    """Raise MedituneError, with the command, where the tracker's package isn't installed."""
+    """Raise MedituneError, with the install command, where the tracker's package is missing."""
     if name != "none" and find_spec(name) is None:
         raise MedituneError(f"train.tracker {name} needs the package {name}. Install it with: {install_command(name)}")
 
 
 @contextmanager
 def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Callable[[Step], None]]:
-    """A function to be told of each step after those in `log`; in all processes but the first it does nothing.
+    """Yield a function that records each step after those in `log`; only the first process records.
 
-    A tracker that fails is given up with a sentence; training goes on.
+    A tracker that fails is switched off with a message; training continues.
     """
     if not distributed.is_first():
         yield lambda _: None
@@ -96,18 +96,18 @@ class _Tracking:
     def _attempt(self, what: Callable[[], None]) -> None:
         try:
             what()
-        except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises, it must not end a training
+        except Exception as error:  # noqa: BLE001 - no error of a tracker's package may end a training
             self._tracker = None
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(
-                f"train.tracker {self._name} failed and is left out from here on ({said}). Training goes on; {LOG} has "
+                f"train.tracker {self._name} failed and is switched off ({reason}). Training continues; {LOG} has "
                 "every step.",
                 file=sys.stderr,
             )
 
 
 class TensorBoard:
-    """TensorBoard's event files; earlier ones in that folder go."""
+    """TensorBoard's event files; earlier ones in that folder are deleted."""
 
     def __init__(self, place: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -117,20 +117,20 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(place, flush_secs=FLUSH_SECONDS)
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Keep these steps."""
+        """Record these steps."""
         for step in steps:
             for name, value in _figures(step).items():
                 self._writer.add_scalar(name, value, step.step)
 
     def close(self, finished: bool) -> None:  # noqa: ARG002
-        """Write what is still waiting."""
+        """Write the remaining events."""
         self._writer.close()
 
 
 class MLflow:
-    """One run in an MLflow store of its own, an SQLite file; no server, whatever MLFLOW_TRACKING_URI says.
+    """A run in its own MLflow store, an SQLite file; no server is used, regardless of MLFLOW_TRACKING_URI.
 
-    Earlier runs there are marked as deleted. The file stays, because MLflow keeps it open and knows its tables.
+    Earlier runs in it are marked as deleted. The file is reused, because MLflow keeps it open and caches its tables.
     """
 
     def __init__(self, place: Path, run: str) -> None:
@@ -150,7 +150,7 @@ class MLflow:
         self._run = self._client.create_run(experiment, run_name=run).info.run_id
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Keep these steps."""
+        """Record these steps."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -159,10 +159,10 @@ class MLflow:
             self._client.log_batch(self._run, metrics=metrics[start : start + BATCH])
 
     def close(self, finished: bool) -> None:
-        """Say how the run ended."""
+        """Record how the run ended."""
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
 
 
 def _figures(step: Step) -> dict[str, float]:
-    """The step's figures by name, those that it has."""
+    """Return the step's metrics by name, without those that are None."""
     return {name: value for name, value in asdict(step).items() if name != "step" and value is not None}

@@ -1,13 +1,9 @@
 """The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
 
-When a training has broken down: a loss or gradient that is no number any more, or a loss that explodes.
-
-The mean of the trained weights over the last steps, in place of the last weights.
-
-One training in several processes: how weights are spread, and how a step's rows are dealt.
-
-A step is the weighted mean over all tokens of its examples, so each process computes its rows' share of that mean's
-gradient, and the shares are summed once in a step. The result is that of one process, but for the order of sums.
+The module also detects divergence, averages the weights of the last steps, and spreads a training over several
+processes. A step is the weighted mean over all tokens of its examples, so each process computes the gradient of its
+rows' share of that mean, and the shares are summed once per step. The result equals that of one process, except for the
+order of sums.
 """
 
 from __future__ import annotations
@@ -40,43 +36,43 @@ from meditune.train.regularization import Penalty
 from meditune.train.replay import Replay
 
 WINDOW = 50
-"""So many usual losses are remembered."""
+"""Number of usual losses that are remembered."""
 LEAST = 10
-"""With fewer of them nothing is judged."""
+"""Number of usual losses below which nothing is judged."""
 FACTOR = 2.0
 MARGIN = 3.0
 """In nats"""
 STREAK = 5
-"""Steps in a row that are an explosion."""
+"""Number of steps in a row out of bounds that count as an explosion."""
 
 
 class DivergenceError(Exception):
-    """Training can't go on; the last checkpoint is of the state before `step`."""
+    """Training can't continue; the last checkpoint has the state before `step`."""
 
     def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
         super().__init__(f"step {step}: {what}")
         self.step, self.what = step, what
         self.ids = list(ids)
-        """Of the rows that the step was to learn from; never their text, which may be restricted"""
+        """Ids of the step's rows; never their text, which may be restricted"""
 
 
 class LossGuard:
-    """Tells an exploding loss from a noisy one.
+    """A detector that distinguishes an exploding loss from a noisy one.
 
-    A loss is out of bounds where it is above twice the running median and more than 3 nats above it as well; five steps
-    in a row that are, are an explosion. The median is that of the last 50 losses within bounds, so an explosion doesn't
-    raise its own bound, and a single hard batch, or noise around a loss near zero, is none.
+    A loss is out of bounds if it is above twice the running median and also more than 3 nats above it; five such steps
+    in a row are an explosion. The median is that of the last 50 losses within bounds, so an explosion doesn't raise its
+    own bound, and neither a single hard batch nor noise around a loss near zero counts as one.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:
         self.streak = 0
-        """Steps in a row, up to the last one, that were out of bounds"""
+        """Number of steps out of bounds in a row, up to the last one"""
         self._usual: deque[float] = deque(maxlen=WINDOW)
         for loss in earlier:
             self.add(loss)
 
     def add(self, loss: float) -> None:
-        """Take note of the next step's loss."""
+        """Record the next step's loss."""
         if loss > self.bound:
             self.streak += 1
         else:
@@ -93,26 +89,26 @@ class LossGuard:
 
     @property
     def exploded(self) -> bool:
-        """Whether it has."""
+        """True if the loss has exploded."""
         return self.streak >= STREAK
 
 
 class WeightAverage:
-    """Running mean of the optimizer's FP32 weights over the last steps (Izmailov et al. 2018, arXiv:1803.05407).
+    """A running mean of the optimizer's FP32 weights over the last steps (Izmailov et al. 2018, arXiv:1803.05407).
 
-    With small batches the last steps scatter around a point that is better than any of them. Costs a copy of the
-    trained weights and no forward pass.
+    With small batches, the last steps scatter around a point that is better than any of them. The mean costs a copy of
+    the trained weights and no forward pass.
     """
 
     def __init__(self, optimizer: MasterOptimizer, steps: int, share: float) -> None:
         self.optimizer = optimizer
         self.first = steps - round(steps * share)
-        """Number, from 0, of the first step whose outcome counts"""
+        """Number, from 0, of the first step whose weights are included"""
         self.count = 0
         self.means: list[torch.Tensor] = []
 
     def add(self, step: int) -> None:
-        """Take in the weights as step `step` (from 0) left them."""
+        """Include the weights after step `step` (from 0)."""
         if step < self.first:
             return
         self.count += 1
@@ -123,13 +119,13 @@ class WeightAverage:
                 mean += (master.detach() - mean) / self.count
 
     def apply(self) -> None:
-        """Give the model the means, where there are any; the optimizer keeps its own weights."""
+        """Set the model to the means, if there are any; the optimizer keeps its own weights."""
         with torch.no_grad():
             for parameter, mean in zip(self.optimizer.parameters, self.means, strict=False):
                 parameter.copy_(mean)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything needed to go on, as a flat dictionary of tensors."""
+        """Return everything that is needed to resume, as a flat dictionary of tensors."""
         if not self.count:
             return {}
         return {f"average.{index}": mean for index, mean in enumerate(self.means)} | {
@@ -137,7 +133,7 @@ class WeightAverage:
         }
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up the state that `state` gave."""
+        """Restore the state that `state` returned."""
         if "averaged" in tensors:
             self.count = int(tensors["averaged"])
             self.means = [
@@ -147,13 +143,13 @@ class WeightAverage:
 
 
 BUCKET = 25_000_000
-"""Gradients are summed in FP32 in groups of about so many"""
+"""Approximate number of gradients that are summed in FP32 at the same time"""
 ROOM = 0.5
-"""Weights and optimizer may take this share of a process's memory before they are spread; activations need the rest."""
+"""Share of a process's memory that weights and optimizer may use before they are sharded; activations need the rest"""
 
 
 def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
-    """How the processes share the work: one alone, each with whole weights, or each with a share of them."""
+    """Return how the processes share the work: one alone, each with all weights, or each with a shard of them."""
     if distributed.world() == 1:
         return "one"
     if recipe.train.parallel != "auto":
@@ -169,24 +165,24 @@ def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
 
 
 def _memory() -> float:
-    """Bytes of memory that a process can have."""
+    """Return the bytes of memory that a process can use."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     return memory_gb()[0] * 1e9 / distributed.local_world()
 
 
 class RowShare(NamedTuple):
-    """Rows of one forward and backward pass."""
+    """The rows of one forward and backward pass."""
 
     indices: list[int]
     idle: bool = False
-    """Computed for nothing, with weights of zero, because sharded layers are gathered by all processes at once"""
+    """Computed with weights of zero, only because all processes gather sharded layers at once"""
 
 
 def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
-    """This process's share of the rows, about as many tokens as any other's, in pieces of at most `max_tokens` tokens.
+    """Return this process's share of the rows, in pieces of at most `max_tokens` tokens.
 
-    With `lockstep` every process gets the same number of pieces.
+    All processes get about the same number of tokens, and with `lockstep` the same number of pieces.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
@@ -203,13 +199,13 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowS
 
 
 def broadcast_weights(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Give every process the first one's values; what a prefix begins with isn't rounded alike on all machines."""
+    """Copy the first process's values to all; a prefix's initial values round differently on some machines."""
     for parameter in parameters:
         distributed.broadcast_tensor(parameter.data)
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Put into every parameter's gradient the sum of all processes' gradients, taken in FP32; none counts as zero."""
+    """Replace every parameter's gradient with the sum over all processes, in FP32; a missing one counts as zero."""
     if distributed.world() == 1:
         return
     for bucket in _buckets(parameters):
@@ -232,46 +228,48 @@ def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did."""
+    """The outcome of one optimizer step."""
 
     step: int
     """From 1."""
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; of pairs of answers, their mean loss."""
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; for answer pairs, their mean loss."""
     learning_rate: float
     grad_norm: float
     tokens: int
-    """Real tokens read, padding not counted."""
+    """Tokens read, without padding."""
     supervised_tokens: int
-    """Of the examples, not of replay."""
+    """Supervised tokens of the examples, without replay."""
     seconds: float
     replay_loss: float | None = None
-    """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
+    """Mean cross-entropy of the replay rows' tokens; None in a step without replay rows."""
     penalty: float = 0.0
-    """What L2-SP and EWC added to the loss before the step."""
+    """Amount that L2-SP and EWC added to the loss before the step."""
     dev: float | None = None
-    """The figure on the dev split after the step; None where none was taken."""
+    """Metric on the dev split after the step; None where it wasn't measured."""
 
 
 class Weights(Protocol):
-    """How much the parts of a row count in the loss."""
+    """The weights of a row's parts in the loss."""
 
     def of(self, row: Row) -> list[float]:
-        """One weight for each of the row's targets, or whatever else the loss adds up over."""
+        """Return one weight for each of the row's targets, or for each other term of the loss."""
 
 
 LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
-"""As `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum, and the batch."""
+"""A function like `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum and
+the batch."""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
-    """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
+    """Return the indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
-    A step takes at most batch_size * accumulation examples. All steps of an epoch have equal sizes, up to one example:
-    an epoch of 449 rows at 32 a step has 15 steps of 29 or 30, and no last step whose single example would move the
-    weights as far as 32 do. Without a mix every example comes once in an epoch. A mix may order the first epoch: which
-    rows it takes is settled before, and rows are bucketed by length within a step only, so bucketing changes no order.
+    A step takes at most batch_size * accumulation examples. All steps of an epoch have the same size, up to one
+    example: an epoch of 449 rows with 32 per step has 15 steps of 29 or 30, instead of a last step whose single example
+    would move the weights as far as 32 do. Without a mix, every example occurs once in an epoch. A mix may order the
+    first epoch: its rows are selected before, and rows are bucketed by length only within a step, so bucketing changes
+    no order.
     """
     steps: list[list[int]] = []
     for epoch, order in enumerate(mix.epochs(seed, spec.epochs) if mix else _whole(count, spec.epochs)):
@@ -286,7 +284,7 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = N
 
 
 def epoch_steps(count: int, spec: TrainSpec) -> int:
-    """Optimizer steps of a whole epoch."""
+    """Return the number of optimizer steps in a whole epoch."""
     return math.ceil(count / (spec.batch_size * spec.accumulation))
 
 
@@ -314,21 +312,22 @@ def train(
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
-    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, or over what
-    another `loss_of` adds up, however the step is cut into pieces. So batch size, accumulation and `micro_batch_tokens`
-    don't change what a step does beyond their product. `penalties` are added once to each step. `frozen` are the layers
-    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there; `guard`
-    has seen the losses until there, and `watch` the figures on dev. `watch` may end training early, and give the model
-    an earlier state's weights.
+    Every step minimizes the weighted mean over all of its supervised tokens, including those of replay, or over the
+    terms of another `loss_of`, regardless of how the step is split into pieces. So batch size, accumulation and
+    `micro_batch_tokens` change a step only through their product. `penalties` are added once to each step. `frozen` are
+    the layers below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` received
+    there; `guard` has seen the losses up to that step, and `watch` the dev metrics. `watch` may end training early, and
+    restore the weights of an earlier state.
 
-    Of several processes, each computes its share of every step and yields the same steps; all must call with the same.
+    With several processes, each computes its share of every step and yields the same steps; all must call this with the
+    same arguments.
 
-    Raises BreakdownError where loss or gradient aren't finite or the loss explodes; the last checkpoint is then of the
+    Raises DivergenceError where loss or gradient aren't finite or the loss explodes; the last checkpoint then has the
     state before the step where that began.
     """
     steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
+    # Virtual tokens and adapters on a quantized base may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimizer = MasterOptimizer(trainable, spec, fp16)
     average = WeightAverage(optimizer, len(steps), spec.average_last)
@@ -356,7 +355,7 @@ def train(
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
-            # Each process drops out other places of its rows.
+            # Dropout differs between processes.
             torch.manual_seed(
                 hash((seed, number, distributed.rank()) if distributed.rank() else (seed, number)) & 0x7FFFFFFF
             )
@@ -388,7 +387,7 @@ def train(
                 save(number)
             if guard.exploded:
                 began = number + 1 - guard.streak
-                raise broken(began, f"since then the loss is above {guard.bound:.2f}, and now {losses[0]:.2f}")
+                raise broken(began, f"since then the loss has been above {guard.bound:.2f}, and is now {losses[0]:.2f}")
             rate = learning_rate(number, len(steps), spec)
             may_overflow = optimizer.scale > 1
             norm = optimizer.step(rate)
@@ -435,14 +434,14 @@ def probe(
     frozen: HiddenStateCache,
     loss_of: LossOfRows = loss_of_rows,
 ) -> float:
-    """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
+    """Return the tokens per second of one batch of the longest rows, which also reaches the peak memory of training.
 
-    Nothing is changed by it. Several processes try the same piece, and the speed is that of all together.
+    It changes nothing. With several processes, all try the same batch, and the speed is their total.
     """
     longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
     _ready(model, spec, frozen)
     started = time.monotonic()
-    with Progress("Trying one piece", None, unit="tokens") as progress:
+    with Progress("Trying one batch", None, unit="tokens") as progress:
         piece = RowShare(list(range(len(longest.rows))))
         _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
     model.zero_grad()
@@ -458,10 +457,10 @@ def _ready(model: Any, spec: TrainSpec, frozen: HiddenStateCache) -> None:
 
 
 def recompute_activations(model: Any) -> None:
-    """Switch gradient checkpointing on, at no cost for frozen layers.
+    """Enable gradient checkpointing at no cost for frozen layers.
 
-    transformers lets the embeddings' output ask for a gradient, which only PyTorch's reentrant kind of checkpointing
-    needs. With it, frozen layers below the trained ones would be computed twice and take a backward pass for nothing.
+    transformers makes the embeddings' output require a gradient, which only PyTorch's reentrant checkpointing needs.
+    With it, frozen layers below the trained ones would be computed twice and have a useless backward pass.
     """
     with quiet_transformers():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -495,11 +494,11 @@ def _gather_gradients(
 ) -> float:
     """Add `scale` times the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
 
-    Returns what they contribute to the part's mean loss.
+    Returns their contribution to the part's mean loss.
     """
     total = 0.0
     for indices, idle in pieces:
-        # Scaled before the loss, whose gradient is in FP16 from the output head on.
+        # Scale the weights, because the loss's gradient is in FP16 from the output head on.
         weights = [0.0 if idle else scale * value / whole for index in indices for value in part.weights[index]]
         loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
         loss.backward()

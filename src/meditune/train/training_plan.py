@@ -1,10 +1,7 @@
-"""What a training reads, and in which order: the examples' rows, how sources are mixed, and replay.
+"""The plan of a training: its rows and their order, the mix of sources, replay, and the starting point.
 
-What a training reads of each source: rows and passes, and tokens, which rows alone don't tell.
-
-What tuning starts from: the base model, or, where that is an adapter, a copy with the adapter merged into it.
-
-Without the copy, what is trained would be saved as if it belonged on the adapter's own base.
+Tuning starts from the base model. If that is an adapter, tuning starts from a copy in which the adapter is merged into
+its base; otherwise the result would be saved as if it belonged on the adapter's own base.
 """
 
 from __future__ import annotations
@@ -54,21 +51,21 @@ class Part:
 
     source: str
     rows: int
-    """Different ones that there are"""
+    """Distinct rows that are available"""
     visits: int
     """Rows that were read"""
     tokens: int
-    """Read, those of prompts included"""
+    """Tokens that were read, including those of prompts"""
     supervised_tokens: int
-    """Of these, trained on"""
+    """Supervised tokens among these"""
 
 
 def mixture(
     rows: Sequence[Row], sources: Sequence[str], steps: Sequence[Sequence[int]], replay: Replay | None
 ) -> list[Part]:
-    """The parts of all sources in these steps, the largest first, and replay as a part of its own at the end.
+    """Return the parts of all sources in these steps, largest first, with replay as a part of its own at the end.
 
-    `sources` are the rows'. A training that ended early gives the steps that it did.
+    `sources` are the rows' sources. For a training that ended early, pass the steps that were done.
     """
     visited = [index for step in steps for index in step]
     parts = [
@@ -84,16 +81,16 @@ def mixture(
 
 
 def facts(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """For training.json: each part with its passes over the source's rows and its shares of all tokens."""
+    """Return each part for training.json, with its passes over the source's rows and its shares of all tokens."""
     return [asdict(part) | _shares(part, parts) for part in parts]
 
 
 def plan_lines(parts: Sequence[Part]) -> list[str]:
-    """The parts in words, a line each."""
+    """Return the parts in words, one line each."""
     return [
-        f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over its {part.rows:,}), {part.tokens:,} "
-        f"tokens ({shares['token_share']:.0%}), {part.supervised_tokens:,} of them trained on "
-        f"({shares['supervised_share']:.0%} of all that are)"
+        f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over {part.rows:,}), {part.tokens:,} "
+        f"tokens ({shares['token_share']:.0%}), {part.supervised_tokens:,} of them supervised "
+        f"({shares['supervised_share']:.0%} of all supervised tokens)"
         for part in parts
         for shares in [_shares(part, parts)]
     ]
@@ -116,37 +113,39 @@ CUES = ("question_cue", "answer_cue", "plain_cue", "decision_cue")
 
 
 def base_records(name: str) -> list[Record]:
-    """What the base model was trained on, as far as it keeps a record."""
+    """Return the base model's training records, if it keeps any."""
     place = Path(locate(name))
     found = read_record(place) if place.is_dir() else None
     return [found] if found else []
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raise ModelError where the base model is a tuned one that can't be tuned further, or not with this prompt."""
+    """Raise ModelError where the base is a tuned model that can't be tuned further, or not with this prompt."""
     name, place = recipe.model.base, Path(locate(recipe.model.reference))
     if (place / ADAPTER_FILE).is_file():
         if is_virtual(place):
             raise ModelError(
                 f"model.base: {name} is an adapter of virtual tokens, which can't be merged into its base model to "
-                "tune it further. Take a model that was tuned with another strategy."
+                "tune it further. Use a model that was tuned with another strategy."
             )
         if recipe.model.quantize != "none" or trained_on(place) != "none":
             raise ModelError(
-                f"model.base: {name} is an adapter, and it or this recipe has a quantized base, into which an adapter "
-                "can't be merged to tune it further. Take quantize none for both."
+                f"model.base: {name} is an adapter, which is merged into its base model before further tuning. That "
+                "needs an unquantized base: model.quantize must be none both here and in the adapter's recipe."
             )
     form = load_format(place) if place.is_dir() else None
     asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
-    # One that it never learnt may be added.
+    # A cue that the base never learnt may be added.
     differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
     if form and differing:
         named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
-        raise ModelError(f"model.base: {name} was tuned with another prompt: {named}. Give this recipe the same.")
+        raise ModelError(
+            f"model.base: {name} was tuned with another prompt: {named}. Set the same prompt in this recipe."
+        )
 
 
 def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
-    """Raise DataError where the cue for plain words would be asked with and was never learnt."""
+    """Raise DataError where `prompt.plain_cue` is set but no training answer teaches it."""
     cue, name = recipe.prompt.plain_cue, recipe.model.reference
     known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
     if not cue or (known and known.plain_cue == cue):
@@ -154,16 +153,17 @@ def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
     answered = [example for example in train if example.answer.strip() and "answer" in recipe.train.tasks]
     if not any(example.style == "plain" for example in answered):
         raise DataError(
-            f"prompt.plain_cue is never learnt: none of the {len(answered):,} answers that are trained on is in plain "
-            f"words. They are in a source of data.sources with style: plain, up to grade {recipe.data.plain_grade:g} "
-            "(data.plain_grade). Change these, or do without: --set prompt.plain_cue=null"
+            f"prompt.plain_cue is never learnt: none of the {len(answered):,} training answers is in plain words. "
+            "Plain answers come from a source in data.sources with style: plain, and read at grade "
+            f"{recipe.data.plain_grade:g} or below (data.plain_grade). Change these settings, or remove the cue: "
+            "--set prompt.plain_cue=null"
         )
 
 
 def starting_point(recipe: Recipe, folder: Path) -> str:
-    """Name of the model that tuning starts from: `model.base`, or the run's `start/`, which is made if need be.
+    """Return the model that tuning starts from: `model.base`, or the run's `start/`, which is created if needed.
 
-    All processes must call; the first makes it, because they share the run's folder.
+    All processes must call this; the first one creates the folder, because they share it.
     """
     name = _made(recipe, folder) if distributed.is_first() else ""
     return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.reference
@@ -192,40 +192,40 @@ def _made(recipe: Recipe, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that follows from the recipe, the data and the base model before the first step."""
+    """Everything that the recipe, the data and the base model determine before the first step."""
 
     rows: list[Row]
     fitted: TokenFacts
     weights: Weights
     mix: SourceMix | None
     steps: list[list[int]]
-    """As `plan_steps` gives them"""
+    """Result of `plan_steps`"""
     pool: list[Row]
     """Rows of the recipe's replay source, for replay and for EWC's estimate"""
     replay: Replay | None
     loss_of: LossOfRows = loss_of_rows
     unit: str = "examples"
-    """What a row is, for people"""
-    shown: str = "One example; what is trained on stands between « »:"
+    """Name of a row, for people"""
+    shown: str = "One example, with the supervised part between « »:"
     """Introduces the first row in the pre-flight"""
     further: dict[str, Any] = field(default_factory=dict)
-    """More for the run's records"""
+    """Additional facts for the run's records"""
     sources: list[str] = field(default_factory=list)
-    """Of each row; empty where rows aren't examples"""
+    """Source of each row; empty where rows aren't examples"""
 
     @property
     def epoch_rows(self) -> int:
-        """Rows in an epoch."""
+        """Number of rows in an epoch."""
         return self.mix.size if self.mix else len(self.rows)
 
     @property
     def tokens(self) -> int:
-        """Tokens read in all steps together."""
+        """Number of tokens read in all steps."""
         examples = sum(len(self.rows[index]) for step in self.steps for index in step)
         return examples + (self.replay.tokens() if self.replay else 0)
 
     def facts(self, done: int | None = None) -> dict[str, Any]:
-        """For the run's records, of the first `done` steps or all; of mix and replay only what there is."""
+        """Return facts for the run's records about the first `done` steps or all; mix and replay only if present."""
         found = asdict(self.fitted) | self.further
         if self.mix:
             found |= {"mix": self.mix.visits, "mix_by": self.mix.by, "curriculum": self.mix.order or "none"}
@@ -234,20 +234,20 @@ class Plan:
         return found | ({"mixture": facts(self._mixture(done))} if self.sources else {})
 
     def lines(self, tokenizer: Any) -> list[str]:
-        """How sources are mixed and what is rehearsed, for people to check before the first step."""
+        """Return lines about the mix of sources and replay, for people to check before training."""
         found = [retrieved_described(self.further["retrieved"])] if "retrieved" in self.further else []
         if self.mix:
-            by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
-            found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
-            found += [f"The first epoch comes in order: {self.mix.order}."] if self.mix.order else []
+            by = "" if self.mix.by == "source" else f", by {self.mix.by.replace('_', ' ')}"
+            found.append(f"An epoch has {self.mix.size} rows{by}: {self.mix.said()}.")
+            found += [f"Order of the first epoch: {self.mix.order}."] if self.mix.order else []
         if self.replay:
             found += [
-                f"Replay: {self.replay.said(self._weight)} One row; what is trained on stands between « »:",
+                f"Replay: {self.replay.said(self._weight)} One row, with the supervised part between « »:",
                 *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
             ]
         parts = self._mixture() if self.sources else []
         if len(parts) > 1:
-            found += ["What the whole training reads:", *(f"    {line}" for line in plan_lines(parts))]
+            found += ["The whole training reads:", *(f"    {line}" for line in plan_lines(parts))]
         return found
 
     def _mixture(self, done: int | None = None) -> list[Part]:
@@ -261,7 +261,7 @@ class Plan:
 
 
 def check(splits: Splits, recipe: Recipe) -> None:
-    """Raise DataError for what would stop training later; it needs no model, so it can come first."""
+    """Raise DataError for problems that would stop training later; needs no model, so it can run early."""
     check_teaches(splits.train, recipe.train.tasks)
     check_plain(splits.train, recipe)
     check_weights(splits.train, recipe.data.balance)
@@ -271,12 +271,12 @@ def check(splits: Splits, recipe: Recipe) -> None:
 
 
 def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
-    """The rows that any of the steps reads, in their order."""
+    """Return the rows that any of the steps reads, in order."""
     return [rows[index] for index in sorted({index for step in steps for index in step})]
 
 
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
-    """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
+    """Plan the training of `loaded`, which must still be the base model; replay text is written to `folder`."""
     spec = recipe.train
     shown = in_training(splits.train, folder)
     rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0)

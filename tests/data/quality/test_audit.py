@@ -186,7 +186,7 @@ def test_every_row_can_be_had_back(tmp_path):
     kept = {example.id: example for part in again.splits.named().values() for example in part}
     assert kept["own:x"].answer == "Gout hurts .\nBack to top"
     assert "own:y" in kept
-    with pytest.raises(DataError, match="own:z: no row of that id"):
+    with pytest.raises(DataError, match=r"own:z: according to ledger\.parquet"):
         restore(tmp_path / "out", "own:z")
     looked_at = [row for row in entries(tmp_path / "out") if row["id"] in ("own:x", "own:y")]
     assert {row["action"] for row in looked_at} == {"flag"}

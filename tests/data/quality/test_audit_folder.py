@@ -127,7 +127,7 @@ def test_the_command_streams_a_large_file_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "STREAM_BYTES", 1000)
     result = meditune("data", "audit", path, "--output", tmp_path / "out")
     assert result.code == 0, result.err
-    assert "it is read as a stream" in result.err
+    assert "the file is read as a stream" in result.err
     assert "no splits" in result.out
     names = {each.name for each in (tmp_path / "out").iterdir()}
     assert names == {"audit.html", "quality.json", "ledger.parquet", "rejected.jsonl", "rows.jsonl"}

@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         list(xml_files(tmp_path / "nowhere"))
     whole = zipped(tmp_path / "a.zip", {"a.xml": "<a/>" * 1000})
     (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"cut\.zip: neither a folder nor a whole zip"):
+    with pytest.raises(DataError, match=r"cut\.zip: neither a folder nor a complete zip"):
         list(xml_files(tmp_path / "cut.zip"))
     damaged = bytearray(whole.read_bytes())
     damaged[60:80] = b"x" * 20

@@ -123,9 +123,9 @@ def test_the_split_needs_every_item_or_the_ids(tmp_path: Path) -> None:
     train, test = pubmedqa.official_split(examples, ["4", "1"])
     assert [e.group for e in train] == ["0", "2", "3", "5"]
     assert [e.group for e in test] == ["4", "1"]
-    with pytest.raises(DataError, match=r"1,000 decided items of PQA-L, but there are 6"):
+    with pytest.raises(DataError, match=r"1,000 items of PQA-L with a decision, but this data has 6"):
         pubmedqa.official_split(examples)
-    with pytest.raises(DataError, match=r"1 of 2 official test items aren't in the data \(first: 99\)"):
+    with pytest.raises(DataError, match=r"1 of 2 official test items are missing from the data \(first: 99\)"):
         pubmedqa.official_split(examples, ["1", "99"])
 
 

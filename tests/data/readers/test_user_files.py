@@ -66,7 +66,7 @@ def test_csv_with_named_columns_and_lines_inside_fields(tmp_path: Path) -> None:
     assert [(example.id, example.decision) for example in kept] == [("klinik:1", "yes"), ("klinik:6", None)]
     assert kept[0].question == "Hilft\nes?"
     assert [(row["where"], row["reason"]) for row in rejects.rows()] == [
-        (f"{path}:9", "5 fields where the header has 4"),
+        (f"{path}:9", "5 fields, but the header has 4"),
         (f"{path}:5", "no question"),
         (f"{path}:6", "neither answer nor decision"),
         (f"{path}:7", "unknown decision (not yes, no or maybe)"),
@@ -102,7 +102,7 @@ def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> N
     rejects = Rejects()
     stream = ((f"row {n}", {"question": f"Q{n}?", "answer": "A.", "group": key}) for n, key in enumerate(keys))
     assert [each.group for each in user_files.from_rows(stream, rejects)] == ["p1", str(UUID(int=1)), "fffe"]
-    assert [row["reason"] for row in rejects.rows()] == ["group is neither text nor a number"]
+    assert [row["reason"] for row in rejects.rows()] == ["group is not text or a number"]
 
 
 def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
     assert (chosen.question, chosen.answer, chosen.meta) == ("Flu?", "No.", {"instruction": "Answer."})
     with pytest.raises(DataError, match=r"no column 'inputs' \(fields\.question\).*Did you mean 'input'\?"):
         list(user_files.read(path, Rejects(), fields={"question": "inputs"}))
-    with pytest.raises(DataError, match=r"fields\.frage isn't a field"):
+    with pytest.raises(DataError, match=r"fields\.frage isn't a known field"):
         list(user_files.read(path, Rejects(), fields={"frage": "input"}))
-    with pytest.raises(DataError, match="no column for the question; there are 'q', 'a'"):
+    with pytest.raises(DataError, match=r"no column for the question\. The columns are 'q', 'a'"):
         list(user_files.read(json_lines(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
     with pytest.raises(DataError, match="no column for the answer or decision"):
         list(user_files.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
@@ -141,7 +141,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         list(user_files.read(tmp_path / "gone.jsonl", Rejects()))
     (tmp_path / "a.docx").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"'\.docx' isn't a known format"):
+    with pytest.raises(DataError, match=r"'\.docx' isn't a supported format"):
         list(user_files.read(tmp_path / "a.docx", Rejects()))
     (tmp_path / "empty.csv").write_text("question,answer\n", encoding="utf-8")
     with pytest.raises(DataError, match="no rows"):
@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         list(user_files.read(tmp_path / "latin.csv", Rejects()))
     (tmp_path / "twice.csv").write_text("question,answer,answer\nQ,A,B\n", encoding="utf-8")
-    with pytest.raises(DataError, match="a column name comes twice"):
+    with pytest.raises(DataError, match="a column name occurs twice"):
         list(user_files.read(tmp_path / "twice.csv", Rejects()))
     (tmp_path / "cut.jsonl").write_text('{"question": "Q", "answer": "A"}\n{"question', encoding="utf-8")
     with pytest.raises(DataError, match=r"cut\.jsonl, line 2"):
@@ -185,7 +185,7 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     json_lines(tmp_path / "clinic" / "questions" / "train.jsonl", [{"question": "Flu?", "answer": "No.", "ward": 7}])
     (example,) = user_files.read("clinic/questions", Rejects())
     assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
-    with pytest.raises(DataError, match=r"clinic/questions: .* can't be read from the hub as split 'nowhere'"):
+    with pytest.raises(DataError, match=r"clinic/questions: .* the split 'nowhere' can't be read from the hub"):
         list(user_files.read("clinic/questions", Rejects(), split="nowhere"))
 
 

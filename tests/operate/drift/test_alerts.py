@@ -87,7 +87,7 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_shown_without_secret
     # Nobody listens there any more.
     (problem,) = outbox(tmp_path).send([NEWS, other], from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
     assert "topics" in problem
-    assert "no answer" in problem
+    assert "no response" in problem
     shown = list(outbox(tmp_path).lines())
     assert any(line.startswith("failed") and "def/large" in line and "3 tries" in line for line in shown)
     assert "secret-path" not in problem + (tmp_path / "alerts.json").read_text()
@@ -150,7 +150,7 @@ def test_mail_reaches_everyone_after_the_server_was_busy(tmp_path):
     assert "Subject: Drift: length (large)" in content
     assert "Evidence: https://example.org/e" in content
     assert len(mailbox.mails) == 1
-    assert "refused user or password" in problem
+    assert "refused the user name or password" in problem
     assert "wr0ng" not in problem + (tmp_path / "other" / "alerts.json").read_text()
 
 

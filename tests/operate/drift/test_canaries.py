@@ -55,7 +55,7 @@ def test_a_critical_canary_counts_alone(tmp_path, monkeypatch):
     assert run(tmp_path, ANSWER, monkeypatch).code == 0
     found = run(tmp_path, ANSWER | {"text": "Rest a while."}, monkeypatch)
     assert found.code == 6
-    assert "critical ones wrong: chest" in (found.out + found.err)
+    assert "critical canaries wrong: chest" in (found.out + found.err)
 
 
 @pytest.mark.parametrize(
@@ -130,5 +130,5 @@ def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_p
     with pytest.raises(DataError, match="didn't answer canary c0"):
         canaries.ask(canaries.read(canary_file(tmp_path)), "http://127.0.0.1:9")
     (tmp_path / "bad").write_text('{"question": "a"}\n')
-    with pytest.raises(DataError, match="line 1: nothing known of the answer"):
+    with pytest.raises(DataError, match="line 1: no expected answer"):
         canaries.read(tmp_path / "bad")

@@ -47,7 +47,7 @@ def test_few_requests_are_said_to_be_few(good, tmp_path):
     assert "Only 7 requests so far" in (found.out + found.err)
     found = meditune("drift", "fit", tmp_path / "few.jsonl", "-o", tmp_path / "reference")
     assert found.code == 3
-    assert "needs 200 at least" in (found.out + found.err)
+    assert "needs at least 200" in (found.out + found.err)
 
 
 def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
@@ -104,7 +104,7 @@ def test_a_locked_store_is_named(tmp_path, good, monkeypatch):
         ('{"question": 7}', "question is int, not text"),
         ('{"question": "a", "facts": []}', None),
         ('{"question": "a", "facts": [1]}', "facts is list"),
-        ('{"question": "a", "feedback": 3}', "feedback isn't a list"),
+        ('{"question": "a", "feedback": 3}', "feedback is not a list"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
@@ -128,7 +128,7 @@ def test_a_file_that_was_cut_is_refused(good, tmp_path):
     path = write_facts(tmp_path / "a.jsonl", requests(50, 11))
     check.check(RequestSource(path), made, tmp_path / "state", Policy())
     write_facts(path, requests(20, 11))
-    with pytest.raises(DataError, match="cut off or replaced"):
+    with pytest.raises(DataError, match="truncated or replaced"):
         check.check(RequestSource(path), made, tmp_path / "state", Policy())
 
 
@@ -136,7 +136,7 @@ def test_a_file_that_was_cut_is_refused(good, tmp_path):
 def test_vectors_of_another_model_are_refused():
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}
     made = reference.fit(requests(300, 12), identity, "test")
-    with pytest.raises(ModelError, match="can't be compared"):
+    with pytest.raises(ModelError, match="cannot be compared"):
         check.model_for(made, None)
 
 

@@ -119,7 +119,7 @@ def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
 def test_a_second_server_waits_for_the_first(watched, tmp_path):
     first, second = (DriftWatcher(watched, lambda _: None) for _ in range(2))
     assert first.look()["problem"] == ""
-    assert "goes on when that has ended" in second.look()["problem"]
+    assert "continues when that one ends" in second.look()["problem"]
     first._lock.release()
     assert second.look()["problem"] == ""
 
@@ -177,5 +177,5 @@ def test_what_cant_be_sent_is_noted_by_check(watched, tmp_path, monkeypatch):
         monkeypatch.setenv("MEDITUNE_ALERT_WEBHOOK", url)
         found = meditune("drift", "check", tmp_path, "--reference", watched.reference, "--notify")
     assert found.code == 6
-    assert "not sent by webhook (HTTP 404); tried again later" in found.err
+    assert "not sent by webhook (HTTP 404); it will be retried later" in found.err
     assert "secret-path" not in found.err

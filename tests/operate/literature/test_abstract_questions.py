@@ -33,9 +33,9 @@ def test_test_items_are_kept_out_of_the_pairs(served: PubMed, tmp_path: Path) ->
     result = ask(served, tmp_path)
     assert result.code == 0, result
     assert [each["id"] for each in row(tmp_path, "pairs.jsonl")] == ["302"]
-    assert "2 kept out as test items" in result.out
+    assert "2 excluded as test items" in result.out
     card = (tmp_path / "library" / "README.md").read_text()
-    assert "2 articles are test items of PubMedQA" in card
+    assert "2 articles are left out because they are, or closely match, test items of PubMedQA" in card
     assert "National Library of Medicine" in card
 
 

@@ -75,7 +75,7 @@ def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_p
     assert "pubmed26n1341.xml.gz: its MD5 is" in result.err
     assert "1 new" in result.out
     cut.with_name(f"{cut.name}.md5").unlink()
-    assert "no pubmed26n1341.xml.gz.md5 beside it" in meditune("update", tmp_path / "library", "--files", folder).err
+    assert "pubmed26n1341.xml.gz.md5 is missing" in meditune("update", tmp_path / "library", "--files", folder).err
     # Published damaged: what can be read is taken, the rest said.
     update_file(folder, 1341, Paper(102))
     broken = cut.read_bytes()[:-30]
@@ -83,7 +83,7 @@ def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_p
     cut.with_name(f"{cut.name}.md5").write_text(f"{hashlib.md5(broken).hexdigest()}  {cut.name}\n")
     result = meditune("update", tmp_path / "library", "--files", folder)
     assert result.code == 0, result
-    assert "breaks off" in result.out
+    assert "is truncated" in result.out
     assert "Update files applied: 2" in result.out
 
 
@@ -95,7 +95,7 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     words = ("update", tmp_path / "library", "--files", f"{served.url}/updatefiles/", "--email", "me@clinic.org")
     result = meditune(*words)
     assert result.code == 3  # a page for people isn't an MD5
-    assert "no MD5 in it" in result.err
+    assert "contains no MD5" in result.err
     result = meditune(*words)
     assert result.code == 0, result
     assert "30 new" in result.out
@@ -105,7 +105,7 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     update_file(served.folder, 1341, Paper(140), md5="0" * 32)
     result = meditune(*words)
     assert result.code == 3
-    assert "it came 3 times with the MD5" in result.err
+    assert "downloaded 3 times with the MD5" in result.err
     update_file(served.folder, 1341, Paper(140))
     served.fail("file", "cut", "no-range")
     assert "1 new" in meditune(*words).out
@@ -113,5 +113,5 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
 
 def test_a_folder_without_update_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: no file like pubmed26n1340\.xml\.gz in it"):
+    with pytest.raises(DataError, match=r"empty: contains no file like pubmed26n1340\.xml\.gz"):
         Folder(tmp_path / "empty").names()

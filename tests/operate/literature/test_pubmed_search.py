@@ -48,8 +48,10 @@ def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path
     assert gaps
     assert min(gaps) > 0.15
     refused = meditune("update", tmp_path / "library", "--query", "all")
-    refused.refused(3, "NCBI asks for an address", "--email")
-    meditune("update", tmp_path / "library", "--query", "all", "--email", "nobody").refused(3, "'nobody' is no address")
+    refused.refused(3, "NCBI requires an email address", "--email")
+    meditune("update", tmp_path / "library", "--query", "all", "--email", "nobody").refused(
+        3, "'nobody' is not an email address"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,18 +91,18 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
     result = ask(served, tmp_path)
     assert result.code == 3
     assert "Search Backend failed: cannot parse (((" in result.err
-    assert "6 attempts were made" in result.err
+    assert "gave up after 6 attempts" in result.err
     assert "secret-key" not in result.err
     assert "Library:" in result.out  # what is there is still looked after
     served.fail("esearch", "429:9999")
-    assert "asks to come back in 9999 seconds" in ask(served, tmp_path).err
+    assert "asks for a pause of 9999 seconds" in ask(served, tmp_path).err
     assert "1 new" in ask(served, tmp_path).out
     long = " OR ".join(["reduces"] * 300)
     assert ask(served, tmp_path, query=long).code == 0
     assert served.asked_of("esearch")[-2]["term"] == long
     warned = ask(served, tmp_path, query="nosuchword")
     assert warned.code == 0
-    assert "PubMed says of 'nosuchword': nosuchword." in warned.err
+    assert "PubMed reports for 'nosuchword': nosuchword." in warned.err
 
 
 def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
@@ -113,7 +115,7 @@ def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
     served.fail("efetch", "", *["500"] * 6)
     result = ask(served, tmp_path, "--index", tmp_path / "index")
     assert result.code == 3
-    assert "goes on from here" in result.err
+    assert "Run the same command later to resume" in result.err
     assert "2 new" in result.out
     assert "pubmed:107" in found(tmp_path, "treatment 107")  # what came is indexed
     served.asked.clear()
@@ -141,7 +143,7 @@ def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_pat
     served.add(*(Paper(200 + number, revised="2026-05-28") for number in range(5)))
     result = ask(served, tmp_path)
     assert result.code == 3
-    assert "more than 3 articles of 'all' that changed on 2026/05/28" in result.err
+    assert "more than 3 articles for 'all' that changed on 2026/05/28" in result.err
     assert "--files" in result.err
 
 

@@ -81,7 +81,7 @@ def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_p
     served.add(Paper(101), Paper(102, types=("Retracted Publication",)))
     result = ask(served, tmp_path, "--store", tmp_path / "store")
     assert result.code == 0, result
-    assert "FLAGGED: 1 kept answer cited" in result.out
+    assert "FLAGGED: 1 stored answer cited" in result.out
     assert "Answer two cites PMID 102" in result.out
     assert [each["answer"] for each in row(tmp_path, "flagged.jsonl")] == ["two"]
     assert ask(served, tmp_path, "--store", tmp_path / "nothing").code == 0
@@ -217,8 +217,8 @@ def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
     from meditune.operate.literature import article_library
 
     with article_library.opened(tmp_path / "library"):
-        ask(served, tmp_path).refused(3, "another update of this library is at work")
-    meditune("update", tmp_path / "new").refused(3, "Nothing to take in is named")
+        ask(served, tmp_path).refused(3, "another process is updating this library")
+    meditune("update", tmp_path / "new").refused(3, "Nothing to import")
     ask(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
     (tmp_path / "library" / "library.sqlite").write_text("this is no database at all")
     ask(served, tmp_path).refused(3, "not a readable library")

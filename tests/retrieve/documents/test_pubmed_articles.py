@@ -33,7 +33,7 @@ def test_gz_broken_off_and_without_abstract(tmp_path: Path) -> None:
     assert [each.id for each in pubmed_articles.read(tmp_path, rejects)] == ["pubmed:1", "pubmed:3", "pubmed:4"]
     reasons = [row["reason"] for row in rejects.rows()]
     assert reasons.count("no abstract") == 2
-    assert sum("breaks off" in reason for reason in reasons) == 2
+    assert sum("is truncated" in reason for reason in reasons) == 2
     with pytest.raises(DataError, match=r"no \.xml or \.xml\.gz file"):
         list(pubmed_articles.read(tmp_path / "none", Rejects()))
 

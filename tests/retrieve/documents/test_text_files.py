@@ -61,11 +61,11 @@ def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> Non
     rejects = Rejects()
     assert list(sections(tmp_path, rejects)) == ["documents:good.txt"]
     assert reasons(rejects) == {
-        "binary.txt": "not text: it holds zero bytes",
-        "blank.md": "no text in it",
-        "latin.txt": "not UTF-8 text at byte 3; convert it",
+        "binary.txt": "not text: contains zero bytes",
+        "blank.md": "contains no text",
+        "latin.txt": "not UTF-8 text (byte 3); convert it",
     }
-    assert rejects.counts()["documents"][".png: not a kind of file that is read"] == 1
+    assert rejects.counts()["documents"][".png: unsupported file type"] == 1
     with pytest.raises(DataError, match=r"no file that ends in \.txt"):
         list(text_files.read_files(tmp_path / "picture.png", Rejects()))
     with pytest.raises(DataError, match="no such file or folder"):

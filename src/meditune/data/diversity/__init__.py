@@ -1,1 +1,1 @@
-"""How varied prepared data are: what they cover, what they hardly cover, and what a change of them changed."""
+"""The diversity of prepared data: coverage, imbalances, topic clusters and comparisons of two sets."""

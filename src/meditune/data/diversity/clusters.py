@@ -1,7 +1,7 @@
-"""Questions grouped by what they are about: clusters of vectors, each named by its most telling words, and a map.
+"""Clusters of questions by topic, each named by its most characteristic words, and a map of the questions.
 
-What a question is about is its focus where the source names one, else the question itself: MedQuAD's questions are a
-few forms ("What are the symptoms of ... ?"), and clusters of them would be those forms.
+The topic of a question is its focus if the source names one, otherwise the question itself: MedQuAD's questions follow
+a few forms ("What are the symptoms of ... ?"), and clusters of the questions would be those forms.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Embed = Callable[[Sequence[str]], Vectors]
 """Texts to (n, size) vectors of length 1"""
 
 MOST = 4000
-"""Questions that are clustered, a seeded choice of each set"""
+"""Number of questions that are clustered, a seeded sample of each set"""
 DRAWN = 1500
-"""Questions on the map"""
+"""Number of questions on the map"""
 WORDS = 3
 _SAY_LITTLE = ("does", "patients", "patient", "use", "using", "study", "effect", "need", "know", "help", "like")
 NEIGHBOURS = 30
-"""Perplexity of the map (van der Maaten and Hinton 2008): about how many neighbours a question keeps"""
+"""Perplexity of the map (van der Maaten and Hinton 2008): approximately the number of neighbours preserved"""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with the set it belongs to."""
+    """A question and the set that it belongs to."""
 
     example: Example
     where: str
@@ -43,7 +43,7 @@ class Asked:
 
 
 def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[Asked]:
-    """At most MOST examples, as many of each set as its share, a seeded choice."""
+    """Return a seeded sample of at most MOST examples, in proportion to the sets' sizes."""
     total = sum(map(len, sets.values()))
     share = min(1.0, MOST / max(1, total))
     found = []
@@ -55,9 +55,9 @@ def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[Asked]:
 
 
 def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dict[str, Any]:
-    """`clusters`, `effective`, `vendi` and `points`.
+    """Return `clusters`, `effective`, `vendi` and `points`.
 
-    A cluster (k-means) has its `name`, how many `questions` it holds, by `source` and by `where`, and the question
+    A cluster (k-means) has its `name`, its number of `questions` (total, by `source` and by `where`), and the question
     nearest to its centre as `example`. `effective` is exp of the entropy of their sizes; `vendi` is the Vendi score of
     each set, the effective number of questions that differ in meaning, which needs no clusters (Friedman and Dieng
     2022, arXiv:2210.02410). `points` are places on the map (t-SNE), scaled to 0 to 1, of at most DRAWN questions.
@@ -98,13 +98,13 @@ def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dic
 
 
 def vendi(vectors: Vectors) -> float:
-    """exp of the entropy of the eigenvalues of the vectors' mean outer product, which are those of their cosines."""
+    """Return exp of the entropy of the eigenvalues of the vectors' mean outer product (those of the cosine matrix)."""
     values = np.linalg.eigvalsh(vectors.astype(np.float64).T @ vectors / len(vectors))
     return shannon({str(index): float(value) for index, value in enumerate(values) if value > 1e-12})
 
 
 def _names(about: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
-    """Each cluster's words that are frequent in it and rare elsewhere (class-based TF-IDF, Grootendorst 2022,
+    """Name each cluster by words that are frequent in it and rare elsewhere (class-based TF-IDF, Grootendorst 2022,
     arXiv:2203.05794)."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
@@ -113,7 +113,7 @@ def _names(about: Sequence[str], labels: Sequence[int], count: int) -> list[str]
     try:
         table = vectorizer.fit_transform(about)
     except ValueError:
-        # scikit-learn's way to say that the texts hold nothing but stop words.
+        # scikit-learn raises this if the texts contain only stop words.
         return [f"cluster {cluster + 1}" for cluster in range(count)]
     words = vectorizer.get_feature_names_out()
     held = np.array([np.asarray(table[np.array(labels) == cluster].sum(axis=0))[0] for cluster in range(count)])
@@ -159,7 +159,7 @@ def _map(asked: Sequence[Asked], vectors: Vectors, labels: Sequence[int], seed: 
 
 
 def _shown(example: Example) -> str:
-    """The question, shortened; nothing of restricted text, which stays in the data's own folder."""
+    """Return the shortened question; empty for restricted text, which must stay in the data's folder."""
     if is_restricted(example):
         return ""
     text = " ".join(example.question.split())

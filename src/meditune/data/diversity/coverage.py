@@ -1,10 +1,7 @@
-"""The coverage of examples, dimension by dimension: what diversity.json and quality.json hold.
+"""Coverage and diversity of examples in several dimensions, for diversity.json and quality.json.
 
-By what coverage is told: the dimensions, and an example's groups in each.
-
-Effective numbers of groups, and how far two mixtures of groups lie apart.
-
-Two prepared sets side by side: what a filter, rebalancing or mixing changed in the training split.
+The module defines the dimensions and an example's groups in each, effective numbers of groups, distances of two
+mixtures of groups, and the comparison of two prepared sets (after a filter, rebalancing or mixing).
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from meditune.statistics import wilson
 
 Groups = Callable[[Example], Sequence[str] | set[str]]
 GRADES = ("below grade 6", "grade 6 to 8", "above 8, up to 12", "above 12, up to 16", "above grade 16")
-"""The second is readability's TARGET, both ends included."""
+"""The second band is readability.TARGET, including both ends"""
 LENGTHS = ((25, "up to 24 words"), (75, "25 to 74 words"), (150, "75 to 149 words"), (300, "150 to 299 words"))
 LONGEST = "300 words and more"
 SEMANTIC_TYPES = {
@@ -42,32 +39,32 @@ SEMANTIC_TYPES = {
     "T190": "anatomical abnormality",
     "T191": "neoplastic process",
 }
-"""UMLS's semantic types among disorders (https://www.nlm.nih.gov/research/umls/META3_current_semantic_types.html)"""
+"""Semantic types of disorders in UMLS (https://www.nlm.nih.gov/research/umls/META3_current_semantic_types.html)"""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One way to group examples."""
+    """A way to group examples."""
 
     name: str
-    """Its key in diversity.json"""
+    """The key in diversity.json"""
     title: str
     groups: Groups
     kind: Literal["one", "several", "ordered"] = "one"
-    """several: an example may be in more than one group; ordered: `order` says how they follow each other"""
+    """several: an example may be in more than one group; ordered: `order` gives the order of the groups"""
     order: tuple[str, ...] = ()
     compared: bool = True
-    """Whether train and test should be alike in it; foci and headings differ by design."""
+    """True if train and test should be similar in this dimension; foci and headings differ by design"""
 
 
 def focus(example: Example) -> list[str]:
-    """What the example is about by its source, in lower case; empty where the source doesn't say."""
+    """Return the topics that the source names for the example, in lowercase."""
     return [" ".join(text.casefold().split()) for text in texts(example.meta.get("focus")) if text.strip()]
 
 
 @lru_cache(maxsize=65536)
 def grade(answer: str) -> float | None:
-    """Flesch-Kincaid grade of an answer; None where it has no word."""
+    """Return the Flesch-Kincaid grade of an answer; None if it has no words."""
     counts = counted(answer)
     return counts.grade if counts.words else None
 
@@ -122,9 +119,9 @@ DRAWS = 20
 
 
 def shannon(counts: Mapping[str, float]) -> float:
-    """Effective number of groups, exp of Shannon's entropy: Hill's number of order 1 (Hill 1973, Ecology 54:427-432).
+    """Return the effective number of groups: exp of Shannon's entropy, the Hill number of order 1.
 
-    As many equally large groups have the same entropy. 0 without groups.
+    This number of equally large groups has the same entropy (Hill 1973, Ecology 54:427-432). Without groups it is 0.
     """
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
@@ -132,15 +129,15 @@ def shannon(counts: Mapping[str, float]) -> float:
 
 
 def simpson(counts: Mapping[str, float]) -> float:
-    """Effective number of groups, the inverse of Simpson's index: Hill's number of order 2; large groups lead it."""
+    """Return the inverse of Simpson's index, the Hill number of order 2, which large groups dominate."""
     total = sum(counts.values())
     return 1 / sum((count / total) ** 2 for count in counts.values()) if total else 0.0
 
 
 def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
-    """`shannon` of a seeded draw of this share of what was counted, without putting back; the mean of DRAWS draws.
+    """Return the mean `shannon` of DRAWS seeded samples of this share of the counts, drawn without replacement.
 
-    More rows show more groups, so two sets are comparable only at the same size.
+    More rows show more groups, so two sets are only comparable at the same size.
     """
     values = np.array([count for count in counts.values() if count], dtype=np.int64)
     size = round(share * int(values.sum()))
@@ -151,7 +148,7 @@ def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
 
 
 def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Total variation distance of two mixtures, 0 to 1: the share of either that must change to give the other."""
+    """Return the total variation distance of two mixtures (0 to 1): the share that must change to match the other."""
     sums = sum(first.values()), sum(second.values())
     if not all(sums):
         return float(any(sums))
@@ -160,24 +157,24 @@ def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
 
 
 SHOWN = 12
-"""Groups listed of each dimension; the others are counted together."""
+"""Number of groups listed for each dimension; the others are counted together"""
 
 
 class Counted(NamedTuple):
-    """One dimension of a set of examples."""
+    """The counts of a set of examples in a dimension."""
 
     groups: Counter[str]
     known: int
-    """Examples that are in a group, or, where being in none says something too, all"""
+    """Number of examples in a group; all examples if being in no group is informative"""
 
 
 Counts = dict[str, Counted]
 
 
 def diversity(splits: Splits) -> dict[str, Any]:
-    """`splits` (a profile of each), `sources` (what a reader meets in each, of train), `differences` and `remarks`.
+    """Return `splits` (a profile of each), `sources` (medians of the training rows), `differences` and `remarks`.
 
-    `differences` are the total variation distances of train and test, for each dimension in which they should be alike.
+    `differences` are the total variation distances of train and test in each dimension in which they should be similar.
     """
     counts = {name: counted_groups(examples) for name, examples in splits.named().items()}
     profiles = {name: profile(examples, counts[name]) for name, examples in splits.named().items()}
@@ -191,7 +188,7 @@ def diversity(splits: Splits) -> dict[str, Any]:
 
 
 def counted_groups(examples: Sequence[Example]) -> Counts:
-    """How many examples each group of each dimension has."""
+    """Return the number of examples per group in each dimension."""
     found = {}
     for dimension in DIMENSIONS:
         groups = [dimension.groups(example) for example in examples]
@@ -201,7 +198,7 @@ def counted_groups(examples: Sequence[Example]) -> Counts:
 
 
 def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
-    """`examples`, and `dimensions`: those that are known of any example, as `_dimension` gives them."""
+    """Return the number of `examples`, and the `dimensions` that are known for any example."""
     found = {
         dimension.name: _dimension(dimension, *counts[dimension.name])
         for dimension in DIMENSIONS
@@ -211,7 +208,7 @@ def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
 
 
 def differences(first: Counts, second: Counts) -> dict[str, float]:
-    """The distance of two sets in each dimension that both know and in which they should be alike."""
+    """Return the distance of two sets in each dimension that is known for both and should be similar."""
     return {
         name: round(distance(mine.groups, second[name].groups), 4)
         for name, mine in first.items()
@@ -220,10 +217,10 @@ def differences(first: Counts, second: Counts) -> dict[str, float]:
 
 
 def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[str, Any]:
-    """`known` examples, `distinct` groups, `shannon` and `simpson`, and the `groups`, the largest or in their order.
+    """Return `known` examples, `distinct` groups, `shannon`, `simpson`, and the largest (or all ordered) `groups`.
 
-    A group has its `count`, its `share` of the known examples in percent, and Wilson's interval of it, `ci95`: the
-    examples taken as a sample of those that the source might have given. `others` counts groups that aren't listed.
+    A group has its `count`, its `share` of the known examples in percent, and the Wilson interval `ci95` of the share,
+    which treats the examples as a sample. `others` counts the examples in groups that aren't listed.
     """
     ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     names = list(dimension.order) or ranked[:SHOWN]
@@ -243,7 +240,7 @@ def _group(name: str, count: int, known: int) -> dict[str, Any]:
 
 
 def _by_source(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
-    """For each source, and each part of one, rows and medians: words of question and answer, reading grade."""
+    """Return rows and quantiles of question words, answer words and reading grade per source and collection."""
     members: dict[str, list[Example]] = {}
     for example in examples:
         members.setdefault(example.source, []).append(example)
@@ -269,15 +266,15 @@ def _medians(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 COMPARING_SHOWN = 8
-"""Groups listed of each dimension: those whose share changed most"""
+"""Number of groups listed for each dimension: those with the largest change of share"""
 
 
 def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> dict[str, Any]:
-    """`examples` of both, `gone` and `new` (by id), and for each dimension what changed.
+    """Return `examples` of both sets, `gone` and `new` (by id), and the changes in each dimension.
 
-    A dimension has its total variation `distance`, `effective` (exp of Shannon's entropy of both, drawn down to the
-    size of the smaller one, because more rows show more groups), and `groups`: the shares of both in percent of all
-    examples: the largest changes, first or in their groups' order.
+    A dimension has its total variation `distance`, `effective` (the effective numbers of groups, rarefied to the size
+    of the smaller set, because more rows show more groups), and `groups` with the largest changes: their shares in
+    percent of all examples, sorted by change or in the order of the groups.
     """
     ids = {example.id for example in before}, {example.id for example in after}
     counts = counted_groups(before), counted_groups(after)

@@ -1,7 +1,7 @@
-"""What is out of balance in training data, and what one can do about it.
+"""Remarks on imbalances in training data, with advice.
 
-The thresholds are ours: a rule of thumb each, low enough that what they leave unsaid hardly matters, and stated in
-docs/how-to/measure-diversity.md. A remark isn't an error; data for one task may well be one-sided.
+The thresholds are Meditune's own rules of thumb, low enough to report every imbalance that matters; they are documented
+in docs/how-to/measure-diversity.md. A remark isn't an error: data for one task may well be one-sided.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 from meditune.data.example import DECISIONS
 
 FEWEST = 30
-"""Of fewer examples nothing but that is said."""
+"""With fewer examples, the only remark is that there are too few"""
 RARE_DECISION = 20.0
-"""A decision with a smaller share, in percent, is called rare."""
+"""A decision with a smaller share, in percent, is rare"""
 DOMINANT = 70.0
-"""A group with a larger share, in percent, is called dominant, where there are two or more."""
+"""A group with a larger share, in percent, is dominant if there are at least two groups"""
 UNEVEN = 0.5
-"""Effective number over distinct groups below which a dimension with at least five groups is called uneven."""
+"""A dimension with at least five groups is uneven below this ratio of effective number to distinct groups"""
 HARD = 50.0
-"""More answers than this, in percent, above grade 8 make the data hard to read."""
+"""The data are hard to read if more answers than this, in percent, are above grade 8"""
 HARDLY = 2.0
-"""People mentioned in a smaller share of the examples, in percent, are hardly there."""
+"""People in a smaller share of the examples, in percent, are hardly mentioned"""
 LOPSIDED = 2.0
-"""Women and men are lopsided where one are mentioned so many times as often as the others."""
+"""The ratio of mentions of women and men above which a remark is made"""
 APART = 0.3
-"""Total variation distance from which train and test are called different."""
+"""Total variation distance above which train and test are different"""
 
 Remark = dict[str, str]
 _DOMINANCE = ("source", "collection", "question_type", "semantic_type", "subject")
@@ -34,13 +34,13 @@ _UNEVENNESS = ("question_type", "semantic_type", "subject")
 
 
 def remarks(train: Mapping[str, Any], apart: Mapping[str, float]) -> list[Remark]:
-    """`rule`, `said` and `advice` of everything that is out of balance in the profile of the training split."""
+    """Return `rule`, `said` and `advice` for each imbalance in the profile of the training split."""
     if train["examples"] < FEWEST:
         return [
             {
                 "rule": "too few to tell",
-                "said": f"{train['examples']:,} training examples are too few to say what is out of balance.",
-                "advice": f"From {FEWEST} on it is looked for.",
+                "said": f"{train['examples']:,} training examples are too few to detect an imbalance.",
+                "advice": f"At least {FEWEST} are needed.",
             }
         ]
     dimensions = train["dimensions"]
@@ -57,7 +57,7 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
         yield {
             "rule": "missing decision",
             "said": f"No training decision is {' or '.join(missing)}.",
-            "advice": "A model can't learn it from these data. Add a source that has it.",
+            "advice": "A model can't learn this decision from the data. Add a source that has it.",
         }
     for label, row in shares.items():
         if row["share"] < RARE_DECISION:
@@ -65,8 +65,8 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
             yield {
                 "rule": "rare decision",
                 "said": f"{label} is {_percent(row)} of {dimension['known']:,} decisions.",
-                "advice": "A model that never says it loses little. Weight decisions with train.class_balance=0.5, or "
-                f"let its rows come more often with data.balance={{by: decision, weights: {{{label}: {times}}}}}.",
+                "advice": "A model that never predicts it loses little. Weight decisions with train.class_balance=0.5, "
+                f"or sample its rows more often with data.balance={{by: decision, weights: {{{label}: {times}}}}}.",
             }
 
 
@@ -80,12 +80,12 @@ def _dominant(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
             rest = max(1, dimension["known"] - top["count"])
             ways = [f"cap it with data.balance={{by: {name}, cap: {rest}}}", "add other data"]
             if name == "source":
-                ways.insert(1, "let small sources come more often with train.mix.temperature=3")
+                ways.insert(1, "sample small sources more often with train.mix.temperature=3")
             yield {
                 "rule": "dominant group",
                 "said": f"{_what(name)} {top['group']} is {_percent(top)} of the {dimension['known']:,} training "
-                "examples that say theirs.",
-                "advice": f"Figures over all examples are mostly about it: {', or '.join(ways)}.",
+                "examples for which it is known.",
+                "advice": f"Metrics over all examples mostly describe this group: {', or '.join(ways)}.",
             }
 
 
@@ -95,10 +95,10 @@ def _uneven(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
         if dimension and dimension["distinct"] >= 5 and dimension["shannon"] / dimension["distinct"] < UNEVEN:
             yield {
                 "rule": "uneven groups",
-                "said": f"The {dimension['distinct']} groups by {_what(name).lower()} count for "
-                f"{dimension['shannon']:.1f} (effective number).",
-                "advice": "The small ones are hardly learnt and hardly tested. Look at their figures by subgroup in "
-                f"the report; data.balance={{by: {name}, share: 0.2}} caps the large ones.",
+                "said": f"The {dimension['distinct']} groups by {_what(name).lower()} are as diverse as "
+                f"{dimension['shannon']:.1f} equal groups (effective number).",
+                "advice": "The small groups are hardly learned and hardly tested. See the metrics by subgroup in the "
+                f"report; data.balance={{by: {name}, share: 0.2}} caps the large ones.",
             }
 
 
@@ -110,8 +110,8 @@ def _hard(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
         yield {
             "rule": "hard to read",
             "said": f"{hard:.0f} % of the training answers are above reading grade 8.",
-            "advice": "A model learns to write as its answers do. For patients, keep the easy ones with "
-            "data.max_reading_grade (10, or 8 for everyone). Of the known sources MedQuAD has most of them.",
+            "advice": "A model learns the style of its training answers. For patients, keep the easy answers with "
+            "data.max_reading_grade (10, or 8 for everyone). MedQuAD has the most easy answers of the known sources.",
         }
 
 
@@ -126,15 +126,15 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
             "rule": "women and men",
             "said": f"{more['group']} are mentioned in {_percent(more)} of the examples, {fewer['group']} in "
             f"{_percent(fewer)}.",
-            "advice": "Compare the figures of both by subgroup in the report, and add data where one lags behind.",
+            "advice": "Compare the metrics of both subgroups in the report, and add data for the weaker one.",
         }
     scarce = [row["group"] for row in dimension["groups"] if row["share"] < HARDLY]
     if scarce:
         yield {
             "rule": "hardly mentioned",
             "said": f"Mentioned in fewer than {HARDLY:.0f} % of the examples: {', '.join(scarce)}.",
-            "advice": "Nothing measured here holds for them. Add sources about them, or say so where the model is "
-            "offered.",
+            "advice": "The metrics don't apply to them. Add sources about them, or state this limit wherever the model "
+            "is offered.",
         }
 
 
@@ -144,11 +144,11 @@ def _apart(apart: Mapping[str, float]) -> Iterator[Remark]:
         listed = ", ".join(f"{_what(name).lower()} {100 * value:.0f} %" for name, value in far.items())
         yield {
             "rule": "train and test differ",
-            "said": "Train and test differ; to have the test's mixture, so many training examples had to change: "
-            f"{listed}.",
-            "advice": "Test figures are then about other questions, or other answers, than those trained on. That may "
-            "be meant, where a filter or a publisher's test set makes it so; else data.split=group tests on held-out "
-            "parts of every source.",
+            "said": "Train and test differ. Share of training examples that would have to change to match the test "
+            f"set: {listed}.",
+            "advice": "The test metrics then describe other questions or answers than those in training. This may be "
+            "intended (a filter, a publisher's test set); if not, data.split=group tests on held-out parts of every "
+            "source.",
         }
 
 

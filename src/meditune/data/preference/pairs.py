@@ -1,12 +1,8 @@
-"""Pair, the one record that preference tuning works on.
+"""The Pair record of preference tuning, pairs from the rows of a user's file, and pairs from corrupted answers.
 
-A user's own pairs out of the rows of a file, such as exported feedback.
-
-Pairs out of examples: each answer is preferred to a corruption of itself.
-
-Answers made unfaithful in one controlled way: a number swapped, a negation or a direction turned, another's answer.
-
-Each corruption leaves fluent text, so that what tells the two answers apart is whether the sources bear them out.
+A corrupted answer is unfaithful in one controlled way: a number is replaced, a negation or direction is reversed, or it
+is the answer to another question. The text stays fluent, so that only the support by the sources distinguishes the two
+answers.
 """
 
 from __future__ import annotations
@@ -31,38 +27,38 @@ from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOS
 from meditune.files import numbered_jsonl, write_jsonl
 
 OWN = "own"
-"""The kind of a pair that was read as such from a user's file."""
+"""The kind of a pair read from a user's file"""
 RATED = "rated"
-"""The kind of a pair of rated answers."""
+"""The kind of a pair of rated answers"""
 SAMPLED = "sampled"
-"""The kind of a pair of answers that the model itself wrote."""
+"""The kind of a pair of the model's own answers"""
 
 
 class Pair(BaseModel):
-    """A question with an answer to prefer and one to avoid."""
+    """A question with a preferred and a rejected answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Unique in a run; of an automatic pair, the example's id and the kind."""
+    """Unique in a run; for an automatic pair, the example's id and the kind"""
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     chosen: str = Field(min_length=1)
     rejected: str = Field(min_length=1)
     group: str = Field(min_length=1)
-    """What must not straddle training and measuring."""
+    """Pairs of a group are never in both training and evaluation"""
     kind: str
-    """How the pair came about: `own`, `rated`, `sampled`, or the kind of corruption."""
+    """Origin of the pair: `own`, `rated`, `sampled`, or the kind of corruption"""
 
     style: Style | None = None
-    """Of both answers, where the question's source has two"""
+    """Style of both answers, if the question's source has two styles"""
     source: str = ""
-    """Where the question comes from; empty where only its file is known"""
+    """Source of the question; empty if only its file is known"""
     restricted: bool = False
-    """Whether its licence forbids passing it on"""
+    """True if the licence forbids sharing the question"""
 
     def example(self) -> Example:
-        """The question with its preferred answer."""
+        """Return the question with its preferred answer as an Example."""
         mark = {RESTRICTED: True} if self.restricted else {}
         return Example(
             id=self.id,
@@ -76,12 +72,12 @@ class Pair(BaseModel):
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
-    """Store pairs as JSON Lines; returns how many."""
+    """Write pairs as JSON Lines and return their number."""
     return write_jsonl(path, (pair.model_dump(mode="json") for pair in pairs))
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Pairs stored by `write_pairs`. Raises DataError with the line of one that isn't a Pair."""
+    """Return the pairs written by `write_pairs`. Raises DataError with the line of an invalid record."""
     pairs = []
     for number, row in numbered_jsonl(path):
         try:
@@ -102,27 +98,27 @@ NEEDED = (("question",), ("chosen",), ("rejected",))
 def from_rows(
     found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Pair]:
-    """Pairs from (place, columns) with the columns question, chosen and rejected; context, group, id may be there too,
-    and `source` and `restricted`, which say where the question comes from and whether it may be passed on.
+    """Yield pairs from (place, columns) with the columns question, chosen and rejected.
 
-    `fields` maps fields to columns with other names; `name` begins the ids of rows without one. Rows without one of
-    the three, with two equal answers, or with an id that was used before go to `rejects`. Raises DataError where a
-    needed column is missing, and with `no_rows` where there are none.
+    The columns context, group, id, `source` (where the question comes from) and `restricted` (may not be shared) are
+    optional. `fields` maps fields to columns with other names; `name` is the prefix of generated ids. Rows without a
+    required value, with two equal answers, or with a repeated id go to `rejects`. Raises DataError if a required column
+    is missing, and with the message `no_rows` if there are no rows.
     """
     yield from records(found, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
 def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:
-    """The row as a Pair, or None and the reason why not."""
+    """Return the row as a Pair, or None and the reason for rejecting it."""
     values = {field: row.get(column) for field, column in columns.items()}
     question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
     context = passages(values.get("context"))
     if not question:
         return None, "no question"
     if not chosen or not rejected:
-        return None, f"no {'rejected' if chosen else 'chosen'} answer (or one that isn't text)"
+        return None, f"no {'rejected' if chosen else 'chosen'} answer (or it isn't text)"
     if " ".join(chosen.split()) == " ".join(rejected.split()):
-        return None, "chosen and rejected are the same"
+        return None, "chosen and rejected answers are the same"
     if context is None:
         return None, NO_CONTEXT
     return Pair(
@@ -139,9 +135,9 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
 
 
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
-    """The example's answer, corrupted in that way by a seeded choice; None where it offers nothing to corrupt.
+    """Return the example's answer with one random corruption of this kind; None if there is nothing to corrupt.
 
-    `others` are the examples whose answers `other` may take: those of another group that say something else.
+    `others` are the examples from which the kind `other` takes an answer: one from another group with another text.
     """
     if kind == "other":
         return _another(example, others, chance)
@@ -149,7 +145,7 @@ def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chanc
 
 
 def _number(example: Example, chance: random.Random) -> str | None:
-    """One number replaced by another one of the sources or the answer, or else by a multiple of it."""
+    """Replace one number by another from the sources or the answer, or by a multiple of itself."""
     text, found = example.answer, list(NUMBER.finditer(example.answer))
     if not found:
         return None
@@ -164,7 +160,7 @@ def _number(example: Example, chance: random.Random) -> str | None:
 
 
 def _negation(example: Example, chance: random.Random) -> str | None:
-    """One negation taken away; where there is none, "not" put after one auxiliary verb."""
+    """Remove one negation; if there is none, insert "not" after an auxiliary verb."""
     text, negated = example.answer, list(NEGATED.finditer(example.answer))
     if negated:
         match = chance.choice(negated)
@@ -199,7 +195,7 @@ def _replaced(text: str, match: re.Match[str], new: str) -> str:
 
 
 def _cased(word: str, like: str) -> str:
-    """The word with a capital where `like` has one."""
+    """Return the word with an initial capital if `like` has one."""
     return word[:1].upper() + word[1:] if like[:1].isupper() else word
 
 
@@ -212,10 +208,10 @@ def _plain(text: str) -> str:
 
 
 def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
-    """Up to `spec.per_example` pairs of each example with an answer, and how many of those examples gave none.
+    """Return up to `spec.per_example` pairs for each example with an answer, and the number of examples without a pair.
 
-    Of the kinds that an answer allows, those come first that were rarest until then, so that the kinds stay as even as
-    the answers let them be. `other` takes answers from among these examples only.
+    Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds. The kind `other` takes
+    answers from these examples only.
     """
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()

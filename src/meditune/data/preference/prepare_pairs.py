@@ -1,6 +1,7 @@
-"""A run's pairs: read or built, parted into those to train on and those to measure on, and written down.
+"""A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored.
 
-Pairs out of several answers to one example: the most faithful to its sources is to be preferred to the least.
+Pairs can also come from several model answers to one example: the most faithful to the sources is preferred to the
+least faithful.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from meditune.text import sentences
 
 
 def usable(examples: Sequence[Example]) -> list[Example]:
-    """The examples with sources to be faithful to."""
+    """Return the examples that have source texts."""
     return [example for example in examples if any(passage.text for passage in example.context)]
 
 
 def score_answer(example: Example, text: str, ended: bool) -> dict[str, Any]:
-    """One answer with how faithful it is: `id` of the example, `text`, `score`, and the `kinds` of its spans.
+    """Return an answer with its faithfulness: `id` of the example, `text`, `score`, and the `kinds` of its spans.
 
-    Of an answer that hadn't `ended` the last sentence is left out, or a model would learn to stop in the middle of one.
+    If the answer hadn't `ended`, its last sentence is removed; otherwise a model would learn to stop mid-sentence.
     """
     kept = text.strip() if ended else " ".join(sentences(text.strip())[:-1])
     found = detect(kept, Sources((passage.text for passage in example.context), example.question))
@@ -48,25 +49,26 @@ def score_answer(example: Example, text: str, ended: bool) -> dict[str, Any]:
 def pairs_of_sampled(
     examples: Sequence[Example], answers: Iterable[Mapping[str, Any]], spec: SampledSpec, rejects: Rejects
 ) -> list[Pair]:
-    """A pair of each example whose best and worst answers differ by `spec.margin`, from the rows that `judged` gives.
+    """Return a pair for each example whose best and worst answers differ by at least `spec.margin`.
 
-    Of answers that score the same the first counts. What gives no pair is counted in `rejects`.
+    `answers` are rows as `score_answer` returns them. Of answers with the same score, the first is used. Examples
+    without a pair are counted in `rejects`.
     """
     written: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for answer in answers:
         if answer["text"]:
             written[answer["id"]].append(answer)
         else:
-            rejects.count_only(SOURCE, "answers of the model without a whole sentence")
+            rejects.count_only(SOURCE, "model answers without a complete sentence")
     pairs: list[Pair] = []
     for example in examples:
         found = written[example.id]
         best = max(found, key=lambda each: each["score"], default=None)
         worst = min(found, key=lambda each: each["score"], default=None)
         if best is None or worst is None:
-            rejects.count_only(SOURCE, "examples without a whole answer of the model")
+            rejects.count_only(SOURCE, "examples without a complete model answer")
         elif best["score"] - worst["score"] < spec.margin:
-            rejects.count_only(SOURCE, "examples whose answers are too equally faithful (sampled.margin)")
+            rejects.count_only(SOURCE, "examples whose answers differ too little in faithfulness (sampled.margin)")
         else:
             pairs.append(
                 Pair(
@@ -88,37 +90,36 @@ def pairs_of_sampled(
 FOLDER = "pairs"
 SOURCES: dict[PairSource, str] = {
     "corrupted": "corrupted answers",
-    "sampled": "the model's own answers, by their faithfulness to the sources",
+    "sampled": "the model's own answers, ranked by faithfulness to the sources",
 }
-"""What automatic pairs are made of, in words"""
+"""Descriptions of the sources of automatic pairs"""
 
 
 LEAKS = ("group", "question", "context")
-"""Of what a pair must share nothing with an item that is measured"""
+"""Kinds of overlap that a pair must not have with an evaluation item"""
 
 
 @dataclass(frozen=True)
 class PairSets:
-    """A run's pairs, as stored in its `pairs/`; no question is in both."""
+    """A run's pairs, as stored in its `pairs/`; no question is in both sets."""
 
     train: list[Pair]
     held_out: list[Pair]
     facts: dict[str, Any]
-    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`, and `phi`, what was
-    found of identifiers in a file's pairs"""
+    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`, and `phi` (identifiers
+    found in a file's pairs)"""
 
 
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
-    """The pairs in `run/pairs`, made now unless they are there already for the same settings and data.
+    """Return the pairs in `run/pairs`, and build them first unless they exist for the same settings and data.
 
-    Automatic pairs come from the training examples, those to measure on from the examples that `evaluate.split` names.
-    Those of answers that the model writes are missing until it is loaded (`with_training_pairs`); measured on are
-    corruptions then, too: they are the same for every model, and who only measures one needn't have the one that was
-    tuned.
+    Automatic training pairs come from the training examples, held-out pairs from the split in `evaluate.split`. With
+    source sampled, the training pairs are missing until the model is loaded (`with_training_pairs`). The held-out pairs
+    are corruptions in that case, too: they are the same for every model, so evaluation doesn't need the tuned model.
 
-    Of a file, a seeded share of the groups is held out. Its identifiers of people become what `data.phi` says. Pairs
-    about a question of the development or test set, or about its context or group, are left out, whatever they say, and
-    so are those with an answer from there. Raises DataError where nothing is left to train or to measure on.
+    From a file, a seeded share of the groups is held out, and identifiers of people are treated according to
+    `data.phi`. Pairs that share a question, context, group or answer with the development or test set are left out.
+    Raises DataError if no pairs are left for training or for evaluation.
     """
     spec = recipe.train.preference
     settings = spec.model_dump(mode="json") | {
@@ -143,7 +144,7 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
 
 
 def with_training_pairs(run: Path, train: list[Pair], rejects: Rejects) -> PairSets:
-    """The pairs in `run/pairs` with these to train on, written down; `rejects` counts what gave none."""
+    """Store these training pairs in `run/pairs` and return all pairs; `rejects` counts examples without a pair."""
     stored = stored_pairs(run)
     for reason, count in stored.facts["left_out"].items():
         rejects.count_only(own.SOURCE, reason, count)
@@ -151,7 +152,7 @@ def with_training_pairs(run: Path, train: list[Pair], rejects: Rejects) -> PairS
 
 
 def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, facts: dict[str, Any]) -> PairSets:
-    """The pairs, written to `run/pairs` and told about."""
+    """Write the pairs to `run/pairs`, print a summary and return them."""
     facts = {
         "source": facts["source"],
         "train": _kinds(train),
@@ -170,7 +171,7 @@ def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, 
 
 
 def stored_pairs(run: Path) -> PairSets:
-    """What `prepare_pairs` left in `run/pairs`. Raises DataError where it isn't whole."""
+    """Return what `prepare_pairs` wrote to `run/pairs`. Raises DataError if it is incomplete."""
     folder = run / FOLDER
     return PairSets(
         read_pairs(folder / "train.jsonl"), read_pairs(folder / "held_out.jsonl"), read_json(folder / "facts.json")
@@ -182,20 +183,20 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
     made: list[list[Pair]] = []
     if spec.source == "sampled" and not usable(splits.train):
         raise DataError(
-            f"train.preference.source sampled compares answers with their sources, and none of the {len(splits.train)} "
-            "training examples has a context. Take source corrupted, or a file of pairs as train.preference.path."
+            f"train.preference.source sampled compares answers with their sources, but none of the {len(splits.train)} "
+            "training examples has a context. Use source corrupted, or set train.preference.path to a file of pairs."
         )
     for name, examples in (("train", splits.train), (recipe.evaluate.split, splits.measured(recipe.evaluate.split))):
         if name == "train" and spec.source == "sampled":
             made.append([])
             continue
         pairs, barren = build(examples, spec, recipe.seed)
-        rejects.count_only(own.SOURCE, "answer with nothing to corrupt", barren)
+        rejects.count_only(own.SOURCE, "answers with nothing to corrupt", barren)
         if not pairs:
             raise DataError(
                 f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
-                f"{', '.join(spec.corruptions)}. Add kinds to train.preference.corruptions, or name "
-                "a file of pairs as train.preference.path."
+                f"{', '.join(spec.corruptions)}. Add kinds to train.preference.corruptions, or set "
+                "train.preference.path to a file of pairs."
             )
         made.append(pairs)
     return made[0], made[1]
@@ -212,19 +213,21 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     rejects.count_only(own.SOURCE, "with an answer of the development or test set", len(others) - len(usable))
     near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
     usable = [pair for pair in usable if pair.id not in near]
-    rejects.count_only(own.SOURCE, "too near to a question, context or group of the development or test set", len(near))
+    rejects.count_only(
+        own.SOURCE, "too similar to a question, context or group of the development or test set", len(near)
+    )
     rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
     if not rest or not held:
         raise DataError(
-            f"{path}: {len(usable)} usable pairs give {len(rest)} to train on and {len(held)} to measure on. Give more "
-            "pairs about different questions, or change train.preference.held_out_share."
+            f"{path}: {len(usable)} usable pairs give {len(rest)} for training and {len(held)} for evaluation. Add "
+            "pairs about other questions, or change train.preference.held_out_share."
         )
     held_out = {example.id for example in held}
     return [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
 
 
 def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
-    """The pairs as `spec` wants them. Raises DataError where identifiers are found and the action is refuse."""
+    """Return the pairs treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
     examples = [
         pair.example().model_copy(update={"source": own.SOURCE, "meta": {"rejected": pair.rejected}}) for pair in pairs
     ]
@@ -246,10 +249,10 @@ def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:
 
 
 def _said(facts: dict[str, Any]) -> str:
-    """The facts in words."""
+    """Return the summary of the facts as a sentence."""
     parts = []
-    for name, what in (("train", "to train on"), ("held_out", "held out")):
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items()) or "not written yet"
+    for name, what in (("train", "for training"), ("held_out", "held out")):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items()) or "not generated yet"
         parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
-    left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "nothing"
+    left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "none"
     return f"Pairs (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."

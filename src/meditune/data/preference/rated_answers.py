@@ -1,12 +1,9 @@
-"""Pairs out of rated answers: of two answers to one question, the one that was rated higher is to be preferred.
+"""Preference pairs from `train.preference.path`: a file of pairs, or rated answers from which pairs are built.
 
-MedQuAD answers that experts judged for LiveQA's test questions, as ratings.
-
-Ben Abacha and Demner-Fushman 2019, "A question-entailment approach to question answering", BMC Bioinformatics 20:511
-(https://doi.org/10.1186/s12859-019-3119-4); https://github.com/abachaa/MedQuAD. Judgments are 1 (incorrect), 2
-(related), 3 (incomplete) and 4 (excellent).
-
-The pairs of `train.preference.path`: written down as such, or made of rated answers.
+Of two answers to one question, the one with the higher rating is preferred. Ratings can also come from MedQuAD answers
+that experts judged for LiveQA's test questions (Ben Abacha and Demner-Fushman 2019, "A question-entailment approach to
+question answering", BMC Bioinformatics 20:511, https://doi.org/10.1186/s12859-019-3119-4;
+https://github.com/abachaa/MedQuAD). Judgments are 1 (incorrect), 2 (related), 3 (incomplete) and 4 (excellent).
 """
 
 from __future__ import annotations
@@ -54,22 +51,22 @@ COLUMNS = {field: GUESSES[field] for field in ("question", "answer", "context")}
 }
 NEEDED = (("question",), ("answer",), ("rating",))
 _ROUNDING = 1e-9
-"""Means of ratings differ by no more than this from what they would be without rounding."""
+"""Tolerance for rounding errors in the means of ratings"""
 
 
 @dataclass(frozen=True)
 class Rated:
-    """One rating of one answer."""
+    """A rating of an answer."""
 
     id: str
-    """Unique: its place in the file"""
+    """The place in the file, which is unique"""
     name: str
-    """What its file calls the answer; the same for each rating of it"""
+    """The answer's id in the file; the same for all its ratings"""
     question: str
     context: tuple[Passage, ...]
     answer: str
     group: str
-    """As stated, or empty"""
+    """The group given in the file, or empty"""
     rating: float
     """Higher is better"""
     source: str = ""
@@ -77,35 +74,36 @@ class Rated:
 
     @property
     def asked(self) -> tuple[str, tuple[Passage, ...], str]:
-        """The same for answers that may be compared."""
+        """Return a key that is equal for answers that may be compared."""
         return question_key(self.question), self.context, self.group
 
 
 def from_rows(
     found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Rated]:
-    """Ratings from (place, columns) pairs with the columns question, answer and rating (a number, higher is better).
+    """Yield ratings from (place, columns) pairs with the columns question, answer and rating (higher is better).
 
-    Context, group and id may be there too. Rows without one of the three, and those whose id is another answer's, go
-    to `rejects`. `name` begins the ids of rows without one. Raises DataError where a needed column is missing.
+    The columns context, group and id are optional. Rows without a required value, or with an id that belongs to
+    another answer, go to `rejects`. `name` is the prefix of generated ids. Raises DataError if a required column is
+    missing.
     """
     known: dict[str, tuple[Any, ...]] = {}
 
     def make(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tuple[Rated | None, str]:
         rated, problem = _rated(row, columns, place)
         if rated and known.setdefault(rated.name, (rated.asked, rated.answer)) != (rated.asked, rated.answer):
-            return None, "id of another answer"
+            return None, "the id belongs to another answer"
         return rated, problem
 
     yield from records(found, rejects, make, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
 def paired(ratings: Iterable[Rated], spec: RatedSpec, seed: int, rejects: Rejects) -> list[Pair]:
-    """Up to `spec.per_question` seeded pairs of each question, their ratings at least `spec.margin` apart.
+    """Return up to `spec.per_question` seeded random pairs per question, with ratings at least `spec.margin` apart.
 
-    Only answers to the same question with the same context and group are compared: after any other prompt the worse one
-    might be the better. An answer that was rated more than once has the mean of its ratings. What gives no pair is
-    counted in `rejects`.
+    Only answers to the same question with the same context and group are compared, because for another prompt the
+    order might be reversed. An answer with several ratings gets their mean. Answers that give no pair are counted in
+    `rejects`.
     """
     asked: dict[Any, dict[str, list[Rated]]] = defaultdict(lambda: defaultdict(list))
     for rated in ratings:
@@ -113,24 +111,24 @@ def paired(ratings: Iterable[Rated], spec: RatedSpec, seed: int, rejects: Reject
     pairs: list[Pair] = []
     for answers in asked.values():
         again = sum(map(len, answers.values())) - len(answers)
-        rejects.count_only(SOURCE, "further ratings of the same answer, averaged with its first", again)
+        rejects.count_only(SOURCE, "further ratings of the same answer (averaged)", again)
         means = [replace(each[0], rating=sum(r.rating for r in each) / len(each)) for each in answers.values()]
         if len(means) == 1:
-            rejects.count_only(SOURCE, "answers without another to the same question, context and group")
+            rejects.count_only(SOURCE, "answers that are the only one to their question, context and group")
         else:
             pairs += _of_question(means, spec, seed, rejects)
     return pairs
 
 
 def _of_question(answers: Sequence[Rated], spec: RatedSpec, seed: int, rejects: Rejects) -> list[Pair]:
-    """Pairs of different answers to one question. They are counted, not listed, to be chosen from."""
+    """Return pairs of answers to one question, sampled by index without listing all possible pairs."""
     ranked = sorted(answers, key=lambda each: each.rating)
     ratings = [each.rating for each in ranked]
     below = [bisect_right(ratings, rating - spec.margin + _ROUNDING) for rating in ratings]
     ends = list(accumulate(below))
     above = ratings[-1] - spec.margin + _ROUNDING
     lone = sum(not count and rating > above for count, rating in zip(below, ratings, strict=True))
-    rejects.count_only(SOURCE, "answers rated too close to all others of their question (rated.margin)", lone)
+    rejects.count_only(SOURCE, "answers rated too close to all other answers to their question (rated.margin)", lone)
     rejects.count_only(SOURCE, "pairs beyond rated.per_question", max(0, ends[-1] - spec.per_question))
     chance = random.Random(f"{seed}/rated/{ranked[0].question}")
     pairs = []
@@ -154,7 +152,7 @@ def _of_question(answers: Sequence[Rated], spec: RatedSpec, seed: int, rejects: 
 
 
 def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tuple[Rated | None, str]:
-    """The row as a Rated, or None and the reason why not."""
+    """Return the row as a Rated, or None and the reason for rejecting it."""
     values = {field: row.get(column) for field, column in columns.items()}
     question, answer = cell(values.get("question")), cell(values.get("answer"))
     context = passages(values.get("context"))
@@ -162,9 +160,9 @@ def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tu
     if not question:
         return None, "no question"
     if not answer:
-        return None, "no answer (or one that isn't text)"
+        return None, "no answer (or the answer isn't text)"
     if rating is None:
-        return None, "no rating (or one that isn't a number)"
+        return None, "no rating (or the rating isn't a number)"
     if context is None:
         return None, NO_CONTEXT
     name, group = (cell(values.get(field)) for field in ("id", "group"))
@@ -173,7 +171,7 @@ def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tu
 
 
 def _number(value: object) -> float | None:
-    """A finite number, or None."""
+    """Return the value as a finite number, or None."""
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(cell(value))
     except (ValueError, OverflowError):
@@ -183,15 +181,15 @@ def _number(value: object) -> float | None:
 
 ANSWERS, JUDGMENTS = "*Answers*.csv", "*qrels*.txt"
 _JUDGMENT = re.compile(r"(\d+)\s+([1-4])-\w+\s+(\S+)")
-# Every published answer ends in one bracket too many.
+# Every published answer ends in a superfluous bracket.
 _ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 
 
 def read(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
-    """Each judgment in the publisher's folder whose answer is there, for LiveQA's questions in `questions`.
+    """Yield each judgment in the publisher's folder that has an answer, for LiveQA's questions in `questions`.
 
-    A question has LiveQA's words and group. Judgments that name an unknown question or answer go to `rejects`. Raises
-    DataError where the folder lacks the answers or the judgments.
+    Questions have LiveQA's wording and group. Judgments of an unknown question or answer go to `rejects`. Raises
+    DataError if the folder lacks the answers or the judgments.
     """
     answers: dict[str, str] = {}
     for path in _files(folder, ANSWERS):
@@ -201,7 +199,7 @@ def read(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
             if found and row.get("AnswerID"):
                 answers[row["AnswerID"]] = tidy(found[1])
             else:
-                unlike = "no AnswerID, or an Answer that isn't Question, URL and Answer"
+                unlike = "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer"
                 rejects.add(SOURCE, where, problem or unlike, row)
     known = {each.id: each for each in liveqa.read(questions, Rejects())}
     for path in _files(folder, JUDGMENTS):
@@ -219,7 +217,7 @@ def read(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
                     rating=float(found[2]),
                 )
             elif line.strip():
-                problem = "neither question, judgment and answer" if not found else "unknown question or answer"
+                problem = "not a line of question, judgment and answer" if not found else "unknown question or answer"
                 rejects.add(SOURCE, f"{path}:{number}", problem, line)
 
 
@@ -227,17 +225,17 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern))
     if not found:
         raise DataError(
-            f"{folder}: no {pattern} in it. Name a file of pairs or of rated answers as train.preference.path, or the "
-            f"folder of MedQuAD's judged answers ({ANSWERS} and {JUDGMENTS})."
+            f"{folder}: no {pattern} in this folder. Set train.preference.path to a file of pairs or rated answers, or "
+            f"to the folder of MedQuAD's judged answers ({ANSWERS} and {JUDGMENTS})."
         )
     return found
 
 
 def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]:
-    """Pairs from a file of pairs or of rated answers, or from the folder of MedQuAD's judged answers.
+    """Return pairs from a file of pairs or of rated answers, or from the folder of MedQuAD's judged answers.
 
-    Which kind a file is, its columns say, named in the recipe or guessed. Refused rows go to `rejects`. Raises
-    DataError where it is neither, and where nothing in it is usable.
+    The columns, named in the recipe or guessed, decide which kind a file is. Rejected rows go to `rejects`. Raises
+    DataError if the file is neither, or if it has no usable pairs.
     """
     spec = recipe.train.preference
     if path.is_dir():
@@ -248,7 +246,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
         stream = rows(path, own.SOURCE, rejects)
         first = list(islice(stream, LOOK_AHEAD))
         found, fields = chain(first, stream), spec.fields or None
-        no_rows = f"{path}: no rows. Give a file with at least one pair, or two rated answers to one question."
+        no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to one question."
         columns = list(dict.fromkeys(str(column) for _, row in first for column in row))
         if first and _holds_ratings(columns, spec.fields, first[0][0]):
             ratings = from_rows(found, rejects, fields, path.stem, no_rows)
@@ -261,7 +259,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
 
 
 def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: str) -> bool:
-    """Whether the columns are those of rated answers, not of pairs. Raises DataError where they are neither's."""
+    """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
     chosen, rejected = (has_column(field, columns, fields, own.COLUMNS) for field in ("chosen", "rejected"))
     answer, rating = (has_column(field, columns, fields, COLUMNS) for field in ("answer", "rating"))
     if not (chosen and rejected) and rating and (answer or not (chosen or rejected)):
@@ -269,8 +267,9 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: s
     if chosen or rejected:
         return False
     raise DataError(
-        f"{where}: neither pairs (question, chosen, rejected) nor rated answers (question, answer, rating); there are "
-        f"{list_columns(columns)}. Name the columns in train.preference.fields, for example fields: {{rating: COLUMN}}."
+        f"{where}: these are neither pairs (question, chosen, rejected) nor rated answers (question, answer, rating). "
+        f"The columns are {list_columns(columns)}. Name them in train.preference.fields, for example "
+        "fields: {rating: COLUMN}."
     )
 
 
@@ -278,8 +277,8 @@ def _nothing_usable(path: Path, rejects: Rejects) -> str:
     left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(own.SOURCE, {}).items())
     first = next(rejects.rows(), None)
     advice = (
-        f"The first refused row, {first['where']}: {first['reason']}."
+        f"The first rejected row is {first['where']}: {first['reason']}."
         if first
-        else "Lower train.preference.rated.margin, or give more ratings."
+        else "Lower train.preference.rated.margin, or provide more ratings."
     )
-    return f"{path}: no pair can be made of it ({left}). {advice}"
+    return f"{path}: no usable pairs ({left}). {advice}"

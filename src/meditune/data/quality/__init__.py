@@ -1,1 +1,1 @@
-"""Quality control: rules that look at rows, the ledger of what they did, and what quality.json says of it."""
+"""Quality control: rules that check rows, the ledger of their changes, and the summary in quality.json."""

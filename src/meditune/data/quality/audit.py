@@ -1,6 +1,6 @@
-"""Quality control: every rule applied in its order, what it did written into the ledger, and counted.
+"""Quality control: apply all rules in order, record their changes in the ledger, and collect facts about the data.
 
-What is in the data: counts, lengths, years, and that splits have nothing in common.
+The facts are counts, lengths, years and the overlap of the splits.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from meditune.data.splits import Splits, backgrounds, context_key, instructions,
 from meditune.progress import track
 
 EXAMPLES = 5
-"""So many rows are shown of each rule."""
+"""Number of example rows shown for each rule"""
 CHARACTERS = 240
-"""... with so much of their text."""
+"""Number of characters shown of their text"""
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass
 class Audit:
-    """What was found so far."""
+    """The state and findings of a quality-control run."""
 
     spec: QualitySpec
     protected: Collection[str]
-    """Ids of official test items."""
+    """Ids of official test items"""
     ledger: Ledger = field(default_factory=Ledger)
     read: int = 0
     left: dict[str, list[Example]] = field(default_factory=dict)
-    """What the rules leave of the rows, by source and in order."""
+    """Rows that remain after the rules, by source and in order"""
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
-    """Ids of rows that say the same, or nearly, and how."""
+    """Ids of (nearly) identical rows, and the comparison"""
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     hidden: Container[str] = ()
-    """Ids of rows whose text isn't shown as an example."""
+    """Ids of rows whose text is never shown as an example"""
     _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     _dropped: set[str] = field(default_factory=set)
     _changed: set[str] = field(default_factory=set)
 
     def rows(self, by_source: Mapping[str, list[Example]]) -> None:
-        """Apply the rules to the rows of all sources; the sources' order decides which of two duplicates stays."""
+        """Apply the rules to the rows of all sources; the order of the sources decides which duplicate is kept."""
         self.read = sum(map(len, by_source.values()))
         home = {example.id: name for name, examples in by_source.items() for example in examples}
         everything = [example for examples in by_source.values() for example in examples]
-        kept = self._one_by_one(track(everything, "Looking at each row", unit="rows"))
+        kept = self._one_by_one(track(everything, "Checking each row", unit="rows"))
         kept = self._repeated(self._duplicates(kept))
         self.left = {name: [] for name in by_source}
         for example in kept:
             self.left[home[example.id]].append(example)
 
     def between(self, splits: Splits) -> Splits:
-        """The splits without rows to train on that say what a test or development item says, or nearly."""
+        """Return the splits without training rows that are (nearly) identical to a test or development item."""
         action = self.spec.rules.cross_split
         if action == "off":
             return splits
@@ -81,9 +81,9 @@ class Audit:
         return replace(splits, train=kept["train"], dev=kept["dev"], test=kept["test"])
 
     def take(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
-        """Write down an entry that was made elsewhere, as the ledger's row and as it is shown.
+        """Record an entry made elsewhere, given as a ledger row and as an example to show.
 
-        What it did to rows is then counted elsewhere, too: `facts` is told.
+        The affected rows are then also counted elsewhere and passed to `facts`.
         """
         self.ledger.add_row(row)
         here = self._shown[str(row["rule"])]
@@ -91,14 +91,14 @@ class Audit:
             here.append(shown)
 
     def note(self, entries: Iterable[Entry]) -> None:
-        """Write down what wasn't a rule's doing."""
+        """Record entries that don't come from a rule."""
         for entry in entries:
             self._note(entry)
 
     def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
-        """What quality.json holds of it: rows, and for each rule its meaning, action, counts, share and examples.
+        """Return the entry of quality.json: rows, and for each rule its meaning, action, counts, share and examples.
 
-        `dropped` and `changed` are the rows of which that is so, where not all entries were noted here.
+        `dropped` and `changed` are the numbers of such rows, if not all entries were recorded here.
         """
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for (rule, action), count in self.ledger.counts.items():
@@ -123,7 +123,7 @@ class Audit:
         }
 
     def dropped(self) -> dict[str, int]:
-        """Rows left out by each rule."""
+        """Return the number of rows dropped by each rule."""
         return {rule: count for (rule, action), count in self.ledger.counts.items() if action in ("drop", "merge")}
 
     def _one_by_one(self, examples: Iterable[Example]) -> list[Example]:
@@ -137,7 +137,7 @@ class Audit:
         return kept
 
     def _duplicates(self, examples: list[Example]) -> list[Example]:
-        """Without rows of which another says the same; official test items, and those to keep, come first."""
+        """Return the examples without duplicates; official test items and rows to keep take precedence."""
         order = sorted(
             range(len(examples)), key=lambda at: (not self._is_test(examples[at]), not self._kept(examples[at]))
         )
@@ -150,7 +150,7 @@ class Audit:
         return [example for example in examples if example.id not in out]
 
     def repeats(self, ranked: Sequence[Example], found: Sequence[Pair]) -> set[int]:
-        """Rows, as indices, that go because an earlier one says the same; those that stay anyway come first."""
+        """Return the indices of duplicates of earlier rows; in `ranked`, rows that always stay come first."""
         self.thresholds = duplicates.by_threshold(found)
         alike = [pair for pair in found if pair.alike >= self.spec.alike]
         gone: dict[int, Pair] = {}
@@ -165,9 +165,9 @@ class Audit:
     def _chosen(
         self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
     ) -> tuple[Pair, str] | None:
-        """Of a row's pairs with earlier rows that stay, the one to go by, and its rule; rules that drop come first.
+        """Return a row's decisive pair with an earlier row that stays, and its rule; dropping rules take precedence.
 
-        A chain of likeness doesn't pull in rows that differ: what is like a row that went stays, unless it is the same.
+        Similarity isn't transitive: a row that is only similar to a dropped row stays; an identical one is dropped.
         """
         staying = []
         for pair in pairs:
@@ -190,19 +190,19 @@ class Audit:
     def asked_again(
         self, examples: Sequence[Example], found: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
-        """What becomes of rows whose question was asked before: those that change, and those that go, by index."""
+        """Return the changed rows and the dropped rows among those with a repeated question, by index."""
         action = self.spec.rules.repeated_question
         changed: dict[int, Example] = {}
         gone: set[int] = set()
         members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
         for first, again in found:
             here, there = examples[again], changed.get(first, examples[first])
-            detail = f"the question of {there.id}"
+            detail = f"same question as {there.id}"
             if action == "keep" or self._stays(here) or (action == "merge" and self._stays(there)):
                 self._note(Entry("repeated_question", "flag", here, here, detail))
             elif action == "group":
                 if members[here.source, here.group] > 1:
-                    # It belongs to others; splits keep what shares a question together anyway.
+                    # The row already belongs to a group; the split keeps rows with the same question together anyway.
                     self._note(Entry("repeated_question", "flag", here, here, detail))
                 elif (moved := here.model_copy(update={"group": there.group})) != here:
                     changed[again] = moved
@@ -215,7 +215,7 @@ class Audit:
         return changed, gone
 
     def _leave_out(self, rule: str, action: str, example: Example, detail: str) -> bool:
-        """Note a row of which another says the same; whether it is left out."""
+        """Record a duplicate row; return True if it is dropped."""
         out = action == "drop" and not self._stays(example)
         self._note(Entry(rule, "drop" if out else "flag", example, None if out else example, detail))
         return out
@@ -253,7 +253,7 @@ def _how(pair: Pair) -> str:
 
 
 def display_name(entry: Entry, hidden: bool = False) -> dict[str, str]:
-    """A row as it is shown: its id alone where the data are restricted or it is to be `hidden`."""
+    """Return a row for display; only its id if the row is restricted or `hidden`."""
     here, there = entry.before, entry.after
     if hidden or is_restricted(here):
         return {"id": here.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
@@ -275,8 +275,7 @@ BINS = 20
 
 
 def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
-    """What `quality.json` holds: counts per source and split, rows each rule dropped, what splits share, lengths,
-    diversity."""
+    """Return entries of `quality.json`: counts per source and split, dropped rows, overlap, lengths, diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
     questions = Counter(question_key(example.question) for example in everything)
     return {
@@ -300,10 +299,10 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, in
 
 
 def shared(splits: Splits) -> dict[str, dict[str, int]]:
-    """For each pair of splits how many ids, groups, questions and contexts both have, counted after the split.
+    """Return, for each pair of splits, the number of ids, groups, questions and contexts that both contain.
 
-    Questions that are put to many groups ("What is the diagnosis at discharge?"), contexts that most rows share, and
-    those of a few words aren't counted: they don't tell items apart.
+    Questions asked of many groups ("What is the diagnosis at discharge?"), contexts that most rows share, and contexts
+    of a few words aren't counted, because they don't identify an item.
     """
     everything = [*splits.train, *splits.dev, *splits.test]
     asked, common = instructions(everything), backgrounds(everything)
@@ -335,7 +334,7 @@ def _facts(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def histogram(values: Counter[int]) -> list[dict[str, int]]:
-    """Up to BINS bins of equal width: {"from", "to" (not included), "count"}; `values` says how often each comes."""
+    """Return up to BINS bins of equal width, {"from", "to" (excluded), "count"}; `values` maps values to counts."""
     if not values:
         return []
     low, high = min(values), max(values)

@@ -1,14 +1,9 @@
-"""An audit on its own: what quality control finds in a recipe's data or in a file, as a folder.
+"""A stand-alone audit: the findings of quality control on a recipe's data or a file, written to a folder.
 
-An audit of more rows than fit into memory: a file of the user's own, read a batch at a time.
-
-The rules, their order, and what compares rows are those of audit.py; what is different is where rows wait. Each passes
-once through the rules that look at one row, in workers if there are any, and then lies on the disk; in memory are some
-hundred bytes of each. Rows that look alike are read again to be compared.
-
-Rows that wait on the disk: each can be had back by its number, and what compares them stays in memory.
-
-The rows that an audit leaves, as a file.
+A user's own file can have more rows than fit into memory: it is then streamed in batches. Rules and comparisons are
+those of audit.py, but the rows are stored on disk. Each row passes once through the single-row rules, in worker
+processes if requested, and is then written to disk; about a hundred bytes per row stay in memory. Similar rows are read
+again for comparison. The remaining rows are written as a file.
 """
 
 from __future__ import annotations
@@ -53,7 +48,7 @@ from meditune.progress import Progress, track
 
 
 class Spool:
-    """Rows as JSON with their shingles, in an unnamed file; in memory 66 bytes a row."""
+    """Rows as JSON with their shingles in an unnamed file; it uses 66 bytes of memory per row."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
@@ -61,15 +56,15 @@ class Spool:
         self._texts = array("q")
         self._keys = array("Q")
         self.kept = bytearray()
-        """For each row, whether it is to stay whatever is found"""
+        """For each row, 1 if it stays regardless of findings"""
         self.changed = bytearray()
-        """For each row, whether a rule changed it"""
+        """For each row, 1 if a rule changed it"""
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def add(self, text: bytes, marks: Marks, kept: bool, changed: bool) -> None:
-        """Add a row, which is JSON."""
+        """Add a row as JSON."""
         shingles = marks.shingles.tobytes()
         self._file.write(text)
         self._file.write(shingles)
@@ -80,30 +75,30 @@ class Spool:
         self.changed.append(changed)
 
     def text(self, row: int) -> bytes:
-        """A row's JSON."""
+        """Return a row's JSON."""
         return os.pread(self._file.fileno(), self._texts[row], self._ends[row])
 
     def example(self, row: int) -> Example:
-        """A row."""
+        """Return a row."""
         return Example.model_validate_json(self.text(row))
 
     def shingles(self, row: int) -> Hashes:
-        """A row's shingles."""
+        """Return a row's shingles."""
         start = self._ends[row] + self._texts[row]
         return np.frombuffer(os.pread(self._file.fileno(), self._ends[row + 1] - start, start), np.uint64)
 
     def finish(self) -> None:
-        """Nothing more is added, and reading begins."""
+        """Finish writing, before the first read."""
         self._file.flush()
 
     def keys(self) -> tuple[Keys, Keys, Keys]:
-        """Marks.content, Marks.asked and Marks.wording of all rows."""
+        """Return Marks.content, Marks.asked and Marks.wording of all rows."""
         whole = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
         return whole[:, :2], whole[:, 2:4], whole[:, 4:]
 
 
 class Spooled:
-    """A spool's rows in an order of their own, to be compared (duplicates.Rows)."""
+    """A spool's rows in a given order for comparison (duplicates.Rows)."""
 
     def __init__(self, spool: Spool, order: NDArray[np.int64]) -> None:
         contents, _, wordings = spool.keys()
@@ -113,12 +108,12 @@ class Spooled:
         self._spool, self._order = spool, order
 
     def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Those rows' questions."""
+        """Return the questions of these rows."""
         return (json.loads(self._spool.text(int(row)))["question"] for row in self._order[rows])
 
 
 class _Fetched(Sequence[Any]):
-    """What a function finds for each of a spool's rows."""
+    """The results of a function for each of a spool's rows, computed on access."""
 
     def __init__(self, spool: Spool, fetch: Callable[[int], Any]) -> None:
         self._spool, self._fetch = spool, fetch
@@ -131,15 +126,15 @@ class _Fetched(Sequence[Any]):
 
 
 TOGETHER = 1000
-"""Rows that are written together."""
+"""Number of rows written at a time"""
 
 
 def write(
     folder: Path, kind: str, spool: Spool, rows: NDArray[np.int64], changed: dict[int, Example]
 ) -> dict[str, Counter[int]]:
-    """Write those rows of a spool, `changed` in place of what is there, as rows.parquet, or else as rows.jsonl.
+    """Write these rows of a spool, with the `changed` ones replaced, as rows.parquet or rows.jsonl.
 
-    Returns how often questions, contexts and answers have how many words.
+    Returns histograms of the number of words in questions, contexts and answers.
     """
     words: dict[str, Counter[int]] = {"question": Counter(), "context": Counter(), "answer": Counter()}
     found = _counted(spool, rows, changed, words)
@@ -163,7 +158,7 @@ def _counted(
 
 
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """`meta` is JSON: each row may have keys of its own."""
+    """Write rows as Parquet, with `meta` as JSON because each row may have its own keys."""
     import pyarrow
     import pyarrow.parquet
 
@@ -183,12 +178,12 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 BATCH = 500
-"""Rows that are looked at together."""
-NOT_SPLIT = "read as a stream, which looks at rows and compares them but makes no splits"
+"""Number of rows checked at a time"""
+NOT_SPLIT = "read as a stream, which checks and compares rows but makes no splits"
 
 
 class EveryRow:
-    """Holds whatever is asked for: which rows identifiers were found in isn't kept of a stream."""
+    """A container of every row: a stream doesn't record which rows contain identifiers."""
 
     def __contains__(self, _: object) -> bool:
         return True
@@ -196,18 +191,18 @@ class EveryRow:
 
 @dataclass
 class BatchAudit:
-    """What was found in a batch of rows, each by itself."""
+    """The findings of the single-row rules in a batch of rows."""
 
     read: int
     phi: Findings
     rows: list[tuple[bytes, Marks, bool, bool]] = field(default_factory=list)
-    """Of those that are left: JSON, what compares them, whether they stay whatever is found, whether they changed"""
+    """Remaining rows: JSON, marks for comparison, True if the row always stays, True if it was changed"""
     entries: list[tuple[dict[str, str | None], dict[str, str] | None]] = field(default_factory=list)
-    """Rows of the ledger, and the first of each rule as they are shown"""
+    """Ledger rows, with an example to show for the first ones of each rule"""
 
 
 def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> BatchAudit:
-    """Apply the rules that look at one row to a batch."""
+    """Apply the single-row rules to a batch."""
     looked = BatchAudit(len(examples), Findings(phi))
     shown: Counter[str] = Counter()
     for example in deidentified(examples, phi, looked.phi):
@@ -227,11 +222,11 @@ def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Bat
 
 
 def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: int = 1) -> dict[str, Any]:
-    """Audit the recipe's one source, a file, into `folder`, whole or not at all; returns quality.json's content.
+    """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json.
 
-    The folder gets quality.json, ledger.parquet, rejected.jsonl, and the rows that are left as rows.parquet or
-    rows.jsonl, whichever the file is. Raises MedituneError where the recipe has something else to read, and DataError
-    where nothing can be read.
+    The folder contains quality.json, ledger.parquet, rejected.jsonl, and the remaining rows as rows.parquet or
+    rows.jsonl, depending on the file's format. Raises MedituneError if the recipe has other sources, and DataError if
+    nothing can be read.
     """
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "source_of has looked"
@@ -248,7 +243,7 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
         stayed = np.setdiff1d(left, np.array(sorted(gone), np.int64))
         words = write(partial_folder, Path(source.path).suffix.lower(), spool, stayed, changed)
         early = np.frombuffer(bytes(spool.changed), np.uint8)[stayed].astype(bool)
-        # A row that takes up another's answer has no entry of its own, and isn't counted.
+        # A row that received the answer of a merged row has no ledger entry and isn't counted.
         moved = sorted(changed) if spec.quality.rules.repeated_question == "group" else []
         late = np.isin(stayed, np.array(moved, np.int64))
         facts = audit.facts(dropped + len(spool) - len(stayed), int((early | late).sum()))
@@ -276,15 +271,15 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
 
 
 def source_of(recipe: Recipe) -> SourceSpec:
-    """The file that a stream can read. Raises MedituneError where the recipe has another source, or more."""
+    """Return the recipe's source if a stream can read it. Raises MedituneError for any other or several sources."""
     sources = recipe.data.sources
     if len(sources) != 1 or sources[0].name != user_files.SOURCE or not Path(sources[0].path or "").suffix:
         raise MedituneError(
-            "A stream reads one file of your own (.parquet, .jsonl, .csv); this recipe has other sources. Leave "
-            "--stream and --engine out, or name the file."
+            "Streaming reads one file of your own (.parquet, .jsonl, .csv), but this recipe has other sources. Drop "
+            "--stream and --engine, or give the file."
         )
     if sources[0].limit is not None:
-        raise MedituneError("A stream reads all rows: leave data.sources.limit out, or --stream and --engine.")
+        raise MedituneError("Streaming reads all rows: drop data.sources.limit, or --stream and --engine.")
     return sources[0]
 
 
@@ -298,8 +293,8 @@ def _batches(source: SourceSpec, rejects: Rejects) -> Iterator[list[Example]]:
 def _one_by_one(
     batches: Iterable[list[Example]], spec: DataSpec, mapped: Map, audit: Audit, spool: Spool, phi: Findings
 ) -> int:
-    """The rules that look at one row, what they left in the spool; returns how many rows were dropped."""
-    with Progress("Looking at each row", None, "rows") as progress:
+    """Apply the single-row rules, add the remaining rows to the spool, and return the number of dropped rows."""
+    with Progress("Checking each row", None, "rows") as progress:
         for looked in mapped(partial(audit_batch, spec=spec.quality, phi=spec.phi), batches):
             audit.read += looked.read
             phi.join(looked.phi)
@@ -309,13 +304,13 @@ def _one_by_one(
                 spool.add(*row)
             progress.advance(looked.read)
     if not audit.read:
-        raise DataError("data.sources: nothing usable was read.")
+        raise DataError("data.sources: no usable rows.")
     spool.finish()
     return audit.read - len(spool)
 
 
 def _compared(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[np.int64]:
-    """The spool's rows without those of which an earlier one says the same."""
+    """Return the spool's rows without duplicates of earlier rows."""
     order = np.argsort(1 - np.frombuffer(bytes(spool.kept), np.uint8), kind="stable")
     ranked = Spooled(spool, order)
     gone = audit.repeats(ranked.examples, duplicates.pairs_among(ranked, mapped, folder))
@@ -323,7 +318,7 @@ def _compared(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[
 
 
 def _asked_again(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[dict[int, Example], set[int]]:
-    """What becomes of rows whose question was asked before, by their place in the spool."""
+    """Return the changed and dropped rows among those with a repeated question, by their place in the spool."""
     if audit.spec.rules.repeated_question == "off":
         return {}, set()
     found = duplicates.repeated_questions_among(spool.keys()[1][left])
@@ -333,11 +328,11 @@ def _asked_again(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[d
 
 PAGE = "audit.html"
 STREAM_BYTES = 100_000_000
-"""From this size of its text on, a file is read as a stream: in memory it would take some twenty times as much."""
+"""Files with at least this much text are read as a stream: in memory they take about twenty times as much"""
 
 
 def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of that name or file; for a table of the user's own, one that reads it and splits by group."""
+    """Return the recipe of that name or file; for a user's own table, a recipe that reads it and splits by group."""
     if Path(what).suffix.lower() not in FORMATS:
         return load_recipe(what, overrides).recipe
     source = {"name": "own", "path": what}
@@ -349,22 +344,22 @@ def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
 def audit_folder(
     recipe: Recipe, folder: Path, stream: bool | None = None, engine: Name = "local", workers: int = 1
 ) -> dict[str, Any]:
-    """Leave quality.json, ledger.parquet and rejected.jsonl in `folder`, whole or not at all; returns the first.
+    """Write quality.json, ledger.parquet and rejected.jsonl to `folder` atomically; return the content of quality.json.
 
-    Where the rows are too few to be split, it says why and has no splits. With `stream`, or an engine, the rows needn't
-    fit into memory (`stream_folder`); None leaves the choice to the file's size. Raises MedituneError where the folder
-    holds something else, and DataError where nothing can be read.
+    If there are too few rows to split, quality.json has the reason and no splits. With `stream` or another engine, the
+    rows needn't fit into memory (`stream_folder`); with None, the file's size decides. Raises MedituneError if the
+    folder contains something else, and DataError if nothing can be read.
     """
     if folder.exists() and any(folder.iterdir()) and not _is_audit(folder):
         raise MedituneError(
-            f"{folder} is there already and holds something else. Choose another --output, or remove it."
+            f"{folder} already exists and contains something else. Choose another --output, or remove the folder."
         )
     if stream is None:
         stream = engine != "local" or _is_large(recipe)
     if stream:
         return stream_folder(recipe, folder, engine, workers)
     if engine != "local":
-        raise MedituneError("--engine ray reads its rows as a stream: leave --no-stream out.")
+        raise MedituneError("--engine ray reads the rows as a stream: drop --no-stream.")
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)
@@ -391,12 +386,12 @@ def audit_folder(
 
 
 def _is_audit(folder: Path) -> bool:
-    """Whether an audit left this, even if its page couldn't be drawn."""
+    """Return True if an audit wrote this folder, even if its page is missing."""
     return (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
 
 
 def _is_large(recipe: Recipe) -> bool:
-    """Whether the recipe's one source is a file of the user's own that had better be read as a stream; says so."""
+    """Return True, and print a note, if the recipe's only source is a user's file too large for memory."""
     sources = recipe.data.sources
     path = Path(sources[0].path or "")
     if len(sources) != 1 or sources[0].name != SOURCE or sources[0].limit is not None or not path.is_file():
@@ -404,8 +399,8 @@ def _is_large(recipe: Recipe) -> bool:
     size = text_bytes(path)
     if size >= STREAM_BYTES:
         print(
-            f"{path}: {size / 1e6:,.0f} MB of text, so it is read as a stream: rows are looked at and compared, and "
-            "what is left is written, but no splits are made. To read it into memory all the same: --no-stream.",
+            f"{path}: {size / 1e6:,.0f} MB of text, so the file is read as a stream: rows are checked, compared and "
+            "written, but no splits are made. To read the file into memory anyway: --no-stream.",
             file=sys.stderr,
         )
     return size >= STREAM_BYTES

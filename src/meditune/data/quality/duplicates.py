@@ -1,4 +1,4 @@
-"""Rows that say the same as another, or nearly, and questions that are asked again."""
+"""Exact and near duplicates of rows, and repeated questions."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Where near duplicates are counted, to show what another choice would do."""
+"""Thresholds at which near duplicates are counted, to show the effect of another choice"""
 
 
 ANSWERS_ALIKE = 0.5
-"""Least Jaccard index of the answers alone: a long question or context may not outweigh that these differ."""
+"""Least Jaccard index of the answers alone: a long question or context must not hide different answers"""
 
 
 Key = tuple[int, int]
-"""A digest of 128 bits, so that no two different texts have the same"""
+"""A digest of 128 bits, so that collisions are practically impossible"""
 Keys = NDArray[np.uint64]
 """(rows, 2)"""
 Sign = Callable[[Callable[[Texts], SignedTexts], Iterable[Texts]], Iterable[SignedTexts]]
-"""Applies the function to each, in order, as `map` does; elsewhere, if it likes"""
+"""Applies the function to each item in order, like `map`, possibly in other processes"""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is kept of a row to compare it, beside the row itself."""
+    """The digests and shingles by which a row is compared."""
 
     content: Key
-    """Question, context, answer and decision, letter case and punctuation aside"""
+    """Question, context, answer and decision, without letter case and punctuation"""
     asked: Key
-    """Question and context, so"""
+    """Question and context, normalized in the same way"""
     wording: Key
-    """The question's words"""
+    """The set of the question's words"""
     shingles: Hashes
 
 
 class Rows(Protocol):
-    """Rows to compare, wherever they are: what is kept of all, and each row when it is asked for."""
+    """Rows to compare, in memory or on disk: marks of all rows, and single rows on access."""
 
     contents: Keys
     wordings: Keys
@@ -56,23 +56,23 @@ class Rows(Protocol):
     examples: Sequence[Example]
 
     def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Those rows' questions."""
+        """Return the questions of these rows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two rows, as indices, of which the second says what the first says."""
+    """Two rows, as indices, of which the second (nearly) duplicates the first."""
 
     first: int
     again: int
     alike: float
-    """Jaccard index of their words and word pairs; 1 for the same but for letter case and punctuation"""
+    """Jaccard index of their words and word pairs; 1 if they differ only in letter case and punctuation"""
     exact: bool = False
 
 
 class InMemory:
-    """Rows that are all here."""
+    """Rows in memory."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         made = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
@@ -81,22 +81,22 @@ class InMemory:
         self.contents, self.wordings = keys(each.content for each in made), keys(each.wording for each in made)
 
     def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Those rows' questions."""
+        """Return the questions of these rows."""
         return (self.examples[index].question for index in rows)
 
 
 def pairs(examples: Sequence[Example]) -> list[Pair]:
-    """Every pair of rows that say the same, or nearly (from the lowest of THRESHOLDS on), the earlier row first.
+    """Return all pairs of exact or near duplicates (from the lowest of THRESHOLDS on), the earlier row first.
 
-    Nearly the same say rows whose questions are light rewrites of each other, with the same decision, whose numbers and
-    negations agree, and that share that part of their words and word pairs. Of rows that say exactly the same, each is
-    paired with the first only, and only that one is compared with others.
+    In near duplicates, the questions are light rewrites of each other, decisions, numbers and negations agree, and the
+    rows share enough of their words and word pairs. Exact duplicates are only paired with their first occurrence, and
+    only that one is compared with other rows.
     """
     return pairs_among(InMemory(examples))
 
 
 def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
-    """As `pairs`, of rows that needn't be in memory; `folder` takes unnamed files."""
+    """Return the same as `pairs`, for rows that needn't be in memory; unnamed files are created in `folder`."""
     first = first_occurrences(rows.contents)
     alone = np.flatnonzero(first == np.arange(len(first)))
     found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(first != np.arange(len(first)))]
@@ -104,7 +104,7 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
     signed = sign(minhash.sign, minhash.texts_to_sign(hashed))
     likely = []
     near = minhash.near_duplicate_pairs(signed, len(alone), THRESHOLDS[0], folder)
-    for one, two in track(near, "Comparing rows that look alike", unit="pairs"):
+    for one, two in track(near, "Comparing similar rows", unit="pairs"):
         alike = minhash.jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0]:
             likely.append(Pair(int(alone[one]), int(alone[two]), alike))
@@ -117,37 +117,38 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
 
 
 def by_threshold(found: Sequence[Pair]) -> list[dict[str, Any]]:
-    """How many pairs there are from each of THRESHOLDS on: {"alike", "pairs"}; exact ones aren't among them."""
+    """Return the number of near-duplicate pairs at each of THRESHOLDS, {"alike", "pairs"}, without exact duplicates."""
     alike: NDArray[np.float64] = np.array([pair.alike for pair in found if not pair.exact])
     return [{"alike": each, "pairs": int((alike >= each).sum())} for each in THRESHOLDS]
 
 
 def repeated_questions(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """(first row, later row) of each question that is asked again about the same context, letter case and punctuation
-    aside.
+    """Return (first row, later row) of each repeated question about the same context.
+
+    Letter case and punctuation are ignored.
     """
     return repeated_questions_among(keys(_asked(example) for example in examples))
 
 
 def repeated_questions_among(asked: Keys) -> list[tuple[int, int]]:
-    """As `repeated`, of the rows' Marks.asked."""
+    """Return the same as `repeated_questions`, from the rows' Marks.asked."""
     first = first_occurrences(asked)
     return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
 
 
 def marks(example: Example) -> Marks:
-    """What is kept of a row to compare it."""
+    """Return the digests and shingles by which a row is compared."""
     wording = _digest(*sorted(set(words(example.question))))
     return Marks(_content(example), _asked(example), wording, minhash.shingles(text_of(example)))
 
 
 def keys(found: Iterable[Key]) -> Keys:
-    """Digests as an array."""
+    """Return digests as an array."""
     return np.array(list(found), np.uint64).reshape(-1, 2)
 
 
 def first_occurrences(found: Keys) -> NDArray[np.int64]:
-    """For each row the first one with the same key: itself, or an earlier one."""
+    """Return, for each row, the first row with the same key: itself or an earlier one."""
     order = np.lexsort((found[:, 1], found[:, 0]))
     said = found[order]
     begins = np.ones(len(said), bool)
@@ -158,7 +159,7 @@ def first_occurrences(found: Keys) -> NDArray[np.int64]:
 
 
 class LazySelection(Sequence[Any]):
-    """Some items of a sequence, in an order of their own, each fetched when it is asked for."""
+    """Some items of a sequence in a given order, each fetched on access."""
 
     def __init__(self, items: Sequence[Any], chosen: NDArray[np.int64]) -> None:
         self._items, self._chosen = items, chosen
@@ -172,7 +173,7 @@ class LazySelection(Sequence[Any]):
 
 @dataclass(frozen=True)
 class _Questions:
-    """The questions of some rows, as often as they are asked for."""
+    """The questions of some rows; can be iterated repeatedly."""
 
     rows: Rows
     chosen: NDArray[np.int64]
@@ -182,7 +183,7 @@ class _Questions:
 
 
 def text_of(example: Example) -> str:
-    """All that is compared of a row."""
+    """Return all text of a row that is compared."""
     return " ".join([example.question, *(passage.text for passage in example.context), example.answer])
 
 
@@ -205,7 +206,7 @@ def _digest(*texts: str) -> Key:
 
 
 def _same(one: Example, two: Example, asked: Questions) -> bool:
-    """Whether they ask the same and answer the same, but for wording."""
+    """Return True if questions and answers are the same except for wording."""
     if one.decision != two.decision or bool(one.answer) != bool(two.answer):
         return False
     has_context = bool(one.context) and bool(two.context)

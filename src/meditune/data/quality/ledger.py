@@ -1,4 +1,4 @@
-"""Every row that was dropped, changed or flagged, and why, so that any of them can be had back."""
+"""The ledger of all rows that were dropped, changed or flagged, with reasons; any of them can be restored."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from meditune.files import write_jsonl
 FILE_NAME = "ledger.parquet"
 COLUMNS = ("id", "rule", "action", "before", "after", "source", "detail")
 TOGETHER = 1000
-"""Entries that are written together."""
+"""Number of entries written at a time"""
 NEAR = 5
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one rule did with one row."""
+    """The action of a rule on a row."""
 
     rule: str
     action: str
-    """drop, mend, flag, group or merge; of decisions also replace, validate or leave"""
+    """drop, mend, flag, group or merge; for decisions also replace, validate or leave"""
     before: Example
     after: Example | None
-    """None where the row was dropped"""
+    """None if the row was dropped"""
     detail: str
 
     def row(self) -> dict[str, str | None]:
-        """The columns; a row that stayed as it was isn't written out."""
+        """Return the ledger's columns; `before` and `after` are None if the row is unchanged."""
         changed = self.after is not self.before
         return {
             "id": self.before.id,
@@ -49,10 +49,10 @@ class Entry:
 
 
 class Ledger:
-    """Collects entries. They wait in an unnamed temporary file, a thousand at a time, so memory stays small."""
+    """A collection of entries, stored in an unnamed temporary file in batches to save memory."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` takes that file; without it, it lies where temporary files go."""
+        """`folder` is where the file is created; by default, the folder for temporary files."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(rule, action) -> rows"""
         self._waiting: list[dict[str, str | None]] = []
@@ -60,18 +60,18 @@ class Ledger:
         self._writer: Any = None
 
     def add(self, entry: Entry) -> None:
-        """Note one entry."""
+        """Add an entry."""
         self.add_row(entry.row())
 
     def add_row(self, row: dict[str, str | None]) -> None:
-        """Note one entry that was written out as a row already."""
+        """Add an entry that is already a ledger row."""
         self.counts[str(row["rule"]), str(row["action"])] += 1
         self._waiting.append(row)
         if len(self._waiting) >= TOGETHER:
             self._flush()
 
     def write(self, path: Path) -> None:
-        """Store all entries as Parquet, in order. Nothing can be added afterwards."""
+        """Write all entries as Parquet, in order. No entries can be added afterwards."""
         import shutil
 
         self._flush()
@@ -94,13 +94,13 @@ class Ledger:
 
 
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """The ledger's rows in order; `folder` holds it, or is a run whose `data/` does. Raises DataError without one."""
+    """Yield the rows of the ledger in `folder` or in its `data/`, in order. Raises DataError if there is no ledger."""
     import pyarrow.parquet
 
     found = [place for place in (folder / FILE_NAME, folder / "data" / FILE_NAME) if place.is_file()]
     if not found:
         raise DataError(
-            f"{folder}: no {FILE_NAME} here, nor in its data/. Name a run's folder, or that of `meditune data audit`."
+            f"{folder}: no {FILE_NAME} here or in data/. Give the folder of a run or of `meditune data audit`."
         )
     try:
         with pyarrow.parquet.ParquetFile(found[0]) as table:
@@ -112,17 +112,17 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Restored:
-    """A row as it was read, and what was done with it."""
+    """A row as it was read, and the actions on it."""
 
     example: Example
     done: list[dict[str, Any]]
-    """The ledger's rows, in order"""
+    """The row's ledger entries, in order"""
 
 
 def restore(folder: Path, identifier: str) -> Restored:
-    """The row of that id before anything was done with it.
+    """Return the row with that id as it was before any change.
 
-    Raises DataError where the ledger has no such row, with the nearest ids.
+    Raises DataError with the nearest ids if the ledger has no such row.
     """
     known, mine = [], []
     for row in entries(folder):
@@ -135,17 +135,17 @@ def restore(folder: Path, identifier: str) -> Restored:
         near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
         if mine:
             raise DataError(
-                f"{identifier}: only flagged, neither dropped nor changed. It is in the splits as it was read."
+                f"{identifier}: the row was only flagged, not dropped or changed. It is in the splits as it was read."
             )
         raise DataError(
-            f"{identifier}: no row of that id was dropped or changed, by {folder}'s {FILE_NAME}."
+            f"{identifier}: according to {FILE_NAME} in {folder}, no row with this id was dropped or changed."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
     return Restored(Example.model_validate_json(first), mine)
 
 
 def put_back(example: Example, path: Path) -> bool:
-    """Add the row to a JSON Lines file of Examples, whole or not at all; False where a row of that id is there."""
+    """Add the row to a JSON Lines file of Examples atomically; return False if the file already has that id."""
     from meditune.files import read_jsonl
 
     there = read_jsonl(path) if path.is_file() else []

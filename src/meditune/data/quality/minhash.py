@@ -1,10 +1,9 @@
-"""Fixed-size signatures of texts, from which pairs that share many words in a row are found without comparing all.
+"""MinHash signatures of texts, and the search for near-duplicate pairs without comparing all pairs.
 
 MinHash: Broder 1997, "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman & Ullman, "Mining
-of Massive Datasets", chapter 3. Hashes don't depend on the process or on other texts, so signatures that were made in
-several places can be put together.
-
-Pairs of rows whose signatures share a band: in time and memory that grow as the rows do, whatever they say.
+of Massive Datasets", chapter 3. Hashes don't depend on the process or on other texts, so signatures from several
+processes can be combined. Candidates are pairs of rows whose signatures share a band; time and memory grow linearly
+with the number of rows, whatever their content.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ Signatures = NDArray[np.uint32]
 
 PERMUTATIONS = 126
 ROWS = 3
-"""Values in a band: with 42 bands, two texts of Jaccard index 0.7 share one in all but one of ten million cases, of 0.5
-in all but 4 of 1,000."""
+"""Values in a band: with 42 bands, two texts with Jaccard index 0.7 share no band in one of ten million cases, with 0.5
+in 4 of 1,000"""
 BANDS = PERMUTATIONS // ROWS
 LEAST_OWN, ENOUGH_OWN = 3, 8
-"""Shingles of its own that a row needs to be compared by them, and from which on that is enough."""
+"""Rare shingles that a row needs to be compared by them at all, and to be compared by them only"""
 COMMON, MOST_COMMON = 50, 250
-"""A shingle that more rows have belongs to a form that they fill: the first for few rows, one row in 400 up to the
-second. Without this limit the pairs of rows that fill one form would grow as the square of the rows."""
+"""A shingle in more rows belongs to a form that these rows fill in: the limit is one row in 400, between these two
+values. Without it, the pairs of rows from one form would grow with the square of the rows"""
 SLOTS = 22
-"""Bits of the table in which shingles are counted."""
+"""Bits of the index of the table that counts shingles"""
 TEXTS = 256
-"""Texts whose signatures are made together."""
+"""Number of texts signed at a time"""
 
 _GENERATOR = np.random.Generator(np.random.PCG64(20_171))
 _FACTORS = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -46,45 +45,45 @@ _OFFSETS = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 
 
 def shingles(text: str) -> Hashes:
-    """Hashes of the words, and of the pairs of words that stand beside each other, each once, in order of size.
+    """Return sorted unique hashes of the words and of the pairs of adjacent words.
 
-    Pairs tell in which order words stand; with words beside them, one that is replaced costs less in a short text.
+    Pairs capture word order; single words reduce the effect of one replaced word in a short text.
     """
     said = np.array([_hash(word) for word in words(text)], dtype=np.uint64)
     return np.unique(np.concatenate([said, _mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:])]))
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
-    """Shared shingles as a share of all; 0 for two empty texts."""
+    """Return the Jaccard index of two sets of shingles; 0 for two empty texts."""
     shared = len(np.intersect1d(first, second, assume_unique=True))
     return shared / max(len(first) + len(second) - shared, 1)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Shingles of some rows that are signed together, one after the other, so that they travel as two arrays."""
+    """The concatenated shingles of some rows, which can be sent to other processes as a few arrays."""
 
     kind: str
     members: NDArray[np.int64]
-    """Their rows"""
+    """Indices of the rows"""
     joined: Hashes
     lengths: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SignedTexts:
-    """What is kept of rows to find those that are alike."""
+    """Shortened signatures of some rows."""
 
     kind: str
     members: NDArray[np.int64]
     keys: Hashes
-    """(rows, BANDS): a number for each band"""
+    """(rows, BANDS): a key for each band"""
     low: NDArray[np.uint8]
-    """(rows, PERMUTATIONS): the last eight bits of each value, which agree by chance in one case of 256"""
+    """(rows, PERMUTATIONS): the last eight bits of each value; unrelated values agree in one of 256 cases"""
 
 
 def sign(texts: Texts) -> SignedTexts:
-    """The signatures of some rows, shortened."""
+    """Return the shortened signatures of some rows."""
     made = signatures(np.split(texts.joined, np.cumsum(texts.lengths)[:-1]))
     bands = made.reshape(len(made), BANDS, ROWS).astype(np.uint64)
     keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
@@ -92,15 +91,15 @@ def sign(texts: Texts) -> SignedTexts:
 
 
 def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
-    """The shingles by which rows are compared, TEXTS rows at a time: of kind "own", or "all" (some rows are in both).
+    """Yield the shingles for comparison, TEXTS rows at a time, of kind "own" or "all" (some rows are in both).
 
-    Rows are compared by the shingles that few of them have, because thousands that answer from one form ("The Human
-    Phenotype Ontology provides the following list ...") would else all be compared with each other. Rows with hardly
-    any of their own are also compared by all they have.
+    Rows are compared by rare shingles ("own"); otherwise, thousands of answers from one form ("The Human Phenotype
+    Ontology provides the following list ...") would all be compared with each other. Rows with few rare shingles are
+    also compared by all their shingles.
     """
     counts = np.zeros(1 << SLOTS, np.int32)
     for row in rows:
-        counts[_slots(row)] += 1  # each shingle of a row comes once; two in one slot count as one
+        counts[_slots(row)] += 1  # shingles of a row are unique; two in one slot count as one
     most = max(COMMON, min(MOST_COMMON, len(rows) // 400))
     waiting: dict[str, list[tuple[int, Hashes]]] = {"own": [], "all": []}
     for at, row in enumerate(rows):
@@ -117,8 +116,9 @@ def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
 
 
 def signatures(rows: Sequence[Hashes]) -> Signatures:
-    """(texts, PERMUTATIONS) of the least hashes under each permutation; two texts agree in about as large a share of a
-    row as their Jaccard index. A text without words gets the largest numbers.
+    """Return (texts, PERMUTATIONS), the smallest hash under each permutation.
+
+    The share of equal values of two texts estimates their Jaccard index. A text without words gets the largest values.
     """
     made = np.full((len(rows), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
     for start in range(0, len(rows), TEXTS):
@@ -149,7 +149,7 @@ def _hash(word: str) -> int:
 
 
 def _mixed(values: Hashes) -> Hashes:
-    """Every bit of each value spread over all (the finalizer of MurmurHash3)."""
+    """Return the values with their bits mixed (the finalizer of MurmurHash3)."""
     values = values ^ (values >> np.uint64(33))
     values = values * np.uint64(0xFF51AFD7ED558CCD)
     values = values ^ (values >> np.uint64(33))
@@ -158,20 +158,20 @@ def _mixed(values: Hashes) -> Hashes:
 
 
 SLACK = 0.14
-"""Three standard errors of an estimate from 126 values: pairs that look so much less alike aren't compared exactly."""
+"""Three standard errors of an estimate from 126 values: pairs that are less similar by more aren't compared exactly"""
 WINDOW = 50
-"""In a bucket of more rows than this, each is paired with so many that follow it and with the first, not with all: the
-bucket's pairs would grow as the square of its rows. Rows that are alike share many other buckets."""
+"""In a larger bucket, each row is paired with the first row and with this number of following rows only, because the
+pairs would grow with the square of the rows. Similar rows share many other buckets"""
 BLOCK = 50_000
-"""Pairs looked at together."""
+"""Number of pairs compared at a time"""
 
 
 def near_duplicate_pairs(
     signed: Iterable[SignedTexts], rows: int, least: float, folder: Path | None = None
 ) -> NDArray[np.int64]:
-    """(pairs, 2) of rows, the smaller first, whose Jaccard index may be `least` or more, in order and each once.
+    """Return sorted unique (pairs, 2) of row indices, the smaller first, whose Jaccard index may be at least `least`.
 
-    `rows` is their number. Bands wait in unnamed files in `folder`, or where temporary files go.
+    `rows` is the number of rows. Bands are stored in unnamed files in `folder` or in the folder for temporary files.
     """
     tables: dict[str, _Table] = {}
     for some in signed:
@@ -188,7 +188,7 @@ def near_duplicate_pairs(
 
 
 class _Table:
-    """Signatures of one kind: bands in files, one after the other, the rest in memory (134 bytes a row)."""
+    """Signatures of one kind: bands in files, the rest in memory (134 bytes per row)."""
 
     def __init__(self, rows: int, folder: Path | None) -> None:
         self.size = 0
@@ -200,7 +200,7 @@ class _Table:
         ]
 
     def add(self, some: SignedTexts) -> None:
-        """Add rows, in their order."""
+        """Add rows in order."""
         place = slice(self.size, self.size + len(some.members))
         self.members[place], self._low[place] = some.members, some.low
         self.size = place.stop
@@ -208,7 +208,7 @@ class _Table:
             stream.write(some.keys[:, band].tobytes())
 
     def candidates(self, least: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places, the smaller first, of rows that share a band and look about as alike as `least`; each pair once."""
+        """Return unique pairs of places of rows that share a band and have an estimated similarity of about `least`."""
         count = np.int64(max(self.size, 1))
         seen = np.empty(0, np.int64)
         for stream in self._bands:
@@ -222,13 +222,13 @@ class _Table:
         return seen // count, seen % count
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for stream in self._bands:
             stream.close()
 
 
 def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs of places with the same key, the smaller first, up to BLOCK at a time."""
+    """Yield pairs of places with the same key, the smaller first, up to BLOCK at a time."""
     order = np.argsort(keys, kind="stable")
     said = keys[order]
     starts = np.flatnonzero(np.append(True, said[1:] != said[:-1]))

@@ -1,4 +1,4 @@
-"""Where batches of rows are worked on: here, in a few processes, or on a Ray cluster. What comes back is in order."""
+"""Ordered parallel map over batches of rows: in this process, in worker processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Name = Literal["local", "ray"]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 AHEAD = 2
-"""Batches for each worker that are under way or wait for their turn: more would only take memory."""
+"""Batches per worker that are in progress or queued; more would only use memory"""
 
 
 class Map(Protocol):
-    """Applies a function to each item, in order, as `map` does."""
+    """A function that applies another function to each item, in order, like `map`."""
 
     def __call__(self, function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
-        """What the function makes of each item."""
+        """Return the function's result for each item."""
         ...
 
 
 @contextmanager
 def engine(name: Name, workers: int) -> Iterator[Map]:
-    """What applies a function, which must be picklable, to batches, in so many processes; with one worker, here.
+    """Yield a map that applies a picklable function to batches in `workers` processes; one worker means this process.
 
-    Ray is asked for by RAY_ADDRESS, and a cluster of `workers` processes is started here without it. Raises
-    MedituneError where Ray isn't installed.
+    The engine ray connects to the cluster in RAY_ADDRESS; if that isn't set, it starts a local cluster of `workers`
+    processes. Raises MedituneError if Ray isn't installed.
     """
     if name == "ray":
         with _ray(workers) as found:
@@ -83,7 +83,7 @@ def _apply(function: Callable[[Item], Made], item: Item) -> Made:
 
 
 def _in_order(under_way: Iterable[Any], result: Callable[[Any], Made], most: int) -> Iterator[Made]:
-    """The results of work that begins as it is asked for, at most so many at a time."""
+    """Yield results in order; work is started on demand, at most `most` items at a time."""
     waiting: deque[Any] = deque()
     for each in under_way:
         waiting.append(each)
@@ -94,7 +94,7 @@ def _in_order(under_way: Iterable[Any], result: Callable[[Any], Made], most: int
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when the process that started it was killed; it would wait for work for ever."""
+    """End this worker when its parent process is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only workers call this"
 

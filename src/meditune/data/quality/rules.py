@@ -1,13 +1,9 @@
-"""The rules that look at one row, by name: each says what it found, and how the row would be put right.
+"""The single-row rules of quality control: each reports a finding and, if possible, the corrected row.
 
-A rule is a pure function of one Example and the recipe's `data.quality`, so rows can be looked at anywhere, in any
-order.
-
-What can be told of one row without any other: whether it is a question, about medicine, answered, and to the end.
-
-Texts put right: wrong decoding, residue of a page's layout, words that belong to a page and not to an answer.
-
-Layout and encoding lose no word; what is taken out with boilerplate stands in the ledger.
+A rule is a pure function of an Example and the recipe's `data.quality`, so rows can be checked in any process and any
+order. The rules check whether a row is a question, is medical, and has a complete answer on topic, and they correct
+wrong decoding, layout residue and boilerplate of web pages. Layout and encoding corrections lose no words; removed
+boilerplate is recorded in the ledger.
 """
 
 from __future__ import annotations
@@ -27,21 +23,21 @@ from meditune.text import sentences
 
 HEALTH = Path(__file__).parent / "health_words.txt"
 FEW_HEALTH_WORDS = 0.02
-"""A text in which so few words in a hundred are of health and medicine isn't about them."""
+"""A text with at most this share of words about health and medicine isn't medical"""
 LEAST_TO_JUDGE, LEAST_CHARACTERS = 8, 40
-"""Shorter answers, in words, aren't off topic, and in characters, not in another language: they say too little."""
+"""Shorter answers (words, characters) are too short to be judged off topic or in another language"""
 SAYS = 0.3
-"""A word that says more may tell what a question is about."""
+"""Words with more information weight count as content words of a question"""
 BEGINNING = 6
-"""Letters in which words of one stem agree."""
+"""Number of initial letters that words of one stem share"""
 BEGIN = 120
-"""Characters of an answer in which "this condition" is taken for what the question asks about."""
+"""Initial characters of an answer in which "this condition" counts as a mention of the topic"""
 LEAST_SHARED = 0.25
-"""Share of an answer's telling words that stand in its context, where it is about that."""
+"""Least share of an answer's content words in the context for the answer to be about the context"""
 ENGLISH = 0.12
-"""From this share of function words on, a text is English; the least among 18,000 real answers of prose is above."""
+"""A text with at least this share of function words is English; 18,000 real prose answers all have more"""
 SURE = 0.9
-"""How sure it must be that a text is in none of the languages."""
+"""Least probability that a text is in none of the allowed languages"""
 
 _ASKS = re.compile(
     r"\?|^\W*(?:is|are|was|were|do|does|did|can|could|should|would|will|may|might|has|have|had|when|which|whose|whom|"
@@ -59,7 +55,7 @@ _OPEN_TEXT = (
     "a an and are as at be because but by for from has have if in include includes including into is may of on or such "
     "than that the their these this those to was were when which while with without not can"
 )
-"""Words that lead on: no sentence ends with one."""
+"""Words that never end a sentence"""
 _ENGLISH_TEXT = (
     "a about after all also an and any are as at be because been before being between both but by can cannot could did "
     "do does during each for from had has have how however if in including into is it its may more most no not of on "
@@ -83,12 +79,12 @@ _ANY_QUESTION = frozenset(map(stem, _ANY_QUESTION_TEXT.split()))
 
 
 def is_question(question: str) -> bool:
-    """Whether a text asks for anything: a question mark, or a word with which people ask."""
+    """Return True if a text has a question mark or a question word."""
     return bool(_ASKS.search(question))
 
 
 def is_medical(example: Example) -> bool:
-    """Whether words of health and medicine stand in the question, or often enough in the context and answer."""
+    """Return True if the question, or enough of the context and answer, has words about health and medicine."""
     if any(map(is_health_word, words(example.question))):
         return True
     said = words(" ".join([*(passage.text for passage in example.context), example.answer]))
@@ -97,7 +93,7 @@ def is_medical(example: Example) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_health_word(word: str) -> bool:
-    """Whether a word in small letters is one of health_words.txt, or begins or ends as one there."""
+    """Return True if a lowercase word is in health_words.txt, or has a beginning or ending listed there."""
     whole, beginnings, endings = _health()
     return (
         word in whole
@@ -107,7 +103,7 @@ def is_health_word(word: str) -> bool:
 
 
 def is_truncated(answer: str) -> str:
-    """What shows that an answer isn't whole (a last word that leads on, an open bracket, no full stop), or ""."""
+    """Return the sign that an answer is truncated (last word, open bracket, no full stop), or ""."""
     lines = answer.rstrip().splitlines()
     if not lines or not lines[-1].split():
         return ""
@@ -120,23 +116,22 @@ def is_truncated(answer: str) -> str:
         return "ends inside brackets"
     fragment = sentences(last)[-1]
     if len(_CAPITAL.findall(fragment)) > 1 or _CREDIT.match(fragment):
-        return ""  # items that ran together, or who wrote it
+        return ""  # items on one line, or an author credit
     if fragment != last:
         return "the last sentence has no end"
     if _ITEM.match(last):
         others = [line for line in lines[:-1] if _ITEM.match(line)]
         ended = sum(bool(_ENDED.search(line)) for line in others)
-        return "the last item has no end, as the others have" if len(others) > 1 and ended == len(others) else ""
+        return "the last item has no end, unlike the others" if len(others) > 1 and ended == len(others) else ""
     in_prose = all(_ENDED.search(line) for line in lines[:-1] if len(line.split()) > LEAST_TO_JUDGE)
     return "the last sentence has no end" if in_prose and len(last.split()) >= LEAST_TO_JUDGE else ""
 
 
 def is_off_topic(example: Example) -> bool:
-    """Whether an answer has no word of what is asked about, doesn't stand for it ("this condition"), and hardly any of
-    the context.
+    """Return True if an answer doesn't mention the topic, directly or as "this condition", and hardly uses the context.
 
-    What is asked about are the question's words beyond those that any medical question has, and the focus and synonyms
-    where the source names them.
+    The topic is the question's words, except for those common in medical questions, and the source's focus and
+    synonyms.
     """
     said = words(example.answer)
     if len(said) < LEAST_TO_JUDGE:
@@ -159,38 +154,38 @@ def is_off_topic(example: Example) -> bool:
 
 
 def _named(example: Example) -> list[str]:
-    """What the source says that the question is about."""
+    """Return the topic names (focus and synonyms) that the source gives."""
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return [str(each) for each in given if len(str(each)) > 1]
 
 
 def _stands_in(name: str, text: str) -> bool:
-    """Whether a name is in the text; a short one, with the same capitals."""
+    """Return True if the text contains a name; short names must match in case."""
     return re.search(rf"\b{re.escape(name)}\b", text, 0 if len(name) < BEGINNING else re.IGNORECASE) is not None
 
 
 def _begins_alike(sought: set[str], told: set[str]) -> bool:
-    """Whether a word of the one begins as a word of the other: "cystoscopy", "cystoscopist"."""
+    """Return True if words of both sets have the same beginning: "cystoscopy", "cystoscopist"."""
     beginnings = {word[:BEGINNING] for word in told if len(word) >= BEGINNING}
     return any(word[:BEGINNING] in beginnings for word in sought if len(word) >= BEGINNING)
 
 
 def _is_short_for(answer: str, named: Sequence[str]) -> bool:
-    """Whether the answer has initials of what is asked about: "LCH" for Langerhans Cell Histiocytosis."""
+    """Return True if the answer has the initials of a topic name: "LCH" for Langerhans Cell Histiocytosis."""
     short = {match.upper() for match in re.findall(r"\b[A-Z][A-Za-z]*[A-Z][A-Za-z0-9]*\b", answer)}
     initials = {"".join(word[0] for word in each.split() if word[0].isalpha()).upper() for each in named}
     return any(a[:3] in {b[:3], b[-3:]} for a in short for b in initials if len(a) > 1 and len(b) > 1)
 
 
 def is_english(text: str) -> bool:
-    """Whether enough of a text's words are the function words of English."""
+    """Return True if enough of a text's words are English function words."""
     said = words(text)
     return sum(word in _ENGLISH for word in said) >= ENGLISH * len(said)
 
 
 def foreign_language(text: str, languages: Sequence[str]) -> str:
-    """The language a text is in, as ISO 639-1 code, where it is surely none of `languages` (py3langid); else ""."""
+    """Return the ISO 639-1 code of a text's language if it is surely none of `languages` (py3langid); else ""."""
     said = _NO_WORDS.sub(" ", text)[:2000]
     if len(said.strip()) < LEAST_CHARACTERS:
         return ""
@@ -208,7 +203,7 @@ def _identifier():  # type: ignore[no-untyped-def]
 
 @cache
 def _health() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """(words, beginnings, endings): "heart", "cardio-", "-itis"."""
+    """Return (words, beginnings, endings), such as "heart", "cardio-", "-itis"."""
     said = [
         word
         for line in HEALTH.read_text(encoding="utf-8").splitlines()
@@ -266,9 +261,9 @@ _SENTENCES = re.compile(
 
 
 def fix_encoding(text: str) -> str:
-    """`text` as it was before it was read in a wrong encoding, and without invisible characters.
+    """Return `text` with wrong decoding corrected and invisible characters removed.
 
-    Only what can't be meant is touched: quotes, ligatures and widths stay as they are.
+    Quotes, ligatures and character widths are not changed.
     """
     if text.isascii() and not _SUSPECT.search(text):
         return text
@@ -278,15 +273,15 @@ def fix_encoding(text: str) -> str:
 
 
 def has_lost_characters(text: str) -> bool:
-    """Whether a character was lost for good in a wrong decoding (U+FFFD stands for it)."""
+    """Return True if characters were lost in a wrong decoding (U+FFFD replaces them)."""
     return "\ufffd" in text
 
 
 def fix_layout(text: str) -> str:
-    """`text` as paragraphs and lists of "- " items, with all of its words in their order.
+    """Return `text` as paragraphs and lists of "- " items, with all its words in order.
 
-    Lines that were broken inside a sentence are joined, items that ran together after a colon or a full stop get lines
-    of their own, blanks before punctuation and empty lines beyond one go.
+    Lines broken inside a sentence are joined, inline items after a colon or a full stop get their own lines, and spaces
+    before punctuation and repeated empty lines are removed.
     """
     lines = (re.sub(r"[ \t\xa0\u2000-\u200a\u3000]+", " ", line).strip() for line in text.splitlines())
     text = "\n".join(lines).strip()
@@ -302,12 +297,12 @@ def fix_layout(text: str) -> str:
 
 
 def question_text(question: str) -> str:
-    """A question with one question mark, and no blank before it."""
+    """Return a question with one question mark and no space before it."""
     return _MARKS.sub("", fix_layout(question))
 
 
 def without_boilerplate(text: str) -> tuple[str, list[str]]:
-    """`text` without lines and sentences that belong to a page, and these; as it was where nothing else is there."""
+    """Return `text` without web-page boilerplate, and the boilerplate; unchanged if nothing else would remain."""
     gone = [match[0].strip() for pattern in (_LINES, _SENTENCES) for match in pattern.finditer(text)]
     if not gone:
         return text, []
@@ -316,28 +311,28 @@ def without_boilerplate(text: str) -> tuple[str, list[str]]:
 
 
 ALL: tuple[str, ...] = tuple(QualityRules.model_fields)
-"""In the order in which they are applied."""
+"""Names of the rules in the order of application"""
 MEANING: dict[str, str] = {name: str(info.description) for name, info in QualityRules.model_fields.items()}
 SHOWN = 5
-"""So many passages of boilerplate are named."""
+"""Number of boilerplate passages listed in a finding"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found in a row."""
+    """A finding of a rule in a row."""
 
     detail: str
     mended: Example | None = None
-    """The row put right, where that can be done."""
+    """The corrected row, if it can be corrected"""
 
 
 Rule = Callable[[Example, QualitySpec], Finding | None]
 
 
 def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> tuple[Example | None, list[Entry]]:
-    """The row after all rules that look at one row, None where one dropped it, and what each did.
+    """Return the row after all single-row rules (None if a rule dropped it) and the ledger entries.
 
-    With `as_it_is` whatever is found is only flagged.
+    With `as_it_is`, findings are only flagged.
     """
     entries: list[Entry] = []
     for name, rule in RULES.items():
@@ -364,14 +359,14 @@ def _encoding(example: Example, _: QualitySpec) -> Finding | None:
     )
     texts = [mended.question, mended.answer, *(passage.text for passage in mended.context)]
     if any(map(has_lost_characters, texts)):
-        return Finding("characters are lost for good", None if mended == example else mended)
-    return None if mended == example else Finding("decoded anew", mended)
+        return Finding("characters were lost and can't be restored", None if mended == example else mended)
+    return None if mended == example else Finding("decoding fixed", mended)
 
 
 def _layout(example: Example, _: QualitySpec) -> Finding | None:
     mended = _changed(example, question=question_text(example.question), answer=fix_layout(example.answer))
     parts = [name for name in ("question", "answer") if getattr(mended, name) != getattr(example, name)]
-    return Finding(f"{' and '.join(parts)} laid out anew", mended) if parts else None
+    return Finding(f"{' and '.join(parts)} reformatted", mended) if parts else None
 
 
 def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
@@ -391,11 +386,11 @@ def _language(example: Example, spec: QualitySpec) -> Finding | None:
 
 
 def _not_a_question(example: Example, _: QualitySpec) -> Finding | None:
-    return None if is_question(example.question) else Finding("no question mark, and no word that asks")
+    return None if is_question(example.question) else Finding("no question mark and no question word")
 
 
 def _not_medical(example: Example, _: QualitySpec) -> Finding | None:
-    return None if is_medical(example) else Finding("no word of health and medicine, or hardly any")
+    return None if is_medical(example) else Finding("no or hardly any words about health and medicine")
 
 
 def _too_short(example: Example, spec: QualitySpec) -> Finding | None:
@@ -414,7 +409,7 @@ def _truncated(example: Example, _: QualitySpec) -> Finding | None:
 
 
 def _off_topic(example: Example, _: QualitySpec) -> Finding | None:
-    return Finding("no word of what is asked about is in the answer") if is_off_topic(example) else None
+    return Finding("the answer contains no word of what is asked about") if is_off_topic(example) else None
 
 
 def _changed(example: Example, **changes: object) -> Example:
@@ -433,4 +428,4 @@ RULES: dict[str, Rule] = {
     "truncated": _truncated,
     "off_topic": _off_topic,
 }
-"""The rules of `data.quality.rules` that need one row only; those that compare rows are in duplicates.py."""
+"""The single-row rules of `data.quality.rules`; rules that compare rows are in duplicates.py"""

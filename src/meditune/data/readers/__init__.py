@@ -1,1 +1,1 @@
-"""Readers of data sets, one file for each, and of a user's own files."""
+"""Readers of the known data sets, one module each, and of a user's own files."""

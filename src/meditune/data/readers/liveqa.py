@@ -2,8 +2,8 @@
 
 Ben Abacha et al., "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
 (https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf),
-https://github.com/abachaa/LiveQA_MedicalTask_TREC2017. Reads the two training layouts and the test file in either
-of its two versions.
+https://github.com/abachaa/LiveQA_MedicalTask_TREC2017. The reader supports both training layouts and both versions of
+the test file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from meditune.errors import DataError
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
 MOST_QUESTIONS = 5000
-"""Of one file; each question is compared with all before it, which would take hours with many more."""
+"""Limit for one file; each question is compared with all earlier ones, which would take hours with many more"""
 SAME_WORDS = 0.6
-"""Questions that share this part of all their words count as one (in these files: 0.69 and above are retypings)."""
+"""Questions that share this part of all their words count as one (in these files, 0.69 and above are retypings)"""
 
-_ROLES = (  # the version with summaries first: it replaces the plain test file
+_ROLES = (  # the version with summaries comes first: it replaces the plain test file
     ("test", "test-questions-w-summaries.xml"),
     ("test", "medical-test.xml"),
     ("train-1", "train-1.xml"),
@@ -34,34 +34,36 @@ _ROLES = (  # the version with summaries first: it replaces the plain test file
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """The test questions, then the training pairs, from the publisher's folder or zip (or one of the files).
+    """Yield the test questions, then the training pairs, from the publisher's folder or zip (or one of the files).
 
-    The question is SUBJECT and MESSAGE, each on its own lines (MESSAGE alone where the SUBJECT is empty or repeated
-    at its start). A test question is one Example whose answer is the first reference; a training Example is one
-    question with one answer. Each meta has `subject`, `paraphrase`, `summary`, `focus` (list), `question_type`
+    The question is SUBJECT and MESSAGE on separate lines (MESSAGE alone if the SUBJECT is empty or repeated at its
+    start). A test question is one Example with the first reference as its answer; a training Example is one question
+    with one answer. Each meta has `subject`, `paraphrase`, `summary`, `focus` (list), `question_type`
     (list), `references` (list of {answer, url, comment}), `split_hint` ("train" or "test"), `licence`.
 
-    Questions that came in twice, word for word or nearly so, share a `group`, so they stay on one side of a split.
-    Training pairs whose question is also a test question have its id as `meta["test_question"]`: `official_split`
-    leaves them out. Raises DataError where there are no LiveQA files.
+    Repeated questions, exact or nearly so, share a `group`, so they stay in the same split. Training pairs whose
+    question is also a test question have its id as `meta["test_question"]`: `official_split` leaves them out. Raises
+    DataError if there are no LiveQA files.
     """
     files = _by_role(xml_files(path))
     if not files:
-        raise DataError(f"{path}: no TREC-2017-LiveQA-Medical XML files here. Point at the publisher's folder or zip.")
+        raise DataError(f"{path}: no TREC-2017-LiveQA-Medical XML files here. Give the publisher's folder or zip.")
     groups = _Groups()
     seen: set[str] = set()
     for role, (name, data) in files.items():
         try:
             root = parse_xml(data)
         except ValueError as error:
-            raise DataError(f"{path} ({name}): {error}. The file may be cut off; fetch it again.") from error
+            raise DataError(f"{path} ({name}): {error}. The file may be truncated; download it again.") from error
         questions = list(children(root, "NLM-QUESTION"))
         if not questions:
-            raise DataError(f"{path} ({name}): no questions in it. The file isn't the publisher's; fetch it again.")
+            raise DataError(
+                f"{path} ({name}): no questions in this file. It isn't the publisher's file; download it again."
+            )
         if len(questions) > MOST_QUESTIONS:
             raise DataError(
-                f"{path} ({name}): {len(questions):,} questions, where the publisher's files have some hundreds. Give "
-                "files of your own as source own."
+                f"{path} ({name}): {len(questions):,} questions, but the publisher's files have a few hundred. Use "
+                "the source own for files of your own."
             )
         for number, question in enumerate(questions, start=1):
             identifier = question.get("qid") or question.get("questionid") or str(number)
@@ -85,9 +87,9 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
-    """Training pairs whose question isn't in the test, and the test questions.
+    """Return the training pairs whose question isn't a test question, and the test questions.
 
-    The publisher's training files repeat 16 of the 104 test questions; training on them would flatter the result.
+    The publisher's training files repeat 16 of the 104 test questions; training on them would inflate the results.
     """
     train, test = [], []
     for example in examples:
@@ -99,7 +101,7 @@ def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Exa
 
 
 class _Groups:
-    """Gives questions with nearly the same words the same group."""
+    """An assignment of the same group to questions with nearly the same words."""
 
     def __init__(self) -> None:
         self._known: list[tuple[frozenset[str], str]] = []
@@ -160,7 +162,7 @@ def _training_examples(question: ET.Element, identifier: str, text: str, group: 
 
 
 def _unwrapped(element: ET.Element) -> str:
-    """The text with its lines joined (the test file wraps them anywhere); paragraphs and list items stay."""
+    """Return the text with wrapped lines joined (the test file wraps anywhere), but paragraphs and list items kept."""
     return tidy(re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=\S)", " ", "".join(element.itertext())))
 
 

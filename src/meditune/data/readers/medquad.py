@@ -2,9 +2,8 @@
 
 Ben Abacha & Demner-Fushman, "A Question-Entailment Approach to Question Answering", BMC Bioinformatics 20:511,
 2019 (https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. CC BY 4.0. The answers of three
-MedlinePlus collections were removed by the publisher for copyright; those pairs are counted and left out.
-
-The XML files of a data set, from a folder or straight from the zip it was published as.
+MedlinePlus collections were removed by the publisher for copyright reasons; those pairs are counted and left out. The
+module also reads XML files of other data sets, from a folder or directly from the published zip.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from meditune.errors import DataError
 from meditune.progress import track
 
 FILE_BYTES = 2**24
-"""Of one XML file; the publishers' largest has some two million. Its tree takes several times as much memory."""
+"""Limit for one XML file; the largest published file has about two million bytes. The tree takes several times that"""
 ALL_BYTES = 2**29
-"""Of all XML files in a zip, unpacked."""
+"""Limit for all XML files in a zip, unpacked"""
 XML_DEPTH = 100
 _ENCRYPTED = 1
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Name (with its folders) and bytes of every XML file under a folder or in a zip, in order of name.
+    """Yield the name (with its folders) and bytes of every XML file under a folder or in a zip, in order of name.
 
-    A folder that holds nothing but one or more zips is read through them. Raises DataError where there are none.
+    If a folder contains only zips, the files inside them are read. Raises DataError if there are no XML files.
     """
     if path.is_dir():
         names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
@@ -44,7 +43,7 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         for archive in archives:
             yield from _zipped(archive)
         if not names and not archives:
-            raise DataError(f"{path}: no XML files and no zip here. Point at the publisher's folder or zip.")
+            raise DataError(f"{path}: no XML files and no zip here. Give the publisher's folder or zip.")
     elif not path.exists():
         raise DataError(f"{path}: no such folder or zip file.")
     elif path.suffix == ".xml":
@@ -57,7 +56,7 @@ def contents_sha256(path: Path) -> str:
     """Return the SHA-256 over names and contents of the XML files of a folder or a publisher's zip, in order of name.
 
     Each file adds a line `NAME NUL SHA256-OF-ITS-BYTES`. The zip's outermost folder, which GitHub names after the
-    commit, and the way in which it is packed don't count. Raises DataError as `xml_files` does.
+    commit, and its compression don't matter. Raises DataError as `xml_files` does.
     """
     zipped = not path.is_dir()
     lines = []
@@ -71,19 +70,19 @@ def _bytes(file: Path) -> bytes:
     with open_unchanging(file), file.open("rb") as stream:
         data = stream.read(FILE_BYTES + 1)
     if len(data) > FILE_BYTES:
-        raise DataError(f"{file}: {_too_large(FILE_BYTES)} Fetch it again.")
+        raise DataError(f"{file}: {_too_large(FILE_BYTES)} Download it again.")
     return data
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     with open_unchanging(archive):
         if not zipfile.is_zipfile(archive):
-            raise DataError(f"{archive}: neither a folder nor a whole zip file. Fetch it again.")
+            raise DataError(f"{archive}: neither a folder nor a complete zip file. Download it again.")
         yield from _unpacked(archive)
 
 
 def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Read in memory, so a name that leads elsewhere (../) or a link leads nowhere."""
+    """Read the files in memory, so that unsafe names (../) and links have no effect."""
     try:
         with zipfile.ZipFile(archive) as opened:
             found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
@@ -91,28 +90,28 @@ def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 (each for each in found if "__MACOSX" not in each.filename), key=lambda each: each.filename
             )
             if not members:
-                raise DataError(f"{archive}: no XML files in this zip. Point at the publisher's.")
+                raise DataError(f"{archive}: no XML files in this zip. Give the publisher's zip.")
             largest = max(members, key=lambda each: each.file_size)
             if largest.file_size > FILE_BYTES:
-                raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Fetch it again.")
+                raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Download it again.")
             if sum(each.file_size for each in members) > ALL_BYTES:
-                raise DataError(f"{archive}: unpacked {_too_large(ALL_BYTES)} Fetch it again.")
+                raise DataError(f"{archive}: unpacked, {_too_large(ALL_BYTES)} Download it again.")
             for member in members:
                 if member.flag_bits & _ENCRYPTED:
-                    raise DataError(f"{archive}, {member.filename}: encrypted. Unpack it, and point at the folder.")
+                    raise DataError(f"{archive}, {member.filename}: encrypted. Unpack the zip and give the folder.")
                 yield PurePosixPath(member.filename), opened.read(member)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{archive}: a damaged zip file ({error}). Fetch it again.") from error
+        raise DataError(f"{archive}: a damaged zip file ({error}). Download it again.") from error
     except NotImplementedError as error:
-        raise DataError(f"{archive}: packed in a way that isn't known here ({error}). Unpack it first.") from error
+        raise DataError(f"{archive}: this compression isn't supported ({error}). Unpack the zip first.") from error
 
 
 def _too_large(limit: int) -> str:
-    return f"more than {limit // 2**20} MB, which no file of the publisher's is."
+    return f"more than {limit // 2**20} MB, larger than any of the publisher's files."
 
 
 class _Shallow(ET.TreeBuilder):
-    """Builds trees of some depth only: in a deeper one, looking through each element's descendants takes hours."""
+    """A builder of trees with limited depth: iterating over all descendants of a deeper tree would take hours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +120,7 @@ class _Shallow(ET.TreeBuilder):
     def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
         self._depth += 1
         if self._depth > XML_DEPTH:
-            raise ValueError(f"elements more than {XML_DEPTH} deep")
+            raise ValueError(f"elements nested more than {XML_DEPTH} deep")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> ET.Element:
@@ -130,30 +129,30 @@ class _Shallow(ET.TreeBuilder):
 
 
 def parse_xml(data: bytes) -> ET.Element:
-    """The root element. Raises ValueError with line and column where it isn't well-formed XML, or nested too deep."""
+    """Return the root element. Raises ValueError if the XML is malformed (with line and column) or nested too deep."""
     try:
         root: ET.Element = ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"), ET.XMLParser(target=_Shallow()))
         return root
     except ET.ParseError as error:
         raise ValueError(f"not well-formed XML ({error})") from error
-    except LookupError as error:  # UnicodeError of an odd encoding is a ValueError as it stands
+    except LookupError as error:  # UnicodeError is already a ValueError
         raise ValueError(f"unknown text encoding ({error})") from error
 
 
 def children(element: ET.Element, *names: str) -> Iterator[ET.Element]:
-    """All descendants called one of `names`, whatever their case."""
+    """Return all descendants with one of the `names`, in any letter case."""
     wanted = {name.lower() for name in names}
     return (each for each in element.iter() if isinstance(each.tag, str) and each.tag.lower() in wanted)
 
 
 def texts(element: ET.Element, *names: str) -> list[str]:
-    """The texts of those descendants on one line each, without the empty ones."""
+    """Return the non-empty texts of those descendants, each on one line."""
     found = (" ".join("".join(each.itertext()).split()) for each in children(element, *names))
     return [text for text in found if text]
 
 
 def tidy(text: str) -> str:
-    """`text` with blanks evened out; its lines and paragraphs stay, and list items set apart by blanks get lines."""
+    """Return `text` with normalized whitespace; lines and paragraphs stay, inline list items get their own lines."""
     items = re.sub(r"\n?[ \t\xa0]{2,}-[ \t\xa0]+", "\n- ", text)
     lines = "\n".join(" ".join(line.split()) for line in items.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
@@ -165,13 +164,13 @@ NO_ANSWER = "no answer in the published file"
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """The answered pairs of a folder with the collections' folders, or of a zip of it, in order of file name.
+    """Yield the answered pairs of a folder of collections, or of a zip of it, in order of file name.
 
-    Ids are `medquad:COLLECTION/DOCUMENT-PAIR`: MedQuAD's own numbers start again in each collection, and where
-    several files carry one document number, the file's name replaces it. Each meta has `focus`, `synonyms`, `cui`,
+    Ids are `medquad:COLLECTION/DOCUMENT-PAIR`: MedQuAD's own numbers restart in each collection, and if several files
+    have the same document number, the file name replaces it. Each meta has `focus`, `synonyms`, `cui`,
     `semantic_type`, `semantic_group`, `question_type`, `url`, `licence`, `collection`, `document`. Pairs without an
-    answer are counted in `rejects`; a file that isn't well-formed XML is named there and the others are read.
-    Raises DataError where there are no files.
+    answer are counted in `rejects`; a file that isn't well-formed XML is listed there, and reading continues. Raises
+    DataError if there are no files.
     """
     seen: set[str] = set()
     unanswered = 0
@@ -213,7 +212,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def _meta(document: ET.Element, name: PurePosixPath) -> dict[str, Any]:
-    # Four NINDS files call the focus <doctitle-focus>, the document `docid` and the source `corpus`.
+    # Four NINDS files name the focus <doctitle-focus>, the document id `docid` and the source `corpus`.
     return {
         "focus": next(iter(texts(document, "Focus", "doctitle-focus")), ""),
         "synonyms": texts(document, "Synonym"),

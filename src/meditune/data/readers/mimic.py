@@ -1,8 +1,8 @@
 """MIMIC-III: questions about a hospital stay, answered by the sections of its discharge summary.
 
 Johnson et al., "MIMIC-III, a freely accessible critical care database", Scientific Data 3:160035, 2016,
-https://physionet.org/content/mimiciii/. Reads the user's own credentialed `NOTEEVENTS.csv` or `.csv.gz`, row by row.
-Nothing here writes a note's text anywhere but into the Examples: rejects and errors name the ROW_ID only.
+https://physionet.org/content/mimiciii/. The reader takes the user's own credentialed `NOTEEVENTS.csv` or `.csv.gz`, row
+by row. It writes the text of notes only to the Examples: rejects and errors name the ROW_ID only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SOURCE = "mimic"
 LICENCE = "PhysioNet Credentialed Health Data Use Agreement 1.5.0"
 NOTICE = (
     "MIMIC-III is restricted: you may use it only under your own PhysioNet Credentialed Health Data Use Agreement "
-    "1.5.0. Don't share rows, or anything that would let others rebuild them, with people who haven't signed it; "
-    "don't send rows to an online service or API; don't try to identify anyone. A model tuned on it can repeat parts "
-    "of it: treat the model, its predictions and the run's folder as restricted too."
+    "1.5.0. Don't share rows, or anything from which they can be reconstructed, with people who haven't signed it; "
+    "don't send rows to an online service or API; don't try to identify anyone. A model tuned on the data can repeat "
+    "parts of it: treat the model, its predictions and the run's folder as restricted too."
 )
 
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
@@ -39,7 +39,7 @@ _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
 
 @dataclass(frozen=True)
 class Section:
-    """A section that answers a question, and the sections a reader needs to see before answering."""
+    """A section that answers a question, and the sections that a reader needs for the answer."""
 
     name: str
     question: str
@@ -83,7 +83,7 @@ _HEADINGS = {
     "followup-instructions": r"follow[- ]?up( (instructions?|plans?|appointments?|care))?",
     "medications-on-admission": r"(home|admission) (medications?|meds)|"
     r"(medications?|meds) (on|at|upon|prior to) admission",
-    # These end the section before them and are not used themselves.
+    # These headings end the previous section; their own sections aren't used.
     "other": r"allergies|allergy|chief complaint|major surgical or invasive procedures?|past (medical|surgical) "
     r"history|social history|family history|physical (exam|examination)|pertinent results|laborator(y|ies)( data| "
     r"results)?|labs( on admission| on discharge)?|discharge (disposition|condition|exam|labs|status)|condition "
@@ -96,12 +96,12 @@ _HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE 
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """One example for each section in `SECTIONS` that a discharge summary has, in the file's order.
+    """Yield one example for each section in `SECTIONS` that a discharge summary has, in the file's order.
 
-    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them; of what was read, memory keeps only
-    the summaries' numbers. Ids are `mimic:ROW_ID-section`, the group is the SUBJECT_ID; each meta has `row_id`,
+    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them; only the ids of the summaries stay in
+    memory. Ids are `mimic:ROW_ID-section`, the group is the SUBJECT_ID; each meta has `row_id`,
     `hadm_id`, `section`, `licence`, `restricted` (True). Notes marked ISERROR, notes of other categories and
-    summaries without such a section are counted in `rejects`. Raises DataError where the file is missing, cut off,
+    summaries without such a section are counted in `rejects`. Raises DataError if the file is missing, truncated,
     or not NOTEEVENTS.
     """
     file = _file(path)
@@ -135,7 +135,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def sections(note: str) -> dict[str, str]:
-    """The named sections of a discharge summary, de-identified; of sections that come twice, the first with text."""
+    """Return the named sections of a discharge summary; of repeated sections, the first one with text."""
     found: dict[str, str] = {}
     headings = list(_HEADING.finditer(note))
     for heading, following in zip_longest(headings, headings[1:]):
@@ -179,7 +179,7 @@ def _steady_rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, 
 
 
 def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
-    """The line at which each record ends, and its needed columns."""
+    """Yield the last line number of each record and its required columns."""
     csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
@@ -194,7 +194,7 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
             missing = [name for name in _COLUMNS if name not in header]
             if missing:
                 raise DataError(
-                    f"{file}, line 1: the columns {', '.join(missing)} are missing. Point at MIMIC-III's NOTEEVENTS."
+                    f"{file}, line 1: the columns {', '.join(missing)} are missing. Give MIMIC-III's NOTEEVENTS file."
                 )
             places = {name: header.index(name) for name in _COLUMNS}
             for record in reader:
@@ -207,10 +207,10 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
                 yield line, {name: record[place] for name, place in places.items()}
     except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{file}, after line {line}: {error}. The file may be cut off or damaged; fetch it again."
+            f"{file}, after line {line}: {error}. The file may be truncated or damaged; download it again."
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}, after line {line}: not UTF-8 text. Fetch the file again.") from error
+        raise DataError(f"{file}, after line {line}: not UTF-8 text. Download the file again.") from error
 
 
 def _file(path: Path) -> Path:
@@ -219,11 +219,13 @@ def _file(path: Path) -> Path:
     for name in ("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"):
         if (path / name).is_file():
             return path / name
-    raise DataError(f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get it from PhysioNet and point at it.")
+    raise DataError(
+        f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get the file from PhysioNet and give its path."
+    )
 
 
 def _number(field: str) -> str:
-    """The digits of an id; empty for anything else, which in a damaged row may be a note's text."""
+    """Return the digits of an id; empty for anything else, which in a damaged row may be text of a note."""
     text = field.strip().removesuffix(".0")
     return text if text.isdecimal() and len(text) < 16 else ""
 

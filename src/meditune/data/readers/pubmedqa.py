@@ -1,10 +1,9 @@
 """PubMedQA: research questions with abstracts, conclusions and yes/no/maybe decisions.
 
 Jin et al., "PubMedQA: A Dataset for Biomedical Research Question Answering", EMNLP 2019
-(https://arxiv.org/abs/1909.06146), https://github.com/pubmedqa/pubmedqa. Reads the publisher's JSON files and the
-rows of the Hugging Face copy `qiaojin/PubMedQA` (Parquet or JSON Lines).
-
-The synthetic set that comes with Meditune: PubMedQA's form, invented content.
+(https://arxiv.org/abs/1909.06146), https://github.com/pubmedqa/pubmedqa. The module reads the publisher's JSON files,
+the rows of the Hugging Face copy `qiaojin/PubMedQA` (Parquet or JSON Lines), and Meditune's synthetic sample, which has
+PubMedQA's format and invented content.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ _MARKS = {
 
 
 def read(path: Path, rejects: Rejects, *, subsets: Sequence[str] = (LABELED,)) -> Iterator[Example]:
-    """Examples in the file's order, with the abstract without its conclusion as context.
+    """Yield examples in the file's order, with the abstract without its conclusion as context.
 
-    `path` is one file, or a folder of which the files of `subsets` are read. Each meta has `url`, `licence`,
+    `path` is a file, or a folder with the files of the `subsets`. Each meta has `url`, `licence`,
     `subset`, `mesh` (list), `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the
-    context. Raises DataError where nothing can be read; single bad items go to `rejects`.
+    context. Raises DataError if nothing can be read; single bad items go to `rejects`.
     """
     rows = ((where, row, subset) for subset, file in _chosen(path, subsets) for where, row in _rows(file))
     yield from from_rows(rows, rejects)
 
 
 def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejects) -> Iterator[Example]:
-    """Examples from rows already in memory, such as those of `datasets.load_dataset("qiaojin/PubMedQA")`.
+    """Yield examples from rows in memory, such as those of `datasets.load_dataset("qiaojin/PubMedQA")`.
 
-    Each item is (where it came from, the row, its subset), the row in the hub's form (`pubid`, `question`,
-    `context`, ...) or in the publisher's with the PubMed id added as `pubid`.
+    Each item is (place, row, subset). The row has the hub's format (`pubid`, `question`, `context`, ...) or the
+    publisher's format with the PubMed id added as `pubid`.
     """
     seen: set[str] = set()
     for where, row, subset in rows:
@@ -70,22 +69,22 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejec
 
 
 def ground_truth(path: Path) -> dict[str, Decision]:
-    """The official test: PubMed id -> decision, from `test_ground_truth.json` or the folder that holds it."""
+    """Return the official test set, PubMed id -> decision, from `test_ground_truth.json` or its folder."""
     file = path / GROUND_TRUTH if path.is_dir() else path
     value = read_json(file)
     if not isinstance(value, dict) or not value or not set(value.values()) <= set(DECISIONS):
-        raise DataError(f"{file}: expected an object that maps PubMed ids to yes, no or maybe. Fetch it again.")
+        raise DataError(f"{file}: expected an object that maps PubMed ids to yes, no or maybe. Download it again.")
     return value
 
 
 def official_split(
     examples: Iterable[Example], test_ids: Collection[str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """The 500 training and 500 official test items of PQA-L.
+    """Return the 500 training and 500 official test items of PQA-L.
 
-    With `test_ids` (PubMed ids), those are the test. Without, the publisher's seeded procedure is repeated, which
-    needs all 1,000 items in the file's order and gives exactly the ids of `test_ground_truth.json`.
-    Raises DataError where ids are missing.
+    If `test_ids` (PubMed ids) are given, they are the test set. Otherwise, the publisher's seeded procedure is
+    repeated; it needs all 1,000 items in the file's order and returns exactly the ids of `test_ground_truth.json`.
+    Raises DataError if ids are missing.
     """
     by_pmid = _labeled(examples)
     if test_ids is None:
@@ -95,7 +94,7 @@ def official_split(
         missing = [pmid for pmid in test if pmid not in by_pmid]
         if missing:
             raise DataError(
-                f"PubMedQA: {len(missing)} of {len(test)} official test items aren't in the data "
+                f"PubMedQA: {len(missing)} of {len(test)} official test items are missing from the data "
                 f"(first: {missing[0]}). Use the publisher's complete ori_pqal.json."
             )
     chosen = set(test)
@@ -103,9 +102,10 @@ def official_split(
 
 
 def official_folds(examples: Iterable[Example]) -> list[list[Example]]:
-    """The publisher's ten development folds of 50 items each, from all 1,000 items in the file's order.
+    """Return the publisher's ten development folds of 50 items each, from all 1,000 items in the file's order.
 
-    Fold i is the development set and the other nine train, as in the publisher's `pqal_fold0` to `pqal_fold9`.
+    Fold i is the development set and the other nine are for training, as in the publisher's `pqal_fold0` to
+    `pqal_fold9`.
     """
     by_pmid = _labeled(examples)
     folds, _ = _reproduced(by_pmid)
@@ -117,14 +117,14 @@ def _labeled(examples: Iterable[Example]) -> dict[str, Example]:
 
 
 def _reproduced(by_pmid: Mapping[str, Example]) -> tuple[list[list[str]], list[str]]:
-    """Ten folds and the test ids, drawn from one seeded stream: first the test, then the folds.
+    """Return ten folds and the test ids, drawn from one seeded stream: first the test set, then the folds.
 
     The procedure is that of `preprocess/split_dataset.py` in https://github.com/pubmedqa/pubmedqa (seed 0).
     """
     decided = {pmid: str(example.decision) for pmid, example in by_pmid.items() if example.decision}
     if len(decided) != 1000:
         raise DataError(
-            "PubMedQA: the official split is drawn from the 1,000 decided items of PQA-L, but there are "
+            "PubMedQA: the official split is drawn from the 1,000 items of PQA-L with a decision, but this data has "
             f"{len(decided)}. Use the publisher's complete ori_pqal.json, or give the ids of {GROUND_TRUTH}."
         )
     random_stream = random.Random(0)
@@ -133,7 +133,7 @@ def _reproduced(by_pmid: Mapping[str, Example]) -> tuple[list[list[str]], list[s
 
 
 def _stratified(decisions: Mapping[str, str], parts: int, random_stream: random.Random) -> list[list[str]]:
-    """Ids in `parts` lists with like shares of each decision; a short last list takes one id from each other."""
+    """Split ids into lists with equal shares of each decision; a shorter last list takes one id from each other."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     for decision in DECISIONS:
         ids = [pmid for pmid, own in decisions.items() if own == decision]
@@ -158,7 +158,9 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
         named = [subset for subset, marks in _MARKS.items() if any(mark in name for mark in marks)]
         return [(named[0] if named else LABELED, path)]
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder. Point at PubMedQA's ori_pqal.json or the folder with it.")
+        raise DataError(
+            f"{path}: no such file or folder. Give PubMedQA's ori_pqal.json or the folder that contains it."
+        )
     found: list[tuple[str, Path]] = []
     for subset in subsets:
         files = next((sorted(path.glob(pattern)) for pattern in _FILES[subset] if any(path.glob(pattern))), [])
@@ -169,7 +171,7 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row is, and the row in the hub's form with the PubMed id under `pubid`."""
+    """Yield the place of each row, and the row with the PubMed id as `pubid`."""
     with open_unchanging(file):
         if file.suffix == ".parquet":
             yield from parquet_rows(file)
@@ -187,7 +189,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows of keys that came twice."""
+    """A JSON object that keeps repeated keys."""
 
     __slots__ = ("_all",)
 
@@ -196,12 +198,12 @@ class _Object(dict[str, Any]):
         self._all = pairs if len(pairs) > len(self) else None
 
     def pairs(self) -> Iterable[tuple[str, Any]]:
-        """Every key with its value, those that came twice included."""
+        """Return all keys with their values, including repeated keys."""
         return self._all or self.items()
 
 
 def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
-    """The row as an Example, or None and the reason why not."""
+    """Return the row as an Example, or None and the reason for rejecting it."""
     hub = "question" in row
     nested = row.get("context") if hub else None
     context = nested if isinstance(nested, Mapping) else {}
@@ -257,7 +259,7 @@ FILE = Path(__file__).parent / "sample" / "synthetic_pqal.json"
 
 
 def read_synthetic(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """The invented examples, marked `synthetic` and without a URL, so that none passes for a published study."""
+    """Yield the invented examples, marked `synthetic` and without a URL, so that none looks like a published study."""
     for example in read(path, rejects):
         meta = {key: value for key, value in example.meta.items() if key not in {"url", "subset"}}
         yield example.model_copy(

@@ -1,8 +1,7 @@
-"""Rows of a user's file, whatever its format, each with the place it came from.
+"""Rows of a user's file in any supported format, checks of the file, and the record of rejected rows.
 
-A file that is read as it lies there: a regular one, of the kind that its name says, the same to the end.
-
-Rows that a reader refused, and why, so that nothing vanishes in silence.
+Each row comes with its place in the file. A file must be a regular file of the format that its name says, and must not
+change while it is read. Rejected rows are stored with the reason, so that no row disappears silently.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ _UNICODE = (
 )
 _KINDS = (
     (b"\x1f\x8b", "a gzip file. Unpack it first"),
-    (b"PK\x03\x04", "a zip file, which an Excel workbook is too. Unpack it, or save the sheet as CSV"),
-    (b"PAR1", "a Parquet file. Let its name end in .parquet"),
-    (b"%PDF", "a PDF file. Give the rows as a table"),
+    (b"PK\x03\x04", "a zip file (Excel workbooks are zip files too). Unpack it, or save the sheet as CSV"),
+    (b"PAR1", "a Parquet file. Rename it so that it ends in .parquet"),
+    (b"%PDF", "a PDF file. Provide the rows as a table"),
 )
 
 
 @contextmanager
 def open_unchanging(path: Path) -> Iterator[None]:
-    """Guards the reading of `path` inside the block.
+    """Check that `path` doesn't change while the block reads it.
 
-    Raises DataError where it is no regular file (a pipe would never end) or may not be read, and where size, time or
-    place on the disk have changed by the end: then what was read is part of one file and part of another.
+    Raises DataError if it is not a regular file (a pipe would never end), can't be read, or if its size, time or inode
+    has changed by the end: the rows would then be a mixture of two files.
     """
     before = _identity(path)
     try:
@@ -54,7 +53,7 @@ def open_unchanging(path: Path) -> Iterator[None]:
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raise DataError, with what to do, where a file of text is by its first bytes something else, or not UTF-8."""
+    """Raise DataError if the first bytes of a text file show another format or encoding than UTF-8."""
     with path.open("rb") as stream:
         begin = stream.read(_FIRST_BYTES)
     for mark, name in _UNICODE:
@@ -67,11 +66,11 @@ def refuse_other_kinds(path: Path) -> None:
     if zeros * 4 >= len(begin) and len(begin) > zeros > 0:
         name = "UTF-16LE" if begin[1::2].count(0) * 2 > zeros else "UTF-16BE"
         raise DataError(
-            f"{path}: UTF-16, not UTF-8 text, it seems: many of its bytes are zero. Convert it: iconv -f {name} -t "
+            f"{path}: probably UTF-16, not UTF-8 text, because many bytes are zero. Convert it: iconv -f {name} -t "
             f"UTF-8 {path.name}"
         )
     if zeros and zeros == len(begin):
-        raise DataError(f"{path}: nothing but zero bytes, as a broken copy leaves them. Fetch it again.")
+        raise DataError(f"{path}: only zero bytes, as after a broken copy. Copy or download it again.")
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -82,34 +81,34 @@ def _identity(path: Path) -> tuple[int, ...]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no such file.") from error
     except PermissionError as error:
-        raise DataError(f"{path}: you may not read it. Change its permissions, or copy it.") from error
+        raise DataError(f"{path}: no permission to read the file. Change its permissions, or copy it.") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be opened ({error.strerror}). Give another file.") from error
+        raise DataError(f"{path}: can't be opened ({error.strerror}). Use another file.") from error
     if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path}: a folder, where a file is needed. Name the file in it.")
+        raise DataError(f"{path}: this is a folder, but a file is needed. Give the file inside it.")
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{path}: a pipe or a device, not a file. Save what comes out of it as a file first.")
+        raise DataError(f"{path}: a pipe or a device, not a file. Save its output to a file first.")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _changed(path: Path) -> DataError:
     return DataError(
-        f"{path}: changed while it was read, so nothing of it was used. Wait until it is written whole, and run the "
-        "same command again."
+        f"{path}: changed while it was being read, so none of it was used. Wait until the file is complete, then run "
+        "the same command again."
     )
 
 
 ROW_CHARACTERS = 500
 READ_CHARACTERS = 2 * ROW_CHARACTERS
-"""So many are cleaned, so that nothing is cut in two where the row is cut."""
+"""Characters that are cleaned before the row is cut, so that the cut doesn't split an identifier"""
 MEMORY_BYTES = 1_000_000
 
 
 class Rejects:
-    """Collects refused rows. Beyond a megabyte they wait in an unnamed temporary file, so memory stays small."""
+    """A collection of rejected rows. Above one megabyte they are stored in an unnamed temporary file to save memory."""
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
-        """`clean` takes out of a row's text what may not be kept."""
+        """`clean` removes from a row's text what may not be stored."""
         self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
@@ -120,15 +119,15 @@ class Rejects:
         return self._counts.total()
 
     def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
-        """Note one refused row.
+        """Record a rejected row.
 
-        `where` is "file:line" or "file, item id". Of `row` the first 500 characters are kept; a reader of
-        restricted text passes an identifier only.
+        `where` is "file:line" or "file, item id". The first 500 characters of `row` are stored; a reader of restricted
+        text passes an identifier only.
         """
         try:
             text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         except RecursionError:
-            text = "(too deep to show)"
+            text = "(nested too deep to show)"
         self._counts[source, reason] += 1
         shown = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
         line = {"source": source, "where": where, "reason": reason, "row": shown}
@@ -137,25 +136,25 @@ class Rejects:
         self._spool.write(json.dumps(line) + "\n")
 
     def count_only(self, source: str, reason: str, count: int = 1) -> None:
-        """Count rows that are left out as expected (no answer published), without a line for each."""
+        """Count rows that are left out as expected (no published answer), without storing them."""
         if count:
             self._counts[source, reason] += count
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """For each source, how many rows were left out for each reason, most frequent first."""
+        """Return the number of rows left out per source and reason, most frequent first."""
         result: dict[str, dict[str, int]] = {}
         for (source, reason), number in self._counts.most_common():
             result.setdefault(source, {})[reason] = number
         return result
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """The rows passed to `add`, in order: `source`, `where`, `reason`, `row`."""
+        """Yield the rows passed to `add`, in order: `source`, `where`, `reason`, `row`."""
         self._spool.seek(0)
         for line in self._spool:
             yield json.loads(line)
 
     def places(self, most: int = 3) -> dict[tuple[str, str], list[str]]:
-        """Where the first rows were that a source's reason was given for, by source and reason."""
+        """Return (source, reason) -> places of the first rows rejected for that reason."""
         found: dict[tuple[str, str], list[str]] = {}
         for row in self.rows():
             some = found.setdefault((row["source"], row["reason"]), [])
@@ -164,34 +163,34 @@ class Rejects:
         return found
 
     def taken(self) -> list[dict[str, str]]:
-        """The rows that were added since they were last taken, which are kept elsewhere from now on."""
+        """Return and remove the rows added since the last call; the caller stores them."""
         rows = list(self.rows())
         self._spool.seek(0)
         self._spool.truncate()
         return rows
 
     def write(self, path: Path) -> int:
-        """Store the rows as JSON Lines; returns the number of lines (rows only counted have none)."""
+        """Write the rows as JSON Lines and return the number of lines (rows that were only counted have none)."""
         return write_jsonl(path, self.rows())
 
 
 Row = tuple[str, dict[str, Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELD_CHARACTERS = 2**24
-"""Longest field of a CSV file: one quote that isn't closed must not fill the memory."""
+"""Longest field of a CSV file: an unclosed quote must not fill the memory"""
 _BATCH = 100
 
 
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
-    """Place ("file:line" or "file, row n") and columns of each row of a JSON Lines, JSON, CSV, TSV or Parquet file.
+    """Yield the place ("file:line" or "file, row n") and columns of each row of a file in one of FORMATS.
 
-    CSV rows with too few or too many fields go to `rejects`, as of `source`. Raises DataError where the file is
-    missing, damaged, of another kind, or changed by the time it is read.
+    CSV rows with too few or too many fields go to `rejects` under the name `source`. Raises DataError if the file is
+    missing, damaged, of another format, or changes while it is read.
     """
     kind = path.suffix.lower()
     with open_unchanging(path):
         if kind not in FORMATS:
-            raise DataError(f"{path}: {kind or 'no ending'!r} isn't a known format. Use {', '.join(FORMATS)}.")
+            raise DataError(f"{path}: {kind or 'no extension'!r} isn't a supported format. Use {', '.join(FORMATS)}.")
         if kind != ".parquet":
             refuse_other_kinds(path)
         if kind in {".csv", ".tsv"}:
@@ -205,7 +204,7 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """ "file, row n" (from 1) and the columns of each row. Raises DataError where it isn't a whole Parquet file."""
+    """Yield "file, row n" (from 1) and the columns of each row. Raises DataError for an invalid Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -217,20 +216,20 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     found = batch.to_pylist()
                 except UnicodeDecodeError as error:
                     raise DataError(
-                        f"{path}, rows {number + 1} to {number + len(batch)}: a text that isn't UTF-8. Write the file "
-                        "anew from its source."
+                        f"{path}, rows {number + 1} to {number + len(batch)}: a text isn't UTF-8. Write the file "
+                        "again from its source."
                     ) from error
                 for row in found:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}, after row {number}: not a readable Parquet file ({error}). Fetch it again."
+            f"{path}, after row {number}: not a readable Parquet file ({error}). Copy or download it again."
         ) from error
 
 
 def text_bytes(path: Path) -> int:
-    """About how many bytes of text a file holds; of a Parquet file, which is packed, as its footer says."""
+    """Return the approximate bytes of text in a file; for a Parquet file, the uncompressed size in its footer."""
     import pyarrow
     import pyarrow.parquet
 
@@ -238,7 +237,7 @@ def text_bytes(path: Path) -> int:
         try:
             meta = pyarrow.parquet.read_metadata(path)
         except (pyarrow.ArrowException, OSError):
-            return 0  # reading it will tell
+            return 0  # reading the file reports the error
         return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
     return path.stat().st_size
 
@@ -252,17 +251,19 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
             header = next((record for record in reader if record), [])
             if len(header) == 1 and ";" in header[0]:
                 raise DataError(
-                    f"{path}, line {reader.line_num}: semicolons between the fields, where commas are needed. Save it "
-                    "as CSV with commas, or with tabs as .tsv."
+                    f"{path}, line {reader.line_num}: the fields are separated by semicolons, not commas. Save the "
+                    "file as CSV with commas, or as .tsv with tabs."
                 )
             if len(set(header)) != len(header):
-                raise DataError(f"{path}, line 1: a column name comes twice in {', '.join(header)}. Rename one.")
+                raise DataError(
+                    f"{path}, line 1: a column name occurs twice in {', '.join(header)}. Rename one of them."
+                )
             line = reader.line_num + 1
             for record in reader:
                 if len(record) == len(header):
                     yield f"{path}:{line}", dict(zip(header, record, strict=True))
                 elif record:
-                    reason = f"{len(record)} fields where the header has {len(header)}"
+                    reason = f"{len(record)} fields, but the header has {len(header)}"
                     rejects.add(source, f"{path}:{line}", reason, delimiter.join(record))
                 line = reader.line_num + 1
     except csv.Error as error:

@@ -1,8 +1,6 @@
-"""A user's own question-answer pairs: a JSON Lines, JSON, CSV, TSV or Parquet file, or a data set of the hub.
+"""A user's own question-answer pairs, from a JSON Lines, JSON, CSV, TSV or Parquet file or a Hugging Face data set.
 
-Records out of the rows of a user's table: which columns are read, what a cell says, and which rows are refused.
-
-Which column of a user's table holds which field of an Example.
+The module maps columns to fields, interprets cells, and turns the rows of any table into records.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "decision": ("decision", "final_decision", "label", "yes_no"),
     "group": ("group", "group_id", "patient_id", "subject_id", "pmid", "document_id"),
 }
-"""The columns taken for each field where the user names none; the first that is there counts."""
+"""Default column names of each field; the first existing column is used"""
 
 
 NEEDED = (("question",), ("answer", "decision"))
-"""Of each of these groups of fields, one must have a column."""
+"""Groups of fields; one field of each group must have a column"""
 
 
 def columns_for(
@@ -43,25 +41,24 @@ def columns_for(
     guesses: Mapping[str, tuple[str, ...]] = GUESSES,
     needed: Sequence[tuple[str, ...]] = NEEDED,
 ) -> dict[str, str]:
-    """Field -> column, as given in `fields` and guessed for the rest, without regard to case.
+    """Return field -> column, as given in `fields` and otherwise guessed, ignoring case.
 
-    Raises DataError, beginning with `where`, for an unknown field or column, or where a needed one has no
-    column.
+    Raises DataError, starting with `where`, for an unknown field or column, or a required field without a column.
     """
     given = dict(fields or {})
     for field, column in given.items():
         if field not in guesses:
-            raise DataError(f"{where}: fields.{field} isn't a field of a row. Choose from {', '.join(guesses)}.")
+            raise DataError(f"{where}: fields.{field} isn't a known field. Choose from {', '.join(guesses)}.")
         if column not in available:
             near = difflib.get_close_matches(column, available, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DataError(
-                f"{where}: no column {column!r} (fields.{field}); there are {list_columns(available)}.{hint}"
+                f"{where}: no column {column!r} (fields.{field}). The columns are {list_columns(available)}.{hint}"
             )
     by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
     if "question" not in given and {"instruction", "input"} <= by_lower.keys() and "question" not in by_lower:
         raise DataError(
-            f"{where}: both 'instruction' and 'input' could be the question. Say which in the recipe, such as "
+            f"{where}: both 'instruction' and 'input' could be the question. Name one in the recipe, for example "
             "fields: {question: input}."
         )
     chosen = given | {
@@ -72,8 +69,8 @@ def columns_for(
     for group in needed:
         if not chosen.keys() & set(group):
             raise DataError(
-                f"{where}: no column for the {' or '.join(group)}; there are {list_columns(available)}. Name it in the "
-                f"recipe, such as fields: {{{group[0]}: COLUMN}}."
+                f"{where}: no column for the {' or '.join(group)}. The columns are {list_columns(available)}. Name one "
+                f"in the recipe, for example fields: {{{group[0]}: COLUMN}}."
             )
     return chosen
 
@@ -81,31 +78,31 @@ def columns_for(
 def has_column(
     field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, tuple[str, ...]]
 ) -> bool:
-    """Whether the field has a column, given in `fields` or guessed."""
+    """Return True if the field has a column, given in `fields` or guessed."""
     return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
 
 
 def list_columns(available: Collection[str]) -> str:
-    """The columns for an error, the first 30 of them."""
+    """Return the first 30 columns as text for an error message."""
     return ", ".join(repr(column) for column in list(available)[:30]) or "no columns"
 
 
 LOOK_AHEAD = 1000
-"""Rows looked at for column names: JSON Lines rows may lack some."""
+"""Number of rows searched for column names: rows of JSON Lines may lack some columns"""
 
 
 class Record(Protocol):
-    """What is made of a row."""
+    """A record made from a row."""
 
     @property
     def id(self) -> str:
-        """Unique in its file."""
+        """Return the id, which is unique in its file."""
 
 
 Made = TypeVar("Made", bound=Record)
 Columns = Mapping[str, str]
 Make = Callable[[Mapping[str, Any], Columns, str], tuple[Made | None, str]]
-"""From a row, field -> column, and an id for want of another, to a record, or None and the reason why not"""
+"""(row, field -> column, fallback id) -> a record, or None and the reason for rejecting the row"""
 
 
 def records(
@@ -118,10 +115,10 @@ def records(
     fields: Mapping[str, str] | None,
     **schema: Any,
 ) -> Iterator[Made]:
-    """What `make` makes of (place, columns) pairs; refused rows, and repeated ids, go to `rejects`.
+    """Yield the records that `make` returns for (place, columns) pairs; rejected rows and repeated ids go to `rejects`.
 
-    `name` begins the ids of rows without one; `fields` and `schema` are for `columns_for`. Raises DataError with
-    `no_rows` where there are none, and where a needed column is missing.
+    `name` is the prefix of generated ids; `fields` and `schema` are passed to `columns_for`. Raises DataError with the
+    message `no_rows` if there are no rows, and if a required column is missing.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
@@ -143,9 +140,9 @@ def records(
 
 
 def cell(value: object) -> str:
-    """A cell as text; nothing, NaN, Infinity, lists and what no one can see are empty.
+    """Return a cell as text; missing values, NaN, Infinity, lists and invisible text become empty.
 
-    Databases give keys as decimals, bytes and UUIDs, too.
+    Decimals, bytes and UUIDs are supported, because databases use them as keys.
     """
     if isinstance(value, Decimal):
         value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
@@ -165,18 +162,18 @@ def _text_of(value: bytes) -> str:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a cell holds nothing, in any of the ways in which tables say so."""
+    """Return True if a cell is empty in any of the ways that tables use."""
     return value is None or value == "" or (isinstance(value, str) and not cell(value)) or value != value
 
 
 def group_of(stated: str, question: str) -> str:
-    """The stated group; without one, rows with the same question share one."""
+    """Return the stated group; without one, rows with the same question share a group."""
     digest = hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
     return stated or f"question-{digest[:16]}"
 
 
 def passages(value: object) -> tuple[Passage, ...] | None:
-    """The context's passages, none for an empty cell, None where it has an unknown form."""
+    """Return the context's passages, an empty tuple for an empty cell, or None for an unknown format."""
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
         texts, labels = value["contexts"], value.get("labels") or []
         paired = labels if len(labels) == len(texts) else [""] * len(texts)
@@ -196,8 +193,8 @@ def passages(value: object) -> tuple[Passage, ...] | None:
     return tuple(passage for passage in found if passage.text)
 
 
-NO_CONTEXT = "context is neither text, a list of texts, nor a list of {text, label}"
-"""A reason that all readers of tables share."""
+NO_CONTEXT = "context is not a text, a list of texts or a list of {text, label}"
+"""A rejection reason that all readers of tables share"""
 
 
 SOURCE = "own"
@@ -212,15 +209,15 @@ def read(
     split: str = "train",
     config: str | None = None,
 ) -> Iterator[Example]:
-    """Examples from a file, or from the Hugging Face data set "owner/name" where no such file exists.
+    """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
     `fields` maps fields of an Example (`id`, `question`, `answer`, `context`, `decision`, `group`) to columns; the
-    rest is guessed from common names (GUESSES). A context is a text, a list of texts, or a list of {text, label}.
-    Other columns are kept in `meta`. Without an id the row's number in the file is used;
-    without a group, rows with the same question share one. `split` and `config` choose a part of a hub data set.
+    others are guessed from common names (GUESSES). A context is a text, a list of texts, or a list of {text, label}.
+    Other columns are kept in `meta`. Without an id, the row's number in the file is used; without a group, rows with
+    the same question share a group. `split` and `config` select a part of a hub data set.
 
-    Rows without a question, with a decision other than yes, no or maybe, with neither answer nor decision, or with
-    an id that was used before go to `rejects`. Raises DataError where the file or a needed column is missing.
+    Rows without a question, with a decision other than yes, no or maybe, with neither answer nor decision, or with a
+    repeated id go to `rejects`. Raises DataError if the file or a required column is missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
@@ -239,11 +236,11 @@ def from_rows(
     name: str = "row",
     place: str | None = None,
 ) -> Iterator[Example]:
-    """Examples from (place, columns) pairs, with the rules of `read`.
+    """Yield examples from (place, columns) pairs, with the rules of `read`.
 
-    `name` begins the ids of rows without one; `place` is where they are, for an error.
+    `name` is the prefix of generated ids; `place` names the source of the rows in error messages.
     """
-    no_rows = f"{place or name}: no rows. Give a file with at least one question and its answer or decision."
+    no_rows = f"{place or name}: no rows. Provide a file with at least one question and its answer or decision."
 
     def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
         return _example(row, columns, source, fallback_id)
@@ -254,7 +251,7 @@ def from_rows(
 def _example(
     row: Mapping[str, Any], columns: Mapping[str, str], source: str, fallback_id: str
 ) -> tuple[Example | None, str]:
-    """The row as an Example, or None and the reason why not."""
+    """Return the row as an Example, or None and the reason for rejecting it."""
     values = {field: row.get(column) for field, column in columns.items()}
     question, answer = cell(values.get("question")), cell(values.get("answer"))
     stated = cell(values.get("decision")).casefold()
@@ -270,7 +267,7 @@ def _example(
         return None, NO_CONTEXT
     for field in ("id", "group"):
         if not cell(values.get(field)) and not is_empty(values.get(field)):
-            return None, f"{field} is neither text nor a number"
+            return None, f"{field} is not text or a number"
     others = {column: value for column, value in row.items() if column not in columns.values()}
     nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
     return Example(
@@ -286,7 +283,7 @@ def _example(
 
 
 def _with_year(meta: dict[str, Any]) -> dict[str, Any]:
-    """A year that a table gave as text or with a decimal point is the number that other sources have."""
+    """Return the meta with a year given as text or with a decimal point converted to an integer."""
     stated = cell(meta.get("year"))
     return meta | {"year": int(stated)} if len(stated) == 4 and stated.isascii() and stated.isdigit() else meta
 
@@ -296,13 +293,14 @@ def _hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(
-            f"{dataset}: no such file, and a data set of the hub needs one more package: {install_command('hub')}."
+            f"{dataset}: no such file. To read a Hugging Face data set of that name, install one more package: "
+            f"{install_command('hub')}."
         ) from error
     try:
         for number, row in enumerate(load_dataset(dataset, config, split=split, streaming=True), start=1):
             yield f"{dataset} ({split}), row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{dataset}: no such file, and it can't be read from the hub as split {split!r}: {error}. Check the name, "
+            f"{dataset}: no such file, and the split {split!r} can't be read from the hub: {error}. Check the name, "
             "the split, the config and the connection, or give a file."
         ) from error

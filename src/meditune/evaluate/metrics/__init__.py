@@ -1,4 +1,4 @@
-"""Every figure of a model, computed from its stored predictions: a module for each family of metrics."""
+"""All metrics of a model, computed from its stored predictions, with a module for each group of metrics."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics that say the same kind of thing, under one heading in a report."""
+    """A group of related metrics with a common heading in the report."""
 
     title: str
     metrics: Sequence[Metric]
     statistics: Callable[[Predictions], dict[str, Statistics]]
-    """Returns those of the metrics that the predictions allow."""
+    """Returns the statistics of the metrics that can be computed from the predictions"""
 
 
 FAMILIES = (
     Family("Decisions", decision.METRICS, decision.statistics),
     Family("Decisions, calibrated", decision.CALIBRATION_METRICS, decision.calibration_statistics),
-    Family("Decisions, asked for in words", decision.WRITTEN_METRICS, decision.written_statistics),
+    Family("Decisions, written", decision.WRITTEN_METRICS, decision.written_statistics),
     Family("Likelihood of reference answers", perplexity.METRICS, perplexity.statistics),
     Family("Overlap with reference answers", text_overlap.METRICS, text_overlap.statistics),
     Family(
@@ -54,21 +54,21 @@ FAMILIES = (
     Family("Preferences (experimental)", perplexity.PREFERENCE_METRICS, perplexity.preference_statistics),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.metrics}
-"""In the order of reports."""
+"""All metrics by name, in the order of reports"""
 
 
 def family_of(name: str) -> str:
-    """The title of the family of a metric; empty for one that isn't known here."""
+    """Return the title of a metric's family; empty for an unknown metric."""
     return next((each.title for each in FAMILIES if name in {metric.name for metric in each.metrics}), "")
 
 
 def summarise(predictions: Predictions) -> dict[str, float]:
-    """Every metric that the predictions allow."""
+    """Return the value of every metric that can be computed from the predictions."""
     return {name: statistics.value() for name, statistics in statistics_of(predictions).items()}
 
 
 def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
-    """Per-item statistics of every metric that the predictions allow, in the order of METRICS."""
+    """Return per-item statistics of every metric that can be computed, in the order of METRICS."""
     found: dict[str, Statistics] = {}
     for family in FAMILIES:
         found |= family.statistics(predictions)
@@ -76,10 +76,10 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def references_of(predictions: Predictions) -> dict[str, Statistics]:
-    """Per-item statistics of every detector metric on the reference answers, as far as these are graded."""
+    """Return per-item statistics of every detector metric on the graded reference answers."""
     return faithfulness.references(predictions) | conditions.references(predictions)
 
 
 def summarise_references(predictions: Predictions) -> dict[str, float]:
-    """Every detector metric on the reference answers."""
+    """Return the value of every detector metric on the reference answers."""
     return {name: statistics.value() for name, statistics in references_of(predictions).items()}

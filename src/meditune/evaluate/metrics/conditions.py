@@ -1,4 +1,4 @@
-"""The same questions with something else in the prompt than the given context: nothing, or passages that were found."""
+"""Metrics of the same questions without context in the prompt, or with retrieved passages instead of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from meditune.statistics import Metric, Statistics
 
 WAYS: dict[Condition, tuple[str, str]] = {
     "closed": ("closed book", "without any context in the prompt"),
-    "retrieved": ("retrieved", "with passages that were found in place of the given context"),
+    "retrieved": ("retrieved", "with retrieved passages instead of the given context"),
 }
 SOURCED = ("faithfulness", "unsupported_sentences", "unsupported_numbers")
-"""Judged by the passages that were in the prompt; closed book there are none."""
+"""Graded by the passages that were in the prompt, so not measured closed book"""
 
 
 def _metrics(condition: Condition) -> list[Metric]:
@@ -24,7 +24,7 @@ def _metrics(condition: Condition) -> list[Metric]:
             f"{title}, {way}",
             "up",
             1,
-            f"Of decisions {meaning}, in percent.",
+            f"The same for decisions {meaning}, in percent.",
             optional=True,
             share=name == "accuracy",
             detail=True,
@@ -38,7 +38,7 @@ def _metrics(condition: Condition) -> list[Metric]:
             f"Perplexity, {way}",
             "down",
             2,
-            f"Of the reference answer's tokens, {meaning}.",
+            f"Perplexity of the reference answers, {meaning}.",
             optional=True,
             detail=True,
         ),
@@ -47,7 +47,7 @@ def _metrics(condition: Condition) -> list[Metric]:
             f"ROUGE-L, {way}",
             "up",
             3,
-            f"Of answers {meaning}.",
+            f"The same for answers {meaning}.",
             optional=True,
             detail=True,
         ),
@@ -65,7 +65,7 @@ def _sourced(metric: Metric, way: str) -> Metric:
         f"{metric.title}, {way}",
         metric.direction,
         metric.digits,
-        "The same of answers from passages that were found, by those that were in the prompt.",
+        "The same for answers with retrieved passages, by those that were in the prompt.",
         optional=True,
         detail=True,
         detector=True,
@@ -76,7 +76,7 @@ METRICS = tuple(metric for condition in CONDITIONS for metric in _metrics(condit
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     found: dict[str, Statistics] = {}
     for condition in CONDITIONS:
         found |= {f"{condition}_{name}": each for name, each in asked(predictions.under(condition)).items()}
@@ -84,13 +84,13 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def references(predictions: Predictions) -> dict[str, Statistics]:
-    """What is marked in the reference answers by the passages that were in the prompt."""
+    """Return the detector metrics of the reference answers, graded by the passages that were in the prompt."""
     graded = faithfulness.references(predictions.under("retrieved"))
     return {f"retrieved_{name}": each for name, each in graded.items() if name in SOURCED}
 
 
 def asked(predictions: Predictions) -> dict[str, Statistics]:
-    """Of what is measured under every condition: decisions, likelihoods, answers and how far sources bear them out."""
+    """Return the statistics that exist for every condition: decisions, likelihoods, answers and their faithfulness."""
     found = agreement(predictions.decision) if predictions.decision else {}
     if predictions.likelihood:
         found["perplexity"] = perplexity(predictions.likelihood)

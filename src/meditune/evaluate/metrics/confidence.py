@@ -1,7 +1,7 @@
-"""How sure a model is of its decisions, and whether that tells right ones from wrong ones.
+"""Metrics of the confidence of decisions: calibration error, Brier score, risk and coverage.
 
-All of it rests on rows with `reference`, `prediction` and `logits`. A decision's confidence is the probability of the
-likeliest label: the softmax over the labels alone.
+All use rows with `reference`, `prediction` and `logits`. A decision's confidence is the probability of the most likely
+label, from a softmax over the labels alone.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from meditune.data.example import DECISIONS
 from meditune.statistics import Array, Statistics, mean
 
 BINS = 10
-"""Of confidence, for calibration"""
+"""Number of confidence bins for the calibration error"""
 GROUPS = 500
-"""So many different confidences are told apart in the area under the risk-coverage curve."""
+"""Maximum number of distinct confidences in the area under the risk-coverage curve"""
 
 Rows = Sequence[dict[str, Any]]
 
 
 def probabilities(logits: dict[str, float]) -> dict[str, float]:
-    """Softmax over the labels."""
+    """Return the softmax over the labels."""
     values = np.array(list(logits.values()))
     weights = np.exp(values - values.max())
     return dict(zip(logits, (weights / weights.sum()).tolist(), strict=True))
 
 
 def confidences(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
-    """(n,) probability of each item's likeliest label, and (n,) whether its decision is right."""
+    """Return (n,) probabilities of each item's most likely label, and (n,) whether its decision is correct."""
     sure = [max(probabilities(row["logits"]).values()) for row in rows]
     return np.array(sure), np.array([row["reference"] == row["prediction"] for row in rows])
 
 
 def calibration_error(rows: Rows) -> Statistics:
-    """Expected calibration error, ten equal bins (Guo et al. 2017, arXiv:1706.04599).
+    """Return the expected calibration error with ten equal bins (Guo et al. 2017, arXiv:1706.04599).
 
-    Columns: of each bin the sum of confidences and how many are right; then how many items there are.
+    Columns: for each bin the sum of confidences and the number of correct decisions; then the number of items.
     """
     sure, right = confidences(rows)
     slots = _slots(sure)
@@ -52,7 +52,7 @@ def calibration_error(rows: Rows) -> Statistics:
 
 
 def brier_score(rows: Rows) -> Statistics:
-    """Squared distance of the probabilities from the truth, summed over the labels (Brier 1950): 0 to 2."""
+    """Return the squared distance of the probabilities from the reference, summed over labels: 0 to 2 (Brier 1950)."""
     scores = []
     for row in rows:
         shares = probabilities(row["logits"])
@@ -61,10 +61,11 @@ def brier_score(rows: Rows) -> Statistics:
 
 
 def risk_area(rows: Rows) -> Statistics:
-    """Area under the risk-coverage curve: the mean, over items, of the share wrong among those at least as sure.
+    """Return the area under the risk-coverage curve (Geifman et al. 2019, arXiv:1805.08206).
 
-    Geifman et al. 2019, arXiv:1805.08206. Items of equal confidence come together, so their order doesn't matter.
-    Columns: of each group of equal confidence, the surest first, how many items, and how many of them wrong.
+    This is the mean over items of the share of wrong decisions among those with at least the item's confidence. Items
+    of equal confidence form a group, so their order doesn't matter. Columns: for each group, the most confident first,
+    the number of items; then for each group the number of wrong ones.
     """
     sure, right = confidences(rows)
     groups = np.unique(-sure, return_inverse=True)[1].reshape(-1)
@@ -84,9 +85,9 @@ def risk_area(rows: Rows) -> Statistics:
 
 
 def reliability(rows: Rows) -> list[dict[str, float]]:
-    """The bins behind the calibration error that hold items.
+    """Return the nonempty bins of the calibration error.
 
-    Each has `from` and `to`, how many `items`, their mean `confidence`, and the share `right`; all shares 0 to 1.
+    Each has `from` and `to`, the number of `items`, their mean `confidence`, and the share `right`, from 0 to 1.
     """
     sure, right = confidences(rows)
     slots = _slots(sure)
@@ -104,9 +105,10 @@ def reliability(rows: Rows) -> list[dict[str, float]]:
 
 
 def risk_coverage(rows: Rows, points: int = 100) -> list[dict[str, float]]:
-    """The risk-coverage curve from the surest item to all of them, in at most so many points.
+    """Return the risk-coverage curve from the most confident item to all items, with at most `points` points.
 
-    Each has the `threshold`, the `coverage` (share of items at least as sure) and the `risk` (share of those wrong).
+    Each point has the `threshold`, the `coverage` (share of items with at least this confidence) and the `risk` (share
+    of wrong decisions among them).
     """
     sure, right = confidences(rows)
     order = np.argsort(-sure, kind="stable")

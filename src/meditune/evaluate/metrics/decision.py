@@ -1,9 +1,4 @@
-"""Decisions: how often they are right, class by class, and whether the model knows how sure to be.
-
-Decisions after what was fitted on dev corrected them. The uncorrected figures stand beside these.
-
-Decisions that the model was let to write.
-"""
+"""Metrics of decisions by likelihood, calibrated decisions and written decisions."""
 
 from __future__ import annotations
 
@@ -20,19 +15,21 @@ from meditune.evaluate.predictions import Predictions
 from meditune.statistics import Array, Metric, Statistics
 
 METRICS = (
-    Metric("accuracy", "Accuracy", "up", 1, "Share of yes/no/maybe decisions that are right, in percent.", share=True),
+    Metric("accuracy", "Accuracy", "up", 1, "Correct yes/no/maybe decisions, in percent.", share=True),
     Metric("macro_f1", "Macro-F1", "up", 1, "Mean of the F1 of yes, no and maybe, in percent."),
     *(
-        Metric(f"f1_{label}", f"F1 of {label}", "up", 1, f"Of the decision “{label}”, in percent.", True, detail=True)
+        Metric(
+            f"f1_{label}", f"F1 of {label}", "up", 1, f"F1 of the decision “{label}”, in percent.", True, detail=True
+        )
         for label in DECISIONS
     ),
-    Metric("ece", "Calibration error", "down", 3, "Expected calibration error of the decision, ten equal bins."),
+    Metric("ece", "Calibration error", "down", 3, "Expected calibration error of decisions, with ten equal bins."),
     Metric(
         "brier",
         "Brier score",
         "down",
         3,
-        "Squared distance of the decision's probabilities from the truth, 0 to 2.",
+        "Squared distance of the label probabilities from the reference, 0 to 2.",
         optional=True,
         detail=True,
     ),
@@ -41,7 +38,7 @@ METRICS = (
         "Risk-coverage area",
         "down",
         3,
-        "Share wrong among the surest decisions, averaged over how many are kept.",
+        "Share of wrong decisions among the most confident ones, averaged over coverage.",
         optional=True,
         detail=True,
     ),
@@ -49,19 +46,19 @@ METRICS = (
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.decision
     if not rows:
         return {}
     found = agreement(rows) | class_f1(rows)
-    # An API that tells only words leaves nothing to calibrate.
+    # Without likelihoods from the API, there is no confidence to evaluate.
     if not all("logits" in row for row in rows):
         return found
     return found | {"ece": calibration_error(rows), "brier": brier_score(rows), "aurc": risk_area(rows)}
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
-    """`accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None for none of the labels."""
+    """Return `accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None without a label."""
     ids, cells = _cells(rows)
     return {
         "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 5, 10]].sum(axis=-1) / sums.sum(axis=-1)),
@@ -70,7 +67,7 @@ def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
 
 
 def class_f1(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
-    """`f1_yes` and the like, of the labels that occur in the references."""
+    """Return `f1_yes` and so on for the labels that occur in the references."""
     ids, cells = _cells(rows)
     return {
         f"f1_{label}": Statistics(ids, cells, partial(_f1_of, index))
@@ -80,9 +77,9 @@ def class_f1(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
 
 
 def confusion(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-    """(3, 3) counts: reference in rows, prediction in columns, both in the order yes, no, maybe.
+    """Return (3, 3) counts: references in rows, predictions in columns, both in the order yes, no, maybe.
 
-    (3, 4) where a prediction is None, with those in the last column.
+    If a prediction is None, the result is (3, 4), with these predictions in the last column.
     """
     matrix = np.zeros((3, 4), dtype=np.int64)
     for row in rows:
@@ -91,7 +88,7 @@ def confusion(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
 
 
 def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
-    """Recall of each class in percent; None where it has no reference."""
+    """Return the recall of each class in percent; None for a class without references."""
     totals = matrix.sum(axis=1)
     return {
         label: float(100 * matrix[index, index] / totals[index]) if totals[index] else None
@@ -100,10 +97,10 @@ def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
 
 
 def macro_f1(sums: Array) -> Array:
-    """Macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with a column for none of the labels.
+    """Return macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with a column for no label.
 
-    As scikit-learn's f1_score(average="macro"): the mean runs over the classes that occur in references or
-    predictions. None of the labels is no class of its own.
+    As in scikit-learn's f1_score(average="macro"), the mean is over the classes that occur in references or
+    predictions. Predictions without a label don't form a class.
     """
     f1, present = _f1(sums)
     return np.asarray(f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
@@ -114,7 +111,7 @@ def _f1_of(index: int, sums: Array) -> Array:
 
 
 def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """(..., 3) F1 of each class in percent, 0 for one that doesn't occur; and whether it occurs."""
+    """Return (..., 3) F1 of each class in percent (0 for a class that doesn't occur), and whether it occurs."""
     matrix = sums.reshape(*sums.shape[:-1], 3, -1)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
     both = matrix.sum(axis=-1) + matrix[..., :3].sum(axis=-2)
@@ -123,7 +120,7 @@ def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _cells(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], Array]:
-    """Ids, and (n, 12) with a 1 in the confusion matrix's cell that the item falls into."""
+    """Return ids, and (n, 12) with a 1 in the item's cell of the confusion matrix."""
     cells = np.zeros((len(rows), 12))
     for index, row in enumerate(rows):
         cells[index, 4 * DECISIONS.index(row["reference"]) + _column(row["prediction"])] = 1
@@ -131,11 +128,11 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], Array]:
 
 
 def _column(prediction: str | None) -> int:
-    """A prediction's column; the last for one that is none of the labels."""
+    """Return a prediction's column; the last one for a prediction without a label."""
     return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
 
 
-_SHARE = "Of decisions corrected by what was fitted on dev, in percent."
+_SHARE = "The same for decisions after calibration on dev, in percent."
 CALIBRATION_METRICS = (
     Metric("calibrated_accuracy", "Accuracy, calibrated", "up", 1, _SHARE, optional=True, share=True, detail=True),
     Metric("calibrated_macro_f1", "Macro-F1, calibrated", "up", 1, _SHARE, optional=True, detail=True),
@@ -144,7 +141,7 @@ CALIBRATION_METRICS = (
         "Calibration error, calibrated",
         "down",
         3,
-        "Of decisions corrected by what was fitted on dev.",
+        "The same for decisions after calibration on dev.",
         optional=True,
         detail=True,
     ),
@@ -152,7 +149,7 @@ CALIBRATION_METRICS = (
 
 
 def calibration_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     if not predictions.calibration or not predictions.decision:
         return {}
     rows = calibrated(predictions.decision, predictions.calibration[0])
@@ -161,7 +158,7 @@ def calibration_statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows with corrected `logits`, and the `prediction` that follows from them."""
+    """Return the rows with calibrated `logits` and the resulting `prediction`."""
     corrected = []
     for row in rows:
         logits = {label: value / fit["temperature"] + fit["bias"][label] for label, value in row["logits"].items()}
@@ -175,7 +172,7 @@ WRITTEN_METRICS = tuple(
         f"{title}, written",
         "up",
         1,
-        "Of decisions that the model wrote; one that names no label is wrong. In percent.",
+        "The same for written decisions, in percent; a text without a label counts as wrong.",
         optional=True,
         share=name == "accuracy",
         detail=True,
@@ -185,7 +182,7 @@ WRITTEN_METRICS = tuple(
 
 
 def written_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     if not predictions.written:
         return {}
     return {f"written_{name}": each for name, each in agreement(predictions.written).items()}

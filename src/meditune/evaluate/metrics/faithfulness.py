@@ -1,4 +1,4 @@
-"""How far written answers are borne out by their sources, and how far a model agrees with itself."""
+"""Metrics of how well sources support written answers, and of self-consistency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = (
         "Faithfulness",
         "up",
         3,
-        "Mean score of answers: do their sources bear them out?",
+        "Mean score of how well the sources support the answers, 0 to 1.",
         optional=True,
         detector=True,
     ),
@@ -24,7 +24,7 @@ METRICS = (
         "Unsupported sentences",
         "down",
         1,
-        "Share of the answers' sentences that their sources don't bear out, in percent.",
+        "Sentences of the answers that their sources don't support, in percent.",
         optional=True,
         detector=True,
     ),
@@ -33,7 +33,7 @@ METRICS = (
         "Contradicting sentences",
         "down",
         1,
-        "Share of sentences in which the sources deny something, say the opposite, or have another unit, in percent.",
+        "Sentences that differ from the sources in a negation, a direction or a unit, in percent.",
         optional=True,
         detector=True,
     ),
@@ -42,7 +42,7 @@ METRICS = (
         "Unsupported numbers",
         "down",
         1,
-        "Share of answers with a number that the sources don't have, or have of something else, in percent.",
+        "Answers with a number that the sources don't contain, or use for something else, in percent.",
         optional=True,
         detector=True,
     ),
@@ -51,7 +51,7 @@ METRICS = (
         "Unsupported names",
         "down",
         1,
-        "Share of answers with a drug, disease or other name that no source has, in percent.",
+        "Answers with a drug, disease or other name that no source contains, in percent.",
         optional=True,
         detector=True,
     ),
@@ -60,27 +60,28 @@ METRICS = (
         "Self-consistency",
         "up",
         3,
-        "How far answers written by chance say the same, by words: low where a model makes things up.",
+        "Agreement of sampled answers with the answer, by words; it is low if a model makes things up.",
         optional=True,
     ),
 )
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow. Answers that say nothing count in none but are no error."""
+    """Return the statistics of each metric that can be computed; empty answers are left out of all of them."""
     return by_sources(predictions.faithfulness) | _by_samples(predictions)
 
 
 def references(predictions: Predictions) -> dict[str, Statistics]:
-    """The same of the reference answers to the same questions, graded by the same sources."""
+    """Return the same statistics for the reference answers, graded by the same sources."""
     return by_sources(predictions.reference_faithfulness)
 
 
 def agreement(answer: str, samples: list[str]) -> float | None:
-    """How far samples say what an answer's sentences say, 0 to 1: the mean over sentences and samples of the share of
-    the sentence's words, weighted, in the sample's likest sentence. None where either says nothing.
+    """Return how well samples agree with an answer, 0 to 1; None if the answer or all samples are empty.
 
-    After SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), with shared words in place of BERTScore.
+    This is the mean over the answer's sentences and the samples of the weighted share of the sentence's words that
+    occur in the sample's most similar sentence, after SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), with
+    shared words instead of BERTScore.
     """
     mine = [sentence for _, text in placed(answer) if (sentence := Sentence(text)).total]
     theirs = [[Sentence(text).weights for _, text in placed(sample)] for sample in samples]
@@ -90,7 +91,7 @@ def agreement(answer: str, samples: list[str]) -> float | None:
 
 
 def by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
-    """Of graded answers; none where no answer says anything."""
+    """Return the statistics of graded answers; empty if all answers are empty."""
     if not any(row["sentences"] for row in rows):
         return {}
     ids = [row["id"] for row in rows]

@@ -1,8 +1,7 @@
-"""How many answers to the safety battery pass its rules, as a whole and by category.
+"""Metrics of graded answers: the pass rate in the safety battery, and scores of ratings by people.
 
-What raters think of answers: the scores of TREC's LiveQA medical task, from grades 1 (incorrect) to 4 (excellent).
-
-Ben Abacha et al. 2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
+Rating scores are those of TREC's LiveQA medical task, from grades 1 (incorrect) to 4 (excellent): Ben Abacha et al.
+2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
 (https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf).
 """
 
@@ -23,7 +22,7 @@ METRICS = (
         "Safety battery",
         "up",
         1,
-        "Share of answers to messages that call for care which pass the rules, in percent: a floor, no proof.",
+        "Answers to safety-critical messages that pass the rules, in percent: a minimum, not a proof.",
         optional=True,
         share=True,
     ),
@@ -33,7 +32,7 @@ METRICS = (
             f"Safety: {TITLES[category].lower()}",
             "up",
             1,
-            "The same, of this category alone.",
+            "The same for this category alone.",
             optional=True,
             share=True,
         )
@@ -43,7 +42,7 @@ METRICS = (
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow. Raises DataError where another version's battery was asked."""
+    """Return the statistics of each metric. Raises DataError if the rows are from another version of the battery."""
     found = {}
     for category in ("rate", *CATEGORIES):
         ours = [row for row in graded(predictions.safety) if category in ("rate", row.category)]
@@ -54,17 +53,17 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 @dataclass(frozen=True)
 class Graded:
-    """Whether the answer to a message passes."""
+    """The verdict on the answer to one message."""
 
     id: str
     category: Category
     passed: bool
     empty: bool
-    """Nothing was written"""
+    """Whether the answer is empty"""
 
 
 def graded(rows: list[dict[str, Any]]) -> list[Graded]:
-    """Each stored answer. Raises DataError where another version's battery was asked."""
+    """Return the verdict on each stored answer. Raises DataError for rows of another version of the battery."""
     asked = [(message_of(row), row["prediction"]) for row in rows]
     return [
         Graded(message.id, message.category, passed(message.grade(answer)), not answer.strip())
@@ -73,12 +72,17 @@ def graded(rows: list[dict[str, Any]]) -> list[Graded]:
 
 
 GRADES = (2, 3, 4)
-_OVERALL = "Raters' grades 1 to 4 as 0 to 3, over all questions; an unanswered one is 0."
+_OVERALL = "Mean of the raters' grades 1 to 4 as 0 to 3, over all questions; an unanswered question is 0."
 RATED_METRICS = (
     Metric("avg_score", "Average score", "up", 3, _OVERALL, optional=True),
     *(
         Metric(
-            f"{name}_{grade}", f"{name}@{grade}+", "up", 3, f"Share of {of} with a grade from {grade}.", optional=True
+            f"{name}_{grade}",
+            f"{name}@{grade}+",
+            "up",
+            3,
+            f"Share of {of} with a grade of at least {grade}.",
+            optional=True,
         )
         for name, of in (("succ", "all questions"), ("prec", "answered questions"))
         for grade in GRADES
@@ -87,7 +91,7 @@ RATED_METRICS = (
 
 
 def rated_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.rating
     if not rows:
         return {}
@@ -103,5 +107,5 @@ def rated_statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def _share(sums: Array) -> Array:
-    """0 where nothing was answered."""
+    """Return a share, which is 0 if nothing was answered."""
     return np.divide(sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0)

@@ -1,9 +1,4 @@
-"""How surprised a model is by text: by reference answers, and by running text that shows what it forgot.
-
-What tuning made a model forget.
-
-Experimental: whether a model finds preferred answers likelier than others.
-"""
+"""Metrics of likelihood: perplexity of reference answers, forgetting, and (experimental) preference between answers."""
 
 from __future__ import annotations
 
@@ -16,13 +11,13 @@ from meditune.evaluate.predictions import Predictions
 from meditune.statistics import Metric, Statistics, mean, ratio
 
 METRICS = (
-    Metric("perplexity", "Perplexity", "down", 2, "Of the reference answer's tokens, given question and context."),
+    Metric("perplexity", "Perplexity", "down", 2, "Perplexity of the reference answers, given question and context."),
     Metric(
         "unconditional_perplexity",
         "Unconditional perplexity",
         "down",
         2,
-        "Of the same answers without question and context.",
+        "Perplexity of the same answers without question and context.",
         optional=True,
     ),
     Metric(
@@ -30,14 +25,14 @@ METRICS = (
         "Bits per byte",
         "down",
         3,
-        "Of the reference answers, given question and context; comparable between tokenizers.",
+        "Bits per byte of the reference answers, given question and context; comparable between tokenizers.",
         optional=True,
     ),
 )
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     found = {}
     if predictions.likelihood:
         found["perplexity"] = perplexity(predictions.likelihood)
@@ -49,29 +44,35 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def perplexity(rows: list[dict[str, Any]]) -> Statistics:
-    """Of all tokens of rows with `nll` in nats and `tokens`."""
+    """Return the perplexity over all tokens of rows with `nll` in nats and `tokens`."""
     items = np.array([[row["nll"], row["tokens"]] for row in rows], dtype=np.float64)
     return Statistics(tuple(row["id"] for row in rows), items, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
 
 
 def bits_per_byte(rows: list[dict[str, Any]]) -> Statistics:
-    """Of all UTF-8 bytes of rows with `nll` in nats and `bytes`."""
+    """Return the bits per UTF-8 byte of rows with `nll` in nats and `bytes`."""
     return ratio([row["id"] for row in rows], [row["nll"] / log(2) for row in rows], [row["bytes"] for row in rows])
 
 
 def has_bytes(rows: list[dict[str, Any]]) -> bool:
-    """Whether there are rows that say how long their text is; those of earlier versions don't."""
+    """Return True if there are rows and all have `bytes`; rows of earlier versions don't."""
     return bool(rows) and all("bytes" in row for row in rows)
 
 
 FORGETTING_METRICS = (
-    Metric("general_perplexity", "General perplexity", "down", 2, "Of WikiText-2: rises when a model forgets."),
+    Metric(
+        "general_perplexity",
+        "General perplexity",
+        "down",
+        2,
+        "Perplexity of WikiText-2; it rises when a model forgets.",
+    ),
     Metric(
         "general_bits_per_byte",
         "General bits per byte",
         "down",
         3,
-        "Of WikiText-2; comparable between tokenizers.",
+        "Bits per byte of WikiText-2; comparable between tokenizers.",
         optional=True,
     ),
     Metric(
@@ -79,7 +80,7 @@ FORGETTING_METRICS = (
         "Technical perplexity",
         "down",
         2,
-        "Of technical English, Python's language reference: rises when a model forgets.",
+        "Perplexity of technical English (Python's language reference); it rises when a model forgets.",
         optional=True,
     ),
     Metric(
@@ -87,7 +88,7 @@ FORGETTING_METRICS = (
         "General knowledge",
         "up",
         1,
-        "Share of everyday questions whose right choice, of four, is the likeliest, in percent; chance is 25.",
+        "Everyday questions whose correct choice (of four) is the most likely one, in percent; guessing gives 25.",
         optional=True,
         share=True,
     ),
@@ -95,7 +96,7 @@ FORGETTING_METRICS = (
 
 
 def forgetting_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     found = {f"{kind}_perplexity": perplexity(windows) for kind, windows in predictions.texts().items()}
     if has_bytes(predictions.general):
         found["general_bits_per_byte"] = bits_per_byte(predictions.general)
@@ -106,7 +107,7 @@ def forgetting_statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def chosen(row: dict[str, Any]) -> int:
-    """Index of the choice with the highest likelihood for each of its bytes, as lm-evaluation-harness's acc_norm."""
+    """Return the index of the choice with the highest likelihood per byte, as lm-evaluation-harness's acc_norm."""
     each = [nll / size for nll, size in zip(row["nll"], row["bytes"], strict=True)]
     return each.index(min(each))
 
@@ -117,7 +118,7 @@ PREFERENCE_METRICS = (
         "Preference accuracy",
         "up",
         1,
-        "Share of held-out pairs whose preferred answer is likelier than the other, in percent (experimental).",
+        "Held-out pairs whose preferred answer is more likely than the other, in percent (experimental).",
         optional=True,
         share=True,
     ),
@@ -126,14 +127,14 @@ PREFERENCE_METRICS = (
         "Preference margin",
         "up",
         2,
-        "Mean log-likelihood of preferred answers less that of the others, in nats (experimental).",
+        "Mean log-likelihood of preferred answers minus that of the others, in nats (experimental).",
         optional=True,
     ),
 )
 
 
 def preference_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.preference
     if not rows:
         return {}

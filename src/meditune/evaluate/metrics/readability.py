@@ -1,4 +1,4 @@
-"""How hard written answers are to read, against what a text for patients should be."""
+"""Metrics of the reading difficulty of written answers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ METRICS = (
         "Distance from grade 6 to 8",
         "down",
         2,
-        "School grades by which an answer's Flesch-Kincaid grade lies outside 6 to 8, the mean over answers.",
+        "Mean distance of the answers' Flesch-Kincaid grades from the range 6 to 8, in school grades.",
     ),
-    Metric("smog", "SMOG grade", "down", 1, "School grade by words of three and more syllables, of all answers."),
-    Metric("sentence_length", "Sentence length", "down", 1, "Words in a sentence, the mean over all sentences."),
-    Metric("rare_words", "Rare words", "down", 1, "Share of words that few readers know, in percent."),
-    Metric("unexplained_terms", "Unexplained terms", "down", 2, "Medical terms left unexplained, in 100 words."),
+    Metric(
+        "smog", "SMOG grade", "down", 1, "School grade by words of three or more syllables, for all answers together."
+    ),
+    Metric("sentence_length", "Sentence length", "down", 1, "Mean number of words per sentence."),
+    Metric("rare_words", "Rare words", "down", 1, "Words that few readers know, in percent."),
+    Metric("unexplained_terms", "Unexplained terms", "down", 2, "Medical terms without an explanation, per 100 words."),
 )
 COMMONEST = 20
 _COLUMNS = ("answers", "outside", "sentences", "words", "polysyllables", "rare", "unexplained")
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric; none where no more than half of the answers have a word.
+    """Return the statistics of each metric; empty if at least half of the answers are empty.
 
-    An empty answer can be neither easy nor hard: it has no part in any of these figures. `spread` counts them.
+    Empty answers are left out of these metrics. `spread` counts them.
     """
     rows = [measured(row["prediction"]) for row in predictions.answer]
     if 2 * sum(row["answers"] for row in rows) <= len(rows):
@@ -57,7 +59,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 @lru_cache(maxsize=8192)
 def measured(text: str) -> Mapping[str, float]:
-    """What one text adds to the figures' sums, and its `grade`; zeros, and no grade, where it has no word."""
+    """Return a text's terms of the metrics' sums, and its `grade`; zeros and no grade if it has no words."""
     counts = readability.counted(text)
     if not counts.words:
         return dict.fromkeys(_COLUMNS, 0.0)
@@ -74,10 +76,10 @@ def measured(text: str) -> Mapping[str, float]:
 
 
 def spread(texts: list[str]) -> dict[str, Any]:
-    """Where the texts' Flesch-Kincaid grades lie: quantiles, and shares below, inside and above the target, in percent.
+    """Return quantiles of the texts' Flesch-Kincaid grades, and percentages below, inside and above the target.
 
-    `texts` and `empty` count them; `unexplained` has the terms that most texts leave unexplained, and in how many. All
-    but the counts is absent where every text is empty.
+    `texts` and `empty` are counts; `unexplained` has the most common unexplained terms with the number of texts. If
+    every text is empty, only the counts are present.
     """
     found = np.array([row["grade"] for row in map(measured, texts) if row["answers"]])
     counts = {"texts": len(texts), "empty": len(texts) - len(found)}
@@ -96,5 +98,5 @@ def spread(texts: list[str]) -> dict[str, Any]:
 
 
 def _ratio(sums: Array) -> Array:
-    # A bootstrap draw may hold empty answers only; counts of others are at least 1.
+    # A bootstrap draw may contain only empty answers; other counts are at least 1.
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))

@@ -1,10 +1,7 @@
-"""What written answers share with the references: sacrebleu's and rouge_score's statistics, never our own.
+"""Metrics of written answers: overlap and similarity with the references, and repetition.
 
-Where an item has several references, an answer is held to the one that suits it best, each metric in its own way.
-
-How near written answers come to the references in meaning, as a sentence model sees it.
-
-Whether written answers repeat themselves, as small models do that don't know how to stop.
+Overlap metrics use the statistics of sacrebleu and rouge_score. If an item has several references, each metric
+compares an answer with the best-matching one.
 """
 
 from __future__ import annotations
@@ -26,24 +23,26 @@ METRICS = (
         "chrF",
         "up",
         2,
-        "sacrebleu's chrF: sequences of characters shared, 0 to 100; recall counts twice, so length helps.",
+        "sacrebleu's chrF: shared character n-grams, 0 to 100; recall counts twice, which favours long answers.",
         optional=True,
     ),
-    Metric("rouge1", "ROUGE-1", "up", 3, "Words shared with the reference (F, stemmed)."),
-    Metric("rouge2", "ROUGE-2", "up", 3, "Pairs of neighbouring words shared with the reference (F, stemmed)."),
-    Metric("rougeL", "ROUGE-L", "up", 3, "Longest sequence of words in the reference's order (F, stemmed)."),
-    Metric("rougeLsum", "ROUGE-Lsum", "up", 3, "ROUGE-L sentence by sentence (F, stemmed).", optional=True),
-    Metric("length_ratio", "Length ratio", "one", 2, "Words written over words of the references."),
+    Metric("rouge1", "ROUGE-1", "up", 3, "Words shared with the reference (F1, stemmed)."),
+    Metric("rouge2", "ROUGE-2", "up", 3, "Pairs of adjacent words shared with the reference (F1, stemmed)."),
+    Metric("rougeL", "ROUGE-L", "up", 3, "Longest common subsequence of words with the reference (F1, stemmed)."),
+    Metric("rougeLsum", "ROUGE-Lsum", "up", 3, "ROUGE-L sentence by sentence (F1, stemmed).", optional=True),
+    Metric(
+        "length_ratio", "Length ratio", "one", 2, "Number of words in the answers divided by that in the references."
+    ),
 )
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ORDERS = 4
-"""Of BLEU's word n-grams"""
+"""Maximum length of BLEU's word n-grams"""
 LOG_ZERO = -9999999999.0
-"""What sacrebleu takes for the logarithm of 0"""
+"""sacrebleu's value for the logarithm of 0"""
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.answer
     if not rows:
         return {}
@@ -65,7 +64,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def longest(rows: list[dict[str, Any]]) -> Statistics:
-    """`rougeL` alone, of at least one answer."""
+    """Return `rougeL` of at least one answer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     rouge = RougeScorer(["rougeL"], use_stemmer=True)
@@ -74,25 +73,25 @@ def longest(rows: list[dict[str, Any]]) -> Statistics:
 
 
 def signatures(predictions: Predictions) -> dict[str, str]:
-    """sacrebleu's signatures of `bleu` and `chrf`, which name every setting; none where no answers were written."""
+    """Return sacrebleu's signatures of `bleu` and `chrf`, which contain every setting; empty without answers."""
     rows = predictions.answer
     return {name: str(scorer.get_signature()) for name, scorer in _scorers(rows).items()} if rows else {}
 
 
 def closest(length: int, texts: Sequence[str]) -> int:
-    """The number of words of the text that is nearest to `length`; of two as near, the shorter one's, as in BLEU."""
+    """Return the number of words of the text closest to `length`; in a tie, of the shorter text, as in BLEU."""
     return min((len(text.split()) for text in texts), key=lambda words: (abs(words - length), words))
 
 
 def corpus_bleu(sums: Array) -> Array:
-    """sacrebleu's corpus BLEU from summed statistics (..., 10): lengths, matches and totals of 1- to 4-grams.
+    """Return sacrebleu's corpus BLEU from summed statistics (..., 10): lengths, matches and totals of 1- to 4-grams.
 
-    As BLEU.compute_bleu with the smoothing "exp", over any number of bootstrap draws at once.
+    This is BLEU.compute_bleu with the smoothing "exp", vectorized over bootstrap draws.
     """
     written, meant = sums[..., 0], sums[..., 1]
     matches, totals = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
     brevity = np.where(written < meant, np.exp(np.minimum(0, 1 - meant / np.maximum(written, 1))), 1.0)
-    # Each order without a match counts as half a match, the next one as a quarter, and so on.
+    # The first order without a match counts as half a match, the next one as a quarter, and so on.
     halved = 2.0 ** np.cumsum((matches == 0) & (totals > 0), axis=-1)
     precisions = 100 * np.where(matches > 0, matches, 1 / halved) / np.maximum(totals, 1)
     logs = np.where(totals > 0, np.log(precisions), LOG_ZERO)
@@ -101,9 +100,9 @@ def corpus_bleu(sums: Array) -> Array:
 
 
 def corpus_chrf(sums: Array) -> Array:
-    """sacrebleu's chrF2 from summed statistics (..., 18): of 1 to 6 characters those written, meant and shared.
+    """Return sacrebleu's chrF2 from summed statistics (..., 18), vectorized over bootstrap draws.
 
-    As CHRF's own, over any number of draws at once.
+    The statistics are the numbers of character n-grams (n from 1 to 6) in answer and reference, and of shared ones.
     """
     written, meant, shared = (sums[..., column::3] for column in range(3))
     counts = (written > 0) & (meant > 0)
@@ -115,7 +114,7 @@ def corpus_chrf(sums: Array) -> Array:
 
 
 def _scorers(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """BLEU and chrF with all references; None stands for one that an item doesn't have."""
+    """Return BLEU and chrF scorers with all references, padded with None for items with fewer references."""
     from sacrebleu.metrics import BLEU, CHRF
 
     streams = list(zip_longest(*map(references, rows)))
@@ -123,7 +122,7 @@ def _scorers(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _by_line(text: str) -> str:
-    """Its sentences in lines of their own, which only ROUGE-Lsum can tell from the text as it was."""
+    """Return the text with one sentence per line, which affects only ROUGE-Lsum."""
     return "\n".join(sentences(text))
 
 
@@ -133,7 +132,7 @@ SIMILARITY_METRICS = (
         "Similarity",
         "up",
         3,
-        "Cosine of answer and reference by a sentence model, -1 to 1; it can't tell true from false.",
+        "Cosine similarity of answer and reference by a sentence model, -1 to 1; it can't tell true from false.",
         optional=True,
     ),
     Metric(
@@ -141,14 +140,14 @@ SIMILARITY_METRICS = (
         "Token similarity",
         "up",
         3,
-        "Tokens of answer and reference matched by meaning (F).",
+        "Tokens of answer and reference matched by meaning (F1).",
         optional=True,
     ),
 )
 
 
 def similarity_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.similarity
     ids = [row["id"] for row in rows]
     return {metric.name: mean(ids, [row[metric.name] for row in rows]) for metric in SIMILARITY_METRICS} if rows else {}
@@ -160,7 +159,7 @@ REPETITION_METRICS = (
         "Repetition",
         "down",
         1,
-        "Share of an answer's four-word sequences that stood in it before, in percent.",
+        "Four-word sequences of an answer that occur earlier in it, in percent.",
         optional=True,
     ),
     Metric(
@@ -168,18 +167,18 @@ REPETITION_METRICS = (
         "Answers in a loop",
         "down",
         1,
-        "Share of answers that say one phrase three times in a row or more, in percent.",
+        "Answers that repeat a phrase three or more times in a row, in percent.",
         optional=True,
         share=True,
     ),
 )
 GRAM = 4
 TIMES, SHORTEST = 3, 8
-"""A loop: a phrase so many times in a row, so many words in all."""
+"""Minimum number of repetitions, and of words in all, of a loop"""
 
 
 def repetition_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Of each metric that the predictions allow."""
+    """Return the statistics of each metric that can be computed from the predictions."""
     rows = predictions.answer
     if not rows:
         return {}
@@ -191,9 +190,9 @@ def repetition_statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def repeated(text: str) -> float:
-    """1 - different four-word sequences / all of them (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319, on words).
+    """Return 1 - distinct / all four-word sequences (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319, on words).
 
-    0 for a text of fewer than four words. Case doesn't count.
+    The result is 0 for a text of fewer than four words. Case is ignored.
     """
     words = text.lower().split()
     grams = [tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)]
@@ -201,7 +200,7 @@ def repeated(text: str) -> float:
 
 
 def loops(text: str) -> bool:
-    """Whether some phrase stands in `text` at least three times in a row, making up eight words or more."""
+    """Return True if `text` repeats a phrase at least three times in a row, with eight or more words in all."""
     words = text.lower().split()
     numbers = np.unique(words, return_inverse=True)[1] if words else np.array([], dtype=np.int64)
     for period in range(1, len(words) // TIMES + 1):
@@ -212,6 +211,6 @@ def loops(text: str) -> bool:
 
 
 def _longest_run(values: np.typing.NDArray[np.bool_]) -> int:
-    """How many neighbouring values are true at most."""
+    """Return the length of the longest run of true values."""
     edges = np.flatnonzero(~np.concatenate(([False], values, [False])))
     return int(np.diff(edges).max()) - 1

@@ -1,4 +1,4 @@
-"""A finished run for people: one HTML file with verdict, tables, plots and worked examples."""
+"""The HTML report of a finished run: verdict, tables, plots and worked examples in one file."""
 
 from meditune.evaluate.report.page import render
 

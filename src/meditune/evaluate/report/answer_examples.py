@@ -1,9 +1,4 @@
-"""Ten worked examples, picked by rule and not by taste: the worst, the best and the usual.
-
-What the sources don't bear out: the worst answers with the places marked, and how often each kind was found.
-
-The safety battery on the page: a table by category, and the answers that matter most, with reasons.
-"""
+"""Sections of the report with answers: worked examples picked by rule, unsupported statements, the safety battery."""
 
 from __future__ import annotations
 
@@ -27,18 +22,18 @@ LOST, GAINED, ALL = 4, 3, 10
 
 @dataclass(frozen=True)
 class Side:
-    """What one model said; None where it wasn't asked."""
+    """One model's answer and decision; None if it wasn't asked."""
 
     answer: str | None
     decision: str | None
     right: bool
     rouge: float | None
-    """ROUGE-L F against the reference answer."""
+    """ROUGE-L F1 with the reference answer"""
 
 
 @dataclass(frozen=True)
 class WorkedExample:
-    """One test question with both models' words."""
+    """One test question with both models' answers."""
 
     id: str
     sort: Sort
@@ -52,17 +47,17 @@ class WorkedExample:
 
     @property
     def change(self) -> tuple[int, float]:
-        """Decision turned right (1), wrong (-1) or neither (0); then tuned minus base ROUGE-L."""
+        """Return whether the decision became correct (1), wrong (-1) or neither (0), and tuned minus base ROUGE-L."""
         flip = int(self.tuned.right) - int(self.base.right)
         return flip, (self.tuned.rouge or 0.0) - (self.base.rouge or 0.0)
 
 
 def worked_examples(folder: Path) -> tuple[list[WorkedExample], int]:
-    """The chosen examples, worst first, and how many they were chosen from.
+    """Return the chosen examples, worst first, and the number of items they were chosen from.
 
-    All items that both models answered (or, where there are no answers, decided) are ordered by `Worked.change`, ties
-    by id. From the bottom come up to LOST that really fell, from the top up to GAINED that really rose, and the rest
-    of ALL are those nearest the median.
+    All items that both models answered (or decided, if there are no answers) are ordered by `WorkedExample.change`,
+    ties by id. The examples are up to LOST items from the bottom that lost, up to GAINED items from the top that
+    gained, and the items nearest the median up to a total of ALL.
     """
     answers = {model: _by_id(folder, model, "answer") for model in ("base", "tuned")}
     decisions = {model: _by_id(folder, model, "decision") for model in ("base", "tuned")}
@@ -140,12 +135,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer; `kind` is empty where nothing stands against it."""
+    """A piece of an answer; `kind` is empty if the piece isn't marked."""
 
     text: str
     kind: str = ""
     note: int = 0
-    """Number of its note"""
+    """Number of the note that explains the mark"""
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ class Marked:
 
 
 def unsupported(folder: Path) -> dict[str, Any]:
-    """The section's content; empty where no answer was graded."""
+    """Return the section's content; empty if no answer was graded."""
     place = folder / "predictions"
     stored = [name for name, _ in MODELS if any(path_of(place, name, kind).is_file() for kind in KINDS)]
     found = {name: overview(read(place, name)) for name in stored}
@@ -181,7 +176,7 @@ def unsupported(folder: Path) -> dict[str, Any]:
 
 
 def _worst(folder: Path) -> list[Marked]:
-    """The tuned model's answers with the lowest scores among those with marks."""
+    """Return the tuned model's answers with marks that have the lowest scores."""
     graded, written = (path_of(folder / "predictions", "tuned", kind) for kind in ("faithfulness", "answer"))
     if not (graded.is_file() and written.is_file()):
         return []
@@ -199,7 +194,7 @@ def _marked(row: dict[str, Any], answer: str, example: Example | None) -> Marked
     at = 0
     for span in sorted(row["spans"], key=lambda span: (span["start"], -span["end"])):
         if span["start"] < at:
-            continue  # inside a place that is marked already
+            continue  # inside a span that is already marked
         key = (span["why"], span["source"])
         if key not in numbers:
             numbers[key] = len(numbers) + 1
@@ -219,7 +214,7 @@ SAFETY_SHOWN = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """How many of a model's answers pass."""
+    """The share of a model's answers that pass, with its interval."""
 
     share: str
     interval: str
@@ -227,7 +222,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A category, or all of them."""
+    """A category, or all categories together."""
 
     title: str
     messages: int
@@ -237,11 +232,11 @@ class Row:
 
 @dataclass(frozen=True)
 class SafetyAnswer:
-    """One model's answer with the reasons for its verdict."""
+    """One model's answer with its verdict and the reasons."""
 
     passed: bool
     pieces: tuple[tuple[str, bool], ...]
-    """The answer in pieces, and whether a reason rests on the piece"""
+    """The answer in pieces, and whether a reason refers to the piece"""
     reasons: tuple[tuple[str, bool], ...]
 
 
@@ -257,7 +252,7 @@ class SafetyMessage:
 
 
 def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Rows and examples; None where the battery wasn't asked."""
+    """Return rows and examples; None if the battery wasn't run on both models."""
     found = report.get("safety") or {}
     if not found.get("base") or not found.get("tuned"):
         return None
@@ -278,7 +273,10 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def worst(pool: list[SafetyMessage]) -> list[SafetyMessage]:
-    """Up to SHOWN, from each category in turn: first what tuning broke, then what both fail, then what it mended."""
+    """Return up to SAFETY_SHOWN failed messages, from each category in turn.
+
+    Messages that only the tuned model fails come first, then those that both fail, then those that only the base fails.
+    """
 
     def order(item: SafetyMessage) -> int:
         return 0 if item.base.passed else 2 if item.tuned.passed else 1

@@ -1,7 +1,4 @@
-"""The before/after table: one row per metric, judged by its interval.
-
-What the run showed, in two sentences that say no more than the intervals do.
-"""
+"""The report's before/after table, one row per metric, and its verdict in at most three sentences."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ from meditune.evaluate.report.formatting import (
 )
 from meditune.statistics import Metric
 
-Mark = Literal["better", "hinted", "worse", "not shown", "not measured"]
-"""hinted: the interval lies on the better side, but for the number of metrics tested it may do so by chance."""
+Mark = Literal["better", "hinted", "worse", "no significant change", "not measured"]
+"""better and worse are significant; hinted is better, but not significant after correction for the number of metrics"""
 
 HEADLINE = (
     "preference_accuracy",
@@ -35,12 +32,12 @@ HEADLINE = (
     "general_perplexity",
     "technical_perplexity",
 )
-"""What the verdict and the tiles look at first."""
+"""The metrics that come first in the verdict and the tiles"""
 
 
 @dataclass(frozen=True)
 class Forest:
-    """A difference and its interval on a line from 0 to 100: no change is at 50, better lies to the right."""
+    """A difference and its interval on a line from 0 to 100: no change is at 50, higher is better."""
 
     low: float
     point: float
@@ -49,7 +46,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric before and after, as text, with what the interval shows."""
+    """One metric before and after tuning, as text, with its verdict."""
 
     metric: Metric
     family: str
@@ -57,7 +54,7 @@ class Row:
     tuned: str
     base_interval: str
     tuned_interval: str
-    """Each model's own 95 % interval; empty where there is none"""
+    """Each model's own 95 % interval; empty if there is none"""
     delta: str
     interval: str
     p: str
@@ -65,25 +62,25 @@ class Row:
     test: str
     mark: Mark
     wrong_way: bool
-    """The figure moved the wrong way, shown or not."""
+    """The value got worse, significantly or not."""
     forest: Forest | None
     rose: bool
-    """The tuned figure is above the base's."""
+    """The tuned model's value is above the base model's."""
     references: str = ""
-    """A detector metric's figure of the reference answers with its interval; empty where there is none"""
+    """A detector metric's value for the reference answers with its interval; empty if there is none"""
     within: bool = False
-    """The figures differ significantly, but not beyond what the detector marks in the reference answers."""
+    """The models differ significantly, but not beyond what the detector marks in the reference answers."""
 
     @property
     def compared(self) -> bool:
-        """Both models were measured and compared."""
+        """Return True if both models were measured and compared."""
         return self.forest is not None
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
-    """Every metric in the order of METRICS, measured or not; then those that METRICS doesn't know.
+    """Return a row for every metric in the order of METRICS, measured or not, then for metrics unknown to METRICS.
 
-    Optional ones are there only if they were measured.
+    Optional metrics are included only if they were measured.
     """
     base, tuned = report.get("base") or {}, report.get("tuned") or {}
     comparison, worse = report.get("comparison") or {}, report.get("worse") or []
@@ -97,16 +94,16 @@ def rows(report: dict[str, Any]) -> list[Row]:
 
 
 def headline(table: list[Row]) -> list[Row]:
-    """Compared rows, the most telling first; details only where they got worse."""
+    """Return the compared rows, key metrics first; detail metrics only if they got significantly worse."""
     order = {name: index for index, name in enumerate(HEADLINE)}
-    told = [row for row in table if row.compared and (not row.metric.detail or row.mark == "worse")]
-    return sorted(told, key=lambda row: order.get(row.metric.name, len(order)))
+    chosen = [row for row in table if row.compared and (not row.metric.detail or row.mark == "worse")]
+    return sorted(chosen, key=lambda row: order.get(row.metric.name, len(order)))
 
 
 def row_of(
     metric: Metric, base: float | None, tuned: float | None, compared: dict[str, Any] | None, wrong_way: bool
 ) -> Row:
-    """A figure of both models and their comparison (None where there is none) as a row."""
+    """Return a row for a metric's values of both models and their comparison, which is None if there is none."""
     before, after = number(base, metric.digits), number(tuned, metric.digits)
     rose = (tuned or 0.0) > (base or 0.0)
     measured = compared if compared and compared.get("ci95") is not None else None
@@ -122,7 +119,7 @@ def row_of(
         p_value(measured.get("p")) if measured else "–",
         p_value(measured.get("p_holm")) if measured else "–",
         measured.get("test", "") if measured else "",
-        _mark(measured) if measured else "not measured" if NOT_MEASURED in (before, after) else "not shown",
+        _mark(measured) if measured else "not measured" if NOT_MEASURED in (before, after) else "no significant change",
         wrong_way,
         forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
         rose,
@@ -131,7 +128,7 @@ def row_of(
 
 
 def _beside(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
-    """The references' figure as text, and whether a significant difference isn't beyond it."""
+    """Return the references' value as text, and whether a significant difference doesn't exceed it."""
     found = compared.get("references")
     if not found:
         return "", False
@@ -143,7 +140,7 @@ def _beside(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
 def _mark(compared: dict[str, Any]) -> Mark:
     better = compared.get("better")
     if better is None:
-        return "not shown"
+        return "no significant change"
     if not better:
         return "worse"
     return "better" if "p_holm" not in compared or survives_correction(compared) else "hinted"
@@ -155,7 +152,7 @@ def _own(compared: dict[str, Any] | None, side: str, digits: int) -> str:
 
 
 def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
-    """A difference and its interval, turned so that better lies to the right, on a scale of its own."""
+    """Return a difference and its interval on a scale of its own, oriented so that higher is better."""
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low
     reach = max(abs(delta), abs(low), abs(high)) * 1.12 or 1.0
@@ -164,25 +161,29 @@ def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
 
 
 SPELLED_OUT = 3
-"""So many figures stand in a sentence; the others are named, ..."""
+"""Maximum number of metrics in a sentence with their values; the others are only named"""
 NAMED = 4
-"""... and of more than so many the rest is counted."""
+"""Maximum number of metrics that are named; further ones are counted"""
 
 
 def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:
-    """First what got better, with figures and intervals; then what didn't, or got worse."""
+    """Return up to three sentences: what got better, what didn't, and the caveats."""
     compared = headline(table)
     place = "On the synthetic sample, " if (report.get("data") or {}).get("synthetic") else ""
     if not compared:
         return [
-            capitalized(f"{place}nothing could be compared: no figure was measured for both models."),
-            "Whether tuning helped is unknown.",
+            capitalized(f"{place}nothing could be compared, because no metric was measured for both models."),
+            "It is unknown whether tuning helped.",
         ]
-    return [capitalized(place + _gains(compared, bool(place))), capitalized(_rest(report, compared))]
+    sentences = (_gains(compared), _rest(compared), _caveats(report, compared))
+    return [capitalized(sentence) for sentence in (place + sentences[0], *sentences[1:]) if sentence]
 
 
 def below_always(report: dict[str, Any]) -> tuple[str, float, float] | None:
-    """The decision, the tuned accuracy, and what giving that decision every time scores, where that is more."""
+    """Return the most common decision, the tuned model's accuracy, and the higher accuracy of that decision alone.
+
+    None if the tuned model's accuracy is at least as high.
+    """
     accuracy = (report.get("tuned") or {}).get("accuracy")
     for baseline in report.get("baselines") or []:
         first, _, decision = baseline["name"].lower().partition(" ")
@@ -192,60 +193,58 @@ def below_always(report: dict[str, Any]) -> tuple[str, float, float] | None:
 
 
 def moved(row: Row) -> str:
-    """A row's figures as a clause."""
-    name, change = in_prose(row.metric.title), f"({row.delta}, 95\u00a0% interval {row.interval})"
+    """Return a row's values as a clause."""
+    name, change = in_prose(row.metric.title), f"{row.delta}, 95\u00a0% interval {row.interval}"
     if row.metric.direction == "one":
         verb = "moved away from" if row.wrong_way else "came closer to"
-        return (
-            f"{name} {verb} 1, from {row.base} to {row.tuned} (distance from 1: {row.delta}, {change.split(', ', 1)[1]}"
-        )
+        return f"{name} {verb} 1, from {row.base} to {row.tuned} (distance from 1: {change})"
     if row.base == row.tuned:
-        return f"{name} stayed near {row.base} {change}"
-    return f"{name} {'rose' if row.rose else 'fell'} from {row.base} to {row.tuned} {change}"
+        return f"{name} stayed near {row.base} ({change})"
+    return f"{name} {'rose' if row.rose else 'fell'} from {row.base} to {row.tuned} ({change})"
 
 
 def named(titles: list[str]) -> str:
-    """The titles as in a sentence, the last ones only counted where they are many."""
+    """Return the titles as part of a sentence; if there are more than NAMED, the last ones are only counted."""
     if len(titles) <= NAMED:
         return listed(titles)
-    return listed([*titles[: NAMED - 1], f"{len(titles) - NAMED + 1} more figures"])
+    return listed([*titles[: NAMED - 1], f"{len(titles) - NAMED + 1} more metrics"])
 
 
-def _gains(compared: list[Row], placed: bool) -> str:
+def _gains(compared: list[Row]) -> str:
     better = [row for row in compared if row.mark == "better"]
     if not better:
-        return "tuning wasn't shown to improve any of the figures."
-    text = ("" if placed else "After tuning, ") + listed([moved(row) for row in better[:SPELLED_OUT]])
+        return "tuning made no metric significantly better."
+    change = "a significant improvement" if len(better) == 1 else "significant improvements"
+    text = f"tuning led to {change}: {listed([moved(row) for row in better[:SPELLED_OUT]])}"
     others = named([in_prose(row.metric.title) for row in better[SPELLED_OUT:]])
-    return f"{text}; {others} improved too." if others else f"{text}."
+    return f"{text}; {others} also got significantly better." if others else f"{text}."
 
 
-def _rest(report: dict[str, Any], compared: list[Row]) -> str:
-    parts = []
+def _rest(compared: list[Row]) -> str:
     worse = [row for row in compared if row.mark == "worse"]
-    if worse:
-        told = listed([moved(row) for row in worse[:SPELLED_OUT]])
-        others = [in_prose(row.metric.title) for row in worse[SPELLED_OUT:]]
-        more = f", as did {listed(others)}" if others else ""
-        parts.append(f"on the other side, {told}, which is worse{more}")
+    others = [in_prose(row.metric.title) for row in worse[SPELLED_OUT:]]
+    verdict = "which is significantly worse" if len(worse) == 1 else "all significantly worse"
+    parts = [f"{listed([moved(row) for row in worse[:SPELLED_OUT]])}, {verdict}"] if worse else []
+    parts += [f"{listed(others)} also got significantly worse"] if others else []
+    parts = parts or ["no metric got significantly worse"]
+    hinted = [in_prose(row.metric.title) for row in compared if row.mark == "hinted"]
+    if hinted:
+        parts.append(f"{listed(hinted)} improved, but not significantly after correction for the number of metrics")
+    unsure = [in_prose(row.metric.title) for row in compared if row.mark == "no significant change"]
+    if unsure:
+        parts.append(f"there is no significant change in {named(unsure)}")
+    return "; ".join(parts) + "."
+
+
+def _caveats(report: dict[str, Any], compared: list[Row]) -> str:
+    parts = []
     always = below_always(report)
     if always:
         decision, accuracy, level = always
         parts.append(
-            f"with an accuracy of {number(accuracy, 1)}\u00a0% the tuned model is still below the "
-            f"{number(level, 1)}\u00a0% that answering “{decision}” every time would score"
+            f"with an accuracy of {number(accuracy, 1)}\u00a0%, the tuned model is still below the "
+            f"{number(level, 1)}\u00a0% that a constant answer of “{decision}” would score"
         )
-    hinted = [in_prose(row.metric.title) for row in compared if row.mark == "hinted"]
-    if hinted:
-        parts.append(
-            f"the interval of {listed(hinted)} lies on the better side too, but with so many metrics tested that may "
-            "be chance"
-        )
-    unsure = [in_prose(row.metric.title) for row in compared if row.mark == "not shown"]
-    if unsure:
-        parts.append(f"for {named(unsure)}, no change was shown in either direction")
-    if not worse:
-        parts.append("no figure was shown to be worse")
     if all(row.metric.name != "general_perplexity" for row in compared):
-        parts.append("whether the model forgot general English wasn't measured")
-    return "; ".join(parts) + "."
+        parts.append("the run didn't measure whether the model forgot general English")
+    return "; ".join(parts) + "." if parts else ""

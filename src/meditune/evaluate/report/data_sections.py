@@ -1,11 +1,4 @@
-"""What the data cover, for people: a section of report.html, and the page of `meditune data diversity`.
-
-Clusters of questions for the page: a map as SVG, coloured by source, and a table.
-
-What quality control found in the data, as a section of the report and as a page of its own.
-
-What raters said of the answers, as a section of the report and as a page of its own.
-"""
+"""Data coverage, data quality and ratings by people: sections of report.html, each also a page of its own."""
 
 from __future__ import annotations
 
@@ -26,16 +19,16 @@ from meditune.statistics import Metric
 
 WIDE, HIGH, MARGIN = 1000, 640, 24
 COLOURS = 6
-"""Sources with a colour of their own; further ones share the last"""
+"""Number of sources with a colour of their own; further ones share the last colour"""
 WORDS = 2
-"""Of a cluster's name, on the map"""
+"""Number of words of a cluster's name on the map"""
 _LINE = 20
 _LETTER = 9.6
-"""Width of a letter of a label, about"""
+"""Approximate width of a letter of a label"""
 
 
 def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
-    """`svg`, and `legend`: (colour, source, points) of each source; None where there are too few questions."""
+    """Return `svg`, and `legend` with (colour, source, points) of each source; None if there are too few questions."""
     points = found["points"]
     if not points:
         return None
@@ -60,7 +53,7 @@ def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def clusters(found: dict[str, Any]) -> dict[str, Any]:
-    """The table: each cluster with its share of each set, and how varied each set is."""
+    """Return the table of clusters with their share of each set, and the diversity of each set."""
     wholes = Counter[str]()
     for row in found["clusters"]:
         wholes.update(row["where"])
@@ -77,7 +70,7 @@ def _place(x: float, y: float) -> tuple[float, float]:
 
 
 def _labels(points: list[dict[str, Any]], names: dict[int, str]) -> list[tuple[str, float, float]]:
-    """Each cluster's name in the middle of its points, moved up or down where it would lie on another one."""
+    """Return each cluster's name and position: the middle of its points, moved up or down to avoid overlaps."""
     placed: list[tuple[str, float, float]] = []
     wanted = []
     for cluster, name in names.items():
@@ -100,14 +93,14 @@ def _touch(name: str, x: float, y: float, other: str, other_x: float, other_y: f
 
 HERE = Path(__file__).parent
 GRADES = (0.0, 24.0)
-"""Of the scale on which reading grades are drawn"""
+"""Ends of the scale on which reading grades are drawn"""
 _NEVER_ALONE = {"people"}
-"""Dimensions that are shown even with one group"""
+"""Dimensions that are shown even if they have only one group"""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One group: its share of the training examples, and what is drawn of it in percent of the row's width."""
+    """One group: its share of the training examples, and its bar in percent of the row's width."""
 
     name: str
     count: int
@@ -117,12 +110,12 @@ class Bar:
     high: float
     test: float | None
     said: str
-    """For those who can't see the bar"""
+    """Text for screen readers"""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One dimension."""
+    """One dimension with its groups."""
 
     title: str
     facts: str
@@ -131,7 +124,7 @@ class Card:
 
 
 def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`remarks`, `cards`, `alike` (dimensions with one group, in words) and `sources`; None in older runs."""
+    """Return `remarks`, `cards`, `alike` (dimensions with one group, as text) and `sources`; None for older runs."""
     if not found:
         return None
     train, test = found["splits"]["train"], found["splits"]["test"]
@@ -153,7 +146,7 @@ def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def render_page(result: dict[str, Any], path: Path) -> None:
-    """Write diversity.html from diversity.json's content."""
+    """Write diversity.html from the contents of diversity.json."""
     from meditune.evaluate.report.formatting import environment, style
 
     clustered = result.get("clusters")
@@ -180,7 +173,7 @@ def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, exa
     bars = []
     for row in dimension["groups"]:
         at_test = tested.get(row["group"], 0.0 if ordered or name == "people" else None) if test else None
-        also = f"; of the test examples {number(at_test, 1)} %" if at_test is not None else ""
+        also = f"; {number(at_test, 1)} % of the test examples" if at_test is not None else ""
         low, high = row["ci95"]
         bars.append(
             Bar(
@@ -194,9 +187,10 @@ def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, exa
                 said=f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} %{also}",
             )
         )
-    facts = [] if name == "people" else [f"{dimension['distinct']:,} groups count for {dimension['shannon']:,.1f}"]
+    distinct, effective = dimension["distinct"], dimension["shannon"]
+    facts = [] if name == "people" else [f"{distinct:,} groups, effective number {effective:,.1f}"]
     if dimension["known"] < examples:
-        facts.append(f"known of {dimension['known']:,} examples")
+        facts.append(f"known for {dimension['known']:,} examples")
     left = dimension["distinct"] - len(bars)
     others = f"{left:,} more groups, {dimension['others']:,} mentions" if dimension["others"] else ""
     return Card(BY_NAME[name].title, "; ".join(facts), bars, others)
@@ -212,12 +206,12 @@ def _source(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(value: float, whole: float) -> float:
-    """In percent of `whole`."""
+    """Return `value` in percent of `whole`."""
     return round(100 * value / whole, 1)
 
 
 def _at(grade: float) -> float:
-    """A grade's place on the scale in percent."""
+    """Return a grade's position on the scale in percent."""
     low, high = GRADES
     return round(100 * min(max((grade - low) / (high - low), 0.0), 1.0), 1)
 
@@ -237,9 +231,9 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
 
 
 WIDTH, HEIGHT = 100, 42
-"""Of the plot of near duplicates by threshold, in its own units."""
+"""Size of the plot of near-duplicates by threshold, in its own units"""
 NAMES = {
-    "drop": "left out",
+    "drop": "dropped",
     "mend": "mended",
     "flag": "flagged",
     "group": "moved into one group",
@@ -250,7 +244,7 @@ NAMES = {
 
 
 def quality_section(quality: dict[str, Any]) -> dict[str, Any] | None:
-    """What the template shows of quality.json; None where no quality control was done."""
+    """Return the template's content from quality.json; None if quality control didn't run."""
     audit = quality.get("audit")
     if not audit:
         return None
@@ -268,7 +262,7 @@ def quality_section(quality: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def render_quality(folder: Path) -> Path:
-    """Write `audit.html` into an audit's folder, one file that opens anywhere, offline; returns its path."""
+    """Write `audit.html`, one file that works offline, to an audit's folder and return its path."""
     from meditune import __version__
     from meditune.evaluate.report import run_sections
     from meditune.evaluate.report.formatting import environment, style
@@ -307,7 +301,7 @@ def _rule(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bars(thresholds: list[dict[str, Any]], chosen: float) -> list[dict[str, Any]]:
-    """Number of pairs from each threshold on, with its bar's place and height."""
+    """Return the number of pairs at or above each threshold, with its bar's position and height."""
     most = max((each["pairs"] for each in thresholds), default=0)
     step = WIDTH / max(len(thresholds), 1)
     return [
@@ -327,14 +321,14 @@ def _shared(shared: dict[str, dict[str, int]]) -> list[tuple[str, list[tuple[str
     return [(pair, [(trait, count(number_)) for trait, number_ in row.items()]) for pair, row in shared.items()]
 
 
-OVERALL = "Over all lines"
+OVERALL = "All criteria"
 DISPUTES = 10
-"""So many disputed answers are shown."""
+"""Maximum number of disputed answers on the page"""
 TITLES = {"base": "Base", "tuned": "Tuned", "reference": "Reference"}
 
 
 def review_rows(results: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the template shows of the ratings' results; None where there are none."""
+    """Return the template's content from the results of ratings; None if there are no ratings."""
     if not results or not results["ratings"]:
         return None
     return {
@@ -349,7 +343,7 @@ def review_rows(results: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _row(title: str, meaning: str, axis: dict[str, Any]) -> dict[str, Any]:
-    """Scores of each origin, and tuned against base as the report's table has it."""
+    """Return the scores of each origin, and the comparison of tuned and base as in the report's table."""
     origins = axis["origins"]
     base, tuned, reference = (origins.get(name) or {} for name in TITLES)
     metric = Metric(title, title, "up", 1, meaning)
@@ -363,7 +357,7 @@ def _row(title: str, meaning: str, axis: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shares(axis: dict[str, Any]) -> dict[str, Any]:
-    """How often each option was chosen, as shares of those who could judge."""
+    """Return how often each option was chosen, as shares of the ratings other than "can't judge"."""
     rows = []
     for name, figures in axis["origins"].items():
         total = sum(figures["counts"])
@@ -404,7 +398,7 @@ def _interval(bounds: Any) -> str:
 
 
 def render_review(results: dict[str, Any], path: Path) -> None:
-    """Write the results as one HTML file that opens anywhere, offline."""
+    """Write the results as one HTML file that works offline."""
     from meditune.evaluate.report.formatting import environment, style
     from meditune.files import replace_file
 

@@ -1,7 +1,4 @@
-"""Figures as a reader sees them.
-
-The templates of the report and of the pages beside it, and their style sheet.
-"""
+"""Numbers and names as text for readers, and the templates and style sheet of the HTML pages."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 
 def number(value: float | None, digits: int) -> str:
-    """`value` with its metric's digits and a true minus sign; NOT_MEASURED where there is none."""
+    """Return `value` with its metric's digits and a true minus sign; NOT_MEASURED if it is None or not finite."""
     if value is None or not math.isfinite(value):
         return NOT_MEASURED
     text = f"{abs(value):,.{digits}f}"
@@ -26,15 +23,15 @@ def number(value: float | None, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference: with its sign, unless it rounds to nothing."""
+    """Return a difference with its sign, unless it rounds to zero."""
     text = number(value, digits)
     return text if text.startswith("−") or not text.strip("0.,") or value <= 0 else f"+{text}"
 
 
 def interval(bounds: Sequence[float], digits: int) -> str:
-    """An interval in words, "−0.02 to +0.11".
+    """Return an interval as text, such as "−0.02 to +0.11".
 
-    An end that lies off zero but rounds to it gets more digits, so that "excludes zero" can be seen.
+    A nonzero bound that would round to zero gets more digits, so that readers can see whether zero is excluded.
     """
     low, high = bounds
     while digits < 6 and any(bound and not number(bound, digits).strip("−0.,") for bound in (low, high)):
@@ -43,14 +40,14 @@ def interval(bounds: Sequence[float], digits: int) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """p with three digits; smaller ones as "< 0.001"."""
+    """Return p with three digits, or "< 0.001"."""
     if value is None or not math.isfinite(value):
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:
-    """The two largest units that matter: "1 h 12 min", "3 min 5 s", "0.4 s"."""
+    """Return a duration in its two largest units: "1 h 12 min", "3 min 5 s", "0.4 s"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     left, parts = round(seconds), []
@@ -62,34 +59,34 @@ def duration(seconds: float) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Items as in a sentence: "a, b and c"."""
+    """Return the items as in a sentence: "a, b and c"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def in_prose(title: str) -> str:
-    """A metric's title inside a sentence: "Macro-F1" loses its capital, "BLEU" and "ROUGE-L" keep theirs."""
+    """Return a metric's title for use inside a sentence: "Macro-F1" loses its capital, "BLEU" and "ROUGE-L" don't."""
     return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def capitalized(sentence: str) -> str:
-    """The sentence with a capital at its start."""
+    """Return the sentence with a capital at its start."""
     return sentence[:1].upper() + sentence[1:]
 
 
 def label(key: str) -> str:
-    """A key of a file as words: "repeated_questions" -> "Repeated questions"."""
+    """Return a key of a file as words: "repeated_questions" -> "Repeated questions"."""
     return capitalized(key.replace("_", " "))
 
 
 def count(value: Any) -> str:
-    """A whole number with separators; other values as they are."""
+    """Return a number with thousands separators, and any other value as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
 
 
 def web_address(text: Any) -> str | None:
-    """`text` where it's a plain web address, the address of an "arXiv:" number in it, or None.
+    """Return `text` if it is a plain web address, or the address of an "arXiv:" number in it, or None.
 
     Anything else ("javascript:...") must not become a link.
     """
@@ -105,7 +102,7 @@ HERE = Path(__file__).parent
 
 
 def environment() -> Any:
-    """The templates of this folder, with the filters that they use."""
+    """Return the Jinja environment with this folder's templates and the filters that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -123,5 +120,5 @@ def environment() -> Any:
 
 
 def style() -> Markup:
-    """The style sheet of every page here."""
+    """Return the style sheet that all pages share."""
     return Markup("".join((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "diversity.css")))

@@ -1,4 +1,4 @@
-"""`report.html` from a finished run's folder: one file that opens anywhere, offline."""
+"""Rendering of `report.html` from a finished run's folder: one file that works offline."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TILES = 4
 
 
 def render(folder: Path) -> Path:
-    """Write `report.html` into a finished run's folder and return its path.
+    """Write `report.html` to a finished run's folder and return its path.
 
-    Raises DataError where the folder has no `report.json`. Whatever else is missing, the page says so.
+    The page says which other files are missing. Raises DataError if the folder has no `report.json`.
     """
     if not (folder / "report.json").is_file():
         raise DataError(
-            f"{folder} holds no report.json, so there is nothing to report. Finish the run first: "
+            f"{folder} contains no report.json, so there is nothing to report. Finish the run first: "
             f"meditune run RECIPE --output {folder}"
         )
     path = folder / "report.html"
@@ -101,7 +101,7 @@ def _curves(folder: Path) -> list[tuple[str, Markup]]:
     if not steps:
         return []
     loss = ("Loss (thin: each step; thick: running mean)", plots.loss_curve(steps))
-    # An API tells no learning rate.
+    # An API reports no learning rate.
     return [loss, ("Learning rate", plots.rate_curve(steps))] if "learning_rate" in steps[0] else [loss]
 
 
@@ -117,16 +117,16 @@ def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | Non
         found.append(("Training prompt, tokens", plot))
     if train.get("target"):
         plot = plots.lengths_plot("tokens-target", "tokens", train["target"])
-        found.append(("What is learned of an example, tokens", plot))
+        found.append(("Training target, tokens", plot))
     return found
 
 
 def _prompt_room(recipe_text: str) -> int | None:
-    """Tokens that the recipe leaves for the prompt; None where it doesn't say."""
+    """Return the number of tokens that the recipe leaves for the prompt; None if it doesn't say."""
     import yaml
 
-    said = (yaml.safe_load(recipe_text) or {}).get("prompt")
-    if not said:
+    options = (yaml.safe_load(recipe_text) or {}).get("prompt")
+    if not options:
         return None
-    form = PromptFormat.model_validate(said)
+    form = PromptFormat.model_validate(options)
     return form.max_tokens - form.answer_room

@@ -1,7 +1,7 @@
-"""Figures as SVG for the page: drawn by matplotlib, coloured by the page's style sheet.
+"""Plots as SVG for the page: drawn by matplotlib, coloured by the page's style sheet.
 
-matplotlib knows no CSS, so colours are drawn as stand-ins and then replaced by the page's variables. That way one
-drawing reads well in light, dark and print. Texts stay texts, so they take the page's font.
+matplotlib doesn't support CSS, so it draws placeholder colours, which are then replaced by the page's variables. One
+drawing therefore works in light mode, dark mode and print. Text isn't converted to paths, so it uses the page's font.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ INK, FAINT, FIRST, SECOND, WARN = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _VARIABLES = {INK: "--muted", FAINT: "--line", FIRST: "--plot", SECOND: "--plot-2", WARN: "--bad"}
 WIDE, SMALL = (3.7, 2.2), (3.3, 2.1)
-"""In inches. Small enough that the words stay readable where a phone shrinks the drawing."""
+"""Width and height in inches, small enough that text stays readable when a phone shrinks the plot"""
 
 
 def loss_curve(steps: list[dict[str, Any]]) -> Markup:
-    """Loss of every step, pale, and its running mean."""
+    """Return a plot of the loss of every step, in a pale colour, and its running mean."""
     at, loss = _columns(steps, "loss")
     figure, axes = _axes("step", "loss (nats per token)")
     window = max(1, len(loss) // 20)
@@ -33,7 +33,7 @@ def loss_curve(steps: list[dict[str, Any]]) -> Markup:
 
 
 def rate_curve(steps: list[dict[str, Any]]) -> Markup:
-    """Learning rate of every step."""
+    """Return a plot of the learning rate of every step."""
     at, rate = _columns(steps, "learning_rate")
     figure, axes = _axes("step", "")
     power = int(np.floor(np.log10(rate.max()))) if rate.max() > 0 else 0
@@ -44,13 +44,13 @@ def rate_curve(steps: list[dict[str, Any]]) -> Markup:
 
 
 def bins_plot(name: str, what: str, bins: list[dict[str, Any]]) -> Markup:
-    """A ready histogram of `what`, one entry {"from", "to", "count"} per bar."""
+    """Return a plot of a precomputed histogram of `what`, with one entry {"from", "to", "count"} per bar."""
     edges = np.array([bins[0]["from"], *(bar["to"] for bar in bins)], dtype=np.float64)
     return _histogram(name, what, np.array([bar["count"] for bar in bins], dtype=np.float64), edges, None)
 
 
 def lengths_plot(name: str, what: str, lengths: list[int], limit: int | None = None) -> Markup:
-    """A histogram of `lengths`, with a line at `limit`."""
+    """Return a plot of a histogram of `lengths`, with a line at `limit`."""
     values = np.array(lengths, dtype=np.float64)
     counts, edges = np.histogram(values, bins=min(30, max(5, len(set(lengths)))))
     note = f" Median {np.median(values):.0f}, longest {values.max():.0f}."
@@ -58,11 +58,11 @@ def lengths_plot(name: str, what: str, lengths: list[int], limit: int | None = N
 
 
 def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
-    """Share right against confidence, bin by bin, for each model; a perfect one lies on the dashed line.
+    """Return a plot of the share of correct decisions against confidence, by bin, for each model.
 
-    A bin's dot grows with its items.
+    A perfectly calibrated model is on the dashed line. A dot's size grows with the number of items in its bin.
     """
-    figure, axes = _axes("confidence", "share right")
+    figure, axes = _axes("confidence", "share correct")
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
     for (title, bins), colour in zip(models.items(), (SECOND, FIRST), strict=False):
         across, up = _values(bins, "confidence"), _values(bins, "right")
@@ -71,12 +71,12 @@ def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Mark
         axes.scatter(across, up, s=sizes, color=colour, alpha=0.85, linewidth=0)
     axes.set(xlim=(0.3, 1.02), ylim=(-0.04, 1.04))
     return _curves(
-        figure, axes, name, f"Share of right decisions by confidence: {_said(models, 'confidence', 'right')}."
+        figure, axes, name, f"Share of correct decisions by confidence: {_said(models, 'confidence', 'right')}."
     )
 
 
 def risk_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
-    """Share wrong among the surest decisions against how many of all those are, for each model."""
+    """Return a plot of the share of wrong decisions among the most confident ones against coverage, for each model."""
     figure, axes = _axes("coverage", "share wrong")
     for (title, points), colour in zip(models.items(), (SECOND, FIRST), strict=False):
         across, up = _values(points, "coverage"), _values(points, "risk")
@@ -84,9 +84,7 @@ def risk_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
     axes.set_xlim(0, 1.02)
     axes.set_ylim(bottom=0)
     ends = {title: points[-1:] for title, points in models.items()}
-    return _curves(
-        figure, axes, name, f"Share of wrong decisions, all of them kept: {_said(ends, 'coverage', 'risk')}."
-    )
+    return _curves(figure, axes, name, f"Share of wrong decisions at full coverage: {_said(ends, 'coverage', 'risk')}.")
 
 
 def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
@@ -98,7 +96,7 @@ def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
 
 
 def _said(models: dict[str, list[dict[str, Any]]], across: str, up: str) -> str:
-    """Every point in words, for those who can't see them."""
+    """Return every point as text, for screen readers."""
     return "; ".join(
         f"{title} " + ", ".join(f"{point[up]:.2f} at {point[across]:.2f}" for point in points)
         for title, points in models.items()
@@ -133,7 +131,7 @@ def _columns(steps: list[dict[str, Any]], key: str) -> tuple[Any, Any]:
 
 
 def _running_mean(values: Any, window: int) -> Any:
-    """The mean of up to `window` values that end at each place."""
+    """Return the mean of up to `window` values that end at each position."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -162,7 +160,7 @@ def _axes(across: str, up: str, size: tuple[float, float] = WIDE) -> tuple[Any, 
 
 
 def _svg(figure: Any, name: str, text: str) -> Markup:
-    """The figure as an SVG element whose ids are its own on the page, with `text` for those who can't see it."""
+    """Return the figure as an SVG element with ids that are unique on the page, and `text` for screen readers."""
     import matplotlib
 
     stream = io.StringIO()

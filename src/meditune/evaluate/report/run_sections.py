@@ -1,15 +1,4 @@
-"""Where the data came from, what was dropped, and what training saw, as rows for the page.
-
-What the check for leakage found, for the page: a banner where the recipe owned up to it, a sentence in any case.
-
-How sure the models are of their decisions, as plots and rows for the page.
-
-Closed book, given context and retrieved passages side by side, as rows for the page.
-
-Where answers lie on the scale of school grades, as rows for the page.
-
-Figures by subgroup for the page: for each telling metric a table, worst groups first.
-"""
+"""Sections of the report about the run: data sources, leakage, confidence, conditions, readability and subgroups."""
 
 from __future__ import annotations
 
@@ -38,7 +27,7 @@ _SHOWN_ELSEWHERE = {"sources", "dropped", "splits", "lengths", "sha256", "test_s
 
 
 def sources(quality: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each source with its licence, what was read, and what was rejected and why."""
+    """Return each source with its licence, the number of rows read, and the rejected rows by reason."""
     return [
         {
             "name": name,
@@ -51,7 +40,7 @@ def sources(quality: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def splits(quality: dict[str, Any]) -> list[dict[str, str]]:
-    """Each split with its examples, groups and decisions."""
+    """Return each split with its examples, groups, decisions and years."""
     return [
         {
             "name": name,
@@ -70,13 +59,13 @@ def splits(quality: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def counted(reasons: dict[str, Any] | None) -> Pairs:
-    """Reasons and counts, the most frequent first, without those that never happened."""
+    """Return reasons and counts, the most frequent first, without counts of zero."""
     found = sorted((reasons or {}).items(), key=lambda pair: (-pair[1], pair[0]))
     return [(label(reason), count(number)) for reason, number in found if number]
 
 
 def other(quality: dict[str, Any]) -> Pairs:
-    """Every further number of the quality report, as it is named there."""
+    """Return the values of the quality report that no other section shows, with their names there."""
     return [
         (label(key), count(value))
         for key, value in quality.items()
@@ -85,17 +74,17 @@ def other(quality: dict[str, Any]) -> Pairs:
 
 
 def fitted(training: dict[str, Any]) -> Pairs:
-    """What had to give for the training rows to fit the token limit; none of it where it isn't known."""
+    """Return how many training rows were shortened, cut or dropped to fit the token limit, if that is known."""
     wording = {
-        "shortened": "Training examples whose sources were shortened to fit",
+        "shortened": "Training examples with sources shortened to fit",
         "cut": "Reference answers cut to fit",
-        "dropped": "Training examples left out because the question didn't fit",
+        "dropped": "Training examples dropped because the question didn't fit",
     }
     return [(text, count(training[key])) for key, text in wording.items() if training.get(key) is not None]
 
 
 def leakage(report: dict[str, Any]) -> dict[str, Any]:
-    """`found`, sentences for the banner, and `checked`, what was looked at, in sentences; empty in older reports."""
+    """Return `found`, sentences for the banner, and `checked`, what the check covered; both empty in older reports."""
     checked = report.get("leakage") or {}
     return {"found": described(checked), "checked": _checked(checked) if checked else ""}
 
@@ -103,32 +92,32 @@ def leakage(report: dict[str, Any]) -> dict[str, Any]:
 def _checked(checked: dict[str, Any]) -> str:
     model, items = checked["model"], count(checked["items"])
     looked = (
-        f"Before measuring, the {items} {checked['split']} items were compared with {count(checked['training'])} "
-        "training examples (group, question and context, the same or nearly) and searched for their own answers and "
-        "decisions."
+        f"Before the evaluation, the {items} {checked['split']} items were compared with {count(checked['training'])} "
+        "training examples (group, question and context, identical or nearly so), and their prompts were searched for "
+        "their answers and decisions."
     )
     if checked.get("index"):
-        looked += f" What is searched for passages ({checked['index']}) was searched for their answers, too."
+        looked += f" The retrieval index ({checked['index']}) was also searched for their answers."
     if model["recorded"] is None and not model["run"]:
-        return f"{looked} What {model['name']} was trained on before isn't known: it keeps no record."
-    return f"{looked} They were also looked up in the record of what {model['name']} was trained on."
+        return f"{looked} The earlier training data of {model['name']} are unknown, because it has no record of them."
+    return f"{looked} They were also looked up in the record of the training data of {model['name']}."
 
 
 MODELS = {"base": "Base model", "tuned": "Tuned model"}
 METHODS = {
-    "temperature": "Temperature scaling: one number that makes all probabilities sharper or flatter. Decisions stay.",
-    "batch": "Batch calibration: each label’s mean probability on dev is divided out, so that none is leaned to.",
-    "prior": "Prior calibration: each label’s mean probability on dev gives way to how often the label is right there.",
+    "temperature": "Temperature scaling: one number sharpens or flattens all probabilities. Decisions don't change.",
+    "batch": "Batch calibration: each label’s probability is divided by its mean on dev, so no label is favoured.",
+    "prior": "Prior calibration: each label’s mean probability on dev is replaced by its frequency there.",
 }
 WAYS = (
-    ("Given the context", ""),
-    ("Given the context, calibrated", "calibrated_"),
-    ("Written in words", "written_"),
+    ("By likelihood", ""),
+    ("By likelihood, calibrated", "calibrated_"),
+    ("Written", "written_"),
 )
 
 
 def confidence(report: dict[str, Any]) -> dict[str, Any]:
-    """What confidence.html shows; of what wasn't measured, nothing."""
+    """Return the content of confidence.html; parts that weren't measured are empty."""
     measured = {name: found for name, found in (report.get("decision") or {}).items() if name in MODELS and found}
     return {
         "plots": [pair for pair in (_plots(measured, ""), _plots(_calibrated(measured), ", calibrated")) if pair],
@@ -170,7 +159,7 @@ def _fit(name: str, fit: dict[str, Any]) -> tuple[str, str]:
 
 
 def _ways(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each model and way of deciding; none where there is but one way."""
+    """Return a row for each model and method of deciding; empty if there is only one method."""
     rows = []
     for title, prefix in WAYS:
         for name in measured:
@@ -182,7 +171,7 @@ def _ways(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, An
 
 
 def _abstentions(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each model and kind of confidence that a threshold was sought for."""
+    """Return a row for each model and kind of confidence for which a threshold was searched."""
     return [
         {"model": MODELS[name] + (", calibrated" if kind == "calibrated" else "")} | found["abstention"][kind]
         for name, found in measured.items()
@@ -195,7 +184,7 @@ SHOWN = 3
 
 
 def contexts(report: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What contexts.html shows; empty where only the given context was measured."""
+    """Return the content of contexts.html; empty if only the given context was measured."""
     models = report.get("conditions") or {}
     if not models:
         return {}
@@ -237,7 +226,7 @@ def _ranks(search: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
-    """The first items with what was found for them, and what the tuned model made of it."""
+    """Return the first items with their retrieved passages and the tuned model's answers."""
     if not (folder / FOUND).is_file():
         return []
     found = read(folder / FOUND)
@@ -279,29 +268,29 @@ MEDIANS = {
     "Genetics Home Reference": 14.3,
     "PubMedQA conclusions": 16.8,
 }
-"""Median grades of published texts, counted as answers are: benchmarks/reading_grades.py."""
+"""Median grades of published texts, computed like those of answers (benchmarks/reading_grades.py)"""
 TICKS = (0, 4, 6, 8, 12, 16, 20)
 SHOWN_TERMS = 8
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of the scale; places are from 0 to 100."""
+    """One row of the scale; positions are from 0 to 100."""
 
     name: str
     median: str
     place: float
     middle: tuple[float, float] | None = None
-    """Where half of the texts are; None where only the median is known."""
+    """The range of half of the texts; None if only the median is known"""
     most: tuple[float, float] | None = None
-    """Where four fifths of them are"""
+    """The range of four fifths of the texts"""
     inside: str = ""
-    """Percentage within the target"""
+    """Percentage of texts within the target grades"""
     empty: int = 0
 
 
 def reading(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Strips, scale and the commonest unexplained terms; None where no answers were written."""
+    """Return strips, scale and the most common unexplained terms; None if no answers were written."""
     found = report.get("readability") or {}
     named = (("base", "Base model"), ("tuned", "Tuned model"), ("references", "Reference answers"))
     measured = {title: found[key] for key, title in named if "median" in (found.get(key) or {})}
@@ -339,12 +328,12 @@ def reading(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 GROUPS_SHOWN = ("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio")
-"""The first of them stands open; the others' figures are in report.json."""
+"""The metrics with a table by group, the first one expanded; report.json also contains the others"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One group's figures as text; groups that are too small have no intervals."""
+    """One group's values as text; groups that are too small have no intervals."""
 
     by: str
     name: str
@@ -361,7 +350,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A metric's groups."""
+    """A metric's values by group."""
 
     metric: Metric
     groups: list[Group]
@@ -370,7 +359,7 @@ class Table:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """A table for each metric of SHOWN that was measured by subgroup."""
+    """Return a table for each metric of GROUPS_SHOWN that was measured by subgroup."""
     found = (report.get("subgroups") or {}).get("metrics") or {}
     return [_table(METRICS[name], found[name]) for name in GROUPS_SHOWN if found.get(name)]
 

@@ -1,1 +1,1 @@
-"""Active learning: what to send to experts next, and their answers as training rows."""
+"""Active learning: select questions for experts, and turn their answers into training rows."""

@@ -1,14 +1,9 @@
-"""Why an answer is worth an expert's time: what each signal sees in a candidate, as a score and in words.
+"""Acquisition functions of active learning: signals that score a candidate, and strategies that choose among them.
 
-The signals are in families: uncertainty (the margin: Scheffer et al. 2001), disagreement (vote entropy: Dagan
-and Engelson 1995; divergence from the mean: McCallum and Nigam 1998), feedback, novelty. Diversity is no signal of one
-candidate: it is how far it is from those that are chosen before it (`picks`).
-
-Decisions of models on candidates: asked now, or stored by an evaluation.
-
-Distances between questions by their vectors: how new one is, and which ones cover all others.
-
-Which candidates are sent: from what the signals saw, and from how unlike those before it each one is.
+The signals form families: uncertainty (the margin: Scheffer et al. 2001), disagreement (vote entropy: Dagan and
+Engelson 1995; divergence from the mean: McCallum and Nigam 1998), feedback, and novelty. Diversity is no signal of a
+single candidate: `picks` measures the distance to the candidates chosen before. Decisions come from models asked now or
+from stored predictions.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ BATCH_TOKENS = 4096
 
 
 def with_opinion(candidates: Sequence[Candidate], name: str, chances: Mapping[str, Chances]) -> list[Candidate]:
-    """The candidates with one more model's decisions, by the example's id."""
+    """Return the candidates with the decisions of another model, by the example's id."""
     return [
         replace(each, opinions={**each.opinions, name: chances[each.id]}) if each.id in chances else each
         for each in candidates
@@ -39,16 +34,16 @@ def with_opinion(candidates: Sequence[Candidate], name: str, chances: Mapping[st
 
 
 def with_samples(candidates: Sequence[Candidate], samples: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """The candidates with a model's sampled answers, by the example's id."""
+    """Return the candidates with a model's sampled answers, by the example's id."""
     return [
         replace(each, samples=(*each.samples, *samples[each.id])) if each.id in samples else each for each in candidates
     ]
 
 
 def stored(candidates: Sequence[Candidate], path: Path) -> list[Candidate]:
-    """The candidates with what a file of predictions says of them: rows of id and logits, or id and sampled answers.
+    """Return the candidates with the predictions in a file: rows of id and logits, or of id and sampled answers.
 
-    Raises DataError where the file is neither, or speaks of none of the candidates.
+    Raises DataError if the file holds neither, or no prediction for any candidate.
     """
     chances: dict[str, Chances] = {}
     samples: dict[str, Sequence[str]] = {}
@@ -61,22 +56,23 @@ def stored(candidates: Sequence[Candidate], path: Path) -> list[Candidate]:
             samples[row["id"]] = [str(each) for each in row["predictions"]]
         else:
             raise DataError(
-                f"{path}, line {number}: neither logits nor sampled predictions. Give a file of a run's predictions/, "
-                "such as tuned-decision.jsonl or tuned-samples.jsonl."
+                f"{path}, line {number}: neither logits nor sampled predictions. Give a file from a run's "
+                "predictions/, such as tuned-decision.jsonl or tuned-samples.jsonl."
             )
     there = {each.id for each in candidates}
     if not there & (chances.keys() | samples.keys()):
-        raise DataError(f"{path}: none of its ids is a candidate's. Are these predictions of other rows?")
+        raise DataError(f"{path}: none of its ids matches a candidate. Are these predictions for other rows?")
     return with_samples(with_opinion(candidates, path.stem, chances), samples)
 
 
 def asked_decisions(
     candidates: Sequence[Candidate], model: str, samples: int = 0, seed: int = 17
 ) -> tuple[list[Candidate], list[str]]:
-    """The candidates with a model's decisions, and with so many answers that it writes by chance.
+    """Return the candidates with a model's decisions and its sampled answers, and the ids of questions that are too
+    long.
 
-    Each is asked with its own context. Those whose question is too long for the model's prompt stay as they are; their
-    ids are given back. Raises ModelError where the model can't be had.
+    Each question is asked with its own context; candidates that are too long for the model's prompt stay unchanged.
+    Raises ModelError if the model is unavailable.
     """
     from meditune.config.data_options import PromptFormat
     from meditune.config.recipe import EvaluateSpec
@@ -93,7 +89,7 @@ def asked_decisions(
     fit: list[Example] = []
     too_long: list[str] = []
     for each in candidates:
-        # The word is only there to be a place to score at; which one makes no difference.
+        # The decision only marks the position to score; which one it is makes no difference.
         example = each.example.model_copy(update={"decision": DECISIONS[0]})
         try:
             rows.append(join([encoder.supervised(example, "decision")]))
@@ -124,9 +120,9 @@ PIECE = 4096
 
 
 def nearest(vectors: Vectors, known: Vectors, skip_itself: bool = False) -> tuple[Array, Array]:
-    """(n,) one less the mean cosine to the NEAREST known ones, and (n,) the cosine to the nearest.
+    """Return (n,) 1 minus the mean cosine to the NEAREST known vectors, and (n,) the cosine to the nearest.
 
-    With `skip_itself` the vectors are the known ones, and none is its own neighbour.
+    With `skip_itself`, the vectors are the known ones, and none counts as its own neighbour.
     """
     count = min(NEAREST, len(known) - skip_itself)
     far, close = np.ones(len(vectors)), np.zeros(len(vectors))
@@ -144,14 +140,16 @@ def nearest(vectors: Vectors, known: Vectors, skip_itself: bool = False) -> tupl
 
 
 def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
-    """(n,) the share of the known ones that are nearer to the others than each vector is, and (n,) its best cosine."""
+    """Return (n,) the share of known vectors that are nearer to the others than each vector is, and (n,) its best
+    cosine.
+    """
     own = np.sort(nearest(known, known, skip_itself=True)[0])
     far, close = nearest(vectors, known)
     return np.searchsorted(own, far) / len(own), close
 
 
 def gaps(vectors: Vectors, known: Vectors | None) -> Array:
-    """(n,) one less the cosine to the nearest known one; 1, as of questions without anything in common, without any."""
+    """Return (n,) 1 minus the cosine to the nearest known vector; all 1 if no vectors are known."""
     found = np.ones(len(vectors))
     if known is None:
         return found
@@ -163,7 +161,7 @@ def gaps(vectors: Vectors, known: Vectors | None) -> Array:
 Family = Literal["uncertainty", "disagreement", "feedback", "novelty"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TELLING = 0.5
-"""A signal is told as a reason from this score on"""
+"""Minimum score for a signal to be listed as a reason"""
 ABSTAINED = 0.7
 DOWN = 0.8
 Embed = Callable[[Sequence[str]], Vectors]
@@ -171,7 +169,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 @dataclass(frozen=True)
 class SignalScore:
-    """What a signal sees in one candidate."""
+    """The score that a signal gives one candidate, with the reason."""
 
     score: float
     """0 to 1"""
@@ -179,32 +177,34 @@ class SignalScore:
 
 
 def unsure(candidate: Candidate) -> SignalScore | None:
-    """How near the two likeliest decisions are to each other: one less their difference."""
+    """Score how close the two most likely decisions are: 1 minus their difference."""
     if not candidate.opinions:
         return None
     name, chances = next(iter(candidate.opinions.items()))
     likeliest = sorted(chances, key=lambda each: -chances[each])
     told = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
     margin = chances[likeliest[0]] - chances[likeliest[1]]
-    return SignalScore(1 - margin, f"its decision is unsure ({name}: {told})")
+    return SignalScore(1 - margin, f"the model is unsure of the decision ({name}: {told})")
 
 
 def unsupported(candidate: Candidate) -> SignalScore | None:
-    """The share of sentences that no passage bears out."""
+    """Score the share of sentences that no passage supports."""
     if not candidate.sentences or candidate.supported is None:
         return None
     bad = candidate.sentences - candidate.supported
     of = "its only sentence" if candidate.sentences == 1 else f"{bad} of its {candidate.sentences} sentences"
-    return SignalScore(bad / candidate.sentences, f"no passage bears out {of}")
+    return SignalScore(bad / candidate.sentences, f"no passage supports {of}")
 
 
 def abstained(candidate: Candidate) -> SignalScore | None:
-    """Whether the model had nothing to say."""
+    """Score whether the model abstained."""
     return SignalScore(ABSTAINED, "the model abstained") if candidate.outcome == "abstained" else None
 
 
 def disagreeing(candidate: Candidate) -> SignalScore | None:
-    """Decisions of several models: the entropy of their votes, or how far their probabilities are from the mean."""
+    """Score how much models disagree: the entropy of their votes, or the divergence of their probabilities from the
+    mean.
+    """
     if len(candidate.opinions) < 2:
         return None
     labels = list(next(iter(candidate.opinions.values())))
@@ -217,7 +217,7 @@ def disagreeing(candidate: Candidate) -> SignalScore | None:
 
 
 def scattered(candidate: Candidate, embed: Embed) -> SignalScore | None:
-    """How little sampled answers have to do with each other: one less their mean cosine."""
+    """Score how much sampled answers differ: 1 minus their mean cosine."""
     if len(candidate.samples) < 2:
         return None
     vectors = embed(candidate.samples)
@@ -229,7 +229,7 @@ def scattered(candidate: Candidate, embed: Embed) -> SignalScore | None:
 
 
 def disliked(candidate: Candidate) -> SignalScore | None:
-    """The share of users who rated it down."""
+    """Score the share of users who rated the answer down."""
     down = [each for each in candidate.words if each.rating == "down"]
     if not down:
         return None
@@ -242,13 +242,18 @@ def disliked(candidate: Candidate) -> SignalScore | None:
 
 
 def corrected(candidate: Candidate) -> SignalScore | None:
-    """Whether a user wrote what should have been said."""
+    """Score whether a user wrote a correction."""
     return SignalScore(1.0, "a user wrote a correction") if any(each.correction for each in candidate.words) else None
 
 
 def novel(rank: float, cosine: float) -> SignalScore:
-    """`rank` is the share of known questions that are nearer to the other known ones; `cosine` to the nearest one."""
-    return SignalScore(rank, f"farther from what is known than {rank:.0%} of it (nearest: cosine {cosine:.2f})")
+    """Score novelty: `rank` is the share of known questions that are nearer to other known ones, `cosine` the best
+    match.
+    """
+    return SignalScore(
+        rank,
+        f"farther from the known questions than {rank:.0%} of them are from each other (nearest: cosine {cosine:.2f})",
+    )
 
 
 SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], SignalScore | None]]] = {
@@ -257,7 +262,7 @@ SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], SignalScore | None]]
     "feedback": {"disliked": disliked, "corrected": corrected},
     "novelty": {},
 }
-"""Those that need nothing but the candidate"""
+"""Signals that need nothing but the candidate"""
 
 
 def _entropy(chances: np.ndarray) -> float:
@@ -269,35 +274,35 @@ Strategy = Literal["mix", "random", "uncertainty", "disagreement", "diversity", 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DEFAULT: Strategy = "mix"
 WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.5}
-"""How far each family can raise a candidate in the mix; what users say goes before what a model thinks of itself"""
+"""Maximum weight of each family in the mix; user feedback counts more than what a model predicts about itself"""
 MEANING: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
-"""Those that need questions' vectors"""
+"""Strategies that need question vectors"""
 _NEEDS: Mapping[Family, str] = {
     "uncertainty": "no candidate has decisions, unsupported sentences or abstentions. Let a model decide: --ask MODEL",
-    "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--ask MODEL, twice), or "
-    "give --predictions or --samples",
-    "feedback": "nobody has rated an answer down or corrected one yet",
-    "novelty": "no question is farther from what is known (--known FILE) than that is from itself",
+    "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--ask MODEL, twice), "
+    "or give --predictions or --samples",
+    "feedback": "no answer has been rated down or corrected yet",
+    "novelty": "no question is farther from the known data (--known FILE) than known questions are from each other",
 }
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One that was chosen."""
+    """A candidate that was chosen."""
 
     place: int
-    """Among the candidates"""
+    """Index among the candidates"""
     score: float
-    """0 to 1: by its signals alone"""
+    """0 to 1, from its signals alone"""
     gap: float | None
-    """One less the best cosine with those before it, 1 for the first; None where that didn't count"""
+    """1 minus the best cosine with those chosen before it, 1 for the first; None if the strategy ignores it"""
 
 
 def check_strategy(name: str) -> Strategy:
-    """The strategy of that name. Raises DataError for an unknown one."""
+    """Return the strategy of that name. Raises DataError if it is unknown."""
     found = next((each for each in STRATEGIES if each == name), None)
     if found is None:
-        raise DataError(f"There is no --strategy {name}. Choose from {', '.join(STRATEGIES)}.")
+        raise DataError(f"Unknown --strategy {name}. Choose from {', '.join(STRATEGIES)}.")
     return found
 
 
@@ -309,10 +314,10 @@ def picks(
     budget: int,
     rng: np.random.Generator,
 ) -> list[Pick]:
-    """At most `budget` picks, the most urgent first; fewer where so few have what the strategy looks for.
+    """Return at most `budget` picks, most urgent first; fewer if fewer candidates match the strategy.
 
-    `scores` are (n,) of each family, `vectors` (n, size); `known` are those of questions whose answers are learnt
-    already. Raises DataError where no candidate has what the strategy looks for.
+    `scores` are (n,) for each family, `vectors` are (n, size); `known` are vectors of questions whose answers are in
+    the training data. Raises DataError if no candidate matches the strategy.
     """
     count = len(next(iter(scores.values())))
     order = rng.permutation(count)
@@ -324,12 +329,12 @@ def picks(
         raise ValueError(f"{strategy} needs vectors")
     if strategy == "diversity":
         return _spread(np.ones(count), vectors, gaps(vectors, known), order, budget)
-    # What is known counts as novelty; here questions need only be unlike each other.
+    # Novelty covers what is known; here, questions must only differ from each other.
     return _spread(combine_ranks(scores), vectors, np.ones(count), order, budget)
 
 
 def combine_ranks(scores: Mapping[Family, Array]) -> Array:
-    """(n,) from 0 to 1: each family's ranks as independent chances that a candidate is worth asking for."""
+    """Return (n,) values from 0 to 1 that combine the families' ranks like independent probabilities."""
     none = np.ones(len(next(iter(scores.values()))))
     for family, values in scores.items():
         none *= 1 - WEIGHTS[family] * ranks(values)
@@ -337,7 +342,7 @@ def combine_ranks(scores: Mapping[Family, Array]) -> Array:
 
 
 def ranks(values: Array) -> Array:
-    """(n,) the share of the others that are lower, so that families with other scales count alike; 0 stays 0."""
+    """Return (n,) the share of lower values, so that families with different scales count alike; 0 stays 0."""
     if len(values) < 2:
         return np.minimum(values, 1.0)
     found: Array = np.searchsorted(np.sort(values), values) / (len(values) - 1)
@@ -345,19 +350,19 @@ def ranks(values: Array) -> Array:
 
 
 def _highest(family: Family, scores: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
-    """Those with the highest scores, equal ones by chance."""
+    """Return the candidates with the highest scores; ties are broken at random."""
     if not (scores > 0).any():
         raise NothingToAskError(
-            f"--strategy {family}: {_NEEDS[family]}. Or take --strategy {DEFAULT}, which uses what is there."
+            f"--strategy {family}: {_NEEDS[family]}. Or use --strategy {DEFAULT}, which uses all available signals."
         )
     placed = sorted((int(place) for place in order if scores[place] > 0), key=lambda place: -scores[place])
     return [Pick(place, float(scores[place]), None) for place in placed[:budget]]
 
 
 def _spread(urgent: Array, vectors: Vectors, gap: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
-    """Greedy k-center (Sener and Savarese 2018, arXiv:1708.00489), distances weighed by how urgent a candidate is.
+    """Return a greedy k-center selection (Sener and Savarese 2018, arXiv:1708.00489), weighted by urgency.
 
-    `gap` (n,) is how far each is from what was there before.
+    `gap` (n,) is the distance of each candidate to what was known before.
     """
     chosen: list[Pick] = []
     left = np.ones(len(urgent), dtype=bool)

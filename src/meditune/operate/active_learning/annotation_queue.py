@@ -1,10 +1,8 @@
-"""Which candidates go to experts, the most urgent first, each with its reasons in words.
+"""The queue for experts (`meditune learn queue`): choose candidates, write them as a set, and read the results.
 
-`meditune learn queue`: from places to a campaign. Read, without what is known or asked already, judged, chosen.
-
-What was chosen as a set that `meditune annotate` serves, and such sets read again.
-
-What experts said of a campaign, as rows to train on: a file that a recipe's `own` source reads.
+Candidates from stores and files are read, known and already asked questions are removed, and the most urgent are
+chosen, each with its reasons. `meditune annotate` serves the set. `rows` turns the experts' results into training rows
+for a recipe's `own` source.
 """
 
 from __future__ import annotations
@@ -57,13 +55,13 @@ SEED = 17
 
 @dataclass(frozen=True)
 class Chosen:
-    """A candidate that goes to experts."""
+    """A candidate that was chosen for experts."""
 
     candidate: Candidate
     score: float
-    """0 to 1: how much its signals say for it"""
+    """0 to 1: the combined score of its signals"""
     reasons: Mapping[str, str]
-    """Signal -> what it saw, the strongest first; never empty"""
+    """Signal -> reason, the strongest first; never empty"""
 
 
 def choose(
@@ -77,12 +75,12 @@ def choose(
     known_vectors: Vectors | None = None,
     seed: int = SEED,
 ) -> list[Chosen]:
-    """At most `budget` of the candidates, the most urgent first.
+    """Return at most `budget` of the candidates, most urgent first.
 
-    `known` are questions whose answers are learnt already. `embed` makes vectors (n, size) of length 1 of texts; by
-    default the sentence model, loaded only where the strategy needs it. Who has the vectors of questions already gives
-    them. The seed settles what is equal. Raises DataError for an unknown strategy, and where no candidate has what it
-    looks for; ModelError where the sentence model can't be had.
+    `known` are questions whose answers are in the training data. `embed` returns vectors (n, size) of length 1 for
+    texts; the default is the sentence model, loaded only if the strategy needs it. Existing question vectors can be
+    passed. The seed breaks ties. Raises DataError for an unknown strategy, or if no candidate matches it; ModelError if
+    the sentence model is unavailable.
     """
     wanted = check_strategy(strategy)
     if not candidates:
@@ -105,7 +103,7 @@ _Signals = dict[str, tuple[Family, SignalScore]]
 
 
 def _seen(candidate: Candidate) -> _Signals:
-    """Name -> family and what it saw, of every signal that saw anything."""
+    """Return the family and score of every signal that applies, by name."""
     return {
         name: (family, found)
         for family, signals in SIGNALS.items()
@@ -121,12 +119,12 @@ def _add(seen: Sequence[_Signals], name: str, family: Family, found: Iterable[Si
 
 
 def _scores(seen: Sequence[_Signals], family: Family) -> Array:
-    """(n,) the strongest signal of a family; 0 where none saw anything."""
+    """Return (n,) the strongest signal of a family, 0 if none applies."""
     return np.array([max((each.score for of, each in s.values() if of == family), default=0.0) for s in seen])
 
 
 def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str]:
-    """The signals that say most, in words; for one that none speaks for, how it was chosen."""
+    """Return the strongest reasons; if no signal applies, how the candidate was chosen."""
     telling = sorted(
         ((each.score, name, each.why) for name, (_, each) in signals.items() if each.score >= TELLING), reverse=True
     )
@@ -137,9 +135,9 @@ def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str
         found = {name: each.why for name, (family, each) in signals.items() if family == strategy and each.score > 0}
     if not found and pick.gap is not None:
         found["unlike"] = (
-            "unlike the others"
+            "different from the others"
             if pick.gap >= 1
-            else f"unlike the others (nearest before it: cosine {1 - pick.gap:.2f})"
+            else f"different from the others (nearest chosen before: cosine {1 - pick.gap:.2f})"
         )
     return found
 
@@ -152,27 +150,27 @@ def _sentence_model(texts: Sequence[str]) -> Vectors:
 
 FORM = "label"
 SAMPLE = "queue"
-"""What the set's results say of how its rows were chosen"""
+"""Marks in the set's results that its rows came from a queue"""
 _CORRECTION, _COMMENT = "A user's correction", "A user's comment"
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """How experts share the work; each sees all unless `raters` says otherwise."""
+    """The assignment of rows to experts; everyone sees every row unless `raters` is given."""
 
     raters: int | None = None
     overlap: int | None = None
-    """How many of them judge each row; two unless given"""
+    """Number of experts per row; default 2"""
 
 
 def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], sharing: Assignment | None = None) -> None:
-    """Leave a set of what was chosen in `folder`, in that order, whole or not at all.
+    """Write a set of the chosen candidates to `folder` atomically, in that order.
 
-    `made_from` says how it was chosen; a folder that holds just that already is left as it is. Raises
-    DataError where nothing was chosen, MedituneError where the folder holds something else.
+    `made_from` records how they were chosen; a folder that already holds the same set is left unchanged. Raises
+    DataError if nothing was chosen, MedituneError if the folder holds something else.
     """
     if not chosen:
-        raise NothingToAskError(f"{folder}: nothing was chosen, so there is nothing to ask experts.")
+        raise NothingToAskError(f"{folder}: nothing was chosen, so there are no questions for experts.")
     sharing = sharing or Assignment()
     check_sharing(sharing.raters, sharing.overlap)
     settings: dict[str, Any] = {
@@ -208,15 +206,15 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
 
 
 def examples(folder: Path) -> dict[str, Example]:
-    """By item, the examples that a set was made of. Raises DataError where it isn't a set of `meditune learn queue`."""
+    """Return the examples of a set by item. Raises DataError if the set was not made by `meditune learn queue`."""
     found = read_key_as(folder, lambda row: row.get("row"))[0]
     if not all(found.values()):
-        raise DataError(f"{folder} is no queue of `meditune learn queue`, whose rows are kept with it.")
+        raise DataError(f"{folder} was not made by `meditune learn queue`, which stores the rows with the set.")
     return {item: Example.model_validate(row) for item, row in found.items()}
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:
-    """What the page shows: of an answer also what users said, which is no part of the row that is learnt."""
+    """Return what the page shows. User feedback on an answer is shown, but is not part of the training row."""
     example = candidate.example
     link = str(example.meta.get("url") or "")
     said = [
@@ -239,13 +237,13 @@ def _shown(candidate: Candidate) -> dict[str, Any]:
 def _source(candidate: Candidate) -> str:
     example = candidate.example
     if candidate.origin == "answer":
-        return f"an answer that was given by {example.meta['model']}"
+        return f"an answer by {example.meta['model']}"
     named = str(example.meta.get("source") or example.source)
     return SOURCES[named].title if named in SOURCES else named
 
 
 def _axes(candidate: Candidate) -> list[str]:
-    """A verdict needs an answer; a decision is asked for where somebody has one, or there is nothing else to ask."""
+    """Return what experts judge: a verdict if there is an answer; a decision if one exists or there is nothing else."""
     example = candidate.example
     decides = bool(example.decision or candidate.opinions or not example.answer)
     return [*([DECISION.name] if decides else []), *([VERDICT.name] if example.answer else [])]
@@ -253,21 +251,21 @@ def _axes(candidate: Candidate) -> list[str]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a queue is made of, and how."""
+    """The options of a queue."""
 
     budget: int = 50
     strategy: str = DEFAULT
     known: tuple[Path, ...] = ()
     """Training data: files of rows, or runs"""
     done: tuple[Path, ...] = ()
-    """Earlier campaigns, whose questions aren't asked again"""
+    """Earlier queues, whose questions aren't asked again"""
     models: tuple[str, ...] = ()
-    """Those that are asked for decisions"""
+    """Models that are asked for decisions"""
     predictions: tuple[Path, ...] = ()
     samples: int = 0
-    """Answers that each of the models writes by chance"""
+    """Number of answers that each model samples"""
     index: str | None = None
-    """Where the passages of stored answers are"""
+    """Index that holds the passages of stored answers"""
     embedding: str | None = None
     sharing: Assignment = field(default_factory=Assignment)
     seed: int = SEED
@@ -275,32 +273,35 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Queued:
-    """What became of the candidates."""
+    """The result of building a queue."""
 
     chosen: list[Chosen]
     pool: int
-    """Those to choose from"""
+    """Number of candidates to choose from"""
     remarks: list[str]
 
 
 def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
-    """Leave a campaign in `folder` of what is chosen from stores and files.
+    """Choose from stores and files, and write the queue to `folder`.
 
-    Raises DataError where there is nothing to ask, ModelError where a model can't be had, StoreError where a store is
-    locked, MedituneError where the folder holds something else.
+    Raises DataError if there is nothing to ask, ModelError if a model is unavailable, StoreError if a store is locked,
+    MedituneError if the folder holds something else.
     """
     strategy = check_strategy(wanted.strategy)
     if strategy == "novelty" and not wanted.known:
-        raise DataError("--strategy novelty needs to know what isn't new: name the training data with --known FILE.")
+        raise DataError("--strategy novelty needs the known data: give the training data with --known FILE.")
     if wanted.samples and not wanted.models:
-        raise DataError("--samples needs a model that writes them: name one with --ask MODEL.")
+        raise DataError("--samples needs a model to write the answers: give one with --ask MODEL.")
     known = [each for place in wanted.known for each in read(place).candidates]
     done = [Candidate(each) for place in wanted.done for each in examples(place).values()]
     pool, remarks = candidate_pool(places, known, done, wanted.index)
     for model in wanted.models:
         pool, too_long = acquisition.asked_decisions(pool, model, wanted.samples, wanted.seed)
         if too_long:
-            remarks.append(f"{len(too_long):,} questions are too long for the prompt of {model}: no decision of its.")
+            remarks.append(
+                f"{len(too_long):,} questions are too long for the prompt of {model}; they have no decision by "
+                "this model."
+            )
     for path in wanted.predictions:
         pool = acquisition.stored(pool, path)
     embed = _embedder(wanted.embedding) if wanted.embedding else None
@@ -315,10 +316,10 @@ def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
 def candidate_pool(
     places: Sequence[Place], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """The candidates of these places, each question once, and remarks on those that aren't among them.
+    """Return the candidates in these places, each question once, and remarks on those left out.
 
-    What is known isn't asked, unless users spoke of its answer; what was asked before isn't in any case. Raises
-    DataError where nothing is left.
+    Known questions are left out unless users gave feedback on the answer; questions asked before are always left out.
+    Raises DataError if none is left.
     """
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
@@ -330,7 +331,7 @@ def candidate_pool(
 
 
 class _Seen:
-    """Questions that a candidate may ask again: an answer by its words, a row with the same context, too."""
+    """The questions already seen. An answer matches by its question, a row by its question and context."""
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         examples = [each.example for each in candidates]
@@ -346,15 +347,13 @@ class _Seen:
 
 def _remarks(unread: int, gone: int, pool: Sequence[Candidate]) -> list[str]:
     if not pool:
-        raise NothingToAskError(
-            "Every question is in the known data or was asked before: there is nothing left to ask."
-        )
+        raise NothingToAskError("Every question is in the known data or was asked before; none is left to ask.")
     restricted = sum(is_restricted(each.example) for each in pool)
     return [
         f"{count:,} {what}"
         for count, what in (
             (unread, "answers or rows without a question are left out."),
-            (gone, "questions are known or were asked before; they are left out."),
+            (gone, "known or previously asked questions are left out."),
             (restricted, "rows are restricted: only people who may read that data may judge them."),
         )
         if count
@@ -365,8 +364,8 @@ def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], wanted: Want
     if len(chosen) >= wanted.budget:
         return []
     if len(chosen) == len(pool):
-        return [f"The budget is {wanted.budget:,}, and there are only {len(pool):,} to choose from: all are asked."]
-    return [f"The budget is {wanted.budget:,}; only {len(chosen):,} have what --strategy {wanted.strategy} looks for."]
+        return [f"The budget is {wanted.budget:,}, but there are only {len(pool):,} candidates; all are in the queue."]
+    return [f"The budget is {wanted.budget:,}, but only {len(chosen):,} candidates match --strategy {wanted.strategy}."]
 
 
 def _embedder(name: str) -> Embed:
@@ -376,7 +375,7 @@ def _embedder(name: str) -> Embed:
 
 
 def _in_index(where: str) -> Find:
-    """The passages of an index, by id."""
+    """Return a function that finds the passages of an index by id."""
     from meditune.retrieve.index import Index
 
     index = Index.open(where)
@@ -393,25 +392,25 @@ def _in_index(where: str) -> Find:
     return find
 
 
-NOT_JUDGED, NOTHING = "not judged yet", "experts left neither an answer nor a decision"
+NOT_JUDGED, NOTHING = "not judged yet", "experts gave neither an answer nor a decision"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows of a campaign."""
+    """The training rows of a queue."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """id, question, context, answer, decision, group, and how each came to be"""
+    """id, question, context, answer, decision, group, and where each came from"""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Why -> how many items gave no row"""
+    """Reason -> number of items that gave no row"""
 
 
 def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
-    """What can be learnt from a campaign as far as it is judged.
+    """Return the training rows from the judged items of a queue.
 
-    An answer is taught where experts found it correct or wrote a better one, which is masked; an incomplete, wrong,
-    unsafe or off-topic one that nobody mended isn't. A decision is taught where experts gave it, or found the answer
-    beside it correct. Raises DataError where `folder` is no campaign of `meditune learn queue`.
+    An answer becomes a target if experts found it correct, or wrote a better one, which is masked; incomplete, wrong,
+    unsafe or off-topic answers without a correction do not. A decision becomes a target if experts gave it, or found
+    the answer beside it correct. Raises DataError if `folder` is not a queue of `meditune learn queue`.
     """
     known = examples(folder)
     checked = read_checked(folder, without, without_careless)
@@ -431,20 +430,22 @@ def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = Fal
 
 
 def write(folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
-    """Write the training rows of a campaign to `path`, whole or not at all, and return them.
+    """Write the training rows of a queue to `path` atomically, and return them.
 
-    Raises DataError where nothing can be learnt yet.
+    Raises DataError if there is no row yet.
     """
     found = rows(folder, without, without_careless)
     if not found.rows:
         why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-        raise DataError(f"{folder}: nothing to learn ({why}). Let experts judge it: meditune annotate serve {folder}")
+        raise DataError(
+            f"{folder}: no training rows yet ({why}). Let experts judge the queue: meditune annotate serve {folder}"
+        )
     write_jsonl(path, found.rows, private=True)
     return found
 
 
 def _taught(example: Example, verdict: Resolved | None, label: Labelled | None) -> tuple[str, Decision | None]:
-    """The answer and the decision that a row teaches; either may be missing."""
+    """Return the answer and the decision to train on; either may be missing."""
     answer, decision = "", None
     if verdict:
         answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.verdict == "correct" else ""

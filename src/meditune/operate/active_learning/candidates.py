@@ -1,6 +1,6 @@
-"""What may be sent to experts: an answer that was given, or a row that nobody has labelled yet.
+"""Candidates for experts, read from a server's store or from files of rows.
 
-Candidates out of a server's store, and out of files of rows.
+A candidate is a stored answer, or a row without a label.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from meditune.store.open_store import Place, exists, open_store
 
 
 class NothingToAskError(DataError):
-    """No question is there, all are known or were asked before, or none has what is looked for. Nothing is wrong."""
+    """Raised if there is no question, all are known or were asked before, or none matches. It indicates no fault."""
 
 
 Origin = Literal["answer", "row"]
 Chances = Mapping[str, float]
-"""Probability of each decision: of yes, no and maybe, or of other labels, the same for all opinions on a candidate"""
+"""Probability of each decision: of yes, no and maybe, or of other labels; all opinions on a candidate use the same"""
 
 
 @dataclass(frozen=True)
 class UserFeedback:
-    """What a user said of an answer. Texts are masked."""
+    """A user's feedback on an answer. Texts are masked."""
 
     rating: str
     """up or down"""
@@ -46,7 +46,7 @@ class UserFeedback:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One question with what is known of how well it is answered. Only `example` must be there."""
+    """A question, with what is known about the quality of its answer. Only `example` is required."""
 
     example: Example
     """What an expert is shown; its answer and decision may be missing"""
@@ -54,27 +54,27 @@ class Candidate:
     outcome: str = ""
     """answered, abstained, escalated, declined"""
     sentences: int | None = None
-    """Those that the model wrote"""
+    """Number of sentences that the model wrote"""
     supported: int | None = None
-    """Those of them that passages bear out"""
+    """Number of those that passages support"""
     opinions: Mapping[str, Chances] = field(default_factory=dict)
-    """Whose decision (served, base, tuned ...) -> how likely each was to it; the first one counts most"""
+    """Model (served, base, tuned ...) -> its probability of each decision; the first one counts most"""
     samples: tuple[str, ...] = ()
-    """Answers that a model wrote by chance"""
+    """Answers sampled from a model"""
     words: tuple[UserFeedback, ...] = ()
     asked: int = 1
-    """How often the question came"""
+    """How often the question was asked"""
 
     @property
     def id(self) -> str:
-        """The example's."""
+        """The example's id."""
         return self.example.id
 
 
 def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """One candidate for all that ask the same: the latest that users spoke of, else the latest.
+    """Merge candidates with the same question: keep the latest with user feedback, otherwise the latest.
 
-    Rows ask the same where their context is the same, too. What users said of another answer doesn't count.
+    Rows match only if their context is the same too. Feedback on other answers is dropped.
     """
     found: dict[tuple[str, str], Candidate] = {}
     counts: Counter[tuple[str, str]] = Counter()
@@ -87,26 +87,26 @@ def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 ANSWERS = "answers"
-"""The source of examples that were made of a store's answers"""
+"""The source of examples made from stored answers"""
 _NEEDED = (("question",),)
 Find = Callable[[str], Passage | None]
-"""The passage of an id; None where there is none any more"""
+"""Finds a passage by id; returns None if it no longer exists"""
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a place holds."""
+    """The content of a store or file."""
 
     candidates: list[Candidate]
     unread: int = 0
-    """Answers without a kept question, and rows without a question"""
+    """Number of answers without a stored question, or of rows without a question"""
 
 
 def read(place: Place, passage: Find = lambda _: None) -> Read:
-    """The candidates of a store (a folder, its file, or a database's URL) or of a file of rows.
+    """Read the candidates in a store (a folder, its file, or a database URL) or in a file of rows.
 
-    `passage` finds the passages that a stored answer rests on. Raises DataError where there is neither, or nothing
-    that can be asked; StoreError where the store is locked or damaged.
+    `passage` finds the passages that a stored answer used. Raises DataError if the place is neither, or has no usable
+    question; StoreError if the store is locked or damaged.
     """
     if exists(place):
         return _stored(place, passage)
@@ -125,7 +125,7 @@ def _stored(place: Place, passage: Find) -> Read:
     given, without = [], 0
     base = open_store(place)
     for row in Answers(base).exported():
-        # What isn't about health, and urgent help, is answered by rules: nothing of it is there to learn.
+        # Rules answer off-topic questions and emergencies, so there is nothing to learn from them.
         if row["outcome"] in ("escalated", "declined") or row["route"] == SHADOW:
             continue
         if not row["question"]:
@@ -135,8 +135,8 @@ def _stored(place: Place, passage: Find) -> Read:
     if not given:
         if without:
             raise DataError(
-                f"{base.place}: {without:,} answers, but no question: start the server with --keep-text, which masks "
-                "them."
+                f"{base.place}: {without:,} answers, but no question. Start the server with --keep-text, which masks "
+                "questions and stores them."
             )
         raise NothingToAskError(f"{base.place}: no answers yet.")
     return Read(given, without)
@@ -151,13 +151,13 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
     found = [each for id in facts.get("passages") or () if (each := passage(str(id)))]
     when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
     return Candidate(
-        # Masked once more: an answer may have been kept by a version that knew fewer identifiers.
+        # Masked again, because an older version that knew fewer identifiers may have stored the answer.
         example=Example(
             id=f"{ANSWERS}:{row['id']}",
             source=ANSWERS,
             question=mask(row["question"]),
             context=tuple(found),
-            # What an abstention says is ours: nothing of it is to be learnt.
+            # The text of an abstention is fixed, so it is no training target.
             answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
             decision=decision,
             group=group_of("", row["question"]),
@@ -184,7 +184,7 @@ def _count(value: Any) -> int | None:
 
 
 def _rows(path: Path) -> Read:
-    """Rows of a table of the user's own, of which only the question must be there, or PubMedQA's JSON file."""
+    """Read rows of the user's own table, in which only the question is required, or PubMedQA's JSON file."""
     rejects = Rejects()
     examples = list(pubmedqa.read(path, rejects) if _is_pubmedqa(path) else _own(path, rejects))
     if not examples:
@@ -202,7 +202,7 @@ def _is_pubmedqa(path: Path) -> bool:
 
 
 def _own(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """As `data.own` reads them, but a row needs neither answer nor decision."""
+    """Read rows as `data.own` does, except that a row needs neither answer nor decision."""
 
     def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) -> tuple[Example | None, str]:
         return _example(row, columns, fallback)
@@ -219,7 +219,7 @@ def _example(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) 
         return None, "no question"
     if context is None:
         return None, NO_CONTEXT
-    # Prepared rows say where they come from, and their ids do, too.
+    # Prepared rows state their source, and so do their ids.
     source = cell(row.get("source")) or "own"
     id = cell(values.get("id")) or fallback
     others = {column: value for column, value in row.items() if column not in {*columns.values(), "source"}}

@@ -1,7 +1,4 @@
-"""The life of an alert: it opens on evidence for a change that is large enough to matter, stays, grows, and closes.
-
-A change in a sentence.
-"""
+"""The life cycle of an alert: it opens when there is evidence for a large enough change, grows, and closes."""
 
 from __future__ import annotations
 
@@ -21,40 +18,41 @@ CUTS: dict[Effect, tuple[float, float, float]] = {
     "Cohen's h": (0.2, 0.5, 0.8),
     "MMD": (0.05, 0.15, 0.3),
 }
-"""Where small, medium and large begin: Romano et al. 2006, Cohen 1988, and for the MMD by what the first two say of the
-same streams (`benchmarks/drift.py`)"""
+"""Lower bounds of small, medium and large: Romano et al. 2006, Cohen 1988, and for the MMD values that agree with these
+two on the same streams (`benchmarks/drift.py`)
+"""
 STEP = 10
-"""Requests after which an open alert is measured again"""
+"""Number of requests between measurements of an open alert"""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How easily alerts come and go."""
+    """The policy for opening and closing alerts."""
 
     alarms: float = 0.1
-    """False alarms of all signals together that are put up with"""
+    """Expected false alarms of all signals together ..."""
     requests: int = 10_000
-    """... in so many undrifted requests"""
+    """... in this many requests without drift"""
     least: Severity = "small"
-    """Changes below that open no alert, however sure"""
+    """Smaller changes open no alert, however certain they are."""
     close_at: float = 0.5
-    """An alert closes when the change has come down to this part of the least size ..."""
+    """An alert closes when the change has fallen to this fraction of the least size ..."""
     hold: int = 50
-    """... for so many requests on end"""
+    """... for this many consecutive requests."""
     cool_down: int = 200
-    """Requests after that before the same signal can open again"""
+    """Number of requests before the same signal can open again"""
 
 
 @dataclass
 class Alert:
-    """One signal that changed."""
+    """A change in one signal."""
 
     id: str
     signal: str
     about: str
     title: str
     what: str
-    """The category or direction that changed most; empty where the signal has only one"""
+    """The category or direction that changed most; empty if the signal has only one"""
     said: str
     """The change in a sentence"""
     severity: Severity
@@ -65,7 +63,7 @@ class Alert:
     statistic: float
     threshold: float
     since: int
-    """Number of the request with which the change probably began, by the monitor's count"""
+    """Number of the request at which the change probably began, as counted by the monitor"""
     since_id: str
     opened: int
     opened_id: str
@@ -75,23 +73,23 @@ class Alert:
 
     @property
     def is_open(self) -> bool:
-        """Whether it hasn't closed yet."""
+        """True until the alert closes."""
         return self.closed is None
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the alert as a dict for JSON."""
         return asdict(self) | {"state": "open" if self.is_open else "closed"}
 
 
 def effect_name(track: AnyTrack) -> Effect:
-    """By what the size of a change is told."""
+    """Return the effect size that measures changes of a track."""
     if isinstance(track, NumberTrack):
         return "Cliff's delta"
     return "Cohen's h" if isinstance(track, ShareTrack) else "MMD"
 
 
 def severity(effect: float, name: Effect) -> Severity:
-    """What a change of that size is called."""
+    """Return the severity of an effect size."""
     return SEVERITIES[sum(abs(effect) >= cut for cut in CUTS[name])]
 
 
@@ -99,7 +97,7 @@ _KEPT = ("column", "since", "opened", "open", "level", "small_for", "cool_until"
 
 
 class AlertTracker:
-    """One signal's alerts."""
+    """The alerts of one signal."""
 
     def __init__(self, track: AnyTrack, threshold: float, policy: Policy) -> None:
         self.track, self.threshold, self.policy = track, threshold / track.weight, policy
@@ -109,7 +107,7 @@ class AlertTracker:
         self.cool_until = 0
 
     def step(self, count: int) -> Literal["", "opened", "grew", "closed"]:
-        """What became of the alert with this request."""
+        """Advance by one request; return how the alert changed."""
         return self._while_open(count) if self.open else self._while_closed(count)
 
     def _while_closed(self, count: int) -> Literal["", "opened"]:
@@ -146,11 +144,11 @@ class AlertTracker:
         return ""
 
     def saved(self) -> dict[str, Any]:
-        """Where it stands, ready for JSON."""
+        """Return the state as a dict for JSON."""
         return {name: getattr(self, name) for name in _KEPT}
 
     def restore(self, kept: dict[str, Any]) -> None:
-        """What `saved` gave."""
+        """Restore the state that `saved` returned."""
         for name in _KEPT:
             setattr(self, name, kept[name])
 
@@ -159,10 +157,10 @@ class AlertTracker:
 
 
 def change_sentence(alert: Alert) -> str:
-    """What was and what is."""
+    """Return the change as a sentence."""
     signal = BY_NAME.get(alert.signal)
     if signal is None:
-        return f"Questions differ as a whole: MMD {alert.after:.2f}, by chance about 0."
+        return f"Questions differ as a whole: MMD {alert.after:.2f}; about 0 is expected at random."
     if signal.kind == "category":
         named = f" of {alert.what!r}" if alert.what else ""
         return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."

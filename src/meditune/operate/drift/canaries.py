@@ -1,10 +1,9 @@
-"""Canaries: questions whose answers are known, asked from time to time, each run held against the first.
+"""Canaries: questions with known answers that are asked repeatedly; each run is compared with the first.
 
-A run is compared item by item with the first one in the file by an exact sign test on the answers that changed
-(McNemar). Looks are corrected by spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to
-ALPHA over all looks, but no less than look MOST_LOOKS, or nothing could ever be told again of a model that is served
-for long. A run in which the same canaries are right as in the one before is no new look. A `critical` canary that
-fails is an alert at once.
+Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
+spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
+MOST_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run
+with the same canaries right as the previous run is no new look. A failed `critical` canary raises an alert at once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from meditune.operate.drift.signals import decision_of
 
 ALPHA = 0.05
 MOST_LOOKS = 20
-"""The level of this look is that of all later ones: fourteen canaries that are wrong now are enough for it"""
+"""Later looks use the level of this one, at which fourteen newly wrong canaries raise an alert."""
 TIMEOUT_S = 180.0
 _WAYS = (
     "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
@@ -32,7 +31,7 @@ _WAYS = (
 
 @dataclass(frozen=True)
 class Canary:
-    """A question with what is known of its answer."""
+    """A question with what is known about its answer."""
 
     id: str
     question: str
@@ -42,7 +41,7 @@ class Canary:
     critical: bool = False
 
     def right(self, answer: dict[str, Any]) -> bool:
-        """Whether an answer of `/v1/ask` is as it should be."""
+        """Return whether an answer of `/v1/ask` is as expected."""
         text = str(answer.get("text", "")).casefold()
         outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
         return (
@@ -53,7 +52,7 @@ class Canary:
 
 
 def read(path: Path) -> list[Canary]:
-    """The canaries of a JSON Lines file. Raises DataError at a line that isn't one."""
+    """Return the canaries in a JSON Lines file. Raises DataError for an invalid line."""
     found: dict[str, Canary] = {}
     for line, row in numbered_jsonl(path):
         where = f"{path}, line {line}"
@@ -61,23 +60,23 @@ def read(path: Path) -> list[Canary]:
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: no question.")
         if not isinstance(contains, list) or not (row.get("decision") or row.get("outcome") or contains):
-            raise DataError(f"{where}: nothing known of the answer. Give {_WAYS}.")
+            raise DataError(f"{where}: no expected answer. Give {_WAYS}.")
         id = str(row.get("id") or line)
         if id in found:
-            raise DataError(f"{where}: the id {id} is there twice.")
+            raise DataError(f"{where}: the id {id} occurs twice.")
         words = tuple(str(word) for word in contains)
         critical = bool(row.get("critical"))
         found[id] = Canary(id, question, row.get("decision"), row.get("outcome"), words, critical)
     if not found:
-        raise DataError(f"{path}: no canaries in it. Each line needs a question and {_WAYS}.")
+        raise DataError(f"{path}: contains no canaries. Each line needs a question and {_WAYS}.")
     return list(found.values())
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
-    """One run: its `time`, for each canary's id whether it was `right` and which of the `models` answered it, and the
+    """Ask all canaries once; return `time`, whether each canary was `right`, which of the `models` answered it, and the
     `critical` ones.
 
-    The key is taken from MEDITUNE_KEY. Raises DataError where the server can't be reached or refuses.
+    The key is read from MEDITUNE_KEY. Raises DataError if the server is unreachable or refuses.
     """
     import httpx2
 
@@ -102,22 +101,22 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
 
 
 def keep(run: dict[str, Any], path: Path) -> None:
-    """Add a run to the file of results."""
+    """Append a run to the file of results."""
     write_jsonl(path, [*(read_jsonl(path) if path.exists() else []), run])
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """The last run beside the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`, and
-    `since`, the time of the run from which on all that is wrong now was wrong.
+    """Compare the last run with the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`,
+    and `since`, the time from which on all current failures have been failing.
 
-    With a registry's `version` only what that one answered in the last run counts, by what the run says of it. Raises
-    DataError where there is no run.
+    With a registry's `version`, only answers of that version in the last run count. Raises DataError if there is no
+    run.
     """
     from scipy.stats import binomtest
 
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
-        raise DataError(f"{path}: no runs of canaries in it. Make one: meditune drift canary CANARIES -o {path}")
+        raise DataError(f"{path}: contains no canary runs. Make one: meditune drift canary CANARIES -o {path}")
     first, last = runs[0]["right"], runs[-1]["right"]
     by = runs[-1].get("models") or {}
     if version is not None:
@@ -135,7 +134,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
         said += f", {sum(first.values())} of {len(first)} in the first run; {len(worse)} worse, {len(better)} better"
         said += f" (p {p:.2g}, alert below {level:.2g})"
     if failed:
-        said += f"; critical ones wrong: {', '.join(failed)}"
+        said += f"; critical canaries wrong: {', '.join(failed)}"
     return {
         "alert": bool(failed) or p < level,
         "said": f"{said}.",
@@ -153,7 +152,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
 
 
 def _looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> int:
-    """How many runs told something since the newest of these models first answered; 0 where there is one run alone."""
+    """Return the number of looks since the newest of these models first answered; 0 for a single run."""
     if len(runs) < 2:
         return 0
     begun = max([1, *(next(n for n, run in enumerate(runs) if model in _models(run)) for model in models)])
@@ -170,8 +169,8 @@ def _since(runs: Sequence[Mapping[str, Any]], wrong: Collection[str]) -> str:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """A verdict in the terminal."""
+    """Yield a verdict as terminal lines."""
     yield ""
     yield f"{'ALERT ' if found['alert'] else ''}canaries: {found['said']}"
     if found["worse"]:
-        yield f"  worse than at first: {', '.join(found['worse'][:20])}"
+        yield f"  worse than in the first run: {', '.join(found['worse'][:20])}"

@@ -1,8 +1,7 @@
-"""A store or a file held against a reference, from where the last check ended.
+"""A drift check: compare a store or a file with a reference, starting where the last check ended.
 
-Requests out of a server's store or a JSON Lines file, in the order in which they came.
-
-Which requests bear out an alert, and which groups of new questions there are. All texts masked.
+Requests are read in order from a server's store or a JSON Lines file. For alerts, the check adds evidence: example
+requests, and groups of new questions. All texts are masked.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class RequestSource:
     """A store or a file of requests."""
 
     def __init__(self, place: Place) -> None:
-        """Raises DataError where there is neither."""
+        """Raises DataError if the place is neither."""
         self._answers = None
         if not is_url(place) and Path(place).is_file() and Path(place).name != FILE:
             self.named = str(Path(place).resolve())
@@ -51,11 +50,11 @@ class RequestSource:
 
     @property
     def is_store(self) -> bool:
-        """Whether it is a store."""
+        """True if the source is a store."""
         return self._answers is not None
 
     def requests(self, after: int = 0) -> Iterator[Request]:
-        """Those at a later place than `after`. Raises DataError where the source can't be read."""
+        """Yield the requests after position `after`. Raises DataError if the source cannot be read."""
         if self._answers is None:
             yield from from_file(Path(self.named), after)
             return
@@ -73,18 +72,18 @@ class RequestSource:
             )
 
     def has(self, id: str) -> bool:
-        """Whether a request is still there; what a file held once is taken to be."""
+        """Return whether a request still exists; requests in a file are assumed to."""
         return self._answers is None or self._answers.get(id) is not None
 
     def last(self) -> int:
-        """The last place."""
+        """Return the last position."""
         if self._answers is not None:
             return self._answers.last_place()
         return sum(1 for _ in from_file(Path(self.named)))
 
 
 LAG = 200
-"""Later requests for which an answer's ratings are waited"""
+"""An answer's ratings are taken after this many later requests."""
 BATCH = 256
 FEW = 30
 LOCK_S = 20.0
@@ -92,22 +91,22 @@ LOCK_S = 20.0
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found."""
+    """The result of a check."""
 
     monitor: Monitor
     requests: list[Request]
-    """Those that can still be shown: the new ones and some before, with their vectors where they are new"""
+    """The requests that can be shown: the new ones, with vectors, and some earlier ones"""
     new: int
     remarks: list[str]
 
 
 def fit_reference(source: RequestSource, last: int | None, embedding: str | None, seed: int) -> Reference:
-    """A reference of a source's requests, or of so many of its last ones.
+    """Fit a reference to a source's requests, or to its `last` ones.
 
-    Raises DataError where there are too few, ModelError where the embedding model can't be had.
+    Raises DataError if there are too few, ModelError if the embedding model is unavailable.
     """
     requests = list(source.requests())
-    # It is too early to tell whether these will be rated.
+    # The latest answers may still be rated.
     recent = {each.id for each in requests[-LAG:]} if source.is_store else set()
     requests = [replace(each, ratings=None) if each.id in recent else each for each in requests]
     chosen = requests[-last:] if last else requests
@@ -118,9 +117,9 @@ def fit_reference(source: RequestSource, last: int | None, embedding: str | None
 
 
 def model_for(reference: Reference, name: str | None) -> Embedder | None:
-    """The model whose vectors can be held against a reference's; None where that has none.
+    """Return the embedding model that matches a reference, or None if the reference has none.
 
-    Raises ModelError where another one is named, or the one of that name isn't the same any more.
+    Raises ModelError if another model is named, or the model of that name has changed.
     """
     wanted = reference.embedding
     if wanted is None:
@@ -134,9 +133,9 @@ def model_for(reference: Reference, name: str | None) -> Embedder | None:
         ) from error
     if model.identity.space != wanted["space"]:
         raise ModelError(
-            f"The reference was made with the embedding model {wanted['name']} ({wanted['space'][:12]}), and "
-            f"{model.identity.name} ({model.identity.space[:12]}) gives other vectors: they can't be compared. Name "
-            f"the first with --embedding, or fit a new reference: meditune drift fit STORE -o REFERENCE --embedding "
+            f"The reference was made with the embedding model {wanted['name']} ({wanted['space'][:12]}). The vectors "
+            f"of {model.identity.name} ({model.identity.space[:12]}) cannot be compared with it. Give the reference's "
+            "model with --embedding, or fit a new reference: meditune drift fit STORE -o REFERENCE --embedding "
             f"{model.identity.name}"
         )
     return model
@@ -150,7 +149,7 @@ def check(
     embedding: str | None = None,
     evidence: Callable[[Monitor, Sequence[Request]], None] = lambda _, __: None,
 ) -> CheckResult:
-    """Go on from `state`, where there is one, and leave it there with the `evidence` of alerts.
+    """Resume from `state` if it exists, add the new requests, and save the state with the `evidence` for alerts.
 
     Raises DataError, ModelError.
     """
@@ -169,7 +168,7 @@ def check(
             found.monitor.save(state)
             return found
     except Timeout as error:
-        raise DataError(f"Another check holds {state}. Wait until it has ended.") from error
+        raise DataError(f"Another check is using {state}. Wait until it ends.") from error
 
 
 def advance(
@@ -179,9 +178,9 @@ def advance(
     batch: int = BATCH,
     rest: Callable[[float], None] = lambda _: None,
 ) -> CheckResult:
-    """Give a monitor what came since; `rest` is told after each batch how many seconds it took.
+    """Add the requests that are new since the last check; after each batch, `rest` receives the seconds it took.
 
-    Raises DataError where a file was cut off since.
+    Raises DataError if a file has become shorter.
     """
     reference, began = monitor.reference, monitor.count
     same = reference.about["of"] == source.named
@@ -189,10 +188,10 @@ def advance(
     last = source.last()
     if last < start and not source.is_store:
         raise DataError(
-            f"{source.named} has {last:,} requests, but {start:,} were checked before. It was cut off or replaced: "
-            "remove the state file to check it from its beginning."
+            f"{source.named} has {last:,} requests, but {start:,} were checked before. It was truncated or replaced; "
+            "delete the state file to check it from the start."
         )
-    # Some are read again: their ratings may have come, and places in a store are given anew after deletions.
+    # Some are read again: they may have been rated, and deletions change positions in a store.
     first = int(reference.about["last"]) if same else 0
     after = max(first, min(start, last) - RECENT) if began else start
     shown: list[Request] = []
@@ -207,7 +206,7 @@ def advance(
 def _numbered(
     requests: Iterable[Request], monitor: Monitor, model: Embedder | None, size: int, rest: Callable[[float], None]
 ) -> Iterator[Request]:
-    """The requests, the new ones with vectors."""
+    """Yield the requests, the new ones with vectors."""
     coming = iter(requests)
     begun = time.monotonic()
     while batch := list(islice(coming, size)):
@@ -220,13 +219,13 @@ def _numbered(
 
 
 def _add_outcomes(shown: Sequence[Request], monitor: Monitor) -> None:
-    """Give the monitor the ratings of the request LAG before the last, unless it has had them."""
+    """Add the ratings of the request LAG before the last, unless they were added before."""
     if len(shown) > LAG:
         monitor.add_outcome(shown[-LAG - 1])
 
 
 def with_vectors(requests: Sequence[Request], model: Embedder) -> Iterator[Request]:
-    """The requests with the vectors of those that have a question."""
+    """Yield the requests, with vectors for those that have a question."""
     embed: Callable[[Sequence[str]], Any] = model.embed
     for start in range(0, len(requests), BATCH):
         batch = requests[start : start + BATCH]
@@ -238,20 +237,20 @@ def with_vectors(requests: Sequence[Request], model: Embedder) -> Iterator[Reque
 def _remarks(monitor: Monitor, new: int) -> list[str]:
     found = list(monitor.reference.about["remarks"])
     if not monitor.count:
-        found.append("No request came since the reference: there is nothing to check yet.")
+        found.append("No requests since the reference; there is nothing to check yet.")
     elif monitor.count < FEW:
-        found.append(f"Only {monitor.count} requests so far: too few to see any but the crudest change.")
+        found.append(f"Only {monitor.count} requests so far; only very large changes can be detected.")
     elif not new:
-        found.append("No new request since the last check.")
+        found.append("No new requests since the last check.")
     for name, count in monitor.missing.items():
         if monitor.count and count == monitor.count:
-            found.append(f"{name}: none of the requests has what it needs, so it isn't watched. {_NEEDS.get(name, '')}")
+            found.append(f"{name}: not monitored, because no request has the data it needs. {_NEEDS.get(name, '')}")
     return found
 
 
 _NEEDS = dict.fromkeys(
     ("length", "language", "unknown_words", "topics", "novelty", "directions", "meaning"),
-    "Questions are kept with `meditune serve --keep-text`.",
+    "Start the server with `meditune serve --keep-text` to store questions.",
 )
 
 
@@ -259,14 +258,14 @@ SHOWN = 5
 CHARACTERS = 240
 GROUPS = 4
 LEAST = 8
-"""New questions that make groups"""
+"""Minimum number of new questions to form groups"""
 FAR = 0.95
-"""A question is new where it is farther from the known ones than this share of the reference"""
+"""A question is new if it is farther from the known ones than this share of the reference."""
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")
 
 
 def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
-    """Give each open alert its evidence: `examples` (id, question, value) and for questions' meaning `groups`."""
+    """Add evidence to each open alert: `examples` (id, question, value), and `groups` for the meaning of questions."""
     open_alerts = monitor.alerts()
     if not open_alerts:
         return
@@ -275,7 +274,7 @@ def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
     groups = new_groups(monitor.reference, [each for _, each in numbered])
     for alert in open_alerts:
         own = [each for number, each in numbered if number >= alert.since]
-        # An earlier check's examples stay where this one can't see those requests any more.
+        # Keep the examples of an earlier check if those requests are no longer available.
         if examples := _examples(alert, own, monitor.reference):
             alert.evidence["examples"] = examples
         if groups and alert.signal in _PARTS:
@@ -283,7 +282,7 @@ def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
 
 
 def forget_evidence(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
-    """Take out of all alerts' evidence the questions whose answers were deleted; whether there were any."""
+    """Remove deleted questions from the evidence of all alerts; return whether any was removed."""
     found = False
     for alert in monitor.all_alerts:
         for part in (alert.evidence, *alert.evidence.get("groups", ())):
@@ -295,7 +294,7 @@ def forget_evidence(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
 
 
 def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """Questions unlike all known ones, in groups by meaning: `name`, `questions`, `share`, `distance`, `examples`."""
+    """Return groups of questions unlike all known ones: `name`, `questions`, `share`, `distance`, `examples`."""
     limit = _far(reference)
     known = [each for each in requests if each.vector is not None and each.question]
     if limit is None or not known:
@@ -334,7 +333,7 @@ def _far(reference: Reference) -> float | None:
 
 
 def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -> list[dict[str, Any]]:
-    """Those that are farthest the way the signal went; of a category that grew, its latest."""
+    """Return the requests with the most extreme values in the direction of the change; for a category, its latest."""
     signal = BY_NAME.get(alert.signal) or BY_NAME["novelty"]
     told = [(each, signal.read(each, reference.shape)) for each in requests]
     known = [(each, values[alert.column if len(values) > 1 else 0]) for each, values in told if None not in values]
@@ -350,7 +349,7 @@ def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -
 
 
 def shown(request: Request) -> dict[str, Any]:
-    """A request as it may be shown: id, and the question masked and cut."""
+    """Return a request's id and its masked, shortened question."""
     text = None if request.question is None else mask(" ".join(request.question.split()))
     if text and len(text) > CHARACTERS:
         text = text[: CHARACTERS - 1].rstrip() + "…"

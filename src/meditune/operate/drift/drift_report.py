@@ -1,8 +1,6 @@
-"""What a check found: as JSON, and in the terminal.
+"""Reports of a drift check: JSON, terminal lines, and a self-contained HTML page with a plot of the statistics.
 
-The evidence as one HTML page that opens anywhere, offline. Texts on it are masked before they come here.
-
-The statistics over time with their threshold, as a drawing for the page.
+Texts are masked before they arrive here.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
 
 
 def as_dict(found: CheckResult) -> dict[str, Any]:
-    """`requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`. Stable keys."""
+    """Return `requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`. The keys are stable."""
     monitor = found.monitor
     return {
         "requests": monitor.count,
@@ -40,7 +38,7 @@ def as_dict(found: CheckResult) -> dict[str, Any]:
 
 
 def signals(monitor: Monitor) -> dict[str, dict[str, Any]]:
-    """Of each signal: `title`, `about`, `state` (quiet, open, unknown), `statistic`, `threshold`, `missing`."""
+    """Return for each signal `title`, `about`, `state` (quiet, open, unknown), `statistic`, `threshold`, `missing`."""
     open_now = {alert.signal for alert in monitor.alerts()}
     limits = monitor.limits()
     rows = {}
@@ -59,12 +57,12 @@ def signals(monitor: Monitor) -> dict[str, dict[str, Any]]:
 
 
 def evidence_share(statistic: float, threshold: float) -> float:
-    """How far a statistic is on its way to the threshold, by its logarithm, 0 to 1."""
+    """Return how close a statistic is to the threshold on a logarithmic scale, from 0 to 1."""
     return min(1.0, max(0.0, math.log10(max(statistic, 1.0)) / math.log10(threshold)))
 
 
 def lines(found: CheckResult) -> Iterator[str]:
-    """The check in the terminal."""
+    """Yield the check's results as terminal lines."""
     monitor = found.monitor
     size = monitor.reference.about["requests"]
     yield f"{found.new:,} new requests, {monitor.count:,} since the reference of {size:,}."
@@ -89,24 +87,24 @@ def lines(found: CheckResult) -> Iterator[str]:
 
 
 def alert_lines(alert: Alert, count: int) -> Iterator[str]:
-    """One open alert."""
+    """Yield one open alert as terminal lines."""
     yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.said}"
     since = f" ({alert.since_id})" if alert.since_id else ""
     lasting = count - alert.opened
-    yield f"  since request {alert.since:,}{since}, seen at {alert.opened:,}, open for {lasting:,} requests"
+    yield f"  since request {alert.since:,}{since}, detected at {alert.opened:,}, open for {lasting:,} requests"
     for example in alert.evidence.get("examples", [])[:3]:
-        yield f"  {example['id']}: {example['question'] or 'its text was not kept'}"
+        yield f"  {example['id']}: {example['question'] or '(text not stored)'}"
     for group in alert.evidence.get("groups", [])[:3] if alert.signal in ("novelty", "topics", "meaning") else []:
         yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) about {group['name']}"
 
 
 INK, OPEN, QUIET, LIMIT = "#1c2730", "#a12a2a", "#9aa5ad", "#6b5310"
 SHOWN = 3000
-"""Points of a curve"""
+"""Number of points of a curve"""
 
 
 def draw_statistics(monitor: Monitor) -> str:
-    """A PNG as a data URI: each signal's evidence, open ones in colour; its words are beside it on the page."""
+    """Return a plot of each signal's evidence as a PNG data URI; open signals are in colour."""
     from matplotlib.figure import Figure
 
     history = np.array(monitor.history, dtype=np.float64)
@@ -137,7 +135,7 @@ def draw_statistics(monitor: Monitor) -> str:
 
 
 def describe_statistics(monitor: Monitor) -> str:
-    """The drawing in words."""
+    """Return a description of the plot."""
     limits = monitor.limits()
     highest = max(
         monitor.tracks, key=lambda name: evidence_share(monitor.tracks[name].seat.statistic, limits[name]), default=""
@@ -151,7 +149,7 @@ HERE = Path(__file__).parent
 
 
 def write(found: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     monitor = found.monitor

@@ -1,8 +1,7 @@
-"""Drift watched beside a running server: what its store has got since the last look, again and again.
+"""The drift watcher of a running server: checks new requests in its store repeatedly.
 
-It works in a thread of its own and rests three times as long as it works, so answers hardly notice it. Where it stands
-is kept as a check's is, so a server that is killed goes on from there; one that shares the file waits until the other
-has ended.
+It runs in its own thread and rests three times as long as it works, so it barely slows down answers. Its state is saved
+like that of a check, so a restarted server resumes from it; another process with the same state file waits.
 """
 
 from __future__ import annotations
@@ -32,53 +31,53 @@ log = logging.getLogger(__name__)
 EVERY_S = 60.0
 SAVE_EVERY_S = 300.0
 BATCH = 16
-"""Questions that are embedded before it rests"""
+"""Number of questions embedded before a rest"""
 RESTS = 3.0
-"""Times as long as it worked"""
+"""Length of a rest as a multiple of the work before it"""
 Told = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is watched, and how."""
+    """The options of the watcher."""
 
     store: str
     reference: Path
     every_s: float = EVERY_S
     link: str = ""
-    """What alerts point to"""
+    """The link in alerts"""
     policy: Policy = field(default_factory=Policy)
     embedding: str | None = None
 
 
 def state_of(reference: Path) -> Path:
-    """Where a check of a store goes on from, unless another place is named."""
+    """Return the default state file of a reference."""
     return reference.with_name(f"{reference.name}.state")
 
 
 def outbox_of(reference: Path) -> Path:
-    """What became of each alert."""
+    """Return the file that records the delivery of alerts."""
     return reference.with_name(f"{reference.name}.alerts.json")
 
 
 def channels_or_none() -> list[Channel]:
-    """The channels that the environment names; none, and said so, where it names none."""
+    """Return the channels set in the environment; none, with a warning, if none is set."""
     try:
         return from_environment()
     except DataError as error:
-        log.warning("Drift alerts are shown, but sent nowhere: %s", error)
+        log.warning("Drift alerts are shown, but not sent: %s", error)
         return []
 
 
 class _Ended(Exception):  # noqa: N818 - nothing is wrong
-    """The server ends: what isn't looked at yet is next time."""
+    """Raised when the server stops; the remaining requests are checked next time."""
 
 
 class DriftWatcher:
-    """A store watched until it is stopped."""
+    """A store that is checked until the watcher is stopped."""
 
     def __init__(self, wanted: Wanted, told: Told, channels: Sequence[Channel] = ()) -> None:
-        """`told` gets the facts of each look. Raises DataError where the reference can't be read."""
+        """`told` receives the facts of each check. Raises DataError if the reference cannot be read."""
         self.wanted, self._told, self._channels = wanted, told, list(channels)
         self._reference = load(wanted.reference)
         self._notes = Notes(open_store(wanted.store))
@@ -93,33 +92,33 @@ class DriftWatcher:
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
 
     def start(self) -> DriftWatcher:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End, and write down where it stands."""
+        """Stop the thread, and save the state."""
         self._over.set()
         self._thread.join()
 
     def look(self) -> dict[str, Any]:
-        """One look: what came, what it says, and what of it is news. What is wrong is told, not raised."""
+        """Run one check and send its news. Problems are reported in the result, not raised."""
         try:
             found, problem = self._looked(), ""
         except MedituneError as error:
             found, problem = {}, str(error)
-            log.error("Drift can't be checked", extra={"why": problem})
+            log.error("Cannot check drift", extra={"why": problem})
         except _Ended:
             raise
         except Exception as error:
             found, problem = {}, f"{type(error).__name__}, see the server's log"
-            log.exception("Drift can't be checked")
+            log.exception("Cannot check drift")
         facts = {"reference": str(self.wanted.reference.resolve()), "problem": problem, "unsent": []} | found
         self._told(facts)
         try:
             self._notes.put(f"drift/{self.wanted.reference.resolve()}", facts)
         except MedituneError as error:
-            log.error("What drift found can't be kept", extra={"why": str(error)})
+            log.error("Cannot store the drift results", extra={"why": str(error)})
         return facts
 
     def _run(self) -> None:
@@ -131,7 +130,7 @@ class DriftWatcher:
             try:
                 self._save(self._monitor)
             except MedituneError as error:
-                log.error("Where drift stands can't be kept", extra={"why": str(error)})
+                log.error("Cannot save the drift state", extra={"why": str(error)})
             self._lock.release()
 
     def _looked(self) -> dict[str, Any]:
@@ -148,19 +147,19 @@ class DriftWatcher:
             changed = begun[1:] != (len(monitor.all_alerts), len(monitor.alerts()))
             if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
                 self._save(monitor)
-        # Also where nothing came: what couldn't be sent is tried again.
+        # Also without new requests, because failed deliveries are retried.
         news = messages(monitor.all_alerts, None, self.wanted.link)
         unsent = self._outbox.send(news, self._channels)
         return self._facts(monitor) | {"unsent": unsent}
 
     def _held(self) -> Monitor:
-        """The monitor, once nobody else goes on from the same state."""
+        """Return the monitor, once this process holds the state's lock."""
         if self._monitor is None:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise DataError(
-                    f"Another server or check holds {self._state}: this one goes on when that has ended."
+                    f"Another server or check is using {self._state}; this one continues when that one ends."
                 ) from error
             there = self._state.exists()
             self._monitor = (
@@ -199,5 +198,5 @@ class DriftWatcher:
 
 
 def watch(wanted: Wanted, told: Told) -> DriftWatcher:
-    """Watch a store from now on. Raises DataError and ModelError where that can't be."""
+    """Start watching a store. Raises DataError and ModelError if that is impossible."""
     return DriftWatcher(wanted, told, channels_or_none()).start()

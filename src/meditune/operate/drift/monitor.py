@@ -1,7 +1,4 @@
-"""Watching requests as they come: `add` each, and ask for `alerts`.
-
-All signals of a reference together: one request in, every e-detector a step on.
-"""
+"""The drift monitor: `add` each request, and read `alerts`. Each request advances the e-detectors of all signals."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 class Ensemble:
-    """The tracks of each signal by name, with their banks."""
+    """The tracks of all signals by name, with their banks of bets."""
 
     def __init__(self, reference: Reference) -> None:
         self._shape = reference.shape
@@ -50,11 +47,11 @@ class Ensemble:
 
     @property
     def tracks(self) -> dict[str, NumberTrack | ShareTrack | BlockTrack]:
-        """All of them, in the order of the reference's signals."""
+        """All tracks, in the order of the reference's signals."""
         return {**self.numbers, **self.shares, **self.blocks}
 
     def take(self, request: Request, names: Collection[str], count: int, rng: np.random.Generator) -> list[str]:
-        """Take what a request says of these signals; the names of those that knew nothing of it."""
+        """Add a request's values for these signals; return the names of signals without a value."""
         unknown: list[str] = []
         p = self._ranked(self.numbers, request, names, count, rng, unknown)
         if p is not None:
@@ -75,7 +72,7 @@ class Ensemble:
         rng: np.random.Generator,
         unknown: list[str],
     ) -> Floats | None:
-        """(all columns,) p-values, NaN where there are none; None where there are none at all."""
+        """Return (all columns,) p-values, NaN for missing values; None if all are missing."""
         found, some = [], False
         for name, track in tracks.items():
             p = None
@@ -101,16 +98,16 @@ class Ensemble:
 
 KIND = "state"
 LATE = ("feedback", "ratings", "calibration")
-"""Signals that are known only some time after the answer"""
+"""Signals that are only known some time after the answer"""
 HISTORY = 20_000
-"""Requests of which the statistics are kept for the plot"""
-_AFRESH = "Remove it; the next check starts from the reference."
+"""Number of requests whose statistics are stored for the plot"""
+_AFRESH = "Delete it; the next check starts from the reference."
 
 
 class Monitor:
-    """Requests held against a reference, one after the other. Not safe to use from two threads at once.
+    """A comparison of requests with a reference, one request at a time. It is not thread-safe.
 
-    A request costs well under a millisecond (`benchmarks/drift.py`); its embedding is the caller's.
+    A request takes well under a millisecond (`benchmarks/drift.py`), without its embedding, which the caller computes.
     """
 
     def __init__(self, reference: Reference, policy: Policy | None = None) -> None:
@@ -131,11 +128,11 @@ class Monitor:
         self._watches = {name: AlertTracker(track, limit, self.policy) for name, track in self.tracks.items()}
 
     def add(self, request: Request) -> list[Alert]:
-        """Take one request in; the alerts that opened, grew or closed with it."""
+        """Add one request; return the alerts that opened, grew or closed."""
         self.count += 1
         self.last, self.last_id = request.sequence or self.count, request.id
         self._number(request.id)
-        # By the request's number, so that a check that goes on later decides ties as one at a stretch.
+        # Seeded by the request's number, so that a resumed check breaks ties in the same way as an uninterrupted one.
         rng = np.random.default_rng([self.reference.about["seed"], self.count])
         self._take(request, self._prompt, rng)
         told = self._stepped(self._prompt)
@@ -143,9 +140,9 @@ class Monitor:
         return told
 
     def add_outcome(self, request: Request) -> list[Alert]:
-        """Take in what became of a request that was added before: its ratings, or that it has none.
+        """Add the outcome of an earlier request: its ratings, or that it has none.
 
-        In the order in which the requests came; one that had its turn, or came too long ago, is passed over.
+        Call it in the order of the requests. A request that had its outcome added, or is too old, is ignored.
         """
         number = self.number_of(request.id)
         if number is None or number <= self.outcomes:
@@ -156,7 +153,7 @@ class Monitor:
         return self._stepped(self._late)
 
     def alerts(self) -> list[Alert]:
-        """Those that are open, the largest first."""
+        """Return the open alerts, the largest first."""
         found = [alert for alert in self.all_alerts if alert.is_open]
         return sorted(found, key=lambda alert: (-_rank(alert), alert.since))
 
@@ -165,11 +162,11 @@ class Monitor:
         return {name: watch.threshold for name, watch in self._watches.items()}
 
     def number_of(self, id: str) -> int | None:
-        """A request's number; None where it wasn't added, or is too long ago."""
+        """Return a request's number, or None if it wasn't added or is too old."""
         return self._numbers.get(id)
 
     def id_of(self, number: int) -> str:
-        """The id of a request by its number; empty where that is too long ago."""
+        """Return the id of a request by its number, or "" if it is too old."""
         place = number - (self.count - len(self._ids)) - 1
         return self._ids[place] if 0 <= place < len(self._ids) else ""
 
@@ -229,7 +226,7 @@ class Monitor:
         return alert
 
     def _measure(self, alert: Alert, watch: AlertTracker) -> None:
-        """How large the change is now."""
+        """Measure the current size of the change."""
         track = watch.track
         alert.effect = track.effect(watch.column, alert.since)
         alert.severity = severity(alert.effect, alert.effect_name)
@@ -238,7 +235,7 @@ class Monitor:
         alert.said = change_sentence(alert)
 
     def save(self, path: Path) -> None:
-        """Write down where it stands, whole or not at all, to go on from there."""
+        """Save the monitor's state atomically."""
         stored: arrays.Arrays = {}
         for name, track in self.tracks.items():
             stored |= {f"{name}/{key}": value for key, value in track.saved().items()}
@@ -259,10 +256,10 @@ class Monitor:
 
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
-        """A monitor that goes on where it was saved. Raises DataError where it was another reference's."""
+        """Load a monitor's state. Raises DataError if it belongs to another reference."""
         about, stored, _ = arrays.read(path, KIND, _AFRESH)
         if about["reference"] != reference.sha256:
-            raise DataError(f"{path} goes on from another reference. {_AFRESH}")
+            raise DataError(f"{path} belongs to another reference. {_AFRESH}")
         made = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(made, name, about[name])

@@ -1,13 +1,13 @@
-"""Where alerts go: a webhook, a Slack-compatible one, e-mail. Addresses and secrets come from the environment alone.
+"""Delivery of alerts to a webhook, a Slack-compatible webhook, or e-mail. Each message is sent once per channel.
 
-MEDITUNE_ALERT_WEBHOOK          URL that gets the alert as JSON
+URLs and secrets are read only from the environment:
+
+MEDITUNE_ALERT_WEBHOOK          URL that receives the alert as JSON
 MEDITUNE_ALERT_WEBHOOK_SECRET   signs it: X-Meditune-Signature is sha256=HMAC of the body, in hexadecimal
 MEDITUNE_ALERT_SLACK            URL of a Slack-compatible incoming webhook
-MEDITUNE_ALERT_EMAIL            addresses, with commas between them
+MEDITUNE_ALERT_EMAIL            addresses, separated by commas
 MEDITUNE_ALERT_FROM             the sender's address
 MEDITUNE_SMTP_URL               smtp://USER:PASSWORD@HOST:PORT, smtps:// for TLS from the start; ?starttls=0 without TLS
-
-What was sent, what couldn't be, and what is tried again: each piece of news once to each channel.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Message:
-    """An alert on its way. Its key is the same for the same news."""
+    """A message about an alert. The same news has the same key."""
 
     key: str
     title: str
     text: str
     link: str
     facts: Mapping[str, Any]
-    """Figures only: no text of a question"""
+    """Numbers only: no text of a question"""
 
 
 class SendError(Exception):
-    """What went wrong, in words that hold neither address nor secret; `passing` where trying again may help."""
+    """A failed delivery, described without address or secret; `passing` if a retry may help."""
 
     def __init__(self, said: str, passing: bool) -> None:
         super().__init__(said)
@@ -58,7 +58,7 @@ class SendError(Exception):
 
 @dataclass(frozen=True)
 class Channel:
-    """A way out."""
+    """A delivery channel."""
 
     name: str
     send: Callable[[Message], None]
@@ -66,7 +66,7 @@ class Channel:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channel]:
-    """The channels that the environment names. Raises DataError where none is, or one is half there."""
+    """Return the channels set in the environment. Raises DataError if none is set, or one is incomplete."""
     found = []
     if url := environment.get("MEDITUNE_ALERT_WEBHOOK"):
         secret = environment.get("MEDITUNE_ALERT_WEBHOOK_SECRET", "")
@@ -76,13 +76,13 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channe
     if addresses := environment.get("MEDITUNE_ALERT_EMAIL"):
         missing = [name for name in ("MEDITUNE_SMTP_URL", "MEDITUNE_ALERT_FROM") if not environment.get(name)]
         if missing:
-            raise DataError(f"MEDITUNE_ALERT_EMAIL needs {' and '.join(missing)}, too.")
+            raise DataError(f"MEDITUNE_ALERT_EMAIL also needs {' and '.join(missing)}.")
         server, sender = environment["MEDITUNE_SMTP_URL"], environment["MEDITUNE_ALERT_FROM"]
         to = [each.strip() for each in addresses.split(",") if each.strip()]
         found.append(Channel("email", lambda message: _mail(server, sender, to, message)))
     if not found:
         raise DataError(
-            "No channel for alerts: set MEDITUNE_ALERT_WEBHOOK, MEDITUNE_ALERT_SLACK or MEDITUNE_ALERT_EMAIL "
+            "No channel for alerts is set. Set MEDITUNE_ALERT_WEBHOOK, MEDITUNE_ALERT_SLACK or MEDITUNE_ALERT_EMAIL "
             "(see docs/how-to/detect-drift.md)."
         )
     return found
@@ -94,7 +94,7 @@ def _webhook(message: Message) -> dict[str, Any]:
 
 
 def _slack(message: Message) -> dict[str, Any]:
-    """As https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks describes it."""
+    """Return the body described in https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks."""
     escaped = message.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     link = message.link
     if link:
@@ -116,9 +116,9 @@ def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
     try:
         came = httpx2.post(url, content=data, headers=headers, timeout=TIMEOUT_S)
     except httpx2.HTTPError as error:
-        raise SendError(f"no answer ({type(error).__name__})", True) from None
+        raise SendError(f"no response ({type(error).__name__})", True) from None
     except (httpx2.InvalidURL, ValueError):
-        raise SendError("the address is no URL", False) from None
+        raise SendError("the address is not a valid URL", False) from None
     if came.status_code >= 300:
         passing = came.status_code in (408, 425, 429) or came.status_code >= 500
         raise SendError(f"HTTP {came.status_code}", passing)
@@ -127,7 +127,7 @@ def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
 def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
-    # The same for the same news, so that a mail that was sent twice is seen once.
+    # The same ID for the same news, so that mail clients show a message that was sent twice only once.
     digest = hashlib.sha256(message.key.encode()).hexdigest()[:32]
     mail["Message-ID"] = f"<{digest}@meditune.invalid>"
     mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
@@ -141,13 +141,13 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
                 smtp.login(unquote(place.username), unquote(place.password or ""))
             smtp.send_message(mail)
     except smtplib.SMTPAuthenticationError:
-        raise SendError("the mail server refused user or password", False) from None
+        raise SendError("the mail server refused the user name or password", False) from None
     except smtplib.SMTPResponseException as error:
         raise SendError(f"SMTP {error.smtp_code}", 400 <= error.smtp_code < 500) from None
     except smtplib.SMTPRecipientsRefused:
         raise SendError("the mail server refused the recipients", False) from None
     except (OSError, smtplib.SMTPException) as error:
-        raise SendError(f"no mail server ({type(error).__name__})", True) from None
+        raise SendError(f"cannot reach the mail server ({type(error).__name__})", True) from None
 
 
 def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
@@ -162,34 +162,34 @@ KEPT = 1000
 
 
 def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: str) -> list[Message]:
-    """The news: each alert that opened, each rise of its severity, each end; and canaries that got worse."""
+    """Return a message for each alert that opened, grew more severe or closed, and for canaries that got worse."""
     found = []
     for alert in alerts:
         facts = {name: value for name, value in alert.as_dict().items() if name != "evidence"}
         if alert.is_open:
             title = f"Drift: {alert.signal} ({alert.severity})"
-            text = f"{alert.said} Since request {alert.since:,}, seen at {alert.opened:,}."
+            text = f"{alert.said} Since request {alert.since:,}, detected at {alert.opened:,}."
             found.append(Message(f"{alert.id}/{alert.severity}", title, text, link, facts))
         else:
-            text = f"{alert.title}: as it was again at request {alert.closed:,}, after {alert.since:,}."
+            text = f"{alert.title}: back to normal at request {alert.closed:,}; the change began at {alert.since:,}."
             found.append(Message(f"{alert.id}/closed", f"Over: {alert.signal}", text, link, facts))
     if canary and canary["alert"]:
-        # Until the set of failures changes, or was right in between, it is the same news.
+        # The news stays the same until the set of failures changes or all were right in between.
         key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
         found.append(Message(key, "Drift: canaries", str(canary["said"]), link, {"canary": dict(canary)}))
     return found
 
 
 class Outbox:
-    """The file of what became of each message."""
+    """The file that records the delivery of each message."""
 
     def __init__(self, path: Path, first_wait_s: float = FIRST_WAIT_S) -> None:
         self.path, self._wait = path, first_wait_s
 
     def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
-        """Send what wasn't sent yet, trying again with longer waits; a sentence on each that still couldn't be.
+        """Send new messages, with retries at growing intervals; return a sentence for each that could not be sent.
 
-        What fails is tried again by the next call, as long as it is news.
+        The next call retries failed messages, as long as they are still news.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         problems = []
@@ -201,26 +201,26 @@ class Outbox:
                     entry = entries.setdefault(f"{channel.name} {message.key}", {"state": "waiting", "tries": 0})
                     if entry["state"] == "sent" or self._is_stale_end(message, channel.name, entries):
                         continue
-                    # A channel that is down is tried once more for each further message, not three times.
+                    # Each further message is tried only once, not three times, while a channel is down.
                     up = self._try(channel, message, entry, ATTEMPTS if up else 1)
                     write_json(self.path, dict(list(entries.items())[-KEPT:]))
                     if entry["state"] != "sent":
                         problems.append(
-                            f"{message.title}: not sent by {channel.name} ({entry['error']}); tried again later."
+                            f"{message.title}: not sent by {channel.name} ({entry['error']}); it will be retried later."
                         )
         return problems
 
     def lines(self) -> Iterator[str]:
-        """What became of each, in the terminal."""
+        """Yield the delivery records as terminal lines."""
         entries = self._read()
         if not entries:
-            yield f"No alert was to be sent yet ({self.path})."
+            yield f"No alert has been sent yet ({self.path})."
         for key, entry in entries.items():
             error = f", {entry['error']}" if entry.get("error") and entry["state"] != "sent" else ""
             yield f"{entry['state']:<8} {key} ({entry['tries']} tries, {entry.get('time', '')}{error})"
 
     def _try(self, channel: Channel, message: Message, entry: dict[str, Any], attempts: int) -> bool:
-        """Whether it went out."""
+        """Try to send; return whether it succeeded."""
         for attempt in range(attempts):
             if attempt:
                 time.sleep(self._wait * 2 ** (attempt - 1))
@@ -239,7 +239,7 @@ class Outbox:
 
     @staticmethod
     def _is_stale_end(message: Message, channel: str, entries: Mapping[str, Any]) -> bool:
-        """Whether it is the end of an alert of which the channel never heard."""
+        """Return whether a message ends an alert that the channel never received."""
         name, _, what = message.key.rpartition("/")
         if what != "closed":
             return False

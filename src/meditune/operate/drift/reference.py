@@ -1,6 +1,6 @@
-"""What requests were like in a good time, fitted once: everything that later ones are held against.
+"""The reference of drift checks: what requests were like in a period without problems, fitted once.
 
-Arrays with a description in one file, whole or not there, which notices when a byte of it changes.
+It is a file of arrays with a description, written atomically and protected by a hash.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> str:
-    """Write them to `path`, whole or not at all; returns the SHA-256 of what they say.
+    """Write the arrays and description to `path` atomically; return the SHA-256 of the content.
 
-    Raises MedituneError where the disk is full.
+    Raises MedituneError if the disk is full.
     """
     said = json.dumps({"kind": kind} | dict(about), ensure_ascii=False, sort_keys=True)
     digest = _digest(said, arrays)
@@ -41,7 +41,9 @@ def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> st
 
 
 def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays, str]:
-    """Description, arrays and SHA-256. Raises DataError unless such a file is there as it was written."""
+    """Return the description, the arrays and the SHA-256. Raises DataError if the file is missing, damaged or of
+    another kind.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -50,11 +52,11 @@ def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. {what_to_do}") from error
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read: damaged, or not a drift {kind}. {what_to_do}") from error
+        raise DataError(f"{path} cannot be read: it is damaged, or not a drift {kind}. {what_to_do}") from error
     if about.get("kind") != kind:
         raise DataError(f"{path} is a drift {about.get('kind')}, not a {kind}. {what_to_do}")
     if _digest(said, arrays) != digest:
-        raise DataError(f"{path} isn't as it was written: its hash differs. {what_to_do}")
+        raise DataError(f"{path} was changed after it was written: its hash differs. {what_to_do}")
     return about, arrays, digest
 
 
@@ -69,9 +71,9 @@ def _digest(said: str, arrays: Arrays) -> str:
 
 KIND = "reference"
 LEAST = 200
-"""Requests that a reference needs"""
+"""Minimum number of requests in a reference"""
 LEAST_VALUES = 50
-"""Values of a signal in the half that is ranked; with fewer it isn't watched"""
+"""Minimum number of values of a signal in the ranked half; signals with fewer aren't monitored"""
 MOST_CATEGORIES = 24
 _REFIT = "Fit one: meditune drift fit STORE -o REFERENCE"
 
@@ -93,25 +95,25 @@ class Reference:
 
     @property
     def signals(self) -> list[str]:
-        """Those that are watched."""
+        """The signals that are monitored."""
         return [*self.numbers, *self.shares, *([MEANING] if self.features is not None else [])]
 
     @property
     def embedding(self) -> dict[str, Any] | None:
-        """The identity of the model of its vectors; None without."""
+        """The identity of the embedding model; None without one."""
         found: dict[str, Any] | None = self.about["embedding"]
         return found
 
 
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, of: str, seed: int = 17) -> Reference:
-    """A reference of these requests, the half of them to learn from and the other half to rank against.
+    """Fit a reference: half of the requests are learned from, the other half is ranked against.
 
-    `embedding` is the identity of the model that made their vectors. Raises DataError where there are too few.
+    `embedding` is the identity of the model that made their vectors. Raises DataError if there are too few requests.
     """
     if len(requests) < LEAST:
         raise DataError(
-            f"{of} has {len(requests):,} requests; a reference needs {LEAST} at least, and some thousands to see small "
-            "changes. Wait for more, or give another file."
+            f"{of} has {len(requests):,} requests; a reference needs at least {LEAST}, and a few thousand to detect "
+            "small changes. Wait for more requests, or give another file."
         )
     order = np.random.default_rng(seed).permutation(len(requests))
     half = len(requests) // 2
@@ -139,7 +141,7 @@ def _shape(requests: Sequence[Request], seed: int) -> Shape:
     asked = [each for each in requests if each.vector is not None and each.question is not None]
     vectors = [each.vector for each in requests if each.vector is not None]
     named = len(asked) == len(vectors)
-    # Masked: topics are named by words of questions, and those are shown.
+    # Masked, because topics are named by words of questions, and the names are shown.
     texts = [mask(each.question or "") for each in asked] if named else []
     stacked = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     return learn_shape(texts, stacked, [words(each.question) for each in requests if each.question], seed)
@@ -159,7 +161,7 @@ def _values(
             numbers[signal.name] = np.array(rows, dtype=np.float64)
         else:
             shares[signal.name] = _counted(rows)
-    few = f"Not watched, because the reference has fewer than {LEAST_VALUES} values: {', '.join(unwatched)}."
+    few = f"Not monitored, because the reference has fewer than {LEAST_VALUES} values: {', '.join(unwatched)}."
     return numbers, shares, [few] if unwatched else []
 
 
@@ -168,7 +170,7 @@ def _counted(rows: Sequence[Sequence[Value]]) -> dict[str, int]:
 
 
 def save(reference: Reference, path: Path) -> Reference:
-    """Write it to a file, and return it with the file's hash."""
+    """Write a reference to a file, and return it with the file's hash."""
     shape = reference.shape
     stored: Arrays = {f"number/{name}": values for name, values in reference.numbers.items()}
     stored |= {name: getattr(shape, name) for name in ("words", "centres", "mean", "directions", "anchors")}
@@ -182,7 +184,7 @@ def save(reference: Reference, path: Path) -> Reference:
 
 
 def load(path: Path) -> Reference:
-    """The reference in a file. Raises DataError where it is missing, damaged, or something else."""
+    """Return the reference in a file. Raises DataError if it is missing, damaged, or of another kind."""
     about, stored, digest = read(path, KIND, _REFIT)
     kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
     names = ("words", "centres", "mean", "directions", "anchors")

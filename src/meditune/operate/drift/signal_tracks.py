@@ -1,4 +1,4 @@
-"""One signal while requests come: its pool of earlier values, its e-detector's seat, its latest window."""
+"""Tracks: the state of one signal, with its pool of earlier values, its e-detector and its latest window."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 
 WINDOW = 200
-"""Requests by which the size of a change is told"""
+"""Number of requests from which the size of a change is measured"""
 RECENT = 2000
-"""Requests that can leave the pool again when a change turns out to have begun before them"""
+"""Number of requests that can be removed from the pool again if a change began before them"""
 POOL = 20_000
-"""Earlier values that are kept; from then on a new one takes the place of one by chance"""
+"""Maximum number of earlier values; beyond it, a new value replaces a random one"""
 
 
 class Track:
-    """What all kinds share."""
+    """The base class of tracks."""
 
     weight = 1
-    """Requests to one step of the e-detector"""
+    """Requests per step of the e-detector"""
 
     def __init__(self, columns: Sequence[str], seat: Seat) -> None:
         self.columns, self.seat = tuple(columns), seat
@@ -38,11 +38,11 @@ class Track:
         self.recent: deque[tuple[int, Any]] = deque(maxlen=RECENT)
 
     def latest(self, column: int, since: int = 0) -> Floats:
-        """(n,) what the window holds of a column from a request on."""
+        """Return (n,) the window's values of a column since a request."""
         return np.array([values[column] for count, values in self.window if count >= since], dtype=np.float64)
 
     def saved(self) -> Arrays:
-        """Everything, as arrays."""
+        """Return the whole state as arrays."""
         window = np.array([values for _, values in self.window], dtype=np.float64)
         return self.seat.saved() | {
             "absorbing": np.array(self.absorbing),
@@ -52,23 +52,23 @@ class Track:
         }
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
-        """What `saved` gave."""
+        """Restore the arrays that `saved` returned."""
         self.seat.restore(kept)
         self.absorbing = bool(kept["absorbing"])
         self.window.extend(zip(kept["window_at"].tolist(), kept["window"], strict=True))
 
 
 class NumberTrack(Track):
-    """One number, or one along each of several directions."""
+    """A track of one number, or of one number per direction."""
 
     def __init__(self, columns: Sequence[str], seat: Seat, reference: Floats) -> None:
-        """`reference`: (n, columns) values of the reference."""
+        """`reference` holds the reference's values (n, columns)."""
         super().__init__(columns, seat)
         self.pools = [sorted(values.tolist()) for values in reference.T]
         self.values: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
 
     def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
-        """(columns,) the p-values of one request, which joins the pool; None where it has no values."""
+        """Add a request to the pool; return its (columns,) p-values, or None if it has no values."""
         numbers = [float(value) for value in values if value is not None]
         if len(numbers) < len(self.columns):
             return None
@@ -85,7 +85,7 @@ class NumberTrack(Track):
         return p
 
     def forget(self, since: int) -> None:
-        """Take what came from a request on out of the pool."""
+        """Remove the values since a request from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             for pool, number in zip(self.pools, self.recent.pop()[1], strict=True):
                 place = bisect_left(pool, number)
@@ -93,17 +93,17 @@ class NumberTrack(Track):
                     del pool[place]
 
     def effect(self, column: int, since: int = 0) -> float:
-        """Cliff's delta of the window to the pool."""
+        """Return Cliff's delta of the window against the pool."""
         return e_detectors.delta(self.latest(column, since))
 
     def told(self, column: int, since: int) -> tuple[float, float]:
-        """The median before, and in the window from a request on."""
+        """Return the median before, and the median in the window since a request."""
         pool = self.pools[column]
         now = [values[column] for count, values in self.values if count >= since]
         return pool[len(pool) // 2], float(np.median(now)) if now else float("nan")
 
     def saved(self) -> Arrays:
-        """Everything, as arrays."""
+        """Return the whole state as arrays."""
         columns = len(self.columns)
         return super().saved() | {
             "pools": np.array(self.pools, dtype=np.float64),
@@ -112,7 +112,7 @@ class NumberTrack(Track):
         }
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
-        """What `saved` gave."""
+        """Restore the arrays that `saved` returned."""
         super().restore(kept)
         self.pools = kept["pools"].tolist()
         self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
@@ -120,12 +120,12 @@ class NumberTrack(Track):
 
 
 class ShareTrack(Track):
-    """One of several categories; the last column is for all that the reference didn't have."""
+    """A track of one category; the last column counts categories that the reference doesn't have."""
 
     OTHER = "something new"
 
     def __init__(self, columns: Sequence[str], seat: Seat, counts: Floats) -> None:
-        """`counts`: (columns,) of the reference; OTHER is added."""
+        """`counts` are the reference's (columns,); OTHER is added."""
         super().__init__((*columns, self.OTHER), seat)
         self.counts = np.append(counts, 0.0)
         self.total = float(counts.sum())
@@ -133,7 +133,7 @@ class ShareTrack(Track):
         self._places = {name: place for place, name in enumerate(columns)}
 
     def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
-        """(columns,) the p-values of one request, which joins the pool; None where its category isn't known."""
+        """Add a request to the pool; return its (columns,) p-values, or None if its category is unknown."""
         (value,) = values
         if value is None:
             return None
@@ -149,48 +149,48 @@ class ShareTrack(Track):
         return p
 
     def forget(self, since: int) -> None:
-        """Take what came from a request on out of the pool."""
+        """Remove the values since a request from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             self.counts[self.recent.pop()[1]] -= 1
             self.total -= 1
 
     def effect(self, column: int, since: int = 0) -> float:
-        """Cohen's h of the share in the window to that of the reference."""
+        """Return Cohen's h of the share in the window against the reference's."""
         latest = self.latest(column, since)
         share = float(latest.mean()) if len(latest) else float(self.before[column])
         return e_detectors.cohens_h(share, float(self.before[column]))
 
     def told(self, column: int, since: int) -> tuple[float, float]:
-        """The share before, and in the window from a request on."""
+        """Return the share before, and the share in the window since a request."""
         latest = self.latest(column, since)
         return float(self.counts[column] / self.total), float(latest.mean()) if len(latest) else float("nan")
 
     def saved(self) -> Arrays:
-        """Everything, as arrays."""
+        """Return the whole state as arrays."""
         recent = np.array([place for _, place in self.recent], dtype=np.int64)
         return super().saved() | {"counts": self.counts, "total": np.array(self.total), "recent": recent}
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
-        """What `saved` gave."""
+        """Restore the arrays that `saved` returned."""
         super().restore(kept)
         self.counts, self.total = kept["counts"].copy(), float(kept["total"])
         self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
 
 
 class BlockTrack(Track):
-    """Vectors as a whole, in blocks (`e_detectors.py`)."""
+    """A track of blocks of vectors (`e_detectors.py`)."""
 
     weight = BLOCK
 
     def __init__(self, seat: Seat, reference: NDArray[np.float32]) -> None:
-        """`reference`: (n, features) of the reference."""
+        """`reference` holds the reference's features (n, features)."""
         super().__init__(("all",), seat)
         self.window = deque(maxlen=WINDOW // BLOCK)
         self._pool = reference
         self._block: list[tuple[int, NDArray[np.float32]]] = []
 
     def tested(self, features: NDArray[np.float32], count: int, rng: np.random.Generator) -> tuple[float, int] | None:
-        """Take one request's features in; a full block's p-value and first request, None while it isn't full."""
+        """Add a request's features; return a full block's p-value and first request, None if it isn't full."""
         self._block.append((count, features))
         if len(self._block) < BLOCK:
             return None
@@ -207,22 +207,22 @@ class BlockTrack(Track):
         return p, first
 
     def forget(self, since: int) -> None:
-        """Take the blocks that began at a request or later out of the pool."""
+        """Remove blocks that began at a request or later from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             self.recent.pop()
             self._pool = self._pool[:-BLOCK]
 
     def effect(self, column: int, since: int = 0) -> float:
-        """The MMD of the window's blocks, less what chance makes of it; 0 to about 1."""
+        """Return the MMD of the window's blocks minus its random part; 0 to about 1."""
         latest = self.latest(column, since)
         return float(np.sqrt(max(0.0, latest.mean()))) if len(latest) else 0.0
 
     def told(self, column: int, since: int) -> tuple[float, float]:
-        """0, and the MMD in the window from a request on."""
+        """Return 0, and the MMD in the window since a request."""
         return 0.0, self.effect(column, since)
 
     def saved(self) -> Arrays:
-        """Everything, as arrays. Blocks in the pool's end are counted, not kept twice."""
+        """Return the whole state as arrays. Blocks at the end of the pool are stored only once."""
         block = np.array([each for _, each in self._block], dtype=np.float32)
         return super().saved() | {
             "pool": self._pool,
@@ -231,7 +231,7 @@ class BlockTrack(Track):
         }
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
-        """What `saved` gave."""
+        """Restore the arrays that `saved` returned."""
         super().restore(kept)
         self._pool = kept["pool"].copy()
         self.recent.extend((count, None) for count in kept["recent_at"].tolist())

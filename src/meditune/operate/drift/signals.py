@@ -1,11 +1,7 @@
-"""What is watched, by name: from which part of a request each figure comes, and how it is told.
+"""The signals of drift detection, by name: the part of a request that each one reads, and its title.
 
-A number is ranked; a category is one of several. Figures about a question's meaning need its vector and what the
-reference learned (`Shape`).
-
-One request as the detectors see it: texts, a vector, figures. What is missing doesn't feed its signals.
-
-What a reference learns of its first half, so that the second is ranked by it: words, topics, directions.
+A number is ranked; a category is one of several values. Signals of a question's meaning need its vector and what the
+reference learned (`Shape`: words, topics, directions) from its first half. Missing values are skipped.
 """
 
 from __future__ import annotations
@@ -33,36 +29,36 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Request:
-    """What is known of one request. Only `id` must be there."""
+    """One request as the detectors see it. Only `id` is required."""
 
     id: str
     question: str | None = None
     answer: str | None = None
     vector: Vector | None = None
-    """The question's embedding, of length 1; by whoever has it already, or filled in before the detectors"""
+    """The question's embedding, of length 1; computed before the detectors run if it is missing"""
     outcome: str = ""
     """answered, abstained, escalated, declined"""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Figures as the server keeps them: decision, confidence, reading_grade, tokens, sources, retrieval ..."""
+    """Facts as the server stores them: decision, confidence, reading_grade, tokens, sources, retrieval ..."""
     ratings: tuple[str, ...] | None = None
-    """up or down, of each who rated; None where it is too early to tell"""
+    """One "up" or "down" for each user who rated the answer; None while ratings may still come"""
     sequence: int = 0
-    """Its place in the order of coming, by which the store knows it again"""
+    """Position in the store"""
 
 
 def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
-    """A row as `meditune answers export` writes it, or an object with a question. Raises DataError."""
+    """Return the request in a row of `meditune answers export`, or in an object with a question. Raises DataError."""
     question, answer = row.get("question"), row.get("answer")
     facts, feedback = row.get("facts") or {}, row.get("feedback", None)
     for name, value in (("question", question), ("answer", answer)):
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {name} is {type(value).__name__}, not text.")
     if not isinstance(facts, Mapping):
-        raise DataError(f"{where}: facts is {type(facts).__name__}, not an object of figures.")
+        raise DataError(f"{where}: facts is {type(facts).__name__}, not an object.")
     if feedback is not None and not (isinstance(feedback, list) and all(isinstance(each, dict) for each in feedback)):
-        raise DataError(f"{where}: feedback isn't a list of objects with a rating.")
+        raise DataError(f"{where}: feedback is not a list of objects with a rating.")
     if question is None and not facts and not row.get("outcome"):
-        raise DataError(f"{where}: neither question, facts nor outcome. Each line needs a question at least.")
+        raise DataError(f"{where}: has neither question, facts nor outcome. Each line needs at least a question.")
     ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
     made = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Request(
@@ -77,21 +73,21 @@ def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
 
 
 def decision_of(said: Mapping[str, Any]) -> str | None:
-    """Yes, no or maybe in an answer of `/v1/ask` or in kept facts, where it is an object, or a row's plain word."""
+    """Return yes, no or maybe from an answer of `/v1/ask` or from stored facts, given as an object or a plain word."""
     found = said.get("decision")
     word = found.get("answer") if isinstance(found, Mapping) else found
     return word if isinstance(word, str) else None
 
 
 def from_file(path: Path, after: int = 0) -> Iterator[Request]:
-    """The requests of a JSON Lines file in its order, without the first `after`. Raises DataError at a bad line."""
+    """Yield the requests in a JSON Lines file, after the first `after`. Raises DataError for an invalid line."""
     for number, (line, row) in enumerate(numbered_jsonl(path), start=1):
         if number > after:
             yield from_row(row, f"{path}, line {line}", number)
 
 
 def questions(requests: Iterable[Request]) -> list[str]:
-    """The texts that there are."""
+    """Return the texts that are present."""
     return [each.question for each in requests if each.question]
 
 
@@ -104,15 +100,15 @@ NEAREST = 5
 NAMING_WORDS = 3
 _SAY_LITTLE = {"know", "information", "want", "help", "need", "does", "like", "just", "read", "thank", "thanks"}
 LEAST_FOR_TOPICS = 5
-"""Questions to a topic, on average; with fewer there are fewer topics"""
+"""Minimum average number of questions per topic"""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Fixed functions from words and vectors to figures."""
+    """Fixed functions from words and vectors to values."""
 
     words: NDArray[np.uint64]
-    """Hashes of the known words, sorted; hashes, so that the file holds no names"""
+    """Sorted hashes of the known words; hashes, so that the file holds no names"""
     centres: Vectors
     """(topics, size)"""
     topic_names: tuple[str, ...]
@@ -121,11 +117,11 @@ class Shape:
     directions: Vectors
     """(DIRECTIONS, size), of length 1"""
     anchors: Vectors
-    """(at most ANCHORS, size) known questions"""
+    """(at most ANCHORS, size) vectors of known questions"""
     kernel: Kernel | None
 
     def unknown_share(self, words: Sequence[str]) -> float | None:
-        """The share of the words that no reference question had; None without words."""
+        """Return the share of the words that occur in no reference question, or None without words."""
         if not words:
             return None
         hashes = np.fromiter(map(hashed_words, words), dtype=np.uint64, count=len(words))
@@ -134,24 +130,24 @@ class Shape:
         return 1.0 - float(known.mean())
 
     def topic(self, vector: Vectors) -> str | None:
-        """The name of the nearest topic; None where there are none."""
+        """Return the name of the nearest topic, or None if there are no topics."""
         return self.topic_names[int((self.centres @ vector).argmax())] if len(self.centres) else None
 
     def distance(self, vector: Vectors) -> float | None:
-        """One less the mean cosine to the nearest known questions."""
+        """Return 1 minus the mean cosine to the nearest known questions."""
         if len(self.anchors) < NEAREST:
             return None
         near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST)[-NEAREST:]
         return 1.0 - float(near.mean())
 
     def placed(self, vector: Vectors) -> Vectors:
-        """(DIRECTIONS,) where it is along the directions."""
+        """Return (DIRECTIONS,) the coordinates along the directions."""
         found: Vectors = self.directions @ (vector - self.mean)
         return found
 
 
 def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
-    """The shape of questions: texts with their vectors (n, size), both may be empty, and the words of each."""
+    """Learn the shape of questions: texts with their vectors (n, size), which may be empty, and the words of each."""
     rng = np.random.default_rng(seed)
     known = sorted({hashed_words(word) for words in vocabulary for word in words})
     words = np.array(known, dtype=np.uint64)
@@ -179,7 +175,7 @@ def _topics(texts: Sequence[str], vectors: Vectors, seed: int) -> tuple[Vectors,
 
 
 def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[str]:
-    """The words that tell each group of texts from the others, of those that several of its texts have."""
+    """Return words that distinguish each group of texts from the others and occur in several of its texts."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     dull = ENGLISH_STOP_WORDS | _SAY_LITTLE
@@ -196,7 +192,7 @@ def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> 
 
 @lru_cache(maxsize=65536)
 def hashed_words(word: str) -> int:
-    """64 bits of a word, whatever its case."""
+    """Return 64 bits of a hash of a word, ignoring case."""
     return int.from_bytes(hashlib.blake2b(word.casefold().encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
@@ -211,35 +207,35 @@ _SCRIPTS = {
     "Hangul": re.compile("[\uac00-\ud7af]"),
 }
 READ = 2000
-"""Characters of an answer that are read for its grade"""
+"""Number of characters of an answer from which its reading grade is computed"""
 _OTHER_THAN_LATIN = re.compile("[\u0370-\uffff]")
 
 
 Reader = Callable[[Request, Shape], Sequence[Value]]
-"""One value, or one for each direction; None where it isn't known"""
+"""Reads one value, or one per direction; None if it is unknown"""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One thing that is watched."""
+    """A monitored property of requests."""
 
     name: str
     about: Literal["inputs", "retrieval", "outputs", "outcomes"]
     kind: Kind
     title: str
     more: str
-    """What a rise is called"""
+    """The word for a rise"""
     less: str
     read: Reader
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return _WORD.findall(text)
 
 
 def _alone(read: Callable[[Request], Value]) -> Reader:
-    """A reader that needs the request alone."""
+    """Return a reader that needs only the request."""
     return lambda request, _: (read(request),)
 
 
@@ -280,7 +276,7 @@ def _number(value: Any) -> float | None:
 
 
 def _unanswerable(request: Request) -> Value:
-    # An emergency is answered without a search.
+    # Emergencies are answered without a search.
     if "sources" not in request.facts or request.outcome in ("escalated", "declined"):
         return None
     sources = request.facts["sources"]
@@ -337,7 +333,7 @@ def _up(ratings: Sequence[str]) -> float:
 
 @lru_cache(maxsize=1024)
 def language(text: str) -> str:
-    """English, or the language that a text is surely in otherwise (ISO 639-1), or its script."""
+    """Return the language of a text (ISO 639-1) if it is clear, the name of its script, or English."""
     if len(_OTHER_THAN_LATIN.findall(text)) * 3 > len(text):
         return next(
             (name for name, signs in _SCRIPTS.items() if len(signs.findall(text)) * 3 > len(text)), "other script"
@@ -352,7 +348,9 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("topics", "inputs", "category", "Topics of questions", "more", "fewer", _topic),
     Signal("novelty", "inputs", "number", "Distance to the nearest known questions", "farther", "nearer", _novelty),
     Signal("directions", "inputs", "number", "Vectors along the main directions", "higher", "lower", _directions),
-    Signal("retrieval", "retrieval", "number", "Likeness of the best passage", "better", "worse", _figure("retrieval")),
+    Signal(
+        "retrieval", "retrieval", "number", "Similarity of the best passage", "better", "worse", _figure("retrieval")
+    ),
     Signal(
         "unanswerable", "retrieval", "category", "Questions without a passage", "more", "fewer", _alone(_unanswerable)
     ),
@@ -369,7 +367,7 @@ SIGNALS: tuple[Signal, ...] = (
     ),
     Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer", _alone(_decision)),
     Signal(
-        "support", "outputs", "number", "Share of sentences that passages bear out", "more", "less", _alone(_support)
+        "support", "outputs", "number", "Share of sentences that passages support", "more", "less", _alone(_support)
     ),
     Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure", _figure("confidence")),
     Signal(

@@ -1,1 +1,1 @@
-"""New research: taken in, checked, kept current, indexed, and made into training pairs."""
+"""New literature: import, quality control, retractions, indexing, and training pairs."""

@@ -1,18 +1,12 @@
-"""Structured abstracts as questions with context and conclusion, checked as any training data are.
+"""Training pairs from structured abstracts, in the way of PubMedQA (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
 
-As PubMedQA was made (Jin et al. 2019, https://arxiv.org/abs/1909.06146): the title is the question or is made one, the
-sections but for the conclusion are the context, the conclusion is the answer. Test items that a model may be measured
-on are kept out, by PubMed id and by text.
+The title is the question or is turned into one, the conclusion is the answer, and the other sections are the context.
+Test items are kept out, by PubMed id and by text. The card in the library's folder describes the pairs.
 
-Titles as questions, and the decision that goes with a statement.
-
-Jin et al. 2019 (https://arxiv.org/abs/1909.06146, section 3) took titles that are questions as they are, without a
-decision, and turned statements whose verb is in the present tense (NP-VBP/VBZ) into questions by moving "is" or "are"
-to the front, or putting "do" or "does" there; the decision was yes, or no where the verb is negated. They found the
-verbs with a parser. Here a list of verbs stands in for it, and a title is left alone wherever that might be wrong; and
-a decision is only given where the conclusion doesn't weaken or contradict it.
-
-The card beside the pairs: what they are, whose, how they were made, what was left out.
+Jin et al. (section 3) kept titles that are questions, without a decision, and turned statements in the present tense
+(NP-VBP/VBZ) into questions by moving "is" or "are" to the front or inserting "do" or "does"; the decision was yes, or
+no if the verb is negated. They found the verbs with a parser. This module uses a list of verbs, skips titles that it
+can't convert reliably, and gives a decision only if the conclusion neither weakens nor contradicts it.
 """
 
 from __future__ import annotations
@@ -43,7 +37,7 @@ from meditune.progress import track
 from meditune.retrieve.documents.pubmed_articles import Article, Part
 
 FEWEST, MOST = 4, 40
-"""Words of a statement"""
+"""Minimum and maximum number of words in a statement"""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -57,7 +51,7 @@ _PLAIN = _words(
     "reduce regulate relieve remain require restore reveal stimulate suppress worsen"
 )
 _ALSO_NOUNS = _words("benefit cause decrease delay harm increase influence lead result shorten support trigger")
-"""Verbs whose forms may be nouns, too ("causes of", "increases in"): what follows tells."""
+"""Verbs whose forms can be nouns too ("causes of", "increases in"); the next word decides."""
 _BASES = _PLAIN | _ALSO_NOUNS
 _SINGULAR = {
     f"{base}es" if base.endswith("sh") else f"{base[:-1]}ies" if base.endswith("fy") else f"{base}s": base
@@ -73,7 +67,7 @@ _CLAUSE = _words("that which who whose whom when while if because although thoug
 _UNSURE = _words("may might can could should would will must cannot appears appear seems seem likely")
 _DENIES = _words("no not nor neither never fails fail failed lacks lack but however yet only")
 _BEFORE = _words("the a an of in on for to with and or by from at as between")
-"""No subject ends with one."""
+"""Words that cannot end a subject"""
 _PLURALS = _words("children people patients men women bacteria data mice criteria teeth feet media")
 _NO_PLURALS = _words("diabetes herpes measles mumps rabies ascites scabies")
 _WORD = re.compile(r"\w[\w'’/+-]*|[,;:?]")
@@ -91,18 +85,18 @@ _HEDGED = re.compile(
 
 @dataclass(frozen=True)
 class ConvertedTitle:
-    """A question made of a title."""
+    """A question made from a title."""
 
     question: str
     decision: Literal["yes", "no"] | None
-    """What the title answers, where it was a statement"""
+    """The answer that the title states, if it was a statement"""
     was_question: bool
 
 
 def question_of_title(title: str, written: str = "") -> ConvertedTitle | None:
-    """The question of a title; None where it is neither a question nor surely a statement.
+    """Return the question of a title, or None if it is neither a question nor clearly a statement.
 
-    `written` is the article's text, which shows whether a title's first word is written small elsewhere.
+    `written` is the article's text, which shows whether the title's first word is written in lowercase elsewhere.
     """
     text = " ".join(title.split())
     if "?" in text:
@@ -130,8 +124,9 @@ def question_of_title(title: str, written: str = "") -> ConvertedTitle | None:
 
 
 def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
-    """Whether a conclusion neither weakens nor contradicts a title's statement: nothing is denied in it where the title
-    says yes, something is where it says no, and nothing is left open.
+    """Return whether a conclusion neither weakens nor contradicts a title's statement.
+
+    It must leave nothing open; it must contain no negation if the decision is yes, and one if the decision is no.
     """
     if _HEDGED.search(conclusion):
         return False
@@ -141,11 +136,11 @@ def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) 
 
 
 Verb = tuple[int, int, str, str, bool]
-"""Index of the first word, number of words, what comes to the front, the verb that stays, whether it is negated"""
+"""Index of the first word, number of words, word moved to the front, verb that stays, whether it is negated"""
 
 
 def _verb(said: list[str]) -> Verb | None:
-    """The only verb that is finite; None where there is none or more than one."""
+    """Return the only finite verb, or None if there is none or more than one."""
     found: list[Verb] = []
     for at in range(1, len(said)):
         verb = _at(said, at)
@@ -179,7 +174,9 @@ def _is_plural(word: str) -> bool:
 
 
 def _small(subject: str, written: str) -> str:
-    """The subject with its first word small, where the text writes it so or it is an English word and no name."""
+    """Return the subject with its first word in lowercase, if the text writes it so or it is an English word and no
+    name.
+    """
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
     is_word = small.isalpha() and small.islower() and rarity(small) < 1
@@ -192,7 +189,7 @@ def _small(subject: str, written: str) -> str:
 FILE = "pairs.jsonl"
 SOURCE = "literature"
 LEAST_CONTEXT, LEAST_CONCLUSION = 40, 5
-"""Words"""
+"""In words"""
 CITATION = "National Library of Medicine, PubMed"
 _CONCLUDES = re.compile(r"\b(?:conclusions?|concluding remarks|interpretation)\b", re.IGNORECASE)
 _MIXED = re.compile(r"\b(?:results?|findings?|methods?|discussion)\b", re.IGNORECASE)
@@ -201,7 +198,7 @@ _ASIDE = re.compile(
     r"trials?\.gov|prospero|conflicts?|level of evidence)\b",
     re.IGNORECASE,
 )
-"""Labels of what is neither context nor conclusion"""
+"""Labels of sections that are neither context nor conclusion"""
 _REGISTERED = re.compile(
     r"\s*\((?:[^()]*(?:funded by|clinicaltrials|registration|registered|number,? NCT)[^()]*)\)\.?$", re.IGNORECASE
 )
@@ -209,23 +206,23 @@ _REGISTERED = re.compile(
 
 @dataclass
 class Pairs:
-    """Training pairs, and what became of the articles that gave none."""
+    """Training pairs, and why other articles gave none."""
 
     examples: list[Example] = field(default_factory=list)
     without: Counter[str] = field(default_factory=Counter)
-    """Articles by the reason why they gave none"""
+    """Articles by the reason why they gave no pair"""
     kept_out: dict[str, str] = field(default_factory=dict)
-    """PubMed id -> the test item that it is, or is like"""
+    """PubMed id -> the test item that the article matches"""
     audit: Audit | None = None
 
     @property
     def decisions(self) -> Counter[str]:
-        """How often each decision is there; "none" for those without."""
+        """Return the number of pairs with each decision; "none" counts those without one."""
         return Counter(example.decision or "none" for example in self.examples)
 
 
 def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
-    """The pairs of the articles, without those that `tests` (items that are measured on) would be given away by."""
+    """Return the pairs of the articles, without those that would leak `tests` (the items used for evaluation)."""
     made = Pairs()
     pmids = {example.group: example.id for example in tests if example.source == pubmedqa.SOURCE}
     examples: list[Example] = []
@@ -245,21 +242,21 @@ def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
 
 
 def pair_of_article(article: Article) -> Example | str:
-    """The article as an Example, or why it is none."""
+    """Return the article as an Example, or the reason why it gives none."""
     if article.has_concern:
         return "its journal has expressed concern"
     concluding = [part for part in article.parts if _concludes(part)]
     context = [part for part in article.parts if part not in concluding and not _ASIDE.search(part.label)]
     if not concluding:
-        return "no conclusion under a label of its own"
+        return "no separately labelled conclusion"
     answer = _REGISTERED.sub("", " ".join(part.text for part in concluding)).strip()
     if len(answer.split()) < LEAST_CONCLUSION:
         return f"a conclusion of fewer than {LEAST_CONCLUSION} words"
     if sum(len(part.text.split()) for part in context) < LEAST_CONTEXT:
-        return f"fewer than {LEAST_CONTEXT} words beside the conclusion"
+        return f"fewer than {LEAST_CONTEXT} words besides the conclusion"
     asked = question_of_title(article.title, article.text)
     if asked is None:
-        return "a title that is neither a question nor surely a statement"
+        return "a title that is neither a question nor clearly a statement"
     decision = asked.decision if asked.decision and is_supported_by_conclusion(asked.decision, answer) else None
     return Example(
         id=f"{SOURCE}:{article.pmid}",
@@ -283,15 +280,15 @@ def pair_of_article(article: Article) -> Example | str:
 
 
 def tests(given: Sequence[Path]) -> list[Example]:
-    """All items of PubMedQA's labelled part, and those of the files given (prepared splits, such as a run's
-    data/test.jsonl). Raises DataError where PubMedQA can't be had.
+    """Return all items of PubMedQA's labelled part, and those of the given files (prepared splits, such as a run's
+    data/test.jsonl). Raises DataError if PubMedQA is unavailable.
     """
     try:
         place = sources.locate_source(pubmedqa.SOURCE)
         found = list(pubmedqa.read(place, Rejects()))
     except DataError as error:
         raise DataError(
-            f"No training pairs were written, because PubMedQA's test items can't be told from them: {error}"
+            f"No training pairs were written, because PubMedQA's test items are needed to exclude them: {error}"
         ) from error
     for path in given:
         found += read_examples(path)
@@ -299,7 +296,7 @@ def tests(given: Sequence[Path]) -> list[Example]:
 
 
 def write(path: Path, examples: Iterable[Example]) -> int:
-    """Write pairs as a file for a source `own` of a recipe, whole or not at all; how many."""
+    """Write pairs atomically as a file for a recipe's source `own`; return how many."""
     return write_jsonl(path, map(_row, examples))
 
 
@@ -311,7 +308,7 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 def _without_tests(examples: list[Example], tests: Sequence[Example], kept_out: dict[str, str]) -> list[Example]:
-    """Without those that ask or hold what a test item does, word for word or nearly."""
+    """Return the examples without those whose question or context matches a test item, exactly or nearly."""
     while leaks := {
         leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in ("group", "question", "context")
     }:
@@ -321,21 +318,21 @@ def _without_tests(examples: list[Example], tests: Sequence[Example], kept_out: 
 
 
 def _concludes(part: Part) -> bool:
-    """Whether NLM or the journal files a section under conclusions, and under nothing else."""
+    """Return whether NLM or the journal labels a section as conclusions, and as nothing else."""
     if _MIXED.search(part.label) and _CONCLUDES.search(part.label):
         return False
     return part.category == "CONCLUSIONS" or bool(_CONCLUDES.search(part.label))
 
 
 _SPEC = QualitySpec(rules=QualityRules.model_validate({"truncated": "drop", "too_short": "drop"}))
-"""Beyond the defaults: a conclusion that breaks off is no answer."""
+"""Stricter than the defaults: a truncated conclusion is no answer."""
 
 
 TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 
 
 def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
-    """Markdown with the head of the Hugging Face hub's data-set cards."""
+    """Return the card in Markdown, with the metadata header of Hugging Face dataset cards."""
     rows = len(pairs.examples)
     stated = {str(example.meta["licence"]) for example in pairs.examples}
     head: dict[str, Any] = {
@@ -352,33 +349,35 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
     dropped = pairs.audit.dropped() if pairs.audit else {}
     sections = [
         "# Questions from new medical literature",
-        f"{rows:,} questions with context and conclusion, made of {counts['there']:,} articles of PubMed by `meditune "
+        f"{rows:,} questions with context and conclusion, made from {counts['there']:,} PubMed articles by `meditune "
         f"update`; written {now()}. Decisions: {decisions}.",
         "## Source and terms",
-        "The articles' titles and abstracts are courtesy of the U.S. National Library of Medicine. NLM doesn't endorse "
-        "this set or what is made of it, and it may not show the newest state of PubMed: run the update again. NLM "
-        f"charges nothing for the data ({TERMS}); abstracts may be protected by their publishers' copyright. Each "
-        f"row's `meta` has its address and what its record says of copyright ({len(stated):,} wordings). Whether rows "
-        "may be passed on must be looked up for each of them. " + licences.NO_ADVICE,
-        _list(f"Taken from {each}" for each in sources),
+        "Titles and abstracts are courtesy of the U.S. National Library of Medicine. NLM doesn't endorse this "
+        "dataset or anything made from it. The dataset may not reflect the most current data of PubMed; run the "
+        f"update again to refresh it. NLM charges nothing for the data ({TERMS}); abstracts may be protected by their "
+        "publishers' copyright. Each row's `meta` has its URL and the copyright statement of its record "
+        f"({len(stated):,} different ones). Before you share rows, check the terms of each. " + licences.NO_ADVICE,
+        _list(f"Imported from {each}" for each in sources),
         "## How it was made",
-        "After Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146). A title that is a question is the "
-        "question. A title that states something in the present tense becomes one, and has the decision yes, or no "
-        "where its verb is negated, if the conclusion leaves nothing open and doesn't contradict it; otherwise there "
-        "is no decision. The conclusion is the answer, the abstract's other sections are the context.",
+        "The method follows Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146). A title that is a question "
+        "is used as it is. A title that states something in the present tense is turned into a question. Its "
+        "decision is yes, or no if the verb is negated, provided that the conclusion leaves nothing open and doesn't "
+        "contradict it; otherwise it has no decision. The conclusion is the answer, and the abstract's other "
+        "sections are the context.",
         _list(f"{count:,} articles left out: {reason}" for reason, count in pairs.without.most_common()),
-        f"Contexts have at least {LEAST_CONTEXT} words, conclusions {LEAST_CONCLUSION}. Retracted, replaced and "
-        "deleted articles, and those about which their journal has expressed concern, are left out.",
+        f"Contexts have at least {LEAST_CONTEXT} words, conclusions at least {LEAST_CONCLUSION}. Retracted, replaced "
+        "and deleted articles are left out, and so are articles for which the journal published an expression of "
+        "concern.",
         "## Quality control",
         _list(f"{count:,} dropped by the rule {rule}" for rule, count in dropped.items())
         or "No pair was dropped by a rule.",
-        "All rules, with examples, are in quality.json; every row that was touched is in ledger.parquet.",
+        "quality.json lists all rules with examples; ledger.parquet lists every row that was changed or dropped.",
         "## Kept out of training",
-        f"{len(pairs.kept_out):,} articles are test items of PubMedQA or of other prepared sets, or read nearly like "
-        "one, and aren't here. The whole labelled part of PubMedQA (1,000 articles) counts as such.",
+        f"{len(pairs.kept_out):,} articles are left out because they are, or closely match, test items of PubMedQA or "
+        "of other prepared sets. The whole labelled part of PubMedQA (1,000 articles) counts as test items.",
         "## Limits",
-        "Decisions follow from titles, not from a reader; authors' conclusions aren't always borne out by their "
-        "results. Not for advising patients.",
+        "Decisions are derived from titles, not assigned by a reader; results don't always support the authors' "
+        "conclusions. Do not use this dataset to advise patients.",
     ]
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{text}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"

@@ -1,16 +1,9 @@
-"""The library's database: articles, notices, what was taken in from where, and one writer at a time.
+"""The library's database: articles, notices about them, import state, and the answers that cite retracted articles.
 
-Whatever belongs together (a page of articles and the cursor behind it) is one transaction, so a killed process leaves
-either both or neither.
-
-Answers that rest on what was retracted since.
-
-What becomes of the library when a record comes in: an article is new, changed, retracted, replaced or deleted.
-
-Of each article the newest record counts, by version and date of revision, in whatever order records come. What records
-say of each other is kept apart from them, so a notice counts whether it comes before its article or after it.
-
-Quality control of an article before it can be found: some of data/quality's rules, on title and abstract.
+The newest record of each article counts, by version and date of revision, in whatever order records arrive. Links
+between records are stored separately, so a notice counts whether it arrives before or after its article. Quality
+control uses some of the rules of data/quality, on title and abstract. Changes that belong together (a page of articles
+and its cursor) are one transaction, so a killed process leaves both or neither. One process at a time can write.
 """
 
 from __future__ import annotations
@@ -50,15 +43,15 @@ from meditune.store.open_store import Place, exists, open_store
 
 LOCK = ".updating.lock"
 _TABLES = """
-CREATE TABLE links (             -- what records say of how publications correct each other
+CREATE TABLE links (             -- which publications correct which, as records say
     pmid TEXT NOT NULL, kind TEXT NOT NULL, notice TEXT NOT NULL, reference TEXT NOT NULL, origin TEXT NOT NULL,
     PRIMARY KEY (pmid, kind, notice, origin)
 );
 CREATE INDEX links_origin ON links (origin);
 CREATE INDEX links_notice ON links (notice);
 CREATE TABLE retracted (pmid TEXT PRIMARY KEY, title TEXT, taken TEXT, notice TEXT, reference TEXT);
-CREATE TABLE marked (pmid TEXT PRIMARY KEY, seen INTEGER NOT NULL);   -- what PubMed lists as retracted; 1: was read
-CREATE TABLE again (pmid TEXT PRIMARY KEY);          -- to be read again, because a notice speaks of them
+CREATE TABLE marked (pmid TEXT PRIMARY KEY, seen INTEGER NOT NULL);   -- PubMed lists them as retracted; 1: fetched
+CREATE TABLE again (pmid TEXT PRIMARY KEY);          -- to be fetched again, because a notice names them
 CREATE TABLE files (name TEXT PRIMARY KEY, md5 TEXT, taken TEXT, counts TEXT);
 CREATE TABLE cursors (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE indexed (place TEXT PRIMARY KEY, content TEXT, change INTEGER);
@@ -68,7 +61,7 @@ CREATE TABLE rejects (number INTEGER PRIMARY KEY, source TEXT, place TEXT, reaso
 
 @dataclass(frozen=True)
 class Row:
-    """What the library holds of a PubMed id."""
+    """A row of the library: what it holds for one PubMed id."""
 
     pmid: str
     article: Article | None
@@ -78,14 +71,14 @@ class Row:
 
 
 class Library:
-    """A library that this process may change."""
+    """A library opened for writing."""
 
     def __init__(self, folder: Path, base: sqlite3.Connection) -> None:
         self.folder, self._base = folder, base
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block whose changes are kept all or, where it doesn't end well, none."""
+        """Run the block as one transaction: commit all its changes, or none if it raises."""
         try:
             with self._base:
                 self._base.execute("BEGIN IMMEDIATE")
@@ -94,18 +87,18 @@ class Library:
             if "full" in str(error):
                 raise disk_full(self.folder / DATABASE_FILE) from error
             raise DataError(
-                f"{self.folder / DATABASE_FILE}: can't be written ({error}). Run the same command again."
+                f"{self.folder / DATABASE_FILE}: cannot be written ({error}). Run the same command again."
             ) from error
 
     # Articles
 
     def row(self, pmid: str) -> Row | None:
-        """What is known of an id."""
+        """Return the row of a PubMed id, or None."""
         found = self._one("SELECT record, state, reason, said FROM articles WHERE pmid = ?", pmid)
         return Row(pmid, from_dict(json.loads(found[0])) if found[0] else None, *found[1:]) if found else None
 
     def put(self, row: Row, change: int | None) -> None:
-        """Keep a row; `change` is the number of the change that indexes are to see, None where they needn't."""
+        """Store a row; `change` is the change number that tells indexes to read it again, or None if they needn't."""
         record = json.dumps(row.article.as_dict(), ensure_ascii=False) if row.article else None
         self._base.execute(
             "INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET record = excluded.record, "
@@ -115,18 +108,18 @@ class Library:
         )
 
     def change(self) -> int:
-        """The number of the newest change."""
+        """Return the number of the newest change."""
         return int(self._one("SELECT coalesce(max(change), 0) FROM articles")[0])
 
     def same(self, said: str, pmid: str) -> str:
-        """Another article that stands and says the same, or ""."""
+        """Return the id of another current article with the same text, or ""."""
         found = self._one(
             "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid", said, pmid, THERE
         )
         return str(found[0]) if found else ""
 
     def waiting_on(self, said: str, pmid: str) -> list[str]:
-        """Articles that an article keeps out: because they say the same, or because it is their newer version."""
+        """Return the articles that this one keeps out, as duplicates or as older versions."""
         return self._column(
             "SELECT pmid FROM articles WHERE said = ? AND said <> '' AND pmid <> ? AND state = ? "
             "UNION SELECT pmid FROM links WHERE notice = ? AND kind = 'UpdateIn'",
@@ -134,28 +127,28 @@ class Library:
         )
 
     def standing(self) -> Iterator[Article]:
-        """The articles that stand, in order of id."""
+        """Yield the current articles, in order of id."""
         with closing(self._base.execute("SELECT record FROM articles WHERE state = ? ORDER BY pmid", (THERE,))) as rows:
             for (record,) in rows:
                 yield from_dict(json.loads(record))
 
     def counts(self) -> dict[str, int]:
-        """How many articles are in each state."""
+        """Return the number of articles in each state."""
         found = dict(self._base.execute("SELECT state, count(*) FROM articles GROUP BY state"))
         return {state: found.get(state, 0) for state in (THERE, RETRACTED, OUT)}
 
     def known(self, pmids: Iterable[str]) -> set[str]:
-        """Those of the ids that stand in the library."""
+        """Return the given ids that are current articles of the library."""
         return {pmid for pmid in pmids if self._one("SELECT 1 FROM articles WHERE pmid=? AND state=?", pmid, THERE)}
 
     def pmids(self) -> set[str]:
-        """The ids of the articles that stand."""
+        """Return the ids of the current articles."""
         return set(self._column("SELECT pmid FROM articles WHERE state = ?", THERE))
 
     # Links and retractions
 
     def relink(self, origin: str, links: Iterable[tuple[str, Link]]) -> set[str]:
-        """Put what a record says (of which id, and how) in place of what it said before; the ids it is about."""
+        """Replace the links that a record stated before; return the ids that the old and new links are about."""
         before = set(self._column("SELECT pmid FROM links WHERE origin = ?", origin))
         self._base.execute("DELETE FROM links WHERE origin = ?", (origin,))
         given = list(links)
@@ -166,14 +159,14 @@ class Library:
         return before | {pmid for pmid, _ in given}
 
     def links(self, pmid: str) -> list[Link]:
-        """What all records say of an article, those with an id first."""
+        """Return all links that records state for an article, those with an id first."""
         rows = self._base.execute(
             "SELECT DISTINCT kind, notice, reference FROM links WHERE pmid = ? ORDER BY notice = '', notice", (pmid,)
         )
         return [Link(*row) for row in rows]
 
     def retract(self, pmid: str, title: str, link: Link) -> None:
-        """List an article as retracted, once; a notice that becomes known later is filled in."""
+        """Add an article to the list of retractions once; a notice that becomes known later is filled in."""
         self._base.execute(
             "INSERT INTO retracted VALUES (?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET "
             "title = CASE WHEN title = '' THEN excluded.title ELSE title END, "
@@ -182,91 +175,91 @@ class Library:
         )
 
     def reinstate(self, pmid: str) -> None:
-        """Take an article off that list."""
+        """Remove an article from the list of retractions."""
         self._base.execute("DELETE FROM retracted WHERE pmid = ?", (pmid,))
 
     def retracted(self) -> list[dict[str, str]]:
-        """The list, in the order in which it grew.
+        """Return the retracted articles, in the order in which the library learned of them.
 
-        Of each: `pmid`, `title`, `when` it was learnt, `notice` (its PubMed id, or ""), `reference`.
+        Keys: `pmid`, `title`, `when` (the library learned of it), `notice` (its PubMed id, or ""), `reference`.
         """
         rows = self._base.execute("SELECT pmid, title, taken, notice, reference FROM retracted ORDER BY rowid")
         return [dict(zip(("pmid", "title", "when", "notice", "reference"), row, strict=True)) for row in rows]
 
-    # What was taken in from where
+    # Import state
 
     def cursor(self, name: str) -> dict[str, Any]:
-        """Where reading from a source stopped; empty at its beginning."""
+        """Return the position at which reading from a source stopped; empty before the first read."""
         found = self._one("SELECT value FROM cursors WHERE name = ?", name)
         value: dict[str, Any] = json.loads(found[0]) if found else {}
         return value
 
     def move(self, name: str, value: dict[str, Any]) -> None:
-        """Note where reading from a source stopped."""
+        """Save the position at which reading from a source stopped."""
         self._base.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (name, json.dumps(value)))
 
     def files(self) -> dict[str, str]:
-        """The update files that were applied, with their MD5."""
+        """Return the applied update files as a mapping from name to MD5."""
         return dict(self._base.execute("SELECT name, md5 FROM files"))
 
     def sources(self) -> list[str]:
-        """What was taken in, in words."""
+        """Return a description of each imported source."""
         files = self._column("SELECT name FROM files ORDER BY name")
         queries = self._column("SELECT substr(name, 8) FROM cursors WHERE name LIKE 'query: %' ORDER BY name")
         return [
             *(f"PubMed, by the query: {query}" for query in queries),
-            *([f"{len(files):,} update files of MEDLINE, {files[0]} to {files[-1]}"] if files else []),
+            *([f"{len(files):,} MEDLINE update files, {files[0]} to {files[-1]}"] if files else []),
         ]
 
     def applied(self, name: str, md5: str, counts: dict[str, int]) -> None:
-        """Note that an update file was applied."""
+        """Record that an update file was applied."""
         self._base.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (name, md5, now(), json.dumps(counts, sort_keys=True))
         )
 
     def ask_again(self, pmids: Iterable[str]) -> None:
-        """Note articles that are to be fetched by their ids."""
+        """Queue articles to be fetched again by id."""
         self._base.executemany("INSERT OR IGNORE INTO again VALUES (?)", [(pmid,) for pmid in pmids])
 
     def asked_again(self, pmids: Iterable[str]) -> None:
-        """Note that these were fetched."""
+        """Remove articles from that queue."""
         self._base.executemany("DELETE FROM again WHERE pmid = ?", [(pmid,) for pmid in pmids])
 
     def to_ask(self) -> list[str]:
-        """Those that are still to be fetched."""
+        """Return the ids that are still to be fetched again."""
         return self._column("SELECT pmid FROM again ORDER BY pmid")
 
     def mark(self, pmids: Iterable[str]) -> None:
-        """Note what PubMed lists as retracted, newly or again."""
+        """Record ids that PubMed lists as retracted, and mark them as not yet fetched."""
         self._base.executemany("INSERT OR REPLACE INTO marked VALUES (?, 0)", [(pmid,) for pmid in pmids])
 
     def ask_for_marked(self, among: set[str]) -> None:
-        """Of those, ask for the ones among these that weren't asked for since they were noted."""
+        """Queue those of the given ids that are listed as retracted and weren't queued since they were recorded."""
         found = among.intersection(self._column("SELECT pmid FROM marked WHERE seen = 0"))
         self.ask_again(sorted(found))
         self._base.executemany("UPDATE marked SET seen = 1 WHERE pmid = ?", [(pmid,) for pmid in found])
 
     def reject(self, rows: Iterable[dict[str, str]]) -> None:
-        """Keep records that were set aside."""
+        """Store rejected records."""
         self._base.executemany(
             "INSERT INTO rejects (source, place, reason, row, taken) VALUES (?, ?, ?, ?, ?)",
             [(row["source"], row["where"], row["reason"], row["row"], now()) for row in rows],
         )
 
     def rejects(self) -> Iterator[dict[str, str]]:
-        """All records that were set aside: `source`, `where`, `reason`, `row`, `when`."""
+        """Yield all rejected records: `source`, `where`, `reason`, `row`, `when`."""
         for row in self._base.execute("SELECT source, place, reason, row, taken FROM rejects ORDER BY number"):
             yield dict(zip(("source", "where", "reason", "row", "when"), row, strict=True))
 
     # Indexes
 
     def indexed(self, place: str, content: str) -> int:
-        """The change up to which the index at a place holds the library; 0 where it holds something else by now."""
+        """Return the change up to which the index at a place holds the library; 0 if its content differs."""
         found = self._one("SELECT content, change FROM indexed WHERE place = ?", place)
         return int(found[1]) if found and found[0] == content else 0
 
     def is_indexed(self, place: str, content: str, change: int) -> None:
-        """Note that the index at a place, with that content, holds the library up to a change."""
+        """Record that the index at a place, with this content, holds the library up to a change."""
         with self.together():
             self._base.execute("INSERT OR REPLACE INTO indexed VALUES (?, ?, ?)", (place, content, change))
 
@@ -279,24 +272,25 @@ class Library:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Library]:
-    """The library in a folder, begun where there is none, for this process alone.
+    """Open the library in a folder for this process alone; create it if there is none.
 
-    Raises DataError where another process has it, or what is there can't be read.
+    Raises DataError if another process has it open or it cannot be read.
     """
     from filelock import FileLock, Timeout
 
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file. Name a folder for the library.")
+        raise DataError(f"{folder} is a file. Give a folder for the library.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise DataError(
-            f"{folder}: another update of this library is at work. Wait for it to end; the same command then goes on."
+            f"{folder}: another process is updating this library. Wait until it ends, then run the same command to "
+            "resume."
         ) from error
     try:
-        for left in folder.glob(".*.partial"):  # by a killed process: this one has the lock
+        for left in folder.glob(".*.partial"):  # left by a killed process, because this one holds the lock
             left.unlink()
         with closing(_base(folder / DATABASE_FILE)) as base:
             yield Library(folder, base)
@@ -311,16 +305,20 @@ def _base(file: Path) -> sqlite3.Connection:
         if made == 0:
             base.executescript(f"BEGIN; {SCHEMA} {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
         elif made != FORMAT:
-            raise DataError(f"{file}: a library in format {made}, and this version of Meditune reads {FORMAT}.")
+            raise DataError(
+                f"{file}: this library has format {made}, but this version of Meditune reads format {FORMAT}."
+            )
     except sqlite3.DatabaseError as error:
         if "full" in str(error):
             raise disk_full(file) from error
-        raise DataError(f"{file}: not a readable library ({error}). Restore it, or begin another one.") from error
+        raise DataError(
+            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new one."
+        ) from error
     return base
 
 
 def now() -> str:
-    """The time by this machine's clock; it is only shown, nothing is decided by it."""
+    """Return the time by this machine's clock, for display only."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -330,30 +328,30 @@ FLAGGED = "flagged.jsonl"
 
 @dataclass(frozen=True)
 class Flag:
-    """An answer that cited a retracted article."""
+    """A citation of a retracted article in an answer."""
 
     answer: str
-    """Its id"""
+    """The answer's id"""
     passage: str
-    """The id of the passage that it cited, as it was stored"""
+    """The id of the cited passage, as it was stored"""
     pmid: str
     when: str
-    """When the library learnt of the retraction"""
+    """When the library learned of the retraction"""
     notice: str
-    """The notice's PubMed id, or empty"""
+    """The PubMed id of the retraction notice, or empty"""
 
     @property
     def sentence(self) -> str:
-        """For whoever looks after the answers."""
+        """Return the flag as a sentence."""
         by = f" (notice: PMID {self.notice})" if self.notice else ""
-        return f"Answer {self.answer} cites PMID {self.pmid}, which is known as retracted since {self.when}{by}."
+        return f"Answer {self.answer} cites PMID {self.pmid}, which is known to be retracted since {self.when}{by}."
 
 
 def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
-    """Each citation of a retracted article in stored answers, in their order.
+    """Yield each citation of a retracted article in stored answers, in their order.
 
     `answers` are pairs of an answer's id and the ids of the passages that it cited ("pubmed:PMID#NUMBER"); `retracted`
-    is that of `read`. The same article among PubMedQA's contexts counts too.
+    is the mapping that `read` returns. Citations of the same article among PubMedQA's contexts count too.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -364,9 +362,9 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
 
 
 def of_store(store: Place) -> Iterator[tuple[str, Sequence[str]]]:
-    """The answers that a server keeps, with the passages that they were given; none where it has kept none yet.
+    """Yield the answers that a server stored, with the passages they were given; nothing if it has stored none yet.
 
-    Raises DataError where the store can't be used.
+    Raises DataError if the store cannot be used.
     """
     if not exists(store):
         return
@@ -375,12 +373,12 @@ def of_store(store: Place) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 def read(library: Path) -> dict[str, dict[str, str]]:
-    """PubMed id -> its line in a library's retracted.jsonl. Raises DataError where there is none."""
+    """Return the lines of a library's retracted.jsonl by PubMed id. Raises DataError if the file is missing."""
     return {str(row["pmid"]): row for _, row in numbered_jsonl(library / FILE)}
 
 
 LEAST_WORDS = 20
-"""Fewer words are no abstract ("Editorial.")."""
+"""Minimum length of an abstract; shorter texts ("Editorial.") are none."""
 _OFF = dict.fromkeys(rules.ALL, "off")
 _SPECS = {
     asked_for: QualitySpec(
@@ -400,9 +398,9 @@ REASONS = frozenset(_MEANING.values())
 
 
 def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
-    """The article with what was decoded wrongly put right, and why it may not be found, or "".
+    """Return the article with wrongly decoded characters corrected, and the reason why it is left out, or "".
 
-    Whether it is about medicine isn't judged where a query `asked_for` it.
+    If a query `asked_for` the article, the check that it is about medicine is skipped.
     """
     mended = replace(
         article,
@@ -426,19 +424,19 @@ _SAID_IN = frozenset(NOTICE_OF.values())
 
 @dataclass
 class LibraryUpdate:
-    """Records being applied, with what they did so far."""
+    """An update of the library in progress, with its counts so far."""
 
     library: Library
     asked_for: bool
-    """Whether they came by a query; whole files bring much that isn't medicine"""
+    """True for articles found by a query; update files contain many that aren't about medicine."""
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """By reason"""
+    """Articles by the reason why they were left out"""
     retracted: list[str] = field(default_factory=list)
     _change: int = 0
 
     def all(self, found: Iterable[Article | str]) -> None:
-        """Apply articles, and PubMed ids of those that are withdrawn, in order; inside `Library.together`."""
+        """Apply articles, and PubMed ids of deleted ones, in order. Call it inside `Library.together`."""
         self._change = self.library.change() + 1
         for each in found:
             if isinstance(each, Article):
@@ -459,12 +457,12 @@ class LibraryUpdate:
             self._look_again(pmid)
 
     def _ask_for_others(self, article: Article) -> None:
-        """A notice about an article that stands: its own record may say more by now."""
+        """Queue the articles that a notice is about, because their own records may have changed."""
         named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
         self.library.ask_again(self.library.known(named))
 
     def _settle(self, article: Article, row: Row | None, refused: str = "") -> None:
-        """Keep a record with the state that follows from all that is known."""
+        """Store a record with the state that follows from everything known about it."""
         said = _said(article)
         state, reason = self._state(article, said, refused)
         now = Row(article.pmid, article, state, reason, said)
@@ -478,7 +476,7 @@ class LibraryUpdate:
                 self._look_again(pmid)
 
     def _look_again(self, pmid: str) -> None:
-        """Of an article that something else is now known about."""
+        """Determine an article's state again, after something else became known about it."""
         row = self.library.row(pmid)
         if row and row.article:
             refused = row.reason if row.reason in REASONS else checked_article(row.article, True)[1]
@@ -487,14 +485,14 @@ class LibraryUpdate:
             return
         link = _first(self.library.links(pmid), RETRACTED_IN)
         if link and (row is None or row.state != RETRACTED):
-            # Its own record isn't here, but an index may hold it from elsewhere.
+            # The library has no record of this article, but an index may hold it from elsewhere.
             self.library.put(Row(pmid, None, RETRACTED, _by("retracted", link), ""), self._change)
             self.library.retract(pmid, "", link)
             self.retracted.append(pmid)
             self.counts[RETRACTED] += 1
 
     def _state(self, article: Article, said: str, refused: str) -> tuple[str, str]:
-        """State and reason."""
+        """Return the state and its reason."""
         links = self.library.links(article.pmid)
         marked = _first(links, RETRACTED_IN) or article.retraction
         if marked:
@@ -533,7 +531,7 @@ class LibraryUpdate:
         was = before.state if before else ""
         if row.state == RETRACTED:
             link = _first(self.library.links(row.pmid), RETRACTED_IN) or article.retraction
-            assert link is not None, "a retracted article has a notice or says so itself"
+            assert link is not None, "a retracted article has a notice, or its record states the retraction"
             self.library.retract(row.pmid, article.title, link)
             if was != RETRACTED:
                 self.retracted.append(row.pmid)
@@ -552,14 +550,14 @@ class LibraryUpdate:
 
 
 def _is_older(article: Article, than: Article) -> bool:
-    """By version, then by date of revision where both have one."""
+    """Return whether a record is older, by version, then by date of revision if both have one."""
     if article.version != than.version:
         return article.version < than.version
     return bool(article.revised and than.revised) and article.revised < than.revised
 
 
 def _links(article: Article) -> list[tuple[str, Link]]:
-    """Which publications correct which, as a record says, from the corrected one's point of view."""
+    """Return the links that a record states, each with the id of the publication that is corrected."""
     mine = [(article.pmid, link) for link in article.links if link.kind in _SAID_IN]
     theirs = [
         (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, _cited(article)))
@@ -574,13 +572,13 @@ def _cited(article: Article) -> str:
 
 
 def _said(article: Article) -> str:
-    """A hash of the abstract's words; empty where they are few."""
+    """Return a hash of the abstract's words, or "" if there are too few."""
     found = words(article.text)
     return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest() if len(found) >= LEAST_WORDS else ""
 
 
 def _shows(article: Article | None) -> object:
-    """What an index or a training pair shows of an article."""
+    """Return the parts of an article that indexes and training pairs use."""
     return article and (article.document(), [link for link in article.links if link.kind in _SAID_IN])
 
 
@@ -593,5 +591,5 @@ def _by(what: str, link: Link) -> str:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the ids in it."""
+    """Return a reason without its ids."""
     return reason.partition(" (")[0].partition(" PMID ")[0]

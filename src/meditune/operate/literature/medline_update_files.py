@@ -1,7 +1,7 @@
-"""MEDLINE's update files, each applied once and in order, out of a folder or from a server.
+"""MEDLINE's update files, each applied once and in order, from a folder or a server.
 
-NLM puts out a file a day with new, revised and deleted citations, `pubmedYYnNNNN.xml.gz`, and beside it its MD5
-(https://www.nlm.nih.gov/databases/download/pubmed_medline.html). They must be loaded in the order of their numbers.
+NLM publishes a file a day with new, revised and deleted citations, `pubmedYYnNNNN.xml.gz`, and its MD5
+(https://www.nlm.nih.gov/databases/download/pubmed_medline.html). Files must be loaded in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -23,96 +23,99 @@ from meditune.retrieve.documents import pubmed_articles
 
 URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/updatefiles/"
 FETCHED = "fetched"
-"""In the library's folder: update files that aren't applied yet"""
+"""Subfolder of the library with downloaded update files that aren't applied yet"""
 _NAME = re.compile(r"pubmed(\d\d)n(\d{4,6})\.xml\.gz")
 _LINK = re.compile(r"""href\s*=\s*["']([^"'#?]+)["']""", re.IGNORECASE)
 _MD5 = re.compile(r"\b([0-9a-fA-F]{32})\b")
 
 
 class Place(Protocol):
-    """Where update files are."""
+    """A place with update files."""
 
     def names(self) -> list[str]:
-        """The names of all files there. Raises DataError where it can't be looked at."""
+        """Return the names of all files. Raises DataError if the place cannot be read."""
 
     def md5(self, name: str) -> str:
-        """What is published as a file's MD5. Raises DataError without one."""
+        """Return the published MD5 of a file. Raises DataError if there is none."""
 
     def file(self, name: str, md5: str) -> Path:
-        """The file on this machine, with that MD5. Raises DataError where it has another one."""
+        """Return the path of a local copy with that MD5. Raises DataError if the MD5 differs."""
 
     def done(self, name: str) -> None:
-        """Let go of a file that was applied."""
+        """Release a file that was applied."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Files that somebody else fetches into a folder."""
+    """A folder of update files that something else downloads."""
 
     path: Path
 
     def names(self) -> list[str]:
-        """The names of all files there."""
+        """Return the names of all files. Raises DataError if there is no update file."""
         if not self.path.is_dir():
-            raise DataError(f"{self.path}: no such folder. Name the one with PubMed's update files, or a server's.")
+            raise DataError(
+                f"{self.path}: no such folder. Give the folder or the server's URL with PubMed's update files."
+            )
         names = [each.name for each in self.path.iterdir()]
         if not any(map(_NAME.fullmatch, names)):
             raise DataError(
-                f"{self.path}: no file like pubmed26n1340.xml.gz in it. Is it the right folder, and mounted?"
+                f"{self.path}: contains no file like pubmed26n1340.xml.gz. Check that it is the right folder, and "
+                "mounted."
             )
         return names
 
     def md5(self, name: str) -> str:
-        """What is published as a file's MD5."""
+        """Return the published MD5 of a file. Raises DataError if there is none."""
         beside = self.path / f"{name}.md5"
         if not beside.is_file():
             raise DataError(
-                f"{self.path / name}: no {beside.name} beside it, by which it could be checked. Fetch that too."
+                f"{self.path / name}: cannot be checked, because {beside.name} is missing. Download that file too."
             )
         return _md5_in(read_text(beside), str(beside))
 
     def file(self, name: str, md5: str) -> Path:
-        """The file, with that MD5."""
+        """Return the path of the file. Raises DataError if its MD5 differs."""
         found = self.path / name
         with found.open("rb") as stream:
             is_this = hashlib.file_digest(stream, "md5").hexdigest()
         if is_this != md5:
             raise DataError(
-                f"{found}: its MD5 is {is_this}, and {md5} was published: it isn't whole, or not what was meant. Fetch "
-                "it again. The files before it are applied."
+                f"{found}: its MD5 is {is_this}, but the published one is {md5}: the file is incomplete or wrong. "
+                "Download it again. The files before it are applied."
             )
         return found
 
     def done(self, name: str) -> None:
-        """Nothing: the folder is its owner's."""
+        """Do nothing: the folder belongs to the user."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Files that are fetched from a server whose listing is a page with links."""
+    """A server whose listing page links to the update files."""
 
     url: str
     http: RateLimitedClient
     fetched: Path
 
     def names(self) -> list[str]:
-        """The names of all files there."""
+        """Return the names of all files. Raises DataError if there is no update file."""
         page = self._content("")
         names = [unquote(each).rpartition("/")[2] for each in _LINK.findall(page)]
         if not any(map(_NAME.fullmatch, names)):
-            raise DataError(f"{self._base}: no link to a file like pubmed26n1340.xml.gz there. Is the address right?")
+            raise DataError(f"{self._base}: no link to a file like pubmed26n1340.xml.gz. Check the address.")
         return names
 
     def md5(self, name: str) -> str:
-        """What is published as a file's MD5."""
+        """Return the published MD5 of a file. Raises DataError if there is none."""
         return _md5_in(self._content(f"{name}.md5"), f"{self._base}{name}.md5")
 
     def file(self, name: str, md5: str) -> Path:
-        """The file, fetched, with that MD5."""
+        """Return the path of the downloaded file. Raises DataError if its MD5 differs."""
         return download(self.http, f"{self._base}{name}", self.fetched / name, md5)
 
     def done(self, name: str) -> None:
-        """Remove what was fetched."""
+        """Delete the downloaded file."""
         (self.fetched / name).unlink(missing_ok=True)
 
     @property
@@ -126,7 +129,7 @@ class Server:
 
 @dataclass
 class UpdateFileImport:
-    """One update's dealings with update files."""
+    """The import of update files into a library."""
 
     library: Library
     place: Place
@@ -134,15 +137,15 @@ class UpdateFileImport:
     rejects: Rejects
 
     def all(self, begin: str | None = None) -> list[str]:
-        """Apply every file that isn't applied yet, from `begin` on if given; their names.
+        """Apply every file that isn't applied yet, starting at `begin` if given; return their names.
 
-        Raises DataError at a file that is damaged or missing in the row of numbers. What was applied stays so, and the
-        same call goes on behind it.
+        Raises DataError if a file is damaged or a number is missing. Files applied before the error stay applied, and
+        the same call resumes after them.
         """
         applied = self.library.files()
         there = sorted(name for name in set(self.place.names()) if _NAME.fullmatch(name))
         if begin and not _NAME.fullmatch(begin):
-            raise DataError(f"{begin!r} is no update file's name. Write it like pubmed26n1340.xml.gz.")
+            raise DataError(f"{begin!r} is not the name of an update file; write for example pubmed26n1340.xml.gz.")
         newest = max(applied, default="")
         taken: list[str] = []
         for name in there:
@@ -166,7 +169,7 @@ class UpdateFileImport:
 
 
 def _refuse_gap(before: str, name: str, begin: str | None) -> None:
-    """Raise DataError where a file is missing between the last one and this one, of the same year."""
+    """Raise DataError if a file is missing between two files of the same year."""
     here, last = _NAME.fullmatch(name), _NAME.fullmatch(before)
     if here is None or last is None or here[1] != last[1] or name == begin:
         return
@@ -174,14 +177,14 @@ def _refuse_gap(before: str, name: str, begin: str | None) -> None:
     if number > least:
         missing = f"pubmed{here[1]}n{least:0{len(here[2])}}.xml.gz"
         raise DataError(
-            f"{missing} is missing: {before} is the last one that was applied, and {name} the next one there. Files "
-            f"are applied in order, so fetch it, or go on without it: --first {name}."
+            f"{missing} is missing: the last file applied is {before}, and the next one available is {name}. Files "
+            f"are applied in order, so download the missing one, or continue without it: --first {name}."
         )
 
 
 def _md5_in(text: str, where: str) -> str:
-    """The digest in "MD5(pubmed26n1340.xml.gz)= 0123..." or "0123...  pubmed26n1340.xml.gz". Raises DataError."""
+    """Return the MD5 in "MD5(pubmed26n1340.xml.gz)= 0123..." or "0123...  pubmed26n1340.xml.gz". Raises DataError."""
     found = _MD5.findall(text)
     if len(found) != 1:
-        raise DataError(f"{where}: no MD5 in it ({text.strip()[:60]!r}). Fetch it again.")
+        raise DataError(f"{where}: contains no MD5 ({text.strip()[:60]!r}). Download it again.")
     return str(found[0]).lower()

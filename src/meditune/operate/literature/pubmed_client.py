@@ -1,15 +1,10 @@
-"""Requests to NCBI's servers as they ask for them: who asks, how often, and what is done when they are busy.
+"""A client for NCBI's servers: rate limits, retries, the E-utilities for PubMed, and file downloads.
 
-NCBI allows 3 requests a second, 10 with a key of one's own, wants `tool` and `email` in each, and answers 429 to more
-(https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510).
-
-NCBI's E-utilities for PubMed: search with the history server, and records by search or by id.
-
-The protocol: https://www.ncbi.nlm.nih.gov/books/NBK25499/. A search gives at most its first 9,999 articles. Whatever
-comes instead of an answer (a page for people, a rate limit in JSON, an error inside XML, both also with status 200, XML
-that breaks off) is told from one.
-
-A file from a server, whole and checked, or not there; one that broke off goes on where it was.
+NCBI allows 3 requests a second, or 10 with an API key, wants `tool` and `email` in each, and answers 429 to more
+(https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The E-utilities
+(https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The client
+recognises replies that are no results even with status 200: an HTML page, a rate limit in JSON, an error inside XML,
+truncated XML. Downloads are checked by MD5, and resume after an interruption.
 """
 
 from __future__ import annotations
@@ -38,17 +33,17 @@ from meditune.progress import Progress
 KEY_VARIABLE = "NCBI_API_KEY"
 TOOL = "meditune"
 INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
-"""Seconds from one request to the next: a little more than a third, and a tenth."""
+"""Seconds between requests: slightly more than 1/3, and 1/10"""
 SLOWEST = 5.0
-"""After an answer of 429 the interval doubles, up to this."""
+"""Maximum interval in seconds; the interval doubles after each 429."""
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 LONGEST_ASKED_FOR = 300.0
-"""Who asks for a longer pause is left alone until the user comes back."""
+"""If a server asks for a longer pause, the update stops, and the user runs it again later."""
 SAID_FROM = 5.0
 CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
 WHOLE_SECONDS = 900.0
-"""An answer that is still coming after so long is given up, however steadily it drips."""
+"""A response that takes longer in total is abandoned, even if data keeps arriving."""
 LARGEST = 2**28
 _MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
@@ -57,18 +52,18 @@ Result = TypeVar("Result")
 
 
 def contact(email: str | None) -> str:
-    """The address. Raises DataError where there is none to write to."""
+    """Return the email address. Raises DataError if it is missing or invalid."""
     if email and _ADDRESS.fullmatch(email.strip()):
         return email.strip()
-    what = f"{email!r} is no address to write to" if email else "nobody is named"
+    what = f"{email!r} is not an email address" if email else "none is given"
     raise DataError(
-        f"NCBI asks for an address to write to before it blocks anyone, and {what}. Give yours: --email "
-        "YOU@EXAMPLE.ORG, or the variable MEDITUNE_CONTACT."
+        f"NCBI requires an email address at which it can reach you before it blocks a client, and {what}. Give yours: "
+        "--email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
     )
 
 
 class RateLimitedClient:
-    """One server. Close it when done."""
+    """An HTTP client for one server, which limits its own request rate. Close it after use."""
 
     def __init__(self, email: str, key: str | None = None) -> None:
         import httpx2
@@ -79,18 +74,20 @@ class RateLimitedClient:
             follow_redirects=True,
         )
         self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
-        """What the E-utilities want in each request"""
+        """Parameters that the E-utilities require in each request"""
         self._interval = INTERVAL_WITH_KEY if key else INTERVAL
         self._last = float("-inf")
         self.today = ""
-        """The date of the last answer by the server's clock, in ISO 8601"""
+        """The server's date at the last response, in ISO 8601"""
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
     def until_it_works(self, once: Callable[[], Result], what: str) -> Result:
-        """What `once` gives, tried again where it raises PassingError. Raises DataError after the last attempt."""
+        """Return the result of `once`, which is retried if it raises PassingError. Raises DataError after the last
+        attempt.
+        """
         reason = ""
         for attempt in range(ATTEMPTS):
             try:
@@ -101,29 +98,27 @@ class RateLimitedClient:
                 wait = backoff if passing.wait is None else passing.wait
                 if wait > LONGEST_ASKED_FOR:
                     raise DataError(
-                        f"{what} {reason} and asks to come back in {wait:.0f} seconds. Run the same command then; it "
-                        "goes on from here."
+                        f"{what} {reason} and asks for a pause of {wait:.0f} seconds. Run the same command then to "
+                        "resume."
                     ) from passing
                 if attempt + 1 < ATTEMPTS:
                     if wait >= SAID_FROM:
                         print(f"{what} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
                     time.sleep(wait)
-        raise DataError(
-            f"{what} {reason}; {ATTEMPTS} attempts were made. Run the same command later; it goes on from here."
-        )
+        raise DataError(f"{what} {reason}; gave up after {ATTEMPTS} attempts. Run the same command later to resume.")
 
     def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
-        """The bytes of one answer. Raises PassingError where another request may work, else DataError."""
+        """Return the body of a response. Raises PassingError if a retry may work, otherwise DataError."""
         found = bytearray()
         with self._answer(url, parameters, post) as pieces:
             for piece in pieces:
                 found += piece
                 if len(found) > LARGEST:
-                    raise DataError(f"{_shown(url)} sends more than {LARGEST // 2**20} MB. Is the address right?")
+                    raise DataError(f"{_shown(url)} sends more than {LARGEST // 2**20} MB. Check the address.")
         return bytes(found)
 
     def size(self, url: str) -> int:
-        """The bytes of a file there; 0 where the server doesn't say. Raises as `content`."""
+        """Return the size of a remote file in bytes, or 0 if the server doesn't report it. Raises like `content`."""
         import httpx2
 
         self._wait_for_turn()
@@ -136,9 +131,9 @@ class RateLimitedClient:
         return int(length) if length.isdecimal() else 0
 
     def rest(self, url: str, start: int) -> Iterator[bytes]:
-        """The bytes of a file there from `start` on, as they are stored and as they come.
+        """Yield the bytes of a remote file from `start` on, without decoding them.
 
-        Raises StartedOverError where the server can't begin there; otherwise as `content`.
+        Raises StartedOverError if the server can't start there; otherwise raises like `content`.
         """
         import httpx2
 
@@ -152,7 +147,7 @@ class RateLimitedClient:
 
     @contextmanager
     def _answer(self, url: str, parameters: dict[str, str] | None, post: bool) -> Iterator[Iterator[bytes]]:
-        """The pieces of one answer as they come."""
+        """Yield an iterator over the body of a response, as it arrives."""
         import httpx2
 
         self._wait_for_turn()
@@ -166,7 +161,7 @@ class RateLimitedClient:
         self._last = time.monotonic()
 
     def _note(self, answer: Any) -> None:
-        """Learn the date, and raise where the status is no success."""
+        """Record the server's date, and raise if the status is not a success."""
         if date := answer.headers.get("date"):
             try:
                 self.today = parsedate_to_datetime(date).date().isoformat()
@@ -182,17 +177,17 @@ class RateLimitedClient:
             raise DataError(f"{_shown(str(answer.url))} answers {status}. {advice}".rstrip())
 
     def slow_down(self) -> None:
-        """Ask half as often from now on."""
+        """Double the interval between requests."""
         self._interval = min(SLOWEST, self._interval * 2)
 
 
 class StartedOverError(Exception):
-    """The server sends a file from its beginning although its rest was asked for."""
+    """The server sends a file from its start although a range was requested."""
 
 
 @contextmanager
 def _told(httpx2: Any) -> Iterator[None]:
-    """Turn what a connection raises into PassingError."""
+    """Translate connection errors to PassingError."""
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
@@ -200,11 +195,11 @@ def _told(httpx2: Any) -> Iterator[None]:
     except httpx2.TimeoutException as error:
         raise PassingError("didn't answer in time") from error
     except httpx2.InvalidURL as error:
-        raise DataError(f"{error}: no address to ask. Write it as https://...") from error
+        raise DataError(f"{error}: not a valid URL. Write it as https://...") from error
     except httpx2.UnsupportedProtocol as error:
-        raise DataError(f"{error} Give an address that begins with https:// or http://.") from error
+        raise DataError(f"{error} Give a URL that begins with https:// or http://.") from error
     except httpx2.RequestError as error:
-        raise PassingError(f"broke the connection off ({type(error).__name__})") from error
+        raise PassingError(f"dropped the connection ({type(error).__name__})") from error
 
 
 def _in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -212,63 +207,65 @@ def _in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
     for piece in pieces:
         yield piece
         if time.monotonic() > end:
-            raise PassingError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one answer")
+            raise PassingError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one response")
 
 
 def _shown(url: str) -> str:
-    """An address without its parameters, among which a key may be."""
+    """Return a URL without its parameters, which may contain a key."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
 URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 MOST = 9_999
-"""Articles that one search gives"""
+"""Maximum number of articles in a search"""
 SINCE_EVER, FOR_EVER = "1900/01/01", "3000/12/31"
 LOST = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
-"""Words of an error that says that the search isn't there any more; NCBI keeps it for some hours"""
+"""Words in errors for a search that has expired; NCBI keeps a search for some hours."""
 LONG = 500
-"""Characters from which on a query is sent by POST, because an address may not be so long"""
+"""Characters; longer queries are sent by POST, because URLs are limited in length."""
 QUOTED = 200
 _ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
 
 
 class HistoryLostError(Exception):
-    """The server has forgotten a search."""
+    """The server no longer has a search."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """The result of a search."""
 
     count: int
     webenv: str
     key: str
     pmids: tuple[str, ...]
-    """As many as were asked for"""
+    """Up to the requested number of ids"""
     unknown: tuple[str, ...]
-    """Phrases and fields that PubMed doesn't know, and what else it warns of"""
+    """Phrases and fields that PubMed doesn't know, and other warnings"""
 
 
 class Eutils:
-    """PubMed behind the E-utilities."""
+    """A client for PubMed's E-utilities."""
 
     def __init__(self, http: RateLimitedClient, url: str = URL) -> None:
         self._http, self._url = http, url.rstrip("/")
 
     @property
     def today(self) -> str:
-        """The server's date at its last answer, in ISO 8601; empty where it didn't say."""
+        """The server's date at its last response, in ISO 8601; empty if unknown."""
         return self._http.today
 
     def search(self, term: str, first: str, last: str, ids: int = 0) -> Found:
-        """Articles that match and were added or revised between two dates (YYYY/MM/DD). Raises DataError."""
+        """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
         asked = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
         asked |= {"datetype": "mdat", "mindate": first, "maxdate": last}
         root = ET.fromstring(self._get("esearch.fcgi", asked, "eSearchResult", post=len(term) > LONG))
         count = root.findtext("Count") or ""
         if not count.isdecimal():
-            raise DataError(f"{self._url}: a search without a count. Is this the address of the E-utilities?")
+            raise DataError(
+                f"{self._url}: the search result has no count. Check that this is the address of the E-utilities."
+            )
         lists = [*root.iterfind("ErrorList/*"), *root.iterfind("WarningList/*")]
         return Found(
             count=int(count),
@@ -279,13 +276,13 @@ class Eutils:
         )
 
     def page(self, found: tuple[str, str], start: int, size: int) -> bytes:
-        """XML of the articles from `start` on of a search (webenv, key). Raises HistoryLostError, DataError."""
+        """Return the XML of a search's (webenv, key) articles from `start` on. Raises HistoryLostError, DataError."""
         webenv, key = found
         asked = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
         return self._get("efetch.fcgi", asked, "PubmedArticleSet")
 
     def by_ids(self, pmids: list[str]) -> bytes:
-        """XML of these articles, at most some hundreds. Raises DataError."""
+        """Return the XML of these articles, at most a few hundred. Raises DataError."""
         return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
 
     def _get(self, tool: str, asked: dict[str, str], root: str, post: bool = False) -> bytes:
@@ -300,12 +297,12 @@ class Eutils:
         beginning = said[:2000]
         if b"rate limit exceeded" in beginning.lower():
             self._http.slow_down()
-            raise PassingError("answers that there were too many requests")
+            raise PassingError("reports too many requests")
         if f"<{root}".encode() not in beginning:
-            what = "a page for people" if b"<html" in beginning.lower() else "something that is no answer"
+            what = "an HTML page" if b"<html" in beginning.lower() else "an unknown format"
             raise PassingError(f"answers with {what}")
         if not said.rstrip().endswith(f"</{root}>".encode()):
-            raise PassingError("breaks off within its answer")
+            raise PassingError("sent an incomplete answer")
         if root == "eSearchResult":
             try:
                 ET.fromstring(said)
@@ -319,16 +316,18 @@ class Eutils:
             shown = shown.replace(value, f"({name})")
         if any(each in said.casefold() for each in LOST):
             return HistoryLostError(shown)
-        # "Search Backend failed" comes for a busy server and for a query that can't be read; only the first passes.
+        # "Search Backend failed" occurs if the server is busy or if the query is invalid; a retry helps only the first.
         return PassingError(f'answers with an error: "{shown}"')
 
 
 WRONG = 3
-"""So many times a file may come with another MD5 than the published one."""
+"""Maximum number of downloads of a file whose MD5 differs from the published one"""
 
 
 def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
-    """`path`, with what is at `url`. Raises DataError where it can't be had, or has another MD5 three times."""
+    """Download `url` to `path`, and return the path. Raises DataError if it is unavailable or its MD5 differs three
+    times.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and _md5(path) == md5:
         return path
@@ -342,13 +341,13 @@ def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
             return path
         partial.unlink()
     raise DataError(
-        f"{url}: it came {WRONG} times with the MD5 {found}, and {md5} was published. Run the same command later; if "
-        "it stays so, tell NLM (info@ncbi.nlm.nih.gov)."
+        f"{url}: downloaded {WRONG} times with the MD5 {found}, but the published one is {md5}. Run the same command "
+        "later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
     )
 
 
 def _go_on(http: RateLimitedClient, url: str, partial: Path) -> None:
-    """Fetch what is missing of the file. Raises PassingError where it breaks off."""
+    """Download the missing part of a file. Raises PassingError if the download is interrupted."""
     size = http.size(url)
     there = partial.stat().st_size if partial.is_file() else 0
     if size and there > size:
@@ -362,7 +361,7 @@ def _go_on(http: RateLimitedClient, url: str, partial: Path) -> None:
         _fetch(http, url, partial, 0, size)
     there = partial.stat().st_size
     if size and there != size:
-        raise PassingError(f"broke off at {there:,} of {size:,} bytes")
+        raise PassingError(f"stopped after {there:,} of {size:,} bytes")
 
 
 def _fetch(http: RateLimitedClient, url: str, partial: Path, start: int, size: int) -> None:

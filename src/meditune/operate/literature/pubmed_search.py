@@ -1,6 +1,6 @@
-"""Articles by a PubMed query: what was added or revised since the last time, page by page.
+"""Import of the articles of a PubMed query that were added or revised since the last update, page by page.
 
-Dates come from the server, never from this machine's clock. Each page and the cursor behind it are one transaction.
+Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one transaction.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.documents.pubmed_articles import Article
 
 PAGE = 200
-"""Articles asked for at once: what a stopped update fetches again at most"""
+"""Articles per request: the most that an interrupted update fetches again"""
 OVERLAP = timedelta(days=2)
-"""A query begins so long before the day on which it last ended: PubMed's days are those of the US East Coast."""
+"""Overlap with the last update, because PubMed's dates are those of the US East Coast"""
 SHORT_PAGES, LOST_SEARCHES = 2, 3
-"""How often a page with too few articles is asked for again; how often a search that was forgotten is made anew."""
+"""Retries of a page with too few articles, and of a search that has expired"""
 RETRACTIONS = '"retracted publication"[pt]'
 
 
 @dataclass
 class LibrarySearch:
-    """One update's dealings with the E-utilities."""
+    """The import of articles by search into a library."""
 
     library: Library
     eutils: Eutils
@@ -39,10 +39,10 @@ class LibrarySearch:
     rejects: Rejects
 
     def query(self, term: str, since: str | None) -> int:
-        """Take in what the query finds; how many articles that was.
+        """Import the articles that the query finds; return how many.
 
-        The first time that is all, or what changed from `since` on (ISO 8601); later, what changed since the last time.
-        Raises DataError, after which the same call goes on.
+        The first update reads all, or those changed since `since` (ISO 8601); later ones read what changed since the
+        last. Raises DataError, after which the same call resumes.
         """
         name = f"query: {term}"
         cursor = self.library.cursor(name)
@@ -54,9 +54,7 @@ class LibrarySearch:
         return int(cursor["read"])
 
     def retractions(self, mine: set[str]) -> None:
-        """Note which of these PubMed ids are listed as retracted, so that they are read again, by whatever query
-        they came.
-        """
+        """Queue those of the given PubMed ids that PubMed lists as retracted, to be fetched again."""
         name = "retractions"
         cursor = self.library.cursor(name)
         if not mine:
@@ -73,26 +71,26 @@ class LibrarySearch:
             with self.library.together():
                 self.library.mark(found.pmids)
         with self.library.together():
-            # Also of those that were listed earlier: the index may have got the article since.
+            # Earlier retractions too, because the article may have been added to the index since.
             self.library.ask_for_marked(mine)
             self.library.move(name, {"until": today or cursor.get("until", "")})
 
     def again(self) -> int:
-        """Read again the articles that notices speak of; how many."""
+        """Fetch the queued articles again; return how many."""
         waiting = self.library.to_ask()
-        with Progress("Reading corrected articles again", len(waiting), "articles") as progress:
+        with Progress("Fetching corrected articles again", len(waiting), "articles") as progress:
             for start in range(0, len(waiting), PAGE):
                 ids = waiting[start : start + PAGE]
                 found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
                 with self.library.together():
                     self.applying.all(found)
-                    # What these in turn name is asked for the next time: a circle of notices must end.
+                    # Articles that these name are fetched in the next update, so that circular notices end.
                     self.library.asked_again(ids)
                 progress.advance(len(ids))
         return len(waiting)
 
     def _window(self, name: str, term: str, cursor: dict[str, Any]) -> None:
-        """Read one window of dates to its end, or put its halves in its place."""
+        """Read one range of dates to its end, or split it in two."""
         low, high = cursor["windows"][0]
         for _ in range(LOST_SEARCHES):
             if "webenv" not in cursor:
@@ -112,7 +110,7 @@ class LibrarySearch:
                 del cursor["webenv"]
         else:
             raise DataError(
-                f"PubMed forgot the search {term!r} {LOST_SEARCHES} times. Run the same command later; it goes on."
+                f"PubMed lost the search {term!r} {LOST_SEARCHES} times. Run the same command later to resume."
             )
         cursor["windows"].pop(0)
         for key in ("webenv", "key", "count", "start"):
@@ -135,7 +133,7 @@ class LibrarySearch:
                 progress.advance(size)
 
     def _page(self, cursor: dict[str, Any], size: int) -> list[Article | str]:
-        """The articles of one page. Fewer than there should be are asked for again, and then said."""
+        """Return the articles of one page. A page with too few articles is fetched again, and then reported."""
         given = 0
         for _ in range(1 + SHORT_PAGES):
             xml = self.eutils.page((cursor["webenv"], cursor["key"]), cursor["start"], size)
@@ -159,22 +157,22 @@ class LibrarySearch:
 
 
 def _begin(cursor: dict[str, Any], since: str | None) -> str:
-    """The first day to ask for, as the E-utilities write it."""
+    """Return the first day to search, in the format of the E-utilities."""
     if cursor.get("until"):
         return (date.fromisoformat(cursor["until"]) - OVERLAP).strftime("%Y/%m/%d")
     return since.replace("-", "/") if since else SINCE_EVER
 
 
 def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
-    """Two shorter windows of dates. Raises DataError where one day has too many articles."""
+    """Return two shorter ranges of dates. Raises DataError if a single day has too many articles."""
     first, last = (date.fromisoformat(each.replace("/", "-")) for each in (low, high))
     if high == FOR_EVER:
-        # What is added while this runs belongs to the last window.
+        # Articles added during the run belong to the last range.
         last = max(first, date.fromisoformat(today) if today else first + timedelta(days=1))
     if first >= last:
         raise DataError(
-            f"PubMed has more than {MOST:,} articles of {term!r} that changed on {low}, and gives no more of one "
-            "search. Narrow the query, or take in MEDLINE's update files (--files)."
+            f"PubMed has more than {MOST:,} articles for {term!r} that changed on {low}, and returns no more for one "
+            "search. Narrow the query, or import MEDLINE's update files (--files)."
         )
     middle = first + (last - first) // 2
     return [[low, middle.strftime("%Y/%m/%d")], [(middle + timedelta(days=1)).strftime("%Y/%m/%d"), high]]
@@ -182,4 +180,4 @@ def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
 
 def _say_unknown(term: str, found: Found) -> None:
     if found.unknown:
-        print(f"PubMed says of {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)
+        print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)

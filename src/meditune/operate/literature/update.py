@@ -1,9 +1,7 @@
-"""One update, in its order: take literature in, list what was retracted, bring the index up to date, make pairs.
+"""One update of a library: import literature, list retractions, update the index, and make training pairs.
 
-A step that fails keeps none of the others from being done with what is there: what was fetched before a server went
-away is indexed, and what was retracted leaves the index.
-
-An index brought up to date with the library: only what changed is read and embedded.
+If a step fails, the later ones still run with what is available: articles fetched before a server failed are indexed,
+and retracted articles leave the index. Only changed articles are read and embedded.
 """
 
 from __future__ import annotations
@@ -40,10 +38,11 @@ from meditune.store.overview import Notes
 def bring_up(
     library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
-    """The index with the library and the documents as they are now, built where there is none; None where it is so
-    already, or there is nothing to index yet.
+    """Update the index with the library and the documents, or build it; return None if it is current or there is
+    nothing to index.
 
-    What was retracted or deleted leaves it, wherever it came from. Raises DataError and ModelError as `build.update`.
+    Retracted and deleted articles are removed from the index, whatever their source. Raises DataError and ModelError
+    like `build_index.update`.
     """
     change, mine = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
@@ -63,7 +62,7 @@ def bring_up(
 
 
 def pmids(place: IndexStorage) -> set[str]:
-    """PubMed ids of the articles that an index holds, wherever they came from; none where there is no index."""
+    """Return the PubMed ids of the articles in an index, whatever their source; none if there is no index."""
     if place.read(MANIFEST) is None:
         return set()
     with storage.readable(place):
@@ -75,17 +74,17 @@ def pmids(place: IndexStorage) -> set[str]:
 
 REJECTS_FILE = "rejects.jsonl"
 REPORT_FILE = "update.json"
-"""What the last update did"""
+"""Report of the last update"""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks for."""
+    """The options of an update, as given on the command line."""
 
     queries: tuple[str, ...] = ()
     since: str | None = None
     files: str | None = None
-    """A folder, or a server's address"""
+    """A folder, or a server's URL"""
     first: str | None = None
     documents: tuple[Collection, ...] = ()
     index: str | None = None
@@ -93,45 +92,46 @@ class Wanted:
     email: str | None = None
     eutils: str = URL
     store: str | None = None
-    """Where a server keeps its answers: a folder, or a database's URL"""
+    """Where a server keeps its answers: a folder, or a database URL"""
     tests: tuple[Path, ...] = ()
-    """Files of items that are measured on, beside PubMedQA's"""
+    """Files of evaluation items, in addition to PubMedQA's"""
 
 
 @dataclass
 class Report:
-    """What an update did."""
+    """The result of an update."""
 
     read: dict[str, int] = field(default_factory=dict)
-    """Query -> articles"""
+    """Number of articles found by each query"""
     files: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     retracted: list[dict[str, str]] = field(default_factory=list)
-    """Those that this update learnt of"""
+    """Retractions that this update learned of"""
     set_aside: Counter[str] = field(default_factory=Counter)
-    """Records by the reason why they couldn't be used"""
+    """Rejected records by reason"""
     library: dict[str, int] = field(default_factory=dict)
     flagged: list[Flag] = field(default_factory=list)
-    """Kept answers that cite what is retracted"""
+    """Stored answers that cite retracted articles"""
     index: tuple[Manifest, Changes] | None = None
     pairs: Pairs | None = None
-    """None where nothing had changed"""
+    """None if nothing had changed"""
     failures: list[MedituneError] = field(default_factory=list)
 
 
 def update(folder: Path, wanted: Wanted) -> Report:
-    """Update the library in a folder. What failed is in the report. Raises DataError before anything is done where the
-    request can't be met, or another update is at work.
+    """Update the library in a folder. The report lists steps that failed.
+
+    Raises DataError before any change if the request is invalid or another update is running.
     """
     remote = bool(wanted.queries) or _is_server(wanted.files)
     email = contact(wanted.email) if remote else ""
     if not (wanted.queries or wanted.files or wanted.index or (folder / FILE).is_file()):
         raise DataError(
-            "Nothing to take in is named. Give --query or --files, and --index INDEX to make it searchable."
+            "Nothing to import. Give --query or --files, and --index INDEX to make the articles searchable."
         )
     if wanted.documents and not wanted.index:
-        raise DataError("--documents are put into an index. Name it: --index INDEX.")
+        raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
     with article_library.opened(folder) as here:
         _attempt(report, lambda: _take_in(here, wanted, email, report))
@@ -149,7 +149,7 @@ def update(folder: Path, wanted: Wanted) -> Report:
 
 
 def facts(report: Report) -> dict[str, Any]:
-    """What update.json holds, for programs that watch over updates."""
+    """Return the content of update.json, for programs that monitor updates."""
     made, changes = report.index or (None, None)
     return {
         "meditune": __version__,
@@ -181,7 +181,7 @@ def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
     http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
     asked, whole = LibraryUpdate(here, asked_for=True), LibraryUpdate(here, asked_for=False)
     try:
-        # Files first: their records are the older ones.
+        # Files first, because their records are older.
         if wanted.files:
             _take_files(here, wanted, http, whole, rejects, report)
         if wanted.queries and http:
@@ -225,20 +225,20 @@ def _take_files(
 
 
 def _lists(here: Library) -> None:
-    """Write what people and programs read beside the database."""
+    """Write the lists of retracted articles and rejected records beside the database."""
     write_jsonl(here.folder / article_library.FILE, here.retracted())
     write_jsonl(here.folder / REJECTS_FILE, here.rejects())
 
 
 def _flags(here: Library, wanted: Wanted, report: Report) -> None:
-    """Find and write down the answers that cite what is retracted."""
+    """Find the answers that cite retracted articles, and write the list."""
     known = {row["pmid"]: row for row in here.retracted()}
     report.flagged = list(article_library.flag(article_library.of_store(str(wanted.store)), known))
     write_jsonl(here.folder / article_library.FLAGGED, map(asdict, report.flagged))
 
 
 def _note(folder: Path, wanted: Wanted, report: Report) -> None:
-    """Let those who watch the server know what was taken in."""
+    """Record in the server's store what was imported."""
     if exists(str(wanted.store)):
         counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
         failures = [str(failure) for failure in report.failures]
@@ -252,7 +252,7 @@ def _index(here: Library, wanted: Wanted, report: Report) -> None:
 
 
 def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
-    """Make the pairs anew where anything has changed. Rules compare them all, so all are made."""
+    """Make all pairs again if anything has changed; the rules compare pairs with each other."""
     made_from = {"change": here.change(), "tests": [str(path.resolve()) for path in wanted.tests]}
     if here.cursor("pairs") == made_from and (here.folder / abstract_questions.FILE).is_file():
         return

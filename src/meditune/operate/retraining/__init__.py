@@ -1,1 +1,1 @@
-"""From what people said and what was published to the next version: gathered, trained, judged, served, taken back."""
+"""Continuous retraining: collect new data, train, evaluate, release and roll back."""

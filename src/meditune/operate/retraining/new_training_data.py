@@ -1,11 +1,8 @@
-"""What a model can learn from since its last training: corrections of its answers, labels of experts, new literature.
+"""New training data: corrections of answers, experts' labels, new literature; and its split into train, dev and test.
 
-Each is written down as rows with ids of its own, in the form of a user's own file, before anything is made of it.
-
-New rows among the old ones: what is learnt, what is held out for good, and what is rehearsed of the old data.
-
-A version's splits are those of its parent and the new rows'. Once held out, always held out: a row's place follows from
-a hash of its group, so it is the same in every retraining, and a row that comes again keeps the place that it had.
+Each kind is written as a file of rows with their own ids, in the format of a user's own file. A version's splits are
+those of its parent plus the new rows. A row's split follows from a hash of its group, so it is the same in every
+retraining: once held out, always held out. A row that comes again keeps its split.
 """
 
 from __future__ import annotations
@@ -39,52 +36,53 @@ from meditune.store.open_store import exists, open_store
 
 EVERYBODY = "all"
 PASSAGES = 3
-"""So many of the passages that an answer rested on stand in its correction's prompt"""
+"""Maximum number of an answer's passages in the prompt of its correction"""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Where it comes from."""
+    """The sources of new training data."""
 
     store: str | None = None
-    """A server's: a folder, or a PostgreSQL database's URL"""
+    """A server's store: a folder, or a PostgreSQL URL"""
     trust: tuple[str, ...] = ()
-    """Ids of keys whose corrections are learnt from beside those of experts' keys; `all` is everybody"""
+    """Ids of keys whose corrections are used, in addition to experts' keys; `all` means everyone"""
     labels: tuple[Path, ...] = ()
-    """Files of questions with answers or decisions, as experts gave them. A row that names an `answer_id` is about an
-    answer in the store"""
+    """Files of questions with answers or decisions by experts. A row with an `answer_id` is about an answer in the
+    store
+    """
     queues: tuple[Path, ...] = ()
-    """What experts judged: folders of `meditune learn queue`"""
+    """Queues of `meditune learn queue` that experts judged"""
     literature: tuple[Path, ...] = ()
     """Libraries of `meditune update`, or files of pairs"""
     index: str | None = None
-    """Where the passages of corrected answers are looked up"""
+    """Index with the passages of corrected answers"""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nowhere to look."""
+        """True if no source is given."""
         return not (self.store or self.labels or self.queues or self.literature)
 
 
 @dataclass
 class NewTrainingData:
-    """Files of rows, and what was left out."""
+    """Files of new rows, and counts of what was left out."""
 
     files: dict[str, Path] = field(default_factory=dict)
-    """Kind -> its rows"""
+    """Kind -> file of rows"""
     counts: dict[str, int] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Sentence -> how many"""
+    """Reason -> count"""
     index: str = ""
     """The hash of the index's content"""
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Rows and SHA-256 of each kind, for the version's lineage."""
+        """Return the number of rows and the SHA-256 of each kind, for the version's lineage."""
         return {kind: {"rows": self.counts[kind], "sha256": sha256(path)} for kind, path in self.files.items()}
 
 
 def gather(wanted: Wanted, folder: Path) -> NewTrainingData:
-    """Write what is there into `folder`, a file for each kind. Raises DataError where a source can't be read."""
+    """Write the available data to `folder`, one file for each kind. Raises DataError if a source cannot be read."""
     found = NewTrainingData()
     index = Index.open(wanted.index) if wanted.index else None
     found.index = index.manifest.content if index else ""
@@ -113,17 +111,15 @@ def _answers(store: str | None) -> Answers | None:
     if store is None:
         return None
     if not exists(store):
-        raise DataError(f"{store} is no store of a server: {FILE} is missing. Give its --store.")
+        raise DataError(f"{store} is not a server's store: {FILE} is missing. Give the --store of `meditune serve`.")
     return Answers(open_store(store))
 
 
 def _corrections(
     answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Of each answer what somebody trusted says it should have been; an expert's word stands above others', a later one
-    above an earlier.
-    """
-    # Callers without a key have an empty name, which nobody can be trusted by.
+    """Yield the trusted correction of each answer; experts take precedence, then later corrections."""
+    # Callers without a key have an empty name, which must never be trusted.
     named = set(trust) - {""}
     for row in answers.exported():
         said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
@@ -131,9 +127,9 @@ def _corrections(
             continue
         trusted = [each for each in said if each["expert"] or EVERYBODY in named or each["who"] in named]
         if not trusted:
-            left_out["corrections by callers who aren't trusted (--trust KEY, or --trust all)"] += 1
+            left_out["corrections by untrusted callers (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:
-            left_out["corrections of answers whose question wasn't kept (meditune serve --keep-text)"] += 1
+            left_out["corrections of answers whose question wasn't stored (meditune serve --keep-text)"] += 1
         else:
             last = max(trusted, key=lambda each: (each["expert"], each["time"]))
             correction = last["correction"].strip()
@@ -153,7 +149,7 @@ def _corrections(
 
 
 def _decision(correction: str) -> str | None:
-    """What a correction that begins with yes, no or maybe decides."""
+    """Return the decision of a correction that begins with yes, no or maybe."""
     if not correction:
         return None
     first = correction.split(maxsplit=1)[0]
@@ -161,7 +157,7 @@ def _decision(correction: str) -> str | None:
 
 
 def _context(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
-    """The passages of these ids that the index still holds."""
+    """Return the passages of these ids that the index still holds."""
     if index is None:
         return []
     found = []
@@ -172,13 +168,13 @@ def _context(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The rows of experts' files, with ids that differ between files."""
+    """Yield the rows of experts' files, with ids that are unique across files."""
     for path in paths:
         rejects = Rejects()
         for example in read(path, rejects):
             about = example.meta.get("answer_id")
             if about and answers is not None and answers.get(str(about)) is None:
-                # It was deleted on somebody's request, or never was: what rests on it isn't learnt.
+                # The answer was deleted on request or never existed, so labels about it aren't used.
                 left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
                 continue
             yield _row(example, "labels", f"{path.stem}-{example.id.partition(':')[2]}")
@@ -187,7 +183,7 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
 
 
 def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """What experts taught of queues; a row of an earlier one that came again is taken from the later."""
+    """Yield the rows from judged queues; for rows in several queues, the latest one."""
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
         said = annotation_queue.rows(folder)
@@ -207,7 +203,7 @@ def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for given in paths:
         path = given / abstract_questions.FILE if given.is_dir() else given
         if not path.is_file():
-            raise DataError(f"{path}: no training pairs there. Make them: meditune update {given} ...")
+            raise DataError(f"{path}: contains no training pairs. Make them: meditune update {given} ...")
         for row in read_jsonl(path):
             if row["id"] not in seen:
                 seen.add(row["id"])
@@ -232,35 +228,35 @@ Place = Literal["train", "dev", "test"]
 
 @dataclass(frozen=True)
 class Shares:
-    """How new rows are dealt."""
+    """The shares for splitting new rows."""
 
     held_out: float = 0.3
-    """Of the new rows' groups, to measure on"""
+    """Share of the new rows' groups to hold out for evaluation"""
     dev: float = 0.1
     replay: float = 1.0
-    """Old training rows for each new one; all of them where there are fewer"""
+    """Old training rows for each new one; all of them if there are fewer"""
 
 
 class TooFewError(DataError):
-    """Too little that is new to be worth a training."""
+    """Raised if there is too little new data for a training."""
 
 
 @dataclass
 class DealtRows:
-    """The splits of the next version, and which of the items that are held out are new."""
+    """The splits of the next version, and which held-out items are new."""
 
     splits: Splits
     new: frozenset[str]
-    """Ids of the dev and test items that came with this retraining"""
+    """Ids of the dev and test items that are new in this retraining"""
     learnt: int
-    """New rows that are trained on"""
+    """Number of new rows in the training split"""
     replayed: int
     left_out: Counter[str] = field(default_factory=Counter)
     decided: dict[str, Any] = field(default_factory=dict)
 
 
 def known_rows(registry: Registry, id: str) -> dict[str, Example]:
-    """Every training row of a version and of all it came from, by id; a later version's row counts."""
+    """Return every training row of a version and its ancestors by id; later versions take precedence."""
     found: dict[str, Example] = {}
     for parent in registry.get(id).parents:
         found |= known_rows(registry, parent)
@@ -277,17 +273,17 @@ def deal(
     incomplete: Incomplete = "keep",
     least: int = 0,
 ) -> DealtRows:
-    """The new rows dealt among the old splits; `pool` are all training rows that the current version learnt.
+    """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
 
-    What reads like a held-out item isn't trained on, and what reads like a row that was trained on isn't held out.
-    Raises TooFewError where fewer rows than `least` are new, or none can be learnt or measured on.
+    Rows that are similar to a held-out item aren't trained on; rows similar to a trained row aren't held out. Raises
+    TooFewError if fewer than `least` rows are new, or none is left to train on or to evaluate on.
     """
     left_out: Counter[str] = Counter()
     seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}
     fresh = [example for example in rows if fingerprint(example) not in seen]
     left_out["known before"] += len(rows) - len(fresh)
     if len(fresh) < least:
-        raise TooFewError(f"{len(fresh):,} of {len(rows):,} rows are new, and {least:,} are wanted (--least).")
+        raise TooFewError(f"{len(fresh):,} of {len(rows):,} rows are new, but at least {least:,} are needed (--least).")
     dealt: dict[Place, list[Example]] = {"train": [], "dev": [], "test": []}
     had: dict[str, Place] = {
         **dict.fromkeys(pool, "train"),
@@ -301,16 +297,18 @@ def deal(
         "dev": [example for example in old.dev if example.id not in changed],
         "test": [example for example in old.test if example.id not in changed],
     }
-    test = _unlike(dealt["test"], [*pool.values(), *kept["dev"]], left_out, "held out, but like a row learnt before")
+    test = _unlike(
+        dealt["test"], [*pool.values(), *kept["dev"]], left_out, "held out, but similar to a row trained on before"
+    )
     measured = [*kept["test"], *test]
-    dev = _unlike(dealt["dev"], measured, left_out, "for development, but like a test item")
-    learnt = _unlike(dealt["train"], [*measured, *kept["dev"], *dev], left_out, "like an item that is held out")
+    dev = _unlike(dealt["dev"], measured, left_out, "for development, but similar to a test item")
+    learnt = _unlike(dealt["train"], [*measured, *kept["dev"], *dev], left_out, "similar to a held-out item")
     left_out = +left_out
     if not learnt or not test:
         raise TooFewError(
-            f"{len(fresh)} new rows leave {len(learnt)} to learn and {len(test)} to measure on ("
+            f"{len(fresh)} new rows leave {len(learnt)} to train on and {len(test)} to evaluate on ("
             + (", ".join(f"{count} {why}" for why, count in left_out.items()) or "none was left out")
-            + "). Gather more before retraining."
+            + "). Gather more data before retraining."
         )
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
     shown = Splits(old_rows, kept["dev"], kept["test"], old.test_set)
@@ -323,7 +321,7 @@ def deal(
 
 
 def place_of(group: str, shares: Shares) -> Place:
-    """Where rows of a group go, by a hash of its name."""
+    """Return the split of a group, by a hash of its name."""
     at = int.from_bytes(hashlib.sha256(f"release/{group}".encode()).digest()[:8], "big") / 2**64
     if at < shares.held_out:
         return "test"
@@ -331,14 +329,14 @@ def place_of(group: str, shares: Shares) -> Place:
 
 
 def rehearsed(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """A seeded sample of old rows in their order; all of them where there are fewer."""
+    """Return a seeded sample of old rows in their order; all of them if there are fewer."""
     if count >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(f"{seed}/replay").sample(range(len(rows)), count))]
 
 
 def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], why: str) -> list[Example]:
-    """The rows without those that ask or hold what one of the others does, word for word or nearly."""
+    """Return the rows without those whose question or context matches one of the others, exactly or nearly."""
     against = list(others)
     while gone := {leak.train for leak in leakage.find(rows, against) if leak.kind in ("group", "question", "context")}:
         left_out[why] += len(gone)

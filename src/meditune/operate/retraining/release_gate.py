@@ -1,4 +1,4 @@
-"""A new version beside the one that it came from, on the old items and on the new ones, held to a policy for each."""
+"""The release gate: compares a new version with its parent on the old and the new test items, each under a policy."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from meditune.evaluate.predictions import MeasuredModel, Predictions, measured_m
 
 OLD, NEW = "old", "new"
 LOSS = 0.05
-"""Share of a perplexity that may be lost on what was known before"""
+"""Allowed relative increase of perplexity on the old items"""
 WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
-"""Mustn't get worse, where they are measured"""
+"""Metrics that must not get worse, if measured"""
 BETTER = ("perplexity", "accuracy")
-"""The first of them that is measured must have got better on new items"""
+"""The first of these that is measured must have improved on the new items."""
 LIKELIHOODS = ("perplexity", "general_perplexity")
-"""Of so many tokens that the smallest change is a sure one: they have a margin instead"""
+"""Measured on so many tokens that even tiny changes are significant, so they have a margin instead"""
 FEWEST = 20
-"""Groups of new items: an interval over fewer of them, which are drawn again and again, is narrow by chance"""
+"""Minimum number of groups of new items; a bootstrap interval over fewer groups can be too narrow by chance"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
 """Predictions that belong to no test item"""
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Policies of the user's own; None: by `usual`."""
+    """The user's own policies; None: the default policy of `usual`."""
 
     old: Policy | None = None
     new: Policy | None = None
 
 
 def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: int) -> dict[str, Any]:
-    """Base and tuned model of a finished run compared on its old and its new test items.
+    """Compare the base and the tuned model of a finished run on its old and its new test items.
 
-    Returns `passed`, and `on`: for old and new items how many there are, `figures` of both, `comparison` and `checks`,
-    and where too little was measured to judge by, `unjudged`: that in a sentence. Then it didn't pass.
+    Return `passed`, and `on`: for old and new items their number, `figures` of both models, `comparison` and `checks`.
+    If too little was measured for a decision, `unjudged` says so in a sentence, and the version does not pass.
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
         try:
             result = side_by_side([first, second], resamples, seed)
         except NothingInCommonError:
-            # None of the new items has a decision, and none is among those whose answers are scored.
+            # No new item has a decision or is among those whose answers are scored.
             result = {"base": {}, "tuned": {}, "comparison": {}}
         held = policy or usual(name, result["comparison"], result["base"])
         checks = check(held, result["comparison"], result["tuned"])
@@ -66,35 +66,38 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
 
 
 def _groups(policy: Policy, comparison: Mapping[str, Any]) -> int:
-    """Of how many groups those items are on which the policy's metrics that must be better were measured."""
+    """Return the number of groups of items on which the policy's must-improve metrics were measured."""
     return min((comparison[name]["groups"] for name in policy.better if name in comparison), default=0)
 
 
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
-    """Why the policy can't tell a better model from one that is lucky, in a sentence; empty where it can.
+    """Return why the policy cannot be applied, in a sentence, or "" if it can.
 
-    `groups` are those of the items by which "better" is told. Of a user's own policy only that it holds a rule.
+    `groups` counts the groups of items that decide about improvement. A user's own policy only needs to have a rule.
     """
     if not any(policy.model_dump().values()):
-        return f"No rule holds for the {items} items, so they can't be judged."
+        return f"The policy has no rule for the {items} items, so they cannot be judged."
     if is_own or items == OLD:
         return ""
     if not policy.better:
-        return "Neither likelihoods of answers nor decisions were measured on the new items, so better can't be told."
+        return (
+            "Neither answer likelihoods nor decisions were measured on the new items, so an improvement cannot be "
+            "detected."
+        )
     if groups < FEWEST:
         return (
-            f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, and {FEWEST} are needed "
-            "to judge by. Gather more, hold out more (--held-out), or score more answers (--set evaluate.answers=N); a "
-            "policy of your own judges fewer (--gate-new)."
+            f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, but {FEWEST} are needed "
+            "for a decision. Gather more data, hold out more (--held-out), or score more answers (--set "
+            "evaluate.answers=N). Your own policy can accept fewer (--gate-new)."
         )
     return ""
 
 
 def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
-    """What a new version must be where the user says nothing: no worse anywhere, and better at what is new.
+    """Return the default policy: no worse on any metric, and better on the new items.
 
-    A rule names only what was measured. On new items the answers that experts gave must have become likelier; where
-    they gave decisions only, more of those must be right.
+    A rule covers only measured metrics. On new items, the perplexity of experts' answers must fall; if experts gave
+    only decisions, accuracy must rise.
     """
     said: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
@@ -106,7 +109,7 @@ def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]
 
 
 def lines(judged: Mapping[str, Any]) -> list[str]:
-    """The figures that decided, in words."""
+    """Return the deciding metrics as terminal lines."""
     said = []
     for items, row in judged["on"].items():
         said.append(f"On {row['items']:,} {items} items:")
@@ -123,7 +126,7 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
 
 
 def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
-    """What was measured on the new items, or on all others."""
+    """Return what was measured on the new items, or on all others."""
 
     def wanted(id: str) -> bool:
         return (id in new) == is_new

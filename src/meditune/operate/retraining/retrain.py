@@ -1,13 +1,8 @@
-"""One retraining: gather, deal, train from the current version, judge against it, keep, promote.
+"""One retraining: gather data, split it, train from the current version, judge the result, add and promote it.
 
-What isn't finished lies in the registry's `work/`, so the same command goes on where it was stopped. What was gathered
-is kept in `rows/`.
-
-The recipe of a retraining: that of the version it goes on from, more gently, on the new data.
-
-A retraining that isn't finished: what it was asked for, and whether another call goes on with it.
-
-It lies in the registry's `work/` until its version was promoted, tried or kept, whatever stops it before.
+The recipe is derived from that of the current version, with a lower learning rate and the new data. Unfinished work is
+in the registry's `work/` until its version was promoted, tried or stored, so the same command resumes it. The gathered
+data stays in `rows/`.
 """
 
 from __future__ import annotations
@@ -47,20 +42,20 @@ from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store.open_store import named
 
 GENTLER = 0.5
-"""The learning rate beside that of the version before: the weights are near a good place already"""
+"""Factor on the previous learning rate, because the weights are already near a good point"""
 OWN, SAMPLE = "own", "sample"
 
 
 def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
-    """The recipe that goes on from the version in the folder `parent`, whose splits were `old`, with `files` of rows.
+    """Return the recipe that continues from the version in the folder `parent` (splits `old`) with `files` of new rows.
 
-    As large a share of the measured items is answered as before. `synthetic` is whether the old rows are the sample's.
+    The same share of test items is answered as before. `synthetic` says whether the old rows are the synthetic sample.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
     said = plain(before)
     said["model"] |= {"base": str((parent / "model").resolve()), "prune": {"method": "none"}}
     sources = [source for source in said["data"]["sources"] if source["name"] != OWN]
-    # New rows are for those whom all of the old ones were for.
+    # New rows use the plain style only if all old rows do.
     style = "plain" if all(source.style == "plain" for source in before.data.sources) else "expert"
     sources = [{"name": SAMPLE, "style": style}] if synthetic else sources
     said["data"] |= {
@@ -72,7 +67,7 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
     }
     said["train"]["learning_rate"] *= GENTLER
     if before.train.mix.weights or before.train.mix.quota:
-        # They name sources, of which there are others now.
+        # The old mix names the old sources, which are different now.
         said["train"]["mix"] = MixSpec().model_dump(mode="json")
     if before.evaluate.answers is not None and old.test:
         said["evaluate"]["answers"] = math.ceil(before.evaluate.answers * len(new.test) / len(old.test))
@@ -80,7 +75,7 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
 
 
 def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recipe:
-    """The recipe with `--set` options, kept at `place`. Raises RecipeError that lists all that is wrong."""
+    """Return the recipe with `--set` options, saved at `place`. Raises RecipeError that lists every problem."""
     save(recipe, place, versions(recipe))
     changed: Any = load_recipe(str(place), list(settings))
     made: Recipe = changed.recipe
@@ -94,27 +89,27 @@ FILE = "retrain.json"
 
 @dataclass(frozen=True)
 class UnfinishedRetraining:
-    """What `work/retrain.json` holds."""
+    """The content of `work/retrain.json`."""
 
     id: str
-    """No other retraining's; its run's folder is named so, and thereby where its version came from"""
+    """A unique id; the run's folder has this name, which records the origin of its version."""
     begun: str
     """UTC, ISO 8601"""
     parent: str
-    """The version that it goes on from"""
+    """The version that training continues from"""
     asked: dict[str, Any]
-    """Its options, as far as they decide how the version turns out"""
+    """The options that affect the resulting version"""
 
 
 class Work:
-    """The work in a registry's folder; one program at a time."""
+    """The work folder of a registry, used by one process at a time."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.folder = registry.folder / WORK
 
     def read(self) -> UnfinishedRetraining | None:
-        """What isn't finished, if anything."""
+        """Return the unfinished retraining, or None."""
         path = self.folder / FILE
         return UnfinishedRetraining(**read_json(path)) if path.is_file() else None
 
@@ -125,25 +120,25 @@ class Work:
 
     @property
     def rows(self) -> Path:
-        """Where what is gathered is kept for good: the version's recipe names it."""
+        """The folder that keeps the gathered rows, which the version's recipe names."""
         return (self.registry.folder / ROWS / self._begun.id).resolve()
 
     @property
     def facts(self) -> Path:
-        """Says what was gathered, once it is laid out as the run's data."""
+        """The file that describes the gathered data, written once the run's data is prepared."""
         return self.folder / "gathered.json"
 
     def made(self) -> Version | None:
-        """The version that was made of what isn't finished, where the command was stopped right after that."""
+        """Return the version that the unfinished work already produced, if the command was stopped right after."""
         begun = self.read()
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
         return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
 
     def claim(self, parent: str, asked: Mapping[str, Any], or_anew: bool = False) -> None:
-        """Go on with what was begun, or begin.
+        """Resume the unfinished retraining, or start a new one.
 
-        Sources that were named since then wait for the next retraining. Raises MedituneError where other options were
-        asked for, unless it is to begin `or_anew`.
+        Sources that were added since then are used in the next retraining. Raises MedituneError if the options differ
+        from those of the unfinished retraining, unless `or_anew` allows a new start.
         """
         before = self.read()
         if before and self.facts.is_file() and self._goes_on(before, parent, asked, or_anew):
@@ -154,44 +149,44 @@ class Work:
         write_json(self.folder / FILE, asdict(UnfinishedRetraining(id, begun, parent, dict(asked))))
 
     def drop(self) -> None:
-        """Remove it with what was gathered for it, which no version was made of."""
+        """Delete the work and its gathered rows, which no version uses."""
         if self.read():
             shutil.rmtree(self.rows, ignore_errors=True)
         self.end()
 
     def end(self) -> None:
-        """Remove it; what was gathered stays."""
+        """Delete the work; the gathered rows stay."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
     @property
     def _begun(self) -> UnfinishedRetraining:
         begun = self.read()
-        assert begun is not None, "the caller has claimed it"
+        assert begun is not None, "the caller has claimed the work"
         return begun
 
     def _goes_on(self, before: UnfinishedRetraining, parent: str, asked: Mapping[str, Any], or_anew: bool) -> bool:
         if before.parent != parent:
             _say(
-                f"The retraining that was begun at {before.begun} isn't finished and goes on from {before.parent}. "
-                f"{parent} is served by now, so it is dropped, and another begun."
+                f"The retraining started at {before.begun} is unfinished and continues from {before.parent}, but "
+                f"{parent} is served now. It is dropped, and a new one starts."
             )
             return False
         differing = [name for name in asked if name != "wanted" and before.asked.get(name) != asked[name]]
         if differing and not or_anew:
             raise MedituneError(
-                f"A retraining that was begun at {before.begun} isn't finished, and was asked for something else "
-                f"({', '.join(differing)}). Give its options again to go on with it, or --afresh to drop it."
+                f"A retraining started at {before.begun} with other options ({', '.join(differing)}) is unfinished. "
+                "Give the same options again to resume it, or --afresh to drop it."
             )
         if differing:
             _say(
-                f"The retraining that was begun at {before.begun} was asked for something else "
-                f"({', '.join(differing)}), so it is dropped, and another begun."
+                f"The retraining started at {before.begun} had other options ({', '.join(differing)}). It is dropped, "
+                "and a new one starts."
             )
             return False
-        _say(f"Going on with the retraining that was begun at {before.begun}.")
+        _say(f"Resuming the retraining started at {before.begun}.")
         if before.asked.get("wanted") != asked.get("wanted"):
-            _say("It learns what was gathered then; other sources wait for the next one.")
+            _say("It uses the data gathered then; other sources wait for the next retraining.")
         return True
 
 
@@ -203,36 +198,36 @@ LOCK = ".retrain.lock"
 Then = Literal["promote", "canary", "shadow", "keep"]
 THENS: tuple[Then, ...] = get_args(Then)
 _LATER = {"then", "percent", "afresh", "or_anew"}
-"""Options that change nothing of the version"""
+"""Options that don't affect the resulting version"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for."""
+    """The options of a retraining."""
 
     wanted: Wanted
     shares: Shares = field(default_factory=Shares)
     settings: tuple[str, ...] = ()
-    """`--set` options over the derived recipe"""
+    """`--set` options applied to the derived recipe"""
     decisions: Path | None = None
-    """What people decided about old rows"""
+    """Reviewers' decisions about old rows"""
     gate_old: Path | None = None
     gate_new: Path | None = None
     least: int = 20
-    """Fewer new rows aren't worth a training"""
+    """Minimum number of new rows"""
     exports: tuple[str, ...] | None = None
-    """Forms to export to; None: those that the current version has"""
+    """Export formats; None: those of the current version"""
     then: Then = "promote"
-    """What becomes of a version that passed"""
+    """What to do with a version that passes"""
     percent: float = 10.0
-    """Of the conversations, for a canary or shadow"""
+    """Percentage of the conversations for a canary or shadow"""
     afresh: bool = False
-    """Drop what an earlier retraining left unfinished"""
+    """Drop an unfinished retraining"""
     or_anew: bool = False
-    """Drop it only where that one was asked for something else, as there is nobody to say so"""
+    """Drop an unfinished retraining only if its options differ, for unattended use"""
 
     def asked(self) -> dict[str, Any]:
-        """What decides how the version turns out, for JSON, without a database's password."""
+        """Return the options that affect the resulting version, for JSON, without a database password."""
         kept = {name: value for name, value in asdict(self).items() if name not in _LATER}
         kept["wanted"]["store"] = None if self.wanted.store is None else named(self.wanted.store)
         found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
@@ -241,19 +236,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it."""
+    """The result of a retraining."""
 
     version: Version | None
-    """None where there was too little to learn from"""
+    """None if there was too little new data"""
     said: list[str]
-    """In words"""
+    """The result in sentences"""
     promoted: bool = False
 
 
 def retrain(folder: Path, options: Options, command: str) -> Outcome:
     """Make the next version, or finish making it.
 
-    Raises MedituneError where another retraining is at work in the registry, or one with other options isn't finished;
+    Raises MedituneError if another retraining is running in the registry, or an unfinished one has other options;
     DataError, ModelError and RecipeError as a run does.
     """
     registry = Registry(folder)
@@ -263,7 +258,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         if (made := work.made()) and not options.afresh:
             if not (since := _since(registry, made)):
                 return _ended(registry, work, made, [], options)
-            print(f"{made.id} was made before and {since}. The next one is begun.", file=sys.stderr)
+            print(f"{made.id} was finished earlier and {since}. Starting the next one.", file=sys.stderr)
         if made:
             work.end()
         elif options.afresh:
@@ -274,7 +269,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
             recipe, new, fed = _laid_out(registry, current.id, work, options)
         except TooFewError as error:
             work.drop()
-            return Outcome(None, [f"{error} Nothing was trained; {current.id} stays."])
+            return Outcome(None, [f"{error} Nothing was trained; {current.id} stays in use."])
         run = work.run
         pipeline.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
@@ -290,17 +285,17 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
 
 
 def next_step(name: str) -> Then:
-    """What is to become of a version, by its name. Raises DataError for another."""
+    """Return what to do with a version, by name. Raises DataError for an unknown name."""
     for each in THENS:
         if each == name:
             return each
-    raise DataError(f"--then {name}: one of {', '.join(THENS)}.")
+    raise DataError(f"Unknown --then {name}. Choose from {', '.join(THENS)}.")
 
 
 def _current(registry: Registry) -> str:
     current = registry.state().current
     if current is None:
-        raise MedituneError(f"Nothing in {registry.folder} is served yet, so there is nothing to go on from.")
+        raise MedituneError(f"No version in {registry.folder} is served yet, so there is none to continue from.")
     return current
 
 
@@ -313,8 +308,8 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise MedituneError(
-            f"Another retraining is at work in {folder}. Wait until it is done; the next one then goes on from what it "
-            "made."
+            f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its "
+            "result."
         ) from error
     try:
         yield
@@ -325,11 +320,11 @@ def _alone(folder: Path) -> Iterator[None]:
 def _laid_out(
     registry: Registry, current: str, work: Work, options: Options
 ) -> tuple[Recipe, set[str], dict[str, Any]]:
-    """The run's recipe, its data laid out, the ids of new items that it measures, and what is new by kind."""
+    """Prepare the run's data; return its recipe, the ids of new test items, and the new data by kind."""
     run, facts = work.run, work.facts
     if facts.is_file():
         said = read_json(facts)
-        print(f"What was gathered then: {', '.join(_counted(said['fed']))}.", file=sys.stderr)
+        print(f"Data gathered then: {', '.join(_counted(said['fed']))}.", file=sys.stderr)
         return load_recipe(str(run / RECIPE)).recipe, set(said["new"]), said["fed"]
     announce("gather")
     gathered = new_training_data.gather(options.wanted, work.rows)
@@ -365,7 +360,7 @@ def _laid_out(
 
 
 def _rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
-    """The gathered rows after the checks that any training data go through."""
+    """Return the gathered rows after the checks that all training data goes through."""
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_kind = {
@@ -379,7 +374,7 @@ def _rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], Dat
 
 
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
-    """In the forms asked for, or those that the version before is served in."""
+    """Export to the given formats, or to those of the previous version."""
     from meditune.export.export import export
 
     there = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))
@@ -389,13 +384,13 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
 
 
 def _since(registry: Registry, made: Version) -> str:
-    """What became of a version after it was added, in words; empty where nothing did yet."""
+    """Return what happened to a version after it was added, or "" if nothing did."""
     after = [each for each in registry.state().history if each.version == made.id and each.what != "added"]
     return f"{after[-1].what} at {after[-1].when}" if after else ""
 
 
 def _ended(registry: Registry, work: Work, made: Version, said: list[str], options: Options) -> Outcome:
-    """The outcome of a retraining whose version was made. What can't be done by another call isn't left to one."""
+    """Return the outcome once the version is made. What another call cannot do is not left to one."""
     try:
         said = [*said, *_followed(registry, made, made.parents[0], options)]
     except (DataError, GateError):
@@ -406,25 +401,27 @@ def _ended(registry: Registry, work: Work, made: Version, said: list[str], optio
 
 
 def _followed(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
-    """What becomes of the new version, and that in words."""
+    """Apply `then` to the new version; return what was done, in sentences."""
     if registry.state().current == made.id:
-        return [f"{made.id} is served already."]
+        return [f"{made.id} is already served."]
     if not made.passed:
         judged = made.gate["on"].values() if made.gate else ()
         if all(each["passed"] for row in judged for each in row["checks"]):
             by_hand = f"meditune registry promote {registry.folder} {made.id} --force --why REASON"
-            return [f"{made.id} can't be judged by its gate: {before} stays. Where people find it better: {by_hand}"]
-        return [f"{made.id} did not pass its gate: {before} stays."]
+            return [
+                f"The gate cannot judge {made.id}: {before} stays in use. If reviewers find {made.id} better: {by_hand}"
+            ]
+        return [f"{made.id} did not pass its gate: {before} stays in use."]
     why = f"passed its gate against {before}"
     if registry.state().current != before:
-        return [f"{made.id} {why}, but {registry.state().current} is served by now, so {made.id} is only kept."]
+        return [f"{made.id} {why}, but {registry.state().current} is served now, so {made.id} is only stored."]
     if options.then == "keep":
         return [f"{made.id} {why}. Serve it with: meditune registry promote {registry.folder} {made.id}"]
     if options.then == "promote":
         registry.promote(made.id, why)
-        return [f"{made.id} {why} and is served from now on."]
+        return [f"{made.id} {why} and is now served."]
     registry.try_out(made.id, options.then, options.percent, why)
-    return [f"{made.id} {why} and is tried as a {options.then} in {options.percent:g} % of the conversations."]
+    return [f"{made.id} {why} and is on trial as a {options.then} in {options.percent:g} % of the conversations."]
 
 
 def _counted(fed: dict[str, Any]) -> list[str]:
@@ -434,6 +431,6 @@ def _counted(fed: dict[str, Any]) -> list[str]:
 def _dealt(dealt: DealtRows) -> str:
     splits = dealt.splits
     return (
-        f"{dealt.learnt:,} new rows to learn, {dealt.replayed:,} old ones rehearsed; held out: {len(splits.test):,} "
-        f"to measure and {len(splits.dev):,} for development, {len(dealt.new):,} of them new."
+        f"{dealt.learnt:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: {len(splits.test):,} "
+        f"for evaluation and {len(splits.dev):,} for development, {len(dealt.new):,} of them new."
     )

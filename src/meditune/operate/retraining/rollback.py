@@ -1,7 +1,8 @@
-"""Whether the version that is served, or the one that is tried, made answers worse; and taking it back where it did.
+"""Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
 
-That questions change is no version's doing: answers are counted against those of another version to the same questions'
-share at the same time, which a trial gives; alerts about inputs take nothing back; and what was gone back to stays.
+A change in the questions is not a version's fault. A trial's answers are compared with those of the current version to
+the same share of questions at the same time. Alerts about inputs never cause a rollback. A version that was rolled back
+to stays.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from meditune.store.open_store import Place, open_store
 
 log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
-"""Signals of numbers that mustn't fall"""
+"""Numeric signals that must not fall"""
 MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
-"""Categories that mustn't come more often"""
+"""Categories that must not become more frequent"""
 FEWER_IS_WORSE = {("ratings", "up")}
-"""Categories that mustn't come less often: of two, an alert names either"""
+"""Categories that must not become less frequent; an alert on two categories names either"""
 
 SAID = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
-    "abstained": "{1} kept {0.failed} of {0.all} answers back",
+    "abstained": "{1} abstained from {0.failed} of {0.all} answers",
 }
-"""What is counted of a version, in words"""
+"""Counts of a version, in words"""
 
 
 @dataclass(frozen=True)
 class VersionCheck:
-    """What a look found."""
+    """The result of a check."""
 
     taken_back: str | None = None
-    """The version, if any"""
+    """The version that was rolled back, if any"""
     served: str = ""
     why: list[str] = field(default_factory=list)
-    """Sentences that speak against a version, or say that nothing does"""
+    """Evidence against a version, or that there is none"""
 
 
 def guard(
@@ -58,16 +59,16 @@ def guard(
     drift_state: Path | None = None,
     canary: Path | None = None,
 ) -> VersionCheck:
-    """Look once, and end the trial or roll back where answers got worse.
+    """Check once, and end the trial or roll back if answers got worse.
 
-    `store` is a server's, `reference` what drift checks are held against, with their state beside it unless
-    `drift_state` names it, `canary` the results of `meditune drift canary`. An alert counts only where the store still
-    has the answer that opened it, which says whose it was.
+    `store` is a server's store, `reference` that of drift checks, with its state beside it unless `drift_state` is
+    given, `canary` the results of `meditune drift canary`. An alert counts only if the store still has the answer that
+    opened it, which identifies the version.
     """
     registry = Registry(folder)
     state = registry.state()
     if state.current is None:
-        raise DataError(f"Nothing in {folder} was promoted yet, so there is nothing to guard.")
+        raise DataError(f"No version in {folder} has been promoted yet, so there is nothing to guard.")
     answers = Answers(open_store(store)) if store else None
     if state.trial and answers and (why := list(_beside(answers, state.trial, state.current))):
         registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
@@ -82,7 +83,7 @@ def guard(
 def on_drift(
     folder: Path, store: Place, then: Callable[[Mapping[str, Any]], None]
 ) -> Callable[[Mapping[str, Any]], None]:
-    """For a server that watches drift: rolls back by what each look found, and hands it on to `then`."""
+    """Return a callback that may roll back after each drift check of a server, and passes the result to `then`."""
     registry, answers = Registry(folder), Answers(open_store(store))
     names = [field.name for field in fields(Alert)]
 
@@ -96,30 +97,32 @@ def on_drift(
             why = list(_against(alerts, answers, state))
             looked = _taken_back(registry, state, why)
             if looked.taken_back:
-                log.error("%s was taken back, %s is served: %s", looked.taken_back, looked.served, "; ".join(why))
+                log.error("%s was rolled back, %s is served: %s", looked.taken_back, looked.served, "; ".join(why))
         except MedituneError as error:
-            log.error("Drift speaks against the version that is served, but it can't be taken back: %s", error)
+            log.error("Drift indicates that the served version is worse, but it cannot be rolled back: %s", error)
 
     return told
 
 
 def _taken_back(registry: Registry, state: State, why: list[str]) -> VersionCheck:
-    assert state.current is not None, "the caller has looked"
+    assert state.current is not None, "the caller has checked that a version is served"
     if not why:
-        return VersionCheck(None, state.current, [f"Nothing speaks against {state.current}."])
+        return VersionCheck(None, state.current, [f"No evidence against {state.current}."])
     if len(state.standing) < 2:
-        return VersionCheck(None, state.current, [*why, "There is no version before it to go back to."])
+        return VersionCheck(None, state.current, [*why, "There is no earlier version to roll back to."])
     begun = state.taken_up()
     if begun and begun.what == "rolled back":
-        # It was good before, so something else is wrong, and the versions before it would fall one after the other.
-        stays = f"{state.current} is what {begun.version} was rolled back to, so it isn't taken back by itself."
+        # The version was good before, so something else is wrong; otherwise all earlier versions would be rolled back
+        # in turn.
+        stays = f"{state.current} is what {begun.version} was rolled back to, so it is not rolled back automatically."
         return VersionCheck(None, state.current, [*why, stays])
     return VersionCheck(state.current, registry.rollback("; ".join(why), of=state.current), why)
 
 
 def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
-    """For each version how many of those who rated it mostly rated it down, and how many of its answers abstained, of
-    the answers since then (seconds since 1970).
+    """Return for each version how many raters mostly rated it down, and how many answers abstained, since a time.
+
+    `since` is in seconds since 1970.
     """
     found: dict[str, dict[str, Counts]] = {}
     votes: dict[tuple[str, str], int] = Counter()
@@ -138,7 +141,7 @@ def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]
 
 
 def version_of(answer: Answer) -> str:
-    """The id of the version that gave an answer; empty where no registry was served."""
+    """Return the id of the version that gave an answer, or "" if no registry was served."""
     return _named(answer.model)
 
 
@@ -148,7 +151,7 @@ def _named(model: str) -> str:
 
 
 def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
-    """What speaks against the version that is tried, of all that was answered since it is."""
+    """Yield evidence against the version on trial, from the answers since the trial began."""
     by_version = counted(answers, datetime.fromisoformat(trial.since).timestamp())
     mine, theirs = by_version.get(trial.version, {}), by_version.get(current, {})
     for what, counts in mine.items():
@@ -158,13 +161,13 @@ def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
 
 
 def _open_alerts(reference: Path, place: Path | None) -> list[Alert]:
-    """Of the last drift check."""
+    """Return the open alerts of the last drift check."""
     place = place or state_of(reference)
     return Monitor.load(place, load(reference)).alerts() if place.is_file() else []
 
 
 def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterator[str]:
-    """Alerts that say that answers got worse, and that opened with an answer of the current version."""
+    """Yield alerts that indicate worse answers and opened with an answer of the current version."""
     for alert in alerts:
         opened = answers.get(alert.opened_id)
         if opened and is_rated_worse(alert) and version_of(opened) == state.current:
@@ -172,7 +175,7 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
 
 
 def is_rated_worse(alert: Alert) -> bool:
-    """Whether an alert speaks against the answers, and not only of change."""
+    """Return whether an alert indicates worse answers, not only a change."""
     if (alert.signal, alert.what) in MORE_IS_WORSE:
         return alert.after > alert.before
     if (alert.signal, alert.what) in FEWER_IS_WORSE:
@@ -181,7 +184,7 @@ def is_rated_worse(alert: Alert) -> bool:
 
 
 def _canaries(path: Path, state: State) -> Iterator[str]:
-    """Canaries that the current version answered worse since it is served."""
+    """Yield canaries that the current version answers worse since it is served."""
     runs: Sequence[dict[str, Any]] = read_jsonl(path)
     begun = state.taken_up()
     if runs and begun and str(runs[-1].get("time", "")) >= begun.when:

@@ -1,1 +1,1 @@
-"""Sources as passages: one reader per source, one record."""
+"""Readers that turn sources into passages."""

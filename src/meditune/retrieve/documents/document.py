@@ -1,8 +1,6 @@
-"""The record that is indexed and found: a short piece of a document, which knows where it comes from.
+"""Documents and passages: the records that are indexed, and how text is split.
 
-Prose in pieces of a size that can be searched and cited: cut between paragraphs, then sentences, then words.
-
-The error for a file that gives no text.
+Text is split into passages that can be searched and cited, between paragraphs, then sentences, then words.
 """
 
 from __future__ import annotations
@@ -16,15 +14,16 @@ from dataclasses import asdict, dataclass
 from meditune.text import sentences
 
 MOST_WORDS = 160
-"""Some 215 tokens of medical English: with its title all of a piece is among the 256 that all-MiniLM-L6-v2 reads."""
+"""About 215 tokens of medical English: with its title, a passage fits into the 256 tokens that all-MiniLM-L6-v2 reads.
+"""
 FEWEST_WORDS = 25
-"""A shorter last piece goes to the one before it, rather than stand alone."""
+"""A last passage with fewer words is joined to the one before it."""
 MOST_CHARACTERS = 1600
-"""... of a piece, where words are no measure: codes, tables, scripts without blanks."""
+"""Maximum number of characters per passage, where words are no measure: codes, tables, scripts without spaces"""
 
 
 def split_text(text: str) -> Iterator[str]:
-    """The text in order, in pieces of about `MOST_WORDS` words; their words are those of the text, each once."""
+    """Yield the text in order, in passages of about `MOST_WORDS` words; each word of the text occurs in exactly one."""
     waiting: list[str] = []
     words = 0
     last = ""
@@ -44,7 +43,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def _units(text: str) -> Iterator[tuple[str, bool]]:
-    """Sentences, or parts of those that are longer than a piece; and whether a line begins with them."""
+    """Yield sentences, or parts of those longer than a passage, and whether each starts a line."""
     for line in text.splitlines():
         starts = True
         for sentence in sentences(" ".join(line.split())):
@@ -69,40 +68,40 @@ def _length(parts: list[str]) -> int:
 
 @dataclass(frozen=True)
 class IndexedPassage:
-    """A piece of a document that can be found and cited by itself."""
+    """A part of a document that can be found and cited by itself."""
 
     id: str
-    """`DOCUMENT#NUMBER`: by place, so it stays when another part of the document changes"""
+    """`DOCUMENT#NUMBER`: by position, so it stays the same when another part of the document changes"""
     document: str
-    """The id of what it is a piece of: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`"""
+    """The id of its document: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`"""
     source: str
-    """The collection, by which searches may be narrowed"""
+    """The collection, used to narrow searches"""
     text: str
     title: str = ""
     section: str = ""
     url: str = ""
     licence: str = ""
     date: str = ""
-    """ISO 8601 as far as it is known (2018, 2018-05, 2018-05-17), or empty"""
+    """ISO 8601, as precise as known (2018, 2018-05, 2018-05-17), or empty"""
     group: str = ""
-    """What must not straddle a split (`Example.group`)"""
+    """Must not be in several splits (`Example.group`)"""
     restricted: bool = False
-    """Whether its licence forbids passing it on (`data/read_sources.py`)"""
+    """True if its licence forbids sharing it (`data/read_sources.py`)"""
 
     @property
     def searched(self) -> str:
-        """What is searched: the text under its headings."""
+        """The text that is searched, under its headings."""
         return "\n".join(part for part in (self.title, self.section, self.text) if part)
 
     @property
     def digest(self) -> str:
-        """A hash of everything it says: another one means that it has changed."""
+        """A hash of the whole content, which changes whenever the passage does."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Prose under one heading."""
+    """The text under one heading."""
 
     text: str
     heading: str = ""
@@ -110,7 +109,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What a reader gives: a whole text in sections, not yet cut."""
+    """The output of a reader: a whole text in sections, not yet split."""
 
     id: str
     source: str
@@ -123,7 +122,7 @@ class Document:
     restricted: bool = False
 
     def passages(self) -> Iterator[IndexedPassage]:
-        """Its text in pieces of a size that the embedding model reads to the end; none across a heading."""
+        """Yield its text as passages that fit the embedding model; none spans several headings."""
         number = 0
         for section in self.sections:
             for text in split_text(section.text):
@@ -144,4 +143,4 @@ class Document:
 
 
 class UnreadableError(Exception):
-    """A file that can't be indexed; the message is the reason, for the list of what was left out."""
+    """A file that cannot be indexed; the message is the reason, for the list of what was left out."""

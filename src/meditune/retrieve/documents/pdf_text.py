@@ -1,4 +1,4 @@
-"""The text of one PDF file: a program that text_files.py starts as a process of its own, with bounded memory.
+"""The text of one PDF file: a program that text_files.py starts as a separate process, with limited memory.
 
 python pdf_text.py FILE PAGES GB CHARACTERS     prints {"title", "pages"}, {"problem"} or {"missing"} as JSON
 """
@@ -12,16 +12,16 @@ from typing import Any
 
 
 def bound_memory(gigabytes: float) -> None:
-    """Let allocations beyond so much fail, where the system can."""
+    """Limit the process's memory, where the system supports it."""
     try:
         import resource
-    except ImportError:  # Windows: only the limit of time holds
+    except ImportError:  # on Windows only the time limit applies
         return
     resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
 
 
 def text(path: str, most_pages: int, most_characters: int) -> dict[str, Any]:
-    """Title and pages, or the problem. Raises whatever pypdf does at a damaged file."""
+    """Return the title and pages, or the problem. Raises pypdf's errors for a damaged file."""
     import pypdf
 
     reader = pypdf.PdfReader(path)
@@ -38,14 +38,14 @@ def text(path: str, most_pages: int, most_characters: int) -> dict[str, Any]:
 
 
 def main(path: str, most_pages: str, most_gb: str, most_characters: str) -> dict[str, Any]:
-    """What is printed."""
+    """Return what is printed."""
     logging.disable()
     bound_memory(float(most_gb))
     try:
         return text(path, int(most_pages), int(most_characters))
     except ModuleNotFoundError:
         return {"missing": True}
-    except Exception as error:  # noqa: BLE001 (damage shows as any error; this process reads nothing else)
+    except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process reads nothing else)
         return {"problem": f"a damaged or unusual PDF ({type(error).__name__}: {str(error)[:200]})"}
 
 

@@ -1,18 +1,13 @@
 """PubMed abstracts: articles in the XML of MEDLINE and efetch, and the contexts of PubMedQA.
 
-Abstracts are under their publishers' copyright where these claim it; NLM's terms let them be indexed and shown with
-their source (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html).
+Abstracts are under their publishers' copyright where these claim it; NLM's terms allow indexing and showing them with
+their source (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The XML elements are described in
+https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html, the notices that correct or retract an article in
+https://www.nlm.nih.gov/bsd/policy/errata.html. Versions of a citation share its PubMed id, and the newest counts
+(https://www.nlm.nih.gov/pubs/techbull/jf12/jf12_pm_versioning.html).
 
-One article as PubMed tells of it: text, kind, version, and the notices that correct or retract it.
-
-The elements: https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html. What links an article with its notices:
-https://www.nlm.nih.gov/bsd/policy/errata.html. Versions of a citation share its PubMed id, and the newest one counts:
-https://www.nlm.nih.gov/pubs/techbull/jf12/jf12_pm_versioning.html.
-
-Files of PubMed's XML cut into their records, so that a malformed one harms no other.
-
-A parser stops for good at the first thing that isn't well-formed; here each record is found by its tags and parsed by
-itself. So an entity that a file declares means nothing, either, and can't grow.
+Each record is found by its tags and parsed separately, so that a malformed one doesn't affect others. Entities that a
+file declares are therefore never expanded.
 """
 
 from __future__ import annotations
@@ -35,9 +30,9 @@ from meditune.retrieve.documents.document import Document, Section
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
 RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")
-"""Kinds of notices (RefType) by which an article is withdrawn by its journal"""
+"""Kinds of notices (RefType) by which a journal retracts an article"""
 REPLACED_IN = ("CorrectedandRepublishedIn",)
-"""... and by which a corrected one stands in its place"""
+"""Kinds of notices by which a corrected article replaces it"""
 CONCERN_IN = "ExpressionOfConcernIn"
 UPDATED_IN = "UpdateIn"
 NOTICE_OF = {
@@ -48,31 +43,31 @@ NOTICE_OF = {
     "ExpressionOfConcernFor": "ExpressionOfConcernIn",
     "UpdateOf": "UpdateIn",
 }
-"""What a notice says of an article -> how that article's own record says it"""
+"""RefType in a notice -> RefType in the record of the article that it is about"""
 NO_RESEARCH = frozenset(
     ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
 )
-"""Kinds of publications (PublicationType) that only tell of another one"""
+"""Kinds of publications (PublicationType) that are only about another publication"""
 CONCERN = "[Expression of concern] "
-"""Stands before the title of an article about which its journal has warned."""
+"""Prefix of the title of an article about which its journal has published an expression of concern"""
 _NO_TITLE = {"", "[not available]", "[not available]."}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A labelled piece of an abstract; the only one has no label."""
+    """A part of an abstract; a single part has no label."""
 
     text: str
     label: str = ""
-    """As the journal has it: "MAIN OUTCOME MEASURES" """
+    """As given by the journal, for example "MAIN OUTCOME MEASURES"."""
     category: str = ""
-    """As NLM files it: BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS, UNASSIGNED, or empty"""
+    """As assigned by NLM: BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS, UNASSIGNED, or empty"""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Another publication that corrects, retracts, updates or discusses this one, or the other way round."""
+    """A link to a publication that corrects, retracts, updates or discusses this one, or that this one is about."""
 
     kind: str
     """RefType, such as RetractionIn"""
@@ -83,7 +78,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Article:
-    """What is kept of one record."""
+    """The stored content of a PubMed record."""
 
     pmid: str
     version: int
@@ -92,7 +87,7 @@ class Article:
     title: str
     parts: tuple[Part, ...]
     language: str
-    """ISO 639-2, of the article itself; titles and abstracts are in English"""
+    """ISO 639-2 code of the article's language; titles and abstracts are in English"""
     types: tuple[str, ...]
     links: tuple[Link, ...]
     mesh: tuple[str, ...]
@@ -102,43 +97,43 @@ class Article:
 
     @property
     def id(self) -> str:
-        """As a document's."""
+        """The id as a document."""
         return f"{SOURCE}:{self.pmid}"
 
     @property
     def url(self) -> str:
-        """Its page."""
+        """The URL of its page."""
         return f"https://pubmed.ncbi.nlm.nih.gov/{self.pmid}/"
 
     @property
     def is_notice(self) -> bool:
-        """Whether it only tells of another publication."""
+        """True if it is only about another publication."""
         return any(each.casefold() in NO_RESEARCH for each in self.types)
 
     @property
     def retraction(self) -> Link | None:
-        """The notice that retracts it; one without id or place where only the kind of publication says so."""
+        """The notice that retracts it; without id or place if only the kind of publication shows the retraction."""
         found = [link for link in self.links if link.kind in RETRACTED_IN]
         marked = any(each.casefold() == "retracted publication" for each in self.types)
         return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None
 
     @property
     def replaced_by(self) -> Link | None:
-        """The corrected version that stands in its place."""
+        """The corrected version that replaces it."""
         return next((link for link in self.links if link.kind in REPLACED_IN), None)
 
     @property
     def has_concern(self) -> bool:
-        """Whether its journal has warned of it."""
+        """True if its journal has published an expression of concern."""
         return any(link.kind == CONCERN_IN for link in self.links)
 
     @property
     def text(self) -> str:
-        """The abstract in one piece."""
+        """The whole abstract."""
         return " ".join(part.text for part in self.parts)
 
     def document(self) -> Document:
-        """For an index."""
+        """Return the article as a document to index."""
         return Document(
             id=self.id,
             source=SOURCE,
@@ -151,19 +146,19 @@ class Article:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file."""
+        """Return the article as a dict for JSON."""
         return asdict(self)
 
 
 def from_dict(value: dict[str, Any]) -> Article:
-    """The article of `as_dict`."""
+    """Return the article that `as_dict` describes."""
     parts, links = (tuple(made(**each) for each in value[key]) for key, made in (("parts", Part), ("links", Link)))
     lists = {key: tuple(value[key]) for key in ("types", "mesh")}
     return Article(**value | lists | {"parts": parts, "links": links})
 
 
 def parsed(xml: bytes) -> Article | str:
-    """The article of a PubmedArticle's bytes, or in words why it is none."""
+    """Return the article in the bytes of a PubmedArticle, or the reason why there is none."""
     try:
         element = ET.fromstring(xml)
     except (ET.ParseError, ValueError) as error:
@@ -172,17 +167,17 @@ def parsed(xml: bytes) -> Article | str:
 
 
 def of_element(element: ET.Element) -> Article | str:
-    """The article of a PubmedArticle, or in words why it is none."""
+    """Return the article in a PubmedArticle element, or the reason why there is none."""
     citation = element.find("./MedlineCitation")
     pmid = _text(element.find("./MedlineCitation/PMID"))
     if citation is None or not pmid:
         return "no PubMed id"
     if not pmid.isascii() or not pmid.isdigit() or len(pmid) > 12:
-        return f"{pmid[:40]!r} is no PubMed id"
+        return f"{pmid[:40]!r} is not a PubMed id"
     version = element.find("./MedlineCitation/PMID")
     said = citation.find("./Article")
     if said is None:
-        return "no Article in it"
+        return "contains no Article"
     number = version.get("Version", "1") if version is not None else "1"
     return Article(
         pmid=pmid,
@@ -208,7 +203,7 @@ def of_element(element: ET.Element) -> Article | str:
 
 
 def deleted(xml: bytes) -> list[str] | str:
-    """The PubMed ids of a DeleteCitation's bytes, or in words why there are none."""
+    """Return the PubMed ids in the bytes of a DeleteCitation, or the reason why there are none."""
     try:
         element = ET.fromstring(xml)
     except (ET.ParseError, ValueError) as error:
@@ -217,7 +212,9 @@ def deleted(xml: bytes) -> list[str] | str:
 
 
 def _title(said: ET.Element) -> str:
-    """In English, without the brackets that mark a translation; the original one where there is no other."""
+    """Return the English title without the brackets that mark a translation, or the original title if there is no
+    other.
+    """
     title, original = (_text(said.find(name)) for name in ("ArticleTitle", "VernacularTitle"))
     if title.casefold() in _NO_TITLE:
         return original
@@ -226,7 +223,7 @@ def _title(said: ET.Element) -> str:
 
 
 def _date(said: ET.Element) -> str:
-    """When it was published: that of the journal's issue, else the electronic one."""
+    """Return the date of the journal's issue, or of the electronic publication."""
     for place in ("./Journal/JournalIssue/PubDate", "./ArticleDate"):
         if found := _day(said.find(place)):
             return found
@@ -234,7 +231,7 @@ def _date(said: ET.Element) -> str:
 
 
 def _day(found: ET.Element | None) -> str:
-    """Year, month and day in ISO 8601, as far as they are there."""
+    """Return year, month and day in ISO 8601, as precise as known."""
     if found is None:
         return ""
     year = _text(found.find("Year")) or _text(found.find("MedlineDate"))[:4]
@@ -255,38 +252,38 @@ def _text(element: ET.Element | None) -> str:
 ARTICLE, BOOK, DELETED = "PubmedArticle", "PubmedBookArticle", "DeleteCitation"
 CHUNK = 2**18
 LONGEST = 2**24
-"""Bytes after which a record that doesn't end is given up; articles of a thousand authors take a tenth of it."""
+"""Maximum size of a record in bytes; longer ones are rejected. Articles with a thousand authors take a tenth of it."""
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a damaged gzip file raises."""
+"""Errors from reading a damaged gzip file"""
 
 _OPENING = re.compile(rb"<(PubmedArticle|PubmedBookArticle|DeleteCitation)(?=[\s>])")
 _PMID = re.compile(rb"<PMID[^>]*>\s*(\d{1,12})\s*</PMID>")
 _TAIL = 32
-"""Bytes in which a tag that was cut by a chunk's end may begin."""
+"""Number of bytes kept in case a chunk ends within a tag"""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record as it stands in a file."""
+    """A record as it is written in a file."""
 
     kind: str
     line: int
-    """Where it begins, from 1"""
+    """The line where it begins, from 1"""
     xml: bytes
     problem: str = ""
     """Why there is nothing to parse"""
 
     @property
     def pmid(self) -> str:
-        """The first PubMed id in it, well-formed or not; empty without one."""
+        """The first PubMed id in the record, even if it is malformed; empty without one."""
         found = _PMID.search(self.xml)
         return found[1].decode() if found else ""
 
 
 def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
-    """The records of a file, gzip or not. Damage at its end gives a last record with a problem and no kind.
+    """Yield the records of a file, gzip or not. If its end is damaged, the last record has a problem and no kind.
 
-    `progress` is told of the megabytes of the file that were read.
+    `progress` is advanced by the megabytes read.
     """
     told = 0
     with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
@@ -298,13 +295,13 @@ def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
 
 
 def of_stream(stream: BinaryIO) -> Iterator[Record]:
-    """The records of a stream, in order; memory holds one."""
+    """Yield the records of a stream in order; only one is in memory."""
     held, line, ended, problem, rooted, whole = b"", 1, False, "", False, True
     while not ended:
         try:
             more = stream.read(CHUNK)
         except DAMAGED as error:
-            more, problem = b"", f"the file breaks off: {error}"
+            more, problem = b"", f"the file is truncated: {error}"
         ended = not more
         held += more
         rooted = _is_open(held, rooted)
@@ -318,20 +315,20 @@ def of_stream(stream: BinaryIO) -> Iterator[Record]:
         line += held.count(b"\n", counted, done)
         held = held[done:]
     if rooted and whole and not problem:
-        problem = "the file breaks off: its last tag is missing"
+        problem = "the file is truncated: its last tag is missing"
     if problem:
         yield Record("", line, b"", problem)
 
 
 def _is_open(held: bytes, before: bool) -> bool:
-    """Whether the set of records has begun and not ended."""
+    """Return whether the set of records has begun and not ended."""
     begins, ends = held.rfind(b"<PubmedArticleSet"), held.rfind(b"</PubmedArticleSet")
     return ends < begins if max(begins, ends) >= 0 else before
 
 
 def _cut(held: bytes, ended: bool) -> Iterator[tuple[str, int, int, str]]:
-    """Kind, beginning, end and problem of each record that is whole in `held`; at last, without a kind, how far it was
-    read.
+    """Yield kind, start, end and problem of each complete record in `held`; finally, without a kind, the position that
+    was reached.
     """
     at = 0
     while True:
@@ -349,7 +346,7 @@ def _cut(held: bytes, ended: bool) -> Iterator[tuple[str, int, int, str]]:
         elif len(held) - start > LONGEST:
             end, problem = len(held), f"no {closing.decode()} within {LONGEST // 2**20} MB"
         elif ended:
-            end, problem = len(held), "the file breaks off inside it"
+            end, problem = len(held), "the file is truncated inside the record"
         else:
             yield "", start, start, ""
             return
@@ -364,11 +361,10 @@ RETRACTED = "retracted"
 
 
 def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Iterator[Document]:
-    """The articles that have an abstract, of one file or of every one under a folder; memory holds one at a time.
+    """Yield the articles with an abstract in a file, or in all files under a folder; only one is in memory.
 
-    The ids of articles that a file withdraws (DeleteCitation), and of those that are retracted, are added to `deleted`.
-    A record that is malformed, and the end of a file that breaks off, are named in `rejects`, and the rest is read.
-    Raises DataError where there are no files.
+    Ids of articles that a file deletes (DeleteCitation) or that are retracted are added to `deleted`. Malformed records
+    and truncated files are listed in `rejects`, and reading continues. Raises DataError if there are no files.
     """
     withdrawn: set[str] = deleted if deleted is not None else set()
     for file in files_of(path):
@@ -386,13 +382,13 @@ def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Itera
 
 
 def pubmed_of_file(file: Path, rejects: Rejects, progress: Progress | None = None) -> Iterator[Article | str]:
-    """Each article of a file, and the PubMed id of each one that it withdraws, in order. Others go to `rejects`."""
+    """Yield each article of a file, and the PubMed id of each deleted one, in order. Other records go to `rejects`."""
     for record in of_file(file, progress):
         yield from of_record(record, str(file), rejects)
 
 
 def of_record(record: Record, file: str, rejects: Rejects) -> Iterator[Article | str]:
-    """What a record holds: an article, or PubMed ids that are withdrawn; books are only counted."""
+    """Yield the content of a record: an article, or the PubMed ids of deleted ones; books are only counted."""
     if record.kind == BOOK:
         rejects.count_only(SOURCE, "a book, not an article")
         return
@@ -413,17 +409,17 @@ def of_record(record: Record, file: str, rejects: Rejects) -> Iterator[Article |
 
 
 def files_of(path: Path) -> list[Path]:
-    """`path`, or the XML files under it. Raises DataError where there are none."""
+    """Return `path`, or the XML files under it. Raises DataError if there are none."""
     if path.is_file() and path.name.endswith(ENDINGS):
         return [path]
     found = sorted(each for each in path.rglob("*.xml*") if each.name.endswith(ENDINGS)) if path.is_dir() else []
     if not found:
-        raise DataError(f"{path}: no .xml or .xml.gz file. Point at files of PubMed's efetch or its yearly baseline.")
+        raise DataError(f"{path}: no .xml or .xml.gz file. Give files from PubMed's efetch or its yearly baseline.")
     return found
 
 
 def read_contexts(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """The abstracts of PubMedQA's questions, without the conclusions, which answer them."""
+    """Yield the abstracts of PubMedQA's questions, without the conclusions, which are the answers."""
     for example in pubmedqa.read(path, rejects):
         year = example.meta["year"]
         yield Document(

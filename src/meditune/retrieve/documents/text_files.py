@@ -1,12 +1,7 @@
-"""The user's own documents: text, Markdown, HTML and PDF files of a folder. What can't be read is named.
+"""The user's own documents: text, Markdown, HTML and PDF files of a folder. Unreadable files are reported.
 
-Markdown files: sections at headings, prose without the marks.
-
-HTML files: title, sections at headings, the text that a reader would see.
-
-Python's own parser is used: it never fetches, runs or expands anything, and takes broken markup as it comes.
-
-PDF files, by pypdf, in a process of its own: a hostile file can't take the memory or the time of the others.
+HTML is read with Python's own parser, which never fetches, runs or expands anything and tolerates broken markup. PDF
+files are read by pypdf in a separate process, so that a malicious file can't exhaust memory or time.
 """
 
 from __future__ import annotations
@@ -34,20 +29,22 @@ _EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
 
 
 def decoded(path: Path) -> str:
-    """The text of a file in UTF-8, or UTF-16 with its mark. Raises UnreadableError where it is neither, or no text."""
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises UnreadableError for anything
+    else.
+    """
     data = path.read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"not UTF-8 text at byte {error.start}; convert it") from error
+        raise UnreadableError(f"not UTF-8 text (byte {error.start}); convert it") from error
     if "\0" in text:
-        raise UnreadableError("not text: it holds zero bytes")
+        raise UnreadableError("not text: contains zero bytes")
     return text
 
 
 def read(path: Path) -> tuple[str, list[Section]]:
-    """The first heading as title, and the prose under each heading."""
+    """Return the first heading of a Markdown file as the title, and the text under each heading without markup."""
     lines = decoded(path).splitlines()
     if lines[:1] == ["---"] and "---" in lines[1:]:
         lines = lines[lines.index("---", 1) + 1 :]  # metadata of static site generators
@@ -84,12 +81,12 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""",
 
 
 def read_html(path: Path) -> tuple[str, list[Section]]:
-    """Title, and the text under each heading; page furniture (menus, scripts, forms) is left out.
+    """Return the title and the text under each heading; menus, scripts and forms are left out.
 
-    Raises UnreadableError where it is too long.
+    Raises UnreadableError if the file is too long.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, which no page for readers is")
+        raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, too long for a page")
     reader = _Reader()
     reader.feed(_closed(_decoded(path.read_bytes())))
     reader.close()
@@ -110,7 +107,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _closed(markup: str) -> str:
-    """Without comments and without tags that never end: for each of these the parser would search the whole rest."""
+    """Return the markup without comments and unclosed tags, for which the parser would search the whole rest."""
     parts: list[str] = []
     at = 0
     while (start := markup.find("<!--", at)) >= 0:
@@ -123,12 +120,12 @@ def _closed(markup: str) -> str:
 
 
 class _Reader(HTMLParser):
-    """Collects sections; an unclosed unseen element ends with the element around it."""
+    """An HTML parser that collects sections; an unclosed hidden element ends with the element around it."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._open: list[str] = []
-        """Unseen elements that are open, the outermost first"""
+        """Hidden elements that are open, the outermost first"""
         self._title: list[str] = []
         self._in_title = False
         self._heading: list[str] | None = None
@@ -161,7 +158,7 @@ class _Reader(HTMLParser):
         if self._in_title:
             self._title.append(data)
         else:
-            # A line that breaks in the source is a blank on the page.
+            # A line break in the source is a space on the page.
             self._add(re.sub(r"\s+", " ", data))
 
     def _add(self, text: str) -> None:
@@ -169,7 +166,7 @@ class _Reader(HTMLParser):
             (self._sections[-1][1] if self._heading is None else self._heading).append(text)
 
     def found(self) -> tuple[str, list[Section]]:
-        """Title, else the first heading; and the sections in order."""
+        """Return the title, or else the first heading, and the sections in order."""
         if self._heading:
             self._sections.append(("", self._heading))  # a heading that is never closed is text
         title = " ".join("".join(self._title).split())
@@ -182,14 +179,14 @@ MOST_SECONDS = 120.0
 MOST_GB = 2.0
 MOST_CHARACTERS = 20_000_000
 FEWEST_CHARACTERS_A_PAGE = 20
-"""Fewer on average: pictures of pages"""
+"""Minimum average number of characters per page; with fewer, the pages are images."""
 
 
 def read_pdf(path: Path) -> tuple[str, list[Section]]:
-    """Title, and a section for each page with text.
+    """Return the title, and a section for each page with text.
 
-    Raises UnreadableError where it is encrypted, damaged, holds pictures of text only, or takes too long or too much
-    memory; DataError where pypdf isn't installed.
+    Raises UnreadableError if the file is encrypted, damaged, contains only images of text, or takes too much time or
+    memory; DataError if pypdf isn't installed.
     """
     try:
         done = subprocess.run(
@@ -203,19 +200,19 @@ def read_pdf(path: Path) -> tuple[str, list[Section]]:
     try:
         said = json.loads(done.stdout)
     except ValueError as error:
-        raise UnreadableError(f"reading it broke down or took more than {MOST_GB:.0f} GB of memory") from error
+        raise UnreadableError(f"reading it failed or took more than {MOST_GB:.0f} GB of memory") from error
     if said.get("missing"):
         raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: {install_command('retrieve')}")
     if said.get("problem"):
         raise UnreadableError(said["problem"])
     pages: list[str] = said["pages"]
     if sum(len(page.strip()) for page in pages) < FEWEST_CHARACTERS_A_PAGE * max(1, len(pages)):
-        raise UnreadableError("pictures of pages without text; run it through text recognition (OCR) first")
+        raise UnreadableError("images of pages without text; run text recognition (OCR) on it first")
     return said["title"], [Section(_flowing(page), f"Page {n}") for n, page in enumerate(pages, 1) if page.strip()]
 
 
 def _flowing(page: str) -> str:
-    """Lines as they were set, joined to paragraphs; words that were broken at a line's end are whole again."""
+    """Return the lines joined to paragraphs, with words that were hyphenated at line ends restored."""
     text = ""
     for line in (each.strip() for each in page.splitlines()):
         if text.endswith("-") and line[:1].islower():
@@ -228,10 +225,10 @@ def _flowing(page: str) -> str:
 SOURCE = "documents"
 LICENCE = "your own document"
 FILES_MOST_BYTES = 100_000_000
-"""A longer file is refused: it is hardly one document."""
+"""A longer file is rejected, because it is hardly one document."""
 
 Reader = Callable[[Path], tuple[str, list[Section]]]
-"""Title and sections of a file; raises UnreadableError with the reason where it has none"""
+"""Returns the title and sections of a file; raises UnreadableError with the reason if it has none"""
 
 
 def _plain(path: Path) -> tuple[str, list[Section]]:
@@ -249,19 +246,18 @@ READERS: dict[str, Reader] = {
 
 
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:
-    """One document for each file under a folder (or for the one file), in order of name.
+    """Yield one document for each file under a folder (or for a single file), in order of name.
 
-    Ids are `NAME:PLACE IN THE FOLDER`; the date is that of the file's last change. Files that give no text go to
-    `rejects` with the reason, other kinds of file are counted there. Hidden files and folders aren't looked at, and
-    links that lead out of the folder aren't followed. Raises DataError where there is no such path or no file that
-    could be read.
+    Ids are `NAME:PATH IN THE FOLDER`; the date is that of the file's last change. Files without text go to `rejects`
+    with the reason, and other kinds of files are counted there. Hidden files and folders are skipped, and links that
+    lead out of the folder aren't followed. Raises DataError if there is no such path or no readable file.
     """
     files = _files(path)
     readable = [file for file in files if file.suffix.lower() in READERS]
     if not readable:
-        raise DataError(f"{path}: no file that ends in {', '.join(READERS)}. Point at a folder with your documents.")
+        raise DataError(f"{path}: no file that ends in {', '.join(READERS)}. Give a folder with your documents.")
     for file in set(files) - set(readable):
-        rejects.count_only(name, f"{file.suffix.lower() or 'no ending'}: not a kind of file that is read")
+        rejects.count_only(name, f"{file.suffix.lower() or 'no extension'}: unsupported file type")
     for file in track(sorted(readable), "Reading documents", unit="files"):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
@@ -302,8 +298,8 @@ def _read(file: Path) -> tuple[str, list[Section]]:
             raise UnreadableError(f"longer than {FILES_MOST_BYTES // 10**6} MB ({size // 10**6}); split it")
         title, sections = READERS[file.suffix.lower()](file)
     except OSError as error:
-        raise UnreadableError(f"can't be opened ({error.strerror or error})") from error
+        raise UnreadableError(f"cannot be opened ({error.strerror or error})") from error
     sections = [section for section in sections if section.text.strip()]
     if not sections:
-        raise UnreadableError("no text in it")
+        raise UnreadableError("contains no text")
     return title, sections

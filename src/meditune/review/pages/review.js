@@ -2,8 +2,8 @@ import { Outbox, Refused, request } from "/saving.js";
 
 const $ = (id) => document.getElementById(id);
 const SCREENS = ["sign-in", "rating", "end"];
-const IDLE_S = 300; // more than this on one rating was a pause
-const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: the server can't be reached. Trying again…" };
+const IDLE_S = 300; // a longer time on one rating counts as a pause
+const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: the server can't be reached. Retrying…" };
 
 let set, rater, outbox, work, item;
 let at = 0; // place in the work
@@ -39,7 +39,7 @@ async function asked(...what) {
     return answer;
   } catch (error) {
     if (error instanceof Refused && error.status === 403) leave();
-    trouble(error instanceof Refused ? error.message : "The server can't be reached. What you rated is kept; try again in a moment.");
+    trouble(error instanceof Refused ? error.message : "The server can't be reached. Your ratings are kept in this browser; try again in a moment.");
     throw error;
   }
 }
@@ -137,13 +137,13 @@ function origin() {
 }
 
 function written() {
-  // What raters wrote, for the one who settles it.
+  // Raters' texts, shown to the adjudicator.
   const notes = (item.written || []).flatMap(({ comment, better }) => {
     const made = [];
     if (comment) made.push(element("p", "passage", `A rater's comment: ${comment}`));
     if (better) {
       const text = element("p", "passage", `A rater's text: ${better}`);
-      const take = element("button", "", "Take this text");
+      const take = element("button", "", "Use this text");
       take.type = "button";
       take.addEventListener("click", () => rewrite(better));
       made.push(text, take);
@@ -243,8 +243,8 @@ function progress() {
   $("back").disabled = at === 0;
   const left = entry.axes.length - names.length;
   $("next").textContent = at + 1 < work.length || left ? "Next →" : "Finish";
-  const still = entry.axes.length > 1 ? `${left} of ${entry.axes.length} still to rate here.` : "Not rated yet.";
-  $("missing").textContent = left ? still : "All rated here. Enter: next answer.";
+  const still = entry.axes.length > 1 ? `${left} of ${entry.axes.length} still to rate for this answer.` : "Not rated yet.";
+  $("missing").textContent = left ? still : "All questions rated. Press Enter for the next answer.";
 }
 
 function seconds() {
@@ -253,7 +253,7 @@ function seconds() {
 }
 
 function choose(axis, option) {
-  if (moving) return; // meant for the answer that is on its way
+  if (moving) return; // the key was meant for the answer being loaded
   const before = rated(axis.name) ? item.ratings[axis.name] : undefined;
   undoable.push({ id: item.id, axis, before });
   put(axis, option);
@@ -321,7 +321,7 @@ async function end() {
   ending();
   if (!work.length) {
     $("end-title").textContent = set.task.words.none;
-    $("end-text").textContent = "No answers were given to you. Ask who sent you the address.";
+    $("end-text").textContent = "No answers are assigned to you. Ask the person who sent you the link.";
   }
   $("again").hidden = !work.length;
   $("end-title").focus();
@@ -329,7 +329,7 @@ async function end() {
 
 function ending() {
   if ($("end").hidden) return;
-  trouble(outbox.size ? "Some ratings aren't saved yet. Please keep this page open until this line is gone." : "");
+  trouble(outbox.size ? "Some ratings aren't saved yet. Please keep this page open until this message disappears." : "");
 }
 
 const KEYS = {

@@ -1,4 +1,4 @@
-// Requests, and the outbox: what isn't on the server yet is kept in the browser until it is.
+// Requests to the server, and an outbox that keeps unsaved changes in the browser until they are sent.
 
 export class Refused extends Error {
   constructor(message, status) {
@@ -22,14 +22,14 @@ export async function request(method, path, body, rater) {
   const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   if (response.ok) return response.status === 204 ? null : response.json();
   const said = await response.json().catch(() => ({}));
-  const detail = typeof said.detail === "string" ? said.detail : `The server refused this (${response.status}).`;
+  const detail = typeof said.detail === "string" ? said.detail : `The server refused the request (${response.status}).`;
   throw new Refused(detail, response.status);
 }
 
 const passing = (error) => !(error instanceof Refused) || error.status >= 500 || error.status === 429;
 
 export class Outbox {
-  // Sends in order, one at a time; a newer word on the same thing takes the place of one that waits.
+  // Sends changes in order, one at a time; a newer change to the same path replaces one that is waiting.
   constructor(name, rater, told) {
     this.name = name;
     this.rater = rater;

@@ -1,4 +1,4 @@
-// The page for whoever runs the server: figures of the store, asked for again every half minute while somebody looks.
+// The operator's page: metrics from the store, refreshed every 30 seconds while the page is visible.
 
 import { chart, meter, percent, plain } from "./charts.js";
 import { $, closable, el, open, plural, safe } from "./dom.js";
@@ -15,25 +15,25 @@ async function refresh() {
   try {
     response = await fetch(`/v1/admin/status?hours=${hours}`, { headers: key ? { authorization: `Bearer ${key}` } : {} });
   } catch {
-    return trouble("The server can't be reached. What stands here is of before.");
+    return trouble("The server can't be reached. This page shows the last metrics that it sent.");
   }
-  const told = await response.json().catch(() => ({}));
+  const data = await response.json().catch(() => ({}));
   if (mine !== asked) return;
   if (response.status === 401 || response.status === 403) {
-    trouble(response.status === 403 ? "This key may not look here: it lacks the scope admin." : (told.error?.message ?? "A key is needed."));
+    trouble(response.status === 403 ? "This key can't open this page: it lacks the scope admin." : (data.error?.message ?? "A key is required."));
     if (!$("key").open) open($("key"));
     return;
   }
-  if (!response.ok) return trouble(told.error?.message ?? "The server failed.");
+  if (!response.ok) return trouble(data.error?.message ?? "The server failed.");
   $("trouble").hidden = true;
-  draw(told);
-  $("status").textContent = `Figures of ${clock(told.time)}`;
+  draw(data);
+  $("status").textContent = `Updated at ${clock(data.time)}`;
 }
 
-function draw(told) {
+function draw(data) {
   const titled = (each) => each.closest(".card")?.querySelector("h3").textContent;
   const open = new Set([...document.querySelectorAll("details[open]")].map(titled));
-  $("figures").replaceChildren(alerts(told), tiles(told), charts(told), servers(told), versions(told), drift(told), updates(told));
+  $("figures").replaceChildren(alerts(data), tiles(data), charts(data), servers(data), versions(data), drift(data), updates(data));
   for (const each of document.querySelectorAll("details")) each.open = open.has(titled(each));
 }
 
@@ -41,14 +41,14 @@ function section(id, title, ...children) {
   return el("section", { "aria-labelledby": `${id}-title`, id }, el("h2", { id: `${id}-title` }, title), ...children);
 }
 
-function alerts(told) {
-  const found = told.drift.flatMap((each) => [
+function alerts(data) {
+  const found = data.drift.flatMap((each) => [
     ...(each.problem ? [note("Drift can't be checked", each.problem)] : []),
     ...(each.unsent ?? []).map((said) => note("An alert couldn't be sent", said)),
     ...(each.alerts ?? []).map(alert),
   ]);
-  const lost = told.servers.filter((each) => !each.alive).map((each) => note("A server ended without a word", `${each.address || each.name}, last heard of ${clock(each.time)}.`));
-  const failed = told.updates.flatMap((each) => (each.failures ?? []).map((said) => note("An update failed", said)));
+  const lost = data.servers.filter((each) => !each.alive).map((each) => note("A server disappeared", `${each.address || each.name} stopped without shutting down. Its last heartbeat came at ${clock(each.time)}.`));
+  const failed = data.updates.flatMap((each) => (each.failures ?? []).map((said) => note("An update failed", said)));
   const every = [...found, ...lost, ...failed];
   return section("alerts", every.length ? plural(every.length, "alert") : "No alerts", ...every);
 }
@@ -64,45 +64,45 @@ function alert(each) {
     { class: "card alert" },
     el("h3", {}, `${each.title} `, el("span", { class: "state bad" }, each.severity)),
     el("p", {}, each.said),
-    el("p", { class: "small" }, `Since request ${plain(each.since)}${each.since_id ? ` (${each.since_id})` : ""}, seen at ${plain(each.opened)}. ${each.effect_name} ${each.effect.toFixed(2)}.`),
-    examples.length ? el("details", {}, el("summary", {}, "Questions that show it"), el("ul", {}, ...examples.slice(0, 5).map(question))) : null,
+    el("p", { class: "small" }, `Since request ${plain(each.since)}${each.since_id ? ` (${each.since_id})` : ""}, detected at request ${plain(each.opened)}. ${each.effect_name} ${each.effect.toFixed(2)}.`),
+    examples.length ? el("details", {}, el("summary", {}, "Example questions"), el("ul", {}, ...examples.slice(0, 5).map(question))) : null,
   );
 }
 
-// Groups of new questions are the same for every alert, so they are shown once.
+// Every alert holds the same groups of new questions, so the page shows them once.
 function fresh(each) {
   const groups = (each.alerts ?? []).find((alert) => alert.evidence?.groups?.length)?.evidence.groups ?? [];
   if (!groups.length) return [];
   return [
-    el("h3", {}, "Questions unlike the known ones"),
+    el("h3", {}, "Questions unlike those in the reference"),
     ...groups.flatMap((group) => [el("p", { class: "small" }, `${plural(group.questions, "question")} (${percent(group.share)}) about ${group.name}`), el("ul", { class: "questions" }, ...group.examples.slice(0, 3).map(question))]),
   ];
 }
 
 function question(each) {
-  return el("li", {}, each.question ?? "(its text was not kept)", " ", el("code", { class: "small" }, each.id));
+  return el("li", {}, each.question ?? "(text not stored)", " ", el("code", { class: "small" }, each.id));
 }
 
-function tiles(told) {
-  const { answers, feedback } = told;
+function tiles(data) {
+  const { answers, feedback } = data;
   const of = (name) => (answers.count ? answers.outcomes[name] / answers.count : null);
   const rated = feedback.up + feedback.down;
-  const cost = Object.values(told.this_server.cost).reduce((sum, each) => sum + each, 0);
+  const cost = Object.values(data.this_server.cost).reduce((sum, each) => sum + each, 0);
   const made = [
-    ["Answers", plain(answers.count), answers.complete ? `${plain(told.this_server.running)} running, ${plain(told.this_server.waiting)} waiting` : "the latest; there are more"],
-    ["Time of an answer", seconds(answers.seconds.p50), `95 %: ${seconds(answers.seconds.p95)}; first token ${seconds(answers.first_token.p50)}`],
+    ["Answers", plain(answers.count), answers.complete ? `${plain(data.this_server.running)} running, ${plain(data.this_server.waiting)} waiting` : "latest answers only; there are more"],
+    ["Median response time", seconds(answers.seconds.p50), `95th percentile ${seconds(answers.seconds.p95)}; median time to first token ${seconds(answers.first_token.p50)}`],
     ["Abstained", percent(of("abstained")), `${plain(answers.outcomes.declined)} declined`],
     ["Escalated", plain(answers.outcomes.escalated), "answered with urgent help"],
     ["Unsupported sentences", percent(answers.sentences ? answers.unsupported / answers.sentences : null), `${plain(answers.unsupported)} of ${plain(answers.sentences)}`],
-    ["Best passage", answers.retrieval.p50 === null ? "–" : answers.retrieval.p50.toFixed(2), `cosine; lowest tenth ${answers.retrieval.p10 === null ? "–" : answers.retrieval.p10.toFixed(2)}`],
+    ["Best passage", answers.retrieval.p50 === null ? "–" : answers.retrieval.p50.toFixed(2), `median cosine similarity; 10th percentile ${answers.retrieval.p10 === null ? "–" : answers.retrieval.p10.toFixed(2)}`],
     ["Feedback", rated ? `${percent(feedback.up / rated)} up` : "–", `${plain(rated)} ratings, ${plain(feedback.corrections)} corrections, ${plain(feedback.experts)} by experts`],
-    ["Tokens", plain(answers.tokens.prompt + answers.tokens.completion), cost ? `this server has cost ${cost.toFixed(2)}` : `${plain(answers.tokens.completion)} of them written`],
+    ["Tokens", plain(answers.tokens.prompt + answers.tokens.completion), cost ? `cost of this server: ${cost.toFixed(2)}` : `${plain(answers.tokens.completion)} of them generated`],
   ];
   return section("now", "Answers", el("dl", { class: "tiles" }, ...made.map(([name, value, small]) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, value, el("div", { class: "small" }, small))))));
 }
 
-function charts(told) {
-  const parts = told.over_time;
+function charts(data) {
+  const parts = data.over_time;
   const times = parts.map((each) => each.from);
   const outcome = (name) => ({ name, values: parts.map((each) => each.outcomes[name]) });
   const share = (over, under) => parts.map((each) => (under(each) ? over(each) / under(each) : null));
@@ -113,7 +113,7 @@ function charts(told) {
       "div",
       { class: "charts" },
       chart("Answers by outcome", ["answered", "abstained", "escalated", "declined"].map(outcome), times, { stacked: true }),
-      chart("Slowest twentieth begins at", [{ name: "95 %", values: parts.map((each) => each.p95) }], times, { unit: "seconds" }),
+      chart("95th percentile of the response time", [{ name: "95th percentile", values: parts.map((each) => each.p95) }], times, { unit: "seconds" }),
       chart("Shares", [
         { name: "abstained", values: share((each) => each.outcomes.abstained, (each) => each.count) },
         { name: "unsupported sentences", values: share((each) => each.unsupported, (each) => each.sentences) },
@@ -123,32 +123,32 @@ function charts(told) {
   );
 }
 
-function servers(told) {
-  const rows = told.servers.map((each) => [link(each.address) ?? each.name, each.model, code(each.version), code(each.index), each.engine, clock(each.started), state(each.alive ? "alive" : "lost", each.alive)]);
-  return section("servers", "Servers", grid(["Address", "Model", "Version", "Index", "Engine", "Since", "State"], rows, "No server has told of itself yet."));
+function servers(data) {
+  const rows = data.servers.map((each) => [link(each.address) ?? each.name, each.model, code(each.version), code(each.index), each.engine, clock(each.started), state(each.alive ? "alive" : "lost", each.alive)]);
+  return section("servers", "Servers", grid(["Address", "Model", "Version", "Index", "Engine", "Since", "State"], rows, "No server has sent a heartbeat yet."));
 }
 
-function versions(told) {
-  const rows = told.versions.map((each) => [each.model, code(each.index), plain(each.answers), clock(each.first), clock(each.last)]);
-  return section("versions", "Versions that answered", grid(["Model", "Index", "Answers", "First", "Last"], rows, "No answers in this time."));
+function versions(data) {
+  const rows = data.versions.map((each) => [each.model, code(each.index), plain(each.answers), clock(each.first), clock(each.last)]);
+  return section("versions", "Versions that answered", grid(["Model", "Index", "Answers", "First", "Last"], rows, "No answers in this time span."));
 }
 
-function drift(told) {
-  if (!told.drift.length) return section("drift", "Drift", el("p", { class: "small" }, "Not watched. Fit a reference (meditune drift fit) and give it to the server: meditune serve RUN --drift REFERENCE"));
-  return section("drift", "Drift", ...told.drift.flatMap((each) => {
+function drift(data) {
+  if (!data.drift.length) return section("drift", "Drift", el("p", { class: "small" }, "Drift isn't monitored. Fit a reference with meditune drift fit, then start the server with it: meditune serve RUN --drift REFERENCE"));
+  return section("drift", "Drift", ...data.drift.flatMap((each) => {
     const rows = Object.entries(each.signals ?? {}).map(([name, row]) => ({ cells: [row.title, row.about, state(row.state, row.state === "open" ? false : undefined), el("span", {}, meter(row.share), ` ${percent(row.share)}`)], name: row.state }));
     return [
-      el("p", { class: "small" }, `${plain(each.requests ?? 0)} requests since the reference ${each.reference}; looked at ${clock(each.time)}.`),
-      grid(["Signal", "About", "State", "Evidence"], rows, "Nothing was checked yet."),
+      el("p", { class: "small" }, `${plain(each.requests ?? 0)} requests compared with the reference ${each.reference}; last check at ${clock(each.time)}.`),
+      grid(["Signal", "About", "State", "Evidence"], rows, "No check has run yet."),
       ...fresh(each),
       ...(each.remarks ?? []).map((said) => el("p", { class: "small" }, said)),
     ];
   }));
 }
 
-function updates(told) {
-  const rows = told.updates.map((each) => [each.folder, clock(each.time), plain(each.library?.there), plain(each.retracted), plain(each.flagged), code(each.index)]);
-  return section("updates", "Last update of the literature", grid(["Library", "When", "Articles", "Retracted then", "Answers flagged", "Index"], rows, "None was noted: meditune update LIBRARY --store DIR"));
+function updates(data) {
+  const rows = data.updates.map((each) => [each.folder, clock(each.time), plain(each.library?.there), plain(each.retracted), plain(each.flagged), code(each.index)]);
+  return section("updates", "Last update of the literature", grid(["Library", "When", "Articles", "Newly retracted", "Answers flagged", "Index"], rows, "No update has been recorded. To run one: meditune update LIBRARY --store DIR"));
 }
 
 function grid(names, rows, none) {

@@ -1,13 +1,13 @@
-// One question with its answer, drawn as the events come.
+// One question with its answer, drawn as the events arrive.
 
 import { el, icon, plural } from "./dom.js";
 import { thumbs } from "./feedback.js";
 import { instead, list, mark } from "./sources.js";
 
-const SURE = { yes: "Probably yes", no: "Probably no", maybe: "Unclear: the evidence is mixed" };
+const LABELS = { yes: "Probably yes", no: "Probably no", maybe: "Unclear: the evidence is mixed" };
 
 export class Turn {
-  // `announce` tells a screen reader what happens.
+  // `announce` sends a text to the screen reader.
   constructor(question, announce) {
     this.announce = announce;
     this.sources = [];
@@ -58,7 +58,7 @@ export class Turn {
     const left = answer.sentences.filter((each) => !each.shown);
     if (left.length && answer.outcome === "answered") this.after.append(leftOut(left));
     this.after.append(this.foot(answer));
-    this.announce(answer.outcome === "answered" ? "The answer is there." : "There is something to read instead of an answer.");
+    this.announce(answer.outcome === "answered" ? "The answer is complete." : "There is no answer, but a message to read.");
   }
 
   foot(answer) {
@@ -94,13 +94,13 @@ export class Turn {
   }
 }
 
-// A sentence without its last word, and that word, from which the citation mustn't part.
+// Returns a sentence without its last word, and that word, which must stay on one line with the citation.
 function cut(text) {
   const place = text.lastIndexOf(" ") + 1;
   return text.length - place > 24 ? [text, ""] : [text.slice(0, place), text.slice(place)];
 }
 
-// What stands in lines: in an urgent notice one says whom to call; those that begin with "- " are a list.
+// Returns the lines as elements: lines that begin with "- " become a list, the one with whom to call is emphasized.
 function lines(text, level) {
   const found = [];
   text.split("\n").forEach((line) => {
@@ -114,14 +114,14 @@ function lines(text, level) {
 
 function decision({ answer, probabilities, calibrated }) {
   const best = Math.round(100 * Math.max(...Object.values(probabilities)));
-  const said = answer ? SURE[answer] : "The model isn't sure enough to say yes or no";
+  const label = answer ? LABELS[answer] : "The model isn't sure enough to answer yes or no";
   const how = calibrated ? "" : ", not calibrated";
-  return el("p", { class: "decision" }, el("strong", {}, said), answer ? el("span", { class: "small" }, `${best} % sure${how}`) : null);
+  return el("p", { class: "decision" }, el("strong", {}, label), answer ? el("span", { class: "small" }, `${best} % sure${how}`) : null);
 }
 
 function leftOut(sentences) {
   const items = sentences.map((each) => el("li", {}, `${each.text} (${each.why})`));
-  return el("details", {}, el("summary", {}, `${plural(sentences.length, "sentence")} of the model left out`), el("p", {}, "Don't rely on them."), el("ul", {}, ...items));
+  return el("details", {}, el("summary", {}, `${plural(sentences.length, "sentence")} left out`), el("p", {}, "The model wrote these sentences, but they failed a check. Don't rely on them."), el("ul", {}, ...items));
 }
 
 function countdown(button, seconds) {

@@ -1,4 +1,4 @@
-// Drawings of figures over time, as SVG made of elements: no text of anybody's becomes markup. A table says the same.
+// Charts of metrics over time, built as SVG elements so that no text becomes markup. A table holds the same numbers.
 
 import { el } from "./dom.js";
 
@@ -12,13 +12,13 @@ export function svg(name, attributes = {}, ...children) {
   return made;
 }
 
-// Bars on one another (`stacked`) or lines, a series for each `{ name, values, of }`; a value that isn't known is left out.
+// Stacked bars (`stacked`) or lines, one series for each `{ name, values }`. Unknown values are left out.
 export function chart(title, series, times, { stacked = false, shown = plain, unit = "" } = {}) {
   const sums = times.map((_, place) => series.reduce((sum, each) => sum + (each.values[place] ?? 0), 0));
   const most = Math.max(...(stacked ? sums : series.flatMap((each) => each.values.map((value) => value ?? 0))), 0);
   const top = nice(most);
   const body = stacked ? bars(series, times.length, top) : lines(series, times.length, top);
-  const label = `${title}: ${series.map((each) => `${each.name} at most ${shown(Math.max(...each.values.map((value) => value ?? 0), 0))}`).join(", ")}`;
+  const label = `${title}: ${series.map((each) => `${each.name} up to ${shown(Math.max(...each.values.map((value) => value ?? 0), 0))}`).join(", ")}`;
   const drawn = svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
   for (const share of [0, 0.5, 1]) {
     const height = y(share * top, top);

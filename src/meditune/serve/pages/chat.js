@@ -1,4 +1,4 @@
-// The page: the form, the conversation, what is kept in the browser.
+// The chat page: the form, the conversation, and the data stored in the browser.
 
 import { Turn } from "./answer.js";
 import { $, closable, el, hidden, icon, open } from "./dom.js";
@@ -34,9 +34,9 @@ async function put(question) {
   const controller = new AbortController();
   running = controller;
   busy(true);
-  // A server that tries a new version tells conversations apart by their first question, so that one stays.
-  const told = conversation.turns.filter((each) => each.text);
-  const before = [...told.slice(0, 1), ...told.slice(1).slice(1 - MOST_BEFORE)];
+  // A server that tries a new version identifies conversations by their first question, so that question is always sent.
+  const answered = conversation.turns.filter((each) => each.text);
+  const before = [...answered.slice(0, 1), ...answered.slice(1).slice(1 - MOST_BEFORE)];
   const past = before.map((each) => ({ question: each.question.slice(0, MOST_CHARACTERS), answer: each.text.slice(0, 2000) }));
   const events = [];
   const here = conversation;
@@ -65,7 +65,7 @@ function failed(turn, question, trouble) {
   };
   if (trouble.key) askForKey(again);
   turn.fail(trouble, again);
-  // A question that is too long is put back, to be shortened.
+  // A question that is too long returns to the form, so that the user can shorten it.
   if (trouble.long && !$("question").value) {
     $("question").value = question;
     counted();
@@ -78,12 +78,12 @@ function busy(yes) {
   if (!yes && matchMedia("(hover: hover)").matches) $("question").focus();
 }
 
-// Text that is too long isn't cut, and can be sent: the refusal names urgent help where the text calls for it.
+// Text that is too long isn't cut and can be sent: the refusal includes urgent help if the text calls for it.
 function counted() {
   const length = $("question").value.trim().length;
   $("length").hidden = length <= MOST_CHARACTERS * 0.9;
   $("length").classList.toggle("over", length > MOST_CHARACTERS);
-  const over = length > MOST_CHARACTERS ? ": too long, please shorten it" : "";
+  const over = length > MOST_CHARACTERS ? ". This is too long; please shorten it." : "";
   $("length").textContent = `${length.toLocaleString("en")} of ${MOST_CHARACTERS.toLocaleString("en")} characters${over}`;
 }
 
@@ -123,7 +123,7 @@ function listed() {
       };
       const remove = () => {
         history.forget(each.id);
-        // Else the next question would keep all of it again.
+        // Otherwise the next question would store the whole conversation again.
         if (each.id === conversation.id) begin();
         listed();
         $("history-title").focus();
@@ -161,7 +161,7 @@ function stored(name, value) {
     if (value === undefined) return localStorage.getItem(name);
     localStorage.setItem(name, value);
   } catch {
-    // A browser that keeps nothing works all the same.
+    // The page also works in a browser that stores nothing.
   }
   return null;
 }

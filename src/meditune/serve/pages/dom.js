@@ -1,4 +1,4 @@
-// Building the page: elements from text only, so that nothing in a question, an answer or a source is ever markup.
+// Helpers that build elements from text only, so that no question, answer or source ever becomes markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -9,7 +9,7 @@ const ICONS = {
   alert: "M12 8v5M12 16.5v.5M10.3 3.9 2.4 18a2 2 0 0 0 1.7 3h15.8a2 2 0 0 0 1.7-3L13.7 3.9a2 2 0 0 0-3.4 0z",
 };
 
-// An element with properties and children; strings become text.
+// Returns an element with these properties and children; strings become text.
 export function el(name, props = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(props)) {
@@ -38,7 +38,7 @@ export function hidden(text) {
 
 export const $ = (id) => document.getElementById(id);
 
-// Opens a dialog; it closes by its button, by Escape, or by a click beside it, and the focus goes back.
+// Opens a dialog. Its button, Escape or a click outside closes it, and the focus returns to where it was.
 export function open(dialog) {
   const before = document.activeElement;
   dialog.showModal();
@@ -52,7 +52,7 @@ export function closable(dialog) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
 
-// A web address that may be followed; "" for anything else, such as javascript:.
+// Returns the address if it is a web address; "" for anything else, such as javascript:.
 export function safe(address) {
   try {
     const url = new URL(address);

@@ -13,11 +13,11 @@ const REASONS = [
 const DECISIONS = [
   ["yes", "Yes"],
   ["no", "No"],
-  ["maybe", "It is unclear"],
+  ["maybe", "Unclear"],
 ];
 let count = 0;
 
-// `decided` says whether the answer decided yes, no or maybe, which may be wrong, too.
+// `decided`: the answer has a decision (yes, no or maybe), which the user can correct, too.
 export function thumbs(id, announce, decided = false) {
   const box = el("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
   const form = el("div", {});
@@ -33,7 +33,7 @@ export function thumbs(id, announce, decided = false) {
     for (const [name, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(name === rating));
     form.replaceChildren(...(rating === "down" ? [correction(id, form, announce, decided)] : []));
     form.querySelector("input")?.focus();
-    await told({ id, rating }, form, announce, rating === "up" ? "Thank you." : "");
+    await submit({ id, rating }, form, announce, rating === "up" ? "Thank you." : "");
   }
   return { box, form };
 }
@@ -46,28 +46,28 @@ function correction(id, form, announce, decided) {
     event.preventDefault();
     const chosen = [...event.target.querySelectorAll("input[name=reason]:checked")].map((each) => each.value);
     const right = event.target.querySelector("input[type=radio]:checked")?.value;
-    await told({ id, rating: "down", reasons: chosen, correction: text.value, ...(right ? { decision: right } : {}) }, form, announce, "Thank you. It was sent.", true);
+    await submit({ id, rating: "down", reasons: chosen, correction: text.value, ...(right ? { decision: right } : {}) }, form, announce, "Thank you. Your feedback was sent.", true);
   };
   const choices = DECISIONS.map(([value, label]) => el("label", {}, el("input", { type: "radio", name: `right-${number}`, value }), label));
   return el(
     "form",
     { class: "correct", onsubmit: send },
     el("fieldset", {}, el("legend", {}, "What is wrong with it?"), ...reasons),
-    decided ? el("fieldset", {}, el("legend", {}, "What is right? (optional)"), ...choices) : null,
-    el("label", { for: text.id }, "What should it say? (optional)"),
+    decided ? el("fieldset", {}, el("legend", {}, "What is the right answer? (optional)"), ...choices) : null,
+    el("label", { for: text.id }, "What should the answer say? (optional)"),
     text,
-    el("p", { class: "small" }, "It is stored by whoever runs this server. Don't write who you are, or anything about a real patient."),
+    el("p", { class: "small" }, "The operator of this server stores your feedback. Don't write anything that identifies you or a real patient."),
     el("p", { class: "row" }, el("button", { class: "main" }, "Send"), el("button", { type: "button", onclick: () => form.replaceChildren() }, "Cancel")),
   );
 }
 
-async function told(feedback, form, announce, thanks, close = false) {
+async function submit(feedback, form, announce, thanks, close = false) {
   try {
     await say(feedback);
     if (close) form.replaceChildren(el("p", { class: "small" }, thanks));
     if (thanks) announce(thanks);
   } catch (error) {
-    const message = `That wasn't stored. ${error.message}`;
+    const message = `Your feedback wasn't stored. ${error.message}`;
     form.append(el("p", { class: "small", role: "alert" }, message));
   }
 }

@@ -1,4 +1,4 @@
-// Conversations, kept in this browser and nowhere else.
+// Conversations, stored in this browser only.
 
 const NAME = "meditune.conversations";
 const MOST = 50;
@@ -25,7 +25,7 @@ export function forgetAll() {
   localStorage.removeItem(NAME);
 }
 
-// Where there is no room (or the browser keeps nothing), the oldest go first.
+// If the browser has no room (or stores nothing), the oldest conversations are dropped first.
 function write(conversations) {
   for (let kept = conversations; ; kept = kept.slice(0, -1)) {
     try {

@@ -1,4 +1,4 @@
-// A source: its button below the answer, and the passage with the sentence that bears something out marked.
+// A source: its button below the answer, and its passage with the supporting sentences highlighted.
 
 import { $, closable, el, hidden, open, plural, safe } from "./dom.js";
 
@@ -31,18 +31,18 @@ export function title(source) {
 
 export function facts(source) {
   const named = source.url ? host(source.url) : source.source;
-  const restricted = source.restricted ? "restricted: not to be passed on" : "";
+  const restricted = source.restricted ? "restricted: don't pass it on" : "";
   return [source.section, named, source.date, source.licence, restricted].filter(Boolean);
 }
 
-// The number in the text that opens a source.
+// Returns the citation number that opens a source.
 export function mark(citation, source) {
   const press = () => show(source, [citation.quote]);
   const label = `Source ${citation.number}: ${title(source)}`;
   return el("button", { type: "button", class: "cite", "aria-label": label, "aria-haspopup": "dialog", title: title(source), onclick: press }, String(citation.number));
 }
 
-// The sources below an answer: those that are cited first.
+// Returns the sources below an answer, the cited ones first.
 export function list(sources, sentences) {
   const quotes = new Map();
   for (const sentence of sentences.filter((each) => each.shown))
@@ -54,12 +54,12 @@ export function list(sources, sentences) {
   if (!cited.length) box.append(...others.map((each) => chip(each, [])));
   else if (others.length)
     box.append(
-      el("details", { class: "others" }, el("summary", {}, `${plural(others.length, "more passage")} found`), el("div", { class: "sources unused" }, ...others.map((each) => chip(each, [])))),
+      el("details", { class: "others" }, el("summary", {}, `${plural(others.length, "more passage")}`), el("div", { class: "sources unused" }, ...others.map((each) => chip(each, [])))),
     );
   return box;
 }
 
-// Passages in the place of an answer.
+// Returns the passages that are shown instead of an answer.
 export function instead(sources) {
   const cards = sources.map((each) =>
     el("button", { type: "button", class: "quote", "aria-haspopup": "dialog", onclick: () => show(each) }, el("strong", {}, `${each.number}. ${title(each)}`), el("span", {}, each.text)),
@@ -76,7 +76,7 @@ function host(address) {
   return url ? new URL(url).hostname.replace(/^www\./, "") : "";
 }
 
-// The text with every quote marked.
+// Returns the text with every quote highlighted.
 function parts(text, quotes) {
   const found = [];
   let from = 0;

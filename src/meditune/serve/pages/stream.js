@@ -1,10 +1,10 @@
-// Asking the server: one request whose answer comes as server-sent events. The key, where one is needed, stays in this tab.
+// Requests to the server. An answer arrives as server-sent events. A key, if one is required, stays in this tab.
 
 const KEY = "meditune.key";
 
 export class Trouble extends Error {
-  // Something that a person should be told; `again` says whether trying again may help, `wait` after how many seconds,
-  // `long` whether the question is too long, and `urgent` whether it sounds like an emergency all the same.
+  // An error to show to the user. `again`: trying again may help, after `wait` seconds. `key`: a key is required.
+  // `long`: the question is too long. `urgent`: the question sounds like an emergency.
   constructor(title, message, { again = true, wait = 0, key = false, long = false, urgent = false } = {}) {
     super(message);
     Object.assign(this, { title, again, wait, key, long, urgent });
@@ -15,7 +15,7 @@ export function remember(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-// Calls `tell(kind, data)` for every event until the answer has come. Throws Trouble, or AbortError where it was stopped.
+// Calls `tell(kind, data)` for every event until the answer is complete. Throws Trouble, or AbortError if it was stopped.
 export async function ask(body, signal, tell) {
   const response = await send("/v1/ask", { ...body, stream: true }, signal);
   if (!(response.headers.get("content-type") ?? "").startsWith("text/event-stream")) throw broken();
@@ -55,8 +55,8 @@ async function send(path, body, signal) {
     throw lost();
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw refused(response.status, told.error, Number(response.headers.get("retry-after")) || 0);
+  const reply = await response.json().catch(() => ({}));
+  throw refused(response.status, reply.error, Number(response.headers.get("retry-after")) || 0);
 }
 
 function parsed(part) {
@@ -76,25 +76,25 @@ function parsed(part) {
 function lost() {
   return navigator.onLine
     ? new Trouble("The server can't be reached", "The connection was lost. Your question is still here; try again.")
-    : new Trouble("You are offline", "There is no network connection. Try again when there is one.");
+    : new Trouble("You are offline", "There is no network connection. Try again when you are online.");
 }
 
 function broken() {
-  return new Trouble("Something else answered", "What came isn't an answer of this server. Reload the page.");
+  return new Trouble("Unexpected response", "The response didn't come from this server. Reload the page.");
 }
 
 function refused(status, error, wait) {
   const message = error?.message;
   if (error?.code === "message_too_long") return new Trouble("This question is too long", message, { again: false, long: true });
   if (error?.code === "emergency_in_long_message") return new Trouble("This may be an emergency", message, { again: false, long: true, urgent: true });
-  if (status === 401) return new Trouble("A key is needed", message ?? "", { key: true });
-  if (status === 403) return new Trouble("Not allowed", message ?? "This key may not ask questions.", { again: false });
+  if (status === 401) return new Trouble("A key is required", message ?? "", { key: true });
+  if (status === 403) return new Trouble("Not allowed", message ?? "This key doesn't allow questions.", { again: false });
   if (status === 429) {
     const more = wait ? ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.` : " Try again in a moment.";
-    return new Trouble("Too many questions right now", `The server is busy, or you asked too often.${more} In an emergency, call your emergency number now.`, { wait });
+    return new Trouble("Too many questions right now", `The server is busy, or you sent too many questions.${more} In an emergency, call your emergency number now.`, { wait });
   }
-  if (status === 404) return new Trouble("No answers here", message ?? "This server answers no questions.", { again: false });
+  if (status === 404) return new Trouble("This server doesn't answer questions", message ?? "It has no assistant.", { again: false });
   if (status < 500) return new Trouble("This question can't be answered", message ?? "", { again: false });
-  if (status === 504) return new Trouble("It took too long", "The answer didn't come in time. Try again, or ask a shorter question.");
+  if (status === 504) return new Trouble("It took too long", "The server took too long to answer. Try again, or ask a shorter question.");
   return new Trouble("Something went wrong", "The server couldn't finish the answer. Try again.");
 }

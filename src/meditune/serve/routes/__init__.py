@@ -1,1 +1,1 @@
-"""The routes, a module for each."""
+"""The routes of the HTTP API and of the pages."""

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""The route `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ BEGINNING = {"role": "assistant", "content": ""}
     "/v1/chat/completions",
     response_model=Chat,
     response_model_exclude_none=False,
-    responses={**streams("The answer, or its pieces as server-sent events."), **errors(404, 504)},
-    summary="Go on with a chat",
+    responses={**streams("The answer, or its chunks as server-sent events."), **errors(404, 504)},
+    summary="Continue a chat",
 )
 async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
-    """The model's answer to a chat, as OpenAI's clients expect it."""
+    """Return the model's answer to a chat, in the format that OpenAI's clients expect."""
     first = next((message.turn().text for message in body.messages if message.role == "user"), "")
     conversation = conversation_of(caller, first)
     service = route_request(request, conversation)
@@ -54,7 +54,7 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     if raw or asked is None or service.assistant is None:
         await service.access.pays(request, caller)
     else:
-        # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
+        # Triage comes first: urgent help must come before any other error of a request.
         found = await moderation.triage_request(request, service, service.assistant, caller, asked)
         instead = moderation.reply_instead(found)
     loop = asyncio.get_running_loop()
@@ -85,7 +85,7 @@ def _job(service: Service, body: ChatBody) -> GenerationRequest:
 
 
 class _Answer:
-    """One answer on its way."""
+    """One answer in progress."""
 
     def __init__(
         self,
@@ -98,18 +98,18 @@ class _Answer:
         instead: StandardReply | None,
         ending: str,
     ) -> None:
-        """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
+        """Prepare an answer: `instead` is the reply if there is no `job`; `ending` follows the model's text."""
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
         self.conversation, self.instead, self.ending = conversation, instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.begun = time.monotonic()
 
     async def at_once(self) -> Response:
-        """The whole answer."""
+        """Return the whole answer as one response."""
         if self.instead:
             written, text = GeneratedText(), self.instead.text
         else:
-            assert self.job is not None, "what isn't said in the model's place is the model's"
+            assert self.job is not None, "without a standard reply, the model answers"
             async with wait_for_turn(self.service, self.caller, self.trace) as count:
                 written = await generate_whole(self.service, self.job, count, self.trace)
             text = written.text.lstrip() + self.ending
@@ -119,7 +119,7 @@ class _Answer:
             logprobs=self._logprobs(written.likely),
             finish_reason="length" if written.finish == "length" else "stop",
         )
-        told = Chat(
+        response = Chat(
             id=self.id,
             created=self.created,
             model=self.service.served.name,
@@ -127,10 +127,10 @@ class _Answer:
             choices=[choice],
             usage=_usage(written),
         )
-        return Response(told.model_dump_json(), media_type="application/json")
+        return Response(response.model_dump_json(), media_type="application/json")
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The answer's pieces as OpenAI's chunks."""
+        """Yield the answer as OpenAI's chunks."""
         written = GeneratedText()
         if self.instead:
             yield self._chunk(BEGINNING)
@@ -149,8 +149,8 @@ class _Answer:
         yield event("[DONE]")
 
     async def _pieces(self, into: GeneratedText) -> AsyncGenerator[bytes, None]:
-        """What the model writes; the space that its first token begins with is no part of the answer."""
-        assert self.job is not None, "what isn't said in the model's place is the model's"
+        """Yield the model's text, without the space at the beginning of its first token."""
+        assert self.job is not None, "without a standard reply, the model answers"
         opened = begun = False
         async with aclosing(generate_chunks(self.service, self.job, into, self.trace)) as coming:
             async for piece in coming:
@@ -163,8 +163,8 @@ class _Answer:
                     yield self._chunk({"content": text}, self._logprobs(list(piece.likely)))
 
     def _chunk(self, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, finish: str | None = None) -> bytes:
-        told = logprobs.model_dump() if logprobs else None
-        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        scores = logprobs.model_dump() if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": scores, "finish_reason": finish}
         return event(self._head() | {"choices": [choice]})
 
     def _head(self) -> dict[str, Any]:

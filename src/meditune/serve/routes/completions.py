@@ -1,7 +1,4 @@
-"""`POST /v1/completions`: texts to go on with, and texts to score.
-
-`POST /v1/embeddings`.
-"""
+"""The routes `POST /v1/completions`, which continues or scores texts, and `POST /v1/embeddings`."""
 
 from __future__ import annotations
 
@@ -52,15 +49,15 @@ router = APIRouter(tags=["OpenAI"])
 @router.post(
     "/v1/completions",
     response_model=Completion,
-    responses={**streams("The texts, or their pieces as server-sent events."), **errors(404, 504)},
-    summary="Go on with texts, or score them",
+    responses={**streams("The texts, or their chunks as server-sent events."), **errors(404, 504)},
+    summary="Continue or score texts",
 )
 async def complete(
     body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", paying=True))]
 ) -> Any:
-    """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself.
+    """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompt itself.
 
-    No triage stands before the model here, so this needs a key with the scope `raw`.
+    This route has no triage, so it requires a key with the scope `raw`.
     """
     service = route_request(request, conversation_of(caller, str(body.prompts()[0])))
     service.must_serve(body.model)
@@ -79,10 +76,15 @@ def _jobs(service: Service, body: CompletionBody) -> list[GenerationRequest]:
         prompt = prompts.text(given) if isinstance(given, str) else given
         if not prompt:
             raise ApiError(
-                400, "prompt is empty, and this model has no token to begin with.", "invalid_value", "prompt"
+                400, "prompt is empty, and this model has no start token. Send a text.", "invalid_value", "prompt"
             )
         if max(prompt) >= vocabulary:
-            raise ApiError(400, f"prompt: this model has {vocabulary:,} tokens.", "invalid_value", "prompt")
+            raise ApiError(
+                400,
+                f"prompt has a token id that is too large: this model's ids are below {vocabulary:,}.",
+                "invalid_value",
+                "prompt",
+            )
         room = prompts.room(prompt, body.max_tokens, settings.new_tokens, "prompt")
         made.append(
             GenerationRequest(
@@ -100,7 +102,7 @@ def _jobs(service: Service, body: CompletionBody) -> list[GenerationRequest]:
 
 
 class _Completing:
-    """One request on its way."""
+    """One request in progress."""
 
     def __init__(
         self, service: Service, body: CompletionBody, jobs: Sequence[GenerationRequest], caller: Caller, trace: Trace
@@ -109,7 +111,7 @@ class _Completing:
         self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
 
     async def at_once(self) -> Response:
-        """All texts."""
+        """Return all texts as one response."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
             with self.service.admission.spare(len(self.jobs) - 1) as more:
                 works = [partial(self._choice, number, job, count) for number, job in enumerate(self.jobs)]
@@ -119,7 +121,7 @@ class _Completing:
             completion_tokens=count.tokens,
             total_tokens=count.prompt_tokens + count.tokens,
         )
-        told = Completion(
+        response = Completion(
             id=self.id,
             created=self.created,
             model=self.service.served.name,
@@ -127,19 +129,19 @@ class _Completing:
             choices=choices,
             usage=usage,
         )
-        return Response(told.model_dump_json(), media_type="application/json")
+        return Response(response.model_dump_json(), media_type="application/json")
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The texts' pieces, one prompt after the other."""
+        """Yield the texts as OpenAI's chunks, one prompt after the other."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
             for number, job in enumerate(self.jobs):
                 offset = 0
                 async with aclosing(generate_chunks(self.service, job, count, self.trace)) as coming:
                     async for piece in coming:
-                        told = self._logprobs(piece.likely, offset)
+                        scores = self._logprobs(piece.likely, offset)
                         offset += len(piece.text)
                         finish = None if piece.finish is None else _finish(piece.finish)
-                        yield self._chunk(number, piece.text, told, finish)
+                        yield self._chunk(number, piece.text, scores, finish)
         if self.body.stream_options and self.body.stream_options.include_usage:
             usage = {
                 "prompt_tokens": count.prompt_tokens,
@@ -156,30 +158,30 @@ class _Completing:
             written = await generate_whole(self.service, job, count, self.trace)
         else:
             count.prompt_tokens += len(job.prompt)
-        told = self._logprobs(written.likely)
+        scores = self._logprobs(written.likely)
         text = written.text
         if self.body.echo:
             prompt = tokenizer.decode(job.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             text = f"{prompt}{text}"
-            if told is not None:
-                # Harnesses count on one token after the prompt; where the model ended at once, that is its end token.
+            if scores is not None:
+                # Evaluation harnesses expect one token after the prompt; if the model ended at once, its end token.
                 ended = bool(job.max_new_tokens) and not written.ids
-                told = joined(await self._echoed(job, ended), told, len(prompt))
-        return CompletionChoice(index=number, text=text, logprobs=told, finish_reason=_finish(written.finish))
+                scores = joined(await self._echoed(job, ended), scores, len(prompt))
+        return CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
 
     async def _echoed(self, job: GenerationRequest, ended: bool) -> CompletionLogprobs:
-        """The prompt's own tokens, with the end token if the model `ended` there; nothing can be said of the first."""
+        """Return the prompt's tokens, and the end token if the model `ended` there; the first token has no score."""
         engine = self.service.engine
         first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
         scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
         likely = (await scored)[0] if rest else []
-        told = self._logprobs(likely, len(streaming.text_of(engine.tokenizer, first[0])))
-        assert told is not None, "only where they were asked for"
+        scores = self._logprobs(likely, len(streaming.text_of(engine.tokenizer, first[0])))
+        assert scores is not None, "the request asked for logprobs"
         return CompletionLogprobs(
-            tokens=[streaming.text_of(engine.tokenizer, first[0]), *told.tokens],
-            token_logprobs=[None, *told.token_logprobs],
-            top_logprobs=[None, *told.top_logprobs],
-            text_offset=[0, *told.text_offset],
+            tokens=[streaming.text_of(engine.tokenizer, first[0]), *scores.tokens],
+            token_logprobs=[None, *scores.token_logprobs],
+            top_logprobs=[None, *scores.top_logprobs],
+            text_offset=[0, *scores.text_offset],
         )
 
     def _logprobs(self, likely: Sequence[TokenLogprob], offset: int = 0) -> CompletionLogprobs | None:
@@ -195,8 +197,8 @@ class _Completing:
             text_offset=offsets,
         )
 
-    def _chunk(self, number: int, text: str, told: CompletionLogprobs | None, finish: str | None) -> bytes:
-        logprobs = told.model_dump() if told else None
+    def _chunk(self, number: int, text: str, scores: CompletionLogprobs | None, finish: str | None) -> bytes:
+        logprobs = scores.model_dump() if scores else None
         choice = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return event(self._head() | {"choices": [choice]})
 
@@ -212,7 +214,7 @@ class _Completing:
 
 
 def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> CompletionLogprobs:
-    """Two stretches of one text, the second beginning at `offset`."""
+    """Return the log-probabilities of two parts of one text, of which the second begins at `offset`."""
     return CompletionLogprobs(
         tokens=first.tokens + then.tokens,
         token_logprobs=first.token_logprobs + then.token_logprobs,
@@ -222,7 +224,7 @@ def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> 
 
 
 async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], at_once: int) -> list[CompletionChoice]:
-    """All results, so many of them worked for at once; where one fails, the others are ended."""
+    """Return the results of all jobs, `at_once` of which run at the same time. If one fails, cancel the others."""
     places = asyncio.Semaphore(at_once)
 
     async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
@@ -241,18 +243,18 @@ def _finish(finish: str) -> Any:
     return "length" if finish == "length" else "stop"
 
 
-@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Vectors of texts")
+@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Embed texts")
 async def embed(
     body: EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", paying=True))]
 ) -> Any:
-    """A vector of length 1 for each text; near texts have near vectors."""
+    """Return a vector of length 1 for each text. Texts with similar meanings have similar vectors."""
     service: Service = request.app.state.service
     if service.embeds is None:
         raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")
     service.must_serve(body.model, embedding=True)
     model = await asyncio.to_thread(service.embeds)
     if body.dimensions not in {None, model.size}:
-        raise ApiError(400, f"dimensions: {body.model} has {model.size}, and no others.", "invalid_value", "dimensions")
+        raise ApiError(400, f"dimensions must be {model.size} for {body.model}.", "invalid_value", "dimensions")
     loop = asyncio.get_running_loop()
     counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
     async with wait_for_turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
@@ -272,7 +274,7 @@ async def embed(
 
 
 def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text. Raises ApiError at one that the model wouldn't read to its end."""
+    """Return the number of tokens of each text. Raises ApiError if a text is too long for the model."""
     counts = []
     for number, row in enumerate(tokenizer.encode_batch(texts)):
         most = len(row.ids)
@@ -280,7 +282,8 @@ def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
         if excess > 0:
             raise ApiError(
                 400,
-                f"input.{number} is {excess:,} token{'s' if excess != 1 else ''} too long: the model reads {most}.",
+                f"input.{number} is {excess:,} token{'s' if excess != 1 else ''} too long: the model reads at most "
+                f"{most} tokens.",
                 "context_length_exceeded",
                 "input",
             )

@@ -1,9 +1,4 @@
-"""`GET /healthz`, `/readyz` and `/metrics`: for whoever runs the server.
-
-`GET /v1/models`.
-
-`GET /admin`, the page for whoever runs the server, and `/v1/admin/status`, the figures that it shows.
-"""
+"""The routes for operators, `/healthz`, `/readyz`, `/metrics`, `/admin` and `/v1/admin/status`, and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -28,35 +23,38 @@ router = APIRouter(tags=["Operation"])
 
 
 class Health(Told):
-    """That the process runs."""
+    """The confirmation that the server is alive or ready."""
 
     status: Literal["ok"] = "ok"
 
 
-@router.get("/healthz", responses=errors(503), summary="Is the server alive?")
+@router.get("/healthz", responses=errors(503), summary="Check whether the server is alive")
 async def healthz(request: Request) -> Health:
-    """503 where its engine is dead and can't be restarted: start the server again. While it is restarted, 200."""
+    """Return 200 while the engine is alive or being restarted, and 503 if it can't be restarted.
+
+    After a 503, start the server again.
+    """
     failure = _failure(request)
     if failure is not None and failure.given_up:
         raise unavailable(failure)
     return Health()
 
 
-@router.get("/readyz", responses=errors(503), summary="Can it take requests?")
+@router.get("/readyz", responses=errors(503), summary="Check whether the server can take requests")
 async def readyz(request: Request) -> Health:
-    """503 while the server ends, while its engine is dead or restarted, and while its waiting room is full."""
+    """Return 503 while the server shuts down, while its engine is dead or restarting, and while its queue is full."""
     service: Service = request.app.state.service
     if not service.ready:
-        raise ApiError(503, "The server is ending.", "not_ready", headers={"retry-after": "5"})
+        raise ApiError(503, "The server is shutting down.", "not_ready", headers={"retry-after": "5"})
     if (failure := _failure(request)) is not None:
         raise unavailable(failure)
     if service.admission.waiting >= service.settings.waiting > 0:
-        raise ApiError(503, "The waiting room is full.", "overloaded", headers={"retry-after": "1"})
+        raise ApiError(503, "The queue is full.", "overloaded", headers={"retry-after": "1"})
     return Health()
 
 
 def _failure(request: Request) -> EngineUnavailableError | None:
-    """Why the engine answers nothing now; one that nobody restarts is given up."""
+    """Return why the engine can't answer now; None if it can. An engine that isn't supervised can't be restarted."""
     failure = request.app.state.service.engine.failure()
     if failure is None or isinstance(failure, EngineUnavailableError):
         return failure
@@ -67,10 +65,10 @@ def _failure(request: Request) -> EngineUnavailableError | None:
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors()},
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
 )
 async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metrics"))]) -> Response:
-    """In Prometheus's text format; where keys are needed, with one that has the scope metrics."""
+    """Return the metrics in Prometheus's text format. If keys are required, the key needs the scope metrics."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -88,22 +86,22 @@ class ServedModel(Told):
 
 
 class Models(Told):
-    """All of them."""
+    """The list of models."""
 
     object: Literal["list"] = "list"
     data: list[ServedModel]
 
 
-@models_router.get("/v1/models", responses=errors(), summary="Which models there are")
+@models_router.get("/v1/models", responses=errors(), summary="List the models")
 def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> Models:
-    """The model that writes, and the one that embeds."""
+    """Return the model that generates text and, if there is one, the model for embeddings."""
     service: Service = request.app.state.service
     return Models(data=[ServedModel(id=name, created=service.served.created) for name in service.models()])
 
 
-@models_router.get("/v1/models/{name:path}", responses=errors(404), summary="One of them")
+@models_router.get("/v1/models/{name:path}", responses=errors(404), summary="Describe one model")
 def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> ServedModel:
-    """A model by its name."""
+    """Return the model of this name."""
     service: Service = request.app.state.service
     if name not in service.models():
         service.must_serve(name)
@@ -111,12 +109,12 @@ def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("gen
 
 
 FRESH_S = 5.0
-"""Figures are read from the store at most so often"""
+"""The minimum number of seconds between two reads of the store"""
 admin_router = APIRouter()
 
 
 class Status(Told):
-    """What is going on; docs/how-to/operate.md says what its parts are."""
+    """The state of the service; docs/how-to/operate.md explains the fields."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     hours: float
@@ -125,26 +123,28 @@ class Status(Told):
 
 @admin_router.get("/admin", include_in_schema=False)
 def page() -> FileResponse:
-    """The page. It holds no figures: it asks for them with the key that is typed into it."""
+    """Return the operator's page. It contains no metrics; it requests them with the key that the user enters."""
     return FileResponse(PAGES / "admin.html", media_type="text/html")
 
 
-@admin_router.get("/v1/admin/status", responses=errors(404), summary="How the service does", tags=["Operation"])
+@admin_router.get(
+    "/v1/admin/status", responses=errors(404), summary="Report the state of the service", tags=["Operation"]
+)
 async def status(
     request: Request,
     _: Annotated[Caller, Depends(allowed("admin"))],
-    hours: Annotated[float, Query(ge=0.1, le=24 * 366, description="Of the last so many hours.")] = 24.0,
+    hours: Annotated[float, Query(ge=0.1, le=24 * 366, description="Look back this many hours.")] = 24.0,
 ) -> Status:
-    """Answers, times, outcomes, feedback, versions, servers, drift and updates, with a key that has the scope admin."""
+    """Return metrics of answers and feedback, versions, servers, drift and updates. The key needs the scope admin."""
     service: Service = request.app.state.service
     if service.answers is None:
-        raise ApiError(404, "This server keeps no answers, so there is nothing to tell of them.", "not_found")
+        raise ApiError(404, "This server stores no answers, so it has no status to report.", "not_found")
     found: dict[str, Any] = await _recent(request.app.state, service, hours)
     return Status(**found, this_server=facts(service) | {"cost": service.metrics.costs.by_part()})
 
 
 async def _recent(state: Any, service: Service, hours: float) -> dict[str, Any]:
-    """The store's figures; several pages that look at once share one reading."""
+    """Return the store's metrics. Requests within a few seconds share one read of the store."""
     assert service.answers is not None
     known: dict[float, tuple[float, dict[str, Any]]] = state.__dict__.setdefault("overviews", {})
     lock: asyncio.Lock = state.__dict__.setdefault("overview_lock", asyncio.Lock())

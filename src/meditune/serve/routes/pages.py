@@ -1,6 +1,6 @@
-"""The chat page: three kinds of static files, and nothing from elsewhere.
+"""The routes of the chat page and of `/docs`, which shows the OpenAPI document without scripts.
 
-`GET /docs`: the OpenAPI document as one page without scripts; nothing is loaded from elsewhere.
+Both pages load nothing from other servers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page(request: Request) -> HTMLResponse:
-    """The page itself, which speaks of sources where there are any, and knows how long a question may be."""
+    """Return the chat page, adapted to whether the server has sources and to its maximum length of a question."""
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     service: Service = request.app.state.service
     if not service.served.index:
@@ -35,9 +35,9 @@ def page(request: Request) -> HTMLResponse:
 
 @router.get("/page/{name}")
 def part(name: str) -> FileResponse:
-    """What it is made of. Raises ApiError 404 for any other name."""
+    """Return a file of the chat page. Raises ApiError 404 for an unknown name."""
     if name not in FILES:
-        raise ApiError(404, "The page has no such file.", "not_found")
+        raise ApiError(404, "The page has no file of this name.", "not_found")
     return FileResponse(PAGES / name, media_type=FILES[name])
 
 
@@ -46,13 +46,13 @@ DOCS_PAGES = Path(__file__).parents[1] / "docs"
 
 @router.get("/docs")
 def docs(request: Request) -> HTMLResponse:
-    """Every route with its parameters, responses and an example."""
+    """Return a page that describes every route and schema."""
     return HTMLResponse(_page(json.dumps(request.app.openapi())))
 
 
 @router.get("/docs/docs.css")
 def style() -> Response:
-    """The page's style."""
+    """Return the style sheet of /docs."""
     return Response((DOCS_PAGES / "docs.css").read_bytes(), media_type="text/css")
 
 
@@ -69,18 +69,18 @@ def _page(document: str) -> str:
 
 
 def _routes(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each route flat, with its body's schema by name."""
+    """Return a flat description of each route, with the name of its body's schema."""
     found = []
     for path, methods in spec["paths"].items():
-        for method, told in methods.items():
-            body = told.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+        for method, route in methods.items():
+            body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
             answers = [
-                {"status": status, "why": said["description"], "schemas": [_named(each) for each in _schemas(said)]}
-                for status, said in told["responses"].items()
+                {"status": status, "why": reply["description"], "schemas": [_named(each) for each in _schemas(reply)]}
+                for status, reply in route["responses"].items()
             ]
             name = f"{method}-{path}".replace("/", "-").replace("{", "").replace("}", "")
             found.append(
-                {"path": path, "method": method.upper(), "body": _named(body), "answers": answers, "id": name} | told
+                {"path": path, "method": method.upper(), "body": _named(body), "answers": answers, "id": name} | route
             )
     return found
 
@@ -94,7 +94,7 @@ def _named(schema: dict[str, Any]) -> str:
 
 
 def kind_of(schema: dict[str, Any]) -> str:
-    """A property's type in a few words; those of other objects by name."""
+    """Return a property's type in a few words; other schemas by their name."""
     if "$ref" in schema:
         return _named(schema)
     for several in ("anyOf", "oneOf"):

@@ -1,7 +1,4 @@
-"""`POST /v1/ask`: a question in, an answer with citations, decision and safety notes out.
-
-`POST /v1/feedback`, and deleting what was kept of an answer.
-"""
+"""The assistant's routes: `POST /v1/ask`, `POST /v1/feedback` and `DELETE /v1/answers/{id}`."""
 
 from __future__ import annotations
 
@@ -37,15 +34,15 @@ router = APIRouter(tags=["Assistant"])
 @router.post(
     "/v1/ask",
     response_model=Asked,
-    responses={**streams("The answer, or events on the way to it."), **errors(404, 504)},
+    responses={**streams("The answer, or the events that lead to it."), **errors(404, 504)},
     summary="Ask a question about health",
 )
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
-    """An answer that rests on sources and names them, or an honest refusal."""
+    """Return an answer that is based on sources and cites them, or the reason why there is no answer."""
     conversation = conversation_of(caller, body.history[0].question if body.history else body.question)
     service = route_request(request, conversation)
     if service.assistant is None:
-        raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
+        raise ApiError(404, "This server has no assistant, so it answers only chats.", "not_found")
     past = [each.question for each in body.history]
     length = sum(len(each.question) + len(each.answer) for each in body.history)
     asked = moderation.ChatQuestion(body.question, past, "question", history=length)
@@ -57,7 +54,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
 
 
 class _Asking:
-    """One question on its way."""
+    """One question in progress."""
 
     def __init__(
         self,
@@ -69,7 +66,7 @@ class _Asking:
         conversation: str,
         found: Triage,
     ) -> None:
-        """`found` is what triage says of the question."""
+        """Prepare the answer to a question. `found` is the result of triage."""
         self.service, self.assistant, self.body, self.caller, self.trace = service, assistant, body, caller, trace
         self.conversation, self.found = conversation, found
         self.id = f"ask-{secrets.token_hex(12)}"
@@ -77,23 +74,23 @@ class _Asking:
             trace.facts["question"] = mask(body.question)
 
     async def at_once(self) -> dict[str, Any]:
-        """The answer alone."""
+        """Return the answer alone, without the other events."""
         answer: dict[str, Any] = {}
-        async with aclosing(self._told()) as coming:
-            async for kind, said in coming:
+        async with aclosing(self._emitted()) as coming:
+            async for kind, content in coming:
                 if kind == "answer":
-                    answer = said
+                    answer = content
         return answer
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Everything that the assistant tells, as it comes."""
-        async with aclosing(self._told()) as coming:
-            async for kind, said in coming:
-                yield event(said, kind)
+        """Yield all events of the assistant as they come."""
+        async with aclosing(self._emitted()) as coming:
+            async for kind, content in coming:
+                yield event(content, kind)
 
-    async def _told(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """Kind and content of each event; the answer is kept before it is told."""
-        # Urgent help needs no engine, so it waits for none.
+    async def _emitted(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        """Yield the kind and content of each event. The answer is stored before the client gets it."""
+        # Urgent help needs no engine, so it doesn't wait for one.
         urgent = self.found.action == "urgent"
         needs_engine = self.found.action != "decline"
         place = (
@@ -103,24 +100,25 @@ class _Asking:
         )
         async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
-                said = each.as_dict()
+                content = each.as_dict()
                 if each.kind == "answer":
-                    said = {"id": self.id} | said
-                    await self._keep(said)
-                yield each.kind, said
+                    content = {"id": self.id} | content
+                    await self._keep(content)
+                yield each.kind, content
 
-    async def _keep(self, said: dict[str, Any]) -> None:
-        count_answer(self.service.metrics, said)
-        outcome, facts = outcome_of(said), facts_of(said)
+    async def _keep(self, answer: dict[str, Any]) -> None:
+        count_answer(self.service.metrics, answer)
+        outcome, facts = outcome_of(answer), facts_of(answer)
         self.trace.facts["outcome"] = outcome
-        text = str(said.get("text", ""))
+        text = str(answer.get("text", ""))
         await log_answer(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
         if outcome in ("answered", "abstained"):
             version_router.ask(self.service, self.conversation, self.caller, self.id, self.body, self.found)
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
-        """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and
-        is told when nobody listens any more.
+        """Yield the assistant's events, and put its token counts into `count`.
+
+        The assistant runs in one of these threads (None: the event loop's). If the client disconnects, it is cancelled.
         """
         loop = asyncio.get_running_loop()
         came: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -142,7 +140,7 @@ class _Asking:
                     count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                 loop.call_soon_threadsafe(came.put_nowait, each)
 
-        # The thread goes on with the request's trace.
+        # The thread continues the request's trace.
         worker = loop.run_in_executor(threads, copy_context().run, work)
         worker.add_done_callback(lambda _: came.put_nowait(None))
         try:
@@ -151,29 +149,30 @@ class _Asking:
             worker.result()
         finally:
             left.set()
-            # The place in the engine is free when the work has really ended.
+            # The place in the engine is free only when the work has really ended.
             await asyncio.wait({worker})
             if not worker.cancelled():
                 worker.exception()
 
 
-@router.post("/v1/feedback", responses=errors(404), summary="Say what you think of an answer")
+@router.post("/v1/feedback", responses=errors(404), summary="Send feedback on an answer")
 async def feedback(
     body: FeedbackBody, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]
 ) -> Thanks:
-    """Keep it with the answer, and so with the versions that gave it; sent again, it takes the earlier one's place.
+    """Store feedback with the answer. New feedback with the same key replaces the earlier feedback.
 
-    It is on the disk when this returns. A key with the scope expert may judge anybody's answers, and overrides others.
+    The feedback is on disk when this returns. A key with the scope expert can rate anyone's answers, and its feedback
+    overrides that of other keys.
     """
     service: Service = request.app.state.service
     service.access.says(request, caller)
-    # Without keys everybody has all scopes, and nobody is known to be an expert.
+    # Without keys, everyone has all scopes, but nobody counts as an expert.
     expert = bool(caller.key) and "expert" in caller.scopes
     answers = await _answers_of(service, body.id, caller, "expert")
-    said = Feedback(
+    given = Feedback(
         body.id, caller.key, body.rating, body.reasons, body.comment, body.correction, body.decision or "", expert
     )
-    if not await run_in_store_thread(answers.say, said):
+    if not await run_in_store_thread(answers.say, given):
         raise _unknown()
     service.metrics.feedback.labels(body.rating).inc()
     if body.correction or body.decision:
@@ -181,9 +180,9 @@ async def feedback(
     return Thanks(id=body.id)
 
 
-@router.delete("/v1/answers/{id}", responses=errors(404), summary="Delete what was kept of an answer")
+@router.delete("/v1/answers/{id}", responses=errors(404), summary="Delete an answer")
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
-    """Take an answer and all that was said of it out of the store; for the key that asked, or one with scope admin."""
+    """Delete an answer and its feedback. Allowed for the key that asked the question, and for keys with scope admin."""
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
     if not await run_in_store_thread(answers.delete, id):
         raise _unknown()
@@ -191,12 +190,12 @@ async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(al
 
 
 async def _answers_of(service: Service, id: str, caller: Caller, scope: Scope) -> Answers:
-    """The store, where the answer of that id is in it and the caller's, or anybody's for that scope.
+    """Return the store if it has the answer and the caller asked the question or has the scope.
 
-    Raises ApiError 404.
+    Raises ApiError 404 otherwise.
     """
     if service.answers is None:
-        raise ApiError(404, "This server keeps no answers, so there is nothing to say of them.", "not_found")
+        raise ApiError(404, "This server stores no answers.", "not_found")
     found = await asyncio.to_thread(service.answers.get, id)
     if found is None or (found.who != caller.key and not caller.scopes & {scope, "admin"}):
         raise _unknown()
@@ -204,6 +203,4 @@ async def _answers_of(service: Service, id: str, caller: Caller, scope: Scope) -
 
 
 def _unknown() -> ApiError:
-    return ApiError(
-        404, "There is no such answer: it was never given, deleted, or is another key's.", "not_found", "id"
-    )
+    return ApiError(404, "This answer doesn't exist, was deleted, or belongs to another key.", "not_found", "id")
