@@ -21,7 +21,7 @@ from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
-from meditune.data.row_decisions import refuse_other
+from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json

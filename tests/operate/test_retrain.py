@@ -157,7 +157,7 @@ def test_one_that_fails_its_gate_is_kept_and_not_served(registry: Path, tmp_path
     done = meditune("retrain", *words)
     assert done.code == 5
     assert "FAILED accuracy" in done.out
-    assert "v0002 did not pass its gate: v0001 stays." in done.out
+    assert "v0002 did not pass its gate: v0001 stays in use." in done.out
     assert Registry(registry).state().current == "v0001"
     meditune("registry", "promote", registry, "v0002").refused(5, "accuracy on old items does not meet 'at least 101'")
 
@@ -191,7 +191,7 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
         stopped = meditune("retrain", registry, *words)
     assert stopped.code == 130
     other = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *easy)
-    other.refused(1, "isn't finished", "settings", "--afresh")
+    other.refused(1, "is unfinished", "settings", "--afresh")
     # What comes meanwhile waits for the next one.
     labelled(tmp_path, 60)
     done = meditune("retrain", registry, *words)
@@ -272,7 +272,7 @@ def test_a_source_that_comes_meanwhile_waits_for_the_next_one(registry: Path, ea
         assert meditune(*words).code == 130
     done = meditune(*words, "--labels", more)
     assert done.code == 0, done
-    assert "other sources wait for the next one" in done.err
+    assert "other sources wait for the next retraining" in done.err
     assert Registry(registry).get("v0002").fed["labels"]["rows"] == 40
 
 
@@ -370,7 +370,7 @@ def test_new_answers_must_be_likelier_and_where_there_are_only_decisions_more_mu
 
 def test_luck_isnt_taken_for_a_better_model() -> None:
     held = usual(NEW, MEASURED, {})
-    assert "Perplexity was measured on new items of 1 groups, and 20 are needed" in unjudged(NEW, 1, held, is_own=False)
+    assert "Perplexity was measured on new items of 1 groups, but 20 are needed" in unjudged(NEW, 1, held, is_own=False)
     assert unjudged(NEW, FEWEST, held, is_own=False) == ""
     assert "an improvement cannot be detected" in unjudged(NEW, FEWEST, usual(NEW, {"rougeL": {}}, {}), is_own=False)
     assert "The policy has no rule" in unjudged(NEW, FEWEST, Policy(), is_own=True)

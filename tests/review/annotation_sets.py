@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meditune.data.row_decisions import VERDICTS
+from meditune.data.reviewer_decisions import VERDICTS
 from meditune.review.annotation_set import Row, Wanted, create, row_of
 from meditune.review.rating_set import read_key_as, read_set
 from meditune.review.ratings_store import RATING, Note, Rating, Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.data.row_decisions import VERDICTS
+from meditune.data.reviewer_decisions import VERDICTS
 from meditune.review.ratings_store import ADJUDICATION, Store
 from tests.commands import meditune
 from tests.review.annotation_sets import item_of, judge, key, made, right

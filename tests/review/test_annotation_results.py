@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from meditune.data.row_decisions import VERDICTS, read_decisions
+from meditune.data.reviewer_decisions import VERDICTS, read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json
 from meditune.review.annotation_results import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from meditune.config.data_options import DataSpec
 from meditune.config.recipe import Recipe
-from meditune.data import leakage, row_decisions
+from meditune.data import leakage, reviewer_decisions
 from meditune.data.balance import count_styles as styles_of
 from meditune.data.balance import counted, mark_plain_style, rebalanced
 from meditune.data.dataset_card import dataset_card
@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
-        splits, decided = row_decisions.apply(spec.decisions, spec.incomplete, splits)
+        splits, decided = reviewer_decisions.apply(spec.decisions, spec.incomplete, splits)
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
         audit.note(entries)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import DataSpec, SourceSpec
-from meditune.data import row_decisions, sources
+from meditune.data import reviewer_decisions, sources
 from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
 from meditune.data.readers import mimic, user_files
@@ -153,7 +153,7 @@ def check_sources(spec: DataSpec) -> None:
     Also raises DataError if the file of people's decisions can't be read.
     """
     if spec.decisions is not None:
-        row_decisions.read_decisions(Path(spec.decisions))
+        reviewer_decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
             "data.fold selects one of the folds that PubMedQA's publisher made of the training items. It needs "

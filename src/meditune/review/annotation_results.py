@@ -14,7 +14,7 @@ from typing import Any
 
 import meditune
 from meditune.data.example import DECISIONS, Decision
-from meditune.data.row_decisions import VERDICTS, RowDecision, Verdict, read_decisions
+from meditune.data.reviewer_decisions import VERDICTS, RowDecision, Verdict, read_decisions
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Dispute

@@ -23,7 +23,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
-from meditune.data.row_decisions import KEPT, VERDICTS, Verdict, fingerprint
+from meditune.data.reviewer_decisions import KEPT, VERDICTS, Verdict, fingerprint
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.evaluate.predictions import groups_of

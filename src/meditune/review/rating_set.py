@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.read_sources import is_restricted
-from meditune.data.row_decisions import VERDICTS, Verdict
+from meditune.data.reviewer_decisions import VERDICTS, Verdict
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.predictions import examples_of, groups_of, path_of
 from meditune.files import (

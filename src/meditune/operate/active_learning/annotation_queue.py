@@ -18,7 +18,7 @@ import numpy as np
 
 from meditune.data.example import Decision, Example, Passage
 from meditune.data.read_sources import is_restricted
-from meditune.data.row_decisions import KEPT, fingerprint
+from meditune.data.reviewer_decisions import KEPT, fingerprint
 from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError

@@ -21,7 +21,7 @@ from meditune.data.example import Example
 from meditune.data.prepare import stored_data
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
-from meditune.data.row_decisions import apply, fingerprint
+from meditune.data.reviewer_decisions import apply, fingerprint
 from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl

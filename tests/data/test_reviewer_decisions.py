@@ -9,7 +9,7 @@ import pytest
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
-from meditune.data.row_decisions import RULE, RowDecision, fingerprint, read_decisions
+from meditune.data.reviewer_decisions import RULE, RowDecision, fingerprint, read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
 from tests.commands import meditune, read_rows
