@@ -67,7 +67,7 @@ def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
 
 
 def test_an_unknown_form_gets_the_known_ones(tmp_path):
-    with pytest.raises(ModelError, match="Forms: merged"):
+    with pytest.raises(ModelError, match="Formats: merged"):
         export.export(str(tmp_path), "pdf")
 
 

@@ -58,7 +58,7 @@ def test_a_merged_model_cant_be_measured_on_what_its_run_was_trained_on(place, t
     assert meditune("merge", tuned, "--output", place.folder / "merged-for-more").code == 0
     words = place.settings(**QUICK | {"data__sources__0__limit": None, "seed": 5, "model__base": place.folder / base})
     made = meditune("data", "prepare", "quickstart", "--output", place.folder / f"on-{base.replace('/', '-')}", *words)
-    made.refused(3, "trained on by")
+    made.refused(3, "in the training data of")
 
 
 def test_what_is_merged_already_is_left_as_it_is(place, tuned):

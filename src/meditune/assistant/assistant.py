@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from meditune import __version__
-from meditune.assistant import triage as classifier
+from meditune.assistant import triage as message_triage
 from meditune.assistant.answer_filter import REASONS, withheld
 from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, checked_answer
 from meditune.assistant.emergencies import emergency_numbers
@@ -44,10 +44,10 @@ from meditune.evidence.detector import placed
 from meditune.files import read_jsonl
 from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE, Encoder, QuestionTooLongError, prompt_text
-from meditune.retrieve import index as manifest
 from meditune.retrieve.citations import CitedAnswer, Citer, is_stated_in
 from meditune.retrieve.context_packing import PackedPassage, chooser, grade
 from meditune.retrieve.index import Index
+from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
 from meditune.retrieve.vector_search import DEFAULT, INT8
 
@@ -518,14 +518,14 @@ def _light(index: str) -> str | None:
 
     Torch takes seconds to start and half a gigabyte. A process that has loaded it uses the index's own model.
     """
-    own = manifest.read(index_storage(index)).embedding["name"]
+    own = read_manifest(index_storage(index)).embedding["name"]
     return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
 
 
-def triage_classifier() -> classifier.TriageClassifier | None:
+def triage_classifier() -> message_triage.TriageClassifier | None:
     """Return triage's classifier; None, with an error in the log, if it can't be loaded."""
     try:
-        return classifier.load()
+        return message_triage.load()
     except ModelError as error:
         LOGGER.error("triage has no classifier, and its rules alone miss most emergencies", extra={"why": str(error)})
         return None

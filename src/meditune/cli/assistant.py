@@ -197,13 +197,13 @@ def update(
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
-    from meditune.retrieve import index as manifest
     from meditune.retrieve.build_index import update as bring_up
+    from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
     from meditune.retrieve.vector_search import embedder
 
     where = index_storage(index)
-    name = embedding or manifest.read(where).embedding["name"]
+    name = embedding or read_manifest(where).embedding["name"]
     made, changes = bring_up(where, _collections(source, documents, pubmed), embedder(name), remove or ())
     _print_changes(made, changes, index)
 
@@ -216,10 +216,10 @@ def stats(index: Where) -> None:
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
-    from meditune.retrieve import index as manifest
+    from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
 
-    said = manifest.read(index_storage(index))
+    said = read_manifest(index_storage(index))
     for name, source in said.sources.items():
         marks = "  RESTRICTED: don't share it" if source["restricted"] else ""
         licences = source["licences"]

@@ -216,13 +216,13 @@ def compare(
     Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune.cli.metrics_tables import print_side_by_side
-    from meditune.evaluate import gate as comparing
+    from meditune.evaluate import gate as evaluation_gate
 
-    policy = comparing.policy(gate)
-    result = comparing.compare(models, resamples, seed, policy)
-    comparing.write(result, json_file, changes_file)
+    policy = evaluation_gate.policy(gate)
+    result = evaluation_gate.compare(models, resamples, seed, policy)
+    evaluation_gate.write(result, json_file, changes_file)
     print_side_by_side(result, changed)
-    comparing.refuse_failed(result)
+    evaluation_gate.refuse_failed(result)
 
 
 @cli_app.command()
@@ -360,10 +360,10 @@ def doctor() -> None:
 
     Guide: docs/how-to/train-and-evaluate.md#offline.
     """
-    from meditune.cli import doctor as checks
+    from meditune.cli.doctor import examine, render
 
-    findings = checks.examine()
-    typer.echo(checks.render(findings))
+    findings = examine()
+    typer.echo(render(findings))
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)
 

@@ -92,9 +92,8 @@ def check(
     Guide: docs/how-to/detect-drift.md.
     """
     from meditune.operate.drift import canaries, drift_report
-    from meditune.operate.drift import check as evidence
     from meditune.operate.drift.alerts import SEVERITIES, Policy
-    from meditune.operate.drift.check import RequestSource
+    from meditune.operate.drift.check import RequestSource, gather_evidence
     from meditune.operate.drift.check import check as held
     from meditune.operate.drift.drift_watcher import state_of
     from meditune.operate.drift.reference import load
@@ -104,7 +103,7 @@ def check(
     source, known = RequestSource(where), load(reference)
     place = state or (state_of(reference) if source.is_store else None)
     level = next(each for each in SEVERITIES if each == least)
-    found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, evidence.gather_evidence)
+    found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, gather_evidence)
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
@@ -245,13 +244,13 @@ def update(
 
     Guide: docs/how-to/operate.md#new-research.
     """
-    from meditune.operate.literature import update as updating
+    from meditune.operate.literature import update as literature_update
     from meditune.operate.literature.pubmed_client import URL
     from meditune.retrieve import collections
 
     if since and not _DATE.fullmatch(since):
         raise DataError(f"--since {since}: write the date as in 2026-01-31.")
-    wanted = updating.Wanted(
+    wanted = literature_update.Wanted(
         queries=tuple(query or ()),
         since=since,
         files=files,
@@ -264,7 +263,7 @@ def update(
         store=store,
         tests=tuple(tests or ()),
     )
-    report = updating.update(library, wanted)
+    report = literature_update.update(library, wanted)
     for line in lines(report, library):
         typer.echo(line)
     for failure in report.failures[:-1]:

@@ -158,9 +158,9 @@ def guard(
 
     Guide: docs/how-to/retrain-and-release.md#automatic-rollback.
     """
-    from meditune.operate.retraining import rollback as guarding
+    from meditune.operate.retraining.rollback import guard as check_versions
 
-    found = guarding.guard(registry, store, reference, None, canary)
+    found = check_versions(registry, store, reference, None, canary)
     for line in found.why:
         typer.echo(line)
     if found.taken_back:
@@ -274,16 +274,15 @@ def loop(
 
     Guide: docs/how-to/retrain-and-release.md#the-loop.
     """
-    from meditune.operate import loop as running
-    from meditune.operate import loop as states
+    from meditune.operate import loop as operate_loop
     from meditune.operate.loop import load
 
     found = load(config)
     if status:
-        for line in states.lines(states.load_state(found.registry / running.FILE)):
+        for line in operate_loop.lines(operate_loop.load_state(found.registry / operate_loop.FILE)):
             typer.echo(line)
         return
-    if failed := running.loop(found, typer.echo, once):
+    if failed := operate_loop.loop(found, typer.echo, once):
         raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
 
 

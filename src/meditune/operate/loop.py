@@ -293,11 +293,11 @@ Done = tuple[Outcome, str]
 def update(config: Config, _: State) -> Done:
     """Import new literature."""
     from meditune.operate.literature import pubmed_client
-    from meditune.operate.literature import update as updating
+    from meditune.operate.literature import update as literature_update
 
     spec = config.update
     assert spec is not None, "only stages in the configuration are run"
-    wanted = updating.Wanted(
+    wanted = literature_update.Wanted(
         queries=tuple(spec.queries),
         files=spec.files,
         index=config.index,
@@ -306,7 +306,7 @@ def update(config: Config, _: State) -> Done:
         store=config.store,
         tests=tuple(spec.tests),
     )
-    report = updating.update(spec.library, wanted)
+    report = literature_update.update(spec.library, wanted)
     if report.failures:
         raise report.failures[-1]
     pairs = f", {len(report.pairs.examples):,} training pairs" if report.pairs else ""
@@ -315,10 +315,9 @@ def update(config: Config, _: State) -> Done:
 
 def drift(config: Config, state: State) -> Done:
     """Compare new requests with the reference; a new alert makes the stages due that wait for alerts."""
-    from meditune.operate.drift import check as evidence
     from meditune.operate.drift import notifications
     from meditune.operate.drift.alerts import Policy
-    from meditune.operate.drift.check import RequestSource, check
+    from meditune.operate.drift.check import RequestSource, check, gather_evidence
     from meditune.operate.drift.drift_watcher import outbox_of, state_of
     from meditune.operate.drift.monitor import Monitor
     from meditune.operate.drift.reference import load
@@ -335,9 +334,7 @@ def drift(config: Config, state: State) -> Done:
             "the server checks for drift itself",
         )
     else:
-        found = check(
-            RequestSource(config.store), reference, place, Policy(least=spec.least), None, evidence.gather_evidence
-        )
+        found = check(RequestSource(config.store), reference, place, Policy(least=spec.least), None, gather_evidence)
         monitor, said = found.monitor, f"{found.new:,} new requests"
         if spec.notify:
             news = notifications.messages(monitor.all_alerts, None, "")

@@ -16,8 +16,8 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.progress import Progress
-from meditune.retrieve import collections as library
 from meditune.retrieve import index, storage
+from meditune.retrieve.collections import KIND as LIBRARY_KIND
 from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.documents.document import Document, IndexedPassage
 from meditune.retrieve.index import Manifest
@@ -103,7 +103,7 @@ def update(
         with storage.readable(place):
             table = storage.connect(place).open_table(before.table)
             resumed = _settle(place, table, before, chosen, remove)
-        libraries = [each for each in known if each.kind == library.KIND and each not in chosen]
+        libraries = [each for each in known if each.kind == LIBRARY_KIND and each not in chosen]
         reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
         changes = _fill(table, reading, embedder, everything=False, remove=remove)
         changes.resumed = resumed

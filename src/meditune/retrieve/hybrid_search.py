@@ -32,9 +32,7 @@ from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.query_understanding import Query, build_query, row_filter
 from meditune.retrieve.reranker import Reranker, RerankQuery
 from meditune.retrieve.storage import IndexStorage
-from meditune.retrieve.vector_search import Embedder, VectorSearch
-from meditune.retrieve.vector_search import Vectors as NearVectors
-from meditune.retrieve.vector_search import Vectors as Vectors_of_near
+from meditune.retrieve.vector_search import Embedder, Vectors, VectorSearch
 
 CONSTANT = 60
 """k in 1 / (k + rank): Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR)"""
@@ -120,10 +118,10 @@ class Rows:
         made: Places = self._by_title[self._starts[number] : self._starts[number + 1]]
         return made
 
-    def vectors(self, ids: Sequence[int]) -> Vectors_of_near:
+    def vectors(self, ids: Sequence[int]) -> Vectors:
         """Return (n, size) the vectors of these rows, which must be in memory."""
         assert self.near is not None, "vectors aren't in memory"
-        made: Vectors_of_near = self.near.vectors[self.places(ids)]
+        made: Vectors = self.near.vectors[self.places(ids)]
         return made
 
     def columns(self, ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -138,7 +136,7 @@ class Rows:
         found = self.postings.best(text, most, self.allowed(where) if where else None)
         return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
 
-    def by_meaning(self, vector: Vectors_of_near, most: int, where: str | None) -> dict[int, float]:
+    def by_meaning(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
         """Return ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be in memory."""
         assert self.near is not None, "vectors aren't in memory"
         places, cosines = self.near.nearest(vector, most, self.allowed(where) if where else None)
@@ -185,7 +183,7 @@ class Search:
     rows: Rows
     words: Callable[[str, int], Ranking]
     """Returns the best passages by BM25"""
-    meaning: Callable[[NearVectors, int], Ranking]
+    meaning: Callable[[Vectors, int], Ranking]
     """Returns the passages nearest to a vector, with cosines"""
     together: Callable[[Sequence[Callable[[], Ranking]]], Sequence[Ranking]]
     """Runs several of these, and returns their results in order"""
@@ -250,8 +248,6 @@ UNRANKED = (
     "This index was made by an older version of Meditune, without the reranker's data, so hits are ordered by rank "
     "fusion only. Update it with `meditune index update {name}`."
 )
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

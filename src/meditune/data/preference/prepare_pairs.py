@@ -19,7 +19,6 @@ from meditune.config.training_options import PairSource, SampledSpec
 from meditune.data.deidentify import Findings, cleaner, deidentify
 from meditune.data.example import Example
 from meditune.data.leakage import find
-from meditune.data.preference import pairs as own
 from meditune.data.preference import rated_answers
 from meditune.data.preference.pairs import SAMPLED, SOURCE, Pair, build, read_pairs, write_pairs
 from meditune.data.read_sources import is_restricted
@@ -147,7 +146,7 @@ def with_training_pairs(run: Path, train: list[Pair], rejects: Rejects) -> PairS
     """Store these training pairs in `run/pairs` and return all pairs; `rejects` counts examples without a pair."""
     stored = stored_pairs(run)
     for reason, count in stored.facts["left_out"].items():
-        rejects.count_only(own.SOURCE, reason, count)
+        rejects.count_only(SOURCE, reason, count)
     return _kept(run, train, stored.held_out, rejects, stored.facts)
 
 
@@ -157,7 +156,7 @@ def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, 
         "source": facts["source"],
         "train": _kinds(train),
         "held_out": _kinds(held_out),
-        "left_out": rejects.counts().get(own.SOURCE, {}),
+        "left_out": rejects.counts().get(SOURCE, {}),
         "settings": facts["settings"],
         "phi": facts["phi"],
     }
@@ -191,7 +190,7 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
             made.append([])
             continue
         pairs, barren = build(examples, spec, recipe.seed)
-        rejects.count_only(own.SOURCE, "answers with nothing to corrupt", barren)
+        rejects.count_only(SOURCE, "answers with nothing to corrupt", barren)
         if not pairs:
             raise DataError(
                 f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
@@ -207,15 +206,13 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     measured = [*splits.dev, *splits.test]
     questions = {question_key(example.question) for example in measured}
     others = [pair for pair in pairs if question_key(pair.question) not in questions]
-    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(others))
+    rejects.count_only(SOURCE, "about a question of the development or test set", len(pairs) - len(others))
     answers = {question_key(example.answer) for example in measured if example.answer}
     usable = [pair for pair in others if not {question_key(pair.chosen), question_key(pair.rejected)} & answers]
-    rejects.count_only(own.SOURCE, "with an answer of the development or test set", len(others) - len(usable))
+    rejects.count_only(SOURCE, "with an answer of the development or test set", len(others) - len(usable))
     near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
     usable = [pair for pair in usable if pair.id not in near]
-    rejects.count_only(
-        own.SOURCE, "too similar to a question, context or group of the development or test set", len(near)
-    )
+    rejects.count_only(SOURCE, "too similar to a question, context or group of the development or test set", len(near))
     rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
     if not rest or not held:
         raise DataError(
@@ -229,7 +226,7 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
 def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
     """Return the pairs treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
     examples = [
-        pair.example().model_copy(update={"source": own.SOURCE, "meta": {"rejected": pair.rejected}}) for pair in pairs
+        pair.example().model_copy(update={"source": SOURCE, "meta": {"rejected": pair.rejected}}) for pair in pairs
     ]
     return [
         pair.model_copy(

@@ -22,7 +22,7 @@ from typing import Any
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import RatedSpec
 from meditune.data.example import Passage, problem_in_text
-from meditune.data.preference import pairs as own
+from meditune.data.preference import pairs as user_pairs
 from meditune.data.preference.pairs import RATED, SOURCE, Pair
 from meditune.data.read_sources import RESTRICTED, is_marked
 from meditune.data.readers import liveqa
@@ -243,7 +243,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
         ratings = read(path, locate_source("liveqa", questions), rejects)
         pairs = paired(ratings, spec.rated, recipe.seed, rejects)
     else:
-        stream = rows(path, own.SOURCE, rejects)
+        stream = rows(path, user_pairs.SOURCE, rejects)
         first = list(islice(stream, LOOK_AHEAD))
         found, fields = chain(first, stream), spec.fields or None
         no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to one question."
@@ -252,7 +252,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
             ratings = from_rows(found, rejects, fields, path.stem, no_rows)
             pairs = paired(ratings, spec.rated, recipe.seed, rejects)
         else:
-            pairs = list(own.from_rows(found, rejects, fields, path.stem, no_rows))
+            pairs = list(user_pairs.from_rows(found, rejects, fields, path.stem, no_rows))
     if not pairs:
         raise DataError(_nothing_usable(path, rejects))
     return pairs
@@ -260,7 +260,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
 
 def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: str) -> bool:
     """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
-    chosen, rejected = (has_column(field, columns, fields, own.COLUMNS) for field in ("chosen", "rejected"))
+    chosen, rejected = (has_column(field, columns, fields, user_pairs.COLUMNS) for field in ("chosen", "rejected"))
     answer, rating = (has_column(field, columns, fields, COLUMNS) for field in ("answer", "rating"))
     if not (chosen and rejected) and rating and (answer or not (chosen or rejected)):
         return True
@@ -274,7 +274,7 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: s
 
 
 def _nothing_usable(path: Path, rejects: Rejects) -> str:
-    left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(own.SOURCE, {}).items())
+    left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(user_pairs.SOURCE, {}).items())
     first = next(rejects.rows(), None)
     advice = (
         f"The first rejected row is {first['where']}: {first['reason']}."

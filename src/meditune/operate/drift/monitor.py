@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from meditune.errors import DataError
 from meditune.operate.drift import e_detectors
-from meditune.operate.drift import reference as arrays
 from meditune.operate.drift.alerts import Alert, AlertTracker, AnyTrack, Policy, change_sentence, effect_name, severity
 from meditune.operate.drift.e_detectors import Bank
-from meditune.operate.drift.reference import Reference
+from meditune.operate.drift.reference import Arrays, Reference
+from meditune.operate.drift.reference import read as read_arrays
+from meditune.operate.drift.reference import write as write_arrays
 from meditune.operate.drift.signal_tracks import RECENT, BlockTrack, NumberTrack, ShareTrack
 from meditune.operate.drift.signals import BY_NAME, MEANING, MEANING_TITLE, Request
 
@@ -236,7 +237,7 @@ class Monitor:
 
     def save(self, path: Path) -> None:
         """Save the monitor's state atomically."""
-        stored: arrays.Arrays = {}
+        stored: Arrays = {}
         for name, track in self.tracks.items():
             stored |= {f"{name}/{key}": value for key, value in track.saved().items()}
         stored["history"] = np.array(self.history, dtype=np.float32).reshape(len(self.history), len(self.tracks))
@@ -252,12 +253,12 @@ class Monitor:
             "alerts": [alert.__dict__ for alert in self.all_alerts],
             "watches": {name: watch.saved() for name, watch in self._watches.items()},
         }
-        arrays.write(path, KIND, about, stored)
+        write_arrays(path, KIND, about, stored)
 
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
         """Load a monitor's state. Raises DataError if it belongs to another reference."""
-        about, stored, _ = arrays.read(path, KIND, _AFRESH)
+        about, stored, _ = read_arrays(path, KIND, _AFRESH)
         if about["reference"] != reference.sha256:
             raise DataError(f"{path} belongs to another reference. {_AFRESH}")
         made = cls(reference, Policy(**about["policy"]))

@@ -22,12 +22,12 @@ import yaml
 
 from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data import leakage, sources
-from meditune.data import sources as licences
 from meditune.data.dataset_card import LARGEST, SIZES
 from meditune.data.example import Example, Passage, read_examples
 from meditune.data.quality.audit import Audit
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
+from meditune.data.sources import NO_ADVICE
 from meditune.errors import DataError
 from meditune.evidence.words import rarity
 from meditune.files import write_jsonl
@@ -356,7 +356,7 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
         "dataset or anything made from it. The dataset may not reflect the most current data of PubMed; run the "
         f"update again to refresh it. NLM charges nothing for the data ({TERMS}); abstracts may be protected by their "
         "publishers' copyright. Each row's `meta` has its URL and the copyright statement of its record "
-        f"({len(stated):,} different ones). Before you share rows, check the terms of each. " + licences.NO_ADVICE,
+        f"({len(stated):,} different ones). Before you share rows, check the terms of each. " + NO_ADVICE,
         _list(f"Imported from {each}" for each in sources),
         "## How it was made",
         "The method follows Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146). A title that is a question "
