@@ -145,7 +145,6 @@ def audit(
 
     Guide: docs/how-to/check-data.md.
     """
-    from meditune.cli.options import console
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 

@@ -66,7 +66,6 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
     if is_result_of(folder, MERGED, made_from):
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
-    from meditune.models import merging
 
     merged = merging.merge(adapter, keep_zeros)
     facts = {

@@ -40,7 +40,6 @@ def add_lora(
     variant: Literal["lora", "dora", "rslora"] = "lora",
 ) -> Any:
     """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if it lacks a target layer."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     config = model.config.get_text_config()

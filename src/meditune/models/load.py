@@ -223,14 +223,12 @@ def offline_reason() -> str | None:
 
 def device() -> str:
     """Return the device on which models run: this process's GPU if there is one, else the CPU."""
-    import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bf16_is_fast() -> bool:
     """Return whether this machine multiplies BF16 matrices in hardware."""
-    import torch
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -239,7 +237,6 @@ def bf16_is_fast() -> bool:
 
 def number_format(name: str) -> Any:
     """Return the torch dtype that `model.dtype` means on this machine."""
-    import torch
 
     if name in {"float32", "bfloat16"}:
         return getattr(torch, name)
@@ -252,7 +249,6 @@ def number_format(name: str) -> Any:
 
 def in_range(dtype: Any, config: Any) -> Any:
     """Return the dtype, or FP32 instead of FP16 for models whose hidden states are too large for FP16 (Gemma 3)."""
-    import torch
 
     too_large = str(config.get_text_config().model_type).startswith("gemma")
     return torch.float32 if dtype == torch.float16 and too_large else dtype

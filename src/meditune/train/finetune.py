@@ -74,7 +74,6 @@ def check_compile(recipe: Recipe) -> None:
     """Raise ModelError where `train.compile` is on and certain to fail; needs no loaded model."""
     if recipe.train.compile != "on":
         return
-    from meditune.models.load import device
 
     quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
     if reason := torch_compile.why_unsupported(quantized, virtual, device() == "cpu"):

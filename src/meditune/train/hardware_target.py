@@ -117,7 +117,6 @@ class Target:
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
     """Return the named GPU, or this machine without a name; raise MedituneError for an unknown GPU."""
-    import torch
 
     from meditune.models.load import number_format
 
@@ -134,7 +133,6 @@ def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
 
 def measured_flops(dtype: Any, device: str) -> float:
     """Return the operations per second of 2,048 x 2,048 matrix products, the best of five after a warm-up."""
-    import torch
 
     one = torch.randn(SIZE, SIZE, device=device).to(dtype)
     best = float("inf")

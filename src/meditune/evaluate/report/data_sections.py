@@ -400,7 +400,6 @@ def _interval(bounds: Any) -> str:
 def render_review(results: dict[str, Any], path: Path) -> None:
     """Write the results as one HTML file that works offline."""
     from meditune.evaluate.report.formatting import environment, style
-    from meditune.files import replace_file
 
     page = (
         environment()
