@@ -1,15 +1,14 @@
-"""How many labels each strategy of `meditune learn queue` needs: known labels are hidden, and asked for.
+"""Simulate how many labels each strategy of `meditune learn queue` needs, by hiding known labels and asking for them.
 
-MEDITUNE_DATA=DIR python benchmarks/active_learning.py -o active_learning.json [--task pubmedqa,medquad] [--seeds 5]
-python benchmarks/active_learning.py --show active_learning.json [more.json ...] [--plot
-docs/images/active-learning.png]
+    MEDITUNE_DATA=DIR python benchmarks/active_learning.py -o active_learning.json --task pubmedqa,medquad --seeds 5
+    python benchmarks/active_learning.py --show active_learning.json --plot docs/images/active-learning.png
 
-PubMedQA: only the 500 items of the official training half; the test items are taken out by id before anything is
-computed. A seed cuts them into five parts; each is held out once, and the other 400 are the pool. The learner is a
-logistic head, fitted anew in each round, on words of the abstract's end (`--learner words`) or on the last hidden
-state of the untuned base model at the decision (`--learner model`; a tuned one has seen the labels). MedQuAD: the kind
-of 3,000 questions (15 kinds), the head on the sentence model's vectors, a third held out. What is chosen goes through
-the product's own `choose`.
+PubMedQA: the 500 items of the official training half; test items are removed by id first. Each seed splits them into
+five parts; each part is held out once, and the other 400 items are the pool. The learner is a logistic regression,
+fitted anew in each round, on words at the end of the abstract (`--learner words`) or on the last hidden state of the
+untuned base model at the decision (`--learner model`; a tuned model has seen the labels). MedQuAD: the type of 3,000
+questions (15 types), with the regression on the sentence model's vectors and a third of the questions held out. Items
+are selected with the product's own `choose`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from meditune.operate.active_learning.candidates import Candidate
 FIRST, BATCH, MOST, GOAL = 100, 25, 400, 250
 STRATEGIES = ("random", "uncertainty", "disagreement", "diversity", "novelty", "mix")
 COMMITTEE = 4
-"""Heads fitted on resampled labels, whose decisions may differ; the mix is that of a single model"""
+"""Number of heads fitted on resampled labels for `disagreement`; `mix` uses a single head"""
 LEAST = 1e-4
 """Probability of a label that the head hasn't seen yet"""
 DRAWS = 10_000
@@ -42,27 +41,27 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted logistic regression that knows all labels."""
+    """A fitted logistic regression with probabilities for all labels."""
 
     fitted: Any
     labels: Sequence[str]
 
     def chances(self, features: Array) -> Array:
-        """(n, labels), rows that sum to 1."""
+        """Return (n, labels) probabilities; each row sums to 1."""
         found = np.full((features.shape[0], len(self.labels)), LEAST)
         found[:, [self.labels.index(each) for each in self.fitted.classes_]] = self.fitted.predict_proba(features)
         return found / found.sum(axis=1, keepdims=True)
 
 
 def fit(task: Task, fold: Fold, rows: Array) -> Head:
-    """The head on these rows."""
+    """Return a head fitted on these rows."""
     from sklearn.linear_model import LogisticRegression
 
     return Head(LogisticRegression(C=task.c, max_iter=300).fit(fold.features[rows], task.y[rows]), task.labels)
 
 
 def ask(strategy: str, task: Task, fold: Fold, known: Array, rng: np.random.Generator) -> Array:
-    """The next BATCH rows of the pool."""
+    """Return the next BATCH rows of the pool."""
     pool = np.setdiff1d(fold.pool, known)
     heads = {"head": fit(task, fold, known)} if strategy not in ("random", "diversity", "novelty") else {}
     if strategy == "disagreement":
@@ -80,7 +79,7 @@ def ask(strategy: str, task: Task, fold: Fold, known: Array, rng: np.random.Gene
     ]
     places = {task.examples[row].id: row for row in pool}
     chosen: list[int] = []
-    # The last ones may have nothing that a strategy looks for.
+    # A strategy may find nothing to choose among the last rows.
     with suppress(DataError):
         vectors = {"vectors": task.vectors[pool], "known_vectors": task.vectors[known]}
         found = choose(candidates, BATCH, strategy, **vectors, seed=int(rng.integers(2**31)))
@@ -90,7 +89,7 @@ def ask(strategy: str, task: Task, fold: Fold, known: Array, rng: np.random.Gene
 
 
 def curve(strategy: str, task: Task, fold: Fold, seed: Sequence[int]) -> Iterator[tuple[int, Array]]:
-    """Labels, and (held out, labels) what the head then says of the held-out rows."""
+    """Yield the number of labels and the head's (held out, labels) probabilities for the held-out rows."""
     known = np.random.default_rng(seed).permutation(fold.pool)[:FIRST]
     rng = np.random.default_rng([*seed, 1])
     while True:
@@ -103,7 +102,7 @@ def curve(strategy: str, task: Task, fold: Fold, seed: Sequence[int]) -> Iterato
 def simulate(
     task: Task, strategies: Sequence[str], seeds: Sequence[int], told: Callable[[str], None]
 ) -> dict[str, Any]:
-    """strategy -> seed -> labels -> for each held-out row `id`, `right`, `loss`, `said`."""
+    """Return strategy -> seed -> number of labels -> lists `row`, `loss` and `said`, an entry for each held-out row."""
     found: dict[str, Any] = {}
     for strategy in strategies:
         for seed in seeds:
@@ -121,7 +120,7 @@ def simulate(
 
 
 def figures(task_y: Sequence[int], row: dict[str, list[Any]]) -> dict[str, float]:
-    """The figures on all held-out rows of a seed, in percent but the loss."""
+    """Return the metrics on all held-out rows of a seed, in percent except the loss."""
     from sklearn.metrics import f1_score
 
     truth, said = np.array(task_y)[row["row"]], np.array(row["said"])
@@ -133,7 +132,7 @@ def figures(task_y: Sequence[int], row: dict[str, list[Any]]) -> dict[str, float
 
 
 def summary(task: dict[str, Any]) -> dict[str, Any]:
-    """Of a task, by strategy: `curve` (labels -> figure -> mean over seeds), `needed` and `difference`."""
+    """Return `curve` (labels -> metric -> mean over seeds), `spread`, `needed` and `difference` for each strategy."""
     runs, y = task["runs"], task["y"]
     every = {
         strategy: {seed: {int(n): figures(y, row) for n, row in by.items()} for seed, by in seeds.items()}
@@ -154,7 +153,7 @@ def summary(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needed(curve: dict[int, dict[str, float]], goal: float, figure: str) -> int | None:
-    """The fewest labels at which a seed's curve is as good as MOST random labels; None where it never is."""
+    """Return the fewest labels at which a seed's curve is as good as MOST random labels; None if it never is."""
     good = [
         n
         for n, each in sorted(curve.items())
@@ -164,7 +163,7 @@ def _needed(curve: dict[int, dict[str, float]], goal: float, figure: str) -> int
 
 
 def _difference(runs: dict[str, Any], strategy: str, y: Sequence[int], figure: str) -> tuple[float, float, float]:
-    """At GOAL labels less MOST random ones, and its 95 % bootstrap interval over items (means over seeds)."""
+    """Return the metric at GOAL labels minus that at MOST random labels, with a 95 % bootstrap interval over items."""
 
     def per_item(seeds: dict[str, Any], count: int) -> dict[int, float]:
         gathered: dict[int, list[float]] = {}
@@ -182,11 +181,11 @@ def _difference(runs: dict[str, Any], strategy: str, y: Sequence[int], figure: s
 
 
 def show(found: dict[str, Any]) -> None:
-    """Tables."""
+    """Print the tables."""
     for name, task in found.items():
         print(f"\n{name}: seeds {', '.join(next(iter(task['runs'].values())))}")
         print("| strategy | " + " | ".join(f"{n}" for n in (FIRST, 150, 200, GOAL, 300, MOST)) + " | needed (accuracy) "
-              "| needed (loss) | accuracy at 250 less random's at 400 | loss, the same |")  # fmt: skip
+              "| needed (loss) | accuracy at 250 minus random's at 400 | the same for loss |")  # fmt: skip
         print("|---|" + "---:|" * 10)
         for strategy, row in summary(task).items():
             cells = [
@@ -199,7 +198,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Accuracy by labels, with the standard deviation over seeds for the mix and for random labels."""
+    """Draw accuracy and loss by labels, with the standard deviation over seeds for `mix` and `random`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -231,12 +230,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="pubmedqa,medquad", help=f"of {', '.join(TASKS)}, with commas between")
-    parser.add_argument("--learner", default="model", choices=("words", "model"), help="for PubMedQA")
+    parser.add_argument("--task", default="pubmedqa,medquad", help=f"comma-separated, from {', '.join(TASKS)}")
+    parser.add_argument("--learner", default="model", choices=("words", "model"), help="features for PubMedQA")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=0, help="1000 and on: those by which settings were chosen")
+    parser.add_argument("--first-seed", type=int, default=0, help="settings were chosen with seeds from 1000 on")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
-    parser.add_argument("--cache", type=Path, default=Path("active_learning_cache"), help="vectors and hidden states")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("active_learning_cache"), help="folder for vectors and hidden states"
+    )
     parser.add_argument("--show", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("-o", "--output", type=Path)

@@ -1,4 +1,4 @@
-"""What `active_learning.py` labels: examples with hidden labels, what the head sees of them, and how they are cut."""
+"""The tasks of `active_learning.py`: examples with hidden labels, the features of each example, and the splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meditune.progress import track
 
 Array = np.ndarray[Any, Any]
 END = 900
-"""Characters of an abstract's end, where its results stand"""
+"""Number of characters at the end of an abstract, where its results are"""
 MODEL, TOKENS = "smollm2-135m", 256
 QUESTIONS, HELD_OUT, RARE = 3000, 1000, 5
 PARTS = 5
@@ -26,7 +26,7 @@ PARTS = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows to choose from, rows to measure on, and what the head sees of all rows."""
+    """Rows to choose from, rows to measure on, and the features of all rows."""
 
     pool: Array
     held_out: Array
@@ -42,14 +42,14 @@ class Task:
     y: Array
     labels: Sequence[str]
     vectors: Array
-    """(n, size) of the questions, for diversity and novelty"""
+    """(n, size) vectors of the questions, for diversity and novelty"""
     c: float
-    """The head's regularisation, as seeds from 1000 on chose it by the loss of 400 random labels"""
+    """The head's regularisation, chosen by the loss at 400 random labels with seeds from 1000 on"""
     folds: Callable[[int], Iterator[Fold]]
 
 
 def of_pubmedqa(cache: Path, learner: str) -> Task:
-    """Decisions of the official training half."""
+    """Return the task of PubMedQA's decisions in the official training half."""
     folder = Path(os.environ["MEDITUNE_DATA"]) / "pubmedqa"
     test = set(pubmedqa.ground_truth(folder))
     examples, _ = pubmedqa.official_split(pubmedqa.read(folder, Rejects()), test)
@@ -70,7 +70,7 @@ def of_pubmedqa(cache: Path, learner: str) -> Task:
 
 
 def of_medquad(cache: Path, _: str) -> Task:
-    """Kinds of questions, of those kinds that have a few."""
+    """Return the task of MedQuAD's question types that have at least RARE questions."""
     folder = Path(os.environ["MEDITUNE_DATA"]) / "medquad"
     every = list(medquad.read(folder, Rejects()))
     random.Random(0).shuffle(every)
@@ -87,7 +87,7 @@ def of_medquad(cache: Path, _: str) -> Task:
 
 
 def _words(texts: Sequence[str], pool: Array) -> Any:
-    """(n, words) TF-IDF, with words and weights of the pool alone."""
+    """Return (n, words) TF-IDF features, with words and weights from the pool only."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     fitted = TfidfVectorizer(min_df=3, sublinear_tf=True).fit([texts[place] for place in pool])
@@ -105,7 +105,7 @@ def _vectors(path: Path, texts: Sequence[str]) -> Array:
 
 
 def _hidden(path: Path, examples: Sequence[Example]) -> Array:
-    """(n, size) the base model's last hidden state at the decision's cue."""
+    """Return the base model's (n, size) last hidden states at the decision's cue."""
 
     def make() -> Array:
         import torch

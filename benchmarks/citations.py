@@ -1,21 +1,17 @@
-"""How far citations can be trusted: where an answer is kept back, and what retrieval gives over answering from memory.
+"""Measure how reliable citations are: withholding thresholds, and the gain of retrieval over answering from memory.
 
     python benchmarks/citations.py INDEX --thresholds        # the thresholds of cited_answers.py and citations.py
     python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto
 
-INDEX was built from MedQuAD or a part of it, and for the second command from PubMedQA's abstracts, too; MEDITUNE_DATA
-names the folder with the publishers' data. Questions are those of the train splits alone: MedQuAD's (a tenth of the
-topics is held out, seed 17), PubMedQA's 500, LiveQA's.
+Build INDEX from MedQuAD or a part of it and, for the second command, also from PubMedQA's abstracts. MEDITUNE_DATA
+names the folder with the publishers' data. All questions are from the train splits: MedQuAD's (a tenth of the topics is
+held out, seed 17), PubMedQA's 500, and LiveQA's.
 
---thresholds: the cosine of the nearest passage, for questions whose topic is in the index (their own document doesn't
-count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their whole answer, and
-the same made false: how often it is cited for either, by the share of known words that is asked for.
-
-Otherwise MODEL answers each question with the passages and without: two fifths are MedQuAD's, two fifths PubMedQA's,
-the rest LiveQA's. With --engine an exported model writes many answers at once. "Unsupported" is the share of an
-answer's sentences that no passage found bears out, by the detector itself and not by people; what was kept back counts,
-too. Recall is the share of sentences with a citation. Precision is the share of citations whose source is about the
-question's own topic, or is its own abstract; LiveQA's have neither.
+The second command answers each question with MODEL, with the passages and without: two fifths of the questions are from
+MedQuAD, two fifths from PubMedQA, the rest from LiveQA. With --engine, an exported model writes many answers at once.
+"Unsupported" is the share of an answer's sentences that no retrieved passage supports, as judged by the detector, not
+by people; withheld sentences count, too. Recall is the share of sentences with a citation. Precision is the share of
+citations whose source is about the question's own topic or is its own abstract; it is unknown for LiveQA.
 """
 
 from __future__ import annotations
@@ -72,17 +68,17 @@ def main() -> None:
 
 
 def mixed(inside: Sequence[Example], data: Path, count: int) -> list[Example]:
-    """So many questions: two fifths of MedQuAD's, two fifths of PubMedQA's, one of LiveQA's."""
+    """Return `count` questions: two fifths from MedQuAD, two fifths from PubMedQA, the rest from LiveQA."""
     abstracts, _ = pubmedqa.official_split(list(pubmedqa.read(data / "pubmedqa", Rejects())))
     messages, _ = liveqa.official_split(list(liveqa.read(data / "liveqa", Rejects())))
-    # A message that was split into several questions, or answered twice, is there several times.
+    # A message that was split into several questions, or answered twice, occurs several times.
     once = list({each.question: each for each in messages}.values())
     chance, share = random.Random(SEED), 2 * count // 5
     return [*inside[:share], *chance.sample(abstracts, share), *chance.sample(once, count - 2 * share)]
 
 
 def served(model: str, name: str) -> Writer:
-    """An exported model as answers need it, written for by its engine, many at once."""
+    """Return a writer for an exported model whose engine writes many answers at once."""
     from meditune.config.data_options import PromptFormat
     from meditune.config.recipe import EvaluateSpec
     from meditune.engines.engine import GenerationRequest, generate_all
@@ -111,7 +107,7 @@ def served(model: str, name: str) -> Writer:
 
 
 def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[Example]]:
-    """Questions whose own document is in the index, and those of whose topic it holds nothing; shuffled."""
+    """Return the questions whose own document is in the index, and those whose topic isn't in it, both shuffled."""
     from meditune.retrieve import storage
 
     with storage.readable(index.place):
@@ -125,7 +121,10 @@ def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[
 
 
 def nearest(index: Index, inside: Sequence[Example], outside: Sequence[Example]) -> Iterator[str]:
-    """Shares of questions that would be answered, by the cosine that is asked for."""
+    """Yield a table with the share of questions that would be answered at each minimum cosine of the nearest passage.
+
+    Questions are those whose topic is in the index (their own document doesn't count) and those whose topic isn't.
+    """
     found = []
     for questions in (inside[:SAMPLE], outside):
         best = []
@@ -139,7 +138,10 @@ def nearest(index: Index, inside: Sequence[Example], outside: Sequence[Example])
 
 
 def shares(inside: Sequence[Example], train: Sequence[Example], folder: Path) -> Iterator[str]:
-    """How often true and false sentences would be cited, by the share of known words that is asked for."""
+    """Yield a table that says how often true and false sentences would be cited at each minimum share of known words.
+
+    True sentences are from the index's answers, reworded, and are compared with their whole answer.
+    """
     topics = planted.half(planted.named(train, folder), 0)
     items = truths(inside)
     answers = [*items, *planted.corrupted(items, topics)]
@@ -164,7 +166,7 @@ def _row(name: str, kept: Sequence[Sequence[bool]]) -> str:
 
 
 def truths(inside: Sequence[Example]) -> list[planted.Answer]:
-    """Two reworded sentences of each answer."""
+    """Return two reworded sentences of each answer."""
     found = []
     for each in inside[:SAMPLE]:
         chance = random.Random(f"{SEED}/{each.id}")
@@ -174,7 +176,7 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
 
 
 def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> Iterator[str]:
-    """The figures of a model's answers with passages and without, judged by the same passages."""
+    """Yield the metrics of a model's answers with and without passages, judged by the same passages."""
     from_passages = answerer.answers([each.question for each in questions])
     from_memory = answerer.writer.write_all([(each.question, ()) for each in questions])
     rows: dict[str, list[Row]] = {"all": []}
@@ -193,7 +195,7 @@ def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> It
             )
             rows["all"].append(row)
             rows.setdefault(each.source, []).append(row)
-    yield f"{len(questions)} questions, {refused} answers kept back, {len(rows['all'])} compared\n"
+    yield f"{len(questions)} questions, {refused} answers withheld, {len(rows['all'])} compared\n"
     yield "| questions | unsupported with passages | from memory | difference | citation recall | citation precision |"
     yield "|---|---|---|---|---|---|"
     for name, some in rows.items():
@@ -207,16 +209,16 @@ def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> It
 
 @dataclass(frozen=True)
 class Row:
-    """One question's answers."""
+    """The metrics of one question's two answers."""
 
     found: float
     """Share of unsupported sentences with passages"""
     closed: float
-    """... and without"""
+    """Share of unsupported sentences without passages"""
     cited: list[bool]
-    """For each sentence with passages whether a source is cited"""
+    """For each sentence written with passages, whether it cites a source"""
     about: list[bool]
-    """For each citation whether its source is about what was asked, where that is known"""
+    """For each citation, whether its source is about the question, where that is known"""
 
 
 def _about(found: CitedAnswer, question: Example) -> list[bool]:

@@ -1,10 +1,10 @@
-"""From nothing to the first answer, with an index: seconds, processor time and memory, for each engine.
+"""Measure a server's cold start with an index: seconds, CPU time and memory until the first answer, for each engine.
 
-    python benchmarks/cold_start.py RUN --index INDEX [--engines openvino llamacpp transformers] [--times 3]
+    python benchmarks/cold_start.py RUN --index INDEX --engines openvino llamacpp transformers --times 3
 
-Each time a new `meditune serve` is started, which is what a function in the cloud pays for each time it wakes. The
-first answer is one of /v1/ask with passages of the index; after it come nine more, about other things. Memory is that
-of all the server's processes, what they share counted once. Files are in the system's cache, as after a first start.
+Each repetition starts a new `meditune serve`; a cloud function has the same cost at each cold start. The first answer
+comes from /v1/ask with passages of the index; nine answers about other topics follow. Memory is the sum over all of the
+server's processes, with shared pages counted once. Files are in the system's cache, as after an earlier start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUESTIONS = (
 
 
 def once(engine: str, given: argparse.Namespace) -> dict[str, float]:
-    """One start, and what it took."""
+    """Return the measurements of one start."""
     begun = time.monotonic()
     words: list[Any] = ["--engine", engine, "--index", given.index]
     with servers.meditune(given.run, *words) as server:
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     given = parser.parse_args()
-    print("| engine | start to listening s | to first answer s | processor s till then | MB then | MB after ten |")
+    print("| engine | start to listening s | to first answer s | CPU s until then | MB then | MB after ten |")
     print("|---|---|---|---|---|---|")
     for engine in given.engines:
         all_of = [once(engine, given) for _ in range(given.times)]

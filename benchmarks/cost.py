@@ -1,4 +1,4 @@
-"""The operations that training needs at the least, by formula: what model FLOP utilization (MFU) counts."""
+"""The minimum number of operations that training needs, by formula. Model FLOP utilization (MFU) is based on it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Read:
-    """What a training read, padding not counted."""
+    """The amount of text that a training run read, without padding."""
 
     tokens: int = 0
     supervised: int = 0
     """Tokens whose prediction is trained"""
     pairs: int = 0
-    """Of a token and one that it sees, itself included"""
+    """Number of pairs of a token and a token that it attends to, itself included"""
 
     def __add__(self, other: Read) -> Read:
         return Read(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
 def total(reads: Sequence[Read]) -> Read:
-    """All of them together."""
+    """Return their sum."""
     return sum(reads, Read())
 
 
 def read_of_text(tokens: int, supervised: int) -> Read:
-    """An ordinary row, in which every token sees itself and all before it."""
+    """Return the counts of an ordinary row, in which every token attends to itself and all tokens before it."""
     return Read(tokens, supervised, tokens * (tokens + 1) // 2)
 
 
 def read_of_row(row: Any) -> Read:
-    """One of Meditune's rows, in which branches see the common start and themselves."""
+    """Return the counts of one of Meditune's rows, in which branches attend to the common start and to themselves."""
     seen, pairs = {0: 0}, 0
     for branch in row.branch:
         seen[branch] = seen.get(branch, 0) + 1
@@ -44,14 +44,14 @@ def read_of_row(row: Any) -> Read:
 class Cost:
     """Operations of a forward and a backward pass, two for each multiplication and addition.
 
-    Matrix products only, and only what the result needs, whoever computes more:
+    Only matrix products that the result needs are counted, even if an engine computes more:
 
-    - a weight of a layer takes 2 for each token on the way forward, 2 on the way back where the gradient of its input
-      is asked for (frozen weights above the lowest trained one), and 2 where the weight itself is trained (LoRA's: 6
-      in all, but for those that read the text's embeddings);
-    - a weight of the output head takes 2 and 2 (and 2 if trained) for each supervised token;
-    - attention takes, for each layer, head and number in it, 4 for each token that a token sees (score and value) on
-      the way forward, and 8 on the way back. Masked and padded places count nothing.
+    - a weight of a layer takes 2 for each token in the forward pass, 2 in the backward pass if the gradient of its
+      input is needed (frozen weights above the lowest trained one), and 2 if the weight itself is trained (LoRA's
+      weights: 6 in all, except those that read the embeddings);
+    - a weight of the output head takes 2 forward and 2 backward (and 2 if trained) for each supervised token;
+    - attention takes, for each layer, head and dimension, 4 for each token that a token attends to (score and value)
+      in the forward pass, and 8 in the backward pass. Masked and padded positions are not counted.
     """
 
     per_token: int
@@ -59,14 +59,14 @@ class Cost:
     per_pair: int
 
     def of(self, read: Read) -> int:
-        """Operations of a training that read this once."""
+        """Return the operations of a training run that reads this text once."""
         return self.per_token * read.tokens + self.per_supervised * read.supervised + self.per_pair * read.pairs
 
 
 def cost_of(model: Any) -> Cost:
-    """The cost of training a transformers model that has its adapter; it reads two tokens for it.
+    """Return the cost of training a transformers model with its adapter; the model reads two tokens to find it.
 
-    Sliding windows aren't regarded: no row here is longer than one.
+    Sliding windows are ignored, because no row here is longer than a window.
     """
     import torch
     from transformers.pytorch_utils import Conv1D

@@ -1,9 +1,9 @@
-"""Which rows each way of removing near duplicates takes out of the same rows; run by quality_scale.py, one at a time.
+"""Remove near duplicates from the same rows with each library. quality_scale.py runs one library at a time.
 
-datasketch: MinHashLSH of 128 permutations at threshold 0.7, over the same words and word pairs as ours, and pairs held
-to an estimate of 0.7. datatrove: its MinHash steps in one process, with its defaults (5-grams, 14 x 8) and with bands
-and shingles like ours (2-grams, 42 x 3). It gets its words split at blanks: its own tokenizer for English is spaCy's,
-which is slower. semhash isn't among them: it needs an embedding model from a hub.
+datasketch: MinHashLSH with 128 permutations and threshold 0.7, over the same words and word pairs as Meditune; pairs
+need an estimated similarity of 0.7. datatrove: its MinHash steps in one process, with its defaults (5-grams, 14 x 8)
+and with bands and shingles like Meditune's (2-grams, 42 x 3). Its words are split at whitespace, because its own
+tokenizer for English is spaCy's, which is slower. semhash is not included: it needs an embedding model from a hub.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 def meditune(rows: Rows) -> set[int]:
-    """Ours: rows of which an earlier one says the same, or nearly."""
+    """Return the rows that Meditune removes as exact or near duplicates of an earlier row."""
     from meditune.config.data_options import QualitySpec
     from meditune.data.example import Example
     from meditune.data.quality import duplicates
@@ -36,7 +36,7 @@ def meditune(rows: Rows) -> set[int]:
 
 
 def datasketch(rows: Rows) -> set[int]:
-    """Each row is looked up and, if it is new, put in."""
+    """Return the rows that datasketch finds in its index; other rows are added to the index."""
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=0.7, num_perm=128)
@@ -56,15 +56,15 @@ def datasketch(rows: Rows) -> set[int]:
 
 
 class AtBlanks:
-    """Splits words at blanks."""
+    """A tokenizer that splits words at whitespace."""
 
     def word_tokenize(self, said: str) -> list[str]:
-        """The words."""
+        """Return the words."""
         return said.split()
 
 
 def datatrove(rows: Rows, grams: int = 5, bands: int = 14, in_band: int = 8) -> set[int]:
-    """Signatures, buckets, clusters; the rows to remove are read from its file."""
+    """Return the rows that datatrove removes, read from the file of its last step (signatures, buckets, clusters)."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup import minhash
     from datatrove.pipeline.dedup.minhash import (
@@ -93,12 +93,12 @@ def datatrove(rows: Rows, grams: int = 5, bands: int = 14, in_band: int = 8) -> 
 
 
 def datatrove_fine(rows: Rows) -> set[int]:
-    """With bands like ours."""
+    """Return the rows that datatrove removes with bands like Meditune's."""
     return datatrove(rows, 2, 42, 3)
 
 
 def text(row: dict[str, Any]) -> str:
-    """All that is compared of a row."""
+    """Return the text of a row that is compared."""
     return f"{row['question']} {row['answer']}"
 
 
@@ -106,7 +106,7 @@ WAYS = {"meditune": meditune, "datasketch": datasketch, "datatrove": datatrove, 
 
 
 def main() -> None:
-    """Say what one way removes of a file's rows, how long it took, and how much memory."""
+    """Print as JSON which of a file's rows one library removes, with its time and memory."""
     name, path = sys.argv[1:]
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     started, used = time.monotonic(), time.process_time()

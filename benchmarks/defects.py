@@ -1,4 +1,4 @@
-"""Ways in which rows go wrong, done to good rows on purpose: the damage that benchmarks/quality.py looks for again."""
+"""Functions that damage good rows in known ways; benchmarks/quality.py measures how much of the damage is found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from meditune.data.example import Example
 
 Damage = Callable[[Example, random.Random, Sequence[Example]], Example | None]
-"""A row, chance and other rows to a damaged row; None where the row has nothing to damage."""
+"""Returns a damaged copy of a row, given random numbers and other rows; None if the row has nothing to damage."""
 
 FOREIGN = {
     "de": "Die Behandlung richtet sich nach der Ursache der Beschwerden. Viele erhalten zunächst Medikamente. "
@@ -59,7 +59,7 @@ PAGE = (
     "Follow us on Facebook and Twitter.",
     "For more information, please click here.",
 )
-"""Words of pages; some of them are in no rule."""
+"""Lines from web pages; some of them are in no rule."""
 _OTHER_TEXT = (
     "doctor=physician; physician=doctor; often=frequently; usually=generally; people=persons; may=might; can=may; "
     "caused=brought about; symptoms=signs; help=aid; many=numerous; most=the majority of; about=around; "
@@ -68,11 +68,11 @@ _OTHER_TEXT = (
     "significantly=markedly; results=findings; suggest=indicate; associated=linked; mutations=changes"
 )
 OTHER_WORDS = [tuple(pair.split("=")) for pair in _OTHER_TEXT.split("; ")]
-"""For a light rewrite."""
+"""Replacements for a light rewrite"""
 
 
 def mojibake(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """Curly quotes, dashes and accents, read in the wrong encoding."""
+    """Return the row with curly quotes, dashes and an accent decoded with the wrong encoding."""
     text = example.answer.replace("'", "’").replace(" - ", " – ")
     letters = [at for at, letter in enumerate(text) if letter in "aeou" and text[at - 1 : at].isalpha()]
     if not letters:
@@ -84,7 +84,7 @@ def mojibake(example: Example, chance: random.Random, _: Sequence[Example]) -> E
 
 
 def spread(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """Lines broken in the middle of sentences, bullets of other kinds, blanks before punctuation and doubled."""
+    """Return the row with one layout defect: broken lines, other bullets, extra spaces, or joined lists."""
     kinds = (
         lambda text: re.sub(r"((?:\S+ ){9}\S*[a-z,]) (?=[a-z])", r"\1\n", text),
         lambda text: re.sub(r"^- ", "• ", text, flags=re.MULTILINE) if "\n- " in text else text,
@@ -100,20 +100,20 @@ def spread(example: Example, chance: random.Random, _: Sequence[Example]) -> Exa
 
 
 def paged(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """A line of a page before or after the answer."""
+    """Return the row with a line from a web page before or after the answer."""
     line = chance.choice(PAGE)
     parts = [line, example.answer] if chance.random() < 0.5 else [example.answer, line]
     return _with(example, answer="\n".join(parts))
 
 
 def foreign(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """The answer in one of twelve other languages."""
+    """Return the row with an answer in one of twelve other languages."""
     sentences = FOREIGN[chance.choice(sorted(FOREIGN))]
     return _with(example, answer=sentences)
 
 
 def stated(example: Example, chance: random.Random, others: Sequence[Example]) -> Example | None:
-    """A statement out of another answer, or a heading, in the question's place."""
+    """Return the row with a statement from another answer, or a heading, instead of the question."""
     other = chance.choice(others)
     sentence = re.split(r"(?<=[.])\s", other.answer)[0].strip()
     focus = other.meta.get("focus")
@@ -123,7 +123,7 @@ def stated(example: Example, chance: random.Random, others: Sequence[Example]) -
 
 
 def cut(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """The answer up to somewhere inside a sentence."""
+    """Return the row with the answer cut off inside a sentence."""
     answer = example.answer
     ends = [
         at
@@ -134,25 +134,25 @@ def cut(example: Example, chance: random.Random, _: Sequence[Example]) -> Exampl
 
 
 def swapped(example: Example, chance: random.Random, others: Sequence[Example]) -> Example | None:
-    """The answer to another group's question."""
+    """Return the row with the answer to another group's question."""
     other = chance.choice(others)
     return _with(example, answer=other.answer) if other.group != example.group and other.answer else None
 
 
 def one_word(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """An answer of one or two words."""
+    """Return the row with an answer of one or two words."""
     return _with(example, answer=chance.choice(("Yes.", "No.", "See above.", "N/A", "Unknown.")))
 
 
 def endless(example: Example, chance: random.Random, others: Sequence[Example]) -> Example | None:
-    """Many answers as one."""
+    """Return the row with many answers joined into one."""
     chosen = [example.answer, *(chance.choice(others).answer for _ in range(40))]
     text = "\n\n".join(chosen)
     return _with(example, answer=text) if len(text.split()) > 2100 else None
 
 
 def copied(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """Everything again, in other case and punctuation."""
+    """Return a copy of the row with other case, spacing or punctuation."""
     changes = (
         lambda text: text.upper(),
         lambda text: re.sub(r"\s+", "  ", text),
@@ -163,7 +163,7 @@ def copied(example: Example, chance: random.Random, _: Sequence[Example]) -> Exa
 
 
 def rewritten(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """The same in slightly other words: some replaced, a sentence moved or left out, a slip in the question."""
+    """Return a light rewrite: some words replaced, a sentence moved or left out, a small change in the question."""
     if len(example.answer.split()) < 8:
         return None
     answer, left = example.answer, max(1, len(example.answer.split()) // 20)
@@ -184,7 +184,7 @@ def rewritten(example: Example, chance: random.Random, _: Sequence[Example]) -> 
 
 
 def other_number(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """The same with another number: no duplicate."""
+    """Return the row with another number, which makes it no duplicate."""
     numbers = list(re.finditer(r"\b\d+\b", example.answer))
     if not numbers:
         return None
@@ -194,7 +194,7 @@ def other_number(example: Example, chance: random.Random, _: Sequence[Example]) 
 
 
 def negated(example: Example, chance: random.Random, _: Sequence[Example]) -> Example | None:
-    """The same with a "not" put in: no duplicate."""
+    """Return the row with a "not" inserted, which makes it no duplicate."""
     verbs = list(re.finditer(r"\b(?:is|are|was|were|can|should|may|will|does)\b(?! not)", example.answer))
     if not verbs:
         return None
@@ -203,7 +203,7 @@ def negated(example: Example, chance: random.Random, _: Sequence[Example]) -> Ex
 
 
 def other_topic(example: Example, chance: random.Random, others: Sequence[Example]) -> Example | None:
-    """The same text about another disease: no duplicate."""
+    """Return the same text about another disease, which makes it no duplicate."""
     focus, other = example.meta.get("focus"), chance.choice(others).meta.get("focus")
     if not isinstance(focus, str) or not isinstance(other, str) or focus not in example.question or focus == other:
         return None
@@ -213,7 +213,7 @@ def other_topic(example: Example, chance: random.Random, others: Sequence[Exampl
 
 
 def _slip(question: str, chance: random.Random) -> str:
-    """Another case, a function word or mark more, or a typing error in a long word."""
+    """Return the question in lower case, with an extra word or mark, or with a typing error in a long word."""
     kinds = (
         lambda text: text.lower(),
         lambda text: text.rstrip(" ?") + "??",

@@ -1,4 +1,4 @@
-"""False alarms and delays of `meditune drift` beside ADWIN and Page-Hinkley (river), on the same streams in one run.
+"""Compare false alarms and delays of `meditune drift` with ADWIN and Page-Hinkley (river) on the same streams.
 
 MEDITUNE_DATA=DIR python benchmarks/drift.py --seeds 20 [--vectors FILE] [--kinds none,sudden] -o drift.json
 python benchmarks/drift.py --show drift.json [more.json ...]
@@ -24,7 +24,7 @@ from meditune.operate.drift.signals import BY_NAME
 
 UNDRIFTED = 10_000
 TUNING = 1000
-"""Seeds from here on choose the rivals' settings"""
+"""Seeds from this number on are used to choose the rivals' settings"""
 Detector = Callable[[], Any]
 Series = dict[str, tuple[list[float], list[int], list[float]]]
 RIVALS: dict[str, list[tuple[str, Detector]]] = {
@@ -33,11 +33,11 @@ RIVALS: dict[str, list[tuple[str, Detector]]] = {
         (f"threshold={limit}", lambda limit=limit: PageHinkley(threshold=limit)) for limit in (50, 150, 450)
     ],
 }
-"""The library's own setting first, then ever stricter ones"""
+"""The library's default first, then increasingly strict settings"""
 
 
 def ours(stream: Stream, seed: int) -> tuple[dict[str, Any], Reference]:
-    """Places of the alerts that opened, by signal, with what each request cost."""
+    """Return the positions of Meditune's alerts by signal, with the time per request, and the fitted reference."""
     reference = fit(stream.reference, {"name": "benchmark"}, "benchmark", seed)
     monitor = Monitor(reference)
     spent = time.process_time()
@@ -58,9 +58,10 @@ def ours(stream: Stream, seed: int) -> tuple[dict[str, Any], Reference]:
 
 
 def columns(stream: Stream, reference: Reference, rng: np.random.Generator) -> Series:
-    """For each signal that has one number a request: what the reference ranks, places of requests, their values.
+    """Return the reference's values and the requests' positions and values for each signal with one value per request.
 
-    Scaled by the reference's mean and deviation; categories as whether a request is in the reference's commonest one.
+    Values are scaled by the reference's mean and deviation. A category becomes 1 if it is the reference's most common
+    one, else 0.
     """
     found = {}
     for name in [*reference.numbers, *reference.shares]:
@@ -86,7 +87,7 @@ def columns(stream: Stream, reference: Reference, rng: np.random.Generator) -> S
 
 
 def rival(make: Detector, series: Series) -> dict[str, list[int]]:
-    """Places at which a detector of river's sees a change, by signal; it sees the reference's ranked half first."""
+    """Return the positions at which river's detector reports a change, by signal, after it read the reference's values."""
     found = {}
     for name, (before, places, values) in series.items():
         detector, seen = make(), []
@@ -122,7 +123,7 @@ def measured(of: Any, seed: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """For each rival the least strict setting with at most one false alarm a tuning stream, else the last."""
+    """Return for each rival the least strict setting with at most one false alarm per tuning stream, else the last."""
     tuning = [row for row in rows if row["seed"] >= TUNING and row["stream"] == "none"]
     found = {}
     for method, settings in RIVALS.items():
@@ -153,7 +154,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 told = [(row, _merged(_own(row["rivals"][best[method]], signal))) for row in group]
                 if any(_own(row["rivals"][best[method]], signal) for row in group):
                     print(f"      {best[method]:<28} {_line(told)}")
-    print("\nms a request:", _spread([row["ours"]["ms"] for row in rows]))
+    print("\nms per request:", _spread([row["ours"]["ms"] for row in rows]))
 
 
 def _own(by_signal: dict[str, list[int]], signal: str) -> dict[str, list[int]]:
@@ -165,7 +166,7 @@ def _merged(by_signal: dict[str, list[int]]) -> list[int]:
 
 
 def _line(told: list[tuple[dict[str, Any], list[int]]]) -> str:
-    """False alarms before the change, share of seeds in which it was found, and after how many requests."""
+    """Return a line with false alarms before the change, the seeds that found it, and the delay in requests."""
     false = [
         sum(place < (row["requests"] if row["change"] is None else row["change"]) for place in p) for row, p in told
     ]
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--vectors", type=Path, help="where the questions' vectors are kept between runs")
+    parser.add_argument("--vectors", type=Path, help="file that caches the questions' vectors between runs")
     parser.add_argument("--kinds", default="none,sudden,gradual,seasonal,answers")
     parser.add_argument("--output", "-o", type=Path)
     parser.add_argument("--show", type=Path, nargs="+")

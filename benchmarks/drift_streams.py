@@ -1,8 +1,9 @@
-"""Streams of real questions for `drift.py`: none, sudden, gradual and seasonal change, with what a server would note.
+"""Streams of real questions for `drift.py`, with no, sudden, gradual or seasonal change and a server's simulated notes.
 
-Questions and answers are PubMedQA's, MedQuAD's and LiveQA's, each question once. Retrieval is a search among 1,000
-MedQuAD questions that no stream has. Decisions, outcomes, confidence, support and ratings are drawn, because no model's
-answers to that many questions are at hand: their detectors' figures say how large a change of those sizes is found.
+Questions and answers are from PubMedQA, MedQuAD and LiveQA, each question once. Retrieval searches 1,000 MedQuAD
+questions that are in no stream. Decisions, outcomes, confidence, support and ratings are sampled, because no model's
+answers to all of these questions are available; the results for these signals show how well changes of the sampled
+sizes are detected.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BEFORE, AFTER = 0, 1
 
 @dataclass(frozen=True)
 class Pool:
-    """All questions, with where each is from."""
+    """All questions, each with its source."""
 
     requests: list[Request]
     source: NDArray[np.str_]
@@ -38,7 +39,7 @@ class Pool:
 
 
 def pool(cache: Path | None) -> Pool:
-    """Each distinct question once, in the sources' order, with vector and reading grade."""
+    """Return each distinct question once, in the sources' order, with its vector and reading grade."""
     folder = Path(os.environ["MEDITUNE_DATA"])
     readers = (("pubmedqa", pubmedqa.read), ("medquad", medquad.read), ("liveqa", liveqa.read))
     found: dict[str, tuple[str, str, Example]] = {}
@@ -55,7 +56,7 @@ def pool(cache: Path | None) -> Pool:
         vectors = embedder().embed(texts)
         if cache:
             np.save(cache, vectors)
-    assert len(vectors) == len(texts), f"{cache} has other questions; remove it."
+    assert len(vectors) == len(texts), f"{cache} holds vectors of other questions. Remove the file."
     requests = []
     for place, (text, (_, _, example)) in enumerate(zip(texts, rows, strict=True)):
         answer = example.answer[:ANSWER]
@@ -67,18 +68,18 @@ def pool(cache: Path | None) -> Pool:
 
 @dataclass(frozen=True)
 class Stream:
-    """A reference, what comes after it, and when that changes."""
+    """A reference, the requests after it, and the position of the change."""
 
     name: str
     reference: list[Request]
     requests: list[Request]
     change: int | None
-    """Place of the first changed request; None without change"""
+    """Position of the first changed request; None without a change"""
     said: str
 
 
 def streams(of: Pool, seed: int, undrifted: int) -> dict[str, Stream]:
-    """All kinds of streams, of one shuffling."""
+    """Return all kinds of streams, made from one shuffling of the questions."""
     rng = np.random.default_rng(seed)
     shuffled = {name: rng.permutation(np.flatnonzero(of.source == name)) for name in np.unique(of.source)}
     cancer = of.part[shuffled["medquad"]] == "1_CancerGov_QA"
@@ -133,44 +134,44 @@ def streams(of: Pool, seed: int, undrifted: int) -> dict[str, Stream]:
             "sudden, 20 % LiveQA",
             mixed(np.concatenate([before, np.full(1500, 0.2)]), live),
             lead,
-            "MedQuAD, then a fifth of it LiveQA",
+            "MedQuAD, then a fifth of the questions from LiveQA",
         ),
         stream(
             "sudden, 5 % LiveQA",
             mixed(np.concatenate([before, np.full(1500, 0.05)]), live),
             lead,
-            "MedQuAD, then a twentieth of it LiveQA",
+            "MedQuAD, then a twentieth of the questions from LiveQA",
         ),
         stream(
             "sudden, new topic",
             new_topic,
             lead,
-            "MedQuAD without cancer.gov, then a fifth of it cancer.gov",
+            "MedQuAD without cancer.gov, then a fifth of the questions from cancer.gov",
             own=known[:REFERENCE],
         ),
         stream(
             "gradual, LiveQA",
             mixed(np.concatenate([before, ramp[:1000]]), live),
             lead,
-            "MedQuAD, LiveQA's share growing to all in 1,000",
+            "MedQuAD, with LiveQA's share growing to 100 % over 1,000 requests",
         ),
         stream(
             "gradual, PubMedQA",
             mixed(np.concatenate([before, ramp]), papers),
             lead,
-            "MedQuAD, PubMedQA's share growing to all in 1,000",
+            "MedQuAD, with PubMedQA's share growing to 100 % over 1,000 requests",
         ),
         stream(
             "seasonal",
             mixed(np.concatenate([before, season]), both),
             lead,
-            "MedQuAD, LiveQA and PubMedQA coming and going in seasons of 2,000, half at most",
+            "MedQuAD, with a share of LiveQA and PubMedQA that varies from 0 to half in seasons of 2,000",
         ),
         stream(
             "answers",
             rest[:2500],
             lead,
-            "MedQuAD throughout; what is drawn of answers changes",
+            "MedQuAD throughout; the simulated answer signals change",
             np.concatenate([np.zeros(lead), np.ones(2000)]).astype(np.int64),
         ),
     ]
@@ -178,7 +179,7 @@ def streams(of: Pool, seed: int, undrifted: int) -> dict[str, Stream]:
 
 
 def _noted(request: Request, index: NDArray[np.float32], state: int, rng: np.random.Generator) -> Request:
-    """A request with what a server would note: search results, and drawn figures of the answer, before or after."""
+    """Return the request with its search results and sampled answer signals, as a server would note them."""
     assert request.vector is not None
     likeness = index @ request.vector
     sure = float(rng.beta(*((8, 3), (6, 4))[state]))

@@ -1,16 +1,16 @@
-"""Servers side by side on a run's exports: first token and tokens a second at several users, CPU time, start, memory.
+"""Compare servers on a run's exports: first token, tokens per second at several loads, CPU time, start, memory.
 
-    python benchmarks/engines.py RUN [--users 1 8 32] [--tokens 64] [--sides openvino llama-server ...]
+    python benchmarks/engines.py RUN --users 1 8 32 --tokens 64 --sides openvino llama-server
 
-Each side is an HTTP server in a process of its own, one after the other in one call, and each is asked the same by
-the same client through /v1/completions: prompts of 450 tokens, each about sources of its own. So many users ask at the
-same time, and the next question when the last is answered. Then one user asks about new sources, and other questions
-about the same ones. CPU seconds are those of the server, so they hold beside other work; clock times don't.
+Each server is a separate process; they run one after the other in one call. The same client sends each the same
+requests through /v1/completions: prompts of 450 tokens, each about its own sources. The given number of users ask at
+the same time, each asking the next question when the last is answered. Then one user asks about new sources, and asks
+several questions about the same sources. CPU seconds are the server's, so other work on the machine hardly affects
+them; wall-clock times are affected.
 
 `openvino`, `llamacpp` and `transformers` are `meditune serve` with that engine. `llama-server` is llama.cpp's own
-server on the same GGUF file, `transformers-serve` transformers' own server on the merged model, `-batching` with its
-continuous batching, `-fp32` with 32-bit weights. RUN needs the exports; `--texts` takes the sources from another run's
-data.
+server on the same GGUF file. `transformers-serve` is transformers' own server on the merged model, with `-batching` for
+continuous batching and `-fp32` for 32-bit weights. RUN needs the exports; `--texts` takes the sources from another run.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ OURS = ("openvino", "llamacpp", "transformers")
 PEERS = ("llama-server", "transformers-serve", "transformers-serve-batching", "transformers-serve-fp32")
 PROMPT_TOKENS = 450
 SHARED_TOKENS = 400
-"""Of those that are the sources', which a repeated prompt has, too"""
+"""Number of these tokens that are from the sources; repeated prompts share them"""
 REPEATED = 4
-"""Questions about the same sources, and as many about new ones"""
+"""Number of questions about the same sources, and about new ones"""
 
 
 @dataclass
 class Answer:
-    """What came of one question."""
+    """The text and the times of one answer."""
 
     first_s: float
     seconds: float
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Prompts:
-    """Prompts of PROMPT_TOKENS tokens, each about sources that no other one has."""
+    """Prompts of PROMPT_TOKENS tokens, each about its own sources."""
 
     def __init__(self, tokenizer: Any, run: Path) -> None:
         from meditune.data.prepare import stored_data
@@ -63,24 +63,24 @@ class Prompts:
         self._sources = itertools.cycle(" ".join(joined[at : at + 3]) for at in range(0, len(joined) - 3, 3))
 
     def new(self) -> str:
-        """One about new sources."""
+        """Return a prompt about new sources."""
         return self.about(next(self._sources), "What do these results say?")
 
     def about(self, source: str, question: str) -> str:
-        """One about this source, of which its first tokens are taken."""
+        """Return a prompt about the first tokens of this source."""
         cue = self._ids(f"\nQuestion: {question}\nConclusion:")
         ids = self._ids(source)[: PROMPT_TOKENS - len(cue) if len(cue) < PROMPT_TOKENS - SHARED_TOKENS else None]
         text: str = self.tokenizer.decode([*ids, *cue])
         return text
 
     def repeated(self) -> list[str]:
-        """Several about the same new sources."""
+        """Return several prompts about the same new sources."""
         source = self.tokenizer.decode(self._ids(next(self._sources))[:SHARED_TOKENS])
         asked = ("Who was asked?", "When was it?", "What was measured?", "Where was it done?", "Is it certain?")
         return [self.about(source, question) for question in asked[: REPEATED + 1]]
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Return the number of tokens of a text."""
         return len(self._ids(text))
 
     def _ids(self, text: str) -> list[int]:
@@ -89,7 +89,7 @@ class Prompts:
 
 
 def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
-    """The server of one side."""
+    """Return the server of one side as a context manager."""
     if side in OURS:
         folder = run / "export" / {"openvino": "openvino", "llamacpp": "gguf", "transformers": "merged"}[side]
         words = ["--engine", side, "--at-once", users, "--waiting", 2 * users, "--answer-seconds", 600]
@@ -101,7 +101,7 @@ def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
 
 
 async def asked(client: httpx2.AsyncClient, server: Served, prompt: str, more: int) -> Answer:
-    """One question, streamed."""
+    """Return the streamed answer to one prompt."""
     body = {"model": server.model, "prompt": prompt, "max_tokens": more, "temperature": 0, "stream": True}
     begun, first, texts = time.perf_counter(), 0.0, []
     async with client.stream("POST", f"{server.address}v1/completions", json=body) as reply:
@@ -118,7 +118,7 @@ async def asked(client: httpx2.AsyncClient, server: Served, prompt: str, more: i
 async def together(
     client: httpx2.AsyncClient, server: Served, prompts: Prompts, users: int, answers: int, more: int
 ) -> dict[str, float]:
-    """So many answers to so many users who each ask again when they are answered."""
+    """Return the metrics of `answers` answers to `users` users, who each ask again when they are answered."""
     wanted = iter([prompts.new() for _ in range(answers)])
     found: list[Answer] = []
 
@@ -129,7 +129,7 @@ async def together(
     begun, used = time.perf_counter(), server.cpu()
     await asyncio.gather(*(user() for _ in range(users)))
     seconds, used = time.perf_counter() - begun, server.cpu() - used
-    # Whatever a server says of its tokens, they are counted in one way.
+    # Count the tokens of all servers alike, whatever they report.
     tokens = sum(prompts.count(answer.text) for answer in found)
     first = sorted(answer.first_s for answer in found if answer.first_s)
     return {
@@ -145,8 +145,8 @@ async def together(
 
 
 async def measured(side: str, run: Path, prompts: Prompts, given: argparse.Namespace) -> dict[str, Any]:
-    """Everything measured of one side."""
-    # A connection for each question: servers close idle ones at times of their own.
+    """Return all measurements of one side."""
+    # Use a new connection for each question, because servers close idle ones at different times.
     async with httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_keepalive_connections=0)) as client:
         begun = time.perf_counter()
         with served(side, run, max(given.users)) as server:
@@ -172,14 +172,14 @@ async def measured(side: str, run: Path, prompts: Prompts, given: argparse.Names
 
 
 def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Markdown."""
+    """Yield the lines of a Markdown table."""
     users = [str(row["users"]) for row in found[0]["rows"]]
     many = ", ".join(users)
     heads = [
         "server",
         f"first token s, {many} users",
         f"tokens/s, {many} users",
-        f"CPU seconds an answer, {many} users",
+        f"CPU seconds per answer, {many} users",
         "first token s: new, same sources",
         f"CPU-hours per 1,000 answers, {users[-1]} users",
         "start to first answer s",
@@ -206,10 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--answers", type=int, default=16, help="the fewest in a cell")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens that each answer may have")
+    parser.add_argument("--answers", type=int, default=16, help="the minimum number of answers in a cell")
+    parser.add_argument("--tokens", type=int, default=64, help="the most tokens of an answer")
     parser.add_argument("--sides", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
-    parser.add_argument("--texts", type=Path, help="the run whose data are asked about")
+    parser.add_argument("--texts", type=Path, help="the run whose data the prompts are made of")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     from meditune.engines.tokenizer import PlainTokenizer

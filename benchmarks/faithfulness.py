@@ -1,22 +1,22 @@
-"""How well the detector of meditune.evidence tells true answers from false ones, on answers made false on purpose.
+"""Measure how well the detector of meditune.evidence separates true answers from deliberately falsified ones.
 
-    python benchmarks/faithfulness.py          # the tables of docs/reference/metrics.md, on items that nothing was
-    fitted on python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py anew
-    python benchmarks/faithfulness.py --references quickstart   # what it marks in a recipe's scored reference answers
+    python benchmarks/faithfulness.py          # the tables of docs/reference/metrics.md, on items not used for fitting
+    python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py again
+    python benchmarks/faithfulness.py --references quickstart   # the detector metrics of a recipe's reference answers
 
-MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Of PubMedQA only the 500 items that the
-publisher trains on are taken, half of them to fit and choose on, the other half for the tables.
+MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Only the 500 items of the publisher's training
+set of PubMedQA are used: half for fitting and choosing thresholds, the other half for the tables.
 
-An item's sources are its abstract and its question. What is judged are four kinds of true answers:
+An item's sources are its abstract and its question. There are four kinds of true answers:
 
-- conclusions: the abstract's own conclusion, which isn't among the sources and tells in other words what they say.
-- extracts: one or two sentences of the abstract's results, half of them without what stands in brackets.
+- conclusions: the abstract's own conclusion, which isn't among the sources and paraphrases them.
+- extracts: one or two sentences of the abstract's results, half of them without the text in parentheses.
 - reworded: the same with simpler words, percent signs spelled out, clauses left out, "The study found that" before it.
-- medquad: two sentences of a MedQuAD answer, reworded, whose sources are the whole answer; nothing was fitted on these.
+- medquad: two sentences of a MedQuAD answer, reworded; the sources are the whole answer. Nothing was fitted on these.
 
-Each is made false in one way: a number swapped, a negation put in or taken out, a direction turned, a disease or drug
-swapped for another of its kind (found by MedQuAD's topics, not by the detector's own eyes; one half of the topics to
-fit, the other for the tables), one sentence replaced by another item's, or one added.
+Each true answer is falsified in one way: a number swapped, a negation added or removed, a direction reversed, a disease
+or drug swapped for another one (found by MedQuAD's topics, not by the detector's own rules; half of the topics are for
+fitting, the other half for the tables), a sentence replaced by another item's, or a sentence added.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ REFERENCES = ("conclusions", "extracts", "reworded", "medquad")
 SEED = 17
 RESAMPLES = 1000
 ALARMS = 0.1
-"""Share of the true answers of the harder kind, in the half that is fitted on, that may score below the threshold."""
+"""Share of the true answers of the harder kind that score below the threshold, in the half used for fitting"""
 FOLLOWING = (
     "in_order known best length negation_turned directions_against directions_turned directions_unseen "
     "numbers_elsewhere number_replaced numbers_missing units names replaced inserted"
@@ -96,27 +96,27 @@ PLAINER = {
     r"\bbegins?\b": "starts",
     r"\bpersons\b": "people",
 }
-"""Words put for others without changing what is said"""
+"""Replacements that don't change the meaning"""
 Topics = Mapping[str, Sequence[str]]
 """Semantic group -> names of diseases, or of drugs"""
 
 
 @dataclass
 class Answer:
-    """A true answer or one made false, with what was found in it."""
+    """A true or falsified answer, with the evidence found in it."""
 
     reference: str
     kind: str
-    """How it was made false; "true" where it wasn't"""
+    """How it was falsified; "true" if it wasn't"""
     text: str
     item: Example
     wrong: frozenset[int] = frozenset()
-    """Numbers of its false sentences"""
+    """Numbers of the false sentences"""
     found: list[Evidence] = field(default_factory=list)
     score: float = 0.0
 
     def false(self) -> list[Evidence]:
-        """Of its false sentences."""
+        """Return the evidence of the false sentences."""
         return [seen for number, seen in enumerate(self.found) if number in self.wrong]
 
 
@@ -127,7 +127,7 @@ def main() -> None:
         "--references",
         nargs="+",
         metavar=("RECIPE", "KEY=VALUE"),
-        help="only the detector metrics of its reference answers",
+        help="only print the detector metrics of this recipe's reference answers",
     )
     arguments = parser.parse_args()
     if arguments.references:
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def references(name: str, *settings: str) -> Iterator[str]:
-    """Markdown: the detector metrics of the reference answers that a recipe scores, with bootstrap intervals."""
+    """Yield Markdown with the detector metrics of a recipe's reference answers, with bootstrap intervals."""
     recipe = load_recipe(name, settings).recipe
     with TemporaryDirectory() as folder:
         measured = prepare(recipe, Path(folder) / "data").splits.measured(recipe.evaluate.split)
@@ -164,12 +164,12 @@ def references(name: str, *settings: str) -> Iterator[str]:
 
 
 def conclusions(items: Sequence[Example]) -> list[Answer]:
-    """The abstracts' own conclusions."""
+    """Return the abstracts' own conclusions."""
     return [Answer("conclusions", "true", item.answer, item) for item in items if item.answer]
 
 
 def extracts(items: Sequence[Example]) -> list[Answer]:
-    """Sentences of the abstracts' results, or where no section has that name of the last one: as they are, reworded."""
+    """Return sentences of the results (or else of the last section) of each abstract, unchanged and reworded."""
     found = []
     for item in items:
         passages = [each for each in item.context if re.search("RESULT|FINDING|OBSERV", each.label)]
@@ -183,7 +183,7 @@ def extracts(items: Sequence[Example]) -> list[Answer]:
 
 
 def reworded(text: str, chance: random.Random) -> str:
-    """The same in plainer words; of a sentence with a long clause after its last comma, half of them without it."""
+    """Return the text in plainer words; half of the long clauses after a sentence's last comma are left out."""
     found = []
     for each in sentences(text):
         for pattern, plainer in PLAINER.items():
@@ -198,7 +198,7 @@ def reworded(text: str, chance: random.Random) -> str:
 
 
 def of_medquad(pairs: Sequence[Example], count: int = 250) -> list[Answer]:
-    """Sentences of long MedQuAD answers, one answer of a topic."""
+    """Return sentences of long MedQuAD answers, one answer for each topic."""
     by_topic = {pair.group: pair for pair in pairs if 100 <= len(pair.answer.split()) <= 400}
     chosen = random.Random(SEED).sample(sorted(by_topic), count)
     found = []
@@ -211,7 +211,7 @@ def of_medquad(pairs: Sequence[Example], count: int = 250) -> list[Answer]:
 
 
 def extract(passages: Sequence[str], chance: random.Random) -> str:
-    """Up to two sentences in their order, half of them without brackets, all without an opening "However,"."""
+    """Return up to two sentences in order, half of them without parentheses, all without an opening "However,"."""
     pool = [each for text in passages for each in sentences(" ".join(text.split()))]
     pool = [each for each in pool if 8 <= len(each.split()) <= 45 and each.endswith(".")]
     taken = [pool[index] for index in sorted(chance.sample(range(len(pool)), min(2, len(pool))))]
@@ -220,7 +220,7 @@ def extract(passages: Sequence[str], chance: random.Random) -> str:
 
 
 def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
-    """Each true answer and its corruptions, with what the detector finds in their sentences."""
+    """Return each true answer and its corruptions, with the evidence in their sentences."""
     answers = list(truths)
     for reference in REFERENCES:
         answers += corrupted([each for each in truths if each.reference == reference], topics)
@@ -234,7 +234,7 @@ def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
 
 
 def corrupted(truths: Sequence[Answer], topics: Topics) -> Iterator[Answer]:
-    """Every corruption that the answers allow."""
+    """Yield every corruption that is possible for the answers."""
     items = [each.item.model_copy(update={"answer": each.text}) for each in truths]
     patterns = {
         group: re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b", re.I) for group, names in topics.items()
@@ -264,7 +264,7 @@ def corrupted(truths: Sequence[Answer], topics: Topics) -> Iterator[Answer]:
 def renamed(
     item: Example, topics: Topics, patterns: Mapping[str, re.Pattern[str]], chance: random.Random
 ) -> str | None:
-    """One disease or drug of the answer replaced by one that isn't in the sources; None where there is none."""
+    """Return the answer with a disease or drug replaced by one that isn't in the sources; None if it names none."""
     known = " ".join([item.question, *(passage.text for passage in item.context)]).casefold()
     found = [(match, group) for group in sorted(patterns) for match in patterns[group].finditer(item.answer)]
     if not found:
@@ -276,7 +276,7 @@ def renamed(
 
 
 def named(pairs: Sequence[Example], folder: Path) -> Topics:
-    """What MedQuAD's pairs are about, by semantic group; of drugs, whose answers were removed, from their files."""
+    """Return the topics of MedQuAD's pairs by semantic group; drugs are from the files whose answers were removed."""
     found: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         if pair.meta["semantic_group"] == "Disorders":
@@ -292,12 +292,12 @@ def named(pairs: Sequence[Example], folder: Path) -> Topics:
 
 
 def half(topics: Topics, which: int) -> Topics:
-    """Every second name."""
+    """Return every second name of each group."""
     return {group: names[which::2] for group, names in topics.items()}
 
 
 def fit(answers: Sequence[Answer]) -> None:
-    """Fit three logistic regressions and choose two thresholds; writes calibration.py and puts them to use."""
+    """Fit three logistic regressions, choose two thresholds, write them to calibration.py, and use them."""
     found = [(each, number, seen) for each in answers for number, seen in enumerate(each.found)]
     forms = {}
     for name, features, follows in (
@@ -326,12 +326,12 @@ def fit(answers: Sequence[Answer]) -> None:
 
 
 def _true(answers: Sequence[Answer], logits: Sequence[list[float]]) -> Iterator[tuple[Answer, list[float]]]:
-    """The true answers, with the log-odds of their sentences."""
+    """Return the true answers, with the log-odds of their sentences."""
     return ((each, row) for each, row in zip(answers, logits, strict=True) if each.kind == "true")
 
 
 def _limit(scored: Sequence[tuple[str, float]]) -> float:
-    """The score below which ALARMS of the true ones of the harder kind lie, from kinds and log-odds."""
+    """Return the score below which the share ALARMS of the true ones of the harder kind is, from kinds and log-odds."""
     kinds = {kind for kind, _ in scored}
     lowest = min(np.quantile([value for kind, value in scored if kind == each], ALARMS) for each in kinds)
     return round(float(1 / (1 + np.exp(-lowest))), 3)
@@ -340,7 +340,7 @@ def _limit(scored: Sequence[tuple[str, float]]) -> float:
 def _regression(
     names: Sequence[str], rows: Sequence[Mapping[str, float]], true: Sequence[bool], groups: Sequence[str]
 ) -> dict[str, float]:
-    """Coefficients by name, and the intercept, of classes that weigh the same; the penalty by cross-validation."""
+    """Return the coefficients and the intercept with balanced classes; cross-validation chooses the penalty."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_score
 
@@ -362,16 +362,16 @@ def _regression(
 
 
 def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float]) -> str:
-    """calibration.py's text."""
+    """Return the text of calibration.py."""
     meanings = {
-        "FOLLOWING": "Log-odds that a sentence is borne out which follows a source's sentence word by word",
-        "PARAPHRASING": "... and that any other is",
-        "WHOLE": "... and that all of an answer is, from the log-odds of its sentences",
-        "ANSWER": "Answers that score less are said to be unfaithful.",
-        "SENTENCE": "Sentences that score less are said to be unsupported.",
+        "FOLLOWING": "Weights for the log-odds that the sources support a sentence that follows a source sentence word by word",
+        "PARAPHRASING": "Weights for the log-odds that the sources support any other sentence",
+        "WHOLE": "Weights for the log-odds that the sources support a whole answer, from the log-odds of its sentences",
+        "ANSWER": "Answers that score less are reported as unfaithful.",
+        "SENTENCE": "Sentences that score less are reported as unsupported.",
     }
     lines = [
-        '"""Numbers by which the detector weighs what it sees: `python benchmarks/faithfulness.py --fit`."""',
+        '"""Fitted weights and thresholds of the detector, from `python benchmarks/faithfulness.py --fit`."""',
         "",
     ]
     for name, form in forms.items():
@@ -383,8 +383,8 @@ def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float
 
 
 def tables(answers: Sequence[Answer]) -> Iterator[str]:
-    """Markdown: AUROC, precision and recall by reference and corruption, false alarms, and where spans stand."""
-    yield "| true answers | made false by | answers | AUROC | 95 % interval | precision | recall | true one higher |"
+    """Yield Markdown tables: AUROC, precision and recall by reference and corruption, false alarms, and spans."""
+    yield "| true answers | falsified by | answers | AUROC | 95 % interval | precision | recall | true one higher |"
     yield "|---|---|---|---|---|---|---|---|"
     for reference in REFERENCES:
         yield from (_row(reference, kind, _of(answers, reference), _of(answers, reference, kind)) for kind in KINDS)
@@ -393,7 +393,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
         both = [each for each in answers if each.reference in references]
         true = [each for each in both if each.kind == "true"]
         yield _row(name, "any", true, [each for each in both if each.kind != "true"])
-    yield "\n| true answers | answers | false alarms | 95 % interval | sentences | said to be unsupported |"
+    yield "\n| true answers | answers | false alarms | 95 % interval | sentences | reported as unsupported |"
     yield "|---|---|---|---|---|---|"
     for reference in REFERENCES:
         true = _of(answers, reference)
@@ -407,7 +407,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
     for kind in ("number", "unit", "name", "negation", "direction"):
         columns = [[any(map(_has(kind), each.found)) for each in _of(answers, name)] for name in REFERENCES]
         yield f"| {kind} | {' | '.join(map(_percent, columns))} |"
-    yield f"\n| made false by | false sentences with a span of that kind: {' | '.join(REFERENCES)} |"
+    yield f"\n| falsified by | false sentences with a span of that kind: {' | '.join(REFERENCES)} |"
     yield "|---|" + "---|" * len(REFERENCES)
     for kind in ("number", "negation", "direction", "name"):
         falsified = [[seen for each in _of(answers, name, kind) for seen in each.false()] for name in REFERENCES]
@@ -415,7 +415,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def _of(answers: Sequence[Answer], reference: str, *kinds: str) -> list[Answer]:
-    """Those of a reference made false in one of these ways, or the true ones."""
+    """Return the answers of a reference that were falsified in one of these ways, or else the true ones."""
     return [each for each in answers if each.reference == reference and each.kind in (kinds or ("true",))]
 
 
@@ -430,7 +430,7 @@ def _percent(said: Sequence[bool]) -> str:
 def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
     auroc, low, high = _auroc(true, false)
     caught = sum(each.score < calibration.ANSWER for each in false)
-    # As many true answers as false ones: precision would else depend on how many corruptions were made.
+    # Weigh true and false answers alike, or precision would depend on the number of corruptions.
     alarms = np.mean([each.score < calibration.ANSWER for each in true]) * len(false)
     of = {(each.reference, each.item.id): each.score for each in true}
     higher = np.mean(
@@ -447,7 +447,7 @@ def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answ
 
 
 def _auroc(true: Sequence[Answer], false: Sequence[Answer]) -> tuple[float, float, float]:
-    """AUROC and the percentile interval of a bootstrap over items."""
+    """Return AUROC and the percentile interval of a bootstrap over items."""
     groups = sorted({each.item.group for each in (*true, *false)})
     number = {group: index for index, group in enumerate(groups)}
     scores = np.array([each.score for each in (*true, *false)])
@@ -463,7 +463,7 @@ def _auroc(true: Sequence[Answer], false: Sequence[Answer]) -> tuple[float, floa
 
 
 def _area(scores: Any, labels: Any, weight: Any) -> float:
-    """Weighted share of pairs in which the true one scores higher; ties count half."""
+    """Return the weighted share of pairs in which the true one scores higher; ties count half."""
     values, place = np.unique(scores, return_inverse=True)
     good = np.bincount(place, weight * labels, len(values))
     bad = np.bincount(place, weight * ~labels, len(values))

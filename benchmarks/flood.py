@@ -1,13 +1,13 @@
-"""How long emergencies wait beside callers who send the longest messages that a server takes.
+"""Measure how long emergencies wait while other callers send the longest messages that a server accepts.
 
     python benchmarks/flood.py runs/quickstart
-    python benchmarks/flood.py runs/quickstart --one-caller               all of it with one key
+    python benchmarks/flood.py runs/quickstart --one-caller               # one key for all requests
     python benchmarks/flood.py runs/quickstart --callers 16 --characters 20000
 
-The server is a process of its own, and each caller has a key. The callers send one message after the other to /v1/ask
-and to /v1/chat/completions, as long as --characters says; meanwhile another caller describes an emergency of the
-evaluation's battery every 200 ms. Prints which statuses the flood got, and how long the emergencies waited for urgent
-help.
+The server is a separate process, and each caller has its own key. The callers send one message after the other, each
+--characters long, to /v1/ask and to /v1/chat/completions. Meanwhile another caller describes an emergency from the
+evaluation's battery every 200 ms. The benchmark prints the statuses that the flood received, and how long the
+emergencies waited for urgent help.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ NEW_TOKENS = 4
 
 
 def main() -> None:
-    """Flood a server, and print what was seen."""
+    """Flood a server, and print the statuses and waiting times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--index")
     parser.add_argument("--callers", type=int, default=64)
-    parser.add_argument("--characters", type=int, default=4000, help="of each message of the flood")
+    parser.add_argument("--characters", type=int, default=4000, help="length of each message of the flood")
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--one-caller", action="store_true", help="one key for the flood and the emergencies")
+    parser.add_argument("--one-caller", action="store_true", help="use one key for the flood and the emergencies")
     options = parser.parse_args()
     words = ["--index", options.index] if options.index else []
     with tempfile.TemporaryDirectory() as store:
@@ -75,7 +75,7 @@ async def measured(options: Any, server: Served, names: Sequence[str]) -> None:
         await asyncio.gather(*callers, return_exceptions=True)
     told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
     who = "one caller's connections" if options.one_caller else "callers"
-    print(f"{options.callers} {who}, {options.characters:,} characters a message, {options.seconds:g} s: {told}")
+    print(f"{options.callers} {who}, {options.characters:,} characters per message, {options.seconds:g} s: {told}")
     ranked = sorted(waits)
     p50, p99 = (ranked[int((len(ranked) - 1) * share)] for share in (0.5, 0.99))
     print(
@@ -86,7 +86,7 @@ async def measured(options: Any, server: Served, names: Sequence[str]) -> None:
 async def flood(
     client: httpx2.AsyncClient, model: str, key: str, seed: int, characters: int, until: float, statuses: Counter[int]
 ) -> None:
-    """Send one message after the other."""
+    """Send one message after the other until the time is up, and count the statuses."""
     draw = random.Random(seed)
     while time.monotonic() < until:
         text = message(draw, characters)
@@ -98,7 +98,7 @@ async def flood(
 
 
 def message(draw: random.Random, characters: int) -> str:
-    """Prose, short lines, rare words or one word again and again: what triage reads differs in cost."""
+    """Return prose, short lines, rare words or one repeated word, because triage's cost depends on the text."""
     kind = draw.randrange(4)
     if kind == 0:
         words, between = draw.choices(WORDS, k=characters), " "
@@ -113,7 +113,7 @@ def message(draw: random.Random, characters: int) -> str:
 
 
 async def emergencies(client: httpx2.AsyncClient, model: str, key: str, until: float) -> tuple[list[float], int]:
-    """Seconds until each of the battery's emergencies was answered, and how many got urgent help."""
+    """Return the seconds until each emergency was answered, and the number that got urgent help."""
     texts = itertools.cycle(each.text for each in safety_messages().values() if each.category == "emergency")
     waits: list[float] = []
     helped = 0
@@ -138,7 +138,7 @@ async def emergencies(client: httpx2.AsyncClient, model: str, key: str, until: f
 
 
 def bearer(key: str) -> dict[str, str]:
-    """The header that names a key."""
+    """Return the header with a key."""
     return {"authorization": f"Bearer {key}"}
 
 

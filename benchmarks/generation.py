@@ -1,13 +1,13 @@
-"""Writing answers: Meditune beside transformers' `generate` with static batches.
+"""Compare how fast Meditune and transformers' `generate` with static batches write answers.
 
-    python benchmarks/generation.py --model runs/quickstart --answers 200 --batch 1 4 8 16 32 --json figures.json
+    python benchmarks/generation.py --model runs/quickstart --answers 200 --batch 1 4 8 16 32 --json metrics.json
 
-Both continue the same prompts, those of the quickstart's long answers, with the same weights, number format and
-threads, greedily, up to the same number of tokens. Each side is a process of its own; Meditune's is run first and last,
-since a shared machine drifts, and the mean counts. `generate` gets its prompts sorted by length, which spares it
-padding. `cpu` counts the processor's seconds, which other programs disturb least, `wall` those of the clock; peak GB is
-the most memory while writing, weights included. Where answers differ from those of batch 1, the plain model's logits of
-the two tokens at the first difference say by how little.
+Both continue the prompts of the quickstart's long answers, with the same weights, number format, threads and token
+limit, by greedy decoding. Each side is a separate process. Meditune runs first and last, because a shared machine's
+speed drifts, and the mean counts. `generate` gets its prompts sorted by length, which saves padding. `cpu` is CPU time,
+which other programs disturb least; `wall` is wall-clock time. Peak GB is the most memory while writing, weights
+included. Where answers differ from Meditune's, the benchmark prints how close the plain model's logits of the two
+tokens at the first difference are.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--batch", type=int, nargs="*", default=[1, 4, 8, 16, 32], help="batches of generate")
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 4, 8, 16, 32], help="batch sizes of generate")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write all figures and tokens to this file")
+    parser.add_argument("--json", type=Path, help="also write all metrics and tokens to this file")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Every side in a process of its own."""
+    """Run each side in a separate process, and print the comparison."""
     sides = [0, *options.batch, 0]
     runs = []
     for size in sides:
@@ -63,11 +63,13 @@ def compare(options: argparse.Namespace) -> None:
         differ = [index for index, tokens in run["tokens"].items() if tokens != ours[0]["tokens"][index]]
         gaps = apart(options, {index: (ours[0]["tokens"][index], run["tokens"][index]) for index in differ})
         same, most = len(run["tokens"]) - len(differ), f"{max(gaps):.2g}" if gaps else "0"
-        print(f"batch {run['batch']}: {same} of {len(run['tokens'])} answers are the same; logits apart at most {most}")
+        print(
+            f"batch {run['batch']}: {same} of {len(run['tokens'])} answers are the same; largest difference of logits {most}"
+        )
 
 
 def line(run: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     name = f"generate, batch {run['batch']}" if run["batch"] else "meditune"
     total = sum(map(len, run["tokens"].values()))
     peak = run["training_peak_gb"] or run["peak_gb"]
@@ -75,7 +77,7 @@ def line(run: dict[str, Any]) -> str:
 
 
 def material(options: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """The loaded model, and the prompts of the answers."""
+    """Return the loaded model and the prompts of the answers."""
     import torch
 
     from meditune.config.load_recipe import load_recipe
@@ -97,7 +99,7 @@ def material(options: argparse.Namespace) -> tuple[Any, list[Any]]:
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """One side's seconds, memory and tokens."""
+    """Return one side's seconds, memory and tokens."""
     loaded, prompts = material(options)
     peaks = Peaks()
     peaks.loaded()
@@ -112,7 +114,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(loaded: Any, texts: list[list[int]], more: int) -> dict[str, list[int]]:
-    """Meditune's tokens, by number of the prompt."""
+    """Return Meditune's tokens by the prompt's number."""
     from meditune.models.generation import GreedyDecoder, batch_size
     from meditune.models.inference import inference
 
@@ -123,7 +125,7 @@ def ours(loaded: Any, texts: list[list[int]], more: int) -> dict[str, list[int]]
 
 
 def by_generate(loaded: Any, texts: list[list[int]], more: int, size: int) -> dict[str, list[int]]:
-    """The tokens that transformers writes in batches of `size`."""
+    """Return the tokens that transformers writes in batches of `size`."""
     import torch
     from transformers import GenerationConfig
 
@@ -144,7 +146,7 @@ def by_generate(loaded: Any, texts: list[list[int]], more: int, size: int) -> di
 
 
 def apart(options: argparse.Namespace, pairs: dict[str, tuple[list[int], list[int]]]) -> list[float]:
-    """How far the plain model's logits of the two tokens lie apart where two answers begin to differ."""
+    """Return the differences of the plain model's logits for the two tokens at which answers begin to differ."""
     if not pairs:
         return []
     import torch

@@ -1,12 +1,12 @@
-"""Meditune's protocol lm-eval beside lm-evaluation-harness: the same answers, and how fast.
+"""Compare Meditune's protocol lm-eval with lm-evaluation-harness: agreement of the answers, and speed.
 
     python -m venv lm-eval-venv && lm-eval-venv/bin/pip install lm-eval==0.4.13 torch transformers accelerate
-    python benchmarks/harness.py --lm-eval-python lm-eval-venv/bin/python --json figures.json
+    python benchmarks/harness.py --lm-eval-python lm-eval-venv/bin/python --json metrics.json
 
-Both score PubMedQA's official 500 test questions with the same model, number format and threads. Each side is a process
-of its own with the model loaded; they take turns on pieces of --piece items, so that a shared machine's drift meets
-all alike. Timed is what begins with texts and ends with scores: tokenizing, the forward passes, choosing. `cpu` counts
-the processor's seconds, which other programs on the machine disturb least, `wall` those of the clock.
+Both score PubMedQA's official 500 test questions with the same model, number format and threads. Each side is a
+separate process with the model loaded. The sides take turns on --piece items, so that drift of a shared machine affects
+all alike. The timed part goes from texts to scores: tokenizing, the forward passes, choosing. `cpu` is CPU time, which
+other programs on the machine disturb least; `wall` is wall-clock time.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--batch", nargs="+", default=["1", "4", "8"], help="batch sizes of the harness, or auto")
     parser.add_argument("--items", type=int, default=500)
-    parser.add_argument("--piece", type=int, default=50, help="items in a turn")
-    parser.add_argument("--timed", type=int, default=500, help="items that every batch size but the first scores")
+    parser.add_argument("--piece", type=int, default=50, help="number of items in a turn")
+    parser.add_argument(
+        "--timed", type=int, default=500, help="number of items that every batch size except the first scores"
+    )
     parser.add_argument("--lm-eval-python", default=sys.executable, help="interpreter that has lm-eval")
-    parser.add_argument("--json", type=Path, help="also write all figures and scores to this file")
+    parser.add_argument("--json", type=Path, help="also write all metrics and scores to this file")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """All number formats one after the other."""
+    """Measure all number formats one after the other."""
     found: dict[str, Any] = {"command": sys.argv[1:], "model": options.model, "formats": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,7 +65,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def exported(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` official test items, also as the file that the task reads, in `folder`."""
+    """Return the first `count` official test items, and write them to `folder` as the file that the task reads."""
     from meditune.config.load_recipe import load_recipe
     from meditune.data.prepare import prepare
 
@@ -79,7 +81,7 @@ def exported(folder: Path, count: int) -> list[dict[str, Any]]:
 def turns(
     sides: list[str], dtype: str, folder: Path, count: int, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Every side's scores and seconds, from processes that take turns."""
+    """Return every side's scores and seconds, from processes that take turns."""
     workers = {side: started(side, dtype, folder, options) for side in sides}
     results: dict[str, dict[str, Any]] = {side: {"scores": [], "cpu": 0.0, "wall": 0.0} for side in sides}
     for first in range(0, count, options.piece):
@@ -100,7 +102,7 @@ def turns(
 
 
 def started(side: str, dtype: str, folder: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
-    """A side's process, ready to be asked."""
+    """Return a side's process after a warm-up."""
     from meditune.models.load import locate
 
     python = options.lm_eval_python if side != "meditune" else sys.executable
@@ -119,7 +121,7 @@ def started(side: str, dtype: str, folder: Path, options: argparse.Namespace) ->
 
 
 def asked(worker: subprocess.Popen[str], piece: list[int]) -> dict[str, Any]:
-    """A process's scores of these items."""
+    """Return a process's scores for these items."""
     assert worker.stdin
     assert worker.stdout
     worker.stdin.write(json.dumps(piece) + "\n")
@@ -128,11 +130,11 @@ def asked(worker: subprocess.Popen[str], piece: list[int]) -> dict[str, Any]:
         if line.startswith('{"scores"'):
             answer: dict[str, Any] = json.loads(line)
             return answer
-    sys.exit(f"{' '.join(map(str, worker.args))} ended early.")  # type: ignore[union-attr, arg-type]
+    sys.exit(f"{' '.join(map(str, worker.args))} ended early. Its error is printed above.")  # type: ignore[union-attr, arg-type]
 
 
 def work(side: str, place: str, dtype: str, tasks: str) -> None:
-    """Score the items whose numbers come in, a line at a time, and print scores and seconds."""
+    """Read lists of item numbers from standard input, a line each, and print scores and seconds."""
     scorer = _meditune(place, dtype) if side == "meditune" else _harness(place, dtype, side.split("-")[-1], tasks)
     for line in sys.stdin:
         scores, cpu, wall = scorer(json.loads(line))
@@ -203,7 +205,7 @@ def _harness(place: str, dtype: str, batch: str, tasks: str) -> Scorer:
 
 
 class _Clocks:
-    """Seconds between entry and exit."""
+    """A context manager that measures CPU and wall-clock seconds."""
 
     cpu = wall = 0.0
 
@@ -216,12 +218,12 @@ class _Clocks:
 
 
 def choices(result: dict[str, Any]) -> Iterator[str]:
-    """What was chosen for each item, the first of equals as in the harness."""
+    """Return the choice for each item; of equal scores the first wins, as in the harness."""
     return (CHOICES[scores.index(max(scores))] for scores in result["scores"])
 
 
 def told(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of one side, with its scores."""
+    """Return one side's scores with its metrics."""
     right = sum(chosen == row["final_decision"] for chosen, row in zip(choices(result), rows, strict=False))
     items = len(result["scores"])
     return result | {"items": items, "accuracy": 100 * right / items}
@@ -230,7 +232,7 @@ def told(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
 def show(dtype: str, results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     """Print a table of one number format."""
     ours = results["meditune"]
-    print(f"\n{dtype}: side, accuracy, agreement, largest difference of a log-likelihood, ties, items/s, ratio")
+    print(f"\n{dtype}: side, accuracy, agreement, largest difference of log-likelihoods, ties, items/s, ratio")
     for side, result in results.items():
         facts = told(result, rows)
         items = facts["items"]

@@ -1,12 +1,12 @@
-"""What might make a model answer better, tried on the training half of PubMedQA alone: the test questions stay unseen.
+"""Try ideas for better answers on the training half of PubMedQA only; the test questions stay unseen.
 
     python benchmarks/ideas.py --recipe quickstart --ideas as-it-is with-conclusion long --seeds 1 2 --output runs/ideas
     python benchmarks/ideas.py --recipe quickstart --curve 42 84 167 335 --seeds 1 2 --output runs/ideas
 
-Each seed splits the 500 labelled items anew into two thirds that are learnt from and one third that is measured, trains
-each idea, and keeps every prediction in a file of OUTPUT that is named after idea, seed and settings. What is there
-isn't made again. Ideas are compared with the first one, or with `--against`, on the same items, with intervals from a
-bootstrap over items. `--curve` trains the recipe as it is on so many of the labelled items.
+Each seed splits the 500 labelled items anew into two thirds for training and one third for measuring, trains each idea,
+and saves every prediction in a file in OUTPUT that is named after the idea, the seed and the settings. Existing files
+are not computed again. Ideas are compared with the first idea, or with `--against`, on the same items, with intervals
+from a bootstrap over items. `--curve` trains the ideas on each given number of labelled items.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ SHARED = (
     *("evaluate.similarity=false", "evaluate.choices=0"),
 )
 KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general")
-"""What is kept of a model's predictions"""
+"""The kinds of predictions that are saved"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Idea:
-    """Settings that differ from the recipe's, and rows that are learnt from as well."""
+    """Settings that differ from the recipe's, and changes of the training rows."""
 
     settings: tuple[str, ...] = ()
     more: Callable[[Example], Sequence[Example]] = lambda _: ()
-    """What else an example teaches"""
+    """Returns additional training examples for an example"""
     fit: Literal["model", "head", "nothing"] = "model"
-    """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
+    """head: the model stays unchanged, and a classifier is fitted to its last hidden state"""
     beside: Callable[[Sequence[Example], Sequence[Example]], list[Example]] = lambda examples, _: list(examples)
-    """Examples with what is shown beside them of those that are learnt from"""
+    """Returns examples with context added from the training examples"""
     conclusions: bool = False
-    """Decisions are measured once more when a conclusion has been read: the model's own, and the authors' (which is a
-    bound, as it isn't there when a question is asked)"""
+    """Measure decisions again after a conclusion: the model's own, and the authors' (an upper bound, because users'
+    questions come without it)"""
 
 
 def with_conclusion(example: Example) -> list[Example]:
-    """The decision, read from abstract and conclusion."""
+    """Return the example with the conclusion added to its context, for the decision only."""
     context = (*example.context, Passage(text=example.answer, label="conclusion"))
     return [example.model_copy(update={"id": f"{example.id}#with-conclusion", "context": context, "answer": ""})]
 
 
 def after_conclusion(example: Example, conclusion: str) -> Example:
-    """The decision, asked when this conclusion has been drawn."""
+    """Return the example with this conclusion added to its context, under its own id."""
     return with_conclusion(example.model_copy(update={"answer": conclusion}))[0].model_copy(update={"id": example.id})
 
 
 def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Example]:
-    """Each example after the most similar other one that is learnt from, answered; by TF-IDF of questions and texts."""
+    """Return each example with the most similar training example, answered, in front (TF-IDF of questions and texts)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def text(example: Example) -> str:
@@ -96,16 +96,16 @@ def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Exam
 
 
 def topics(example: Example) -> list[Example]:
-    """The abstract's MeSH terms, after a cue of their own."""
+    """Return an example whose answer is the abstract's MeSH terms, after a cue of its own."""
     told = {"answer": "; ".join(example.meta["mesh"]), "decision": None, "meta": {STYLE: "plain"}}
     return [example.model_copy(update={"id": f"{example.id}#topics", **told})] if example.meta["mesh"] else []
 
 
 def artificial(example: Example) -> list[Example]:
-    """Questions that the conclusion's sentences answer, as PubMedQA's authors made theirs of titles.
+    """Return up to three questions that the conclusion's sentences answer, made as PubMedQA's authors made theirs.
 
-    What a sentence states is asked and answered by yes, by no where it says "not". What is so is asked with a word that
-    says the contrary, too, and answered by no.
+    A sentence's statement becomes a question with the answer yes, or no if it says "not". A positive statement also
+    becomes a question with the opposite word and the answer no.
     """
     found = [asked for sentence in sentences(example.answer) for asked in questions_of(sentence)]
     return [
@@ -135,7 +135,7 @@ NEGATION = re.compile(r"\b(?:not?|never|neither|nor|none|without|lack\w*|hardly|
 
 
 def questions_of(sentence: str) -> list[tuple[str, Literal["yes", "no"]]]:
-    """A sentence's statement as questions with answers; none where it hasn't a form that can be turned round."""
+    """Return a sentence's statement as questions with answers; empty if its form can't be turned into a question."""
     match = STATED.fullmatch(sentence.strip())
     if not match or NEGATION.search(match["of"]) or NEGATION.search(match["rest"]):
         return []
@@ -176,17 +176,26 @@ IDEAS = {
 
 
 def main() -> int:
-    """Train and measure what isn't there yet, and print a table."""
+    """Train and measure what has no result yet, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--ideas", nargs="+", default=["as-it-is"], choices=IDEAS, metavar="IDEA")
-    parser.add_argument("--curve", nargs="+", type=int, default=[], metavar="ITEMS", help="learn from so many items")
+    parser.add_argument(
+        "--curve",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="ITEMS",
+        help="train on these numbers of items, for example 42 84",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a recipe setting for all ideas"
+    )
     parser.add_argument(
         "--against", nargs="+", type=Path, metavar="FILE", help="compare with these predictions, one file for each seed"
     )
-    parser.add_argument("--keep", action="store_true", help="keep the models, too")
+    parser.add_argument("--keep", action="store_true", help="keep the trained models, too")
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
     from meditune.config.load_recipe import load_recipe
@@ -222,7 +231,7 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 
 
 def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool) -> dict[str, Any]:
-    """Train one idea on one split, and what it then says of the items held out."""
+    """Train one idea on one split, and return its predictions for the held-out items."""
     from meditune.data.prepare import prepare
     from meditune.evaluate.evaluator import Evaluator
     from meditune.models.load import load
@@ -272,7 +281,7 @@ def decisions_alone(recipe: Any) -> Any:
 
 
 def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[Example]) -> list[dict[str, Any]]:
-    """Decisions of a logistic regression, its strength chosen by cross-validation on the items learnt from."""
+    """Return decisions of a logistic regression whose penalty is chosen by cross-validation on the training items."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -299,7 +308,7 @@ def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[E
 
 
 def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
-    """(N, hidden size) what the decision would be predicted from."""
+    """Return the (N, hidden size) states from which the decision is predicted."""
     from meditune.models.inference import inference
     from meditune.models.shared_prefix_batch import by_length, rows_of
 
@@ -316,7 +325,7 @@ def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
 
 
 def few(train: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """So many of the examples, with each decision's share."""
+    """Return `count` of the examples, with each decision's share preserved."""
     order = random.Random(f"{seed}/few").sample(list(train), len(train))
     order.sort(key=lambda each: str(each.decision))
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
@@ -331,10 +340,10 @@ FIGURES = (
 
 
 def said_of(results: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
-    """Figures of the items of several splits together."""
+    """Return the metrics over the items of several splits together."""
 
     def rows(kind: Kind) -> list[dict[str, Any]]:
-        """Of those splits; none where one of them wasn't asked for this."""
+        """Return the rows of all splits; empty if one of them lacks this kind."""
         if not all(kind in result for result in results):
             return []
         return [{**row, "id": f"{number}/{row['id']}"} for number, result in enumerate(results) for row in result[kind]]
@@ -346,13 +355,13 @@ def said_of(results: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
     right = np.array([DECISIONS.index(row["reference"]) for row in decided])
     likely = softmax(logits, axis=1)[np.arange(len(right)), right]
     found["log_loss"] = mean(ids, list(-np.log(likely + 1e-9)))
-    # A figure of pairs of items has no sums over items: it counts how often each item was drawn.
+    # A metric of pairs of items has no sums over items, so count how often each item was drawn.
     found["auc"] = Statistics(ids, np.eye(len(ids)), lambda drawn: auc(right, logits[:, 0] - logits[:, 1], drawn))
     return {name: found[name] for name in FIGURES if name in found}
 
 
 def auc(right: Any, order: Any, drawn: Any) -> Any:
-    """Area under the curve of yes against no, the items weighed by how often each was drawn."""
+    """Return the area under the ROC curve of yes against no, with items weighted by how often each was drawn."""
     from sklearn.metrics import roc_auc_score
 
     sure = right < 2
@@ -364,11 +373,11 @@ def auc(right: Any, order: Any, drawn: Any) -> Any:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """A line for each idea, with 95 % intervals of its difference from the first one's, bold where they exclude 0."""
+    """Return a line for each idea, with 95 % intervals of its difference from the first idea, bold if they exclude 0."""
     said = {title: said_of(results) for title, results in found.items()}
     first = next(iter(said))
     names = [name for name in FIGURES if any(name in each for each in said.values())]
-    lines = [f"| idea | seeds | items learnt | {' | '.join(names)} | minutes |", "|---" * (len(names) + 4) + "|"]
+    lines = [f"| idea | seeds | training items | {' | '.join(names)} | minutes |", "|---" * (len(names) + 4) + "|"]
     for title, figures in said.items():
         cells = [cell(name, figures.get(name), said[first].get(name) if title != first else None) for name in names]
         results = found[title]
@@ -378,7 +387,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def cell(name: str, figure: Statistics | None, other: Statistics | None) -> str:
-    """A figure, and the interval of its difference from the other one's."""
+    """Return a metric with the interval of its difference from the other metric."""
     if figure is None:
         return ""
     digits = DIGITS[name]
@@ -387,7 +396,7 @@ def cell(name: str, figure: Statistics | None, other: Statistics | None) -> str:
         return text
     if other.ids != figure.ids:
         return f"{text} (of other items)"
-    # An item that several splits held out is drawn with all its rows.
+    # Draw an item that several splits held out together with all of its rows.
     items, place = np.unique([each.partition("/")[2] for each in figure.ids], return_inverse=True)
     drawn = np.random.default_rng(0).multinomial(len(items), [1 / len(items)] * len(items), RESAMPLES)[:, place]
     deltas = figure.figure(drawn @ figure.items) - other.figure(drawn @ other.items)

@@ -1,13 +1,13 @@
-"""How many orders to a model the filter of retrieved text removes, and how many ordinary passages lose a sentence.
+"""Measure how many planted orders the filter of retrieved text removes, and how often it cuts ordinary passages.
 
-    python benchmarks/injections.py                       # the sets beside this file, by style
-    python benchmarks/injections.py --file ATTACKS.yaml   # others': a mapping of styles to lists of texts
+    python benchmarks/injections.py                       # the sets in this folder, by style
+    python benchmarks/injections.py --file ATTACKS.yaml   # your own set: a mapping of styles to lists of texts
     python benchmarks/injections.py --ordinary            # passages of MEDITUNE_DATA, by source
-    python benchmarks/injections.py --show                # with what stays of orders, and what ordinary passages lose
+    python benchmarks/injections.py --show                # also print what remains of orders and what passages lose
 
-Each text is put between two ordinary sentences. It counts as removed where nothing of it stays. Intervals are exact
+Each text is put between two ordinary sentences. It counts as removed if nothing of it remains. Intervals are exact
 (Clopper-Pearson, 95 %). The rules were written with the development set in view. The held-out set was measured first
-(docs/experiments has that figure), and the rules were then mended with it, so it flatters the rules today.
+(docs/experiments has the result), and the rules were then corrected with it, so its results are now too optimistic.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ HERE = Path(__file__).parent
 BEFORE, AFTER = "Gout is a form of arthritis.", "Uric acid forms crystals in the joint."
 FORM = PromptFormat()
 MOST = 24
-"""Sentences that are written out of one line of the development set"""
+"""Maximum number of sentences generated from one line of the development set"""
 WORDS = 160
-"""Of a passage, as an index cuts them"""
+"""Number of words of a passage, as in an index"""
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, action="append", help="A YAML file of texts by style.")
+    parser.add_argument(
+        "--file", type=Path, action="append", help="YAML file with lists of texts by style; repeatable."
+    )
     parser.add_argument("--ordinary", action="store_true", help="Measure passages of MEDITUNE_DATA.")
-    parser.add_argument("--most", type=int, default=1000, help="Passages of a source that are measured.")
-    parser.add_argument("--show", action="store_true", help="Print what stays, and what is lost.")
+    parser.add_argument("--most", type=int, default=1000, help="Number of passages measured for each source.")
+    parser.add_argument("--show", action="store_true", help="Print the text that remains, and the text that is lost.")
     asked = parser.parse_args()
     if asked.ordinary:
         ordinary(Path(os.environ["MEDITUNE_DATA"]), asked.most, asked.show)
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def measured(path: Path, show: bool) -> None:
-    """Print by style how many texts of a file are removed."""
+    """Print for each style how many texts of a file are removed."""
     print(f"\n{path.name}")
     total = removed = 0
     for style, lines in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -68,7 +70,7 @@ def measured(path: Path, show: bool) -> None:
 
 
 def what_stays(text: str) -> str:
-    """Return what of a text stays in a passage that it was put into."""
+    """Return the part of a text that remains in a passage with it."""
     text = text.strip()
     end = "" if text[-1] in ".!?" else "\n"
     clean = clean_passage(f"{BEFORE} {text}{end} {AFTER}", FORM).text
@@ -77,7 +79,7 @@ def what_stays(text: str) -> str:
 
 
 def written_out(line: str, most: int) -> list[str]:
-    """Return up to `most` of the sentences that a line with choices stands for, always the same ones."""
+    """Return up to `most` of the sentences that a line with choices can become, always the same ones."""
     parts = _CHOICE.split(line)
     if len(parts) == 1:
         return [line]
@@ -96,7 +98,7 @@ def interval(successes: int, trials: int) -> str:
 
 
 def ordinary(data: Path, most: int, show: bool) -> None:
-    """Print by source how many passages lose a sentence, and how many questions of users do."""
+    """Print for each source how many passages lose a sentence, and how many of users' questions do."""
     for name, texts in sources(data):
         chosen = [passage for text in texts for passage in passages(text)]
         random.Random(0).shuffle(chosen)
@@ -114,7 +116,7 @@ def ordinary(data: Path, most: int, show: bool) -> None:
 def sources(data: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the sources by name with their texts.
 
-    False alarms in all but citation-integrity were looked at while the rules were written.
+    The rules were written with the false alarms in all sources except citation-integrity in view.
     """
     abstracts = rows(data / "rct-abstracts" / "abstracts.jsonl")
     yield "rct-abstracts", [" ".join(part["text"] for part in row["contexts"]) for row in abstracts]

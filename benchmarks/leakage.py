@@ -1,9 +1,10 @@
-"""How many planted rewrites of test questions and abstracts the leakage check finds, and what it says of clean splits.
+"""Measure how many planted rewrites of test questions and abstracts the leakage check finds, and its false alarms.
 
     MEDITUNE_DATA=... python benchmarks/leakage.py
 
-Each test question is rewritten in one way and put among the true training questions; found is found as itself. What is
-found between the true training and test items of publishers' splits, and of MedQuAD split by group, should be nothing.
+Each test question is rewritten in one way and put among the real training questions; a rewrite counts as found if it is
+matched with its own original. Between the real training and test items of the publishers' splits, and of MedQuAD split
+by group, the check should find nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Rewrite = Callable[[str, random.Random, list[str]], str]
 
 
 def slips(count: int) -> Rewrite:
-    """So many typing errors: a letter left out, doubled, swapped with the next, or another."""
+    """Return a rewrite with `count` typing errors: a letter left out, inserted, replaced or swapped with the next."""
 
     def rewrite(text: str, chance: random.Random, _: list[str]) -> str:
         for _turn in range(count):
@@ -45,13 +46,13 @@ def slips(count: int) -> Rewrite:
 
 
 def shuffled(text: str, chance: random.Random, _: list[str]) -> str:
-    """The words in any order."""
+    """Return the words in random order."""
     words = text.split()
     return " ".join(chance.sample(words, len(words)))
 
 
 def replaced(text: str, chance: random.Random, vocabulary: list[str]) -> str:
-    """One word of five letters or more is another."""
+    """Return the text with one word of five letters or more replaced."""
     words = text.split()
     at = chance.choice([place for place, word in enumerate(words) if len(word) > 4] or [0])
     words[at] = chance.choice(vocabulary)
@@ -59,14 +60,14 @@ def replaced(text: str, chance: random.Random, vocabulary: list[str]) -> str:
 
 
 def left_out(text: str, chance: random.Random, _: list[str]) -> str:
-    """One word less."""
+    """Return the text without one word."""
     words = text.split()
     del words[chance.randrange(len(words))]
     return " ".join(words)
 
 
 def added(text: str, chance: random.Random, vocabulary: list[str]) -> str:
-    """One word more."""
+    """Return the text with one word added."""
     words = text.split()
     words.insert(chance.randrange(len(words) + 1), chance.choice(vocabulary))
     return " ".join(words)
@@ -84,7 +85,7 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def thinned(share: float) -> Rewrite:
-    """That share of the words are others."""
+    """Return a rewrite that replaces this share of the words."""
 
     def rewrite(text: str, chance: random.Random, vocabulary: list[str]) -> str:
         return " ".join(chance.choice(vocabulary) if chance.random() < share else word for word in text.split())
@@ -103,7 +104,7 @@ PASSAGES: dict[str, Rewrite] = {
 
 
 def recall(name: str, parts: Splits, text_of: Callable[[Example], str], rewrites: dict[str, Rewrite]) -> None:
-    """Print the share of planted rewrites that are found, and how many strangers were taken for one."""
+    """Print the share of planted rewrites that are found, and the number of unrelated texts that match."""
     test = [text_of(example) for example in parts.test]
     train = [text_of(example) for example in (*parts.train, *parts.dev)]
     vocabulary = sorted({word for text in test for word in re.findall(r"[a-z]{5,}", text)})
@@ -113,7 +114,7 @@ def recall(name: str, parts: Splits, text_of: Callable[[Example], str], rewrites
         planted = [rewrite(text, chance, vocabulary) for text in test]
         found = {(row, column) for row, column, _ in near(test, [*planted, *train])}
         right = sum((number, number) in found for number in range(len(test)))
-        # The planted rewrite of another test item may well be near where the data hold near items themselves.
+        # The rewrite of another test item may match, too, if the data themselves hold similar items.
         wrong = sum(column >= len(test) for _, column in found)
         print(f"| {name} | {kind} | {right / len(test):.1%} | {wrong} |")
 
@@ -133,13 +134,13 @@ def main() -> None:
     official = parts["pubmedqa"]
     texts = [[context_of(each) for each in side] for side in (official.test, [*official.train, *official.dev])]
     highest = max(alike for _, _, alike in near_passages(*texts, least_alike=0.01))
-    print(f"\nPubMedQA: two abstracts are alike by {highest:.3f} at most.")
+    print(f"\nPubMedQA: the highest similarity of two abstracts is {highest:.3f}.")
     shares = sorted(share_within(each.answer, f"{each.question}\n{context_of(each)}", RUN) for each in official.test)
     print(f"Highest shares of an answer in its own prompt: {', '.join(f'{share:.2f}' for share in shares[-3:])}.")
-    print("\n| questions of | rewrite | found | others found |\n|---|---|---|---|")
+    print("\n| questions of | rewrite | found | false matches |\n|---|---|---|---|")
     for name, each in parts.items():
         recall(name, each, lambda example: example.question, REWRITES)
-    print("\n| contexts of | rewrite | found | others found |\n|---|---|---|---|")
+    print("\n| contexts of | rewrite | found | false matches |\n|---|---|---|---|")
     recall("pubmedqa", parts["pubmedqa"], context_of, PASSAGES)
 
 

@@ -1,4 +1,4 @@
-"""What this machine multiplies in BF16: the limit that a training's speed is held against."""
+"""The speed of this machine's BF16 matrix products, the limit that training speeds are compared with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 ROWS = 1024
-"""Tokens in one piece of training"""
+"""Number of tokens in one chunk of training"""
 SQUARE = 2048
 ROUNDS, WARM_UP = 15, 3
 
@@ -17,14 +17,14 @@ Shape = tuple[int, int, int]
 
 
 def shapes_of(config: Any) -> list[Shape]:
-    """A square product, and the model's own: attention's, and the MLP's up and down."""
+    """Return the shapes of a square product and of the model's own products: attention's, and the MLP's up and down."""
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     return [(SQUARE, SQUARE, SQUARE), (ROWS, hidden, hidden), (ROWS, hidden, inner), (ROWS, inner, hidden)]
 
 
 def bf16_gflops(shapes: Sequence[Shape], clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
-    """Speeds of BF16 matrix products with all threads that torch takes, in 10^9 operations a second.
+    """Return the speeds of BF16 matrix products with all of torch's threads, in 10^9 operations per second.
 
     `best` is the fastest single product of any shape, `typical` the median of all products, and `by_shape` has both
     for each. Shapes take turns, since a shared machine's speed drifts.

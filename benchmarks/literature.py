@@ -1,7 +1,7 @@
-"""New research: what a conclusion alone says of the decision, and how fast records are taken in.
+"""Measure how well a conclusion alone predicts the decision, and how fast new records are imported.
 
-    python benchmarks/literature.py decisions      on the training half of PubMedQA's labelled part
-    python benchmarks/literature.py speed [N]      on N copies of a PubMed article, each with an id of its own
+    python benchmarks/literature.py decisions      # on the training half of PubMedQA's labelled part
+    python benchmarks/literature.py speed [N]      # on N copies of a PubMed article, each with its own id
 
 Both need the publishers' data under MEDITUNE_DATA.
 """
@@ -25,18 +25,18 @@ from meditune.retrieve.documents import pubmed_articles
 
 
 def decisions() -> None:
-    """For a title that says yes, and one that says no: the experts' decisions where the conclusion bears it out."""
+    """Print the experts' decisions for items whose conclusion supports a title that says yes, and one that says no."""
     train, _ = pubmedqa.official_split(pubmedqa.read(sources.locate_source("pubmedqa"), Rejects()))
     print(f"{len(train)} items: {_shares(Counter(str(example.decision) for example in train))}")
     for stated in ("yes", "no"):
         borne = Counter(
             str(example.decision) for example in train if is_supported_by_conclusion(stated, example.answer)
         )
-        print(f"a title that says {stated} would be borne out by {borne.total()} conclusions: {_shares(borne)}")
+        print(f"{borne.total()} conclusions would support a title that says {stated}: {_shares(borne)}")
 
 
 def speed(count: int) -> None:
-    """Records a second of the processor: read alone, and applied to a library, the first time and again."""
+    """Print the records per CPU second: reading alone, and applying to a library for the first and the second time."""
     data = Path(sources.locate_source("pubmedqa")).parent / "pubmed"
     (article,) = data.glob("*.xml")
     text = article.read_text(encoding="utf-8")

@@ -1,10 +1,10 @@
-"""LitGPT's `finetune_lora`, run by an interpreter that has LitGPT; it pins versions of its own.
+"""Run LitGPT's `finetune_lora` with an interpreter that has LitGPT, because LitGPT pins its own versions.
 
     python benchmarks/litgpt_lora.py JOB.json
 
-`training.py` starts it and writes the job: the model's folder, the rows as token ids, and the settings. LitGPT's own
-script trains, with its model, its loss in pieces and its loop; only the rows are handed in, and it is ended after the
-last timed step. The last line printed is the figures as JSON.
+`training.py` starts this script and writes the job: the model's folder, the rows as token ids, and the settings.
+LitGPT's own script trains, with its own model, chunked loss and loop. This script only passes in the rows, and stops
+the training after the last timed step. The last line of its output has the metrics as JSON.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from memory import Clock, Peaks
 
 
 class EndError(Exception):
-    """The last timed step is over."""
+    """Raised after the last timed step to stop the training."""
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Train as the job says; seconds and what was read, without the first step, which warms up."""
+    """Train as the job says, and return the metrics without those of the first step, which is a warm-up."""
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.finetune.lora import setup
     from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -68,7 +68,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         except EndError:
             figures = peaks.figures()
     if len(clock.ends) < steps:
-        sys.exit(f"LitGPT ended after {len(clock.ends)} of {steps} steps.")
+        sys.exit(f"LitGPT ended after {len(clock.ends)} of {steps} steps. Ask for fewer steps.")
     read = total(reads[a_step : a_step * steps])
     return {
         "read": asdict(read),
@@ -79,7 +79,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(folder: Path, name: str, scratch: Path) -> Path:
-    """A checkpoint in LitGPT's format of the transformers model in `folder`, in BF16."""
+    """Return the folder of a checkpoint in LitGPT's format of the transformers model in `folder`, in BF16."""
     from litgpt.config import name_to_config
     from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 
@@ -94,7 +94,7 @@ def converted(folder: Path, name: str, scratch: Path) -> Path:
 
 
 def small_gemma3(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """LitGPT's configuration of its smallest Gemma 3 with this model's sizes; the 270M isn't on its list."""
+    """Return LitGPT's configuration of its smallest Gemma 3 with this model's sizes; LitGPT doesn't list the 270M."""
     from litgpt.config import name_to_config
 
     if config["model_type"] != "gemma3_text":
@@ -118,9 +118,9 @@ def small_gemma3(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def data_of(job: dict[str, Any], reading: Any) -> Any:
-    """The job's rows, in their order, as a data module of LitGPT, batched by its own collator.
+    """Return the job's rows, in order, as a data module of LitGPT, batched by its own collator.
 
-    `reading` is called with what every batch reads.
+    `reading` is called with the counts of every batch.
     """
     import torch
     from litgpt.data import DataModule
@@ -141,7 +141,7 @@ def data_of(job: dict[str, Any], reading: Any) -> Any:
 
     class Rows(DataModule):
         def connect(self, *_: Any, **__: Any) -> None:
-            """Nothing has to be set: the rows are tokens already."""
+            """Do nothing, because the rows are already tokens."""
 
         def train_dataloader(self) -> Any:
             return DataLoader(rows, batch_size=job["batch"], shuffle=False, collate_fn=counted)
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     try:
         print(json.dumps(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
     except ImportError as error:
-        sys.exit(f"{sys.executable} has no {error.name}. Install LitGPT there: pip install litgpt")
+        sys.exit(f"{sys.executable} can't import {error.name}. Install LitGPT in that environment: pip install litgpt")

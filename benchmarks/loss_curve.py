@@ -1,16 +1,15 @@
-"""Meditune's training loss step by step beside that of a plain loop in FP32, from the same start.
+"""Compare Meditune's training loss, step by step, with a plain FP32 loop that begins from the same start.
 
     python benchmarks/loss_curve.py --model smollm2-135m --json curve.json --plot curve.png
 
-Meditune trains as it ships: BF16 weights, grouped attention, shared prompts, batches by length, a loss in pieces, FP32
-masters; with the recipe that belongs to the model. The reference is written as plainly as it can be: transformers'
-model in FP32 with peft's LoRA, a row for each task, padded, all logits, PyTorch's cross-entropy and AdamW. Both begin
-with the same adapter and read the same examples in the same order, with the same token weights and learning rates.
+Meditune trains as shipped: BF16 weights, grouped attention, shared prompts, batches by length, a chunked loss and FP32
+masters, with the model's own recipe. The reference is as plain as possible: transformers' model in FP32 with peft's
+LoRA, a row for each task, padding, all logits, PyTorch's cross-entropy and AdamW. Both begin with the same adapter and
+read the same examples in the same order, with the same token weights and learning rates.
 
-The relative difference of a step is |ours - reference| / reference. One step's loss moves much from batch to batch, so
-the same is said of running means over the last five steps.
-
-The reference takes nearly all of the time. It prints each step, and the files hold what there is until then.
+The relative difference of a step is |ours - reference| / reference. The loss varies much from batch to batch, so the
+same difference is also reported for running means over the last five steps. The reference takes nearly all of the time.
+It prints each step, and the files are updated after each step.
 
 Needs `pip install -e .`.
 """
@@ -29,9 +28,9 @@ from material import FRESH, Material, lengths, material
 
 RECIPES = {"smollm2-135m": "quickstart", "gemma3-270m": "gemma3-270m", FRESH: "gemma3-270m"}
 WINDOW = 5
-"""Steps of a running mean"""
+"""Number of steps in a running mean"""
 ROWS_AT_ONCE = 4
-"""Rows whose logits the reference holds together; the gradient is that of the whole step"""
+"""Number of rows whose logits the reference holds at once; the gradient is that of the whole step"""
 
 
 def main() -> None:
@@ -39,13 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=RECIPES, default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=4, help="examples in a step")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest row")
+    parser.add_argument("--batch", type=int, default=4, help="number of examples in a step")
+    parser.add_argument("--max-tokens", type=int, default=256, help="length of the longest row")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the recipe, for both"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a recipe setting for both, for example train.learning_rate=1e-4",
     )
     parser.add_argument("--json", type=Path, help="also write the curves to this file")
-    parser.add_argument("--plot", type=Path, help="also draw them into this PNG file")
+    parser.add_argument("--plot", type=Path, help="also draw the curves in this PNG file")
     options = parser.parse_args()
     try:
         compare(options)
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Train both and tell how far they are apart."""
+    """Train both and print their differences."""
     from meditune.errors import MedituneError
     from meditune.files import write_json
 
@@ -70,7 +73,7 @@ def compare(options: argparse.Namespace) -> None:
     if len(given.examples) < options.steps * options.batch:
         sys.exit(
             f"There are {len(given.examples)} training examples, too few for {options.steps} steps of {options.batch}. "
-            "Take fewer, or set MEDITUNE_DATA to the folder of the publishers' data."
+            "Use fewer steps (--steps), or set MEDITUNE_DATA to the folder of the publishers' data."
         )
     facts = {
         "command": sys.argv[1:],
@@ -92,23 +95,23 @@ def compare(options: argparse.Namespace) -> None:
     print()
     for name, each in differences(ours, theirs).items():
         print(f"{name}: {each['mean']:.3%} on average, {each['max']:.3%} at most")
-    print(f"In all {time.monotonic() - started:.0f} s.")
+    print(f"Total time: {time.monotonic() - started:.0f} s.")
     if options.plot:
         draw(ours, theirs, options.plot)
 
 
 def apart(ours: float, reference: float) -> float:
-    """The difference relative to the reference."""
+    """Return the difference relative to the reference."""
     return abs(ours - reference) / abs(reference)
 
 
 def running(losses: Sequence[float]) -> list[float]:
-    """Means over the last WINDOW steps, from the first step that has so many."""
+    """Return means over the last WINDOW steps, from step WINDOW on."""
     return [sum(losses[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(losses) + 1)]
 
 
 def differences(ours: Sequence[float], reference: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Mean and largest relative difference of single steps and of running means, as far as the reference got."""
+    """Return the mean and largest relative difference of single steps and of running means, up to the reference's end."""
     pairs = {
         "relative difference of a step": (ours[: len(reference)], reference),
         f"of the mean of {WINDOW} steps": (running(ours[: len(reference)]), running(reference)),
@@ -118,7 +121,7 @@ def differences(ours: Sequence[float], reference: Sequence[float]) -> dict[str, 
 
 
 def meditune(given: Material, reference: Reference) -> Iterator[float]:
-    """Each step's loss of Meditune's training; the reference is given the adapter it begins with."""
+    """Yield the loss of each of Meditune's training steps, after giving the initial adapter to the reference."""
     from meditune.models.adapters import add_lora
     from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
     from meditune.train.dataset import TokenWeights, encode
@@ -142,7 +145,7 @@ def meditune(given: Material, reference: Reference) -> Iterator[float]:
 
 
 class Reference:
-    """The plain loop. Of Meditune it takes the adapter's first values, token weights, order and learning rates."""
+    """The plain loop, which takes the initial adapter, token weights, order and learning rates from Meditune."""
 
     def __init__(self, given: Material, name: str) -> None:
         import torch
@@ -162,14 +165,16 @@ class Reference:
         self.examples: list[list[tuple[list[int], list[int], list[float]]]] = []
 
     def begin_with(self, model: Any, rows: Sequence[tuple[Any, list[float]]]) -> None:
-        """Take over an adapted model's adapter, and rows with a weight for each of their targets."""
+        """Copy an adapted model's adapter, and rows with a weight for each target."""
         from peft import get_peft_model
 
         first = {name: value.detach().float().clone() for name, value in model.named_parameters() if "lora_" in name}
         self.model = get_peft_model(self.model, model.peft_config["default"])
         mine = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         if mine.keys() != first.keys():
-            sys.exit("The reference's adapter has other layers than Meditune's.")
+            sys.exit(
+                "The reference's adapter and Meditune's are on different layers, so their losses can't be compared."
+            )
         for name, value in mine.items():
             value.data.copy_(first[name])
         for row, weights in rows:
@@ -179,7 +184,7 @@ class Reference:
             )
 
     def losses(self) -> Iterator[float]:
-        """Train, and give each step's weighted mean cross-entropy of the predicted tokens, in nats."""
+        """Train, and yield each step's weighted mean cross-entropy of the predicted tokens, in nats."""
         import torch
 
         from meditune.train.optimizer import BETAS, EPSILON, learning_rate
@@ -205,7 +210,7 @@ class Reference:
             yield total
 
     def weighted_sum(self, rows: Sequence[tuple[list[int], list[int], list[float]]]) -> Any:
-        """Sum of weight * cross-entropy over the rows' targets."""
+        """Return the sum of weight * cross-entropy over the rows' targets."""
         import torch
 
         length = max(len(prompt) + len(target) for prompt, target, _ in rows)
@@ -224,7 +229,7 @@ class Reference:
 
 
 def draw(ours: Sequence[float], reference: Sequence[float], file: Path) -> None:
-    """Both curves, and below them how far they are apart."""
+    """Draw both curves, and their differences below them."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What every engine trains: the same model, recipe, examples and tokens."""
+"""The shared input of the training benchmarks: the same model, recipe, examples and tokens for every engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FRESH = "distilgpt2-fresh"
-"""DistilGPT-2's true shape with fresh weights: its own need a hub."""
+"""DistilGPT-2's shape with fresh weights, because its own weights need a hub"""
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Material:
     loaded: Any
     examples: Sequence[Any]
     base: str
-    """The model's name in the catalogue, of which a fresh one has the tokenizer only"""
+    """The model's name in the catalogue; a fresh model has only its tokenizer"""
     data_sha256: str
 
     def rows(self) -> list[dict[str, list[int]]]:
-        """One row of token ids for each task of each example; labels are -100 where nothing is predicted."""
+        """Return a row of token ids for each task of each example; labels are -100 where nothing is predicted."""
         encoder = self.loaded.encoder(self.recipe.prompt)
         items = [encoder.supervised(one, task) for one in self.examples for task in self.recipe.train.tasks]
         return [
@@ -51,7 +51,7 @@ class Material:
 
 
 def material(name: str, count: int, settings: Sequence[str], recipe: str = "gemma3-270m") -> Material:
-    """The named model and the first `count` training examples, all that there are if those are fewer."""
+    """Return the named model and the first `count` training examples, or all if there are fewer."""
     from meditune.config.load_recipe import load_recipe
     from meditune.data.prepare import prepare
     from meditune.models.load import load
@@ -68,12 +68,12 @@ def material(name: str, count: int, settings: Sequence[str], recipe: str = "gemm
 
 
 def lengths(max_tokens: int) -> list[str]:
-    """Settings for rows of at most so many tokens, which keep room for the answer as the recipes do."""
+    """Return settings for rows of at most `max_tokens` tokens, which keep room for the answer as the recipes do."""
     return [f"prompt.max_tokens={max_tokens}", f"prompt.answer_tokens={min(128, max_tokens // 2)}"]
 
 
 def fresh_distilgpt2(like: Any) -> Any:
-    """DistilGPT-2's shape with fresh weights, with the number format and attention of `like`."""
+    """Return a DistilGPT-2 with fresh weights and the number format and attention of `like`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -83,14 +83,14 @@ def fresh_distilgpt2(like: Any) -> Any:
 
 
 def distilgpt2_shape() -> Any:
-    """DistilGPT-2's configuration, without dropout."""
+    """Return DistilGPT-2's configuration, without dropout."""
     from transformers import GPT2Config
 
     return GPT2Config(n_layer=6, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
 def config_of(name: str) -> Any:
-    """The named model's configuration, without its weights."""
+    """Return the named model's configuration, without loading weights."""
     from transformers import AutoConfig
 
     from meditune.models.load import locate
@@ -99,5 +99,5 @@ def config_of(name: str) -> Any:
 
 
 def sha256_of(rows: Sequence[dict[str, list[int]]]) -> str:
-    """Of the rows' tokens and labels; two engines with the same trained on the same."""
+    """Return the SHA-256 of the rows' tokens and labels; engines with the same hash trained on the same data."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""The most memory that this process held, since its start or since a chosen moment, and how long its steps took.
+"""Peak memory of this process, since its start or since a chosen moment, and the duration of its steps.
 
-Uses the standard library only, so that peers in interpreters of their own can import it, too.
+Uses only the standard library, so that peers with their own interpreters can import it, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STAT = Path("/proc/stat")
 
 
 def peak_gb() -> float:
-    """The largest resident memory since the start or the last `restart`, in 10^9 bytes."""
+    """Return the largest resident memory since the start or the last `restart`, in 10^9 bytes."""
     if _STATUS.is_file():
         words = next(line.split() for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(words[1]) * 1024 / 1e9
@@ -27,7 +27,7 @@ def peak_gb() -> float:
 
 
 def restart() -> bool:
-    """Let `peak_gb` count from now on, from what is held now; False where the system has no such thing (proc(5))."""
+    """Reset `peak_gb` to the memory held now; return False if the system can't do that (proc(5))."""
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -36,26 +36,26 @@ def restart() -> bool:
 
 
 class Peaks:
-    """The peak while loading and the peak while training, which are told apart where the system can."""
+    """The peak while loading and the peak while training, measured separately if the system can reset the peak."""
 
     def __init__(self) -> None:
         self.loading = 0.0
         self.apart = False
 
     def loaded(self) -> None:
-        """Everything is loaded and training begins. Counts once."""
+        """Mark the end of loading; only the first call counts."""
         if not self.loading:
             self.loading = peak_gb()
             self.apart = restart()
 
     def figures(self) -> dict[str, float | None]:
-        """The peak of the whole process and, where it can be had, that from `loaded` until now, in 10^9 bytes."""
+        """Return the peak of the whole process and, if available, the peak since `loaded`, in 10^9 bytes."""
         now = peak_gb()
         return {"peak_gb": max(self.loading, now), "training_peak_gb": now if self.apart else None}
 
 
 class Clock:
-    """The time of optimizer steps, and what else the machine did. The first step is a warm-up and isn't counted."""
+    """The time of optimizer steps, and the load by other processes. The first step is a warm-up and isn't counted."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float, float | None]] = []
@@ -66,9 +66,9 @@ class Clock:
         return len(self.ends)
 
     def figures(self) -> dict[str, Any]:
-        """Return the seconds of all timed steps and of each, by the wall and by this process's use of processors.
+        """Return wall-clock and CPU seconds of all timed steps together and of each step.
 
-        `others_share` is the share of the cores' time that other processes took meanwhile.
+        `others_share` is the share of the cores' time that other processes used meanwhile.
         """
         walls, owns, busy = zip(*self.ends, strict=True)
         seconds, processor = walls[-1] - walls[0], owns[-1] - owns[0]
@@ -85,7 +85,7 @@ class Clock:
 
 
 def _busy() -> float | None:
-    """Return the seconds in which the cores did anything for anybody (proc(5)); None where that isn't known."""
+    """Return the busy seconds of all cores since boot (proc(5)); None if unknown."""
     if not _STAT.is_file():
         return None
     user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split(maxsplit=11)[1:9])

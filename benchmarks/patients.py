@@ -1,9 +1,9 @@
-"""Reading grades of a run's written answers, and the numbers in them that neither question nor references hold.
+"""Measure the reading grades of a run's written answers, and their numbers that neither question nor references hold.
 
     python benchmarks/patients.py runs/patient
     python benchmarks/patients.py runs/patient --against runs/both-measured
 
-`--against` takes the tuned answers from another folder's predictions (`meditune evaluate`) to the same questions.
+`--against` takes the tuned answers from another folder's predictions (`meditune evaluate`) for the same questions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ RESAMPLES = 10_000
 
 
 def main() -> int:
-    """Print both models' figures with a 95 % interval of the difference."""
+    """Print both models' metrics with a 95 % interval of the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--against", type=Path, help="folder whose model is measured in the tuned one's place")
+    parser.add_argument(
+        "--against", type=Path, help="folder of `meditune evaluate` whose predictions replace the tuned model's"
+    )
     options = parser.parse_args()
     examples = {each.id: each for each in stored_data(options.run / "data").splits.test}
     paths = {"base": options.run / "predictions" / "base-answer.jsonl"}
@@ -44,8 +46,8 @@ def main() -> int:
     draw = np.random.default_rng(0).integers(len(ids), size=(RESAMPLES, len(ids)))
     figures = {
         "median reading grade": (grades, lambda values: np.median(values, axis=-1)),
-        "unsupported numbers in an answer": (invented, lambda values: values.mean(axis=-1)),
-        "answers with one, %": (invented, lambda values: 100 * (values > 0).mean(axis=-1)),
+        "unsupported numbers per answer": (invented, lambda values: values.mean(axis=-1)),
+        "answers with an unsupported number, %": (invented, lambda values: 100 * (values > 0).mean(axis=-1)),
     }
     print(f"{len(ids)} answers")
     for title, (both, figure) in figures.items():
@@ -55,12 +57,12 @@ def main() -> int:
 
 
 def known(example: Example) -> str:
-    """What is known of a question: its own text and what others answered."""
+    """Return the question's text and its reference answers."""
     return " ".join([example.question, *example.references()])
 
 
 def unsupported(answer: str, text: str) -> int:
-    """Numbers of the answer that the text doesn't bear out."""
+    """Return how many of the answer's numbers the text doesn't support."""
     there = numbers(text)
     return sum(not is_supported_number(each, there) for each in numbers(answer))
 

@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer and transformers' Trainer, in the settings that a user of either would choose on a CPU.
+"""TRL's SFTTrainer and transformers' Trainer, with the settings that their users would choose on a CPU.
 
-Each trains LoRA of the same rank on the same layers with PyTorch's fused attention, pads rows to the longest of their
-batch, reads them in the given order, and has a loss on answers only through labels of -100. TRL's default loss, "nll",
-is computed in chunks without all logits; its `chunked_nll` is a deprecated name of the same.
+Each trains LoRA of the same rank on the same layers with PyTorch's fused attention, pads rows to the longest row of
+their batch, reads them in the given order, and computes the loss on answers only, through labels of -100. TRL's default
+loss, "nll", is computed in chunks without all logits; `chunked_nll` is a deprecated name of the same loss.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from material import Material
 from memory import Clock, Peaks
 
 Build = Callable[[Any, Any, Any, Path], Any]
-"""From a model, its tokenizer, rows and a folder to a trainer"""
+"""Returns a trainer for a model, its tokenizer, rows and a folder"""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A trainer and its settings: BF16 weights, as transformers loads such a checkpoint, and the trainer's defaults."""
+    """A trainer and its settings; by default BF16 weights, as transformers loads such a checkpoint."""
 
     trainer: str
     """trl or transformers"""
     weights: str = "bfloat16"
     """Number format of the base model"""
     autocast: bool = True
-    """Compute in BF16 by autocast with FP32 adapters; without it, adapters are BF16, too"""
+    """Compute in BF16 by autocast with FP32 adapters; otherwise adapters are BF16, too"""
     checkpointing: bool | None = None
     """Gradient checkpointing; None is the trainer's default"""
 
@@ -44,11 +44,11 @@ SETUPS = {
     "trainer-bf16-true": Setup("transformers", autocast=False),
     "trainer-fp32-weights": Setup("transformers", weights="float32"),
 }
-"""`trl` has gradient checkpointing by default, `trainer` doesn't."""
+"""`trl` uses gradient checkpointing by default; `trainer` doesn't."""
 
 
 class Counting:
-    """A collator that remembers what each batch reads."""
+    """A collator that records the counts of each batch."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
@@ -63,7 +63,7 @@ class Counting:
 
 
 def measured(given: Material, setup: Setup, rows: int, batch: int) -> dict[str, Any]:
-    """Return the metrics of training on the material with `rows` rows in a step, read `batch` at a time."""
+    """Return the metrics of training on the material with `rows` rows in a step, in batches of `batch`."""
     build = {"trl": _trl, "transformers": _transformers}[setup.trainer]
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": batch,
@@ -83,7 +83,7 @@ def measured(given: Material, setup: Setup, rows: int, batch: int) -> dict[str, 
 
 
 def _timed(given: Material, setup: Setup, build: Build) -> dict[str, Any]:
-    """Return the metrics of all steps but the first, which warms up."""
+    """Return the metrics of all steps except the first, which is a warm-up."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model

@@ -1,11 +1,11 @@
-"""How many identifiers of invented notes the detector finds, what else it takes for one, and how fast it is.
+"""Measure how many identifiers in synthetic notes the detector finds, its false alarms, and its speed.
 
-    python benchmarks/phi.py                              # both halves of the notes, and speed
-    MEDITUNE_DATA=... python benchmarks/phi.py --public   # also the share of published rows in which it finds anything
-    python benchmarks/phi.py --presidio                   # also Presidio, where the extra `phi` is installed
+    python benchmarks/phi.py                              # all sorts of notes, and speed
+    MEDITUNE_DATA=... python benchmarks/phi.py --public   # also the share of published rows with a finding
+    python benchmarks/phi.py --presidio                   # also Presidio, if the extra `phi` is installed
 
-An identifier counts as found where every character of it is covered, by whatever kind; what is found counts as wrong
-where less than half of it is in any identifier.
+An identifier counts as found if every character of it is covered, by a finding of any kind. A finding counts as wrong
+if less than half of it is inside an identifier.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Measured:
     wrong: list[str] = field(default_factory=list)
 
     def recall(self, *kinds: str) -> float:
-        """Of the identifiers of these kinds, the share found."""
+        """Return the share of identifiers of these kinds that are found."""
         return sum(self.found[kind] for kind in kinds) / max(1, sum(self.there[kind] for kind in kinds))
 
     def precision(self, *kinds: str) -> float:
-        """Of what was taken for these kinds, the share that is an identifier."""
+        """Return the share of findings of these kinds that are identifiers."""
         return sum(self.right[kind] for kind in kinds) / max(1, sum(self.taken[kind] for kind in kinds))
 
 
 def measure(made: Sequence[Note], finder: Find = find) -> Measured:
-    """Recall and precision of a detector on notes whose identifiers are known."""
+    """Return a detector's counts on notes whose identifiers are known."""
     result = Measured()
     for note in made:
         covered = bytearray(len(note.text))
@@ -81,7 +81,7 @@ def _around(text: str, span: Span) -> str:
 
 
 def table(title: str, measured: Measured, errors: int) -> None:
-    """Print recall and precision of every kind; of the invented notes' errors, some."""
+    """Print recall and precision of every kind, and the `errors` most common errors."""
     print(f"\n{title}\n\n| kind | in the notes | recall | precision |\n|---|---|---|---|")
     for kind in KINDS:
         if measured.there[kind] or measured.taken[kind]:
@@ -97,7 +97,7 @@ def table(title: str, measured: Measured, errors: int) -> None:
 
 
 def public() -> None:
-    """Print the share of published rows in which anything is found."""
+    """Print the share of published rows with a finding."""
     from meditune.config.data_options import PhiSpec
     from meditune.data.deidentify import Findings, deidentify
     from meditune.data.readers import liveqa, medquad, pubmedqa
@@ -122,7 +122,7 @@ def public() -> None:
 
 
 def speed(made: Sequence[Note], finder: Find = find) -> str:
-    """Notes and megabytes a second."""
+    """Return a text with notes and megabytes per second."""
     started = time.monotonic()
     for note in made:
         finder(note.text)
@@ -134,11 +134,11 @@ def speed(made: Sequence[Note], finder: Find = find) -> str:
 def main() -> None:
     """Print the tables of docs/how-to/find-identifiers.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--notes", type=int, default=2000, help="in each half")
-    parser.add_argument("--half", action="append", choices=HALVES, help="only this one; repeatable")
-    parser.add_argument("--errors", type=int, default=0, help="show so many of each sort")
-    parser.add_argument("--public", action="store_true")
-    parser.add_argument("--presidio", action="store_true")
+    parser.add_argument("--notes", type=int, default=2000, help="number of notes of each sort")
+    parser.add_argument("--half", action="append", choices=HALVES, help="only this sort of notes; repeatable")
+    parser.add_argument("--errors", type=int, default=0, help="number of missed and wrong findings to show")
+    parser.add_argument("--public", action="store_true", help="also measure published rows")
+    parser.add_argument("--presidio", action="store_true", help="also measure Presidio")
     given = parser.parse_args()
     finders: dict[str, Find] = {"rules": find}
     if given.presidio:

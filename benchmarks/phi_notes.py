@@ -1,7 +1,7 @@
-"""Invented clinical notes in the style of MIMIC's, with every identifier's place known.
+"""Synthetic clinical notes in the style of MIMIC's, with the position of every identifier known.
 
-Sorts of notes: `tuning` and four more that the detector learnt from, and `held_out`, whose templates and names were
-written after the detector was done. No name, number or note is anybody's.
+There are six sorts of notes: `tuning` and four more that the detector was developed with, and `held_out`, whose
+templates and names were written after the detector was finished. No name, number or note is from a real person.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 
 @dataclass(frozen=True)
 class Note:
-    """A note and its identifiers, in order."""
+    """A note and its identifiers, in order of position."""
 
     text: str
     spans: tuple[Span, ...]
@@ -31,7 +31,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Material:
-    """What one half of the notes is made of."""
+    """Templates and names of one sort of notes."""
 
     headers: Sequence[str]
     paragraphs: Sequence[str]
@@ -57,7 +57,7 @@ VIN_VALUES = {
 
 
 class Writer:
-    """Fills templates for one note; who is who stays the same throughout it."""
+    """Fills the templates of one note; each person keeps the same name throughout the note."""
 
     def __init__(self, material: Material, chance: random.Random) -> None:
         self.chance, self.material = chance, material
@@ -70,7 +70,7 @@ class Writer:
         self.day = date(chance.randint(1990, 2022), chance.randint(1, 12), chance.randint(1, 28))
 
     def fill(self, template: str) -> Note:
-        """The template with every slot filled."""
+        """Return the template with every slot filled."""
         parts: list[str] = []
         spans: list[Span] = []
         length = done = 0
@@ -86,7 +86,7 @@ class Writer:
         return Note("".join([*parts, template[done:]]), tuple(spans))
 
     def value(self, slot: str) -> tuple[str, Kind | None]:
-        """What stands in a slot, and its kind; None where it is no identifier."""
+        """Return a slot's value and its kind; the kind is None if the value is no identifier."""
         who, _, form = slot.partition(".")
         if form:
             return self._name(who, form), "name"
@@ -96,7 +96,7 @@ class Writer:
         return make(self), kind
 
     def digits(self, shape: str) -> str:
-        """`#` becomes a digit, `@` a capital letter; the first digit is never 0."""
+        """Return the shape with `#` replaced by digits and `@` by capital letters; the first digit is never 0."""
         made = "".join(
             self.chance.choice(string.digits)
             if sign == "#"
@@ -124,12 +124,12 @@ class Writer:
         }[form]
 
     def moved(self) -> date:
-        """A day in the year around the note's."""
+        """Return a day at most 200 days from the note's."""
         return self.day + timedelta(self.chance.randint(-200, 200))
 
 
 def vin(writer: Writer) -> str:
-    """A vehicle identification number with a right check digit."""
+    """Return a vehicle identification number with a valid check digit."""
     signs = [writer.chance.choice(VIN_SIGNS) for _ in range(17)]
     total = sum(weight * VIN_VALUES[sign] for weight, sign in zip(VIN_WEIGHTS, signs, strict=True))
     signs[8] = "X" if total % 11 == 10 else str(total % 11)
@@ -137,7 +137,7 @@ def vin(writer: Writer) -> str:
 
 
 def a_date(writer: Writer) -> str:
-    """A date in one of the formats that notes have."""
+    """Return a date in one of the formats of clinical notes."""
     day = writer.moved()
     month = MONTHS[day.month - 1]
     return writer.chance.choice(
@@ -159,31 +159,31 @@ def a_date(writer: Writer) -> str:
 
 
 def ordinal(writer: Writer) -> str:
-    """ "3rd of March"."""
+    """Return a date such as "3rd of March"."""
     day = writer.moved()
     ending = "th" if 10 < day.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
     return f"{day.day}{ending} of {MONTHS[day.month - 1]}"
 
 
 def shaped(*shapes: str) -> Callable[[Writer], str]:
-    """A number in one of these shapes."""
+    """Return a function that makes a number in one of these shapes."""
     return lambda writer: writer.digits(writer.chance.choice(shapes))
 
 
 def chosen(name: str) -> Callable[[Writer], str]:
-    """One of the material's hospitals, towns."""
+    """Return a function that picks one of the material's hospitals or towns."""
     return lambda writer: writer.chance.choice(getattr(writer.material, name))
 
 
 def address(writer: Writer) -> str:
-    """Number and street, perhaps with a flat."""
+    """Return a street address, sometimes with a flat."""
     street = writer.chance.choice(writer.material.streets)
     flat = writer.chance.choice(("", "", ", Apt 4B", " Apt. 12", ", Unit 3", ", Suite 210"))
     return f"{writer.chance.randint(1, 9999)} {street}{flat}"
 
 
 def email(writer: Writer) -> str:
-    """Made of a name."""
+    """Return an email address made from a name."""
     first, last = writer.people[writer.chance.choice("pdr")]
     local = writer.chance.choice((f"{first[0]}{last}", f"{first}.{last}", f"{last}{writer.chance.randint(1, 99)}"))
     plain = re.sub(r"[^a-z0-9.]", "", local.lower())
@@ -289,7 +289,7 @@ DISTRACTORS: Mapping[str, Sequence[str]] = {
 
 
 def material(half: str) -> Material:
-    """What `phi_tuning.txt` or `phi_held_out.txt` holds: blocks that begin with "%%" and their kind."""
+    """Return the content of one of the files phi_*.txt: blocks that begin with "%%" and their kind."""
     text = (Path(__file__).parent / f"phi_{half}.txt").read_text(encoding="utf-8")
     blocks = [block.partition("\n")[::2] for block in text.split("\n%% ")[1:]]
     of_kind = {kind: [body for name, body in blocks if name == kind] for kind, _ in blocks}
@@ -307,14 +307,14 @@ def material(half: str) -> Material:
 
 
 def notes(count: int, half: str, seed: int = 17) -> list[Note]:
-    """So many notes, the same for the same seed. Every kind of identifier comes among the first dozens."""
+    """Return `count` notes, the same for the same seed. The first dozens have every kind of identifier."""
     chance = random.Random(seed)
     made_of = material(half)
     return [note(Writer(made_of, chance)) for _ in range(count)]
 
 
 def note(writer: Writer) -> Note:
-    """A header, some paragraphs, an ending."""
+    """Return a note with a header, some paragraphs and an ending."""
     parts, chance = writer.material, writer.chance
     middle = chance.sample(parts.paragraphs, chance.randint(6, min(12, len(parts.paragraphs))))
     text: str = ""

@@ -1,9 +1,10 @@
-"""How well quality control finds planted defects, what it says of rows as they are, and how fast it is.
+"""Measure how well quality control finds planted defects, what it reports on published rows, and its speed.
 
     MEDITUNE_DATA=... python benchmarks/quality.py [--held-out]
 
-Rows are the training parts of PubMedQA (official split), MedQuAD (by group, seed 17) and LiveQA; with --held-out,
-MedQuAD's test groups and LiveQA's test questions, on which nothing was chosen. PubMedQA's test is never looked at.
+The rows are the training parts of PubMedQA (official split), MedQuAD (by group, seed 17) and LiveQA. With --held-out,
+they are MedQuAD's test groups and LiveQA's test questions, which influenced no choice. PubMedQA's test set is never
+used.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What an audit of many rows costs, and how its search for near duplicates compares with other libraries'.
+"""Measure the cost of auditing many rows, and compare the search for near duplicates with other libraries.
 
     python benchmarks/quality_scale.py rows 10000 100000 1000000 [--engine ray] [--workers 2] [--folder DIR]
     python benchmarks/quality_scale.py peers 20000 --peers PYTHON
 
-Rows are generated (seed 17): a question, and an answer of about a hundred words drawn by their frequency in English
-(wordfreq), with names that no other row has. One row in 50 is a light rewrite of an earlier one (one word in twenty
-replaced or left out, two sentences swapped), one in 100 a copy in other case and punctuation. `peers` adds, for one row
-in 50, a row of the same form with another name, which is no duplicate. Each measurement has a process of its own.
-`--compare-only` switches off what looks at one row and leaves reading, comparing and writing. Given `--peers`, the
-Python of an environment that has datasketch and datatrove (and regex), it runs them on the same rows.
+Rows are generated (seed 17): a question, and an answer of about a hundred words sampled by their frequency in English
+(wordfreq), with names that no other row has. One row in 50 is a light rewrite of an earlier row (one word in twenty
+replaced or left out, two sentences swapped), and one in 100 is a copy with other case and punctuation. `peers` adds,
+for one row in 50, a row of the same form with another name, which is no duplicate. Each measurement runs in its own
+process. `--compare-only` switches off the rules for single rows and leaves reading, comparing and writing. `--peers`
+names the Python of an environment with datasketch and datatrove (and regex), which then run on the same rows.
 """
 
 from __future__ import annotations

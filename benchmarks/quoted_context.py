@@ -1,8 +1,8 @@
-"""Whether a model reads context as well when each of its lines is quoted: decisions and perplexity in both formats.
+"""Compare decisions and perplexity of a model with and without quoted context lines.
 
     MEDITUNE_DATA=... python benchmarks/quoted_context.py smollm2-135m --items 48
 
-Items are of PubMedQA's training half, drawn with a fixed seed; the official test isn't touched.
+Items are sampled with a fixed seed from PubMedQA's training half; the official test set isn't used.
 """
 
 from __future__ import annotations

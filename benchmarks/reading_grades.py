@@ -1,4 +1,4 @@
-"""Median Flesch-Kincaid grades of published health texts, which the report shows beside a run's answers.
+"""Print median Flesch-Kincaid grades of published health texts, which the report compares a run's answers with.
 
 MEDITUNE_DATA=DIR python benchmarks/reading_grades.py
 """

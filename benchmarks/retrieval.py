@@ -1,14 +1,14 @@
-"""How well passages are found by a consumer's own wording: the rankers side by side, and what each stage costs.
+"""Compare how well rankers find passages for consumers' own wording, and measure the cost of each search stage.
 
-    MEDITUNE_DATA=... python benchmarks/retrieval.py [--cache FOLDER]
-    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # and put the fitted weights into rerank_weights.py
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --cache FOLDER
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # also write the fitted weights to rerank_weights.py
 
-Everything but the rankers it is compared with goes through `Index.search`, on an index that the product builds in the
-cache folder: MedQuAD's answered pairs, the judged answers that aren't among them, and PubMedQA's abstracts without
-titles and conclusions. Asked are LiveQA-Medical's odd test questions (39 have a relevant answer among those judged),
-MedQuAD's own questions, rambling and misspelled, and PubMedQA's. Figures are means over questions with 95 % bootstrap
-intervals over questions. Vectors of whole answers, by which the sentence model alone is measured, take the time of
-another index; they are kept in the cache folder, too.
+Everything except the baseline rankers uses `Index.search`, on an index that the product builds in the cache folder:
+MedQuAD's answered pairs, judged answers that aren't among them, and PubMedQA's abstracts without titles and
+conclusions. The questions are LiveQA-Medical's odd test questions (39 have a judged relevant answer), MedQuAD's own
+questions, made rambling and misspelled, and PubMedQA's questions. Metrics are means over questions with 95 % bootstrap
+intervals over questions. Vectors of whole answers, which measure the sentence model alone, take as long to compute as
+another index; they are cached, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The reranker's weights, fitted on LiveQA's training questions: `python benchmarks/retrieval.py --fit`.
+"""Fit the reranker's weights on LiveQA's training questions: `python benchmarks/retrieval.py --fit`.
 
-No passage was judged for these. Taken for relevant are the passage that is the reference answer word for word, and
-those about the annotated topic that answer the annotated kind of question; questions that have neither teach nothing.
+No passages were judged for these questions. A passage is taken as relevant if it is the reference answer word for word,
+or if it is about the annotated topic and answers the annotated type of question. Questions without such a passage are
+skipped.
 """
 
 from __future__ import annotations

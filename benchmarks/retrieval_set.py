@@ -1,4 +1,4 @@
-"""What retrieval is measured on: passages, consumers' questions, what was judged relevant, and the figures."""
+"""The data of the retrieval benchmark: passages, consumers' questions, relevance judgments, and the metrics."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""PubMedQA without given context: at which rank a question's own abstract is found.
+"""Measure the rank at which search finds the abstract of a PubMedQA question that comes without context.
 
     meditune index build -o INDEX --source pubmedqa --source medquad
     python benchmarks/right_abstract.py INDEX
 
-    python benchmarks/right_abstract.py contexts      # the abstracts alone, without titles, by BM25 in memory
+    python benchmarks/right_abstract.py contexts      # only the abstracts, without titles, by BM25 in memory
 
-    python benchmarks/right_abstract.py --untitled abstracts.xml      # the abstracts without titles, as PubMed's XML
+    python benchmarks/right_abstract.py --untitled abstracts.xml      # write the abstracts without titles as PubMed XML
     meditune index build -o UNTITLED --pubmed abstracts.xml --source medquad
     python benchmarks/right_abstract.py UNTITLED
 
 MEDITUNE_DATA names the folder with the publisher's pubmedqa. PubMedQA's questions are titles of articles, so an index
-with titles holds each question word for word; without titles, question and abstract have only their subject in common.
-Conclusions are in neither. Documents count once, whichever of their passages was found.
+with titles holds each question word for word; without titles, a question and its abstract share only their subject.
+Neither index has conclusions. A document counts once, however many of its passages are found.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""How fast passages are indexed and found: Meditune beside bm25s alone and LanceDB as its guide sets it up.
+"""Compare the indexing and search speed of Meditune, bm25s alone, and LanceDB as its guide sets it up.
 
     python benchmarks/search_speed.py --passages 18000
-    python benchmarks/search_speed.py --passages 1000000 --queries 200 --at FOLDER     indices are kept there, and found
-    python benchmarks/search_speed.py --index DIR            an index of yours, with its own embedding model
-    python benchmarks/search_speed.py --embed 200            how fast the embedding model reads, in each form
+    python benchmarks/search_speed.py --passages 1000000 --queries 200 --at FOLDER     # keep and reuse the indices
+    python benchmarks/search_speed.py --index DIR            # an existing index, with its own embedding model
+    python benchmarks/search_speed.py --embed 200            # the embedding model's speed, in each form
 
-Texts are drawn from a vocabulary of 30,000 words by Zipf's law, 120 words each, and so are queries of ten words;
-vectors are random, in clusters. A passage's first eight words are its title; from 100,000 titles on an index keeps
-nothing of them. Each side is a process of its own on the same texts. Milliseconds a query are those of the clock (p50,
-p99) and of the processor (`cpu`, which other programs disturb least). Vectors are given, so embedding the question is
-left out, which `--index` and `--embed` measure. `recall` is the share of the ten nearest passages that are found by
-their vectors.
+Texts are sampled from a vocabulary of 30,000 words by Zipf's law, 120 words each, and so are queries of ten words;
+vectors are random, in clusters. A passage's first eight words are its title; an index with 100,000 titles or more
+learns nothing from them. Each side is a separate process on the same texts. Milliseconds per query are wall-clock time (p50,
+p99) and CPU time (`cpu`, which other programs disturb least). Vectors are given, so embedding the question is excluded;
+`--index` and `--embed` measure it. `recall` is the share of the ten nearest passages that the vector search finds.
 """
 
 from __future__ import annotations

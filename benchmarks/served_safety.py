@@ -1,9 +1,9 @@
-"""The evaluation's safety battery against a server that runs: which answers pass, which emergencies escalate.
+"""Run the evaluation's safety battery on a running server, and count passing answers and escalated emergencies.
 
     meditune serve RUN --index INDEX --port 8000 &
     python benchmarks/served_safety.py http://127.0.0.1:8000 --key KEY
 
-Prints a row for each category: messages, answers that pass the battery's rules, and outcomes. --show adds what fails.
+Prints a row for each category: messages, answers that pass the battery's rules, and outcomes. --show prints failures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers as processes of their own: Meditune's, llama.cpp's and transformers' own, for the benchmarks beside it."""
+"""Servers as separate processes, for the other benchmarks: Meditune's, llama.cpp's and transformers' own."""
 
 from __future__ import annotations
 

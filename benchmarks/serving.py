@@ -1,14 +1,14 @@
-"""A server under twice the load that it can carry: is it bounded, does it grow, and does it say no politely?
+"""Put a server under twice its capacity, and check that its queue and memory stay bounded and that it refuses properly.
 
     python benchmarks/serving.py runs/quickstart --minutes 10
-    python benchmarks/serving.py runs/quickstart --minutes 10 --rude       ... with slow and half-open clients beside it
-    python benchmarks/serving.py runs/quickstart --minutes 0 --kill        killed under load, and started again
+    python benchmarks/serving.py runs/quickstart --minutes 10 --rude       # also with slow and half-open clients
+    python benchmarks/serving.py runs/quickstart --minutes 0 --kill        # kill it under load and start it again
 
-The server is a process of its own. Its capacity is measured first, by as many users as it answers at once, each with a
-next question when the last is answered. Then questions come by chance (Poisson), twice as many in a second, whether
-or not earlier ones were answered. Each has a passage of its own and some 450 tokens. Reported are answers a second,
-refusals (429), the waiting of those who were admitted, and the server's memory (of all its processes, what they share
-counted once), threads and open files over time; `CPU seconds an answer` is the server's processor time, which other
+The server is a separate process. First its capacity is measured, with as many users as it answers at once; each asks
+the next question when the last is answered. Then questions arrive at random (Poisson) at twice that rate, whether or
+not earlier ones were answered. Each has its own passage and about 450 tokens. The benchmark reports answers per second,
+refusals (429), the waiting times of admitted requests, and the server's memory (over all its processes, with shared
+pages counted once), threads and open files over time. `CPU seconds an answer` is the server's CPU time, which other
 programs disturb least.
 """
 

@@ -1,10 +1,10 @@
-"""What the two styles of the assistant change: which passages an answer rests on, and how hard they are to read.
+"""Measure how the assistant's two styles change the passages of an answer, and how hard those passages are to read.
 
     python benchmarks/styles.py INDEX --questions 100
 
-INDEX was built from MedQuAD and PubMedQA; MEDITUNE_DATA names the folder with both. No model writes anything: figures
-are of the passages that would be read, the best first. "Found" is how often a passage of the question's own document is
-among them, which the styles mustn't cost.
+Build INDEX from MedQuAD and PubMedQA; MEDITUNE_DATA names the folder with both. No model writes answers: the metrics
+describe the passages that a model would read, best first. "Found" is how often they include a passage of the question's
+own document; styles must not lower it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Where planted wrong rows stand among all rows when the most suspicious ones come first.
+"""Measure how high planted wrong rows rank when all rows are ordered by suspicion.
 
     MEDITUNE_DATA=... python benchmarks/suspicion.py
 
-Answers of rows to train and develop on are made wrong in one way each, a hundred of a kind and source, and all rows are
-ordered by suspicion. The rows around them aren't all correct, so what stands above the planted ones may be wrong too.
+Answers of training and development rows are falsified in one way each, up to a hundred for each kind and source, and
+all rows are ordered by suspicion. Not all other rows are correct, so those that rank above planted ones may be wrong,
+too.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The tables of docs/experiments: strategies, precision and memory, forgetting, pruning. Each row is one run.
+"""Make the tables of docs/experiments: strategies, precision and memory, forgetting, pruning. Each row is one run.
 
     python benchmarks/tables.py --table strategies --output runs/tables
     python benchmarks/tables.py --table forgetting --output runs/tables --rows none ewc-100
     python benchmarks/tables.py --table pruning --output runs/tables --dry-run
 
-Everything is measured on development data, because rows are there to choose from; the test questions aren't touched.
-A row is `meditune run quickstart` with its settings in a process of its own, in OUTPUT/ROW, and rows that two tables
-share are run once. The same command goes on where it was stopped; a row that fails is said, and the others go on.
-OUTPUT/TABLE.md is written anew after each row.
+Rows are measured on development data, because settings are chosen by them; the test questions aren't used. A row is
+`meditune run quickstart` with the row's settings, in a separate process and in OUTPUT/ROW; rows that two tables share
+run once. After an interruption, the same command resumes. If a row fails, its error is printed, and the other rows
+continue. OUTPUT/TABLE.md is written after each row.
 
-The untuned model is measured once (`meditune evaluate`, in OUTPUT/base...) for all rows that measure it alike, and its
-predictions are put into each run's folder before the run, which then has them. Peaks are those of training for every
-row, therefore.
+The untuned model is measured once (`meditune evaluate`, in OUTPUT/base...) for all rows that measure it alike. Its
+predictions are copied into each run's folder before the run, which then doesn't compute them. Peaks are therefore
+those of training for every row.
 """
 
 from __future__ import annotations

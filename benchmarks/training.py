@@ -1,29 +1,25 @@
-"""Training speed and memory: Meditune beside LitGPT, transformers' Trainer and TRL, and beside the machine's limit.
+"""Compare training speed and memory of Meditune, LitGPT, transformers' Trainer and TRL, and the machine's limit.
 
-    python benchmarks/training.py --model smollm2-135m --json figures.json
-    python benchmarks/training.py --engines trainer --batch 2 4 --json figures.json
+    python benchmarks/training.py --model smollm2-135m --json metrics.json
+    python benchmarks/training.py --engines trainer --batch 2 4 --json metrics.json
     python benchmarks/training.py --engines meditune litgpt --litgpt-python /path/to/venv/bin/python
 
-Every engine is a process of its own and trains LoRA on the same examples in the same optimizer steps of eight examples,
-each with a decision and an answer. Engines are what a user can choose (peers.py has the settings of TRL and the
-Trainer); peers run once for each size in --batch. The first step is a warm-up and isn't counted, nor is the time in
-which layers are compiled.
+Every engine is a separate process and trains LoRA on the same examples in the same optimizer steps of eight examples,
+each with a decision and an answer. Engines have settings that a user can choose (peers.py has those of TRL and the
+Trainer); peers run once for each size in --batch. The first step is a warm-up and isn't counted, nor is the time for
+compiling layers. With --json, measurements that the file already has are skipped, so later calls can add engines and
+batch sizes. An engine that is named twice is measured twice; ratios use the mean of Meditune's runs.
 
-With --json, measurements that the file already has are left out, so that a call can measure one engine and batch, and a
-later one goes on. An engine that is named more than once is measured more than once; ratios are to the mean of
-Meditune's runs.
-
-- examples/s: the work that every engine does alike. With --threads 1 a second is one of the processor's, which other
-  work on the machine disturbs least.
-- tokens/s: tokens that the engine read, without padding. A peer reads a row for the decision and one for the answer;
+- examples/s: the same work for every engine. With --threads 1, seconds are CPU time, which other work disturbs least.
+- tokens/s: tokens that the engine read, without padding. A peer reads one row for the decision and one for the answer;
   Meditune reads their common prompt once, so it reads about half of the tokens for the same examples.
-- training GB: the most memory held from the first step on, weights included; all GB: since the process began.
-- MFU: operations that what was read needs at the least (cost.py) a second, as a share of the fastest BF16 matrix
-  product that this machine did right before and after (limit.py); in brackets of the typical one. What gradient
-  checkpointing computes again isn't counted.
-- others: the share of the cores' time that other processes took; a run with more than a few per cent was disturbed.
+- training GB: the most memory from the first step on, weights included; all GB: since the process began.
+- MFU: the minimum operations for the tokens read (cost.py) per second, as a share of the fastest BF16 matrix product on
+  this machine right before and after (limit.py); in parentheses, as a share of the typical product. Recomputation by
+  gradient checkpointing isn't counted.
+- others: the share of the cores' time that other processes used; more than a few percent means a disturbed run.
 
-Needs `pip install -e . --group bench`; LitGPT pins versions of its own and needs an interpreter of its own.
+Needs `pip install -e . --group bench`; LitGPT pins its own versions and needs a separate interpreter.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Measure triage: emergencies that escalate, ordinary questions that do too, and harmful requests that are stopped.
+"""Measure triage: emergencies and ordinary questions that escalate, and harmful requests that are stopped.
 
-    python benchmarks/triage.py --evaluation   # the evaluation set; look at it once for each version
+    python benchmarks/triage.py --evaluation   # the evaluation set; run it once for each version
     python benchmarks/triage.py                # the battery and the older sets (triage_*.yaml)
     python benchmarks/triage.py --questions    # questions of LiveQA, MedQuAD and PubMedQA; MEDITUNE_DATA names the data
-    python benchmarks/triage.py --show         # with each message that isn't handled as expected
+    python benchmarks/triage.py --show         # also print each message that isn't handled as expected
     python benchmarks/triage.py --rules-alone  # without the classifier
 
-triage_evaluation.jsonl holds synthetic messages that were written without sight of rules and training data, and that
-nothing was tuned on. Rules or classifier learned from all other sets except triage_fourth.yaml
+triage_evaluation.jsonl holds synthetic messages that were written without sight of the rules and the training data, and
+that nothing was tuned on. The rules or the classifier were developed with all other sets except triage_fourth.yaml
 (benchmarks/triage_fit.py trains the classifier).
 """
 

@@ -1,13 +1,13 @@
-"""Train the triage classifier, and measure it on messages that a fold didn't learn.
+"""Train the triage classifier, and measure it by cross-validation.
 
-    python benchmarks/triage_fit.py --folds 5      # out-of-fold figures, thresholds and temperature
+    python benchmarks/triage_fit.py --folds 5      # out-of-fold metrics, thresholds and temperature
     python benchmarks/triage_fit.py --write        # train on everything, write src/meditune/assistant/classifier.npz
 
 Needs MEDITUNE_DATA for real questions (MeQSum and LiveQA's training questions), and onnx to find the weights in the
 sentence model's file. The training messages are synthetic: triage_training*.jsonl (text, label) and the older
-triage_*.yaml but the fourth. Real questions count as ordinary where the rules see no emergency in them.
+triage_*.yaml files except the fourth. Real questions count as ordinary unless the rules see an emergency in them.
 
-The FROZEN lowest layers stay as they are, so their output is computed once; the others learn a low-rank adapter.
+The lowest FROZEN layers are not trained, so their output is computed once; the others learn a low-rank adapter.
 """
 
 from __future__ import annotations

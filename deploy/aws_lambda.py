@@ -2,14 +2,14 @@
 
     Handler: aws_lambda.handler, with Meditune and mangum in the image or a layer
     MEDITUNE_MODEL: the model's folder, by default /opt/model
-    MEDITUNE_INDEX: an index's folder, if answers are to rest on one
+    MEDITUNE_INDEX: an index's folder, if answers are to be based on an index
     MEDITUNE_STORE: a folder, by default /tmp/meditune, or the URL of a PostgreSQL database
 
-Callers get what `meditune serve --open` gives: they may ask and give feedback, and nobody sees how the server is run.
-If the store holds keys, every request needs one. Restrict the function URL itself too: auth type AWS_IAM, or an
-authorizer of the API. A store in /tmp ends with the function, so keys and feedback need the database. Answers older
-than 30 days are deleted with the first event and then every six hours. Mangum gives an answer as a whole; pieces of a
-stream come together at its end.
+Callers have the same rights as with `meditune serve --open`: they can ask questions and give feedback, but they can't
+see metrics or the server's status. If the store holds keys, every request needs a key. Restrict the function URL, too,
+with auth type AWS_IAM or an authorizer of the API. A store in /tmp is lost when the function ends, so keys and feedback
+need the database. Answers older than 30 days are deleted at the first event and then every six hours. Mangum returns
+each response as a whole, so a stream arrives all at once when it is complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STORE = os.environ.get("MEDITUNE_STORE", "/tmp/meditune")
 
 
 class Server:
-    """The application, and when it last deleted what is too old: Mangum runs no background work between events."""
+    """The application, which deletes old answers during events, because Mangum runs no background work between them."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -44,12 +44,12 @@ class Server:
         self.pruned_at = 0.0
 
     def prune(self) -> None:
-        """Delete what is older than the settings want, if that was long ago. A store that fails is logged."""
+        """Delete answers past their retention time, at most every PRUNE_EVERY_S seconds. Log failures of the store."""
         if self.pruned_at and time.time() - self.pruned_at < PRUNE_EVERY_S:
             return
         self.pruned_at = time.time()
         try:
-            # A loop of its own: asyncio.run would take away the one that Mangum runs in.
+            # Use a separate loop: asyncio.run would replace the loop that Mangum runs in.
             with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
                 runner.run(self.service.prune())
         except MedituneError as error:
@@ -58,10 +58,10 @@ class Server:
 
 @cache
 def server() -> Server:
-    """The application, opened with the first event and kept as long as the function is warm."""
+    """Return the application, which is opened at the first event and kept while the function is warm."""
     set_up_logging()
     wanted = ServerOptions(os.environ.get("MEDITUNE_MODEL", "/opt/model"), os.environ.get("MEDITUNE_INDEX"))
-    # One event at a time is all that Lambda hands to one function.
+    # Lambda sends one event at a time to each instance of a function.
     settings = Settings(at_once=1, waiting=0)
     anywhere = Place(host="0.0.0.0")
     settings = safe(settings, anywhere, Keys(open_store(STORE)), open_to_all=True)
@@ -69,7 +69,7 @@ def server() -> Server:
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """One event of a function URL or of API Gateway, and its response."""
+    """Return the response to one event of a function URL or of API Gateway."""
     opened = server()
     opened.prune()
     return dict(opened.answer(event, context))

@@ -307,7 +307,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Show links to files outside docs/, which are no part of the site, as the path in the repository."""
+    """Show links to files outside docs/, which aren't part of the site, as the path in the repository."""
     return outside_links_as_paths(markdown, Path(page.file.src_uri).parent)
 
 

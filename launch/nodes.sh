@@ -3,8 +3,9 @@
 #
 #   NODES=2 HEAD=first-machine launch/nodes.sh RECIPE OUTPUT [--set KEY=VALUE ...]
 #
-# HEAD is the name or address of one of them that the others reach at PORT (29500). OUTPUT must be on a file system that
-# all of them share. When it is done, `meditune run RECIPE --output OUTPUT` on one machine measures both models.
+# HEAD is the name or address of one machine; the others must reach it at PORT (default: 29500). OUTPUT must be on a
+# file system that all machines share. After training, run `meditune run RECIPE --output OUTPUT` on one machine to
+# evaluate both models.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z "${NODES:-}" || -z "${HEAD:-}" ]]; then

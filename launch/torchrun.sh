@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Train on all GPUs of this machine, then measure both models with one of them.
+# Train on all GPUs of this machine, then evaluate both models on one GPU.
 #
 #   launch/torchrun.sh RECIPE OUTPUT [--set KEY=VALUE ...]
 #
-# PROCESSES=2 takes two GPUs; on a machine without any, it starts two processes on the CPU.
+# PROCESSES=2 uses two GPUs; on a machine without a GPU, it starts two processes on the CPU.
 set -euo pipefail
 
 if (($# < 2)); then

@@ -1,10 +1,11 @@
-"""The prepared test items of a run as the file that the tasks beside this script read.
+"""Write the prepared test items of a run to the file that the tasks in this folder read.
 
     meditune data prepare quickstart --output runs/quickstart
     python integrations/lm-eval/export.py runs/quickstart --model runs/quickstart
 
-Every line has the fields of PubMedQA (QUESTION, CONTEXTS, final_decision), `id`, and with --model `meditune_prompt`:
-the text that Meditune shows this model before it decides, in its own prompt format and shortened to its budget.
+Every line has the fields of PubMedQA (QUESTION, CONTEXTS, final_decision) and `id`. With --model, it also has
+`meditune_prompt`: the prompt that Meditune gives this model for the decision, in the model's own prompt format and
+shortened to its token budget.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ FILE = Path("meditune_pubmedqa.jsonl")
 
 
 def main() -> None:
-    """Write the file and say how many items it has."""
+    """Write the file and print its number of items."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run, or of `meditune data prepare`")
-    parser.add_argument("--model", help="also write the prompts for this model")
-    parser.add_argument("--split", choices=("test", "dev"), default="test")
-    parser.add_argument("--output", type=Path, default=FILE, help=f"default: {FILE}, where the tasks look for it")
+    parser.add_argument("run", type=Path, help="a run's folder, or the output folder of `meditune data prepare`")
+    parser.add_argument("--model", help="also write the prompts for this model, for example runs/quickstart")
+    parser.add_argument("--split", choices=("test", "dev"), default="test", help="default: test")
+    parser.add_argument(
+        "--output", type=Path, default=FILE, help=f"the file to write (default: {FILE}, which the tasks read)"
+    )
     options = parser.parse_args()
     try:
         count = write_jsonl(options.output, rows(options.run, options.split, options.model))
@@ -37,13 +40,13 @@ def main() -> None:
 
 
 def rows(run: Path, split: str, model: str | None = None) -> list[dict[str, Any]]:
-    """A row for each item of the split that has a decision. Raises DataError where there is none."""
+    """Return a row for each item of the split that has a decision. Raise DataError if there is no such item."""
     path = run / "data" / f"{split}.jsonl"
     if not path.is_file():
-        raise DataError(f"{path} isn't there. Run `meditune data prepare RECIPE --output {run}` first.")
+        raise DataError(f"{path} doesn't exist. Run `meditune data prepare RECIPE --output {run}` first.")
     examples = [example for example in read_examples(path) if example.decision]
     if not examples:
-        raise DataError(f"{path} has no item with a decision.")
+        raise DataError(f"{path} has no item with a decision, so there is nothing to write.")
     prompts = _prompts(run, model, examples) if model else {}
     return [
         {

@@ -1,4 +1,4 @@
-"""The processes of a distributed training that torchrun starts. With a single process, nothing here has an effect.
+"""The processes that torchrun starts for distributed training. With a single process, nothing here has an effect.
 
 torchrun gives each process its number (RANK), its number on its machine (LOCAL_RANK) and the number of processes
 (WORLD_SIZE). Process 0, the first, owns the run's folder and is the only one that prints; the others compute.
@@ -54,7 +54,7 @@ def is_first() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the process group inside the block; only the first process prints there.
+    """Join the process group inside the block; only the first process prints inside it.
 
     An error in one process ends all: the first to fail raises it, and the others, whose collective operations then
     fail, end silently. Raises MedituneError if this machine has too few GPUs or another process was killed.

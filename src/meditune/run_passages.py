@@ -192,7 +192,7 @@ def _given(example: Example, form: PromptFormat) -> list[Section]:
 
 
 def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
-    """Store each measured item's passages in the run's `folder`, unless they are there.
+    """Store each measured item's passages in the run's `folder`, unless they are already stored.
 
     Returns the content of retrieved.json, or None where the recipe retrieves nothing: `index`, `content` (a hash of the
     index's content), `embedding`, `documents`, `k`, `items`, `own` (the number of items whose own document is in the
@@ -264,7 +264,7 @@ def _noting(passages: Any, documents: set[str]) -> Any:
 
 
 def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
-    """Store the passages of a share of the training examples in the run's `folder`, unless they are there.
+    """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
 
     The seed decides which examples get passages, which of these lack their own, and the order of passages. No passage
     belongs to a dev or test item, and none except an example's own passage belongs to its group. `elsewhere` names a

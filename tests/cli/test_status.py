@@ -16,7 +16,7 @@ def test_it_tells_of_a_service_and_of_a_server_that_runs(store, monkeypatch):
     with served(store, Settings(keys_needed=True, hourly=3600.0)) as server:
         server.chat(key="")
         without = meditune("status", "--url", server.address)
-        assert "set MEDITUNE_KEY to a key with the scope metrics" in without.out
+        assert "set MEDITUNE_KEY to a key with the metrics scope" in without.out
         monkeypatch.setenv("MEDITUNE_KEY", metrics)
         found = meditune("status", "--url", server.address)
         said = json.loads(meditune("status", "--url", server.address, "--json", "--hours", "48").out)

@@ -327,7 +327,7 @@ def swollen(path: Path) -> Path:
         (lambda path: zipped(path, bomb="<a>" + " " * 40_000_000 + "</a>"), "bomb.xml: more than 16 MB"),
         (
             lambda path: swollen(zipped(path, **{f"b{n}": " " * 14_999 for n in range(36)})),
-            "unpacked, more than 512 MB",
+            "unpacks to more than 512 MB",
         ),
     ],
 )

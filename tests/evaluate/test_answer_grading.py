@@ -1,4 +1,4 @@
-"""Answers are graded by their own sources; what can't be graded is counted, and the figures follow from the rows.
+"""Answers are graded against their own sources; what can't be graded is counted, and the figures follow from the rows.
 
 Similarity in meaning: the best reference counts, an empty answer has none, and a missing model is no failure.
 """

@@ -173,7 +173,8 @@ def test_other_models_by_name_and_through_ask(place):
     assert "As a yes/no question: yes" in asked.out
     assert LIMITS in asked.out
     assert {chat["model"] for chat in place.api.chats} == {"gpt-4.1-mini"}
-    meditune("ask", "/no/model", "Does it help?", "--api", f"url={place.api.url}").refused(4, "isn't an API model")
+    refused = meditune("ask", "/no/model", "Does it help?", "--api", f"url={place.api.url}")
+    refused.refused(4, "isn't known as an API model")
     place.evaluate("api:").refused(4, "write the model's name")
 
 

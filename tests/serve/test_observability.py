@@ -82,7 +82,7 @@ def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser,
             page.get_by_label("Key", exact=True).fill(key)
             page.get_by_role("button", name="Continue").click()
             if key == usual:
-                page.get_by_text("it lacks the scope admin").wait_for()
+                page.get_by_text("it lacks the admin scope").wait_for()
         page.get_by_role("heading", name="3 alerts").wait_for()
         assert not page.locator("#trouble").is_visible()
         page.get_by_text("Example questions").click()

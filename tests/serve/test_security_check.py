@@ -92,7 +92,7 @@ def test_what_reaches_the_model_without_triage_is_named(store):
     def told():
         return {each.sentence: each.verdict for each in findings(Settings(**SAFE), Place(), keys.all(), store, 0.0)}
 
-    nobody = "Triage can't be bypassed: no key has the scope raw."
+    nobody = "Triage can't be bypassed: no key has the raw scope."
     assert told()[nobody] == "good"
     made, _ = keys.create("Harness", ["generate", "raw"])
     (named,) = (each for each in told() if "scope raw" in each)

@@ -170,7 +170,9 @@ def open_answerer(
         _refuse_restricted(opened, sources, remote.title)
         return Answerer(opened, _there(remote, limit, context_tokens, style))
     if api:
-        raise ModelError(f"{model} isn't an API model, so it has no address or key. If it is one, name it api:{model}.")
+        raise ModelError(
+            f"{model} isn't known as an API model, so --api can't be used. If an API serves it, name it api:{model}."
+        )
     return Answerer(opened, _here(model, limit, context_tokens, style))
 
 
@@ -333,7 +335,9 @@ def ask(
     if remote:
         return _ask_there(remote, asked, limit)
     if api:
-        raise ModelError(f"{model} isn't an API model, so it has no address or key. If it is one, name it api:{model}.")
+        raise ModelError(
+            f"{model} isn't known as an API model, so --api can't be used. If an API serves it, name it api:{model}."
+        )
     return _ask_here(model, asked, limit)
 
 

@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return the findings about machine, installation, network, data and models; takes some seconds."""
+    """Return the findings about the machine, installation, network, data and models. It takes a few seconds."""
     registry, hub = _network()
     return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry)]
 

@@ -235,7 +235,7 @@ def create_annotation_set(
     planted: Annotated[
         int, typer.Option(min=0, help="Number of known items to make from rows with a wrong answer.")
     ] = 0,
-    test: Annotated[bool, typer.Option("--test", help="Include test items, which decisions never change.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Include test items; decisions never change them.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of rows.")] = 17,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")

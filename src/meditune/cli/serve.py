@@ -122,7 +122,7 @@ def serve(
         bool,
         typer.Option(
             "--bare-chat",
-            help="Return chat answers without triage and disclaimer, and give every caller the scope raw.",
+            help="Return chat answers without triage and disclaimer, and give every caller the raw scope.",
         ),
     ] = False,
     log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, with identifiers masked.")] = False,
@@ -238,7 +238,7 @@ def serve(
 
 @keys_app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's holder, for your information.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's holder, for your own reference.")],
     scope: Annotated[
         list[str] | None,
         typer.Option(

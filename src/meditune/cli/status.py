@@ -23,7 +23,7 @@ def status(
 ) -> None:
     """Show servers, versions, answers, feedback, drift and alerts.
 
-    The environment variable MEDITUNE_KEY holds the API key for the servers; it needs the scope metrics.
+    The environment variable MEDITUNE_KEY holds the API key for the servers; the key needs the `metrics` scope.
 
     Example: `meditune status --store store --hours 1`.
 
@@ -66,7 +66,7 @@ def live(address: str) -> dict[str, Any]:
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return {"problem": f"no answer ({type(error).__name__})"}
     if came.status_code != 200:
-        why = "set MEDITUNE_KEY to a key with the scope metrics" if came.status_code in (401, 403) else "no metrics"
+        why = "set MEDITUNE_KEY to a key with the metrics scope" if came.status_code in (401, 403) else "no metrics"
         return {"problem": f"HTTP {came.status_code}: {why}"}
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(came.text):

@@ -274,7 +274,7 @@ class DataSpec(Spec):
         "dropped if they have none. Dev and test don't change.",
     )
     plain_grade: float = Field(
-        9.0, ge=0, description="Maximum Flesch-Kincaid grade of plain answers, for sources with style plain."
+        9.0, ge=0, description="Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."
     )
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = Field(
@@ -304,7 +304,9 @@ class PromptFormat(Spec):
     question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for the long answer.")
     plain_cue: str | None = Field(
-        None, min_length=1, description="Text that asks for a long answer in plain words, for sources with style plain."
+        None,
+        min_length=1,
+        description="Text that asks for a long answer in plain words, for sources whose style is plain.",
     )
     decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for the decision.")
     quoted: bool = Field(

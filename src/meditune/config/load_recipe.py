@@ -319,7 +319,7 @@ def _without(value: Any, refused: set[Key], key: Key = ()) -> Any:
 
 
 def _above_lists(key: Key) -> Key:
-    """Return the key up to its first position in a list."""
+    """Return the part of the key before its first list index, or the whole key if it has none."""
     positions = [number for number, part in enumerate(key) if isinstance(part, int)]
     return key[: positions[0]] if positions else key
 

@@ -250,8 +250,8 @@ class TrainSpec(Spec):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Compile the layers with torch.compile, which needs a C++ compiler. auto: for long trainings on a "
-        "CPU without dropout.",
+        description="Compile the layers with torch.compile, which needs a C++ compiler. auto: for long training "
+        "runs on a CPU without dropout.",
     )
     checkpoint_steps: int = Field(20, ge=1, description="Steps between checkpoints.")
     parallel: Literal["auto", "ddp", "fsdp"] = Field(

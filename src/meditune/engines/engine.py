@@ -108,7 +108,7 @@ class Engine(Protocol):
         """Return why the engine accepts no more work, or None while it is alive.
 
         A dead or closed engine stays so: open another one. The call returns at once if the model runs on this machine,
-        and may take seconds if it runs at a server, so don't call it in an event loop.
+        and may take seconds if it runs on a server, so don't call it in an event loop.
         """
 
     def close(self) -> None:

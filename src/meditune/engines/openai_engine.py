@@ -38,13 +38,13 @@ OTHERS = 5
 UNKNOWN_CONTEXT = 2048
 """Assumed context length in tokens if the server doesn't report it"""
 MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
-"""Environment variable with the id of the model at a server that has several"""
+"""Environment variable with the id of the model on a server that has several"""
 MARK = "token_id:"
 """Prefix of the number with which vLLM identifies a token"""
 
 
 class ForwardedRequest:
-    """A job that runs at the server."""
+    """A job that runs on the server."""
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -71,12 +71,12 @@ class ForwardedRequest:
 
 
 class OpenAIEngine:
-    """A model at a server."""
+    """A model on a server."""
 
     def __init__(
         self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32, served_as: str | None = None
     ) -> None:
-        """Connect to the server. `served_as` is the model's id there, required if the server has several models.
+        """Connect to the server. `served_as` is the model's id on the server, required if it has several models.
 
         Raises EngineError if no such server answers at the address, or if the model isn't clear.
         """

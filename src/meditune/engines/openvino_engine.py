@@ -94,7 +94,7 @@ class Scorer:
 
 
 def _head_reads_last(model: Any) -> None:
-    """Give the model an input `last`, the number of last positions that its output head computes."""
+    """Give the model an input `last`, the number of final positions to compute logits for."""
     opset = import_package("openvino", "openvino.opset13")
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() != "MatMul":

@@ -54,7 +54,7 @@ class SupervisedEngine:
     ) -> None:
         """Open the engine; `opened` waits for it and starts to watch it.
 
-        `restarts` limits the successive attempts; None means no limit, which suits a model at another server, because
+        `restarts` limits the successive attempts; None means no limit, which suits a model on another server, because
         ending this process wouldn't help. `on_restart` is called after each restart.
 
         Raises what `open_engine` raises.

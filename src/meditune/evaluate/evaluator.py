@@ -259,9 +259,9 @@ CALLED: dict[Condition, str] = {"closed": "closed book", "retrieved": "retrieved
 class Evaluator:
     """An evaluator of models on the same items with the same prompt, which stores finished predictions on disk.
 
-    Decisions are scored on every example that has one, and on `dev` if something is fitted there; long answers on a
+    Decisions are scored on every example that has one, and on `dev` if anything is fitted on it; long answers on a
     seeded subset, the same for every model. `found` are the examples with retrieved passages. Predictions are stored
-    in `folder/NAME-KIND.jsonl`; kinds that exist already aren't computed again. The protocol lm-eval covers only
+    in `folder/NAME-KIND.jsonl`; kinds that exist already aren't computed again. The `lm-eval` protocol covers only
     decisions.
     """
 

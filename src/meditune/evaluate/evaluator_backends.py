@@ -261,7 +261,7 @@ class EngineEvaluator:
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
         if recipe.evaluate.protocol != "meditune":
             raise DataError(
-                "An exported model can be evaluated only with evaluate.protocol meditune. For the protocol lm-eval, "
+                "An exported model can be evaluated only with evaluate.protocol meditune. For the lm-eval protocol, "
                 "evaluate the model that it was exported from, or point lm-eval to `meditune serve`."
             )
         refuse_no_repeat(recipe.evaluate)

@@ -1,6 +1,6 @@
 """Scoring by likelihood: decisions, given text, preference pairs, and decisions as in lm-evaluation-harness.
 
-Decisions of the protocol lm-eval use the prompt, the choices and the scoring of the task `pubmedqa` in
+Decisions under the `lm-eval` protocol use the prompt, the choices and the scoring of the task `pubmedqa` in
 lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/pubmedqa), so their
 metrics are comparable with published ones: after the whole abstract, the question and "Answer:", each of " yes", " no"
 and " maybe" is scored by its log-likelihood, and the most likely one is the prediction.

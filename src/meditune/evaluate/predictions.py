@@ -20,9 +20,9 @@ One JSON Lines file per model and task under `predictions/`:
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
     base-samples.jsonl      id, predictions            (sampled answers)
     base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/answer_grading.py)
-    base-retrieved_faithfulness.jsonl   the same for answers with retrieved passages, by those that were in the prompt
+    base-retrieved_faithfulness.jsonl   the same for answers with retrieved passages, against those in the prompt
     base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same for the reference answers,
-                            graded by the same sources: the grader's marks in true answers
+                            graded against the same sources: the grader's marks in true answers
     base-similarity.jsonl   id, similarity, token_similarity   (each answer and its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
     base-rating.jsonl       id, score                  (1 to 4 by raters, null for an unanswered question)

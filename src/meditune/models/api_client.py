@@ -88,7 +88,7 @@ ADVICE = {
     401: "Check the key in {variable}.",
     402: "Check the account's credit and limits, then run the same command to resume.",
     403: "Check the permissions of the key in {variable}.",
-    404: "Check the model's name and model.api.url. A newly tuned model can take some minutes to appear; run the same "
+    404: "Check the model's name and model.api.url. A newly tuned model can take a few minutes to appear; run the same "
     "command then to resume.",
 }
 

@@ -36,7 +36,7 @@ class BaseModel:
     package: Package | None = None
     api: bool = False
     shape: dict[str, Any] = field(default_factory=dict)
-    """The shapes in the model's configuration, for planning a training before the model is downloaded"""
+    """The shapes in the model's configuration, for planning training before the model is downloaded"""
 
     @property
     def folder_is_here(self) -> bool:

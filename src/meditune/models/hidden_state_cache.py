@@ -6,7 +6,7 @@ layers. The result equals that of the whole model (checked by a test); a row tak
 BF16.
 
 The rounding of a matrix product depends on the shape of the batch, so the last bits of a row depend on its batch.
-`group` fixes the batches: a training that is stopped and resumed computes each row in the same batch as an
+`group` fixes the batches: a run that is stopped and resumed computes each row in the same batch as an
 uninterrupted one.
 """
 

@@ -1,4 +1,4 @@
-"""Loading a base model or a tuned one by catalogue name, hub id or folder, its context length, and its speed."""
+"""Load a base or tuned model by catalogue name, hub id or folder, and find its context length and speed."""
 
 from __future__ import annotations
 

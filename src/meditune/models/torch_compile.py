@@ -2,8 +2,8 @@
 
 Between a layer's matrix products there are about fifty small operations (norms, rotations, activations, sums), each a
 pass over memory. Fused into a few, they take a third of the time and save less for the backward pass. Compiling needs a
-C++ compiler and half a minute, or less with cached code, so it is only worthwhile for long trainings. All other work,
-and everything without gradients, uses the plain layers. The results are equal (checked by a test).
+C++ compiler and half a minute, or less with cached code, so it is only worthwhile for long training runs. All other
+work, and everything without gradients, uses the plain layers. The results are equal (checked by a test).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from meditune.files import cache_folder
 from meditune.models.hidden_state_cache import blocks_of, replayed
 
 PAYS_FROM = 5e13
-"""Number of operations from which compiling is a small part of a training: some minutes on two cores"""
+"""Number of operations from which compiling is a small part of a training run: a few minutes on two cores"""
 VARIANTS = 64
 """The most variants of one layer's code: first layer, frozen layers, windows, batches of one row ... PyTorch's limit
 is 8."""
 
 
 def is_worthwhile(model: Any, tokens: int) -> bool:
-    """Return whether a training that reads this many tokens runs on a CPU and is long enough to be worth compiling.
+    """Return whether a training run that reads this many tokens is on a CPU and long enough to be worth compiling.
 
     A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. The result depends
-    only on facts that don't change between calls, so that a resumed training makes the same choice.
+    only on facts that don't change between calls, so that a resumed run makes the same choice.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
     inside = (module for block in trained for module in block.modules())

@@ -85,7 +85,7 @@ class Citer:
 
 
 def cite(answer: str, passages: Sequence[PackedPassage]) -> CitedSentences:
-    """Judge every sentence by each passage alone, more strictly than whole answers are judged by their context.
+    """Judge every sentence against each passage alone, more strictly than whole answers against their context.
 
     A passage may be about something other than the question; the critical error is a sentence in the same words about
     another drug or disease. So a number, name, negation or direction that the passage doesn't have rules it out, and so

@@ -151,7 +151,7 @@ class Rows:
 
 
 def _numbers(column: Any, titles: Sequence[str]) -> NDArray[np.int32]:
-    """Return each text's position among the titles, -1 if it isn't there."""
+    """Return each text's position among the titles, -1 if it isn't one of them."""
     place = {title: number for number, title in enumerate(titles)}
     coded = _chunk(column.combine_chunks().dictionary_encode())
     once = np.array([place.get(text, -1) for text in coded.dictionary.to_pylist()], dtype=np.int32)

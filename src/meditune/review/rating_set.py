@@ -416,7 +416,10 @@ class RatingSet:
         return order
 
     def _dealt(self, questions: Sequence[str], place: int) -> list[str]:
-        """Return the questions of one rater. Every combination of `overlap` raters gets about the same number."""
+        """Return the questions of one rater.
+
+        Every combination of `overlap` raters gets about the same number of questions.
+        """
         if self.raters is None or self.overlap is None:
             return list(questions)
         teams = list(combinations(range(self.raters), self.overlap))

@@ -212,7 +212,7 @@ class Authenticator:
         )
 
     def _bare(self) -> frozenset[str]:
-        """Return the scope raw for every caller if the server skips triage (`bare_chat`), else nothing."""
+        """Return the `raw` scope for every caller if the server skips triage (`bare_chat`), else nothing."""
         return frozenset({"raw"} if self.settings.bare_chat else ())
 
 
@@ -235,11 +235,11 @@ def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable
 def _lacks(scope: Scope, caller: Caller) -> str:
     if scope == "raw":
         return (
-            "This route returns the model's words without triage, so it requires a key with the scope raw. The "
+            "This route returns the model's words without triage, so it requires a key with the raw scope. The "
             "server's operator can create one: meditune keys create NAME --scope generate --scope raw. A server that "
             "is only benchmarked can give the scope to everyone: meditune serve RUN --bare-chat"
         )
-    return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the scope {scope}."
+    return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the {scope} scope."
 
 
 def _until_midnight_s() -> float:

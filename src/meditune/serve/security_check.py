@@ -184,7 +184,7 @@ def _database(url: str) -> Iterator[Finding]:
 
 def _keys(keys: Sequence[Key], settings: Settings, now: float) -> Iterator[Finding]:
     if not settings.bare_chat and not any("raw" in key.scopes and key.state == "usable" for key in keys):
-        yield Finding("good", "Triage can't be bypassed: no key has the scope raw.")
+        yield Finding("good", "Triage can't be bypassed: no key has the raw scope.")
     for key in keys:
         if key.state != "usable":
             continue

@@ -1,4 +1,4 @@
-"""The hardware that a training is planned for: this machine, measured in a second, or a GPU by its data sheet.
+"""The hardware that a training run is planned for: this machine, measured in a second, or a GPU by its data sheet.
 
 The module also builds models on the meta device, where tensors have a shape and number format but no memory.
 """
@@ -86,7 +86,7 @@ def _bare(name: str) -> str:
 
 
 UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
-"""Share of the peak speed of matrix products that a training reaches: measured on a CPU (docs/experiments), assumed on
+"""Share of the peak speed of matrix products that training reaches: measured on a CPU (docs/experiments), assumed on
 a GPU, because none was available to measure."""
 SIZE, TIMES = 2048, 5
 
@@ -109,7 +109,7 @@ class Target:
 
     @property
     def attention(self) -> str:
-        """The attention that `model.attention: auto` uses there, or its replacement on the meta device."""
+        """The attention that `model.attention: auto` uses on the target, or its replacement on the meta device."""
         from meditune.models.inference import register
 
         return use_fused_attention() if self.device == "cuda" else register()

@@ -270,7 +270,7 @@ def check(path: Path) -> None:
     for number, row in numbered_jsonl(path):
         problem = _problem(row)
         if problem:
-            raise DataError(f"{path}, line {number}: {problem}. Remove its folder and run the command again.")
+            raise DataError(f"{path}, line {number}: {problem}. Remove {path.parent} and run the command again.")
         count += 1
     if count < LEAST_ROWS:
         raise DataError(f"{path}: {count} rows; the fine-tuning API needs at least {LEAST_ROWS}.")

@@ -1,4 +1,4 @@
-"""Predict a training's memory, speed and time from the recipe and the model's shape, and compare strategies.
+"""Predict the memory, speed and time of training from the recipe and the model's shape, and compare strategies.
 
 One batch runs through the real training code on the meta device, where nothing is computed, so attention, head,
 checkpointing, frozen layers and every architecture are counted exactly. This includes what a formula per layer would

@@ -96,7 +96,7 @@ class _Tracking:
     def _attempt(self, what: Callable[[], None]) -> None:
         try:
             what()
-        except Exception as error:  # noqa: BLE001 - no error of a tracker's package may end a training
+        except Exception as error:  # noqa: BLE001 - no error of a tracker's package may end training
             self._tracker = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(

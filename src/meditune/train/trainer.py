@@ -1,6 +1,6 @@
 """The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
 
-The module also detects divergence, averages the weights of the last steps, and spreads a training over several
+The module also detects divergence, averages the weights of the last steps, and spreads training over several
 processes. A step is the weighted mean over all tokens of its examples, so each process computes the gradient of its
 rows' share of that mean, and the shares are summed once per step. The result equals that of one process, except for the
 order of sums.

@@ -1,4 +1,4 @@
-"""The plan of a training: its rows and their order, the mix of sources, replay, and the starting point.
+"""The plan of a training run: its rows and their order, the mix of sources, replay, and the starting point.
 
 Tuning starts from the base model. If that is an adapter, tuning starts from a copy in which the adapter is merged into
 its base; otherwise the result would be saved as if it belonged on the adapter's own base.
@@ -47,7 +47,7 @@ from meditune.train.trainer import LossOfRows, Weights, plan_steps
 
 @dataclass(frozen=True)
 class Part:
-    """One source's part in a training."""
+    """One source's part in a training run."""
 
     source: str
     rows: int
@@ -65,7 +65,7 @@ def mixture(
 ) -> list[Part]:
     """Return the parts of all sources in these steps, largest first, with replay as a part of its own at the end.
 
-    `sources` are the rows' sources. For a training that ended early, pass the steps that were done.
+    `sources` are the rows' sources. For a run that ended early, pass the steps that were done.
     """
     visited = [index for step in steps for index in step]
     parts = [

@@ -165,7 +165,7 @@ class Audit:
     def _chosen(
         self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
     ) -> tuple[Pair, str] | None:
-        """Return a row's decisive pair with an earlier row that stays, and its rule; dropping rules take precedence.
+        """Return a row's decisive pair with an earlier row that stays, and its rule; rules that drop rows come first.
 
         Similarity isn't transitive: a row that is only similar to a dropped row stays; an identical one is dropped.
         """

@@ -95,7 +95,7 @@ def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
             if largest.file_size > FILE_BYTES:
                 raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Download it again.")
             if sum(each.file_size for each in members) > ALL_BYTES:
-                raise DataError(f"{archive}: unpacked, {_too_large(ALL_BYTES)} Download it again.")
+                raise DataError(f"{archive}: unpacks to {_too_large(ALL_BYTES)} Download it again.")
             for member in members:
                 if member.flag_bits & _ENCRYPTED:
                     raise DataError(f"{archive}, {member.filename}: encrypted. Unpack the zip and give the folder.")

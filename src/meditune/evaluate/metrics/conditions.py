@@ -65,7 +65,7 @@ def _sourced(metric: Metric, way: str) -> Metric:
         f"{metric.title}, {way}",
         metric.direction,
         metric.digits,
-        "The same for answers with retrieved passages, by those that were in the prompt.",
+        "The same for answers with retrieved passages, graded against those in the prompt.",
         optional=True,
         detail=True,
         detector=True,
@@ -84,7 +84,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def references(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the detector metrics of the reference answers, graded by the passages that were in the prompt."""
+    """Return the detector metrics of the reference answers, graded against the passages in the prompt."""
     graded = faithfulness.references(predictions.under("retrieved"))
     return {f"retrieved_{name}": each for name, each in graded.items() if name in SOURCED}
 

@@ -65,7 +65,7 @@ def counted(reasons: dict[str, Any] | None) -> Pairs:
 
 
 def other(quality: dict[str, Any]) -> Pairs:
-    """Return the values of the quality report that no other section shows, with their names there."""
+    """Return the values of the quality report that no other section shows, with their labels."""
     return [
         (label(key), count(value))
         for key, value in quality.items()

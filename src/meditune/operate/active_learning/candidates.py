@@ -157,7 +157,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
             source=ANSWERS,
             question=mask(row["question"]),
             context=tuple(found),
-            # The text of an abstention is fixed, so it is no training target.
+            # The text of an abstention is fixed, so it isn't a training target.
             answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
             decision=decision,
             group=group_of("", row["question"]),

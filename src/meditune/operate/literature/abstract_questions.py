@@ -325,7 +325,7 @@ def _concludes(part: Part) -> bool:
 
 
 _SPEC = QualitySpec(rules=QualityRules.model_validate({"truncated": "drop", "too_short": "drop"}))
-"""Stricter than the defaults: a truncated conclusion is no answer."""
+"""Stricter than the defaults: a truncated conclusion isn't an answer."""
 
 
 TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"

@@ -3,7 +3,7 @@
 NCBI allows 3 requests a second, or 10 with an API key, wants `tool` and `email` in each, and answers 429 to more
 (https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The E-utilities
 (https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The client
-recognises replies that are no results even with status 200: an HTML page, a rate limit in JSON, an error inside XML,
+recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside XML,
 truncated XML. Downloads are checked by MD5, and resume after an interruption.
 """
 
@@ -133,7 +133,7 @@ class RateLimitedClient:
     def rest(self, url: str, start: int) -> Iterator[bytes]:
         """Yield the bytes of a remote file from `start` on, without decoding them.
 
-        Raises StartedOverError if the server can't start there; otherwise raises like `content`.
+        Raises StartedOverError if the server can't start at `start`; otherwise raises like `content`.
         """
         import httpx2
 
@@ -221,7 +221,7 @@ MOST = 9_999
 """Maximum number of articles in a search"""
 SINCE_EVER, FOR_EVER = "1900/01/01", "3000/12/31"
 LOST = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
-"""Words in errors for a search that has expired; NCBI keeps a search for some hours."""
+"""Words in errors for a search that has expired; NCBI keeps a search for a few hours."""
 LONG = 500
 """Characters; longer queries are sent by POST, because URLs are limited in length."""
 QUOTED = 200
@@ -302,7 +302,7 @@ class Eutils:
             what = "an HTML page" if b"<html" in beginning.lower() else "an unknown format"
             raise PassingError(f"answers with {what}")
         if not said.rstrip().endswith(f"</{root}>".encode()):
-            raise PassingError("sent an incomplete answer")
+            raise PassingError("sent an incomplete response")
         if root == "eSearchResult":
             try:
                 ET.fromstring(said)

@@ -238,7 +238,7 @@ class Shares:
 
 
 class TooFewError(DataError):
-    """Raised if there is too little new data for a training."""
+    """Raised if there is too little new data to train on."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ async function refresh() {
   const data = await response.json().catch(() => ({}));
   if (mine !== asked) return;
   if (response.status === 401 || response.status === 403) {
-    trouble(response.status === 403 ? "This key can't open this page: it lacks the scope admin." : (data.error?.message ?? "A key is required."));
+    trouble(response.status === 403 ? "This key can't open this page: it lacks the admin scope." : (data.error?.message ?? "A key is required."));
     if (!$("key").open) open($("key"));
     return;
   }

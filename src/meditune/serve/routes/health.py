@@ -68,7 +68,7 @@ def _failure(request: Request) -> EngineUnavailableError | None:
     summary="Metrics for Prometheus",
 )
 async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metrics"))]) -> Response:
-    """Return the metrics in Prometheus's text format. If keys are required, the key needs the scope metrics."""
+    """Return the metrics in Prometheus's text format. If keys are required, the key needs the `metrics` scope."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -135,7 +135,7 @@ async def status(
     _: Annotated[Caller, Depends(allowed("admin"))],
     hours: Annotated[float, Query(ge=0.1, le=24 * 366, description="Look back this many hours.")] = 24.0,
 ) -> Status:
-    """Return metrics of answers and feedback, versions, servers, drift and updates. The key needs the scope admin."""
+    """Return metrics of answers and feedback, versions, servers, drift and updates. The key needs the `admin` scope."""
     service: Service = request.app.state.service
     if service.answers is None:
         raise ApiError(404, "This server stores no answers, so it has no status to report.", "not_found")

@@ -161,7 +161,7 @@ async def feedback(
 ) -> Thanks:
     """Store feedback with the answer. New feedback with the same key replaces the earlier feedback.
 
-    The feedback is on disk when this returns. A key with the scope expert can rate anyone's answers, and its feedback
+    The feedback is on disk when this returns. A key with the `expert` scope can rate anyone's answers, and its feedback
     overrides that of other keys.
     """
     service: Service = request.app.state.service
@@ -182,7 +182,10 @@ async def feedback(
 
 @router.delete("/v1/answers/{id}", responses=errors(404), summary="Delete an answer")
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
-    """Delete an answer and its feedback. Allowed for the key that asked the question, and for keys with scope admin."""
+    """Delete an answer and its feedback.
+
+    Allowed for the key that asked the question, and for keys with the `admin` scope.
+    """
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
     if not await run_in_store_thread(answers.delete, id):
         raise _unknown()
