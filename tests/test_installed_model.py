@@ -44,7 +44,7 @@ def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_d
     assert done.returncode == 0, done.stderr
     assert "Training on 449 examples" in done.stderr
     assert re.search(r"« (yes|no|maybe)<\|im_end\|>»", done.stderr)
-    assert "About" in done.stderr
+    assert "Estimated time left" in done.stderr
     losses = [step["loss"] for step in read_jsonl(run / "training.jsonl")]
     assert losses[-1] < losses[0]
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
