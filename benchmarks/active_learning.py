@@ -238,9 +238,9 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("active_learning_cache"), help="folder for vectors and hidden states"
     )
-    parser.add_argument("--show", nargs="+", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--show", nargs="+", type=Path, help="only print the tables of these files")
+    parser.add_argument("--plot", type=Path, help="also draw the curves in this file")
+    parser.add_argument("-o", "--output", type=Path, help="also write the results to this file")
     wanted = parser.parse_args()
     found: dict[str, Any] = {}
     for path in wanted.show or ():

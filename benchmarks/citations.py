@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index")
     parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--thresholds", action="store_true")
+    parser.add_argument("--thresholds", action="store_true", help="print tables for choosing the thresholds")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--engine", help="an engine for an exported model: auto, openvino, llamacpp")
     parser.add_argument("--show", action="store_true", help="print every answer")

@@ -87,7 +87,7 @@ def columns(stream: Stream, reference: Reference, rng: np.random.Generator) -> S
 
 
 def rival(make: Detector, series: Series) -> dict[str, list[int]]:
-    """Return the positions at which river's detector reports a change, by signal, after it read the reference's values."""
+    """Return the positions at which river's detector reports a change, by signal, after the reference's values."""
     found = {}
     for name, (before, places, values) in series.items():
         detector, seen = make(), []
@@ -193,13 +193,17 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds")
+    parser.add_argument(
+        "--first", type=int, default=0, help=f"first seed; from {TUNING} on, only streams without change are run"
+    )
     parser.add_argument("--vectors", type=Path, help="file that caches the questions' vectors between runs")
-    parser.add_argument("--kinds", default="none,sudden,gradual,seasonal,answers")
-    parser.add_argument("--output", "-o", type=Path)
-    parser.add_argument("--show", type=Path, nargs="+")
+    parser.add_argument(
+        "--kinds", default="none,sudden,gradual,seasonal,answers", help="comma-separated kinds of streams"
+    )
+    parser.add_argument("--output", "-o", type=Path, help="write the results to this file instead of printing tables")
+    parser.add_argument("--show", type=Path, nargs="+", help="only print the tables of these files")
     given = parser.parse_args()
     if given.show:
         show([row for path in given.show for row in json.loads(path.read_text())])

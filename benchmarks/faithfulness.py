@@ -364,7 +364,8 @@ def _regression(
 def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float]) -> str:
     """Return the text of calibration.py."""
     meanings = {
-        "FOLLOWING": "Weights for the log-odds that the sources support a sentence that follows a source sentence word by word",
+        "FOLLOWING": "Weights for the log-odds that the sources support a sentence that follows a source sentence "
+        "word by word",
         "PARAPHRASING": "Weights for the log-odds that the sources support any other sentence",
         "WHOLE": "Weights for the log-odds that the sources support a whole answer, from the log-odds of its sentences",
         "ANSWER": "Answers that score less are reported as unfaithful.",

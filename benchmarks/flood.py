@@ -73,9 +73,9 @@ async def measured(options: Any, server: Served, names: Sequence[str]) -> None:
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-    told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    counts = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
     who = "one caller's connections" if options.one_caller else "callers"
-    print(f"{options.callers} {who}, {options.characters:,} characters per message, {options.seconds:g} s: {told}")
+    print(f"{options.callers} {who}, {options.characters:,} characters per message, {options.seconds:g} s: {counts}")
     ranked = sorted(waits)
     p50, p99 = (ranked[int((len(ranked) - 1) * share)] for share in (0.5, 0.99))
     print(

@@ -64,7 +64,8 @@ def compare(options: argparse.Namespace) -> None:
         gaps = apart(options, {index: (ours[0]["tokens"][index], run["tokens"][index]) for index in differ})
         same, most = len(run["tokens"]) - len(differ), f"{max(gaps):.2g}" if gaps else "0"
         print(
-            f"batch {run['batch']}: {same} of {len(run['tokens'])} answers are the same; largest difference of logits {most}"
+            f"batch {run['batch']}: {same} of {len(run['tokens'])} answers are the same; "
+            f"logits differ by {most} at most"
         )
 
 

@@ -70,7 +70,7 @@ def after_conclusion(example: Example, conclusion: str) -> Example:
 
 
 def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Example]:
-    """Return each example with the most similar training example, answered, in front (TF-IDF of questions and texts)."""
+    """Return each example preceded by the most similar training example, answered (TF-IDF of questions and texts)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def text(example: Example) -> str:
@@ -97,8 +97,8 @@ def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Exam
 
 def topics(example: Example) -> list[Example]:
     """Return an example whose answer is the abstract's MeSH terms, after a cue of its own."""
-    told = {"answer": "; ".join(example.meta["mesh"]), "decision": None, "meta": {STYLE: "plain"}}
-    return [example.model_copy(update={"id": f"{example.id}#topics", **told})] if example.meta["mesh"] else []
+    changes = {"answer": "; ".join(example.meta["mesh"]), "decision": None, "meta": {STYLE: "plain"}}
+    return [example.model_copy(update={"id": f"{example.id}#topics", **changes})] if example.meta["mesh"] else []
 
 
 def artificial(example: Example) -> list[Example]:
@@ -373,7 +373,7 @@ def auc(right: Any, order: Any, drawn: Any) -> Any:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a line for each idea, with 95 % intervals of its difference from the first idea, bold if they exclude 0."""
+    """Return a line for each idea with 95 % intervals of its difference from the first one, bold if they exclude 0."""
     said = {title: said_of(results) for title, results in found.items()}
     first = next(iter(said))
     names = [name for name in FIGURES if any(name in each for each in said.values())]

@@ -29,10 +29,10 @@ def decisions() -> None:
     train, _ = pubmedqa.official_split(pubmedqa.read(sources.locate_source("pubmedqa"), Rejects()))
     print(f"{len(train)} items: {_shares(Counter(str(example.decision) for example in train))}")
     for stated in ("yes", "no"):
-        borne = Counter(
+        supporting = Counter(
             str(example.decision) for example in train if is_supported_by_conclusion(stated, example.answer)
         )
-        print(f"{borne.total()} conclusions would support a title that says {stated}: {_shares(borne)}")
+        print(f"{supporting.total()} conclusions would support a title that says {stated}: {_shares(supporting)}")
 
 
 def speed(count: int) -> None:

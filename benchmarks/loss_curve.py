@@ -111,7 +111,7 @@ def running(losses: Sequence[float]) -> list[float]:
 
 
 def differences(ours: Sequence[float], reference: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Return the mean and largest relative difference of single steps and of running means, up to the reference's end."""
+    """Return mean and largest relative differences of single steps and of running means, up to the reference's end."""
     pairs = {
         "relative difference of a step": (ours[: len(reference)], reference),
         f"of the mean of {WINDOW} steps": (running(ours[: len(reference)]), running(reference)),

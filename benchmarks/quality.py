@@ -63,18 +63,18 @@ BY_ROW: dict[str, Damage] = {
 
 
 def found(example: Example, rule: str) -> bool:
-    """Whether the rule, alone, finds something."""
+    """Return whether the rule alone finds something."""
     return rules.RULES[rule](example, SPEC) is not None
 
 
 def clean(examples: Sequence[Example]) -> list[Example]:
-    """Rows as quality control leaves them."""
+    """Return the rows after quality control."""
     after = (rules.apply_rules(example, SPEC)[0] for example in examples)
     return [example for example in after if example is not None and example.answer]
 
 
 def row_rules(rows: Sequence[Example], data: Path) -> None:
-    """Precision and recall of each rule that looks at one row, with as many good rows as damaged ones."""
+    """Print precision and recall of each rule for single rows, with equal numbers of good and damaged rows."""
     print("| rule | planted | found | recall | good rows found | precision |\n|---|---|---|---|---|---|")
     for rule, damage in BY_ROW.items():
         chance = random.Random(rule)
@@ -88,7 +88,7 @@ def row_rules(rows: Sequence[Example], data: Path) -> None:
 
 
 def line(rule: str, planted: Sequence[Example], good: Sequence[Example]) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     right, wrong = sum(found(example, rule) for example in planted), sum(found(example, rule) for example in good)
     expected = wrong * len(planted) / len(good)
     precision = right / (right + expected) if right else 0.0
@@ -98,7 +98,7 @@ def line(rule: str, planted: Sequence[Example], good: Sequence[Example]) -> None
 
 
 def encyclopedia(path: Path) -> list[Example]:
-    """Paragraphs of articles on games, ships and songs, each as the answer to a question about its first words."""
+    """Return paragraphs of encyclopedia articles, each as the answer to a question about its first words."""
     texts = [text.strip() for text in path.read_text(encoding="utf-8").splitlines() if len(text.split()) > 60]
     asked = [f"What is known about {' '.join(text.split()[:4])}?" for text in texts]
     return [
@@ -108,9 +108,9 @@ def encyclopedia(path: Path) -> list[Example]:
 
 
 def restored(rows: Sequence[Example]) -> None:
-    """How much of the planted damage is put right to the letter, or at least to the word."""
+    """Print how much of the planted damage is repaired exactly, or with all words kept."""
     chance = random.Random(5)
-    print("\n| mended | planted | exactly as before | all words kept |\n|---|---|---|---|")
+    print("\n| repaired | planted | exactly as before | all words kept |\n|---|---|---|---|")
     for rule, damage in (("encoding", mojibake), ("layout", spread), ("boilerplate", paged)):
         exact = words_kept = count = 0
         while count < PLANTED:
@@ -129,7 +129,7 @@ def restored(rows: Sequence[Example]) -> None:
 
 
 def _bare(text: str) -> str:
-    """Without accents."""
+    """Return the text without accents."""
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
@@ -138,7 +138,7 @@ def _words(text: str) -> Counter[str]:
 
 
 def duplicate_rules(rows: Sequence[Example]) -> None:
-    """Planted copies and rewrites among all rows, and near misses that are none."""
+    """Print how many planted copies and rewrites are found among all rows, and how many near misses are."""
     chance = random.Random(3)
     number = 0
 
@@ -172,9 +172,9 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
             for identifier, original in made.items()
         )
         print(f"| {name} | {len(made)} | {hits} | {hits / len(made):.3f} |")
-    # A copy of an exact duplicate is paired with the first of them.
+    # A copy of an exact duplicate is paired with the first of the duplicates.
     twins = {**kinds["copied"], **kinds["rewritten"]}
-    print("\n| alike | recall of rewrites | precision |\n|---|---|---|")
+    print("\n| minimum similarity | recall of rewrites | precision |\n|---|---|---|")
     for least in duplicates.THRESHOLDS:
         now = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= least}
         recall = sum(
@@ -185,7 +185,7 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
         right = wrong = 0
         for pair in now - before:
             if all(identifier.startswith("planted:") and identifier not in twins for identifier in pair):
-                continue  # two near misses of one row, of which neither is right
+                continue  # two near misses of one row; neither is a duplicate
             roots = {twins.get(identifier, identifier) for identifier in pair}
             if len(roots) == 1 or frozenset(roots) in before:
                 right += 1
@@ -195,7 +195,7 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
 
 
 def between(rows: Sequence[Example]) -> None:
-    """Rewrites in another source, rewrites of test items, and questions asked again with another answer."""
+    """Print how many rewrites in another source, rewrites of test items and repeated questions are found."""
     chance = random.Random(11)
     shuffled = chance.sample(list(rows), len(rows))
     test, others = shuffled[: PLANTED // 2], shuffled[PLANTED // 2 :]
@@ -226,13 +226,13 @@ def between(rows: Sequence[Example]) -> None:
     for rule, examples in made.items():
         right = found_by[rule, rule]
         wrong = sum(count for (name, kind), count in found_by.items() if name == rule and kind != rule)
-        # A rewrite that is still there asks its question again, too.
+        # A rewrite that isn't removed repeats its question, too.
         share = "" if rule == "repeated_question" else f"{right / max(right + wrong, 1):.3f}"
         print(f"| {rule} | {len(examples)} | {right} | {right / len(examples):.3f} | {wrong} | {share} |")
 
 
 def as_they_are(read: dict[str, list[Example]]) -> None:
-    """What each rule finds in rows as they were published."""
+    """Print the number of findings of each rule in rows as published."""
     print("\n| rule |", " | ".join(read), "|\n|---|" + "---|" * len(read))
     for rule in rules.RULES:
         shares = []
@@ -243,28 +243,28 @@ def as_they_are(read: dict[str, list[Example]]) -> None:
 
 
 def speed(read: dict[str, list[Example]]) -> None:
-    """Time and memory of the whole audit."""
+    """Print time and memory of the whole audit."""
     started, used = time.monotonic(), time.process_time()
     audit = Audit(SPEC, official_tests(read))
     audit.rows(read)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     facts = audit.facts()
     print(f"\n{audit.read:,} rows: {time.monotonic() - started:.1f} s, {time.process_time() - used:.1f} CPU-seconds,")
-    print(f"{peak:.2f} GB at most. Left out {facts['dropped']:,}, changed {facts['changed']:,}.")
+    print(f"Peak {peak:.2f} GB. Dropped {facts['dropped']:,}, changed {facts['changed']:,}.")
     for name, row in facts["rules"].items():
         print(f"  {name}: {row['done']}")
     print(f"  near duplicates by threshold: {facts['near_duplicates']}")
 
 
 def parts_of(read: dict[str, list[Example]]) -> dict[str, Splits]:
-    """Each source split as a run does."""
+    """Return each source split as in a run."""
     return {name: split({name: examples}, True, 0.2, 0.1, 17) for name, examples in read.items()}
 
 
 def main() -> None:
     """Print the tables of docs/explanation/data-preparation.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--held-out", action="store_true", help="rows on which nothing was chosen")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--held-out", action="store_true", help="measure on rows that influenced no choice")
     held_out = parser.parse_args().held_out
     data = Path(os.environ["MEDITUNE_DATA"])
     readers = {"pubmedqa": pubmedqa.read, "medquad": medquad.read, "liveqa": liveqa.read}

@@ -56,12 +56,12 @@ ASKED = (
 _NEGATION = re.compile(r"\b(?:no|not|non|nor|never|without)\b", re.IGNORECASE)
 PEERS = Path(__file__).with_name("dedup_peers.py")
 BACK = 2000
-"""A planted row is made of one of so many rows before it."""
+"""A planted row is made from one of this many earlier rows"""
 
 
 @cache
 def vocabulary() -> tuple[list[str], list[float]]:
-    """Words of English and how frequent they are, added up."""
+    """Return English words and their cumulative frequencies."""
     from itertools import accumulate
 
     from wordfreq import top_n_list, word_frequency
@@ -71,7 +71,7 @@ def vocabulary() -> tuple[list[str], list[float]]:
 
 
 def name_of(number: int) -> str:
-    """A name for a disease that no other number has."""
+    """Return a disease name that is unique to the number."""
     letters = []
     for _ in range(5):
         number, at = divmod(number, len(SYLLABLES))
@@ -80,7 +80,7 @@ def name_of(number: int) -> str:
 
 
 def good(number: int, chance: random.Random) -> dict[str, str]:
-    """A row that is nobody's duplicate."""
+    """Return a row that duplicates no other row."""
     words, weights = vocabulary()
     said = chance.choices(words, cum_weights=weights, k=chance.randint(60, 130))
     name = name_of(number)
@@ -94,7 +94,7 @@ def good(number: int, chance: random.Random) -> dict[str, str]:
 
 
 def rewritten(row: dict[str, str], chance: random.Random) -> dict[str, str]:
-    """The same in slightly other words."""
+    """Return a light rewrite of the row."""
     words, weights = vocabulary()
     sentences = row["answer"].split(". ")
     if len(sentences) > 3:
@@ -104,7 +104,7 @@ def rewritten(row: dict[str, str], chance: random.Random) -> dict[str, str]:
     for _ in range(len(said) // 20):
         at, other = chance.randrange(4, len(said)), chance.choices(words, cum_weights=weights)[0]
         if _NEGATION.search(f"{said[at]} {other}"):
-            continue  # that would say something else
+            continue  # a negation would change the meaning
         if chance.random() < 0.5:
             del said[at]
         else:
@@ -114,7 +114,7 @@ def rewritten(row: dict[str, str], chance: random.Random) -> dict[str, str]:
 
 
 def rows(count: int, misses: bool = False) -> Iterator[dict[str, Any]]:
-    """`count` rows: id, question, answer, and `of`, the id of the row that it says again (empty for good ones)."""
+    """Yield `count` rows: id, question, answer, and `of`, the id of the duplicated row (empty for good rows)."""
     chance = random.Random(SEED)
     before: list[dict[str, Any]] = []
     for number in range(count):
@@ -144,7 +144,7 @@ def rows(count: int, misses: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, count: int) -> None:
-    """The rows as Parquet, a thousand at a time."""
+    """Write the rows as Parquet, a thousand at a time."""
     import pyarrow
     import pyarrow.parquet
 
@@ -160,7 +160,7 @@ def write(path: Path, count: int) -> None:
 
 
 def audit(path: Path, folder: Path, engine: str, workers: int, compare_only: bool) -> dict[str, float]:
-    """Audit a file as a stream, in this process."""
+    """Audit a file as a stream in this process, and return the metrics."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.data.quality.parallel_map import Name
     from meditune.data.quality.rules import RULES
@@ -184,13 +184,13 @@ def audit(path: Path, folder: Path, engine: str, workers: int, compare_only: boo
 
 
 def measured(script: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
-    """What a script says when it is run with these arguments in a process of its own."""
+    """Run a script with these arguments in a separate process, and return the JSON of its last line."""
     done = subprocess.run([python, script, *arguments], stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure_peers(count: int, others: str | None) -> None:
-    """One line for each way: of planted duplicates how many go, of rows that go how many are such, and the cost."""
+    """Print recall and precision of removing the planted duplicates, and the cost, for each library."""
     made = list(rows(count, misses=True))
     families: dict[str, list[int]] = {}
     for at, row in enumerate(made):
@@ -198,7 +198,7 @@ def measure_peers(count: int, others: str | None) -> None:
     again = sum(len(family) - 1 for family in families.values())
     forms = {at for at, row in enumerate(made) if "form" in row}
     print(f"{count:,} rows, {again:,} of them duplicates, {len(forms):,} near misses")
-    print("| | recall | precision | near misses removed | seconds | CPU-seconds | GB at most |")
+    print("| | recall | precision | near misses removed | seconds | CPU-seconds | peak GB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
@@ -218,8 +218,8 @@ def measure_peers(count: int, others: str | None) -> None:
 
 
 def measure_rows(counts: list[int], engine: str, workers: int, place: Path | None, compare_only: bool) -> None:
-    """One line for each number of rows."""
-    print("| rows | seconds | rows/s | CPU-seconds | GB at most | near duplicates: planted, found | copies |")
+    """Print one line for each number of rows."""
+    print("| rows | seconds | rows/s | CPU-seconds | peak GB | near duplicates: planted, found | copies |")
     print("|---|---|---|---|---|---|---|")
     for count in counts:
         with tempfile.TemporaryDirectory(dir=place) as folder:
@@ -243,9 +243,15 @@ def main() -> None:
     parser.add_argument("values", nargs="+")
     parser.add_argument("--engine", default="local")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--compare-only", action="store_true", help="No rules that look at one row, no identifiers.")
-    parser.add_argument("--peers", help="The Python that has the other libraries.")
-    parser.add_argument("--folder", type=Path, help="Where the generated rows go for the time.")
+    parser.add_argument(
+        "--compare-only",
+        action="store_true",
+        help="Switch off the rules for single rows and the search for identifiers.",
+    )
+    parser.add_argument(
+        "--peers", help="Python of an environment with the other libraries, for example peers/bin/python."
+    )
+    parser.add_argument("--folder", type=Path, help="Parent folder of the temporary files.")
     chosen = parser.parse_args()
     if chosen.what == "audit":
         path, folder, engine, workers, only = chosen.values

@@ -45,12 +45,12 @@ WITHOUT = {
     "candidates by words": "words",
     "candidates by passages' vectors": "meaning",
     "candidates by titles": "titles",
-    "other names of topics": "expand",
-    "slips put right": "corrected",
-    "what is asked told from the rest": "focus",
+    "synonyms of topics": "expand",
+    "corrected misspellings": "corrected",
+    "the question's focus": "focus",
 }
 Ranker = Callable[[str], list[int]]
-"""From a question to the numbers of passages, the best first"""
+"""Returns the numbers of the passages for a question, best first"""
 
 
 class Bm25s:
@@ -71,13 +71,13 @@ class Bm25s:
         return bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, show_progress=False)
 
     def __call__(self, question: str) -> list[int]:
-        """The best DEPTH."""
+        """Return the best DEPTH passages."""
         found, scores = self.index.retrieve(self._tokens([question]), k=DEPTH, show_progress=False)
         return [int(each) for each, score in zip(found[0], scores[0], strict=True) if score > 0]
 
 
 def searched(index: Index, task: Task, **options: Any) -> Ranker:
-    """`Index.search`; hits of passages that the task doesn't know count as wrong ones."""
+    """Return a ranker by `Index.search`; hits outside the task's passages count as wrong."""
     number = {sets.document(passage.id): place for place, passage in enumerate(task.passages)}
 
     def ranked(question: str) -> list[int]:
@@ -88,24 +88,24 @@ def searched(index: Index, task: Task, **options: Any) -> Ranker:
 
 
 def nearest(vectors: Any, embed: Callable[[Sequence[str]], Any]) -> Ranker:
-    """By cosine, all compared."""
+    """Return a ranker that compares all vectors by cosine."""
     return lambda question: sets.best(vectors @ embed([question])[0], DEPTH)
 
 
 def both(one: Ranker, other: Ranker) -> Ranker:
-    """Fused by rank."""
+    """Return a ranker that fuses two rankers by rank."""
     return lambda question: sets.fused([one(question), other(question)])[:DEPTH]
 
 
 def row(name: str, task: Task, ranker: Ranker, words: str = "wording") -> str:
-    """One line of a table: each figure with its interval."""
+    """Return one line of a table: each metric with its interval."""
     figures = [sets.figures(ranker(getattr(asked, words)), asked.relevant) for asked in task.questions]
     found = sets.intervals(np.array(figures))
     return f"| {name} | {' | '.join(f'{mean:.3f} ({low:.2f} to {high:.2f})' for mean, low, high in found)} |"
 
 
 def side_by_side(task: Task, rankers: dict[str, Ranker]) -> None:
-    """Print what each ranker finds by the user's wording and by the summary."""
+    """Print the metrics of each ranker for the user's wording and for the summary."""
     print(f"\n{len(task.passages):,} passages, {len(task.questions)} questions\n")
     print(HEAD)
     for words in ("wording", "summary"):
@@ -115,7 +115,7 @@ def side_by_side(task: Task, rankers: dict[str, Ranker]) -> None:
 
 def abstracts(task: Task, index: Index, trained: set[str]) -> None:
     """Print how often a question's own abstract is among the first TOP of the whole index."""
-    print(f"\n| mode | own abstract in the first {TOP}, of the 500 that the publisher trains on | of its test |")
+    print(f"\n| mode | own abstract in the first {TOP}, publisher's training half | test half |")
     print("|---|---|---|")
     for mode in ("words", "meaning", "fused", "hybrid"):
         ranker = searched(index, task, mode=mode)
@@ -128,7 +128,7 @@ def abstracts(task: Task, index: Index, trained: set[str]) -> None:
 
 
 def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: dict[str, float]) -> Iterator[str]:
-    """What each part is worth: rankings of candidates left out, weights fitted without a likeness, and it alone."""
+    """Yield the metrics without each part of the search, without each feature, and with each feature alone."""
     reranker = index.opened.reranker
     assert reranker
     before = reranker.weights, reranker.siblings
@@ -153,7 +153,7 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: 
 
 
 def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
-    """A block in which a part of the search gives nothing."""
+    """Return a context manager in which a part of the search has no effect."""
     if part in ("words", "meaning"):
         return patch.object(hybrid_search, f"_by_{part}", lambda *_: {})
     if part == "titles":
@@ -165,11 +165,11 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
 
 
 def times(task: Task, index: Index) -> None:
-    """Print what each stage takes of one question, by the clock and in CPU time of the process."""
+    """Print the wall-clock and CPU time of each stage for one question."""
     ranker = index.opened.reranker
     assert ranker
     taken: dict[str, list[tuple[float, float]]] = {
-        "question made ready": [],
+        "query preparation": [],
         "candidates": [],
         "reranking": [],
         "Index.search": [],
@@ -201,8 +201,9 @@ def times(task: Task, index: Index) -> None:
 def main() -> None:
     """Print the tables of docs/experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
-    parser.add_argument("--fit", action="store_true", help="put the weights that are fitted into the package")
+    cache = Path.home() / ".cache" / "meditune" / "benchmarks"
+    parser.add_argument("--cache", type=Path, default=cache, help="folder for the index and vectors")
+    parser.add_argument("--fit", action="store_true", help="write the fitted weights to the package")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
     task = sets.liveqa_medquad(data)
@@ -220,15 +221,15 @@ def main() -> None:
     live = rankers | {
         **{mode: searched(index, task, mode=mode, sources=OF_LIVEQA) for mode in ("meaning", "fused")},
         "**hybrid**": searched(index, task, sources=OF_LIVEQA),
-        "**hybrid**, abstracts in the index, too": searched(index, task),
+        "**hybrid**, also over abstracts": searched(index, task),
     }
     side_by_side(task, live)
-    print("\nMedQuAD's questions, rambling and misspelled; `summary` is MedQuAD's own wording:")
+    print("\nMedQuAD's questions, made rambling and misspelled; `summary` is MedQuAD's own wording:")
     rambling = sets.rambling(task.passages)
     side_by_side(rambling, {"**hybrid**": searched(index, rambling)})
     abstracts(sets.pubmedqa_abstracts(data), index, sets.trained(data))
     times(task, index)
-    print(f"\n{hybrid_search.RERANKED} candidates are compared.")
+    print(f"\n{hybrid_search.RERANKED} candidates are reranked.")
     some = fitting.groups(fitting.questions(data, task.passages, reranker), task, index, OF_LIVEQA)
     fitted = fitting.fit(some)
     print(f"\nFitted on {len(some)} of LiveQA's training questions: {fitted}")
@@ -239,11 +240,13 @@ def main() -> None:
     for line in ablations(task, some, index, fitted | rerank_weights.CHOSEN):
         print(line, flush=True)
     by_answer = nearest(whole_answers(task, embed, given.cache / "whole-answers.npz"), embed)
-    side_by_side(task, {"MiniLM on whole answers": by_answer, "BM25 and these, fused": both(by_words, by_answer)})
+    side_by_side(
+        task, {"MiniLM on whole answers": by_answer, "BM25 and whole answers, fused": both(by_words, by_answer)}
+    )
 
 
 def whole_answers(task: Task, embed: Callable[[Sequence[str]], Any], path: Path) -> Any:
-    """Vectors of the answers' first letters, kept at a path with a hash of what they are of."""
+    """Return vectors of the answers' first LETTERS characters, cached with a hash of the texts."""
     texts = [each.whole[:LETTERS] for each in task.passages]
     said = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     if path.is_file() and (kept := np.load(path))["of"] == said:

@@ -43,11 +43,11 @@ KINDS = {
     "complication": "complications",
     "organization": "support groups",
 }
-"""LiveQA's question types that MedQuAD calls otherwise"""
+"""LiveQA's question types with other names in MedQuAD"""
 PULL = 0.03
-"""Ridge: what a squared weight (of features scaled to unit variance) costs"""
+"""Ridge penalty of a squared weight, for features scaled to unit variance"""
 SAME = 200
-"""Letters by which an answer is known again"""
+"""Number of characters by which an answer is recognized"""
 
 Features = NDArray[np.float64]
 
@@ -59,11 +59,11 @@ class Group:
     features: Features
     """(n, features)"""
     share: NDArray[np.float64]
-    """(n,) equal shares of 1 for the relevant ones, else 0"""
+    """(n,) equal shares, which sum to 1, for the relevant candidates; else 0"""
 
 
 def questions(data: Path, passages: Sequence[Text], reranker: Reranker) -> dict[str, tuple[set[int], set[int]]]:
-    """For each training question that isn't a test question: its reference answers, and the passages on its topics."""
+    """Return for each training question the passages that are its reference answers, and those on its topics."""
     by_text: dict[str, list[int]] = defaultdict(list)
     by_topic: dict[str, list[int]] = defaultdict(list)
     read = [titles.read(passage.title) for passage in passages]
@@ -90,7 +90,7 @@ def _start(text: str) -> str:
 def groups(
     asked: dict[str, tuple[set[int], set[int]]], task: Task, index: Index, sources: Sequence[str]
 ) -> list[Group]:
-    """The features of each question's candidates, among which there is a relevant one."""
+    """Return the features of each question's candidates, for questions with a relevant candidate."""
     number = {document(passage.id): place for place, passage in enumerate(task.passages)}
     reranker = index.opened.reranker
     assert reranker
@@ -108,7 +108,7 @@ def groups(
 
 
 def fit(some: Sequence[Group], without: Sequence[str] = ()) -> dict[str, float]:
-    """Weights from 0 up that make relevant candidates likely in a softmax over each question's (ListNet, Cao 2007)."""
+    """Return nonnegative weights that fit a softmax over each question's candidates (ListNet, Cao 2007)."""
     from scipy.optimize import minimize
 
     spread = np.concatenate([group.features for group in some]).std(axis=0) + 1e-9
@@ -130,7 +130,7 @@ def fit(some: Sequence[Group], without: Sequence[str] = ()) -> dict[str, float]:
 
 
 def write(weights: dict[str, float], path: Path) -> None:
-    """Put the weights into the package's module."""
+    """Write the weights to the package's module."""
     said = path.read_text(encoding="utf-8")
     for name, weight in weights.items():
         said = re.sub(rf'("{name}"): [\d.]+', rf"\1: {weight}", said)

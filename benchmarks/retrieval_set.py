@@ -27,9 +27,9 @@ from meditune.retrieve.topics import key
 from meditune.retrieve.vector_search import embedder
 
 RELEVANT = 3
-"""Judged 3 (incomplete) or 4 (excellent)"""
+"""The lowest judgment of a relevant answer: 3 (incomplete) or 4 (excellent)"""
 LETTERS = 1500
-"""Of a passage under its title; what the sentence model reads of it"""
+"""Number of characters of a passage, with its title, that the sentence model reads"""
 RESAMPLES = 10_000
 SEED = 17
 OPENINGS = (
@@ -49,7 +49,7 @@ ASKING = {
     "outlook": ("How long do people live with {}?", "Will {} get worse over the years?"),
     "information": ("They said it is {}, what is that?", "Please tell me more about {}."),
 }
-"""How people might ask for what MedQuAD's question types stand for"""
+"""Possible wordings of MedQuAD's question types"""
 ENDS = ("Thank you so much in advance, God bless.", "I am really worried, please answer soon.", "Best regards, Ann")
 FIGURES = ("MRR@10", "nDCG@10", "MAP@10", "recall@100")
 _JUDGED = re.compile(r"Question:(.*?)\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
@@ -65,11 +65,11 @@ class Text:
     text: str
     focus: str = ""
     kind: str = ""
-    """MedQuAD's question type, where it is known"""
+    """MedQuAD's question type, if known"""
 
     @property
     def whole(self) -> str:
-        """What is searched."""
+        """Return the searched text."""
         return f"{self.title}\n{self.text}"
 
 
@@ -92,9 +92,9 @@ class Task:
 
 
 def liveqa_medquad(data: Path) -> Task:
-    """LiveQA's odd test questions that have a relevant answer, over MedQuAD's answered pairs and the judged answers.
+    """Return LiveQA's odd test questions with a relevant answer, over MedQuAD's answered pairs and the judged answers.
 
-    A judged answer that stands in MedQuAD word for word is that passage (of the same document where there are several).
+    A judged answer that is in MedQuAD word for word is that passage, preferably the one of the same document.
     """
     task = Task([_medquad(each) for each in medquad.read(data / "medquad", Rejects())])
     number = _judged(data / "medquad-judged", task.passages)
@@ -117,7 +117,7 @@ def _medquad(example: Example) -> Text:
 
 
 def _judged(folder: Path, passages: list[Text]) -> dict[str, int]:
-    """Add the judged answers that aren't among the passages; returns each AnswerID's passage."""
+    """Add the judged answers that aren't among the passages, and return the passage of each AnswerID."""
     same: dict[str, list[int]] = defaultdict(list)
     for index, passage in enumerate(passages):
         same[" ".join(passage.text.split())].append(index)
@@ -126,7 +126,7 @@ def _judged(folder: Path, passages: list[Text]) -> dict[str, int]:
         for _, row in rows(path, "medquad-judged", Rejects()):
             found = _JUDGED.fullmatch(str(row["Answer"]).strip())
             if not found:
-                raise SystemExit(f"{path}: the answer {row['AnswerID']} isn't Question, URL and Answer.")
+                raise SystemExit(f"{path}: the answer {row['AnswerID']} doesn't consist of Question, URL and Answer.")
             known = same.get(" ".join(found[2].split()))
             if known is None:
                 same[" ".join(found[2].split())] = known = [len(passages)]
@@ -138,7 +138,7 @@ def _judged(folder: Path, passages: list[Text]) -> dict[str, int]:
 
 
 def pubmedqa_abstracts(data: Path) -> Task:
-    """PubMedQA's 1,000 questions over their abstracts, without titles and conclusions."""
+    """Return PubMedQA's 1,000 questions over their abstracts, without titles and conclusions."""
     task = Task()
     for index, each in enumerate(pubmedqa.read(data / "pubmedqa", Rejects())):
         task.passages.append(Text(each.id, "", "\n".join(passage.text for passage in each.context)))
@@ -147,9 +147,9 @@ def pubmedqa_abstracts(data: Path) -> Task:
 
 
 def rambling(passages: Sequence[Text], count: int = 300) -> Task:
-    """Questions of MedQuAD as a patient might write them, a typing error in the topic's longest word.
+    """Return MedQuAD's questions as a patient might write them, with a typing error in the topic's longest word.
 
-    Relevant are all passages on that topic that answer that kind of question.
+    All passages on that topic that answer that type of question are relevant.
     """
     chance = random.Random(SEED)
     same: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -166,7 +166,7 @@ def rambling(passages: Sequence[Text], count: int = 300) -> Task:
 
 
 def _slip(topic: str, chance: random.Random) -> str:
-    """A letter of the longest word left out, doubled or swapped with the next; short words stay."""
+    """Return the topic with a letter of its longest word left out, doubled or swapped; short words stay."""
     longest = max(re.findall(r"[A-Za-z]+", topic), key=len, default="")
     if len(longest) < 6:
         return topic
@@ -180,15 +180,15 @@ def _slip(topic: str, chance: random.Random) -> str:
 
 
 def trained(data: Path) -> set[str]:
-    """Ids of the 500 PubMedQA items that aren't in the publisher's test."""
+    """Return the ids of the 500 PubMedQA items outside the publisher's test set."""
     train, _ = pubmedqa.official_split(pubmedqa.read(data / "pubmedqa", Rejects()))
     return {each.id for each in train}
 
 
 def index(data: Path, task: Task, where: Path) -> Index:
-    """The product's own index of the task's passages and of PubMedQA's abstracts without titles, built where it isn't.
+    """Return the index of the task's passages and PubMedQA's abstracts without titles; build it if it doesn't exist.
 
-    Judged answers that stand in MedQuAD word for word are in it once, as in the task.
+    Judged answers that are in MedQuAD word for word are in the index once, as in the task.
     """
     register(task)
     if not (where / MANIFEST).exists():
@@ -200,7 +200,7 @@ def index(data: Path, task: Task, where: Path) -> Index:
 
 
 def register(task: Task) -> None:
-    """Have the product read the task's judged answers, and abstracts without titles, by their collections' names."""
+    """Register readers for the task's judged answers and for abstracts without titles, by collection name."""
     judged = [passage for passage in task.passages if not passage.id.startswith(medquad.SOURCE)]
 
     def read_judged(_: Path, __: Rejects) -> Iterator[Document]:
@@ -216,12 +216,12 @@ def register(task: Task) -> None:
 
 
 def document(name: str) -> str:
-    """A passage's document in the index."""
+    """Return the name of a passage's document in the index."""
     return name if name.startswith((medquad.SOURCE + ":", pubmedqa.SOURCE)) else f"{JUDGED}:{name}"
 
 
 def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, float, float, float]:
-    """MRR@10, nDCG@10 (relevant or not), MAP@10 (over the lesser of 10 and the relevant) and recall@100."""
+    """Return MRR@10, nDCG@10 (binary), MAP@10 (over at most 10 relevant passages) and recall@100."""
     hits = [passage in relevant for passage in ranking]
     places = [place for place, hit in enumerate(hits[:10], start=1) if hit]
     most = min(10, len(relevant))
@@ -233,7 +233,7 @@ def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, fl
 
 
 def intervals(values: NDArray[np.float64]) -> list[tuple[float, float, float]]:
-    """Mean and 95 % percentile interval over questions (rows) of each figure (column)."""
+    """Return the mean and the 95 % interval over questions (rows) of each metric (column)."""
     draws = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
     means = values[draws].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
@@ -241,14 +241,14 @@ def intervals(values: NDArray[np.float64]) -> list[tuple[float, float, float]]:
 
 
 def best(scores: NDArray[Any], count: int) -> list[int]:
-    """Indices of the highest scores, best first."""
+    """Return the indices of the highest scores, best first."""
     count = min(count, len(scores))
     top = np.argpartition(-scores, count - 1)[:count]
     return [int(index) for index in top[np.argsort(-scores[top], kind="stable")]]
 
 
 def fused(rankings: Iterable[Sequence[int]], constant: float = 60.0) -> list[int]:
-    """Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
+    """Return the rankings merged by reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, passage in enumerate(ranking, start=1):

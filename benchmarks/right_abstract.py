@@ -36,8 +36,8 @@ K = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("index", nargs="?")
-    parser.add_argument("--untitled", type=Path, help="write this file instead")
+    parser.add_argument("index", nargs="?", help=f"folder of an index, or {CONTEXTS}")
+    parser.add_argument("--untitled", type=Path, help="only write the abstracts without titles to this file")
     parser.add_argument("--mode", choices=("hybrid", "words", "meaning"), nargs="*", default=["hybrid"])
     arguments = parser.parse_args()
     examples = list(pubmedqa.read(Path(os.environ["MEDITUNE_DATA"]).expanduser() / "pubmedqa", Rejects()))
@@ -47,7 +47,10 @@ def main() -> None:
     if arguments.index == CONTEXTS:
         place = Contexts(examples, PromptFormat())
         ranks = [ranked([each.document for each in place.search(e.question, K)], e) for e in examples]
-        print(f"{len(examples)} questions, their contexts: {' | '.join(share(ranks, most) for most in (1, 3, 5, 10))}")
+        print(
+            f"{len(examples)} questions; own abstract first, in the top 3, 5, 10: "
+            f"{' | '.join(share(ranks, most) for most in (1, 3, 5, 10))}"
+        )
         return
     index = Index.open(arguments.index)
     print(f"{len(examples)} questions, {index.manifest.passages:,} passages of {index.manifest.documents:,} documents")
@@ -58,12 +61,12 @@ def main() -> None:
 
 
 def rank(index: Index, example: Example, mode: str) -> int:
-    """From 1; above K where the abstract isn't among the first K."""
+    """Return the rank of the question's own abstract, from 1; K + 1 if it isn't among the first K."""
     return ranked([hit.passage.document for hit in index.search(example.question, K, mode=mode).hits], example)
 
 
 def ranked(documents: Sequence[str], example: Example) -> int:
-    """The same in a list of documents."""
+    """Return the rank of the question's own abstract in a list of documents; K + 1 if absent."""
     own = publishers_id(example.id)
     return next((place for place, each in enumerate(documents, start=1) if publishers_id(each) == own), K + 1)
 
@@ -75,7 +78,7 @@ def share(ranks: Sequence[int], most: int) -> str:
 
 
 def untitled(examples: Sequence[Example]) -> ET.ElementTree[ET.Element]:
-    """The abstracts as PubMed's XML, with PubMed id and sections and nothing else."""
+    """Return the abstracts as PubMed XML with only PubMed ids and sections."""
     root = ET.Element("PubmedArticleSet")
     for example in examples:
         citation = ET.SubElement(ET.SubElement(root, "PubmedArticle"), "MedlineCitation")

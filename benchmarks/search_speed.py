@@ -7,9 +7,10 @@
 
 Texts are sampled from a vocabulary of 30,000 words by Zipf's law, 120 words each, and so are queries of ten words;
 vectors are random, in clusters. A passage's first eight words are its title; an index with 100,000 titles or more
-learns nothing from them. Each side is a separate process on the same texts. Milliseconds per query are wall-clock time (p50,
-p99) and CPU time (`cpu`, which other programs disturb least). Vectors are given, so embedding the question is excluded;
-`--index` and `--embed` measure it. `recall` is the share of the ten nearest passages that the vector search finds.
+learns nothing from them. Each side is a separate process on the same texts. Milliseconds per query are wall-clock time
+(p50, p99) and CPU time (`cpu`, which other programs disturb least). Vectors are given, so embedding the question is
+excluded; `--index` and `--embed` measure it. `recall` is the share of the ten nearest passages that the vector search
+finds.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ SIDES = ("meditune", "bm25s", "lancedb")
 
 
 def main() -> None:
-    """Measure what the options say, and print a table."""
+    """Measure what the options select, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=18_000)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--at", type=Path, help="where Meditune's and LanceDB's tables are kept")
-    parser.add_argument("--index", help="an index that is there already")
-    parser.add_argument("--messages", action="store_true", help="... asked with LiveQA's messages, not with titles")
-    parser.add_argument("--embed", type=int, help="so many passages, by each form of the embedding model")
+    parser.add_argument("--at", type=Path, help="folder in which to keep Meditune's and LanceDB's tables")
+    parser.add_argument("--index", help="folder of an existing index to measure")
+    parser.add_argument("--messages", action="store_true", help="with --index, ask LiveQA's messages instead of titles")
+    parser.add_argument("--embed", type=int, help="embed this many passages with each form of the embedding model")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -61,12 +62,12 @@ def main() -> None:
         for side in options.sides:
             done = subprocess.run([sys.executable, __file__, "--worker", side, *sys.argv[1:]], stdout=subprocess.PIPE)
             if done.returncode:
-                sys.exit(f"{side} broke down")
+                sys.exit(f"{side} failed; its error is printed above.")
             print(f"{side:9}", json.dumps(json.loads(done.stdout.splitlines()[-1])), flush=True)
 
 
 def texts(count: int, seed: int = 0, words: int = 120) -> Iterator[list[str]]:
-    """Chunks of texts."""
+    """Yield chunks of random texts."""
     random = np.random.default_rng(seed)
     weights = np.cumsum(1 / np.arange(1, WORDS + 1))
     vocabulary = [word(number) for number in range(WORDS)]
@@ -77,7 +78,7 @@ def texts(count: int, seed: int = 0, words: int = 120) -> Iterator[list[str]]:
 
 
 def word(number: int) -> str:
-    """A made-up word, shorter where it is common."""
+    """Return a made-up word; common words are shorter."""
     letters, rest = "", number + 1
     while rest:
         rest, place = divmod(rest, 60)
@@ -86,7 +87,7 @@ def word(number: int) -> str:
 
 
 def vectors(count: int, seed: int = 1) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-    """Chunks of vectors of length 1 around common centres."""
+    """Yield chunks of unit vectors around common centres."""
     centres = np.random.default_rng(7).normal(size=(CLUSTERS, DIMENSION)).astype(np.float32)
     random = np.random.default_rng(seed)
     for start in range(0, count, CHUNK):
@@ -97,7 +98,7 @@ def vectors(count: int, seed: int = 1) -> Iterator[np.ndarray[Any, np.dtype[np.f
 
 @contextmanager
 def kept(options: argparse.Namespace, name: str) -> Iterator[Path]:
-    """A side's folder: under `--at`, or one that goes afterwards."""
+    """Yield a side's folder: under `--at`, or a temporary one."""
     if options.at:
         yield options.at / name
     else:
@@ -106,7 +107,7 @@ def kept(options: argparse.Namespace, name: str) -> Iterator[Path]:
 
 
 def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
-    """Our table, indices and search."""
+    """Return the metrics of Meditune's table, indices and search."""
     from meditune.retrieve.index import Index
     from meditune.retrieve.vector_search import Embedder, Identity
 
@@ -132,9 +133,9 @@ def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
-    """Seconds that an index of given texts and vectors takes: `add_s` until they are stored, `index_s` after that.
+    """Return the seconds to build an index of given texts and vectors: `add_s` for storing, `index_s` for the rest.
 
-    A table that was begun is filled up.
+    An unfinished table is completed.
     """
     from meditune.retrieve import index, storage
     from meditune.retrieve.build_index import APPROXIMATE_FROM, KEEP_VERSIONS
@@ -170,7 +171,7 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
 
 
 def with_vectors(index: Any, given: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-    """The index, whose next questions get these vectors, each for all of its wordings."""
+    """Return the index, set up so that the next questions get these vectors, each for all of its wordings."""
     from meditune.retrieve.vector_search import Embedder
 
     waiting = iter(given)
@@ -180,7 +181,7 @@ def with_vectors(index: Any, given: np.ndarray[Any, np.dtype[np.float32]]) -> An
 
 
 def recall(index: Any, asked: np.ndarray[Any, np.dtype[np.float32]], passages: int) -> float:
-    """Over the first 30 queries, against all vectors compared."""
+    """Return the recall over the first 30 queries, relative to an exhaustive comparison."""
     best: list[list[tuple[float, str]]] = [[] for _ in asked[:30]]
     start = 0
     for chunk in vectors(passages):
@@ -196,7 +197,7 @@ def recall(index: Any, asked: np.ndarray[Any, np.dtype[np.float32]], passages: i
 
 
 def bm25s_alone(options: argparse.Namespace) -> dict[str, Any]:
-    """bm25s with an English stemmer, all in memory."""
+    """Return the metrics of bm25s with an English stemmer, all in memory."""
     import bm25s
     import Stemmer
 
@@ -216,7 +217,7 @@ def bm25s_alone(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lancedb_default(options: argparse.Namespace) -> dict[str, Any]:
-    """A table with a full-text index, and hybrid queries, as LanceDB's guide has them."""
+    """Return the metrics of LanceDB with a full-text index and hybrid queries, as in its guide."""
     import lancedb
     import pyarrow as pa
     from lancedb.index import FTS
@@ -240,7 +241,7 @@ def lancedb_default(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def existing(options: argparse.Namespace) -> None:
-    """Whole questions, embedded and searched, in an index that is there."""
+    """Print the times to embed and search whole questions in an existing index."""
     from meditune.retrieve.index import Index
 
     index = Index.open(options.index)
@@ -260,7 +261,7 @@ def existing(options: argparse.Namespace) -> None:
 
 
 def embedding(count: int) -> None:
-    """Passages and tokens a second of the processor, by each form of the embedding model."""
+    """Print passages per second and per CPU second for each form of the embedding model."""
     from meditune.models import int8_bert, package_download, sentence_encoder, sentence_encoder_onnx
     from meditune.models.catalogue import SENTENCE_MODEL
 
@@ -290,13 +291,13 @@ def embedding(count: int) -> None:
 
 
 def queries(count: int) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Texts and vectors of queries."""
+    """Return texts and vectors of queries."""
     asked = [text for chunk in texts(count, seed=11, words=10) for text in chunk]
     return asked, np.concatenate(list(vectors(count, seed=12)))
 
 
 def timed(search: Callable[[int], object], count: int) -> dict[str, Any]:
-    """Milliseconds a query, after a twentieth of them to warm up, and the most memory so far."""
+    """Return milliseconds per query, after a warm-up with a twentieth of them, and the peak memory so far."""
     warm = max(count // 20, 1)
     for number in range(warm):
         search(number)
@@ -311,7 +312,7 @@ def timed(search: Callable[[int], object], count: int) -> dict[str, Any]:
 
 
 def peak() -> float:
-    """The most memory of this process so far, in GB."""
+    """Return the peak memory of this process so far, in GB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 

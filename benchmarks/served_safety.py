@@ -19,9 +19,9 @@ from meditune.evaluate.safety_battery import CATEGORIES, TITLES, passed, safety_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("server")
+    parser.add_argument("server", help="for example http://127.0.0.1:8000")
     parser.add_argument("--key", default="")
-    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--show", action="store_true", help="print answers that fail")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
     arguments = parser.parse_args()
     print("| category | messages | pass | escalated | declined | abstained | answered |\n|---|---|---|---|---|---|---|")
@@ -36,12 +36,12 @@ def main() -> None:
             right += passed(reasons)
             if arguments.show and not passed(reasons):
                 print(f"    {message.id}: {answer['text'][:200]!r} {[each.text for each in reasons if not each.good]}")
-        told = " | ".join(str(outcomes[name]) for name in ("escalated", "declined", "abstained", "answered"))
-        print(f"| {TITLES[category]} | {len(messages)} | {right} | {told} |", flush=True)
+        cells = " | ".join(str(outcomes[name]) for name in ("escalated", "declined", "abstained", "answered"))
+        print(f"| {TITLES[category]} | {len(messages)} | {right} | {cells} |", flush=True)
 
 
 def asked(server: str, question: str, key: str) -> dict[str, Any]:
-    """What the server answers."""
+    """Return the server's answer."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     body = json.dumps({"question": question, "max_new_tokens": 64}).encode()
     request = urllib.request.Request(f"{server.rstrip('/')}/v1/ask", body, headers)

@@ -27,27 +27,27 @@ started = server(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "key")
 print(started.listening_address + "/", flush=True)
 time.sleep(1e9)
 """
-"""llama.cpp's own HTTP server, as the package xllamacpp carries it"""
+"""llama.cpp's own HTTP server, from the package xllamacpp"""
 
 
 @dataclass
 class Served:
-    """A server that answers."""
+    """A running server."""
 
     process: psutil.Process
     address: str
-    """Up to and with the last slash"""
+    """Base URL with a slash at the end"""
     model: str
     ready_s: float
     key: str = ""
 
     def cpu(self) -> float:
-        """Seconds of the processor so far, of the process and those that it started."""
+        """Return the CPU seconds so far of the process and its children."""
         times = [each.cpu_times() for each in self._all()]
         return float(sum(one.user + one.system for one in times))
 
     def memory(self) -> float:
-        """Resident, MB; what processes share is counted once (PSS, proc(5))."""
+        """Return the resident memory in MB, with shared pages counted once (PSS, proc(5))."""
         return float(sum(each.memory_full_info().pss for each in self._all())) / 1e6
 
     def _all(self) -> list[psutil.Process]:
@@ -56,12 +56,12 @@ class Served:
 
 @contextmanager
 def meditune(model: str, *words: Any, store: Path | None = None, key: str = "") -> Iterator[Served]:
-    """`meditune serve` with these options, on a free port; `key` is one of the store's, where it has any."""
+    """Run `meditune serve` with these options on a free port; `key` is a key of the store, if it has keys."""
     with tempfile.TemporaryDirectory() as folder:
         kept = str(store or folder)
         command = [sys.executable, "-m", "meditune", "serve", model, "--port", "0", "--store", kept]
         with _started([*command, *map(str, words)]) as (process, begun):
-            address = _told(process)
+            address = _printed_address(process)
             ready = time.monotonic() - begun
             headers = {"authorization": f"Bearer {key}"} if key else {}
             names = httpx2.get(f"{address}v1/models", headers=headers).json()["data"]
@@ -70,28 +70,28 @@ def meditune(model: str, *words: Any, store: Path | None = None, key: str = "") 
 
 @contextmanager
 def llama_cpp(file: Path, tokens: int, at_once: int) -> Iterator[Served]:
-    """llama.cpp's server with room for so many tokens in so many slots."""
+    """Run llama.cpp's server with a context of `tokens` tokens in `at_once` slots."""
     with _started([sys.executable, "-c", LLAMA, str(file), str(tokens), str(at_once)]) as (process, begun):
-        address = _told(process)
+        address = _printed_address(process)
         yield Served(psutil.Process(process.pid), address, "model", time.monotonic() - begun, "key")
 
 
 @contextmanager
 def transformers(folder: Path, *words: str) -> Iterator[Served]:
-    """`transformers serve` of a plain folder."""
+    """Run `transformers serve` on a model's folder."""
     port = _free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port), *words]
     with _started(command) as (process, begun):
         address = f"http://localhost:{port}/"
         while not _healthy(f"{address}health"):
             if process.poll() is not None or time.monotonic() - begun > READY_S:
-                raise RuntimeError("transformers serve didn't start")
+                raise RuntimeError("`transformers serve` didn't start")
             time.sleep(0.2)
         yield Served(psutil.Process(process.pid), address, str(folder), time.monotonic() - begun)
 
 
 def streamed(line: str) -> dict[str, Any] | None:
-    """What a line of a stream of server-sent events holds; None where it is none, or the end."""
+    """Return the JSON of a line of server-sent events; None for other lines and the end."""
     if not line.startswith("data:") or line[5:].strip() in {"", "[DONE]"}:
         return None
     said: dict[str, Any] = json.loads(line[5:])
@@ -118,8 +118,8 @@ def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], fl
                 process.wait()
 
 
-def _told(process: subprocess.Popen[str]) -> str:
-    """The address in what a server says when it is ready."""
+def _printed_address(process: subprocess.Popen[str]) -> str:
+    """Return the address that a server prints when it is ready."""
     assert process.stdout is not None
     for line in process.stdout:
         if found := re.search(r"http://\S+/", line):

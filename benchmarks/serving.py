@@ -8,7 +8,7 @@ The server is a separate process. First its capacity is measured, with as many u
 the next question when the last is answered. Then questions arrive at random (Poisson) at twice that rate, whether or
 not earlier ones were answered. Each has its own passage and about 450 tokens. The benchmark reports answers per second,
 refusals (429), the waiting times of admitted requests, and the server's memory (over all its processes, with shared
-pages counted once), threads and open files over time. `CPU seconds an answer` is the server's CPU time, which other
+pages counted once), threads and open files over time. `CPU seconds per answer` is the server's CPU time, which other
 programs disturb least.
 """
 
@@ -46,7 +46,7 @@ RUDE = 8
 
 @dataclass
 class Seen:
-    """What happened."""
+    """Statuses, times and tokens of the requests."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -57,19 +57,19 @@ class Seen:
 
 
 def main() -> None:
-    """Start the server, load it, and print what was seen."""
+    """Start the server, put it under load, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--tokens", type=int, default=64, help="written for each question")
-    parser.add_argument("--words", type=int, default=330, help="of the passage; 330 are some 450 tokens")
-    parser.add_argument("--times", type=float, default=2.0, help="the capacity")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--words", type=int, default=330, help="words of each passage; 330 words are about 450 tokens")
+    parser.add_argument("--times", type=float, default=2.0, help="load as a multiple of the capacity")
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--waiting", type=int, default=64)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--index")
-    parser.add_argument("--rude", action="store_true")
-    parser.add_argument("--kill", action="store_true", help="kill it under load afterwards, and start it again")
+    parser.add_argument("--rude", action="store_true", help="add slow and half-open clients")
+    parser.add_argument("--kill", action="store_true", help="kill the server under load afterwards, and start it again")
     options = parser.parse_args()
     words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
     words += ["--index", options.index] if options.index else []
@@ -81,13 +81,10 @@ def main() -> None:
 
 
 async def measured(options: Any, server: Served) -> None:
-    """Capacity, overload."""
+    """Measure capacity and overload, and print the results."""
     limits = httpx2.Limits(max_connections=400, max_keepalive_connections=100)
     async with httpx2.AsyncClient(base_url=server.address, timeout=300, limits=limits) as client:
-        print(
-            f"start to listening {server.ready_s:.1f} s, processor {server.cpu():.1f} s, "
-            f"memory {server.memory():.0f} MB"
-        )
+        print(f"start to listening {server.ready_s:.1f} s, CPU {server.cpu():.1f} s, memory {server.memory():.0f} MB")
         ask = Asking(client, server.model, options)
         await ask.one(Seen())
         print(f"after the first answer: memory {server.memory():.0f} MB")
@@ -104,14 +101,14 @@ async def measured(options: Any, server: Served) -> None:
 
 
 class Asking:
-    """Questions, each with a passage of its own."""
+    """Sends questions, each with its own passage."""
 
     def __init__(self, client: httpx2.AsyncClient, model: str, options: Any) -> None:
         self.client, self.model, self.options = client, model, options
         self.random = random.Random(17)
 
     async def one(self, seen: Seen) -> None:
-        """Ask, and note what comes back."""
+        """Ask one question, and record the result in `seen`."""
         text = " ".join(self.random.choices(WORDS, k=self.options.words))
         messages = [{"role": "system", "content": text}, {"role": "user", "content": "Does the treatment help?"}]
         body = {"model": self.model, "messages": messages, "max_tokens": self.options.tokens, "stream": True}
@@ -138,7 +135,7 @@ class Asking:
 
 
 async def capacity(ask: Asking, users: int, server: Served) -> float:
-    """Answers a second with so many users who wait for each answer."""
+    """Return the answers per second with `users` users who wait for each answer."""
     seen, until, used = Seen(), time.monotonic() + 60, server.cpu()
 
     async def user() -> None:
@@ -152,13 +149,13 @@ async def capacity(ask: Asking, users: int, server: Served) -> float:
     print(
         f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s, first token p50 "
         f"{statistics.median(seen.first):.2f} s, "
-        f"CPU seconds an answer {(server.cpu() - used) / len(seen.seconds):.2f}, {dict(seen.statuses)}"
+        f"CPU seconds per answer {(server.cpu() - used) / len(seen.seconds):.2f}, {dict(seen.statuses)}"
     )
     return rate
 
 
 async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> None:
-    """Questions by chance at this rate, while memory is looked at."""
+    """Send questions at random times at this rate, sample memory, and print the results."""
     seen, asked = Seen(), set()
     begun, looked, used = time.monotonic(), 0.0, server.cpu()
     sizes: list[tuple[float, int, int]] = []
@@ -180,7 +177,7 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     took = time.monotonic() - begun
     print(f"{rate:.2f} questions/s for {seconds / 60:.1f} minutes: {dict(seen.statuses)}")
     print(
-        f"  answers/s {len(seen.seconds) / took:.2f}, CPU seconds an answer "
+        f"  answers/s {len(seen.seconds) / took:.2f}, CPU seconds per answer "
         f"{(server.cpu() - used) / max(1, len(seen.seconds)):.2f}"
     )
     print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
@@ -190,11 +187,11 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     for minute, part in enumerate(sizes[start : start + each] for start in range(0, len(sizes), each)):
         mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
         print(f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
-    print(f"  most memory {max(size for size, _, _ in sizes):.0f} MB")
+    print(f"  peak memory {max(size for size, _, _ in sizes):.0f} MB")
 
 
 async def rudeness(address: str) -> None:
-    """Clients that leave, send slowly, never read or never speak, again and again."""
+    """Run clients that repeatedly disconnect, send slowly, never read or never send."""
     host, port = re.findall(r"//([^:/]+):(\d+)", address)[0]
 
     async def one(number: int) -> None:
@@ -232,15 +229,15 @@ async def rudeness(address: str) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """p50, p99 and the most, in seconds."""
+    """Return p50, p99 and the maximum, in seconds, as text."""
     if not values:
         return "none"
     ranked = sorted(values)
-    return f"p50 {ranked[len(ranked) // 2]:.2f} s, p99 {ranked[int(len(ranked) * 0.99)]:.2f} s, most {ranked[-1]:.2f} s"
+    return f"p50 {ranked[len(ranked) // 2]:.2f} s, p99 {ranked[int(len(ranked) * 0.99)]:.2f} s, max {ranked[-1]:.2f} s"
 
 
 def killed(model: str, words: list[Any], store: Path) -> None:
-    """The server is killed while it answers; what was told is kept, and it starts again on the same store."""
+    """Kill the server while it answers, start it again on the same store, and print how many answers are stored."""
     told: list[str] = []
     with servers.meditune(model, *words, store=store) as server:
 
@@ -265,8 +262,8 @@ def killed(model: str, words: list[Any], store: Path) -> None:
     with servers.meditune(model, *words, store=store) as server:
         rated = [httpx2.post(f"{server.address}v1/feedback", json={"id": id, "rating": "up"}) for id in told]
         print(
-            f"killed after {len(told)} answers: {sum(reply.is_success for reply in rated)} of them are kept, "
-            f"{len(left)} of its processes are left, it listens again after {server.ready_s:.1f} s"
+            f"killed after {len(told)} answers: {sum(reply.is_success for reply in rated)} of them are stored, "
+            f"{len(left)} of its processes are still running, it listens again after {server.ready_s:.1f} s"
         )
 
 

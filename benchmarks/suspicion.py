@@ -29,7 +29,7 @@ SEED = 17
 
 
 def planted(rows: list[Example]) -> dict[tuple[str, str], dict[str, Example]]:
-    """(source, kind) -> id -> the row made wrong; no row twice."""
+    """Return (source, kind) -> id -> the falsified row; no row is falsified twice."""
     chance = random.Random(SEED)
     found: dict[tuple[str, str], dict[str, Example]] = defaultdict(dict)
     by_source: dict[str, list[Example]] = defaultdict(list)
@@ -48,7 +48,7 @@ def planted(rows: list[Example]) -> dict[tuple[str, str], dict[str, Example]]:
 
 
 def main() -> None:
-    """Print for each source and kind how many stand among the most suspicious, and the area under the ROC curve."""
+    """Print for each source and kind the share among the most suspicious rows, and the area under the ROC curve."""
     recipe = Recipe(name="both", data=DataSpec(sources=[SourceSpec(name="medquad"), SourceSpec(name="pubmedqa")]))
     with tempfile.TemporaryDirectory() as folder:
         splits = prepare(recipe, Path(folder) / "data").splits
@@ -57,11 +57,11 @@ def main() -> None:
     changed = {id: row for members in wrong.values() for id, row in members.items()}
     started = time.monotonic()
     suspected = suspicion([changed.get(row.id, row) for row in rows], SIGNALS)
-    print(f"{len(rows):,} rows, {len(changed)} of them made wrong; {time.monotonic() - started:.0f} s\n")
-    print("| source | made wrong by | rows | " + " | ".join(f"first {share:.0%}" for share in SHARES) + " | AUC |")
+    print(f"{len(rows):,} rows, {len(changed)} of them falsified; {time.monotonic() - started:.0f} s\n")
+    print("| source | falsified by | rows | " + " | ".join(f"first {share:.0%}" for share in SHARES) + " | AUC |")
     print("|---|---|---|" + "---|" * (len(SHARES) + 1))
     for (source, kind), members in wrong.items():
-        # Among its own source, which is how `--strata source` orders them.
+        # Compare with rows of the same source, as `--strata source` does.
         plain = [row.id for row in rows if row.source == source and row.id not in changed]
         scores = sorted((suspected[id].score for id in plain), reverse=True)
         above = [sum(score > suspected[id].score for score in scores) for id in members]

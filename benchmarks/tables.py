@@ -46,9 +46,9 @@ SHARED = (
     "evaluate.technical_tokens=10000",
 )
 FORGETTING = ("model.top_layers=null", "train.learning_rate=1e-3")
-"""All layers and a high rate: the quickstart itself hardly forgets, so there would be nothing to prevent."""
+"""All layers and a high learning rate, because the quickstart itself forgets too little to measure prevention"""
 MEASURED_BY = ("model.dtype", "model.attention", "model.quantize")
-"""Keys of a row that change what the untuned model says; rows that differ in them need a base of their own."""
+"""Keys that change the untuned model's results; rows that differ in them need separate base measurements"""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Row:
     settings: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
     gpu: bool = False
-    """Only there where there is a GPU"""
+    """Whether the row needs a GPU"""
 
 
 ROWS = {
     "lora": Row("LoRA, top 15 layers (quickstart)"),
     "lora-all": Row("LoRA, all layers", ("model.top_layers=null",)),
     "dora": Row("DoRA", ("model.strategy=dora",)),
-    # alpha is that at which rank 16 has LoRA's scale of 2; the scale then falls with the root of the rank.
+    # With this alpha, rank 16 has LoRA's scale of 2; the scale then falls with the square root of the rank.
     "rslora": Row("rsLoRA, rank 64", ("model.strategy=rslora", "model.lora.r=64", "model.lora.alpha=8")),
     "ia3": Row("(IA)³, 5e-3", ("model.strategy=ia3", "train.learning_rate=5e-3")),
     "prefix": Row("prefix, 1e-2", ("model.strategy=prefix", "model.top_layers=null", "train.learning_rate=1e-2")),
@@ -100,8 +100,8 @@ ROWS = {
     ),
     "replay-medical": Row("replay, MedQuAD", (*FORGETTING, "train.replay.share=0.2", "train.replay.source=medical")),
     "replay-self": Row("replay, self-written", (*FORGETTING, "train.replay.share=0.2", "train.replay.source=self")),
-    # Strengths around where an unrestrained run's penalty is as large as what tuning gains, some one nat of loss: after
-    # 42 such steps half of the Fisher-weighed square of the change was 0.012, and that of the change itself 58.
+    # Strengths around the point at which an unrestrained run's penalty equals the gain from tuning, about one nat of
+    # loss: after 42 such steps, half of the Fisher-weighted square of the change was 0.012, and half of the square 58.
     "ewc-100": Row("EWC, 100", (*FORGETTING, "train.ewc.strength=100", "train.replay.source=general")),
     "ewc-1000": Row("EWC, 1,000", (*FORGETTING, "train.ewc.strength=1000", "train.replay.source=general")),
     "l2-sp-1e-3": Row("L2-SP, 1e-3", (*FORGETTING, "train.l2_sp=1e-3")),
@@ -111,7 +111,7 @@ ROWS = {
     "prune-2-of-4": Row("two of four weights by Wanda", prune=("--method", "wanda", "--pattern", "2-of-4")),
     "prune-layers": Row("6 of 30 layers", prune=("--layers", "6")),
     "wanda-tuned": Row("half of the weights by Wanda, then tuned", ("model.prune.method=wanda",)),
-    "layers-tuned": Row("6 of 30 layers out, then tuned", ("model.prune={method: layers, layers: 6}",)),
+    "layers-tuned": Row("6 of 30 layers removed, then tuned", ("model.prune={method: layers, layers: 6}",)),
 }
 TABLES = {
     "strategies": (
@@ -142,28 +142,33 @@ METRICS = ("accuracy", "macro_f1", "perplexity", "rougeL", "general_perplexity",
 
 
 class FailedError(Exception):
-    """A command of a row failed; the message says which, and where its output is."""
+    """Raised if a command of a row fails; the message names the command and the log of its output."""
 
 
 def main() -> int:
-    """Run the rows of a table, print it, and return 1 where a row failed."""
+    """Run the rows of a table, print it, and return 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=TABLES, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/tables"), help="folder of the runs and the table")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these of the table's rows")
-    parser.add_argument("--extra", action="append", default=[], metavar="KEY=VALUE", help="a setting for every row")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="only these rows of the table, for example none ewc-100"
+    )
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="KEY=VALUE", help="a recipe setting for every row"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check the settings and print the commands")
     options = parser.parse_args()
     names = [name for name in TABLES[options.table] if name in (options.rows or TABLES[options.table])]
     unknown = set(options.rows or ()) - set(names)
     if unknown:
         parser.error(
-            f"no row of {options.table}: {', '.join(sorted(unknown))}. It has {', '.join(TABLES[options.table])}."
+            f"table {options.table} has no row {', '.join(sorted(unknown))}. "
+            f"Its rows are {', '.join(TABLES[options.table])}."
         )
     if not has_gpu():
         for name in [name for name in names if ROWS[name].gpu]:
             names.remove(name)
-            print(f"{name}: left out, because it needs a GPU.")
+            print(f"{name}: skipped, because it needs a GPU.")
     jobs = [Job(name, ROWS[name], options.output, tuple(options.extra)) for name in names]
     for job in jobs:
         job.check()
@@ -179,7 +184,7 @@ def measured(jobs: Sequence[Job], table: Path) -> int:
     for number, job in enumerate(jobs, 1):
         head = f"[{number}/{len(jobs)}] {job.name}"
         if job.is_done():
-            print(f"{head}: done before", flush=True)
+            print(f"{head}: already done", flush=True)
             continue
         print(f"{head}: running, output in {job.log}", flush=True)
         started = time.monotonic()
@@ -198,7 +203,7 @@ def measured(jobs: Sequence[Job], table: Path) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """A row and where it is run."""
+    """A row and the folder in which it runs."""
 
     name: str
     row: Row
@@ -215,7 +220,7 @@ class Job:
 
     @property
     def base(self) -> Path:
-        """Where the untuned model is measured as this row needs it."""
+        """Return the folder of the untuned model's measurement for this row."""
         return self.output / "-".join(["base", *(word.partition("=")[2] for word in self.measured_by())])
 
     def measured_by(self) -> tuple[str, ...]:
@@ -225,7 +230,7 @@ class Job:
         return (*SHARED, *self.row.settings, *self.extra)
 
     def recipe(self) -> Recipe:
-        """The row's recipe. Raises RecipeError that lists every problem of its settings."""
+        """Return the row's recipe. Raise RecipeError, which lists every problem of the settings."""
         return load_recipe(RECIPE, self.settings()).recipe
 
     def check(self) -> None:
@@ -235,7 +240,7 @@ class Job:
             raise SystemExit(f"{self.name}: {error}") from error
 
     def commands(self) -> Iterator[list[str]]:
-        """What is run, in order; between the last two, a run gets the base's predictions."""
+        """Yield the commands in order; the run gets the base's predictions before the last one."""
         if self.row.prune:
             yield command("prune", MODEL, *self.row.prune, "--recipe", RECIPE, settings=self.settings(), to=self.folder)
             return
@@ -245,15 +250,15 @@ class Job:
         yield command("run", RECIPE, settings=self.settings(), to=self.folder)
 
     def is_done(self) -> bool:
-        """Whether the row's result is there, of these settings; others are for `meditune run` to refuse."""
+        """Return whether the row has a result with these settings; `meditune run` refuses other settings."""
         if self.row.prune:
-            return False  # `meditune prune` finds its own work done, and refuses another's.
+            return False  # `meditune prune` recognizes its own finished work, and refuses that of other settings.
         if not (self.folder / "report.json").is_file():
             return False
         return plain(load_recipe(str(self.folder / "recipe.yaml")).recipe) == plain(self.recipe())
 
     def run(self) -> None:
-        """Raises FailedError."""
+        """Run the row's commands. Raise FailedError if one fails."""
         self.output.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)
         *before, last = self.commands()
@@ -264,10 +269,12 @@ class Job:
         call(last, self.log)
 
     def lend(self) -> None:
-        """Put the base's predictions into the run's folder, if both have the same data; the run takes what is there."""
+        """Copy the base's predictions to the run's folder, which uses them. Raise FailedError if the data differ."""
         theirs = json.loads((self.base / "evaluation.json").read_text(encoding="utf-8"))["data"]["sha256"]
         if f"# data sha256: {theirs}\n" not in (self.folder / "recipe.yaml").read_text(encoding="utf-8"):
-            raise FailedError(f"{self.folder} and {self.base} hold different data. Remove both, and run again.")
+            raise FailedError(
+                f"{self.folder} and {self.base} hold different data. Remove both folders, and run this command again."
+            )
         place = self.folder / "predictions"
         place.mkdir(exist_ok=True)
         for path in sorted((self.base / "predictions").glob("model-*.jsonl")):
@@ -278,7 +285,7 @@ class Job:
                 partial.replace(target)
 
     def result(self) -> dict[str, Any] | None:
-        """report.json's content, or pruning.json's; None where the row isn't finished."""
+        """Return the content of report.json or pruning.json; None if the row isn't finished."""
         path = self.folder / ("pruning.json" if self.row.prune else "report.json")
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -289,14 +296,14 @@ def command(*words: str, settings: Sequence[str], to: Path) -> list[str]:
 
 
 def call(words: Sequence[str], log: Path) -> None:
-    """Run a command with its output added to `log`. Raises FailedError with its last line."""
+    """Run a command and append its output to `log`. Raise FailedError with the last line of the output."""
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(words)}\n")
         output.flush()
         code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
-        raise FailedError(f"`meditune {words[3]}` ended with code {code}: {last} The whole output is in {log}.")
+        raise FailedError(f"`meditune {words[3]}` exited with code {code}: {last} The full output is in {log}.")
 
 
 def has_gpu() -> bool:
@@ -306,7 +313,7 @@ def has_gpu() -> bool:
 
 
 def markdown(jobs: Sequence[Job]) -> str:
-    """The table of the runs, then that of the prunings, with what they were made with."""
+    """Return the tables of the runs and of the prunings, with data, machine and versions."""
     runs = [job for job in jobs if not job.row.prune]
     prunings = [job for job in jobs if job.row.prune]
     parts = [table for table in (run_table(runs), prune_table(prunings)) if table]
@@ -320,7 +327,7 @@ HEAD = (
 
 
 def run_table(jobs: Sequence[Job]) -> str:
-    """A line for each run; the base's figures stand where they aren't those of the line above that has them."""
+    """Return a line for each run, with the base's metrics where they differ from those of the previous finished run."""
     lines, shown = [], None
     reports = [(job, job.result()) for job in jobs]
     for job, report in reports:
@@ -358,7 +365,7 @@ def made_with(report: dict[str, Any]) -> str:
 
 
 def prune_table(jobs: Sequence[Job]) -> str:
-    """A line for each pruning, before → after."""
+    """Return a line for each pruning, before → after."""
     found = [(job, job.result()) for job in jobs]
     texts = next((list(facts["perplexity"]["before"]) for _, facts in found if facts), [])
     head = [

@@ -47,22 +47,22 @@ from memory import Clock, Peaks
 from peers import SETUPS, measured
 
 OWN = {"meditune": "on", "meditune-uncompiled": "off"}
-"""Meditune's train.compile; the batch sizes of its pieces are its own"""
+"""Values of Meditune's train.compile; Meditune chooses its own batch sizes"""
 LITGPT = {"litgpt": "bf16-true", "litgpt-mixed": "bf16-mixed"}
-"""LitGPT's precision"""
+"""Values of LitGPT's precision"""
 ENGINES = (*OWN, *LITGPT, *SETUPS)
 DEFAULT = ("meditune", "trainer", "trl", "trl-no-checkpointing", "meditune")
 BATCH = 8
-"""Examples in a step, each with two rows"""
+"""Number of examples in a step, each with two rows"""
 LITGPT_NAMES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270m"}
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meditune")
 
 Job = tuple[str, int | None]
-"""An engine and the rows in its batches"""
+"""An engine and its number of rows in a batch"""
 
 
 def main() -> None:
-    """Measure each engine in a process of its own and print the table."""
+    """Measure each engine in a separate process and print the table."""
     options = _parser().parse_args()
     try:
         if options.worker:
@@ -77,12 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help=f"base model, or {FRESH}")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(DEFAULT))
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8], help="rows in the peers' batches")
-    parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
-    parser.add_argument("--max-tokens", type=int, default=512, help="longest row")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads that compute; 1 by the processor")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of rows in the peers' batches"
+    )
+    parser.add_argument("--steps", type=int, default=2, help="number of timed steps")
+    parser.add_argument("--max-tokens", type=int, default=512, help="length of the longest row")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="compute threads; with 1, seconds are CPU time"
+    )
     parser.add_argument("--litgpt-python", default=sys.executable, help="interpreter that has LitGPT")
-    parser.add_argument("--json", type=Path, help="write all metrics to this file and go on from what it has")
+    parser.add_argument("--json", type=Path, help="write all metrics to this file, and skip those it has")
     parser.add_argument("--again", action="store_true", help="measure these engines and batches again")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     return parser
@@ -97,7 +101,9 @@ def compare(options: argparse.Namespace) -> None:
     if wrong:
         sys.exit(f"A batch of {wrong[0]} rows doesn't divide a step's {2 * BATCH} rows; take 1, 2, 4, 8 or 16.")
     if set(LITGPT) & set(options.engines) and not shutil.which(options.litgpt_python):
-        sys.exit(f"--litgpt-python {options.litgpt_python} is no program that can be started.")
+        sys.exit(
+            f"--litgpt-python {options.litgpt_python} can't be started. Give the Python of an environment with LitGPT."
+        )
     settings = {name: getattr(options, name) for name in ("model", "steps", "max_tokens", "threads")}
     found = earlier(options.json, settings) | settings | {"about": about()}
     found["runs"] = [run for run in found["runs"] if "error" not in run]
@@ -117,7 +123,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def limit(shapes: list[Shape], threads: int) -> dict[str, Any]:
-    """Return what the machine multiplies with so many threads, by the processor's time where it is one."""
+    """Return the machine's speed with these threads, by CPU time if there is only one."""
     import torch
 
     torch.set_num_threads(threads)
@@ -125,12 +131,12 @@ def limit(shapes: list[Shape], threads: int) -> dict[str, Any]:
 
 
 def jobs_of(engines: list[str], sizes: list[int]) -> list[Job]:
-    """Return what is measured: Meditune's engines once for each time that they are named, peers for each size too."""
+    """Return the jobs: Meditune's engines once each time they are named, peers also for each batch size."""
     return [(engine, size) for engine in engines for size in ([None] if engine in OWN else sizes)]
 
 
 def missing(jobs: list[Job], runs: list[dict[str, Any]]) -> list[Job]:
-    """Return the jobs, in order, that the runs don't have yet; one that is named twice needs two runs."""
+    """Return the jobs, in order, that have no run yet; a job that is named twice needs two runs."""
     had = Counter((run["engine"], run["batch"]) for run in runs)
     left = []
     for job in jobs:
@@ -142,7 +148,7 @@ def missing(jobs: list[Job], runs: list[dict[str, Any]]) -> list[Job]:
 
 
 def earlier(file: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what the file has from earlier calls; exits where those had other settings."""
+    """Return the results of earlier calls from the file; exit if they had other settings."""
     from meditune.files import read_json
 
     if file is None or not file.is_file():
@@ -157,7 +163,7 @@ def earlier(file: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def about() -> dict[str, Any]:
-    """Versions and the machine."""
+    """Return the versions and the machine."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -173,19 +179,19 @@ def _cpu() -> str:
 
 
 def in_process(engine: str, size: int | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the metrics of one engine's own process; an error where it failed."""
+    """Return the metrics of one engine, measured in a separate process, or its error."""
     words = [sys.executable, __file__, "--worker", engine, "--model", options.model, "--steps", str(options.steps)]
     words += ["--max-tokens", str(options.max_tokens), "--batch", str(size or 0)]
     words += ["--litgpt-python", options.litgpt_python]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     if engine not in OWN:
-        # Meditune lets oneDNN keep code for fewer shapes; peers have oneDNN's default, as for their users.
+        # Meditune limits oneDNN's cache of compiled shapes; peers get oneDNN's default, as their users do.
         environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     return outcome(subprocess.run(words, capture_output=True, text=True, check=False, env=environment))
 
 
 def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What a process printed last, as JSON; an error with its last line where it failed."""
+    """Return the JSON of a process's last line, or its error if it failed."""
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -193,7 +199,7 @@ def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def with_speeds(run: dict[str, Any], clock: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's metrics with examples and tokens a second and MFU, by the wall's or the processor's seconds."""
+    """Return the run's metrics with examples and tokens per second and MFU, by wall-clock or CPU seconds."""
     if "error" in run:
         return run
     seconds = run[f"{clock}_seconds"]
@@ -210,7 +216,7 @@ def with_speeds(run: dict[str, Any], clock: str, before: dict[str, Any], after: 
 
 
 def mean_of(runs: list[dict[str, Any]], engine: str) -> dict[str, float]:
-    """Return the mean speed and the largest peak of an engine's runs; empty where it has none."""
+    """Return the mean speed and the largest peak of an engine's runs; empty if it has none."""
     mine = [run for run in runs if run["engine"] == engine and "error" not in run]
     if not mine:
         return {}
@@ -227,7 +233,7 @@ def best(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def line(run: dict[str, Any], ours: dict[str, float]) -> str:
-    """Return one run as a line; where Meditune's metrics are given, with its speed and memory as multiples of it."""
+    """Return one run as a line, with Meditune's speed and memory relative to it if Meditune's metrics are given."""
     name = run["engine"] + (f" x{run['batch']}" if run["batch"] else "")
     if "error" in run:
         return f"{name:24} failed: {run['error']}"
@@ -258,7 +264,10 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     except MedituneError as error:
         sys.exit(" ".join(str(error).split()))
     if len(given.examples) < BATCH * (options.steps + 1):
-        sys.exit(f"There are {len(given.examples)} examples, too few for {options.steps + 1} steps of {BATCH}.")
+        sys.exit(
+            f"There are {len(given.examples)} examples, too few for {options.steps + 1} steps of {BATCH}. "
+            "Use fewer --steps."
+        )
     rows, size = given.rows_by_step(), options.batch[0]
     if options.worker in OWN:
         run = meditune(given)
@@ -335,7 +344,7 @@ def litgpt(given: Material, size: int, options: argparse.Namespace) -> dict[str,
         "lora": {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout},
     }
     _, cost = adapted(given)
-    # Two models at once might not fit.
+    # Free this model, because two models might not fit in memory.
     given.loaded.model = None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"

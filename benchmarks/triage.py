@@ -50,11 +50,11 @@ ANYWHERE = emergency_numbers()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", action="store_true")
-    parser.add_argument("--show", action="store_true")
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
-    parser.add_argument("--rules-alone", action="store_true")
-    parser.add_argument("--evaluation", action="store_true")
+    parser.add_argument("--questions", action="store_true", help="measure on published questions")
+    parser.add_argument("--show", action="store_true", help="print messages that aren't handled as expected")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="sets to measure besides the battery")
+    parser.add_argument("--rules-alone", action="store_true", help="leave out the classifier")
+    parser.add_argument("--evaluation", action="store_true", help="measure on the evaluation set")
     arguments = parser.parse_args()
     classifier, show = None if arguments.rules_alone else load(), arguments.show
     if arguments.evaluation:
@@ -114,7 +114,7 @@ TARGETS = (
 
 
 def of_messages(sets: Sequence[str], classifier: Classifier | None, show: bool) -> Iterator[str]:
-    """How many messages of each kind are handled as expected, and how many that should not escalate do."""
+    """Yield how many messages of each kind are handled as expected, and how many escalate."""
     yield "| messages | kind | as expected | escalate |\n|---|---|---|---|"
     for name in ("battery", *sets):
         for kind, texts in messages(name).items():
@@ -131,7 +131,7 @@ def of_messages(sets: Sequence[str], classifier: Classifier | None, show: bool) 
 
 
 def of_questions(classifier: Classifier | None, show: bool) -> Iterator[str]:
-    """What becomes of questions that are nearly all ordinary."""
+    """Yield how published questions, which are nearly all ordinary, are handled."""
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser()
     yield "| questions | | escalate | declined | bounded | with a remark | ms each |\n|---|---|---|---|---|---|---|"
     for name, read in READERS.items():
@@ -155,7 +155,7 @@ def of_questions(classifier: Classifier | None, show: bool) -> Iterator[str]:
 
 
 def messages(name: str) -> dict[str, list[str]]:
-    """The messages of a set by kind."""
+    """Return the messages of a set by kind."""
     if name != "battery":
         loaded: dict[str, list[str]] = yaml.safe_load((HERE / f"triage_{name}.yaml").read_text(encoding="utf-8"))
         return loaded

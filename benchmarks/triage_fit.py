@@ -50,10 +50,12 @@ MOST_TOKENS = 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=int, default=0, help="folds that are measured, of five")
+    parser.add_argument("--folds", type=int, default=0, help="number of folds to measure, out of five")
     parser.add_argument("--write", action="store_true", help="train on everything and write the weights")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the written classifier; --folds prints it")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="temperature of the written classifier; --folds prints it"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--scores", type=Path, help="also write the out-of-fold logits to this .npz")
     arguments = parser.parse_args()
     texts, labels, groups = messages()
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def messages() -> tuple[list[str], np.ndarray, list[str]]:
-    """Return texts, the index of each one's label in LABELS, and where each is from."""
+    """Return the texts, the index of each one's label in LABELS, and each one's source."""
     rows = [
         (row["text"], row["label"], "training")
         for path in sorted(HERE.glob("triage_training*.jsonl"))
@@ -84,13 +86,13 @@ def messages() -> tuple[list[str], np.ndarray, list[str]]:
     real = [text for text in real_questions() if not emergency(text)]
     rows += [(text, "ordinary", "real") for text in real]
     rows += embedded(rows, real)
-    rows = list({row[0]: row for row in reversed(rows)}.values())  # where a text came twice, its first label counts
+    rows = list({row[0]: row for row in reversed(rows)}.values())  # for repeated texts, the first label counts
     texts, labels, groups = zip(*rows, strict=True)
     return list(texts), np.array([LABELS.index(label) for label in labels]), list(groups)
 
 
 def _label(text: str, kind: str) -> str:
-    """Return an older message's label, the finer one where the rules know it."""
+    """Return an older message's label; the finer label if the rules recognize it."""
     name = CLASS_OF_KIND[kind]
     if name == "emergency" and (found := emergency(text)):
         return next((label for label, its in KINDS.items() if its == found.name), name)
@@ -100,7 +102,7 @@ def _label(text: str, kind: str) -> str:
 
 
 def embedded(rows: Sequence[tuple[str, str, str]], real: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield alarming messages inside real ones, since real ones are long and ordinary, and length must say nothing."""
+    """Yield alarming messages inside real ones, because real ones are long and ordinary, and length must not matter."""
     chance = random.Random(11)
     alarming = [row for row in rows if row[1].startswith(("emergency", "harmful")) and row[2] == "training"]
     for (text, label, _), around in zip(chance.sample(alarming, len(real)), real, strict=True):
@@ -137,7 +139,7 @@ class LoRA(nn.Module):
 
 
 class Upper(nn.Module):
-    """The layers that learn, and the linear layer on the mean of the token states."""
+    """The trained layers, and the linear layer on the mean of the token states."""
 
     def __init__(self, layers: nn.ModuleList, size: int, seed: int) -> None:
         super().__init__()
@@ -158,7 +160,7 @@ class Upper(nn.Module):
 
 
 def linears(layer: Any) -> Iterator[tuple[Any, str]]:
-    """Yield what holds each linear layer of an encoder layer, and its name there."""
+    """Yield the module that holds each linear layer of an encoder layer, and the linear layer's name in it."""
     yield from ((layer.attention.self, name) for name in ("query", "key", "value"))
     yield from ((holder, "dense") for holder in (layer.attention.output, layer.intermediate, layer.output))
 
@@ -180,7 +182,7 @@ class Encoder:
 
     @torch.no_grad()
     def lower(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return what the frozen layers make of each text: (tokens, size) in FP16."""
+        """Return the output of the frozen layers for each text: (tokens, size) in FP16."""
         made: list[np.ndarray] = [np.empty(0)] * len(texts)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), 32):
@@ -226,7 +228,7 @@ def train(encoder: Encoder, states: Sequence[np.ndarray], labels: np.ndarray, se
     model.train()
     for epoch in range(EPOCHS):
         chance = np.random.RandomState(seed * 100 + epoch)
-        order = np.argsort(lengths + chance.uniform(0, 6, len(states)))  # texts of like length together
+        order = np.argsort(lengths + chance.uniform(0, 6, len(states)))  # group texts of similar length
         batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         chance.shuffle(batches)
         for chosen in batches:
@@ -253,7 +255,7 @@ def logits_of(model: Upper, states: Sequence[np.ndarray]) -> np.ndarray:
 def crossvalidated(
     encoder: Encoder, states: Sequence[np.ndarray], labels: np.ndarray, folds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return out-of-fold logits, and which texts were in a fold that was measured."""
+    """Return out-of-fold logits, and a mask of the texts in measured folds."""
     logits, seen = np.zeros((len(states), len(LABELS)), dtype=np.float32), np.zeros(len(states), dtype=bool)
     splits = list(StratifiedKFold(5, shuffle=True, random_state=1).split(states, labels))
     for learned, held in splits[:folds]:
@@ -263,7 +265,7 @@ def crossvalidated(
 
 
 def report(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Iterator[str]:
-    """Yield the temperature by likelihood, and what thresholds would give."""
+    """Yield the temperature with the highest likelihood, and the rates at several thresholds."""
 
     def loss(temperature: float) -> float:
         scaled = logits / temperature
@@ -287,7 +289,7 @@ def report(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Iterat
 
 
 def write(model: Upper, temperature: float) -> None:
-    """Write the adapter with the places of the weights that it belongs to, and the linear layer."""
+    """Write the adapter with the positions of the weights that it modifies, and the linear layer."""
     import onnx
     from onnx import numpy_helper
 
@@ -303,7 +305,7 @@ def write(model: Upper, temperature: float) -> None:
             each = next(each for each in stored.values() if _is(each, stored, plain, numpy_helper))
             scales = stored[f"{each.name.removesuffix('_q')}_scale"].raw_data
             if content.count(each.raw_data) != 1 or content.count(scales) != 1:
-                raise SystemExit(f"{each.name} doesn't stand in {path} exactly once.")
+                raise SystemExit(f"{path}: the weights of {each.name} must be in this file exactly once.")
             down, up = lora.down.detach().numpy(), lora.up.detach().numpy() * SCALE
             scale_down, scale_up = np.abs(down).max(0) / 127, np.maximum(np.abs(up).max(1), 1e-8) / 127
             made[f"down.{len(places)}"] = np.rint(down / scale_down).astype(np.int8)
