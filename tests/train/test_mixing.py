@@ -221,7 +221,7 @@ def test_weights_of_groups_and_of_sources_dont_go_together(place, tmp_path):
     both = ["--set", "data.balance={by: decision, weights: {maybe: 2}}", "--set", "train.mix.temperature=2"]
     meditune("train", *two_sources(place, tmp_path, *both)).refused(2, "data.balance.weights and train.mix.temperature")
     wrong = ["--set", "data.balance={by: decision, weights: {perhaps: 2}}"]
-    told = "no training example is in perhaps. By decision there are: "
+    told = "no training example is in perhaps. The groups by decision are: "
     meditune("train", *two_sources(place, tmp_path, *wrong)).refused(3, told)
 
 
