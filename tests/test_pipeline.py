@@ -444,7 +444,7 @@ def test_odd_data_makes_the_journey(place, tmp_path, name, changes, metrics):
 def test_nothing_to_learn_is_said_before_anything_is_computed(place, tmp_path, removed, task):
     path = jsonl(tmp_path / "own.jsonl", rows(30, **{removed: ""}))
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path, train__tasks=f"[{task}]"))
-    result.refused(3, f"a{'n' * (task == 'answer')} {task} to train on", "train.tasks")
+    result.refused(3, f"a{'n' * (task == 'answer')} {task} to learn from", "train.tasks")
     assert not (tmp_path / "run" / "predictions").exists()
 
 
