@@ -215,7 +215,7 @@ def write_version(folder: Path, version: Version) -> str:
 
 
 def read_version(folder: Path) -> Version:
-    """Return the version in a folder; raise DataError where version.json is missing or has another format."""
+    """Return the version in a folder; raise DataError where version.json is missing or invalid."""
     stored = read_json(folder / VERSION_FILE)
     try:
         return Version(**stored | {"parents": tuple(stored["parents"])})

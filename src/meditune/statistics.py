@@ -27,9 +27,9 @@ RESAMPLES = 2000
 
 
 def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
-    """Return (RESAMPLES, k) sums of (units, k) over units drawn with replacement, whole clusters at a time.
+    """Return sums of the rows of `each` (units, k) over units drawn with replacement, whole clusters at a time.
 
-    The result is (0, k) if there are fewer than two clusters, because these show no variation.
+    The result is (RESAMPLES, k). It is (0, k) if there are fewer than two clusters, because these show no variation.
     """
     numbers: dict[Any, int] = {}
     place = np.array([numbers.setdefault(key, len(numbers)) for key in (clusters or range(len(each)))])

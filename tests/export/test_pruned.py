@@ -169,7 +169,7 @@ def test_a_model_that_would_not_load_as_it_was_is_refused(place, tmp_path):
     model.save_pretrained(base)
     tiny.tokenizer().save_pretrained(base)
     result = meditune("prune", base, "-o", tmp_path / "a", *small("--layers", 1))
-    result.refused(4, "gives other outputs after it is loaded again")
+    result.refused(4, "gives different outputs after it is saved and loaded again")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 

@@ -28,7 +28,7 @@ Run = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 
 
 def resolve(name: str, overrides: list[str] | None) -> Resolved:
-    """Return the recipe with its overrides. Raise RecipeError, which lists every problem."""
+    """Return the recipe with its overrides. Raises RecipeError, which lists every problem, if it is invalid."""
     from meditune.config import load_recipe
 
     return load_recipe.load_recipe(name, overrides or [])

@@ -321,5 +321,5 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
-    """Return the same without keys that don't affect the result."""
+    """Return the resolved recipe as plain values, without keys that don't affect the result."""
     return recipe.model_dump(mode="json", exclude={"train": set(CHANGES_NOTHING)})

@@ -1,4 +1,4 @@
-"""Passages retrieved for examples, stored in a run's folder so that every model sees the same ones.
+"""Passages retrieved for examples, stored in a run's folder so that every model sees the same passages.
 
     retrieved.jsonl         for evaluation items: id, question, passages with the best first
     retrieved.json          the index that was searched, and its properties
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Row]:
-    """Return the rows by id. Raises DataError if the file has another format."""
+    """Return the rows by id. Raises DataError if a row lacks its id or passages."""
     found = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if not isinstance(row.get("id"), str) or not isinstance(row.get("passages"), list):

@@ -1,4 +1,4 @@
-"""The process of an engine that runs in its own process (subprocess_engine.py).
+"""The code that runs in a separate engine process (started by subprocess_engine.py).
 
     python -m meditune.engines.subprocess_worker FOLDER AT_ONCE [scores]
 

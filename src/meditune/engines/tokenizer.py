@@ -1,6 +1,7 @@
 """A tokenizer without transformers, whose import takes seconds and a third of a gigabyte, and streaming detokenization.
 
-The tokenizer has the parts of transformers' interface that serving needs, and gives the same tokens and texts.
+The tokenizer has the parts of transformers' interface that serving needs, and gives the same tokens and texts as
+transformers.
 """
 
 from __future__ import annotations

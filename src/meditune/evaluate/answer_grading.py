@@ -83,7 +83,7 @@ def overview(predictions: Predictions) -> dict[str, Any]:
 
 
 def overview_of_references(predictions: Predictions) -> dict[str, Any]:
-    """Return the same for the reference answers."""
+    """Return what `overview` returns, for the reference answers."""
     return _counted(predictions, predictions.reference_faithfulness)
 
 
@@ -215,7 +215,8 @@ def matched(said: Reading, meant: Reading) -> float:
     """Return the F1 of greedy token matching (Zhang et al. 2020, arXiv:1904.09675).
 
     Precision is the mean over the answer's tokens of the cosine similarity to the nearest token of the reference;
-    recall is the same with answer and reference exchanged. The result is 0 if either has no tokens.
+    recall is the mean over the reference's tokens of the similarity to the nearest token of the answer. The result is 0
+    if answer or reference has no tokens.
     """
     if not len(said.tokens) or not len(meant.tokens):
         return 0.0

@@ -188,8 +188,8 @@ class _References:
     """A comparison of the reference answers with the model that has more of a detector's marks.
 
     `figure` is the references' value, with its `ci95`; `of` names the model; `excess` is that model's value minus the
-    references', with its `excess_ci95` from the same draws; `p` is that of no difference (statistics.exchange_p);
-    `beyond` is True if the model has significantly more marks.
+    references', with its `excess_ci95` from the same draws; `p` is the p-value of no difference
+    (statistics.exchange_p); `beyond` is True if the model has significantly more marks.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Exa
     """Return sentences about what is missing in a model's stored predictions.
 
     Raises DataError if an id isn't among `examples`, or an item has a different reference there, because such
-    predictions belong to other data.
+    predictions were made from different data.
     """
     known = {example.id: example for example in examples}
     answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)

@@ -195,7 +195,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> 
 
 
 def _remembered(home: Path | None, asked: dict[str, Any]) -> ModelOutput | None:
-    """Return the original's stored outputs for the same questions; None where there are none."""
+    """Return the original's stored outputs for the questions in `asked`; None where there are none."""
     path = (home or Path()) / EXPORTS / ORIGINAL
     if home is None or not path.is_file():
         return None

@@ -126,7 +126,7 @@ TYPE_Q8_0 = 7
 def write_gguf(source: Path, folder: Path) -> dict[str, str]:
     """Write the model of a plain folder into `folder` as one file, and return the packages that made it.
 
-    Raises ModelError where llama.cpp has another layout for the architecture, or another way of tokenizing.
+    Raises ModelError where llama.cpp uses a different layout for the architecture, or tokenizes differently.
     """
     import importlib.metadata
 

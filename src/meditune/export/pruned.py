@@ -255,7 +255,7 @@ def _check_same(expected: Any, found: Any, name: str) -> None:
 
     if not torch.allclose(expected, found, atol=1e-3, rtol=1e-3):
         raise ModelError(
-            f"{name}: the pruned model gives other outputs after it is loaded again, because its architecture depends "
-            "on its layers in a way that Meditune doesn't support. Nothing was kept. Zeroing weights (--method "
-            "magnitude or wanda) may work."
+            f"{name}: the pruned model gives different outputs after it is saved and loaded again, because its "
+            "architecture depends on its layers in a way that Meditune doesn't support. Nothing was kept. Zeroing "
+            "weights (--method magnitude or wanda) may work."
         )

@@ -72,7 +72,7 @@ def add_lora(
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     """Return the model with (IA)³'s trainable factors, initially 1, on a frozen base.
 
-    Raises ModelError if the architecture's layers have other names.
+    Raises ModelError if the architecture's layers don't have the expected names.
     """
     from peft import IA3Config, get_peft_model
 

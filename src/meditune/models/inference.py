@@ -2,7 +2,7 @@
 
 PyTorch multiplies FP32 matrices with MKL, which uses AVX2 on processors that aren't Intel's, even if they have AVX-512;
 that halves their speed. oneDNN, which PyTorch includes for other number formats, uses the best instructions available.
-Its products are the same FP32 sums in another order (checked by a test). It doesn't propagate gradients.
+Its products are the same FP32 sums as MKL's, in a different order (checked by a test). It doesn't propagate gradients.
 
 PyTorch's fused CPU attention is slow in BF16, and repeating the key heads for grouped-query attention costs memory
 traffic. Folding the G query heads of a key head into the rows of one product avoids both.

@@ -160,7 +160,7 @@ class Passages:
         return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
 
     def of_a_record(self) -> Passages:
-        """Return the passages, classified as those of a text about one person."""
+        """Return the passages, classified as in a text about one person."""
         return Passages(self._view, is_record=True)
 
     def of_many(self, place: int) -> bool:

@@ -138,7 +138,7 @@ class Reranker:
         self.siblings = siblings
 
     def asked(self, question: str) -> RerankQuery:
-        """Return the message prepared for comparison; its vectors take nearly all of the time."""
+        """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= FEWEST_WORDS]

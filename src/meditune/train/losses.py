@@ -73,7 +73,7 @@ def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tenso
 
 
 def fused_loss(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
-    """Return the same sum from (N, hidden size) hidden states; only the hidden states get a gradient."""
+    """Return `plain_loss` computed from (N, hidden size) hidden states; only these get a gradient."""
     return _FusedLoss.apply(hidden, head.weight, head.bias, targets, weights)  # type: ignore[no-untyped-call]
 
 

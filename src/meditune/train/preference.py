@@ -45,7 +45,7 @@ def pairs_of_own_answers(loaded: LoadedModel, splits: Splits, recipe: Recipe, fo
     """Return the run's pairs, with training pairs made of answers that `loaded` generates.
 
     It answers the training examples that have a context. The answers are stored in `folder/samples.jsonl`, so that a
-    resumed run has the same ones. Raises DataError where they yield no pair.
+    resumed run has the same answers. Raises DataError where they yield no pair.
     """
     examples, spec, rejects = usable(splits.train), recipe.train.preference.sampled, Rejects()
     path = folder / FILE

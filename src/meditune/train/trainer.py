@@ -60,8 +60,8 @@ class LossGuard:
     """A detector that distinguishes an exploding loss from a noisy one.
 
     A loss is out of bounds if it is above twice the running median and also more than 3 nats above it; five such steps
-    in a row are an explosion. The median is that of the last 50 losses within bounds, so an explosion doesn't raise its
-    own bound, and neither a single hard batch nor noise around a loss near zero counts as one.
+    in a row are an explosion. The median covers the last 50 losses within bounds, so an explosion doesn't raise its own
+    bound, and neither a single hard batch nor noise around a loss near zero counts as one.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:

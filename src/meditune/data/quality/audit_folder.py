@@ -225,8 +225,8 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
     """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json.
 
     The folder contains quality.json, ledger.parquet, rejected.jsonl, and the remaining rows as rows.parquet or
-    rows.jsonl, depending on the file's format. Raises MedituneError if the recipe has other sources, and DataError if
-    nothing can be read.
+    rows.jsonl, depending on the file's format. Raises MedituneError if the recipe's sources can't be streamed, and
+    DataError if nothing can be read.
     """
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "source_of has looked"

@@ -53,7 +53,7 @@ def open_unchanging(path: Path) -> Iterator[None]:
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raise DataError if the first bytes of a text file show another format or encoding than UTF-8."""
+    """Raise DataError if the first bytes of a text file show that it isn't UTF-8 text."""
     with path.open("rb") as stream:
         begin = stream.read(_FIRST_BYTES)
     for mark, name in _UNICODE:

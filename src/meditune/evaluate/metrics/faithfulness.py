@@ -72,7 +72,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def references(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the same statistics for the reference answers, graded against the same sources."""
+    """Return the statistics of the reference answers, graded against the same sources as the model's answers."""
     return by_sources(predictions.reference_faithfulness)
 
 

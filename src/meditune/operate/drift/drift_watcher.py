@@ -159,7 +159,8 @@ class DriftWatcher:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise DataError(
-                    f"Another server or check is using {self._state}; this one continues when that one ends."
+                    f"Another server or check is using {self._state}. This one will start checking when the other "
+                    "one ends."
                 ) from error
             there = self._state.exists()
             self._monitor = (

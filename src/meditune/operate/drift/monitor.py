@@ -257,7 +257,7 @@ class Monitor:
 
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
-        """Load a monitor's state. Raises DataError if it belongs to another reference."""
+        """Load a monitor's state. Raises DataError if it belongs to a different reference."""
         about, stored, _ = read_arrays(path, KIND, _AFRESH)
         if about["reference"] != reference.sha256:
             raise DataError(f"{path} belongs to another reference. {_AFRESH}")

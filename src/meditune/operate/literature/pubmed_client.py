@@ -57,8 +57,8 @@ def contact(email: str | None) -> str:
         return email.strip()
     what = f"{email!r} is not an email address" if email else "none is given"
     raise DataError(
-        f"NCBI requires an email address at which it can reach you before it blocks a client, and {what}. Give yours: "
-        "--email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
+        f"NCBI requires an email address so that it can contact you before it blocks a client, but {what}. Give "
+        "yours: --email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
     )
 
 

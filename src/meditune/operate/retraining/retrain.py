@@ -248,8 +248,8 @@ class Outcome:
 def retrain(folder: Path, options: Options, command: str) -> Outcome:
     """Make the next version, or finish making it.
 
-    Raises MedituneError if another retraining is running in the registry, or an unfinished one has other options;
-    DataError, ModelError and RecipeError as a run does.
+    Raises MedituneError if another retraining is running in the registry, or an unfinished one has options that differ
+    from these; DataError, ModelError and RecipeError as a run does.
     """
     registry = Registry(folder)
     work = Work(registry)

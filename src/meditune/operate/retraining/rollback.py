@@ -61,9 +61,9 @@ def guard(
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    `store` is a server's store, `reference` that of drift checks, with its state beside it unless `drift_state` is
-    given, `canary` the results of `meditune drift canary`. An alert counts only if the store still has the answer that
-    opened it, which identifies the version.
+    `store` is a server's store and `reference` the reference of the drift checks. Their state is beside the reference
+    unless `drift_state` is given. `canary` holds the results of `meditune drift canary`. An alert counts only if the
+    store still has the answer that opened it, which identifies the version.
     """
     registry = Registry(folder)
     state = registry.state()
