@@ -166,7 +166,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     A model that carries its own prompt format is prompted in that format.
     """
     from meditune.evaluate.answer_grading import grade
-    from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+    from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
     from meditune.evaluate.metrics import summarise, summarise_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups

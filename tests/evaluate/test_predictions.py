@@ -6,7 +6,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
-from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read
 from meditune.files import write_jsonl

@@ -21,8 +21,7 @@ from meditune.data.example import DECISIONS, Example
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
 from meditune.evaluate import safety_battery
-from meditune.evaluate.evaluator import chosen_answers, decided_on, refuse_no_repeat, under_conditions
-from meditune.evaluate.likelihood import scored_bytes
+from meditune.evaluate.evaluation_items import chosen_answers, decided_on, refuse_no_repeat, under_conditions
 from meditune.evaluate.predictions import ANSWER, AnswerKind, DecisionKind, Kind, answer_row, once, path_of, written_row
 from meditune.files import read_jsonl, write_jsonl
 from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
@@ -309,6 +308,8 @@ class EngineEvaluator:
                 yield {"id": example.id, "reference": example.decision, "prediction": said, "logits": logits}
 
     def _likelihoods(self, engine: Engine, encoder: Encoder, name: str) -> Iterator[Row]:
+        from meditune.evaluate.likelihood import scored_bytes
+
         with Progress(f"Given answers, {name}, {engine.name}", len(self.answered), "answers") as progress:
             for example in self.answered:
                 item = encoder.supervised(example, "answer")

@@ -13,7 +13,7 @@ from meditune.data.prepare import Prepared
 from meditune.evaluate.answer_grading import overview, overview_of_references
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
 from meditune.evaluate.decision_calibration import abstention
-from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
 from meditune.evaluate.likelihood import by_kind
 from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.conditions import asked

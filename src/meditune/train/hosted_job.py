@@ -22,7 +22,6 @@ from meditune.errors import DataError, ModelError, RecipeError, Stopped
 from meditune.files import numbered_jsonl, read_json, replace_folder, write_json, write_jsonl
 from meditune.models.api_client import ApiError, ApiModel, Client, of_chat, without_echo
 from meditune.prompts import chat_messages, save_format
-from meditune.train.dataset import supported_tasks
 from meditune.train.model_card import hosted_model_card
 
 FOLDER = "api"
@@ -242,6 +241,8 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
 
     Raises DataError where fewer rows are left than the API requires.
     """
+    from meditune.train.dataset import supported_tasks
+
     rows: list[dict[str, Any]] = []
     lengths: list[int] = []
     dropped = 0
