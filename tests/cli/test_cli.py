@@ -576,3 +576,15 @@ def test_mimic_rows_are_refused_for_an_api_model(place, tmp_path):
     settings = place.settings(data__sources="[{name: mimic}]")
     meditune("evaluate", "gpt-3.5-turbo", "-o", tmp_path / "api", *settings).refused(3, "mimic (Phys", "third party")
     assert not (tmp_path / "api").exists()
+
+
+def test_preparing_data_needs_no_torch(tmp_path):
+    program = (
+        "import sys\nfrom meditune.cli.main import cli_app\n"
+        "sys.argv = ['meditune', 'data', 'prepare', 'quickstart', '--set', 'data.sources=[{name: sample, limit: 60}]',"
+        f" '--output', {str(tmp_path / 'data')!r}]\n"
+        "cli_app(standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,6 @@ from meditune.errors import DataError, ModelError, RecipeError, Stopped
 from meditune.files import numbered_jsonl, read_json, replace_folder, write_json, write_jsonl
 from meditune.models.api_client import ApiError, ApiModel, Client, of_chat, without_echo
 from meditune.prompts import chat_messages, save_format
-from meditune.train.model_card import hosted_model_card
 
 FOLDER = "api"
 """Subfolder of a run."""
@@ -340,6 +339,8 @@ def fine_tune(
     client: Client, model: ApiModel, facts: RowFacts, examples: Sequence[Example], recipe: Recipe, folder: Path
 ) -> ApiModel:
     """Tune through the API, write `folder/model` with a record of `examples`, and return the tuned model."""
+    from meditune.train.model_card import hosted_model_card
+
     started = time.monotonic()
     job = tune(client, model, recipe, folder)
     steps = _steps(client, job["id"])
