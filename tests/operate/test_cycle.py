@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 GOOD, DRIFTED = 230, 90
 EMBEDDING = "all-minilm-l6-v2-int8"
-QUICK = Settings(follow_s=0.1, at_once=8, keep_text=True)
+QUICK = Settings(follow_s=0.1, at_once=8, keep_text=True, feedback_per_minute=6000)
 
 
 def usual(number: int) -> str:
