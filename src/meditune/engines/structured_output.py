@@ -72,7 +72,7 @@ class JsonConstraint:
 
     @property
     def complete(self) -> bool:
-        """Whether only the end can follow."""
+        """Return whether only the end can follow."""
         return bool(self._matcher.is_stopped())
 
 
@@ -114,7 +114,7 @@ class ChoiceConstraint:
 
     @property
     def complete(self) -> bool:
-        """Whether only the end can follow."""
+        """Return whether only the end can follow."""
         return not any(self._left)
 
 

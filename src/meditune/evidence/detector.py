@@ -64,12 +64,12 @@ class Sentence:
 
     @cached_property
     def negated(self) -> bool:
-        """Whether the sentence is negated: it has an odd number of negations."""
+        """Return whether the sentence is negated: it has an odd number of negations."""
         return len(NEGATIVE.findall(self.text)) % 2 == 1
 
     @cached_property
     def finds_nothing(self) -> bool:
-        """Whether the sentence is negated or reports no difference, effect or association."""
+        """Return whether the sentence is negated or reports no difference, effect or association."""
         return self.negated or NULL_FINDING.search(self.text) is not None
 
     def share_in(self, known: Container[str]) -> float:
@@ -162,7 +162,7 @@ class Evidence:
 
     @property
     def follows(self) -> bool:
-        """Whether the sentence follows a source sentence word by word."""
+        """Return whether the sentence follows a source sentence word by word."""
         return self.features["in_order"] >= FOLLOWS
 
 
@@ -378,7 +378,7 @@ class SentenceVerdict:
 
     @property
     def supported(self) -> bool:
-        """Whether the score reaches the threshold, below which at most a tenth of true sentences score."""
+        """Return whether the score reaches the threshold, below which at most a tenth of true sentences score."""
         return self.score >= calibration.SENTENCE
 
 
@@ -392,7 +392,7 @@ class Verdict:
 
     @property
     def faithful(self) -> bool:
-        """Whether the score reaches the threshold, below which at most a tenth of true answers score, or is None."""
+        """Return whether the score reaches the threshold, below which at most a tenth of true answers score, or is None."""
         return self.score is None or self.score >= calibration.ANSWER
 
     @property

@@ -100,7 +100,7 @@ class Token:
 
     @property
     def is_number(self) -> bool:
-        """Whether it is written in digits."""
+        """Return whether it is written in digits."""
         return self.text[0].isdigit()
 
 

@@ -40,7 +40,7 @@ class BaseModel:
 
     @property
     def folder_is_here(self) -> bool:
-        """Whether the model is in Meditune's cache."""
+        """Return whether the model is in Meditune's cache."""
         return (cache_folder("models") / self.name / "config.json").is_file()
 
 
