@@ -392,7 +392,7 @@ class Verdict:
 
     @property
     def faithful(self) -> bool:
-        """Return whether the score reaches the threshold, below which at most a tenth of true answers score, or is None."""
+        """Return True if the score is None or reaches the threshold, which at most a tenth of true answers miss."""
         return self.score is None or self.score >= calibration.ANSWER
 
     @property
