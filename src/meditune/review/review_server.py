@@ -216,6 +216,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        refusal = _refusal(Request(scope), self.hosts, self.token)
         size = 0
 
         async def bounded() -> Message:
@@ -228,12 +229,12 @@ class Guard:
 
         async def out(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] == 413:
+                if refusal or message["status"] == 413:
+                    # Closing a connection with unread bytes resets it, and the client may lose the response.
                     await self._drain(receive)
                 MutableHeaders(raw=message["headers"]).update(HEADERS)
             await send(message)
 
-        refusal = _refusal(Request(scope), self.hosts, self.token)
         if refusal:
             await refusal(scope, receive, out)
         else:
