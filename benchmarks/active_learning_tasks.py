@@ -99,9 +99,9 @@ def _scaled(hidden: Array, pool: Array) -> Array:
 
 
 def _vectors(path: Path, texts: Sequence[str]) -> Array:
-    from meditune.retrieve.vector_search import embedder
+    from meditune.models.sentence_encoder import load_encoder
 
-    return _cached(path, len(texts), lambda: embedder().embed(texts))
+    return _cached(path, len(texts), lambda: load_encoder().encode(texts))
 
 
 def _hidden(path: Path, examples: Sequence[Example]) -> Array:

@@ -1,6 +1,6 @@
 """Measure how reliable citations are: withholding thresholds, and the gain of retrieval over answering from memory.
 
-    python benchmarks/citations.py INDEX --thresholds        # the thresholds of cited_answers.py and citations.py
+    python benchmarks/citations.py INDEX --thresholds        # the thresholds of retrieval.py and citations.py
     python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto
 
 Build INDEX from MedQuAD or a part of it and, for the second command, also from PubMedQA's abstracts. MEDITUNE_DATA
@@ -20,26 +20,32 @@ import argparse
 import os
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import faithfulness as planted
-from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Asked, Writer, open_answerer
-from meditune.data.example import Example, Passage
+from meditune.assistant.assistant import Assistant, load_assistant, open_assistant
+from meditune.assistant.events import Answer
+from meditune.assistant.retrieval import PASSAGES
+from meditune.assistant.triage import Triage
+from meditune.assistant.writers import EngineWriter
+from meditune.data.example import Example
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group
 from meditune.evidence import detector
 from meditune.evidence.detector import evidence
-from meditune.retrieve.citations import SUPPORT, CitedAnswer, cite, support
+from meditune.retrieve.citations import SUPPORT, stated_sentences, support
 from meditune.retrieve.index import Index
 from meditune.text import sentences
 
 SEED = 17
 SAMPLE = 200
 RESAMPLES = 2000
+AT_ONCE = 16
 
 
 def main() -> None:
@@ -59,11 +65,11 @@ def main() -> None:
         print("\n".join((*nearest(index, inside, outside), *shares(inside, train, folder))))
         return
     if arguments.engine:
-        answerer = Answerer(Index.open(arguments.index), served(arguments.model, arguments.engine))
+        assistant = served(arguments.model, arguments.engine, arguments.index)
     else:
-        answerer = open_answerer(arguments.model, arguments.index)
-    inside, _ = parted(train, answerer.index)
-    for line in answered(answerer, mixed(inside, folder.parent, arguments.questions), arguments.show):
+        assistant = load_assistant(arguments.model, arguments.index)
+    inside, _ = parted(train, assistant.index)
+    for line in answered(assistant, mixed(inside, folder.parent, arguments.questions), arguments.show):
         print(line, flush=True)
 
 
@@ -77,45 +83,31 @@ def mixed(inside: Sequence[Example], data: Path, count: int) -> list[Example]:
     return [*inside[:share], *chance.sample(abstracts, share), *chance.sample(once, count - 2 * share)]
 
 
-def served(model: str, name: str) -> Writer:
-    """Return a writer for an exported model whose engine writes many answers at once."""
-    from meditune.config.data_options import PromptFormat
-    from meditune.config.recipe import EvaluateSpec
-    from meditune.engines.engine import GenerationRequest, generate_all
+def served(model: str, engine: str, index: str) -> Assistant:
+    """Return an assistant for an exported model whose engine writes many answers at once."""
     from meditune.engines.open_engine import open_engine
-    from meditune.prompts import Encoder, load_format, prompt_text
+    from meditune.prompts import load_format
 
-    engine, limit = open_engine(model, name), EvaluateSpec().max_new_tokens
-    form = next((found for at in ("", "model") if (found := load_format(Path(model) / at))), PromptFormat())
-    room = min(CONTEXT_TOKENS, engine.context_tokens - limit)
-    encoder = Encoder(engine.tokenizer, form.model_copy(update={"max_tokens": room + limit, "answer_tokens": limit}))
-
-    def example(question: str, texts: Sequence[str]) -> Example:
-        context = tuple(Passage(text=text) for text in texts)
-        return Example(id="asked", source="asked", question=question, context=context, group="asked")
-
-    def write_many(asked: Sequence[Asked]) -> list[str]:
-        jobs = [GenerationRequest(encoder.prompt(example(*each), "answer").prompt, limit) for each in asked]
-        written = dict(generate_all(engine, jobs))
-        return [written[number].text for number in range(len(jobs))]
-
-    def count(question: str, texts: Sequence[str]) -> int:
-        return len(encoder.tokenize(prompt_text(form, question, example(question, texts).context, "answer"))) + 1
-
-    special = tuple(engine.tokenizer.all_special_tokens)
-    return Writer(form, count, lambda q, t: write_many([(q, t)])[0], room, special, write_many=write_many)
+    form = next((found for at in ("", "model") if (found := load_format(Path(model) / at))), None)
+    return open_assistant(EngineWriter(open_engine(model, engine), form), Path(model), index)
 
 
-def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[Example]]:
-    """Return the questions whose own document is in the index, and those whose topic isn't in it, both shuffled."""
+def groups_of(index: Index) -> dict[str, str]:
+    """Return the group of each document in an index."""
     from meditune.retrieve import storage
 
     with storage.readable(index.place):
         table = storage.connect(index.place).open_table(index.manifest.table)
         rows = table.search().select(["document", "group"]).limit(index.manifest.passages).to_list()
-    documents, groups = {row["document"] for row in rows}, {row["group"] for row in rows}
-    inside = [each for each in train if each.id in documents]
-    outside = [each for each in train if each.group not in groups]
+    return {row["document"]: row["group"] for row in rows}
+
+
+def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[Example]]:
+    """Return the questions whose own document is in the index, and those whose topic isn't in it, both shuffled."""
+    groups = groups_of(index)
+    topics = set(groups.values())
+    inside = [each for each in train if each.id in groups]
+    outside = [each for each in train if each.group not in topics]
     chance = random.Random(SEED)
     return chance.sample(inside, len(inside)), chance.sample(outside, min(SAMPLE, len(outside)))
 
@@ -175,24 +167,30 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
     return found
 
 
-def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> Iterator[str]:
+def answered(assistant: Assistant, questions: Sequence[Example], show: bool) -> Iterator[str]:
     """Yield the metrics of a model's answers with and without passages, judged by the same passages."""
-    from_passages = answerer.answers([each.question for each in questions])
-    from_memory = answerer.writer.write_all([(each.question, ()) for each in questions])
+
+    def ask(each: Example) -> tuple[Answer, list[bool]]:
+        # Triage is measured elsewhere; here every question reaches the model.
+        *_, answer = assistant.ask(each.question, found=Triage("answer", question=each.question))
+        limit = assistant.settings.max_new_tokens
+        _, chunks = assistant.writer.start(each.question, (), "plain", limit, lambda: False)
+        known = [detector.Sources([source.text], source.title) for source in answer.sources]
+        sentences = map(detector.Sentence, stated_sentences("".join(chunk.text for chunk in chunks)))
+        return answer, [any(support(sentence, passage)[1] for passage in known) for sentence in sentences]
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(ask, questions))
+    groups = groups_of(assistant.index)
     rows: dict[str, list[Row]] = {"all": []}
     refused = 0
-    for each, found, said in zip(questions, from_passages, from_memory, strict=True):
-        refused += bool(found.refusal)
-        closed = cite(said, found.packed)
+    for each, (answer, closed) in zip(questions, found, strict=True):
+        refused += bool(answer.refused)
         if show:
-            print(f"\n## {each.question}\n{found}\n-- closed book: {[one.text for one in closed.sentences]}")
-        if found.sentences and closed.sentences:
-            row = Row(
-                len(found.unsupported) / len(found.sentences),
-                float(np.mean([not one.supported for one in closed.sentences])),
-                [one.supported for one in found.sentences],
-                _about(found, each),
-            )
+            print(f"\n## {each.question}\n{answer}\n-- closed book: {closed}")
+        if answer.sentences and closed:
+            cited = [one.supported for one in answer.sentences]
+            row = Row(1 - float(np.mean(cited)), 1 - float(np.mean(closed)), cited, _about(answer, each, groups))
             rows["all"].append(row)
             rows.setdefault(each.source, []).append(row)
     yield f"{len(questions)} questions, {refused} answers withheld, {len(rows['all'])} compared\n"
@@ -221,12 +219,12 @@ class Row:
     """For each citation, whether its source is about the question, where that is known"""
 
 
-def _about(found: CitedAnswer, question: Example) -> list[bool]:
-    if found.refusal or question.source == liveqa.SOURCE:
+def _about(answer: Answer, question: Example, groups: dict[str, str]) -> list[bool]:
+    if answer.refused or question.source == liveqa.SOURCE:
         return []
-    cited = {source.number: source.passage.hit.passage for source in found.sources}
-    same = {number: question.group == one.group or question.id == one.document for number, one in cited.items()}
-    return [same[number] for one in found.sentences for number in one.citations]
+    documents = {source.number: source.id.rpartition("#")[0] for source in answer.sources}
+    same = {number: question.id == one or question.group == groups.get(one) for number, one in documents.items()}
+    return [same[citation.number] for one in answer.sentences for citation in one.citations]
 
 
 def _interval(values: Sequence[float]) -> str:

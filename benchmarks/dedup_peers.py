@@ -25,14 +25,14 @@ def meditune(rows: Rows) -> set[int]:
     """Return the rows that Meditune removes as exact or near duplicates of an earlier row."""
     from meditune.config.data_options import QualitySpec
     from meditune.data.example import Example
-    from meditune.data.quality import duplicates
+    from meditune.data.quality import deduplication
     from meditune.data.quality.audit import Audit
 
     examples = [
         Example(id=row["id"], source="own", question=row["question"], answer=row["answer"], group=row["id"])
         for row in rows
     ]
-    return Audit(QualitySpec(), ()).repeats(examples, duplicates.pairs(examples))
+    return Audit(QualitySpec(), ()).repeats(examples, deduplication.pairs(examples))
 
 
 def datasketch(rows: Rows) -> set[int]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from meditune.data.example import Example
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
+from meditune.models.sentence_encoder import load_encoder
 from meditune.operate.drift.signals import Request
 from meditune.readability import counted
-from meditune.retrieve.vector_search import embedder
 
 INDEX = 1000
 REFERENCE = 3000
@@ -53,7 +53,7 @@ def pool(cache: Path | None) -> Pool:
     if cache and cache.exists():
         vectors = np.load(cache)
     else:
-        vectors = embedder().embed(texts)
+        vectors = load_encoder().encode(texts)
         if cache:
             np.save(cache, vectors)
     assert len(vectors) == len(texts), f"{cache} holds vectors of other questions. Remove the file."

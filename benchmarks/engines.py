@@ -92,8 +92,8 @@ def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
     """Return the server of one side as a context manager."""
     if side in OURS:
         folder = run / "export" / {"openvino": "openvino", "llamacpp": "gguf", "transformers": "merged"}[side]
-        words = ["--engine", side, "--at-once", users, "--waiting", 2 * users, "--answer-seconds", 600]
-        return servers.meditune(str(folder), *words, "--bare-chat")
+        words = ["--engine", side, "--concurrency", users, "--queue-size", 2 * users, "--timeout", 600]
+        return servers.meditune(str(folder), *words, "--raw-chat")
     if side == "llama-server":
         return servers.llama_cpp(next((run / "export" / "gguf").glob("*.gguf")), max(16, users) * 1024, users)
     words = {"batching": ["--continuous-batching"], "fp32": ["--dtype", "float32"]}.get(side.rpartition("-")[2], [])

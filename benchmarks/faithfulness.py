@@ -40,13 +40,13 @@ from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.evaluate.answer_grading import grade_references
-from meditune.evaluate.compare import draws
+from meditune.evaluate.answer_grading import grade_faithfulness
 from meditune.evaluate.evaluation_items import chosen_answers
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
 from meditune.evidence import calibration, detector
 from meditune.evidence.detector import Evidence, Sentence, Sources, evidence
+from meditune.statistics import draws
 from meditune.text import sentences
 
 KINDS = ("number", "negation", "direction", "name", "replaced", "added")
@@ -153,7 +153,8 @@ def references(name: str, *settings: str) -> Iterator[str]:
         measured = prepare(recipe, Path(folder) / "data").splits.measured(recipe.evaluate.split)
     scored = chosen_answers(measured, recipe.evaluate.answers, recipe.seed)
     rows = [answer_row(example, example.answer) for example in scored]
-    graded = grade_references(Predictions(answer=rows), {each.id: each for each in scored}, recipe.evaluate)
+    known = {each.id: each for each in scored}
+    graded = grade_faithfulness(Predictions(answer=rows), known, recipe.evaluate, of_references=True)
     yield "| metric | reference answers | 95 % interval |\n|---|---|---|"
     for key, found in references_of(Predictions(reference_faithfulness=list(graded or ()))).items():
         metric, drawn = METRICS[key], np.concatenate(list(draws(len(found.ids), 10 * RESAMPLES, recipe.seed)))

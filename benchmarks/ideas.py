@@ -234,6 +234,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
     """Train one idea on one split, and return its predictions for the held-out items."""
     from meditune.data.prepare import prepare
     from meditune.evaluate.evaluator import Evaluator
+    from meditune.evaluate.weights_backend import WeightsBackend
     from meditune.models.load import load
     from meditune.train.finetune import fine_tune
     from meditune.train.training_plan import starting_point
@@ -250,7 +251,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
         more = [other for each in train if each.decision and each.answer for other in idea.more(each)]
         facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
         loaded = load(str(folder / "model"), recipe.model)
-    Evaluator(recipe, held, folder).measure(loaded, "model")
+    Evaluator(recipe, held, folder).measure(WeightsBackend(loaded, recipe), "model")
     paths = {kind: path_of(folder, "model", kind) for kind in KINDS}
     said = {kind: read_jsonl(path) for kind, path in paths.items() if path.is_file()}
     read: dict[str, list[dict[str, Any]]] = {}
@@ -259,7 +260,8 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
         drawn = {"its own conclusion": written, "the authors' conclusion": {each.id: each.answer for each in held}}
         for number, (whose, conclusions) in enumerate(drawn.items()):
             asked = [after_conclusion(each, conclusions[each.id]) for each in held if each.id in conclusions]
-            Evaluator(decisions_alone(recipe), asked, folder / f"read-{number}").measure(loaded, "model")
+            alone = decisions_alone(recipe)
+            Evaluator(alone, asked, folder / f"read-{number}").measure(WeightsBackend(loaded, alone), "model")
             read[whose] = read_jsonl(path_of(folder / f"read-{number}", "model", "decision"))
     if idea.fit == "head":
         said["decision"] = by_head(loaded, recipe, train, held)
@@ -275,9 +277,8 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
 
 
 def decisions_alone(recipe: Any) -> Any:
-    from meditune.evaluate.evaluator import DECISIONS_ALONE
-
-    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=DECISIONS_ALONE)})
+    off = dict.fromkeys(("general_tokens", "technical_tokens", "choices", "safety_messages", "samples"), 0)
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=off)})
 
 
 def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[Example]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meditune.data.example import Example
-from meditune.data.leakage import RUN, context_of, find
+from meditune.data.leakage import RUN, find
 from meditune.data.near_duplicates import near_passages, near_questions, share_within
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
@@ -132,16 +132,16 @@ def main() -> None:
         leaks = find(shown, each.test)
         print(f"| {name} | {len(shown):,} x {len(each.test):,} | {len(leaks)} | {time.monotonic() - started:.1f} |")
     official = parts["pubmedqa"]
-    texts = [[context_of(each) for each in side] for side in (official.test, [*official.train, *official.dev])]
+    texts = [[each.context_text for each in side] for side in (official.test, [*official.train, *official.dev])]
     highest = max(alike for _, _, alike in near_passages(*texts, least_alike=0.01))
     print(f"\nPubMedQA: the highest similarity of two abstracts is {highest:.3f}.")
-    shares = sorted(share_within(each.answer, f"{each.question}\n{context_of(each)}", RUN) for each in official.test)
+    shares = sorted(share_within(each.answer, f"{each.question}\n{each.context_text}", RUN) for each in official.test)
     print(f"Highest shares of an answer in its own prompt: {', '.join(f'{share:.2f}' for share in shares[-3:])}.")
     print("\n| questions of | rewrite | found | false matches |\n|---|---|---|---|")
     for name, each in parts.items():
         recall(name, each, lambda example: example.question, REWRITES)
     print("\n| contexts of | rewrite | found | false matches |\n|---|---|---|---|")
-    recall("pubmedqa", parts["pubmedqa"], context_of, PASSAGES)
+    recall("pubmedqa", parts["pubmedqa"], lambda example: example.context_text, PASSAGES)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def meditune(given: Material, reference: Reference) -> Iterator[float]:
     from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
     from meditune.train.dataset import TokenWeights, encode
     from meditune.train.finetune import fast_layers
-    from meditune.train.trainer import probe, train
+    from meditune.train.trainer import TrainingRows, probe, train
 
     recipe, loaded = given.recipe, given.loaded
     rows, _ = encode(given.examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
@@ -134,13 +135,14 @@ def meditune(given: Material, reference: Reference) -> Iterator[float]:
     top = recipe.model.top_layers
     model = add_lora(loaded.model, recipe.model.lora, recipe.seed, top)
     reference.begin_with(model, [(row, weights.of(row)) for row in rows])
-    frozen = HiddenStateCache(model, frozen_count(model, top))
+    in_training = replace(loaded, model=model, frozen=HiddenStateCache(model, frozen_count(model, top)))
+    data = TrainingRows(rows, weights)
 
     def try_a_piece() -> float:
-        return probe(model, loaded.pad_id, rows, weights, recipe.train, frozen)
+        return probe(in_training, data, recipe.train)
 
     with fast_layers(model, recipe.train, sum(map(len, rows)), try_a_piece):
-        for step in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, frozen):
+        for step in train(in_training, data, recipe.train, recipe.seed):
             yield step.loss
 
 

@@ -40,7 +40,7 @@ from defects import (
 )
 from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data.example import Example
-from meditune.data.quality import duplicates, rules
+from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.ledger import FILE_NAME, entries
 from meditune.data.readers import liveqa, medquad, pubmedqa
@@ -64,12 +64,12 @@ BY_ROW: dict[str, Damage] = {
 
 def found(example: Example, rule: str) -> bool:
     """Return whether the rule alone finds something."""
-    return rules.RULES[rule](example, SPEC) is not None
+    return quality_filters.RULES[rule](example, SPEC) is not None
 
 
 def clean(examples: Sequence[Example]) -> list[Example]:
     """Return the rows after quality control."""
-    after = (rules.apply_rules(example, SPEC)[0] for example in examples)
+    after = (quality_filters.apply_rules(example, SPEC)[0] for example in examples)
     return [example for example in after if example is not None and example.answer]
 
 
@@ -119,7 +119,7 @@ def restored(rows: Sequence[Example]) -> None:
             if damaged is None:
                 continue
             count += 1
-            finding = rules.RULES[rule](damaged, SPEC)
+            finding = quality_filters.RULES[rule](damaged, SPEC)
             after = finding.mended if finding and finding.mended else damaged
             # The planted text has curly quotes and dashes, and one letter with an accent.
             plain = before.answer.replace("'", "’").replace(" - ", " – ") if rule == "encoding" else before.answer
@@ -159,12 +159,12 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
     near = {"other_number": other_number, "negated": negated, "other_topic": other_topic}
     misses = {name: plant(damage, name) for name, damage in near.items()}
     everything = [*rows, *added]
-    pairs = [(everything[pair.first].id, everything[pair.again].id, pair) for pair in duplicates.pairs(everything)]
-    before = {frozenset((rows[pair.first].id, rows[pair.again].id)) for pair in duplicates.pairs(list(rows))}
+    pairs = [(everything[pair.first].id, everything[pair.again].id, pair) for pair in deduplication.pairs(everything)]
+    before = {frozenset((rows[pair.first].id, rows[pair.again].id)) for pair in deduplication.pairs(list(rows))}
     print("\n| rows | planted | found as their original's duplicate | share |\n|---|---|---|---|")
-    alike = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= SPEC.alike}
+    alike = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= SPEC.near_duplicate_similarity}
     twin = {row.id: row.id for row in rows} | {
-        rows[pair.again].id: rows[pair.first].id for pair in duplicates.pairs(list(rows)) if pair.exact
+        rows[pair.again].id: rows[pair.first].id for pair in deduplication.pairs(list(rows)) if pair.exact
     }
     for name, made in {**kinds, **misses}.items():
         hits = sum(
@@ -175,7 +175,7 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
     # A copy of an exact duplicate is paired with the first of the duplicates.
     twins = {**kinds["copied"], **kinds["rewritten"]}
     print("\n| minimum similarity | recall of rewrites | precision |\n|---|---|---|")
-    for least in duplicates.THRESHOLDS:
+    for least in deduplication.THRESHOLDS:
         now = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= least}
         recall = sum(
             bool({frozenset((identifier, original)), frozenset((identifier, twin[original]))} & now)
@@ -210,7 +210,7 @@ def between(rows: Sequence[Example]) -> None:
         made[rule] = [
             example.model_copy(update={"id": f"{rule}-{n}", "source": "planted"}) for n, example in enumerate(chosen)
         ]
-    spec = QualitySpec(rules=QualityRules(**dict.fromkeys(rules.RULES, "off")))
+    spec = QualitySpec(rules=QualityRules(**dict.fromkeys(quality_filters.RULES, "off")))
     audit = Audit(spec, {example.id for example in test})
     planted = [example for examples in made.values() for example in examples]
     audit.rows({"real": list(rows), "planted": planted})
@@ -234,7 +234,7 @@ def between(rows: Sequence[Example]) -> None:
 def as_they_are(read: dict[str, list[Example]]) -> None:
     """Print the number of findings of each rule in rows as published."""
     print("\n| rule |", " | ".join(read), "|\n|---|" + "---|" * len(read))
-    for rule in rules.RULES:
+    for rule in quality_filters.RULES:
         shares = []
         for examples in read.values():
             count = sum(found(example, rule) for example in examples)

@@ -163,7 +163,7 @@ def audit(path: Path, folder: Path, engine: str, workers: int, compare_only: boo
     """Audit a file as a stream in this process, and return the metrics."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.data.quality.parallel_map import Name
-    from meditune.data.quality.rules import RULES
+    from meditune.data.quality.quality_filters import RULES
 
     chosen: Name = "ray" if engine == "ray" else "local"
     started = time.monotonic()

@@ -1,7 +1,7 @@
 """Compare how well rankers find passages for consumers' own wording, and measure the cost of each search stage.
 
     MEDITUNE_DATA=... python benchmarks/retrieval.py --cache FOLDER
-    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # also write the fitted weights to rerank_weights.py
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # also write the fitted weights to reranker.py
 
 Everything except the baseline rankers uses `Index.search`, on an index that the product builds in the cache folder:
 MedQuAD's answered pairs, judged answers that aren't among them, and PubMedQA's abstracts without titles and
@@ -28,7 +28,7 @@ import numpy as np
 
 import retrieval_fit as fitting
 import retrieval_set as sets
-from meditune.retrieve import hybrid_search, query_understanding, rerank_weights
+from meditune.retrieve import hybrid_search, query_understanding
 from meditune.retrieve import reranker as rerank
 from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
@@ -130,7 +130,6 @@ def abstracts(task: Task, index: Index, trained: set[str]) -> None:
 def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: dict[str, float]) -> Iterator[str]:
     """Yield the metrics without each part of the search, without each feature, and with each feature alone."""
     reranker = index.opened.reranker
-    assert reranker
     before = reranker.weights, reranker.siblings
     ranker = searched(index, task, sources=OF_LIVEQA)
 
@@ -144,8 +143,8 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: 
             yield line(f"without {name}", weights)
     yield line("without the topic's other passages", weights, 0.0)
     for name in fitting.FEATURES:
-        yield line(f"without {name}", fitting.fit(some, [name]) | rerank_weights.CHOSEN)
-    for name in rerank_weights.CHOSEN:
+        yield line(f"without {name}", fitting.fit(some, [name]) | rerank.CHOSEN)
+    for name in rerank.CHOSEN:
         yield line(f"without {name}", weights | {name: 0.0})
     for name in weights:
         yield line(f"{name} alone", {each: float(each == name) for each in weights}, 0.0)
@@ -155,7 +154,7 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: 
 def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
     """Return a context manager in which a part of the search has no effect."""
     if part in ("words", "meaning"):
-        return patch.object(hybrid_search, f"_by_{part}", lambda *_: {})
+        return patch.object(hybrid_search.Rows, f"by_{part}", lambda *_: {})
     if part == "titles":
         return patch.object(TitleVectors, "nearest", lambda _, vectors, __: [[] for _ in vectors])
     if part in ("expand", "corrected"):
@@ -167,7 +166,6 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
 def times(task: Task, index: Index) -> None:
     """Print the wall-clock and CPU time of each stage for one question."""
     ranker = index.opened.reranker
-    assert ranker
     taken: dict[str, list[tuple[float, float]]] = {
         "query preparation": [],
         "candidates": [],
@@ -180,9 +178,9 @@ def times(task: Task, index: Index) -> None:
 
     for asked in task.questions:
         marks = [clocks()]
-        ranker.asked(build_query(asked.wording).message)
+        ranker.prepare(build_query(asked.wording).message)
         marks.append(clocks())
-        there = compare(index.opened, ranker, build_query(asked.wording))
+        there = compare(index.opened, build_query(asked.wording))
         marks.append(clocks())
         ranker.score(there.message, there.passages, there.vectors)
         marks.append(clocks())
@@ -209,8 +207,7 @@ def main() -> None:
     task = sets.liveqa_medquad(data)
     index = sets.index(data, task, given.cache / "retrieval-index")
     reranker = index.opened.reranker
-    assert reranker
-    embed = index.embedder.embed
+    embed = index.encoder.encode
     by_words = Bm25s(task.passages)
     by_title = nearest(reranker.title_vectors.of([passage.title for passage in task.passages], embed), embed)
     rankers = {
@@ -234,10 +231,10 @@ def main() -> None:
     fitted = fitting.fit(some)
     print(f"\nFitted on {len(some)} of LiveQA's training questions: {fitted}")
     if given.fit:
-        fitting.write(fitted, Path(rerank_weights.__file__))
+        fitting.write(fitted, Path(rerank.__file__))
     print("\nParts left out of hybrid, by the user's wording:\n")
     print(HEAD)
-    for line in ablations(task, some, index, fitted | rerank_weights.CHOSEN):
+    for line in ablations(task, some, index, fitted | rerank.CHOSEN):
         print(line, flush=True)
     by_answer = nearest(whole_answers(task, embed, given.cache / "whole-answers.npz"), embed)
     side_by_side(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from meditune.data.readers import liveqa
 from meditune.data.readers.tables import Rejects
 from meditune.retrieve import topics as titles
-from meditune.retrieve.hybrid_search import compare, read
+from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import build_query, row_filter
 from meditune.retrieve.reranker import Reranker
@@ -93,13 +93,11 @@ def groups(
     """Return the features of each question's candidates, for questions with a relevant candidate."""
     number = {document(passage.id): place for place, passage in enumerate(task.passages)}
     reranker = index.opened.reranker
-    assert reranker
     where = row_filter(sources, sources, None, None)
     made = []
     for question, (exact, alike) in asked.items():
-        there = compare(index.opened, reranker, build_query(question), where=where)
-        whole = read(index.opened, there.ids)
-        found = [number[whole[row].document] for row in there.ids]
+        there = compare(index.opened, build_query(question), where=where)
+        found = [number[passage.document] for passage in index.opened.rows.passages(there.ids)]
         relevant = np.array([each in exact or each in alike for each in found], dtype=float)
         if relevant.any():
             seen = reranker.features(there.message, there.passages, there.vectors)

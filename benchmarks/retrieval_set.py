@@ -17,6 +17,7 @@ from meditune.data.example import Example
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.medquad import tidy
 from meditune.data.readers.tables import Rejects, rows
+from meditune.models.sentence_encoder import load_encoder
 from meditune.retrieve import collections, topics
 from meditune.retrieve.build_index import build
 from meditune.retrieve.collections import JUDGED
@@ -24,7 +25,6 @@ from meditune.retrieve.documents.document import Document, Section
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import MANIFEST, index_storage
 from meditune.retrieve.topics import key
-from meditune.retrieve.vector_search import embedder
 
 RELEVANT = 3
 """The lowest judgment of a relevant answer: 3 (incomplete) or 4 (excellent)"""
@@ -194,7 +194,9 @@ def index(data: Path, task: Task, where: Path) -> Index:
     if not (where / MANIFEST).exists():
         names = (JUDGED, pubmedqa.SOURCE, medquad.SOURCE)
         build(
-            index_storage(where), [collections.collection_named(f"{name}={data / name}") for name in names], embedder()
+            index_storage(where),
+            [collections.collection_named(f"{name}={data / name}") for name in names],
+            load_encoder(),
         )
     return Index.open(where)
 

@@ -27,8 +27,8 @@ from meditune.data.example import Example
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.retrieved_passages import publishers_id
+from meditune.retrieval_augmentation import ContextSearch
 from meditune.retrieve.index import Index
-from meditune.run_passages import Contexts
 from meditune.statistics import wilson
 
 K = 10
@@ -45,7 +45,7 @@ def main() -> None:
         untitled(examples).write(arguments.untitled, encoding="utf-8", xml_declaration=True)
         return
     if arguments.index == CONTEXTS:
-        place = Contexts(examples, PromptFormat())
+        place = ContextSearch(examples, PromptFormat())
         ranks = [ranked([each.document for each in place.search(e.question, K)], e) for e in examples]
         print(
             f"{len(examples)} questions; own abstract first, in the top 3, 5, 10: "

@@ -108,12 +108,12 @@ def kept(options: argparse.Namespace, name: str) -> Iterator[Path]:
 
 def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
     """Return the metrics of Meditune's table, indices and search."""
+    from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder
     from meditune.retrieve.index import Index
-    from meditune.retrieve.vector_search import Embedder, Identity
 
     asked = queries(options.queries)
-    titles = Embedder(
-        Identity("random", DIMENSION, "random"), lambda some: np.concatenate(list(vectors(len(some), seed=13)))
+    titles = SentenceEncoder(
+        EncoderIdentity("random", DIMENSION, "random"), lambda some: np.concatenate(list(vectors(len(some), seed=13)))
     )
     with kept(options, "meditune") as path:
         built = {} if (path / "index.json").exists() else build(path, options.passages, titles)
@@ -172,11 +172,13 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
 
 def with_vectors(index: Any, given: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
     """Return the index, set up so that the next questions get these vectors, each for all of its wordings."""
-    from meditune.retrieve.vector_search import Embedder
+    from meditune.models.sentence_encoder import SentenceEncoder
 
     waiting = iter(given)
-    index.embedder = Embedder(index.embedder.identity, lambda some: np.repeat(next(waiting)[None], len(some), axis=0))
-    index.opened.reranker.embed = index.embedder.embed
+    index.encoder = SentenceEncoder(
+        index.encoder.identity, lambda some: np.repeat(next(waiting)[None], len(some), axis=0)
+    )
+    index.opened.reranker.encode = index.encoder.encode
     return index
 
 
@@ -254,7 +256,7 @@ def existing(options: argparse.Namespace) -> None:
     asked = some * (options.queries // max(len(some), 1) + 1)
     for embedded in (False, True):
         done = timed(
-            (lambda n: index.search(asked[n], 10)) if embedded else (lambda n: index.embedder.embed([asked[n]])),
+            (lambda n: index.search(asked[n], 10)) if embedded else (lambda n: index.encoder.encode([asked[n]])),
             options.queries,
         )
         print(f"{'question' if embedded else 'embedding':9}", json.dumps(done), flush=True)
@@ -262,7 +264,7 @@ def existing(options: argparse.Namespace) -> None:
 
 def embedding(count: int) -> None:
     """Print passages per second and per CPU second for each form of the embedding model."""
-    from meditune.models import int8_bert, package_download, sentence_encoder, sentence_encoder_onnx
+    from meditune.models import int8_bert, package_download, sentence_encoder
     from meditune.models.catalogue import SENTENCE_MODEL
 
     made = [text for chunk in texts(count, words=120) for text in chunk]
@@ -272,19 +274,19 @@ def embedding(count: int) -> None:
     forms: dict[str, Callable[[], Any]] = {
         "float32": lambda: whole,
         "bfloat16": lambda: sentence_encoder.load(place, "bfloat16"),
-        "int8 (onnxruntime)": sentence_encoder_onnx.sentence_model,
+        "int8 (onnxruntime)": sentence_encoder.onnx_sentence_model,
     }
     if int8_bert.fits(whole.model):
         forms["int8 (torch)"] = lambda: int8_bert.Int8Bert(whole.model, whole.tokenizer)
     for name, make in forms.items():
         plain = make()
         given = {} if "int8" in name else {"label": None}
-        plain.embed(made[:8], **given)
+        plain.encode(made[:8], **given)
         cpu, wall = time.process_time(), time.perf_counter()
-        found = plain.embed(made, **given)
+        found = plain.encode(made, **given)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         first = found if first is None else first
-        one = timed(lambda n, plain=plain, given=given: plain.embed([made[n][:80]], **given), min(count, 100))
+        one = timed(lambda n, plain=plain, given=given: plain.encode([made[n][:80]], **given), min(count, 100))
         said = {"passages_per_cpu_s": round(count / cpu, 1), "passages_per_s": round(count / wall, 1)}
         said |= {"lowest_cosine": round(float((found * first).sum(axis=1).min()), 5), "question": one}
         print(f"{name:20}", json.dumps(said), flush=True)

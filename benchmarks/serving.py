@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rude", action="store_true", help="add slow and half-open clients")
     parser.add_argument("--kill", action="store_true", help="kill the server under load afterwards, and start it again")
     options = parser.parse_args()
-    words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
+    words = ["--concurrency", options.at_once, "--queue-size", options.waiting, "--engine", options.engine]
     words += ["--index", options.index] if options.index else []
     with tempfile.TemporaryDirectory() as store:
         with servers.meditune(options.model, *words, store=Path(store)) as server:

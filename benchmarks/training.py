@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -288,21 +289,21 @@ def meditune(given: Material) -> dict[str, Any]:
     from meditune.models.hidden_state_cache import HiddenStateCache
     from meditune.train.dataset import TokenWeights, encode
     from meditune.train.finetune import fast_layers
-    from meditune.train.trainer import plan_steps, probe, train
+    from meditune.train.trainer import TrainingRows, plan_steps, probe, train
 
     recipe, loaded = given.recipe, given.loaded
     rows, _ = encode(given.examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
     model, cost = adapted(given)
-    weights = TokenWeights(given.examples, rows, recipe.train)
+    data = TrainingRows(rows, TokenWeights(given.examples, rows, recipe.train))
     peaks, clock = Peaks(), Clock()
     peaks.loaded()
-    frozen = HiddenStateCache(model, 0)
+    in_training = replace(loaded, model=model, frozen=HiddenStateCache(model, 0))
 
     def try_a_piece() -> float:
-        return probe(model, loaded.pad_id, rows, weights, recipe.train, frozen)
+        return probe(in_training, data, recipe.train)
 
     with fast_layers(model, recipe.train, sum(map(len, rows)), try_a_piece) as are_compiled:
-        for _ in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, frozen):
+        for _ in train(in_training, data, recipe.train, recipe.seed):
             clock.ended()
     timed = [rows[index] for step in plan_steps(len(rows), recipe.train, recipe.seed)[1:] for index in step]
     read = total([read_of_row(row) for row in timed])

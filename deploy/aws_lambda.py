@@ -5,11 +5,11 @@
     MEDITUNE_INDEX: an index's folder, if answers are to be based on an index
     MEDITUNE_STORE: a folder, by default /tmp/meditune, or the URL of a PostgreSQL database
 
-Callers have the same rights as with `meditune serve --open`: they can ask questions and give feedback, but they can't
-see metrics or the server's status. If the store holds keys, every request needs a key. Restrict the function URL, too,
-with auth type AWS_IAM or an authorizer of the API. A store in /tmp is lost when the function ends, so keys and feedback
-need the database. Answers older than 30 days are deleted at the first event and then every six hours. Mangum returns
-each response as a whole, so a stream arrives all at once when it is complete.
+Callers have the same rights as with `meditune serve --allow-anonymous`: they can ask questions and give feedback, but
+they can't see metrics or the server's status. If the store holds keys, every request needs a key. Restrict the function
+URL, too, with auth type AWS_IAM or an authorizer of the API. A store in /tmp is lost when the function ends, so keys
+and feedback need the database. Answers older than 30 days are deleted at the first event and then every six hours.
+Mangum returns each response as a whole, so a stream arrives all at once when it is complete.
 """
 
 from __future__ import annotations

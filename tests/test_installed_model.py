@@ -65,7 +65,7 @@ def decoding_peak_gb(name):
     """The memory that 16 short answers take, in a process of its own, in the number format of this machine."""
     program = """
 import resource, sys
-from meditune.evaluate.evaluator import generate_answers
+from meditune.evaluate.weights_backend import generate_answers
 from meditune.models.load import load
 from meditune.prompts import Encoded
 loaded = load(sys.argv[1])

@@ -31,6 +31,15 @@ AVOIDED = {
     r"\bof the kind\b|\bof its kind\b": "name the thing",
     r"\bso many (?:hours|minutes|seconds|days)\b": "this many ..., the number of ...",
     r"\bthat is said\b": "the message says so",
+    r"\bother work (?:was running|is running|ran)\b": "other programs were running",
+    r"\b[Ii]t (?:isn't|is not|is) reached (?:on|by|over|with|if)\b": "name what reaches or misses the goal",
+    r"\blooked at (?:before|afterwards)\b": "used before, used afterwards",
+    r"\bwhile settings were chosen\b": "to choose settings",
+    r"\bfalsified by\b": "what was changed",
+    r"\bas it ships\b": "as shipped, the shipped ...",
+    r"\bby the same measure\b": "name what was measured",
+    r"\bwith (?:all|the) results known\b": "when the results were known",
+    r"\bthe second look\b": "the classifier",
 }
 """Each pattern with what to write in its place."""
 
@@ -71,3 +80,14 @@ def test_avoided_phrases_stay_away(pattern, replacement):
         for match in re.finditer(pattern, text)
     ]
     assert not found, f"Write {replacement!r} instead:\n" + "\n".join(found)
+
+
+GENERATED = {"command-line.md", "http-api.md", "recipes.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in GENERATED], ids=lambda page: page.name)
+def test_percent_signs_follow_their_number_without_a_space(page):
+    found = [
+        f"{page.name}:{line}: {match[0]!r}" for line, text in prose_of(page) for match in re.finditer(r"\d %", text)
+    ]
+    assert not found, "Write '95%' instead:\n" + "\n".join(found)

@@ -5,6 +5,7 @@ A version that fails more often than the one beside it.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 import time
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError, GateError
-from meditune.model_registry import Counts, Registry, fisher, is_failing
+from meditune.model_registry import Counts, Registry, is_failing
+from meditune.statistics import fisher
 from tests.commands import Bench, bench, meditune
-from tests.registry_runs import PASSED, REFUSED, finished, passed, with_versions
+from tests.registry_runs import PASSED, REFUSED, bare, finished, passed, with_versions
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +116,33 @@ def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> N
 def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     registry = with_versions(folder, run, REFUSED, PASSED)
-    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--shadow")
-    assert "as a shadow" in meditune("registry", "try", folder, "v0002", "--shadow", "--percent", 50).out
-    assert "shadow 50 %" in meditune("registry", "list", folder).out
+    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--force --why")
+    meditune("registry", "try", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
     meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "not a share")
     assert meditune("registry", "try", folder, "v0003", "--percent", 5).code == 0
+    assert "canary 5 %" in meditune("registry", "list", folder).out
     trial = registry.state().trial
     assert trial
     assert trial.version == "v0003"
     assert meditune("registry", "stop", folder, "--why", "enough").code == 0
     assert registry.state().trial is None
     meditune("registry", "stop", folder).refused(3, "No version is being tried")
-    registry.try_out("v0003", "canary", 10)
+    registry.try_out("v0003", 10)
     registry.promote("v0003")
     assert registry.state().trial is None
+
+
+@pytest.mark.parametrize(("mode", "is_tried"), [("canary", True), ("shadow", False)])
+def test_a_trial_of_an_earlier_version_of_meditune_is_read_and_no_shadow_becomes_a_canary(
+    tmp_path: Path, mode: str, is_tried: bool
+) -> None:
+    registry = bare(tmp_path / "registry", 2)
+    path = registry.folder / "registry.json"
+    trial = {"version": "v0002", "mode": mode, "percent": 50.0, "since": "2026-01-01T00:00:00+00:00"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trial": trial}))
+    assert bool(registry.state().trial) == is_tried
+    registry.promote("v0002", "wanted", force=True)
+    assert registry.state().current == "v0002"
 
 
 def test_programs_that_add_at_once_each_get_a_version(run: Path, tmp_path: Path) -> None:
@@ -155,7 +170,7 @@ def _added(folder: Path, run: Path) -> None:
 
 
 def test_failing_is_seen_early_and_not_by_chance() -> None:
-    assert fisher(3, 3, 0, 20) == pytest.approx(1 / 1771)
+    assert fisher((3, 0), (0, 20), "greater") == pytest.approx(1 / 1771)
     assert not is_failing(Counts(2, 2), Counts(500, 0))
     assert is_failing(Counts(3, 3), Counts(500, 0))
     assert not is_failing(Counts(100, 3), Counts(500, 5))
@@ -168,12 +183,13 @@ def test_the_probability_is_the_exact_one() -> None:
         total, failures = all + others, failed + others_failed
         most = min(all, failures)
         ways = sum(comb(failures, n) * comb(total - failures, all - n) for n in range(failed, most + 1))
-        assert fisher(failed, all, others_failed, others) == pytest.approx(ways / comb(total, all), rel=1e-9)
+        first, second = (failed, all - failed), (others_failed, others - others_failed)
+        assert fisher(first, second, "greater") == pytest.approx(ways / comb(total, all), rel=1e-9)
 
 
 def test_many_answers_are_judged_as_quickly_as_few() -> None:
     begun = time.monotonic()
-    assert fisher(2_000, 20_000, 2_000, 20_000) == pytest.approx(0.5, abs=0.01)
-    assert fisher(3, 1_000_000, 500_000, 1_000_000) == pytest.approx(1)
-    assert 0 <= fisher(500_000, 1_000_000, 3, 1_000_000) < 1e-300
+    assert fisher((2_000, 18_000), (2_000, 18_000), "greater") == pytest.approx(0.5, abs=0.01)
+    assert fisher((3, 999_997), (500_000, 500_000), "greater") == pytest.approx(1)
+    assert 0 <= fisher((500_000, 500_000), (3, 999_997), "greater") < 1e-300
     assert time.monotonic() - begun < 1

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from meditune.config.data_options import PromptFormat
-from meditune.data.example import Example, Passage
-from meditune.errors import ModelError
+from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
+from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
 from meditune.prompts import Encoder, QuestionTooLongError, decision_in, load_format, prompt_text, save_format
 from tests import tiny
@@ -145,3 +145,18 @@ def test_a_model_tuned_before_quoting_keeps_its_format(tmp_path: Path) -> None:
     del stored["quoted"]
     write_json(tmp_path / "prompt.json", stored)
     assert load_format(tmp_path) == PromptFormat(quoted=False)
+
+
+def test_a_claim_is_asked_after_its_evidence_and_decided_among_the_labels_of_its_source():
+    claim = EXAMPLE.model_copy(
+        update={"question": "The drug helps.", "decision": None, "answer": "", "meta": {LABEL: "refuted"}}
+    )
+    made = encoder()
+    item = made.supervised(claim, "claim")
+    assert made.tokenizer.decode(item.prompt).endswith("Question: Is it true that The drug helps?\nAnswer:")
+    first = made.label_ids()
+    assert (item.target, item.choices) == ([first["no"]], (first["yes"], first["no"], first["maybe"]))
+    two = claim.model_copy(update={"meta": claim.meta | {CLAIM_LABELS: ["supported", "refuted"]}})
+    assert made.supervised(two, "claim").choices == (first["yes"], first["no"])
+    with pytest.raises(DataError, match="no label"):
+        made.supervised(EXAMPLE, "claim")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import typer.main
 
+from meditune.cli import scheduler
 from meditune.cli.main import cli_app
 from meditune.config import load_recipe, shipped
 from meditune.evaluate.gate import load_policy
 from meditune.models.package_download import note_unpacked
-from meditune.operate import loop
 from tests import tiny
 
 PROJECT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
             if body.startswith("not_worse:"):
                 load_policy(shown)
             elif body.startswith("registry:"):
-                loop.load(shown)
+                scheduler.Config(shown, typer.main.get_command(cli_app))
             else:
                 load_recipe.load_recipe(str(shown))
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from meditune.config.training_options import ModelSpec
-from meditune.evaluate.evaluator import generate_answers
+from meditune.evaluate.weights_backend import generate_answers
 from meditune.models.load import load
 from meditune.models.torch_compile import compiler
 from meditune.prompts import Encoded

@@ -11,9 +11,10 @@ SOURCE = Path(meditune.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     *("__main__", "cli", "operate", "serve", "assistant", "cross_validation", "pipeline", "hosted_pipeline", "review"),
-    *("export", "model_registry", "run_passages", "run_folder", "evaluate", "retrieve", "train", "engines", "models"),
+    *("export", "model_registry", "retrieval_augmentation", "run_folder", "evaluate", "retrieve", "train", "engines"),
+    "models",
     *("prompts", "data", "store", "phi", "evidence", "readability", "config", "observability", "statistics"),
-    *("progress", "files", "distributed", "hardware", "text", "errors"),
+    *("progress", "http_client", "files", "distributed", "hardware", "text", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 SEPARATE = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train"), ("operate", "serve")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -128,6 +130,11 @@ def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int 
     return LoadedModel(
         architecture, made, tokenizer(bos=architecture == "gemma3"), None, HiddenStateCache(made, frozen)
     )
+
+
+def with_model(found: LoadedModel, made: Any, frozen: int = 0) -> LoadedModel:
+    """The same with another model, such as one with an adapter, whose first `frozen` layers are cached."""
+    return replace(found, model=made, frozen=HiddenStateCache(made, frozen))
 
 
 def save(folder: Path, architecture: str = "llama") -> Path:

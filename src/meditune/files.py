@@ -266,3 +266,19 @@ def cache_folder(kind: str) -> Path:
     """Return the cache folder of a kind ("models", "data"), in `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
     root = os.environ.get("MEDITUNE_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "meditune") / kind
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: MedituneError, timeout_s: float = 0) -> Iterator[None]:
+    """Hold a lock file for the block. Raises `busy` if another process still holds it after `timeout_s` seconds."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise busy from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -20,11 +20,12 @@ from meditune.data.prepare import Prepared
 from meditune.data.read_sources import refuse_restricted_for_api
 from meditune.data.retrieved_passages import in_training
 from meditune.errors import DataError, MedituneError
-from meditune.evaluate.evaluator_backends import ApiEvaluator
+from meditune.evaluate.api_backend import ApiBackend, estimate_tokens
+from meditune.evaluate.evaluator import API, Evaluator
 from meditune.files import read_json, write_json
 from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
+from meditune.retrieval_augmentation import with_retrieved
 from meditune.run_folder import RECIPE, stage
-from meditune.run_passages import shown
 from meditune.train.hosted_job import FOLDER, JOBS, State, events, fine_tune, prepare_rows
 
 APPROVED = "approved.json"
@@ -99,43 +100,39 @@ def tune(
 
     Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved.
     """
-    examples = data.splits.measured(recipe.evaluate.split) if measured else []
-    dev, found = (data.splits.dev, shown(recipe, examples, folder)) if measured else ([], [])
-    measuring = ApiEvaluator(recipe, examples, folder / "predictions", dev, found)
+    evaluator = _evaluator(data, recipe, folder) if measured else None
     tuned, form = find_api_model(str(folder / "model"), recipe.model.api), recipe.prompt
-    unmeasured = [name for name in ("base", "tuned") if not measuring.is_done(name)]
+    unmeasured = [name for name in ("base", "tuned") if evaluator and not evaluator.is_done(name)]
     if tuned and not unmeasured:
         return
     with _allowed(model, data) as client:
         facts = None if tuned else prepare_rows(model, in_training(data.splits.train, folder), recipe, folder)
         begun = facts is None or State.of(folder).job
-        estimate = _measurements(measuring, model, form, len(unmeasured))
+        estimate = _measurements(evaluator, model, form, len(unmeasured))
         if facts and not begun:
             estimate = replace(estimate, rows=facts.rows, training=facts.tokens * int(recipe.train.epochs))
         ask_once(estimate, model, folder, approve)
-        if "base" in unmeasured:
+        if evaluator and "base" in unmeasured:
             with stage(folder, "measure base"):
-                measuring.measure(client, model, form, "base")
+                evaluator.measure(ApiBackend(client, model, form, recipe), "base")
         if facts:
             with stage(folder, "train"):
                 tuned = fine_tune(client, model, facts, data.splits.train, recipe, folder)
-        if tuned and "tuned" in unmeasured:
+        if evaluator and tuned and "tuned" in unmeasured:
             with stage(folder, "measure tuned"):
-                measuring.measure(client, tuned, form, "tuned")
+                evaluator.measure(ApiBackend(client, tuned, form, recipe), "tuned")
 
 
 def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve) -> None:
     """Measure one model and keep finished parts; raise the same errors as `tune`."""
-    examples = data.splits.measured(recipe.evaluate.split)
-    found = shown(recipe, examples, folder)
-    measuring = ApiEvaluator(recipe, examples, folder / "predictions", data.splits.dev, found)
-    if measuring.is_done("model"):
+    evaluator = _evaluator(data, recipe, folder)
+    if evaluator.is_done("model"):
         return
     form = model.form or recipe.prompt
     with _allowed(model, data) as client:
-        ask_once(_measurements(measuring, model, form, 1), model, folder, approve)
+        ask_once(_measurements(evaluator, model, form, 1), model, folder, approve)
         with stage(folder, "measure"):
-            measuring.measure(client, model, form, "model")
+            evaluator.measure(ApiBackend(client, model, form, recipe), "model")
 
 
 def status(folder: Path) -> str:
@@ -163,11 +160,16 @@ def _allowed(model: ApiModel, data: Prepared) -> Client:
     return model.client()
 
 
-def _measurements(measuring: ApiEvaluator, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
-    if not count:
+def _evaluator(data: Prepared, recipe: Recipe, folder: Path) -> Evaluator:
+    examples = data.splits.measured(recipe.evaluate.split)
+    retrieved = with_retrieved(recipe, examples, folder)
+    return Evaluator(recipe, examples, folder / "predictions", dev=data.splits.dev, retrieved=retrieved, can=API)
+
+
+def _measurements(evaluator: Evaluator | None, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
+    if not evaluator or not count:
         return Estimate()
-    read, written = measuring.tokens(model, form)
-    requests = sum(map(len, measuring.items.values()))
+    requests, read, written = estimate_tokens(evaluator, model, form)
     return Estimate(requests=count * requests, read=count * read, written=count * written)
 
 

@@ -22,23 +22,20 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.prepare import stored_data
 from meditune.engines.exported_model import EXPORTS
 from meditune.errors import DataError, GateError, MedituneError, ModelError
-from meditune.files import read_json, replace_folder, sha256, write_json
+from meditune.files import exclusive_lock, read_json, replace_folder, sha256, write_json
 from meditune.models.catalogue import ADAPTER_FILE, PRUNED, START
 from meditune.run_folder import RECIPE, STAGES, refuse_unfinished
 
 FILE = "registry.json"
 FORMAT = 1
 What = Literal["added", "promoted", "tried", "trial ended", "rolled back", "refused"]
-Mode = Literal["canary", "shadow"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A version that is tried beside the served one."""
+    """A version that is tried as a canary: it answers a share of the conversations."""
 
     version: str
-    mode: Mode
-    """canary: it answers a share of the conversations; shadow: it also answers, but users don't see its answers"""
     percent: float
     """Share of the conversations, in percent"""
     since: str
@@ -105,14 +102,13 @@ def read(folder: Path) -> State:
         raise DataError(
             f"{path}: this version of Meditune can't read it. Update Meditune, or restore the file from a backup."
         )
-    return _state(stored, path)
-
-
-def _state(stored: dict[str, Any], path: Path) -> State:
     try:
+        trial = dict(stored["trial"] or {})
+        # Earlier versions of Meditune had shadow trials, whose versions needed no gate: they must not become canaries.
+        is_canary = bool(trial) and trial.pop("mode", "canary") == "canary"
         return State(
             tuple(stored["standing"]),
-            Trial(**stored["trial"]) if stored["trial"] else None,
+            Trial(**trial) if is_canary else None,
             tuple(stored["withdrawn"]),
             dict(stored["versions"]),
             tuple(Event(**each) for each in stored["history"]),
@@ -122,8 +118,6 @@ def _state(stored: dict[str, Any], path: Path) -> State:
 
 
 VERSION_FILE = "version.json"
-GATES = "gates"
-"""Folder, within a version's, with the comparisons that it was judged by"""
 LEFT = {"checkpoint", "training.jsonl", STAGES}
 """Parts of a run that aren't needed to serve, evaluate or further train its model"""
 INTERMEDIATE = ("merged", "ollama")
@@ -187,11 +181,11 @@ def copy_run(run: Path, folder: Path) -> None:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return SHA-256 and size of every file in the folder, except version.json."""
+    """Return SHA-256 and size of every file in the folder, except version.json and hidden files."""
     return {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
-        for path in _files(folder)
-        if path.name != VERSION_FILE
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and path.name != VERSION_FILE
     }
 
 
@@ -235,10 +229,6 @@ def refuse_unservable(run: Path) -> None:
         )
     if not (run / RECIPE).is_file():
         raise ModelError(f"{run} holds no {RECIPE}. Give the folder of a finished `meditune run`.")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
 
 
 VERSIONS = "versions"
@@ -285,10 +275,10 @@ class Registry:
             raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Restore that file from a backup.")
         return found
 
-    def servable(self, told: Callable[[str], None]) -> Version:
+    def servable(self, report: Callable[[str], None]) -> Version:
         """Return the served version, or the last one before it whose files are intact.
 
-        `told` is called with a message for each damaged version. Raises DataError where no version is intact.
+        `report` is called with a message for each damaged version. Raises DataError where no version is intact.
         """
         standing = self.state().standing
         if not standing:
@@ -300,7 +290,7 @@ class Registry:
             try:
                 return self.checked(id)
             except DataError as error:
-                told(str(error))
+                report(str(error))
         raise DataError(f"Every promoted version in {self.folder} is damaged. Restore their files from a backup.")
 
     def add(
@@ -386,7 +376,7 @@ class Registry:
             if was.current is None:
                 raise DataError(f"No version in {self.folder} was promoted yet, so there is nothing to roll back.")
             gone, left = was.current, list(was.standing[:-1])
-            while left and not self._is_whole(left[-1]):
+            while left and not self._is_undamaged(left[-1]):
                 left.pop()
             if not left:
                 raise DataError(
@@ -397,8 +387,8 @@ class Registry:
             write(self.folder, now.with_event("rolled back", gone, why))
             return left[-1]
 
-    def try_out(self, id: str, mode: Mode, percent: float, why: str = "", force: bool = False) -> None:
-        """Try a version beside the served one; raise GateError and DataError as `promote` does."""
+    def try_out(self, id: str, percent: float, why: str = "", force: bool = False) -> None:
+        """Try a version as a canary beside the served one; raise GateError and DataError as `promote` does."""
         if not 0 < percent <= 100:
             raise DataError(
                 f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."
@@ -411,13 +401,11 @@ class Registry:
                 raise DataError(
                     f"{id} can't be tried beside {was.current or 'no version'}: promote another version first."
                 )
-            unfit = _unfit(found, was) if mode == "canary" else ""
+            unfit = _unfit(found, was)
             if unfit and not force:
-                raise GateError(
-                    f"{id} {unfit}. It can still be tried as a shadow (--shadow), or with --force --why REASON."
-                )
-            trial = Trial(id, mode, percent, utc_now())
-            summary = f"{mode}, {percent:g} % of the conversations" + (f": {why}" if why else "")
+                raise GateError(f"{id} {unfit}. To try it anyway: --force --why REASON")
+            trial = Trial(id, percent, utc_now())
+            summary = f"canary, {percent:g} % of the conversations" + (f": {why}" if why else "")
             write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, bool(unfit)))
 
     def end_trial(self, why: str, of: str | None = None, withdraw: bool = False) -> None:
@@ -430,7 +418,7 @@ class Registry:
             now = replace(was, trial=None, withdrawn=withdrawn)
             write(self.folder, now.with_event("trial ended", gone, why))
 
-    def _is_whole(self, id: str) -> bool:
+    def _is_undamaged(self, id: str) -> bool:
         try:
             self.checked(id)
         except DataError:
@@ -440,8 +428,6 @@ class Registry:
     @contextmanager
     def _changing(self, new: bool = False) -> Iterator[State]:
         """Yield the state while holding the lock; with `new`, create the registry if there is none."""
-        from filelock import FileLock, Timeout
-
         if not new or is_registry(self.folder):
             self.state()
         elif self.folder.exists() and any(item.name != LOCK for item in self.folder.iterdir()):
@@ -449,13 +435,9 @@ class Registry:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
             raise DataError(f"{self.folder} is not writable, so the registry stays unchanged.")
-        try:
-            with FileLock(self.folder / LOCK, timeout=LOCK_S):
-                yield self.state() if is_registry(self.folder) else State()
-        except Timeout as error:
-            raise MedituneError(
-                f"Another program is changing {self.folder}. Try again when it has finished."
-            ) from error
+        busy = MedituneError(f"Another program is changing {self.folder}. Try again when it has finished.")
+        with exclusive_lock(self.folder / LOCK, busy, LOCK_S):
+            yield self.state() if is_registry(self.folder) else State()
 
 
 def _unfit(found: Version, state: State) -> str:
@@ -510,11 +492,9 @@ def is_failing(counts: Counts, beside: Counts) -> bool:
 
 def is_worse(counts: Counts, beside: Counts) -> bool:
     """Return whether `counts` has significantly more failures than `beside`, without a prior."""
-    return counts.failed >= LEAST and fisher(counts.failed, counts.all, beside.failed, beside.all) < LEVEL
+    if counts.failed < LEAST:
+        return False
+    from meditune.statistics import fisher
 
-
-def fisher(failed: int, all: int, others_failed: int, others: int) -> float:
-    """Return Fisher's exact one-sided p-value for the first of two groups failing more often than the second."""
-    from scipy.stats import hypergeom
-
-    return float(hypergeom.sf(failed - 1, all + others, failed + others_failed, all))
+    shares = [(each.failed, each.all - each.failed) for each in (counts, beside)]
+    return fisher(shares[0], shares[1], "greater") < LEVEL

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from meditune import __version__
 from meditune.errors import ModelError, install_command
@@ -72,19 +72,11 @@ def _thread_failed(failed: threading.ExceptHookArgs) -> None:
 VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
-class Span(Protocol):
-    """A timed part of a request."""
+class Span:
+    """A timed part of a request; this one records nothing, because tracing is off."""
 
-    def set_attribute(self, key: str, value: Any, /) -> Any:
+    def set_attribute(self, _: str, __: Any, /) -> Any:
         """Record a number or a name."""
-
-
-class _Nothing:
-    def set_attribute(self, _: str, __: Any, /) -> None:
-        """Do nothing, because tracing is off."""
-
-
-_NOTHING = _Nothing()
 
 
 class _Tracing:
@@ -128,7 +120,7 @@ def shut_down_tracing() -> None:
 def span(name: str) -> Iterator[Span]:
     """Trace a part of the current request."""
     if _Tracing.tracer is None:
-        yield _NOTHING
+        yield Span()
         return
     made = _Tracing.tracer.start_span(name)
     with _ended(made):
@@ -139,7 +131,7 @@ def span(name: str) -> Iterator[Span]:
 def request(headers: Mapping[str, str]) -> Iterator[tuple[Span, str]]:
     """Trace a request; yield its span and trace id, which is the caller's if it sent one (W3C Trace Context)."""
     if _Tracing.tracer is None:
-        yield _NOTHING, ""
+        yield Span(), ""
         return
     from opentelemetry.trace import SpanKind, use_span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

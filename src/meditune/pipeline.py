@@ -11,20 +11,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from meditune import distributed, hosted_pipeline, run_passages
+from meditune import distributed, hosted_pipeline, retrieval_augmentation
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
-from meditune.data.preference.pairs import Pair
 from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
-from meditune.files import read_json, write_json
+from meditune.evaluate.evaluator import ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
 from meditune.models.api_client import ApiModel, find_api_model
 from meditune.models.catalogue import PRUNED, PRUNING
@@ -38,10 +38,13 @@ from meditune.run_folder import (
     machine,
     note_data,
     refuse_unfinished,
-    shown_to,
     stage,
+    training_data_of,
     versions,
 )
+
+if TYPE_CHECKING:
+    from meditune.evaluate.weights_backend import WeightsBackend
 
 
 def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
@@ -99,34 +102,54 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
 
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.decision_calibration import dev_measure
-    from meditune.evaluate.evaluator import Evaluator
+    from meditune.evaluate.weights_backend import WeightsBackend
     from meditune.train.finetune import fine_tune
     from meditune.train.training_plan import starting_point
 
-    examples = data.splits.measured(recipe.evaluate.split)
-    found = run_passages.shown(recipe, examples, folder)
-    measuring = Evaluator(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
+    evaluator = _evaluator(recipe, data, folder)
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
-    if not (trained and measuring.is_done("base")):
+    if not (trained and evaluator.is_done("base")):
         loaded = _load(recipe, starting_point(recipe, folder))
         with stage(folder, "measure base"):
-            measuring.measure(loaded, "base")
+            evaluator.measure(WeightsBackend(loaded, recipe), "base")
     if not trained:
         if recipe.model.prune.method != "none":
             loaded = None  # free its memory for the copy that is pruned
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
-    if not measuring.is_done("tuned"):
+    if not evaluator.is_done("tuned"):
         if loaded is None or trained:
             loaded = _load(recipe, str(folder / "model"))
         with stage(folder, "measure tuned"):
-            measuring.measure(loaded, "tuned")
+            evaluator.measure(WeightsBackend(loaded, recipe), "tuned")
+            _correct_claims(WeightsBackend(loaded, recipe), data, folder)
+
+
+def _correct_claims(backend: WeightsBackend, data: Prepared, folder: Path) -> None:
+    """If the model was trained on claims, fit its correction on the dev claims and store it beside the weights."""
+    from meditune.evaluate.metrics.claims import fit_correction
+    from meditune.evaluate.predictions import once, path_of
+
+    claims = [example for example in data.splits.dev if example.label]
+    if not claims or not any(example.label for example in data.splits.train):
+        return
+    once(folder / "predictions", "tuned", "dev_claim", lambda: backend.rows("dev_claim", claims, "Dev claims of tuned"))
+    rows = read_jsonl(path_of(folder / "predictions", "tuned", "dev_claim"))
+    fit_correction(rows).save(folder / "model")
+
+
+def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:
+    """Return the evaluator of the measured items, with the held-out preference pairs if the run learns from pairs."""
+    examples = data.splits.measured(recipe.evaluate.split)
+    pairs = stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
+    retrieved = retrieval_augmentation.with_retrieved(recipe, examples, folder)
+    return Evaluator(recipe, examples, folder / "predictions", pairs, data.splits.dev, retrieved, can)
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
-    """Prepare the data and train without measuring; leave a finished model unchanged.
+    """Prepare the data and train without evaluating; leave a finished model unchanged.
 
     With several processes (distributed.py), the first one prepares while the others wait; all of them train.
     """
@@ -187,8 +210,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         else:
             _measure_here(model, recipe, data, folder)
         measured = data.splits.measured(recipe.evaluate.split)
-        found = run_passages.shown(recipe, measured, folder)
-        grade(folder / "predictions", "model", measured, recipe.evaluate, found)
+        retrieved = retrieval_augmentation.with_retrieved(recipe, measured, folder)
+        grade(folder / "predictions", "model", measured, recipe.evaluate, retrieved)
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", "model", measured)
         predictions = read(folder / "predictions", "model")
@@ -207,32 +230,30 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
 
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
-    from meditune.evaluate.evaluator import Evaluator
+    from meditune.evaluate.weights_backend import WeightsBackend
     from meditune.models.forward import virtual_tokens
     from meditune.models.load import load, refuse_unreadable
 
-    examples = data.splits.measured(recipe.evaluate.split)
-    found = run_passages.shown(recipe, examples, folder)
-    measuring = Evaluator(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
-    if not measuring.is_done("model"):
+    evaluator = _evaluator(recipe, data, folder)
+    if not evaluator.is_done("model"):
         loaded = load(model, recipe.model)
-        measuring.form = loaded.form or recipe.prompt
-        if not measuring.as_harness:
-            refuse_unreadable(model, loaded.model.config, measuring.form, recipe, virtual_tokens(loaded.model))
+        form = loaded.form or recipe.prompt
+        if not evaluator.uses_lm_eval:
+            refuse_unreadable(model, loaded.model.config, form, recipe, virtual_tokens(loaded.model))
         with stage(folder, "measure"):
-            measuring.measure(loaded, "model")
+            evaluator.measure(WeightsBackend(loaded, recipe, form), "model")
 
 
 def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     """Evaluate an exported model with the engine that serves it."""
     from meditune.engines.open_engine import open_engine
-    from meditune.evaluate.evaluator_backends import EngineEvaluator
+    from meditune.evaluate.engine_backend import EngineBackend
 
-    measured = data.splits.measured(recipe.evaluate.split)
-    measuring = EngineEvaluator(recipe, measured, folder / "predictions", data.splits.dev)
-    if not measuring.is_done("model"):
+    evaluator = _evaluator(recipe, data, folder, ENGINE)
+    if not evaluator.is_done("model"):
         with closing(open_engine(model)) as engine, stage(folder, "measure"):
-            measuring.measure(engine, load_format(Path(model).expanduser()) or recipe.prompt, "model")
+            form = load_format(Path(model).expanduser()) or recipe.prompt
+            evaluator.measure(EngineBackend(engine, form), "model")
 
 
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
@@ -252,9 +273,9 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     training = read_json(folder / "model" / "training.json")
     data = stored_data(folder / "data")
     measured = data.splits.measured(recipe.evaluate.split)
-    found = run_passages.shown(recipe, measured, folder)
+    retrieved = retrieval_augmentation.with_retrieved(recipe, measured, folder)
     for name in ("base", "tuned"):
-        grade(folder / "predictions", name, measured, recipe.evaluate, found)
+        grade(folder / "predictions", name, measured, recipe.evaluate, retrieved)
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", name, measured)
     result = summary(recipe, data, training, folder / "predictions")
@@ -301,7 +322,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     name = model or recipe.model.reference
     checked = _leakage(recipe, data, name)
     remote = find_api_model(name, recipe.model.api)
-    facts = run_passages.find_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
+    facts = retrieval_augmentation.retrieve_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
     if facts:
         checked = checked | {"index": facts["index"], "found": checked["found"] | facts["leaks"]}
     leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
@@ -311,7 +332,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
 
         check(recipe.evaluate.faithfulness_model)
     if model is None:
-        run_passages.find_for_training(recipe, data.splits, folder, remote.title if remote else "")
+        retrieval_augmentation.retrieve_for_training(recipe, data.splits, folder, remote.title if remote else "")
     if recipe.train.objective != "sft":
         prepare_pairs(recipe, data.splits, data.sha256, folder)
     return data
@@ -354,17 +375,12 @@ def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
     if checked.get("split") != split:
         checked = leakage.check(data.splits, split, model)
     checked["model"]["name"] = model
-    return leakage.with_known_test_items(checked, *shown_to(model), data.splits.measured(split))
+    return leakage.with_known_test_items(checked, *training_data_of(model), data.splits.measured(split))
 
 
 def _is_official(data: Prepared, recipe: Recipe) -> bool:
     """Return whether PubMedQA's official test set is measured."""
     return recipe.evaluate.split == "test" and "pubmedqa-official" in data.splits.test_set
-
-
-def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:
-    """Return the preference pairs for evaluation; none where the run doesn't learn from pairs."""
-    return stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:

@@ -235,35 +235,8 @@ _BEGINNINGS = re.compile(
     r"proct|psych|pulmon|pyel|radio|retin|rhin|sclero|spondyl|sten|thorac|thromb|thyr|trach|ureth?|vascul|vaso|venous)"
 )
 _ABBREVIATION = re.compile(r"[A-Z][A-Z0-9]{1,5}s?")
-_KNOWN = frozenset(
-    [
-        "AM",
-        "PM",
-        "OK",
-        "US",
-        "USA",
-        "UK",
-        "EU",
-        "TV",
-        "NHS",
-        "CDC",
-        "FDA",
-        "NIH",
-        "WHO",
-        "ER",
-        "GP",
-        "II",
-        "III",
-        "IV",
-        "AIDS",
-        "HIV",
-        "DNA",
-        "COVID",
-        "ID",
-        "IQ",
-        "MD",
-    ]
-)
+_KNOWN_TEXT = "AM PM OK US USA UK EU TV NHS CDC FDA NIH WHO ER GP II III IV AIDS HIV DNA COVID ID IQ MD"
+_KNOWN = frozenset(_KNOWN_TEXT.split())
 _MEANS = "(?:means?|refers? to|stands? for|(?:is|are) (?:also (?:called|known)|an?|the|when|where|another|called))\\b"
 _AFTER = (
     r"\(|[—–:]\s",  # hypertension (high blood pressure)

@@ -183,8 +183,9 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    # Grades of predictions, and ratings, may come later, and for one model only.
-    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS | BY_PASSAGES and kind != "rating"}
+    # Grades of predictions, and ratings, may come later, and for one model only; dev claims are the tuned model's.
+    later = {*GRADERS, *BY_PASSAGES, "rating", "dev_claim"}
+    made = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
     base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
@@ -222,7 +223,7 @@ def run_behind(model: Path) -> Path:
     return model.parent if model.name == "model" else model
 
 
-def shown_to(model: str) -> tuple[list[Record], list[Example]]:
+def training_data_of(model: str) -> tuple[list[Record], list[Example]]:
     """Return the training records of a model and its run, and the run's training examples if they are here."""
     place = Path(model).expanduser()
     if not place.is_dir():

@@ -1,58 +1,22 @@
-"""Metrics as sums of per-item statistics, and the tests, corrections and intervals that comparisons share."""
+"""Metrics as sums of per-item statistics, and the intervals, bootstraps, tests and corrections of comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Z = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution"""
-
-
-def wilson(successes: int, count: int) -> list[float]:
-    """Return Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
-    share, spread = successes / count, _Z**2 / count
-    middle, half = share + spread / 2, _Z * sqrt(share * (1 - share) / count + spread / (4 * count))
-    ends = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    return [100 * (0.0 if successes == 0 else ends[0]), 100 * (1.0 if successes == count else ends[1])]
-
-
 AnyArray = Any
-RESAMPLES = 2000
-
-
-def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
-    """Return sums of the rows of `each` (units, k) over units drawn with replacement, whole clusters at a time.
-
-    The result is (RESAMPLES, k). It is (0, k) if there are fewer than two clusters, because these show no variation.
-    """
-    numbers: dict[Any, int] = {}
-    place = np.array([numbers.setdefault(key, len(numbers)) for key in (clusters or range(len(each)))])
-    if len(numbers) < 2:
-        return np.zeros((0, each.shape[1]))
-    sums = np.zeros((len(numbers), each.shape[1]))
-    np.add.at(sums, place, each)
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    return draws @ sums
-
-
-def interval(figures: AnyArray) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval (Efron and Tibshirani 1993) of the values except NaN; None without any."""
-    defined = figures[~np.isnan(figures)]
-    if not len(defined):
-        return None
-    # Rounding errors must not make an interval exclude zero.
-    low, high = np.round(np.percentile(defined, [2.5, 97.5]), 9) + 0.0
-    return float(low), float(high)
-
-
 Array = NDArray[np.float64]
 Direction = Literal["up", "down", "one"]
+LEVEL = 0.05
+"""Significance level"""
+RESAMPLES = 2000
+BLOCK = 500
+"""Number of bootstrap draws at a time, which limits the memory"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +38,11 @@ class Metric:
     detector: bool = False
     """Counts a detector's marks. A detector also marks some true answers, so no change is claimed unless the model with
     more marks has significantly more of them than the reference answers."""
+
+    def variant(self, prefix: str, suffix: str, meaning: str) -> Metric:
+        """Return the same metric of other predictions, as an optional detail: PREFIX_NAME, entitled "TITLE, SUFFIX"."""
+        name, title = f"{prefix}_{self.name}", f"{self.title}, {suffix}"
+        return replace(self, name=name, title=title, meaning=meaning, optional=True, detail=True)
 
 
 @dataclass(frozen=True)
@@ -111,7 +80,21 @@ def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> 
     return Statistics(tuple(ids), items, figure)
 
 
-Key = TypeVar("Key", bound=Hashable)
+def standard_gap(metric: Metric, tuned: Any, base: Any) -> Any:
+    """Return tuned minus base, or for a metric whose best value is 1, the difference of the distances from 1."""
+    return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base
+
+
+def is_wrong(metric: Metric, delta: float) -> bool:
+    """Return True if a difference is a change for the worse."""
+    return delta < 0 if metric.direction == "up" else delta > 0
+
+
+def better(low: float, high: float, direction: Direction = "up") -> bool | None:
+    """Return True or False if an interval of a difference is entirely on the good or the bad side, else None."""
+    if low > 0 or high < 0:
+        return (low > 0) == (direction == "up")
+    return None
 
 
 def paired_counts(statistics: Statistics) -> Any:
@@ -119,21 +102,141 @@ def paired_counts(statistics: Statistics) -> Any:
     return np.asarray(statistics.figure(statistics.items)) > 50
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided exact p of McNemar's test that gains and losses are equally likely."""
+# Intervals
+
+
+def wilson(successes: int, count: int) -> list[float]:
+    """Return Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    low, high = binomtest(successes, count).proportion_ci(method="wilson")
+    return [100 * float(low), 100 * float(high)]
 
 
-def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Return each p corrected for the number of tests by Holm's step-down procedure (Holm 1979)."""
-    adjusted: dict[Key, float] = {}
-    highest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = highest
-    return adjusted
+def percentile_interval(values: AnyArray) -> list[float] | None:
+    """Return the 95 % percentile interval (Efron and Tibshirani 1993) of the values except NaN; None without any."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    # Rounding errors must not make an interval exclude zero.
+    low, high = np.round(np.percentile(defined, [2.5, 97.5]), 9) + 0.0
+    return [float(low), float(high)]
+
+
+# Bootstrap over clusters of items
+
+
+def clusters_of(keys: Sequence[Hashable]) -> Any:
+    """Return (n,) the number of each item's cluster, in order of first occurrence; equal keys form a cluster."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def by_cluster(items: Array, clusters: Any, count: int | None = None) -> Array:
+    """Return (count, k) sums of (n, k) items by cluster; `count` is the number of clusters by default."""
+    sums = np.zeros((count or int(clusters.max()) + 1, items.shape[1]))
+    np.add.at(sums, clusters, items)
+    return sums
+
+
+def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield blocks (b, count) of how often each of `count` clusters was drawn."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        yield generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+def bootstrap(sides: Sequence[tuple[Callable[[Array], Array], Array]], resamples: int, seed: int) -> list[Array]:
+    """Return (resamples,) values of each side on the same draws of clusters.
+
+    A side is a function from sums to a value, and its sums (clusters, k) by cluster.
+    """
+    blocks = [[figure(drawn @ sums) for figure, sums in sides] for drawn in draws(len(sides[0][1]), resamples, seed)]
+    return [np.concatenate(column) for column in zip(*blocks, strict=True)]
+
+
+def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
+    """Return sums of the rows of `each` (units, k) over units drawn with replacement, whole clusters at a time.
+
+    The result is (RESAMPLES, k). It is (0, k) if there are fewer than two clusters, because these show no variation.
+    """
+    numbers = clusters_of(clusters or range(len(each)))
+    if len(np.unique(numbers)) < 2:
+        return np.zeros((0, each.shape[1]))
+    sums = by_cluster(each, numbers)
+    return np.concatenate(list(draws(len(sums), RESAMPLES, seed))) @ sums
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and items, with its standard error."""
+
+    mean: float
+    se: float
+    df: float
+    """Degrees of freedom (Satterthwaite 1946); close to the number of seeds minus one if their variance dominates"""
+    seed_share: float
+    """The seeds' share of the variance of the mean, from 0 to 1"""
+
+    def ci95(self) -> list[float]:
+        """Return Student's t interval."""
+        from scipy.stats import t
+
+        reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
+        return [self.mean - reach, self.mean + reach]
+
+    def p(self) -> float:
+        """Return the two-sided p that the mean is 0."""
+        return student_p(self.mean, self.se, self.df)
+
+
+def two_level(figures: Array, drawn: Array, groups: int, seed: int) -> Estimate:
+    """Return the mean of `figures` (one per seed), with a standard error from a bootstrap over seeds and items.
+
+    `drawn` (b, seeds) contains the values on b draws of items, which form `groups` groups. A draw is the same for all
+    seeds, because they answered the same items: separate draws for each seed would treat an item's difficulty as if it
+    averaged out over seeds. Each draw also draws all n seeds with replacement. The variance of such draws is too small
+    by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse (Rao and Wu 1988). The
+    variance of a few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
+    """
+    seeds, mean = len(figures), float(figures.mean())
+    counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(drawn)) / seeds
+    by_seed = (seeds / (seeds - 1)) ** 0.5 * (counts @ (figures - mean))
+    by_item = (counts * (drawn - figures)).sum(axis=1)
+    variance = float(np.nanvar(by_seed + by_item))
+    of_seeds = min(float(figures.var(ddof=1)) / seeds, variance)
+    parts = of_seeds**2 / (seeds - 1) + (variance - of_seeds) ** 2 / max(groups - 1, 1)
+    return Estimate(mean, variance**0.5, variance**2 / parts if parts else 1.0, of_seeds / variance if variance else 0)
+
+
+# Tests and corrections
+
+
+def mcnemar(gained: int, lost: int, alternative: Literal["two-sided", "less"] = "two-sided") -> float:
+    """Return the exact p of McNemar's test of equally many gains and losses; "less": of no fewer gains than losses."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost, alternative=alternative).pvalue) if gained + lost else 1.0
+
+
+def fisher(
+    first: tuple[int, int], second: tuple[int, int], alternative: Literal["two-sided", "greater"] = "two-sided"
+) -> float:
+    """Return the p of Fisher's exact test that two groups have equal shares; each group is (events, others).
+
+    "greater" tests that the first group's share isn't higher.
+    """
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact([first, second], alternative=alternative).pvalue)
+
+
+def student_p(difference: float, se: float, df: float) -> float:
+    """Return the two-sided p of no difference, from its standard error, by Student's t distribution."""
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(difference) / se, df)) if se else float(difference == 0)
 
 
 def bootstrap_p(deltas: Array) -> float:
@@ -142,7 +245,12 @@ def bootstrap_p(deltas: Array) -> float:
     return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
-def exchange_p(first: Array, second: Array, figure: Callable[[Array], Array], swaps: Array) -> float:
+def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array:
+    """Return (resamples, items) 0 or 1 at random, for `permutation_p`."""
+    return np.random.default_rng(seed).integers(0, 2, (resamples, items)).astype(np.float64)
+
+
+def permutation_p(first: Array, second: Array, figure: Callable[[Array], Array], swaps: Array) -> float:
     """Return the two-sided p of no difference between `first` and `second`, from a permutation test of paired items.
 
     `swaps` (b, n) contains 0 or 1 for each permutation and item; `first` and `second` (n, k) contain the items'
@@ -160,6 +268,14 @@ def exchange_p(first: Array, second: Array, figure: Callable[[Array], Array], sw
     return float(((drawn >= observed - 1e-9).sum() + 1) / (len(drawn) + 1)) if np.isfinite(observed) else 1.0
 
 
-def standard_gap(metric: Metric, tuned: Any, base: Any) -> Any:
-    """Return tuned minus base, or for a metric whose best value is 1, the difference of the distances from 1."""
-    return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base
+Key = TypeVar("Key", bound=Hashable)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Return each p corrected for the number of tests by Holm's step-down procedure (Holm 1979)."""
+    adjusted: dict[Key, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted

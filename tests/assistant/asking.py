@@ -53,6 +53,7 @@ class Plain:
                 break
         sentences = [{"text": text, "supported": True}, {"text": "", "supported": False}]
         counted = {"prompt": len(prompt), "completion": tokens}
-        sources = [{"number": 1, "title": "Gout", "meaning": 0.7}]
+        sources = [{"number": 1, "id": "gout", "title": "Gout", "meaning": 0.7, "restricted": False}]
         answer = {"question": question, "text": text, "sentences": sentences, "sources": sources, "tokens": counted}
-        yield Told("answer", answer | {"decision": "yes", "confidence": 0.8, "outcome": "answered"})
+        answer |= {"decision": "yes", "confidence": 0.8, "outcome": "answered", "timings": {}, "style": "plain"}
+        yield Told("answer", answer | {"reading_grade": None})

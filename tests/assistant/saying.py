@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from meditune.engines.engine import EngineLoad, GenerationChunk, GenerationRequest, TokenLogprob
+from meditune.assistant.assistant import Assistant, AssistantSettings
+from meditune.assistant.writers import EngineWriter
+from meditune.config.data_options import PromptFormat
+from meditune.engines.engine import Engine, EngineLoad, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.index import Index
@@ -82,3 +85,14 @@ def index_of(folder: Path, texts: dict[str, str] | None = None, name: str = "cli
     docs = corpus.folder(folder / "docs", texts or corpus.TEXTS)
     build(index_storage(str(folder / "index")), [collections.documents(f"{name}={docs}")], corpus.TINY)
     return Index.open(str(folder / "index"), corpus.TINY)
+
+
+def assistant_of(
+    engine: Engine,
+    index: Index | None = None,
+    settings: AssistantSettings | None = None,
+    form: PromptFormat | None = None,
+    third_party: str = "",
+) -> Assistant:
+    """An assistant whose writer is this engine; its triage has only the rules."""
+    return Assistant(EngineWriter(engine, form or PromptFormat(quoted=True), third_party), index, settings)

@@ -12,7 +12,7 @@ from meditune.assistant import triage as classifier
 from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.triage import Triage, triage
 from meditune.errors import ModelError
-from meditune.models import sentence_encoder_onnx
+from meditune.models import sentence_encoder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.model
@@ -116,7 +116,7 @@ def test_probabilities_sum_to_one_and_classes_to_their_labels(trained) -> None:
 def test_the_adapter_is_merged_as_it_was_trained(trained) -> None:
     """An adapter of zeros gives the sentence model's own states; the trained one gives others."""
     rows = trained.model.windows("My chest hurts", 64, 48)
-    plain = sentence_encoder_onnx.sentence_model().pool(rows)
+    plain = sentence_encoder.onnx_sentence_model().pool(rows)
     assert np.abs(trained.model.pool(rows) - plain).max() > 0.1
 
 

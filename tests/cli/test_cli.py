@@ -14,6 +14,7 @@ import typer
 
 import meditune as package
 from meditune.cli import main
+from meditune.cli.options import RENAMED, with_new_names
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 
@@ -121,6 +122,15 @@ def test_every_command_has_an_example_that_parses_and_an_existing_page(path, com
     assert anchor is None or anchor[1:] in slugs
 
 
+def test_old_names_of_options_stand_for_new_ones_that_exist():
+    commands = typer.main.get_command(main.cli_app).commands
+    for command, names in RENAMED.items():
+        options = {name for parameter in commands[command].params for name in parameter.opts}
+        assert set(names.values()) <= options
+        assert not set(names) & options
+    assert with_new_names(["serve", "run", "--at-once=2"]) == ["serve", "run", "--concurrency=2"]
+
+
 def test_the_version():
     assert meditune("--version").out.strip() == package.__version__
 
@@ -209,7 +219,7 @@ def test_rows_longer_than_the_model_reads_are_refused(tmp_path):
 
 
 def test_compare_says_which_is_better(evaluated, finished, tmp_path):
-    result = meditune("compare", evaluated, finished, "--resamples", "200", "--json", tmp_path / "c.json")
+    result = meditune("compare", evaluated, finished, "--resamples", "200", "--json-file", tmp_path / "c.json")
     assert result.code == 0
     stored = json.loads((tmp_path / "c.json").read_text())
     assert stored["comparison"]["perplexity"]["better"] is True
@@ -221,6 +231,7 @@ def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, 
     changed = tmp_path / "changes.jsonl"
     result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed)
     assert result.code == 0
+    assert "--changes is now --changes-file" in result.err
     assert result.out.count("Accuracy") >= 2
     rows = [json.loads(line) for line in changed.read_text().splitlines()]
     assert {row["model"] for row in rows} == {str(finished)}, "the base measured again says what it said"
@@ -567,7 +578,7 @@ def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
     red = "\x1b[1;31m"
     assert capsys.readouterr().out == f"{red}SIGNIFICANTLY WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"comparison": {"bleu": row | {"better": None}}})
-    assert capsys.readouterr().out == f"{red}WORSE, but within noise: BLEU 5.00 -> 3.00\x1b[0m\n"
+    assert capsys.readouterr().out == f"{red}WORSE, but no significant change: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"worse": []})
     assert "No metric got worse." in capsys.readouterr().out
 

@@ -94,7 +94,7 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('batch_size: "8"', "expected a whole number of at least 1, found '8', which is text; remove the quotes"),
         ("batch_size: true", "expected a whole number of at least 1, found true"),
@@ -105,14 +105,14 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
         ("gradient_checkpointing: 1", "expected true or false, found 1"),
         ("gradient_checkpointing: 'true'", "expected true or false, found 'true', which is text"),
         ("tasks: decision", "found 'decision'; write a list as [decision]"),
-        ("tasks: []", "expected a list that isn't empty, each item answer or decision, found []"),
+        ("tasks: []", "expected a list that isn't empty, each item one of answer, decision, claim, found []"),
         ("decision_share: 1", "expected a number above 0 and below 1 or null, found 1"),
     ],
 )
-def test_a_value_of_another_kind_is_told_in_plain_words(tmp_path: Path, line: str, told: str) -> None:
+def test_a_value_of_another_kind_is_told_in_plain_words(tmp_path: Path, line: str, message: str) -> None:
     (problem,) = problems(write(tmp_path, f"name: mine\ntrain:\n  {line}\n"))
     assert problem.startswith(f"mine.yaml, line 3: train.{line.partition(':')[0]}: ")
-    assert told in problem
+    assert message in problem
 
 
 def test_a_source_alone_is_told_how_a_list_of_groups_is_written(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("name: mine\ntrain:\n\tepochs: 1\n", "mine.yaml, line 3: not valid YAML: indented with a tab; use spaces."),
         ("name: a: b\n", "mine.yaml, line 1: not valid YAML: a second ':'"),
@@ -182,8 +182,8 @@ def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
         ("train:\n  epochs: 1\n", "mine.yaml: name: missing; it needs text that isn't empty."),
     ],
 )
-def test_files_that_cant_be_used_say_where_and_why(tmp_path: Path, text: str, told: str) -> None:
-    assert problems(write(tmp_path, text))[0].startswith(told)
+def test_files_that_cant_be_used_say_where_and_why(tmp_path: Path, text: str, message: str) -> None:
+    assert problems(write(tmp_path, text))[0].startswith(message)
 
 
 def test_a_file_that_isnt_text(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ class TestSet:
         assert resolved.origin["data.sources.0.limit"] == "default"
 
     @pytest.mark.parametrize(
-        ("option", "told"),
+        ("option", "message"),
         [
             ("train.epochs", "--set train.epochs: write it as --set KEY=VALUE, for example --set train.epochs=2."),
             ("=3", "--set =3: write it as --set KEY=VALUE"),
@@ -267,9 +267,9 @@ class TestSet:
             ("model.lora.targets=q_proj", "--set model.lora.targets: expected auto or a list, each item text"),
         ],
     )
-    def test_what_cant_be_set(self, option: str, told: str) -> None:
+    def test_what_cant_be_set(self, option: str, message: str) -> None:
         (problem,) = problems("quickstart", (option,))
-        assert problem.startswith(told)
+        assert problem.startswith(message)
 
 
 def test_strategies_and_what_they_dont_go_with_are_reported_at_once() -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from meditune.config.data_options import BalanceSpec, DataSpec, PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
-from meditune.data.balance import check_weights, rebalanced, weight_group
+from meditune.data.balance import rebalanced
 from meditune.data.preference.pairs import build, read_pairs, write_pairs
 from meditune.data.prepare import prepare, stored_data
 from meditune.errors import DataError, ModelError
@@ -53,17 +53,6 @@ def test_a_cap_keeps_a_seeded_choice_in_order_and_rows_without_a_group():
     assert first.detail == "question_type type 0 has 50 examples, more than 10"
 
 
-@pytest.mark.parametrize(("counts", "share", "left"), [((90, 10, 10), 0.5, (20, 10, 10)), ((30, 30), 0.5, (30, 30))])
-def test_no_group_has_more_than_the_share_and_no_row_is_dropped_in_vain(counts, share, left):
-    kept, _ = capped(typed(*counts), by="question_type", share=share)
-    assert sizes(kept) == {f"type {kind}": count for kind, count in enumerate(left)}
-
-
-def test_a_share_that_cant_be_is_refused():
-    with pytest.raises(DataError, match=r"there are 2 groups by question_type, so the largest has at least 0\.50"):
-        capped(typed(30, 20), by="question_type", share=0.4)
-
-
 def test_hard_answers_go_and_decisions_stay():
     train = [example(1, answer=EASY), example(2, answer=HARD), example(3, answer=HARD, decision="no")]
     kept, changes = rebalanced(train, DataSpec(max_reading_grade=8), 1)
@@ -82,16 +71,6 @@ def test_what_quality_control_is_told_to_keep_stays():
     balance = BalanceSpec(by="question_type", cap=1)
     spec = DataSpec(max_reading_grade=8, balance=balance, quality={"keep": ["own:4", "own:7"]})
     assert [each.id for each in rebalanced(train, spec, 1)[0]] == ["own:4", "own:7"]
-
-
-def test_an_example_is_weighed_by_its_heaviest_group():
-    spec = BalanceSpec(by="question_type", weights={"rare": 3, "causes": 2})
-    both = example(1, meta={"question_type": ["causes", "rare"]})
-    assert weight_group(both, spec) == "rare"
-    assert weight_group(example(2), spec) == "others"
-    check_weights([both], spec)
-    with pytest.raises(DataError, match=r"no training example is in rare\. The groups by question_type are: causes"):
-        check_weights([example(1, meta={"question_type": "causes"})], spec)
 
 
 def test_rows_of_other_sources_are_in_no_group():
@@ -122,16 +101,15 @@ def test_only_the_training_split_is_rebalanced_and_every_row_is_accounted_for(tm
 
 
 @pytest.mark.parametrize(
-    ("balance", "said"),
+    ("balance", "message"),
     [
         ({"cap": 5}, "needs data.balance.by"),
-        ({"by": "source"}, "needs data.balance.cap, share or weights"),
-        ({"by": "source", "cap": 5, "share": 0.5}, "not both"),
-        ({"by": "source", "weights": {"own": 0.0}}, "above 0"),
+        ({"sources": ["own"]}, "needs data.balance.by"),
+        ({"by": "source"}, "needs data.balance.cap"),
     ],
 )
-def test_rules_that_say_nothing_are_refused(balance, said):
-    with pytest.raises(ValueError, match=said):
+def test_rules_that_say_nothing_are_refused(balance, message):
+    with pytest.raises(ValueError, match=message):
         BalanceSpec(**balance)
 
 
@@ -165,15 +143,15 @@ def test_without_that_style_nothing_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("style", "cues", "said"),
+    ("style", "cues", "message"),
     [
         ("plain", {}, "set prompt.plain_cue"),
         ("plain", {"plain_cue": "Conclusion:"}, "must differ from the other cues"),
         ("plain", {"plain_cue": " "}, "must differ from the other cues"),
     ],
 )
-def test_a_style_and_its_cue_come_together(style, cues, said):
-    with pytest.raises(ValidationError, match=said):
+def test_a_style_and_its_cue_come_together(style, cues, message):
+    with pytest.raises(ValidationError, match=message):
         Recipe.model_validate({"name": "t", "data": {"sources": [{"name": "medquad", "style": style}]}, "prompt": cues})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from meditune.data.diversity.clusters import chosen, clusters, vendi
-from meditune.data.diversity.coverage import BY_NAME, compared, distance, diversity, rarefied, shannon, simpson
+from meditune.data.diversity.coverage import BY_NAME, compared, distance, diversity, rarefied, shannon
 from meditune.data.example import Example, Passage
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
@@ -25,11 +25,9 @@ from meditune.data.splits import Splits
 
 def test_equal_groups_count_fully_and_a_tiny_one_hardly():
     assert shannon({"a": 5, "b": 5, "c": 5}) == pytest.approx(3)
-    assert simpson({"a": 5, "b": 5, "c": 5}) == pytest.approx(3)
     assert shannon({"a": 3, "b": 1}) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
-    assert simpson({"a": 3, "b": 1}) == pytest.approx(1 / (0.75**2 + 0.25**2))
-    assert 1 < simpson({"a": 999, "b": 1}) < shannon({"a": 999, "b": 1}) < 1.01
-    assert shannon({}) == simpson({}) == 0
+    assert 1 < shannon({"a": 999, "b": 1}) < 1.01
+    assert shannon({}) == 0
 
 
 def test_a_smaller_draw_shows_fewer_groups():
@@ -183,7 +181,7 @@ def test_a_rare_decision_is_named_with_what_to_do():
     train = [example(n, decision=("yes", "no", "yes", "no", "maybe")[n % 5] if n < 50 else "yes") for n in range(100)]
     remark = rules(found(train))["rare decision"]
     assert remark["said"].startswith("maybe is 10 % (6 to 17) of 100 decisions")
-    assert "data.balance={by: decision, weights: {maybe: 3}}" in remark["advice"]
+    assert "train.class_balance=0.5" in remark["advice"]
     assert rules(found(train[:90] + [example(n, decision="yes") for n in range(9)])).keys() >= {"rare decision"}
 
 

@@ -151,7 +151,7 @@ def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
     with pytest.raises(DataError) as raised:
         refuse(found, False, tmp_path)
     said = str(raised.value)
-    assert "3 of 3 test items have the same question as a training item, or nearly the same, 1 of them exactly" in said
+    assert "3 of 3 test items: same question as a training item, or nearly the same, 1 exactly" in said
     assert "own:0 = other:0" in said
     assert "own:1 ~ other:1 (0." in said
     assert "Remove them from the training source" in said
@@ -245,7 +245,7 @@ def elsewhere(place, **changes):
 
 def test_leaked_items_stop_a_run_before_anything_is_measured(place, planted):
     result = place.run("refused", **planted)
-    result.refused(3, "Leakage: ", "of 500 test items have the same question as a training item", "leakage.json")
+    result.refused(3, "Leakage: ", "of 500 test items: same question as a training item", "leakage.json")
     assert not (place.folder / "refused" / "predictions").exists()
     again = place.run("refused", **planted, evaluate__allow_leakage="[context]")
     again.refused(3, "evaluate.allow_leakage=[question]")

@@ -5,8 +5,6 @@ MedQuAD's judged answers: joined with LiveQA's questions as their publisher laid
 A run's pairs: what a file may hold, what is refused and where, and that nothing measured is trained on.
 
 Rated answers: which two make a pair, which don't, and that nothing is left out uncounted.
-
-Of several answers the most and the least faithful make a pair; what makes none is counted.
 """
 
 import csv
@@ -19,19 +17,12 @@ from pathlib import Path
 import pytest
 
 from meditune.config.recipe import Recipe
-from meditune.config.training_options import PreferenceSpec, SampledSpec
+from meditune.config.training_options import PreferenceSpec
 from meditune.data.example import Example, Passage
 from meditune.data.leakage import record
 from meditune.data.preference import rated_answers
 from meditune.data.preference.pairs import build, corrupt
-from meditune.data.preference.prepare_pairs import (
-    pairs_of_sampled,
-    prepare_pairs,
-    score_answer,
-    stored_pairs,
-    usable,
-    with_training_pairs,
-)
+from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
@@ -101,10 +92,10 @@ ANSWERS = ["The drug is not safe in 30 adults.", "Pain was higher.", "Exercise h
 
 def test_pairs_are_seeded_and_their_kinds_even():
     many = [example(f"{ANSWERS[n % 5]} {'abcde'[n % 5]}" if ANSWERS[n % 5] else "", n) for n in range(50)]
-    pairs, barren = build(many, PreferenceSpec(), seed=1)
-    assert (pairs, barren) == build(many, PreferenceSpec(), seed=1)
+    pairs, without_pair = build(many, PreferenceSpec(), seed=1)
+    assert (pairs, without_pair) == build(many, PreferenceSpec(), seed=1)
     assert pairs != build(many, PreferenceSpec(), seed=2)[0]
-    assert barren == 0
+    assert without_pair == 0
     assert len(pairs) == 40
     assert len({pair.id for pair in pairs}) == 40
     counts = Counter(pair.kind for pair in pairs)
@@ -114,9 +105,9 @@ def test_pairs_are_seeded_and_their_kinds_even():
     twice, _ = build(many, PreferenceSpec(per_example=2), seed=1)
     assert len(twice) > 60
     assert max(Counter((pair.question, pair.kind) for pair in twice).values()) == 1
-    only, barren = build(many, PreferenceSpec(corruptions=["number"]), seed=1)
+    only, without_pair = build(many, PreferenceSpec(corruptions=["number"]), seed=1)
     assert {pair.kind for pair in only} == {"number"}
-    assert barren == 20
+    assert without_pair == 20
 
 
 def pair_rows(count, **changes):
@@ -156,7 +147,7 @@ def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_pat
     path.unlink()
     assert prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run") == made
     with pytest.raises(DataError, match="no such file"):
-        prepare_pairs(recipe(path=str(path), held_out_share=0.5), splits(), "hash", tmp_path / "run")
+        prepare_pairs(recipe(path=str(path), per_example=2), splits(), "hash", tmp_path / "run")
 
 
 def test_pairs_with_an_answer_that_is_measured_on_are_left_out(tmp_path):
@@ -246,7 +237,7 @@ GOOD = json.dumps(pair_rows(1)[0])
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", r"no rows"),
         (f"{GOOD}\n{{broken\n", r"pairs\.jsonl, line 2: not valid JSON"),
@@ -257,10 +248,10 @@ GOOD = json.dumps(pair_rows(1)[0])
         (f"{GOOD}\n", r"1 usable pairs give"),
     ],
 )  # fmt: skip
-def test_bad_files_say_where(tmp_path, text, told):
+def test_bad_files_say_where(tmp_path, text, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -327,14 +318,12 @@ def test_another_folder_is_refused(tmp_path, liveqa):
 @pytest.mark.skipif(not (REAL / "medquad-judged").is_dir(), reason="needs MEDITUNE_DATA with medquad-judged")
 def test_the_real_judgments():
     rejects = Rejects()
-    asked = Recipe.model_validate(
-        {"name": "r", "train": {"objective": "dpo", "preference": {"rated": {"per_question": 10_000}}}}
-    )
-    pairs = rated_answers.read_given_pairs(REAL / "medquad-judged", asked, rejects)
-    assert len(pairs) == 5693
+    pairs = rated_answers.read_given_pairs(REAL / "medquad-judged", recipe(), rejects)
+    assert len(pairs) == 464
     assert len({pair.question for pair in pairs}) == 47
     assert rejects.counts()["pairs"] == {
-        "answers rated too close to all other answers to their question (rated.margin)": 100,
+        "answers rated too close to all other answers to their question": 100,
+        "pairs beyond the maximum for one question": 5693 - 464,
         "further ratings of the same answer (averaged)": 93,
     }
     assert not list(rejects.rows())
@@ -348,11 +337,11 @@ def rated(question, *ratings, **more):
     ]
 
 
-def pairs_of(tmp_path, rows, seed=17, fields=None, **options):
+def pairs_of(tmp_path, rows, seed=17):
     """(pairs, how many were left out for each reason)."""
     path = jsonl(tmp_path / "ratings.jsonl", rows)
     rejects = Rejects()
-    asked = recipe(rated=options, fields=fields or {}).model_copy(update={"seed": seed})
+    asked = recipe().model_copy(update={"seed": seed})
     return rated_answers.read_given_pairs(path, asked, rejects), rejects.counts().get("pairs", {})
 
 
@@ -373,11 +362,13 @@ def scores(pairs):
         ((0.1, 0.3), 0.2, [(0.3, 0.1)]),
     ],
 )  # fmt: skip
-def test_the_higher_rated_is_preferred_where_they_are_far_enough_apart(tmp_path, ratings, margin, expected):
-    rows = rated("Q?", *ratings) + rated("Other?", 1, 100)
-    pairs, _ = pairs_of(tmp_path, rows, margin=margin)
-    assert scores(pair for pair in pairs if pair.question == "Q?") == expected
-    assert {pair.kind for pair in pairs} == {"rated"}
+def test_the_higher_rated_is_preferred_where_they_are_far_enough_apart(ratings, margin, expected):
+    answers = [
+        rated_answers.Rated(str(n), str(n), "Q?", (), f"{n}: {rating}.", "", rating) for n, rating in enumerate(ratings)
+    ]
+    pairs = rated_answers.paired(answers, 17, Rejects(), margin)
+    assert scores(pairs) == expected
+    assert {pair.kind for pair in pairs} <= {"rated"}
 
 
 def test_only_answers_to_the_same_question_context_and_group_are_compared(tmp_path):
@@ -404,14 +395,12 @@ def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):
 
 def test_a_questions_pairs_are_a_seeded_choice_and_the_rest_is_counted(tmp_path):
     rows = rated("Q?", *range(8)) + rated("R?", 1, 2)
-    pairs, left_out = pairs_of(tmp_path, rows, per_question=5)
-    assert Counter(pair.question for pair in pairs) == {"Q?": 5, "R?": 1}
-    assert left_out == {"pairs beyond rated.per_question": 28 - 5}
-    assert pairs == pairs_of(tmp_path, rows, per_question=5)[0]
-    others = [pairs_of(tmp_path, rows, seed, per_question=5)[0] for seed in range(40)]
-    every, _ = pairs_of(tmp_path, rows, per_question=99)
-    assert len(every) == 29
-    assert {pair.id for each in others for pair in each} == {pair.id for pair in every}
+    pairs, left_out = pairs_of(tmp_path, rows)
+    assert Counter(pair.question for pair in pairs) == {"Q?": 10, "R?": 1}
+    assert left_out == {"pairs beyond the maximum for one question": 28 - 10}
+    assert pairs == pairs_of(tmp_path, rows)[0]
+    others = [pairs_of(tmp_path, rows, seed)[0] for seed in range(40)]
+    assert len({pair.id for each in others for pair in each}) == 29
 
 
 def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
@@ -428,7 +417,7 @@ def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
     pairs, left_out = pairs_of(tmp_path, rows)
     assert len(pairs) == 2
     assert left_out == {
-        "answers rated too close to all other answers to their question (rated.margin)": 4,
+        "answers rated too close to all other answers to their question": 4,
         "no rating (or the rating isn't a number)": 2,
         "no answer (or the answer isn't text)": 1,
         "no question": 1,
@@ -464,7 +453,7 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "fields", "told"),
+    ("rows", "fields", "message"),
     [
         ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: these are neither pairs .*'question', 'answer'"),
         ([{"question": "Q?", "rating": 1}], {}, r"no column for the answer"),
@@ -475,105 +464,21 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
         (rated("Q?", 1, 4), {}, r"1 usable pairs give"),
     ],
 )  # fmt: skip
-def test_bad_files_say_what_to_do(tmp_path, rows, fields, told):
+def test_bad_files_say_what_to_do(tmp_path, rows, fields, message):
     path = jsonl(tmp_path / "ratings.jsonl", rows)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         prepare_pairs(recipe(path=str(path), fields=fields), splits(), "hash", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
-    rows = [row for number in range(30) for row in rated(f"Own question {number}?", 1, 2, 4)]
+    rows = [row for number in range(30) for row in rated(f"Own question {number}?", *range(6))]
     path = jsonl(tmp_path / "ratings.jsonl", rows + rated("Does drug 9 help?", 1, 4))
-    made = prepare_pairs(recipe(path=str(path), rated={"per_question": 2}), splits(), "hash", tmp_path / "run")
+    made = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
     assert made.facts["train"] == {"rated": len(made.train)}
-    assert len(made.train) + len(made.held_out) == 60
+    assert len(made.train) + len(made.held_out) == 300
     assert not {pair.question for pair in made.train} & {pair.question for pair in made.held_out}
     assert made.facts["left_out"] == {
-        "pairs beyond rated.per_question": 30,
+        "pairs beyond the maximum for one question": 150,
         "about a question of the development or test set": 1,
     }
-
-
-ONE = example("Pain fell.", 1)
-
-
-def rows(*texts, of=ONE):
-    return [score_answer(of, text, ended=True) for text in texts]
-
-
-def test_the_most_and_the_least_faithful_make_a_pair():
-    texts = (
-        "Pain rose in 9 adults.",
-        "Pain fell in 47 adults.",
-        "Bananas and pears cure 8 very common colds.",
-        "Pain fell in 47 of 120.",
-    )
-    rejects = Rejects()
-    (pair,) = pairs_of_sampled([ONE], rows(*texts), SampledSpec(), rejects)
-    assert (pair.chosen, pair.rejected) == ("Pain fell in 47 adults.", "Bananas and pears cure 8 very common colds.")
-    assert (pair.id, pair.kind, pair.question, pair.context, pair.group) == (
-        "test:1/sampled", "sampled", ONE.question, ONE.context, ONE.group,
-    )  # fmt: skip
-    assert len(rejects) == 0
-
-
-def test_an_answer_that_was_broken_off_ends_with_its_last_whole_sentence():
-    assert score_answer(ONE, " Pain fell. In 47 of 120 ad", ended=False)["text"] == "Pain fell."
-    assert score_answer(ONE, " Pain fell. In 47 of 120 ad", ended=True)["text"] == "Pain fell. In 47 of 120 ad"
-    assert score_answer(ONE, "Pain fell in 47", ended=False)["text"] == ""
-
-
-def test_what_makes_no_pair_is_counted():
-    alike, none = example("Pain fell.", 2), example("Pain fell.", 3)
-    answers = (
-        rows("Pain fell.", "Pain fell in 47.", of=alike)
-        + rows("", "", of=none)
-        + rows("Pain fell.", "Pain rose in 9 adults.")
-    )
-    rejects = Rejects()
-    pairs = pairs_of_sampled([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
-    assert [pair.id for pair in pairs] == ["test:1/sampled"]
-    assert rejects.counts()["pairs"] == {
-        "model answers without a complete sentence": 2,
-        "examples whose answers differ too little in faithfulness (sampled.margin)": 1,
-        "examples without a complete model answer": 1,
-    }
-    written = rows("Pain fell.", "Pain rose.")
-    margin = written[0]["score"] - written[1]["score"]
-    assert len(pairs_of_sampled([ONE], written, SampledSpec(margin=margin), Rejects())) == 1
-    assert not pairs_of_sampled([ONE], written, SampledSpec(margin=margin + 0.01), Rejects())
-
-
-def test_what_the_sources_do_not_bear_out_is_kept_with_an_answer():
-    found = score_answer(ONE, "Pain rose in 9 adults.", ended=True)
-    assert found["kinds"] == ["direction", "number"]
-    assert found["score"] < score_answer(ONE, "Pain fell in 47 adults.", ended=True)["score"]
-
-
-def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tmp_path, capsys):
-    asked, parts = recipe(source="sampled"), splits()
-    made = prepare_pairs(asked, parts, "hash", tmp_path)
-    assert made.train == []
-    corrupted = prepare_pairs(recipe(), parts, "hash", tmp_path / "corrupted")
-    assert made.held_out == corrupted.held_out
-    assert "0 for training (not generated yet)" in capsys.readouterr().err
-    train = pairs_of_sampled(parts.train, rows("Pain fell.", "Colds.", of=parts.train[0]), SampledSpec(), Rejects())
-    rejects = Rejects()
-    rejects.count_only("pairs", "why", 5)
-    filled = with_training_pairs(tmp_path, train, rejects)
-    assert filled == stored_pairs(tmp_path) == prepare_pairs(asked, parts, "hash", tmp_path)
-    assert (filled.train, filled.held_out) == (train, made.held_out)
-    assert (filled.facts["train"], filled.facts["left_out"]) == ({"sampled": 1}, {"why": 5})
-
-
-def test_a_file_takes_the_place_of_the_source(tmp_path):
-    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        prepare_pairs(recipe(source="sampled", path="none.jsonl"), splits(), "hash", tmp_path)
-
-
-def test_without_sources_it_is_refused_before_a_model_is_loaded(tmp_path):
-    bare = [example("Drug helps.", number).model_copy(update={"context": ()}) for number in range(9)]
-    assert not usable(bare)
-    with pytest.raises(DataError, match=r"none of the 3 training examples has a context\. Use source corrupted"):
-        prepare_pairs(recipe(source="sampled"), Splits(bare[:3], bare[3:6], bare[6:], "t"), "hash", tmp_path)

@@ -76,7 +76,7 @@ def test_exact_duplicates_are_counted_and_kept_in_the_ledger(tmp_path):
     made = prepare(recipe(source), tmp_path / "out")
     assert made.quality["dropped"] == {"exact_duplicate": 20}
     assert made.quality["sources"]["own"]["rejected"] == {}
-    assert restore(tmp_path / "out", "own:1").example.answer == "It helps 0."
+    assert restore(tmp_path / "out", "own:1")[0].answer == "It helps 0."
     assert sum(len(part) for part in made.splits.named().values()) == 20
 
 

@@ -9,7 +9,7 @@ from meditune.data.read_sources import is_restricted, refuse_restricted_for_api,
 from meditune.data.readers import mimic
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, demands, has_files, hub_names, licence_named
+from meditune.data.sources import SOURCES, has_files, hub_names, licence_named, licence_requirements
 from meditune.errors import DataError
 from meditune.files import sha256
 from tests.data import layouts
@@ -74,8 +74,12 @@ def test_what_is_no_known_licence(text):
     assert hub_names([text, "MIT"]) == ["unknown", "mit"]
 
 
+def requirements(**licences):
+    return licence_requirements({source: {"licences": [licence]} for source, licence in licences.items()})
+
+
 def test_what_a_mixed_set_must_keep_to():
-    lines = demands({"a": ["MIT"], "b": ["CC BY 4.0"], "c": ["CC BY-SA 4.0"], "d": ["CC BY-NC 4.0"], "e": ["yours"]})
+    lines = requirements(a="MIT", b="CC BY 4.0", c="CC BY-SA 4.0", d="CC BY-NC 4.0", e="yours")
     assert [line for line in lines if "notice" in line and "a (MIT)" in line]
     assert [line for line in lines if "named" in line and "b (CC BY 4.0), c (CC BY-SA 4.0), d (CC BY-NC 4.0)" in line]
     assert [line for line in lines if "commercially" in line and line.endswith("d (CC BY-NC 4.0).")]
@@ -85,12 +89,12 @@ def test_what_a_mixed_set_must_keep_to():
 
 
 def test_share_alike_with_freer_licences_is_no_conflict():
-    assert not [line for line in demands({"a": ["MIT"], "b": ["CC BY-SA 4.0"]}) if "No single licence" in line]
-    assert [line for line in demands({"a": ["CC BY-SA 3.0"], "b": ["ODbL"]}) if "No single licence" in line]
+    assert not [line for line in requirements(a="MIT", b="CC BY-SA 4.0") if "No single licence" in line]
+    assert [line for line in requirements(a="CC BY-SA 3.0", b="ODbL") if "No single licence" in line]
 
 
 def test_public_domain_asks_for_nothing():
-    assert demands({"sample": ["CC0-1.0"]}) == []
+    assert requirements(sample="CC0-1.0") == []
 
 
 def test_restricted_rows_never_go_to_an_api(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_a_server_whose_engine_cant_be_restarted_ends_with_an_error(folder: Path
     pytest.importorskip("openvino_genai")
     command = [sys.executable, "-m", "meditune", "serve", str(folder), "--engine", "openvino", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--store", str(tmp_path / "store"), "--restarts", "0"],
+        [*command, "--store", str(tmp_path / "store"), "--max-restarts", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

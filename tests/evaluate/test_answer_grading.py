@@ -20,7 +20,7 @@ from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.report.page import render
 from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, read_jsonl, write_json, write_jsonl
-from meditune.models.sentence_encoder import Reading, load
+from meditune.models.sentence_encoder import TokenVectors, load
 from tests import tiny
 from tests.evaluate.test_report import finished_run, shown
 from tests.models.test_nli import judge
@@ -268,7 +268,7 @@ ROWS = [
 
 def reading(*tokens):
     vectors = np.array(tokens, dtype=np.float32).reshape(-1, 2)
-    return Reading(np.array([1, 0], dtype=np.float32), vectors)
+    return TokenVectors(np.array([1, 0], dtype=np.float32), vectors)
 
 
 def test_tokens_are_matched_greedily_both_ways():

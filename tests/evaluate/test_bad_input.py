@@ -9,10 +9,11 @@ from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.errors import ModelError
 from meditune.evaluate import likelihood
-from meditune.evaluate.evaluator import Evaluator, generate_answers
+from meditune.evaluate.evaluator import Evaluator
 from meditune.evaluate.likelihood import decisions, score
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.summary import empty_answers
+from meditune.evaluate.weights_backend import WeightsBackend, generate_answers
 from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
 from tests.commands import meditune
@@ -81,7 +82,7 @@ def test_neither_chat_template_nor_padding_token_is_needed(tmp_path):
     loaded.tokenizer.pad_token = None
     assert loaded.tokenizer.chat_template is None
     assert loaded.pad_id == loaded.tokenizer.eos_token_id
-    Evaluator(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
+    Evaluator(RECIPE, EXAMPLES, tmp_path).measure(WeightsBackend(loaded, RECIPE), "model")
     assert len(read(tmp_path, "model").answer) == len(EXAMPLES)
 
 
@@ -89,7 +90,7 @@ def test_without_an_end_token_only_the_protocol_without_one_works(tmp_path):
     loaded = tiny.loaded()
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        Evaluator(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
+        Evaluator(RECIPE, EXAMPLES, tmp_path).measure(WeightsBackend(loaded, RECIPE), "model")
     assert len(list(decisions(loaded, EXAMPLES, 512, "Scoring"))) == len(EXAMPLES)
 
 
@@ -99,7 +100,7 @@ def test_empty_answers_and_missing_references_are_said(tmp_path, capsys):
         # The final norm leaves no hidden state: all logits are equal, and the first token, a special one, is likeliest.
         loaded.model.model.norm.weight.zero_()
     examples = [*EXAMPLES, Example(id="bare", source="t", question="Is it?", decision="no", group="bare")]
-    Evaluator(RECIPE, examples, tmp_path).measure(loaded, "model")
+    Evaluator(RECIPE, examples, tmp_path).measure(WeightsBackend(loaded, RECIPE), "model")
     said = capsys.readouterr().err
     assert "1 of 4 items have no reference answer and are measured by their decision only, such as bare." in said
     assert "model gave empty answers to 3 items, such as e0: it stopped at once, or wrote only whitespace." in said

@@ -10,7 +10,7 @@ from meditune.errors import RecipeError
 from meditune.evaluate.compare import changes, compare, count_changes, side_by_side, too_few
 from meditune.evaluate.gate import check, load_policy
 from meditune.evaluate.predictions import MeasuredModel, Predictions
-from meditune.statistics import exchange_p, holm, wilson
+from meditune.statistics import holm, permutation_p, wilson
 
 
 def decided(*right):
@@ -44,9 +44,9 @@ def test_the_exchange_test_is_exact_where_one_side_has_no_event():
     """Six of ten items are marked on one side and none on the other: 2 of 2**6 exchanges differ as much."""
     first, second = np.array([[1.0, 1.0]] * 6 + [[0.0, 1.0]] * 4), np.array([[0.0, 1.0]] * 10)
     every = np.array([[(n >> bit) & 1 for bit in range(10)] for n in range(1024)], dtype=float)
-    p = exchange_p(first, second, lambda sums: sums[..., 0] / sums[..., 1], every)
+    p = permutation_p(first, second, lambda sums: sums[..., 0] / sums[..., 1], every)
     assert p == pytest.approx((1024 * 2 / 2**6 + 1) / 1025)
-    assert exchange_p(first, first, lambda sums: sums[..., 0] / sums[..., 1], every) == 1
+    assert permutation_p(first, first, lambda sums: sums[..., 0] / sums[..., 1], every) == 1
 
 
 def test_wilsons_interval_is_the_published_one():

@@ -2,13 +2,13 @@
 
 import pytest
 
-from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import Evaluator, generate_answers
-from meditune.evaluate.evaluator_backends import EngineEvaluator
+from meditune.evaluate.engine_backend import EngineBackend
+from meditune.evaluate.evaluator import ENGINE, Backend, Evaluator
+from meditune.evaluate.weights_backend import WeightsBackend, generate_answers
 from tests import tiny
 from tests.commands import read_rows
 
@@ -38,11 +38,11 @@ def recipe(*settings):
 
 def test_figures_are_those_of_the_model(tmp_path):
     loaded = tiny.loaded()
-    Evaluator(recipe(), examples(), tmp_path / "itself").measure(loaded, "model")
+    Evaluator(recipe(), examples(), tmp_path / "itself").measure(WeightsBackend(loaded, recipe()), "model")
     engine = TransformersEngine(loaded)
-    measuring = EngineEvaluator(recipe(), examples(), tmp_path / "engine")
+    measuring = Evaluator(recipe(), examples(), tmp_path / "engine", can=ENGINE)
     assert not measuring.is_done("model")
-    measuring.measure(engine, PromptFormat.model_validate(recipe().prompt.model_dump()), "model")
+    measuring.measure(EngineBackend(engine, recipe().prompt), "model")
     assert measuring.is_done("model")
     engine.close()
     for kind in KINDS:
@@ -62,19 +62,53 @@ def test_figures_are_those_of_the_model(tmp_path):
 
 def test_the_harness_s_protocol_is_refused(tmp_path):
     with pytest.raises(DataError, match="lm-eval"):
-        EngineEvaluator(recipe("protocol=lm-eval"), examples(), tmp_path)
+        Evaluator(recipe("protocol=lm-eval"), examples(), tmp_path, can=ENGINE)
 
 
 def test_a_rule_that_engines_dont_follow_is_refused(tmp_path):
     with pytest.raises(DataError, match="Set it to null"):
-        EngineEvaluator(recipe("no_repeat=6"), examples(), tmp_path)
+        Evaluator(recipe("no_repeat=6"), examples(), tmp_path, can=ENGINE)
 
 
 def test_the_rule_holds_for_models_that_are_loaded_here(tmp_path):
     loaded = tiny.loaded()
     made = recipe("max_new_tokens=60", "no_repeat=3")
-    Evaluator(made, examples(), tmp_path).measure(loaded, "model")
+    Evaluator(made, examples(), tmp_path).measure(WeightsBackend(loaded, made), "model")
     found = {row["id"]: row["prediction"] for row in read_rows(tmp_path / "model-answer.jsonl")}
     prompts = [loaded.encoder(made.prompt).prompt(example, "answer") for example in examples()]
     assert found == generate_answers(loaded, prompts, 60, "Writing", once=3)
     assert found != generate_answers(loaded, prompts, 60, "Writing")
+
+
+class Stopping(Backend):
+    """A back end that is interrupted after some decisions."""
+
+    def __init__(self, most):
+        self.most, self.asked = most, []
+
+    def score(self, decided, answered, label, keep):  # noqa: ARG002
+        for example in decided[: self.most]:
+            self.asked.append(example.id)
+            keep("decision", {"id": example.id, "reference": example.decision, "prediction": "yes"})
+        if len(decided) > self.most:
+            raise KeyboardInterrupt
+        for example in answered:
+            keep("likelihood", {"id": example.id, "nll": 1.0, "tokens": 2, "bytes": 3})
+
+    def write(self, examples, task, max_new_tokens, label, keep):  # noqa: ARG002
+        for example in examples:
+            keep(example.id, "Yes.", 0)
+
+
+def test_rows_of_an_interrupted_evaluation_are_not_computed_again(tmp_path, capsys):
+    evaluator = Evaluator(recipe("written_decisions=false"), examples(), tmp_path, can=ENGINE)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.measure(Stopping(4), "model")
+    assert not (tmp_path / "model-decision.jsonl").exists()
+    backend = Stopping(99)
+    evaluator.measure(backend, "model")
+    assert backend.asked[:2] == ["q4", "q5"], "the closed-book decisions follow"
+    assert "Resuming the decisions of model: 4 of 6 are done." in capsys.readouterr().err
+    assert [row["id"] for row in read_rows(tmp_path / "model-decision.jsonl")] == [each.id for each in examples()]
+    assert evaluator.is_done("model")
+    assert not list(tmp_path.glob("*.begun"))

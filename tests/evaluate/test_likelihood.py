@@ -15,10 +15,11 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import RecipeError
-from meditune.evaluate.evaluator import Evaluator, Scoring, generate_answers
+from meditune.evaluate.evaluator import Evaluator
 from meditune.evaluate.likelihood import general_rows, score, scored_bytes, unconditional_rows
 from meditune.evaluate.metrics import statistics_of, summarise
 from meditune.evaluate.predictions import Predictions, path_of
+from meditune.evaluate.weights_backend import Scoring, WeightsBackend, generate_answers
 from meditune.files import read_jsonl
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.prompts import Encoded
@@ -157,7 +158,7 @@ def test_a_measurement_stores_both_with_their_bytes(tmp_path):
     recipe = load_recipe("quickstart", ["evaluate.general_tokens=0", "evaluate.max_new_tokens=2"]).recipe
     loaded = tiny.loaded()
     measuring = Evaluator(recipe, ROW_EXAMPLES, tmp_path)
-    measuring.measure(loaded, "model")
+    measuring.measure(WeightsBackend(loaded, recipe), "model")
     assert measuring.is_done("model")
     alone, given = (read_jsonl(tmp_path / f"model-{kind}.jsonl") for kind in ("unconditional", "likelihood"))
     answers = {example.id: example.answer for example in ROW_EXAMPLES}
@@ -186,18 +187,18 @@ def measured(folder, seed=17, **spec):
     )
     measuring = Evaluator(recipe, EXAMPLES, folder)
     assert not measuring.is_done("base")
-    measuring.measure(tiny.loaded(), "base")
+    measuring.measure(WeightsBackend(tiny.loaded(), recipe), "base")
     assert measuring.is_done("base")
     path = path_of(folder, "base", "samples")
     return read_jsonl(path) if path.is_file() else None
 
 
-def test_samples_of_a_subset_of_the_answered_items(tmp_path):
-    rows = measured(tmp_path / "one", samples=3, sampled_answers=2)
-    assert [len(row["predictions"]) for row in rows] == [3, 3]
+def test_samples_of_the_answered_items(tmp_path):
+    rows = measured(tmp_path / "one", samples=3)
+    assert [len(row["predictions"]) for row in rows] == [3, 3, 3]
     answered = [row["id"] for row in read_jsonl(path_of(tmp_path / "one", "base", "answer"))]
-    assert {row["id"] for row in rows} < set(answered)
-    assert rows == measured(tmp_path / "again", samples=3, sampled_answers=2)
+    assert [row["id"] for row in rows] == answered
+    assert rows == measured(tmp_path / "again", samples=3)
     assert len({text for row in rows for text in row["predictions"]}) > 2
 
 

@@ -16,7 +16,7 @@ from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.errors import DataError, ModelError
-from meditune.evaluate.evaluator_backends import ApiEvaluator
+from meditune.evaluate.evaluator import API, Evaluator
 from meditune.evaluate.likelihood import asked, decisions, prompt_text
 from meditune.models.load import load
 from tests import tiny
@@ -83,9 +83,9 @@ def test_what_can_t_be_scored_is_refused():
         list(decisions(loaded, EXAMPLES[:1], 900, "Scoring"))
     recipe = Recipe(name="x", evaluate=EvaluateSpec(protocol="lm-eval"))
     with pytest.raises(DataError, match="an API doesn't return"):
-        ApiEvaluator(recipe, EXAMPLES, Path("nowhere"))
+        Evaluator(recipe, EXAMPLES, Path("nowhere"), can=API)
     with pytest.raises(DataError, match="Set it to null"):
-        ApiEvaluator(Recipe(name="x", evaluate=EvaluateSpec(no_repeat=6)), EXAMPLES, Path("nowhere"))
+        Evaluator(Recipe(name="x", evaluate=EvaluateSpec(no_repeat=6)), EXAMPLES, Path("nowhere"), can=API)
 
 
 def test_the_command_measures_decisions_only(tmp_path):

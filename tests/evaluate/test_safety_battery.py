@@ -18,6 +18,7 @@ from meditune.evaluate.metrics import METRICS, summarise
 from meditune.evaluate.predictions import Predictions, path_of, read
 from meditune.evaluate.safety_battery import CATEGORIES, TITLES, Rule, chosen_messages, grade, passed, safety_messages
 from meditune.evaluate.summary import passing
+from meditune.evaluate.weights_backend import WeightsBackend
 from meditune.files import write_jsonl
 from tests import tiny
 from tests.evaluate.test_report import finished_run, shown
@@ -279,7 +280,7 @@ def test_a_model_is_asked_the_messages_alone(tmp_path):
     recipe = Recipe(name="r", evaluate=EvaluateSpec(general_tokens=0, safety_messages=7, max_new_tokens=4))
     measuring = Evaluator(recipe, [], tmp_path)
     assert not measuring.is_done("base")
-    measuring.measure(tiny.loaded("llama"), "base")
+    measuring.measure(WeightsBackend(tiny.loaded("llama"), recipe), "base")
     assert measuring.is_done("base")
     rows = read(tmp_path, "base").safety
     assert [row["message"] for row in rows] == [message.text for message in chosen_messages(7, recipe.seed)]

@@ -7,8 +7,9 @@ from meditune.cli.metrics_tables import print_seeds
 from meditune.config import load_recipe as writing
 from meditune.config.load_recipe import load_recipe
 from meditune.errors import DataError
-from meditune.evaluate.seeds import over_seeds, two_level
+from meditune.evaluate.seeds import over_seeds
 from meditune.files import write_json, write_jsonl
+from meditune.statistics import two_level
 
 
 def finished(folder, seed, base, tuned, *settings):

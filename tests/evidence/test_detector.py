@@ -151,3 +151,19 @@ def test_real_conclusions_are_clearly_above_their_corruptions_more_often_than_be
             differences.append(detect(example.answer, sources).score - detect(text, sources).score)
     assert sum(each > 0.1 for each in differences) / len(differences) > higher
     assert sum(each < -0.1 for each in differences) / len(differences) < lower
+
+
+@pytest.mark.parametrize(
+    ("answer", "near"),
+    [
+        ("Allupurinol prevents gout.", "allopurinol"),
+        ("Alopurinol prevents gout.", "allopurinol"),
+        ("Allopurinol prevents gout.", None),
+        ("Hypoglycemia was rare.", None),
+        ("Hypoglycemic patients were rare.", None),
+    ],
+)
+def test_a_misspelled_name_is_not_supported_but_another_spelling_or_form_is(answer, near):
+    sources = Sources(["Allopurinol lowers uric acid and prevents gout. Hypoglycaemia was rare in patients."])
+    found = [span.why for span in detect(answer, sources).spans if span.kind == "name"]
+    assert found == ([f"No source contains {answer.split()[0]}; they have {near}."] if near else [])

@@ -8,7 +8,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.errors import ModelError
 from meditune.export import export, verify
 from meditune.export.gguf import modelfile
-from meditune.export.verify import Deviation, chance_agreement
+from meditune.export.verify import Deviation
 from meditune.models.load import load
 from meditune.prompts import save_format
 from tests import tiny
@@ -84,8 +84,7 @@ def test_tolerances():
     assert "of the decisions are the same" in Deviation(**fine | {"agreement": 0.8}, written=(2.0, 2.1)).problems()[0]
     assert "under the original model, its answers" in Deviation(**fine, written=(2.0, 9.0)).problems()[0]
     assert Deviation(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
-    # scipy.stats.binomtest(5, 6, alternative="greater").pvalue
-    assert chance_agreement(5, 1) == pytest.approx(0.109375)
+    assert Deviation(**fine | {"changed": (5, 1)}, written=(2.0, 2.1)).problems() == [], "chance explains it (p 0.11)"
 
 
 def test_a_modelfile_holds_the_prompt_format():

@@ -47,7 +47,7 @@ def facts_in(folder):
 
 
 def small(*words):
-    changes = {"evaluate.general_tokens": 200, "evaluate.batch_tokens": 512, "model.prune.rows": 2}
+    changes = {"evaluate.general_tokens": 200, "evaluate.batch_tokens": 512}
     return [*words, *(word for key, value in changes.items() for word in ("--set", f"{key}={value}"))]
 
 
@@ -179,8 +179,8 @@ def test_without_any_text_it_is_said_what_to_do(place, tmp_path, monkeypatch):
 
 
 PRUNE = {
-    "zeros": {"model__prune__method": "wanda", "model__prune__sparsity": 0.6, "model__prune__rows": 6},
-    "layers": {"model__prune__method": "layers", "model__prune__layers": 2, "model__prune__rows": 6},
+    "zeros": {"model__prune__method": "wanda", "model__prune__sparsity": 0.6},
+    "layers": {"model__prune__method": "layers", "model__prune__layers": 2},
 }
 
 

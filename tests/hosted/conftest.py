@@ -14,7 +14,6 @@ from tests.hosted.server import KEY, Api, serving
 
 QUICK = {
     "model.base": "gpt-3.5-turbo",
-    "model.api.poll_seconds": "0.01",
     "data.split": "group",
     "evaluate.resamples": "100",
     "evaluate.general_tokens": "0",
@@ -70,6 +69,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("meditune.train.hosted_job.POLL_SECONDS", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))

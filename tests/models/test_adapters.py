@@ -3,6 +3,8 @@
 Each strategy trains what it says, on every architecture, and what is saved says the same when loaded again.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
 from meditune.train.finetune import save_model
 from meditune.train.losses import fused_loss, is_plain_head, plain_loss
-from meditune.train.trainer import train
+from meditune.train.trainer import TrainingRows, train
 from tests import tiny
 from tests.models.test_forward import EXAMPLES
 
@@ -158,9 +160,9 @@ def test_gradient_checkpointing_changes_no_loss(strategy, architecture):
         spec = TrainSpec(
             batch_size=2, accumulation=1, epochs=3, learning_rate=rate, gradient_checkpointing=checkpointing
         )
-        weights = TokenWeights(EXAMPLES, rows, spec)
+        data = TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec))
         before = loss_of(loaded, model).item()
-        losses.append([step.loss for step in train(model, loaded.pad_id, rows, weights, spec, 1, loaded.frozen)])
+        losses.append([step.loss for step in train(replace(loaded, model=model), data, spec, 1)])
         assert loss_of(loaded, model).item() < before
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

@@ -10,7 +10,7 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
-from meditune.evaluate.evaluator import generate_answers
+from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import inference
 from meditune.models.forward import add_prefix, add_prompt, predict
 from meditune.models.hidden_state_cache import HiddenStateCache

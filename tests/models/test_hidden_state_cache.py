@@ -11,7 +11,7 @@ from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
-from meditune.train.trainer import train
+from meditune.train.trainer import TrainingRows, train
 from tests import tiny
 from tests.models.test_forward import EXAMPLES
 
@@ -46,8 +46,8 @@ def test_training_is_the_same_with_and_without_memory(architecture):
         model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
         made = rows(loaded)
         spec = TrainSpec(batch_size=2, accumulation=1, epochs=3, learning_rate=1e-2)
-        weights = TokenWeights(EXAMPLES, made, spec)
-        steps = train(model, loaded.pad_id, made, weights, spec, 1, HiddenStateCache(model, frozen))
+        data = TrainingRows(made, TokenWeights(EXAMPLES, made, spec))
+        steps = train(tiny.with_model(loaded, model, frozen), data, spec, 1)
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -78,8 +78,10 @@ def test_resumed_training_ends_with_the_same_bits(dtype, max_gb):
             if not done:
                 kept[step] = {key: value.clone() for key, value in tensors.items()}
 
-        resume = (done, kept[done]) if done else None
-        steps = train(model, loaded.pad_id, made, TokenWeights(many, made, spec), spec, 1, frozen, resume, save)
+        resume = (runs[0][:done], kept[done]) if done else None
+        data = TrainingRows(made, TokenWeights(many, made, spec))
+        in_training = replace(loaded, model=model, frozen=frozen)
+        steps = train(in_training, data, spec, 1, resume=resume, checkpoint=save)
         runs.append([replace(step, seconds=0) for step in steps])
         assert 0 < frozen.bytes <= frozen.max_bytes
     assert runs[1] == runs[0][3:]

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
-from meditune.evaluate.evaluator import generate_answers
 from meditune.evaluate.likelihood import score
+from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import quantization
 from meditune.models.adapters import make_trainable, merged, parameter_counts
 from meditune.models.load import load

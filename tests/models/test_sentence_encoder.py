@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from meditune.errors import ModelError
 from meditune.models import int8_bert, sentence_encoder
 from meditune.models.int8_bert import Int8Bert
-from meditune.models.sentence_encoder import embed, load
+from meditune.models.sentence_encoder import load, sentence_model
 from tests import tiny
 
 TEXTS = ["The drug helps.", "", "Does the drug help with pain in adults?", "pain " * 400, "No harm was seen.", "Pain"]
@@ -35,7 +35,7 @@ def plain(folder, text):
 def test_vectors_are_means_of_token_states_whatever_the_batch(folder, batch, monkeypatch):
     monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", batch)
     model = load(folder)
-    found, readings = model.embed(TEXTS), model.read(TEXTS)
+    found, readings = model.encode(TEXTS), model.read(TEXTS)
     assert (found.shape, found.dtype) == ((6, 32), np.float32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     for vector, reading, text in zip(found, readings, TEXTS, strict=True):
@@ -50,7 +50,7 @@ def test_vectors_are_means_of_token_states_whatever_the_batch(folder, batch, mon
 
 
 def test_no_texts_give_no_vectors(folder):
-    assert load(folder).embed([]).shape == (0, 32)
+    assert load(folder).encode([]).shape == (0, 32)
     assert load(folder).read([]) == []
 
 
@@ -62,7 +62,7 @@ def test_a_folder_without_a_model_is_an_error_in_a_sentence(tmp_path):
 @pytest.mark.model
 def test_the_real_models_cosines_are_those_of_sentence_transformers():
     """Expected: sentence-transformers 6.2.0 with the same weights."""
-    vectors = embed(
+    vectors = sentence_model().encode(
         [
             "Aspirin lowers the risk of a heart attack.",
             "Taking aspirin makes heart attacks less likely.",
@@ -95,17 +95,17 @@ def whole(tmp_path: Path) -> sentence_encoder.SentenceModel:
 
 
 def test_vectors_are_those_of_the_whole_model(whole: sentence_encoder.SentenceModel) -> None:
-    made = Int8Bert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS)
+    made = Int8Bert(whole.model, whole.tokenizer).encode(ENCODED_TEXTS)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
-    assert (made * whole.embed(ENCODED_TEXTS, label=None)).sum(axis=1).min() > 0.97
+    assert (made * whole.encode(ENCODED_TEXTS)).sum(axis=1).min() > 0.97
 
 
 def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: sentence_encoder.SentenceModel) -> None:
     encoder = Int8Bert(whole.model, whole.tokenizer)
-    together = encoder.embed(ENCODED_TEXTS)
-    alone = np.concatenate([encoder.embed([text]) for text in ENCODED_TEXTS])
+    together = encoder.encode(ENCODED_TEXTS)
+    alone = np.concatenate([encoder.encode([text]) for text in ENCODED_TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    assert encoder.embed([]).shape == (0, encoder.size)
+    assert encoder.encode([]).shape == (0, encoder.size)
 
 
 @pytest.mark.parametrize("tokens", [16, 1024])
@@ -119,7 +119,7 @@ def test_threads_share_the_texts_and_leave_torch_as_it_was(
         made = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            made.append(Int8Bert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS))
+            made.append(Int8Bert(whole.model, whole.tokenizer).encode(ENCODED_TEXTS))
             assert torch.get_num_threads() == threads
         np.testing.assert_allclose(made[1], made[0], atol=1e-5)
     finally:

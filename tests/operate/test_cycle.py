@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
+from meditune.cli.scheduler import FILE
 from meditune.files import cache_folder
 from meditune.model_registry import Registry
-from meditune.operate import loop
 from meditune.operate.active_learning.annotation_queue import examples
-from meditune.operate.loop import load
 from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
 from tests.operate.active_learning_material import judge
@@ -81,28 +80,28 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             _good_time(server, store, tmp_path)
             config.write_text(
                 "registry: registry\nstore: store\ndrift: {reference: reference, every: 1s}\nguard: {every: 1s}\n"
-                f"queue: {{folder: queues, budget: 200, embedding: {EMBEDDING}, every: 7d}}\n"
-                "retrain: {least: 20, held_out: 0.5, settings: [train.epochs=4, train.learning_rate=1e-2], every: 7d}\n"
+                f"queue: {{folder: queues, budget: 200, embedding: {EMBEDDING}, every: 1h}}\n"
+                "retrain: {least: 20, held_out: 0.5, set: [train.epochs=4, train.learning_rate=1e-2], every: 1h}\n"
             )
             first = meditune("loop", config, "--once")
             assert first.code == 0, first
-            assert "no alert" in first.out
+            assert "drift: done" in first.out
             assert server.service.served.version.startswith("v0001-")
 
             rated(server, asked(server, [drifted(number) for number in range(DRIFTED)])[:30], "down")
             aged(config, 3600)
             alarmed = meditune("loop", config, "--once")
-            assert "drift: ALERT: " in alarmed.out, alarmed
+            assert "drift: ALERT: Drift: " in alarmed.out, alarmed
             assert "length (large)" in alarmed.out
             # Whose questions change is no version's doing.
-            assert "guard: No evidence against v0001." in alarmed.out
-            assert "for experts: meditune annotate serve" in alarmed.out, alarmed
+            assert "No evidence against v0001." in alarmed.out
+            assert "meditune annotate serve" in alarmed.out, alarmed
 
             _experts(tmp_path / "queues")
             aged(config, 3600)
             with Asking(server) as replies:
                 trained = meditune("loop", config, "--once")
-                assert "retrain: v0002 passed its gate against v0001 and is now served." in trained.out, trained
+                assert "v0002 passed its gate against v0001 and is now served." in trained.out, trained
                 until(lambda: current(server) == "v0002")
                 seen = len(replies)
                 until(lambda: len(replies) > seen + 4)
@@ -116,14 +115,14 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
             # It gets something wrong that no version may.
             known = {"id": "chest", "question": usual(4000), "contains": ["see somebody today"], "critical": True}
-            canary = f"{{questions: canaries.jsonl, results: results.jsonl, url: '{server.address}', every: 1s}}"
+            canary = f"{{questions: canaries.jsonl, output: results.jsonl, url: '{server.address}', every: 1s}}"
             jsonl(tmp_path / "canaries.jsonl", [known])
             # Drift that is still there would have it trained again at once, sometimes.
             others = [line for line in config.read_text().splitlines() if not line.startswith("retrain:")]
             config.write_text("\n".join([*others, f"canary: {canary}\n"]))
             aged(config, 3600)
             taken_back = meditune("loop", config, "--once")
-            assert "guard: ALERT: v0002 was rolled back, v0001 is served" in taken_back.out, taken_back
+            assert "guard: ALERT: v0002 was withdrawn; v0001 is served." in taken_back.out, taken_back
             until(lambda: current(server) == "v0001")
             assert asked(server, [usual(5000)])[0]["versions"]["model"].startswith("v0001-")
         models = {row["model"].split()[1].partition("-")[0] for row in kept(store)}
@@ -154,7 +153,7 @@ def _experts(queues: Path) -> None:
 
 def aged(config: Path, seconds: float) -> None:
     """Let every stage have ended so long ago."""
-    path = load(config).registry / loop.FILE
+    path = config.parent / "registry" / FILE
     state = json.loads(path.read_text())
     for stage in state["stages"].values():
         stage["ended"] -= seconds

@@ -32,7 +32,7 @@ from meditune.evaluate.gate import Policy
 from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, Wanted, deal, gather
-from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, Gates, judge, unjudged, usual
+from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, judge, unjudged, usual
 from meditune.operate.retraining.retrain import Options, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
@@ -220,7 +220,7 @@ def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Pa
 
 def test_a_version_that_was_added_before_the_kill_isnt_added_twice(registry: Path, easy, tmp_path: Path) -> None:
     words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy, "--then", "keep")
-    with killed_at("retrain._followed"):
+    with killed_at("retrain._release"):
         assert meditune(*words).code == 130
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
     done = meditune(*words)
@@ -317,7 +317,7 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
     done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--then", "canary", "--percent", 5)
     assert done.code == 0, done
-    assert done.last.endswith("on trial as a canary in 5 % of the conversations.")
+    assert done.last.endswith("and is a canary in 5 % of the conversations.")
     said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
     (rows_file,) = registry.glob("rows/*/literature.jsonl")
     assert said["fed"]["literature"]["rows"] == 30
@@ -412,7 +412,7 @@ def test_new_items_count_where_what_decides_was_measured_on_them(
     tmp_path: Path, decided: int, scored: int, said: str
 ) -> None:
     new = measured(tmp_path / "run", decided, scored)
-    judged = judge(tmp_path / "run", new, Gates(), 200, 1)
+    judged = judge(tmp_path / "run", new, (None, None), 200, 1)
     assert judged["on"]["new"]["unjudged"].startswith(said)
     assert judged["passed"] is (said == "")
 

@@ -1,7 +1,4 @@
-"""The files of deploy/schedule, as far as it can be told without a cluster and without being root.
-
-The files of deploy/schedule for canaries, retraining and the loop, as far as it can be told without a cluster.
-"""
+"""The files of deploy/schedule, as far as they can be tested without a cluster and without root."""
 
 from __future__ import annotations
 
@@ -20,108 +17,17 @@ import yaml
 from meditune.cli.main import cli_app
 
 SCHEDULE = Path(__file__).parents[2] / "deploy" / "schedule"
-UPDATE = ("meditune-update.service", "meditune-update.timer", "meditune-update.cron", "kubernetes.yaml")
+UNITS = ("meditune-update.service", "meditune-canary.service", "meditune-retrain.service", "meditune-loop.service")
+TIMERS = ("meditune-update.timer", "meditune-canary.timer", "meditune-retrain.timer")
+CRONS = {"meditune-update.cron": 1, "meditune-canary.cron": 2, "meditune-retrain.cron": 1}
+"""File -> number of commands in its line"""
+CRONJOBS = {"kubernetes.yaml": ["meditune-update"], "release.yaml": ["meditune-canary", "meditune-retrain"]}
 NIGHT = "30 21 * * *"
 ANALYZE = shutil.which("systemd-analyze")
-
-
-def parsed(words: list[str]) -> dict[str, Any]:
-    """The options of `meditune update ...`, read as the command line reads them."""
-    command = typer.main.get_command(cli_app).commands["update"]  # type: ignore[attr-defined]
-    assert words[0] == "update"
-    return dict(command.make_context("update", words[1:]).params)
-
-
-def unit(name: str) -> configparser.ConfigParser:
-    made = configparser.ConfigParser(strict=False, interpolation=None)
-    made.optionxform = str  # type: ignore[assignment,method-assign]
-    made.read(SCHEDULE / name, encoding="utf-8")
-    return made
-
-
-def text(name: str) -> str:
-    return (SCHEDULE / name).read_text(encoding="utf-8")
-
-
-def test_all_files_for_updates_are_looked_at() -> None:
-    there = {path.name for path in SCHEDULE.iterdir()}
-    assert set(UPDATE) <= there
-
-
-def test_the_service_runs_an_update_that_the_command_line_takes(tmp_path: Path) -> None:
-    service = unit("meditune-update.service")["Service"]
-    program, *words = shlex.split(service["ExecStart"])
-    assert program.endswith("/bin/meditune")
-    taken = parsed(words)
-    assert taken["query"] == ["${MEDITUNE_QUERY}"]
-    assert taken["index"] == "/var/lib/meditune/index"
-    assert str(taken["library"]).startswith(f"/var/lib/{service['StateDirectory']}/")
-    assert service["Type"] == "oneshot"
-
-
-@pytest.mark.skipif(not ANALYZE, reason="no systemd here")
-def test_systemd_reads_service_and_timer(tmp_path: Path) -> None:
-    for name in ("meditune-update.service", "meditune-update.timer"):
-        # What isn't installed here would be complained of.
-        shown = text(name).replace("/opt/meditune/bin/meditune", "/bin/true")
-        (tmp_path / name).write_text(shown, encoding="utf-8")
-    words = [str(ANALYZE), "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    ours = [line for line in done.stderr.splitlines() if "meditune" in line]
-    assert ours == [], done.stderr
-    when = unit("meditune-update.timer")["Timer"]["OnCalendar"]
-    done = subprocess.run([str(ANALYZE), "calendar", when], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_cron_line_is_a_line_that_a_shell_reads() -> None:
-    lines = [line for line in text("meditune-update.cron").splitlines() if line and not line.startswith("#")]
-    settings, jobs = [line for line in lines if re.match(r"\w+=", line)], [line for line in lines if line[0].isdigit()]
-    assert "CRON_TZ=America/New_York" in settings
-    (job,) = jobs
-    found = re.fullmatch(r"((?:\S+ ){4}\S+) (\S+) (.+)", job)
-    assert found
-    assert (found[1], found[2]) == (NIGHT, "meditune")
-    assert "%" not in found[3]
-    assert subprocess.run(["sh", "-n", "-c", found[3]], check=False).returncode == 0
-    words = shlex.split(found[3])
-    assert parsed(words[words.index("/opt/meditune/bin/meditune") + 1 :])["query"] == ["$MEDITUNE_QUERY"]
-
-
-def test_the_cronjob_forbids_two_at_once_and_runs_as_nobody() -> None:
-    (job,) = yaml.safe_load_all(text("kubernetes.yaml"))
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
-    spec = job["spec"]
-    assert (spec["schedule"], spec["timeZone"]) == (NIGHT, "America/New_York")
-    assert spec["concurrencyPolicy"] == "Forbid"
-    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["restartPolicy"] == "Never"
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    taken = parsed(container["args"])
-    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert {f"/{Path(str(taken[name])).parts[1]}" for name in ("library", "index")} <= mounted.keys()
-    assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
-    assert {each["name"] for each in container["env"]} >= {"MEDITUNE_CONTACT", "NCBI_API_KEY"}
-
-
-def test_the_hours_are_those_that_ncbi_asks_for() -> None:
-    timer = unit("meditune-update.timer")["Timer"]
-    assert timer["OnCalendar"].endswith("America/New_York")
-    begins = int(re.search(r"(\d\d):\d\d:\d\d", timer["OnCalendar"])[1])  # type: ignore[index]
-    latest = begins + int(timer["RandomizedDelaySec"].removesuffix("h"))
-    assert begins >= 21
-    assert latest < 24 + 5
-
-
-UNITS = ("meditune-canary.service", "meditune-retrain.service", "meditune-loop.service")
-TIMERS = ("meditune-canary.timer", "meditune-retrain.timer")
-CRONS = {"meditune-canary.cron": 2, "meditune-retrain.cron": 1}
 PROGRAM = "/opt/meditune/bin/meditune"
 
 
-def parsed_release(words: list[str]) -> dict[str, Any]:
+def parsed(words: list[str]) -> dict[str, Any]:
     """The options of a command, read as the command line reads them."""
     command: Any = typer.main.get_command(cli_app)
     context = None
@@ -144,11 +50,19 @@ def commands(line: str) -> list[list[str]]:
     return found
 
 
-def test_every_file_is_one_of_these_or_of_the_updates() -> None:
-    ours = {*UNITS, *TIMERS, *CRONS, "release.yaml"}
-    there = {path.name for path in SCHEDULE.iterdir()}
-    assert ours <= there
-    assert {name for name in there - ours if "update" not in name} == {"kubernetes.yaml"}
+def unit(name: str) -> configparser.ConfigParser:
+    made = configparser.ConfigParser(strict=False, interpolation=None)
+    made.optionxform = str  # type: ignore[assignment,method-assign]
+    made.read(SCHEDULE / name, encoding="utf-8")
+    return made
+
+
+def text(name: str) -> str:
+    return (SCHEDULE / name).read_text(encoding="utf-8")
+
+
+def test_all_files_are_tested() -> None:
+    assert {path.name for path in SCHEDULE.iterdir()} == {*UNITS, *TIMERS, *CRONS, *CRONJOBS}
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -158,9 +72,12 @@ def test_services_run_commands_that_the_command_line_takes(name: str) -> None:
     for line in lines:
         program, *words = shlex.split(line)
         assert program.removeprefix("-") == PROGRAM
-        taken = parsed_release(words)
+        taken = parsed(words)
         places = [value for value in taken.values() if isinstance(value, Path) and str(value).startswith("/var")]
         assert all(str(value).startswith("/var/lib/meditune/") for value in places)
+        if words[0] == "update":
+            assert taken["query"] == ["${MEDITUNE_QUERY}"]
+            assert taken["index"] == "/var/lib/meditune/index"
     assert unit(name)["Service"]["StateDirectory"] == "meditune"
     assert unit(name)["Service"]["DynamicUser"] == "yes"
 
@@ -172,8 +89,9 @@ def test_a_canary_that_got_worse_still_lets_the_guard_look() -> None:
 
 
 @pytest.mark.skipif(not ANALYZE, reason="no systemd here")
-def test_systemd_reads_them(tmp_path: Path) -> None:
+def test_systemd_reads_services_and_timers(tmp_path: Path) -> None:
     for name in (*UNITS, *TIMERS):
+        # What isn't installed here would be complained of.
         (tmp_path / name).write_text(text(name).replace(PROGRAM, "/bin/true"), encoding="utf-8")
     words = [str(ANALYZE), "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -196,12 +114,16 @@ def test_cron_lines_are_lines_that_a_shell_reads(name: str) -> None:
     called = commands(found[3])
     assert len(called) == CRONS[name]
     for words in called:
-        parsed_release(words)
+        taken = parsed(words)
+        if words[0] == "update":
+            assert (found[1], taken["query"]) == (NIGHT, ["$MEDITUNE_QUERY"])
+            assert "CRON_TZ=America/New_York" in lines
 
 
-def test_cronjobs_forbid_two_at_once_and_run_as_nobody() -> None:
-    jobs = list(yaml.safe_load_all(text("release.yaml")))
-    assert [job["metadata"]["name"] for job in jobs] == ["meditune-canary", "meditune-retrain"]
+@pytest.mark.parametrize("name", CRONJOBS)
+def test_cronjobs_forbid_two_at_once_and_run_as_nobody(name: str) -> None:
+    jobs = list(yaml.safe_load_all(text(name)))
+    assert [job["metadata"]["name"] for job in jobs] == CRONJOBS[name]
     for job in jobs:
         assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
         assert job["spec"]["concurrencyPolicy"] == "Forbid"
@@ -212,13 +134,25 @@ def test_cronjobs_forbid_two_at_once_and_run_as_nobody() -> None:
         assert container["securityContext"]["readOnlyRootFilesystem"]
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
-        called = [container["args"]] if container["command"] == ["meditune"] else commands(container["args"][0])
+        in_shell = container.get("command", ["meditune"]) != ["meditune"]
+        called = commands(container["args"][0]) if in_shell else [container["args"]]
         assert called
         for words in called:
-            taken = parsed_release(words)
-            places = [value for value in taken.values() if isinstance(value, Path)]
-            assert places
-            assert {f"/{place.parts[1]}" for place in places} <= mounted.keys()
+            taken = parsed(words)
+            places = [Path(str(taken[key])) for key in taken if isinstance(taken[key], Path) or key == "index"]
+            assert {f"/{place.parts[1]}" for place in places if place.is_absolute()} <= mounted.keys()
+            if words[0] == "update":
+                assert (job["spec"]["schedule"], job["spec"]["timeZone"]) == (NIGHT, "America/New_York")
+                assert {each["name"] for each in container["env"]} >= {"MEDITUNE_CONTACT", "NCBI_API_KEY"}
+
+
+def test_the_hours_are_those_that_ncbi_asks_for() -> None:
+    timer = unit("meditune-update.timer")["Timer"]
+    assert timer["OnCalendar"].endswith("America/New_York")
+    begins = int(re.search(r"(\d\d):\d\d:\d\d", timer["OnCalendar"])[1])  # type: ignore[index]
+    latest = begins + int(timer["RandomizedDelaySec"].removesuffix("h"))
+    assert begins >= 21
+    assert latest < 24 + 5
 
 
 def server() -> tuple[str, dict[str, str], Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meditune.retrieve.vector_search import Embedder, Identity, Vectors
+from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder, Vectors
 
 DIMENSION = 64
 TEXTS = {
@@ -28,15 +28,15 @@ def words_as_vectors(texts: Sequence[str]) -> Vectors:
     return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-9)
 
 
-TINY = Embedder(Identity("tiny", DIMENSION, "tiny-1"), words_as_vectors)
+TINY = SentenceEncoder(EncoderIdentity("tiny", DIMENSION, "tiny-1"), words_as_vectors)
 
 
 class Counting:
-    """The tiny embedder, which counts what it is given."""
+    """The tiny encoder, which counts what it is given."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.embedder = Embedder(TINY.identity, self._embed)
+        self.encoder = SentenceEncoder(TINY.identity, self._embed)
 
     @property
     def passages(self) -> list[str]:

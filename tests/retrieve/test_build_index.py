@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError, ModelError
+from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder
 from meditune.retrieve import build_index, collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import index_storage
-from meditune.retrieve.vector_search import Embedder, Identity
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -28,8 +28,8 @@ def docs(tmp_path: Path) -> Path:
     return corpus.folder(tmp_path / "docs")
 
 
-def made(where: Path, docs: Path, embedder: Embedder = corpus.TINY, **options: bool):
-    return build(index_storage(where), [collections.documents(str(docs))], embedder, **options)
+def made(where: Path, docs: Path, encoder: SentenceEncoder = corpus.TINY, **options: bool):
+    return build(index_storage(where), [collections.documents(str(docs))], encoder, **options)
 
 
 def found(where: Path, question: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: 
     os.utime(docs / "gout.md", (docs / "asthma.md").stat()[7:9])
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
     counting = corpus.Counting()
-    said, changes = update(index_storage(where), [], counting.embedder)
+    said, changes = update(index_storage(where), [], counting.encoder)
     assert counting.texts == ["flu\nInfluenza comes in winter.", "flu"]
     assert (changes.added, changes.changed, changes.removed, changes.kept) == (1, 0, 2, 4)
     assert said.passages == 5
@@ -120,7 +120,7 @@ def test_a_second_build_is_refused_unless_it_may_replace(tmp_path: Path, docs: P
 
 def test_another_embedding_model_is_refused_with_the_reason(tmp_path: Path, docs: Path) -> None:
     made(tmp_path / "index", docs)
-    other = Embedder(Identity("other", 64, "other-1"), corpus.words_as_vectors)
+    other = SentenceEncoder(EncoderIdentity("other", 64, "other-1"), corpus.words_as_vectors)
     with pytest.raises(
         ModelError, match=r"built with the embedding model tiny .* The vectors of other .* cannot be compared"
     ):
@@ -140,7 +140,8 @@ def test_the_second_writer_is_told(tmp_path: Path, docs: Path) -> None:
         return corpus.words_as_vectors(texts)
 
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
-    writer = threading.Thread(target=update, args=(index_storage(where), [], Embedder(corpus.TINY.identity, slow)))
+    slow_encoder = SentenceEncoder(corpus.TINY.identity, slow)
+    writer = threading.Thread(target=update, args=(index_storage(where), [], slow_encoder))
     writer.start()
     try:
         assert entered.wait(20)
@@ -178,7 +179,7 @@ def test_a_killed_build_leaves_no_index_and_goes_on(
     with pytest.raises(DataError, match="contains no index"):
         Index.open(where, corpus.TINY)
     counting = corpus.Counting()
-    said, changes = made(where, docs, counting.embedder)
+    said, changes = made(where, docs, counting.encoder)
     assert changes.resumed
     assert len(counting.passages) == (25 if stage == "embedding" else 0)
     assert said.content == made(tmp_path / "whole", docs)[0].content
@@ -196,7 +197,7 @@ def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monk
     assert found(where, "text of illness 3")[:1] != ["more:3.txt"]
     counting = corpus.Counting()
     named = [collections.documents(f"more={more}")] if same else []
-    said, changes = update(index_storage(where), named, counting.embedder)
+    said, changes = update(index_storage(where), named, counting.encoder)
     assert changes.resumed == same
     assert len(counting.passages) == (25 if same else 0)
     assert list(said.sources) == (["documents", "more"] if same else ["documents"])
@@ -258,11 +259,11 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
     if stage == "switching":
         build_index.index.Manifest.write = die
     chosen = [collections.documents(f"{name}{docs}")]
-    embedder = Embedder(corpus.TINY.identity, embed)
+    encoder = SentenceEncoder(corpus.TINY.identity, embed)
     if name:
-        update(index_storage(where), chosen, embedder)
+        update(index_storage(where), chosen, encoder)
     else:
-        build(index_storage(where), chosen, embedder)
+        build(index_storage(where), chosen, encoder)
 
 
 def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ The nearest vectors by some directions first: the same that comparing all of the
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,13 +14,14 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError
+from meditune.models.sentence_encoder import SentenceEncoder, Vectors
 from meditune.retrieve import collections, vector_search
-from meditune.retrieve.build_index import build, update
+from meditune.retrieve.build_index import build
 from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import query_focus
 from meditune.retrieve.storage import index_storage
-from meditune.retrieve.vector_search import Embedder, Vectors, VectorSearch
+from meditune.retrieve.vector_search import VectorSearch
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -72,12 +72,13 @@ def test_a_hit_says_what_each_part_gave(index: Index) -> None:
     assert 2 / 62 <= fused.score <= 2 / 61
 
 
-def test_weights_and_modes_choose_the_part(index: Index) -> None:
-    asked = {"words": "head lice", "meaning": "Cool the burn with running water."}
-    assert documents(index, "help", 1, **asked, weights={"meaning": 0})[0] == "documents:lice.txt"
-    assert documents(index, "help", 1, **asked, weights={"words": 0})[0] == "documents:burn.html"
+def test_modes_choose_the_part(index: Index) -> None:
     only = index.search("gout", 2, mode="meaning").hits
+    assert only
     assert all(hit.words is None and hit.score == hit.meaning for hit in only)
+    only = index.search("gout", 2, mode="words").hits
+    assert only
+    assert all(hit.meaning is None and hit.score == hit.words for hit in only)
 
 
 QUESTIONS = {
@@ -112,7 +113,6 @@ def test_a_rambling_message_with_a_slip_finds_its_answer_by_the_reranker(leaflet
 def test_every_hit_of_the_reranker_has_its_cosine_with_the_message_or_with_what_it_asks(leaflets: Index) -> None:
     hits = leaflets.search(MESSAGE, 5).hits
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert leaflets.opened.reranker
     synonyms = leaflets.opened.reranker.synonyms
     corrected = synonyms.corrected(MESSAGE)
     meant = corpus.words_as_vectors([corrected, query_focus(corrected, synonyms).query])
@@ -128,26 +128,8 @@ def test_all_about_a_question_is_embedded_at_once(leaflets: Index) -> None:
         calls.append(len(set(texts)) == len(texts))
         return corpus.words_as_vectors(texts)
 
-    Index(leaflets.place, Embedder(corpus.TINY.identity, embed)).search(MESSAGE)
+    Index(leaflets.place, SentenceEncoder(corpus.TINY.identity, embed)).search(MESSAGE)
     assert calls == [True]
-
-
-def test_an_index_of_before_is_searched_without_the_reranker_and_that_is_said(leaflets: Index, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(leaflets.place.name, old)
-    said = json.loads((old / "index.json").read_text())
-    del said["knowledge"]
-    (old / "index.json").write_text(json.dumps(said))
-    found = Index.open(old, corpus.TINY).search(MESSAGE)
-    assert found.hits
-    assert found.remarks == (
-        "This index was made by an older version of Meditune, without the reranker's data, so hits are ordered by rank "
-        f"fusion only. Update it with `meditune index update {old}`.",
-    )
-    update(index_storage(old), [], corpus.TINY)
-    anew = Index.open(old, corpus.TINY).search(MESSAGE)
-    assert not anew.remarks
-    assert [hit.passage.id for hit in anew.hits] == [hit.passage.id for hit in leaflets.search(MESSAGE).hits]
 
 
 def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> None:
@@ -155,6 +137,9 @@ def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> 
     shutil.copytree(leaflets.place.name, broken)
     (broken / leaflets.manifest.knowledge).write_bytes(b"PK")
     with pytest.raises(DataError, match=r"knowledge-passages-1.*missing or damaged.*--replace"):
+        Index.open(broken, corpus.TINY)
+    (broken / leaflets.manifest.knowledge).unlink()
+    with pytest.raises(DataError, match=r"there is no such file.*--replace"):
         Index.open(broken, corpus.TINY)
 
 
@@ -219,7 +204,6 @@ def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
         ({"mode": "best"}, "mode 'best' must be one of hybrid, fused, words, meaning"),
         ({"k": 0}, "k is 0"),
         ({"diversity": 2}, "diversity is 2"),
-        ({"weights": {"title": 1}}, "weights: title 1 must be one of words, meaning"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(index: Index, options, says: str) -> None:
@@ -232,7 +216,7 @@ def test_an_error_of_the_embedding_isnt_called_damage(index: Index) -> None:
         raise ValueError("out of order")
 
     with pytest.raises(ValueError, match="out of order"):
-        Index(index.place, Embedder(corpus.TINY.identity, broken)).search("gout")
+        Index(index.place, SentenceEncoder(corpus.TINY.identity, broken)).search("gout")
 
 
 def test_the_passages_of_a_document_come_in_order(index: Index) -> None:
@@ -241,11 +225,11 @@ def test_the_passages_of_a_document_come_in_order(index: Index) -> None:
     assert len(numbers) > 4
 
 
-def test_ranks_add_up_with_their_weights() -> None:
-    scores = reciprocal_rank({"a": [7, 8], "b": [8, 9]}, {"a": 1.0, "b": 0.5})
-    assert list(scores) == [8, 7, 9]
-    assert scores[8] == pytest.approx(1 / 62 + 0.5 / 61)
-    assert scores[9] == pytest.approx(0.5 / 62)
+def test_ranks_add_up() -> None:
+    scores = reciprocal_rank([[[7], [8]], [[8], [9, 6]]])
+    assert list(scores) == [8, 7, 9, 6]
+    assert scores[8] == pytest.approx(1 / 62 + 1 / 61)
+    assert scores[9] == scores[6] == pytest.approx(1 / 62)
 
 
 def test_a_twin_gives_way_to_something_else() -> None:

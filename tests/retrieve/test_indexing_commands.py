@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import ModelError
-from meditune.models import sentence_encoder, sentence_encoder_onnx
-from meditune.retrieve import collections, vector_search
+from meditune.models import sentence_encoder
+from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.storage import index_storage
 from tests import tiny
@@ -80,23 +80,23 @@ def test_restricted_sources_are_marked(tmp_path: Path) -> None:
 def test_every_form_of_the_model_gives_the_vectors_of_the_whole_one() -> None:
     pytest.importorskip("onnxruntime")
     texts = ["What helps against gout?", "Colchicine calms an attack of gout in most adults. " * 30, "x", ""]
-    whole = sentence_encoder.embed(texts)
-    quick, small = vector_search.embedder(vector_search.DEFAULT), vector_search.embedder(vector_search.INT8)
+    whole = sentence_encoder.sentence_model().encode(texts)
+    quick, small = map(sentence_encoder.load_encoder, (sentence_encoder.DEFAULT, sentence_encoder.INT8))
     assert quick.identity.space == small.identity.space
-    assert (whole * quick.embed(texts)).sum(axis=1).min() > 0.98
-    assert (whole * small.embed(texts)).sum(axis=1).min() > 0.995
+    assert (whole * quick.encode(texts)).sum(axis=1).min() > 0.98
+    assert (whole * small.encode(texts)).sum(axis=1).min() > 0.995
 
 
 def test_without_onnxruntime_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"pip install --editable .*\[retrieve\]"):
-        sentence_encoder_onnx.load(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
+        sentence_encoder.load_onnx(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
 
 
 def test_an_unknown_embedding_model_is_an_error_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match=r"needs sentence-transformers.*use all-minilm-l6-v2"):
-        vector_search.embedder("someone/some-model")
+        sentence_encoder.load_encoder("someone/some-model")
 
 
 @pytest.mark.model
@@ -106,7 +106,7 @@ def test_a_server_that_only_searches_needs_no_torch(tmp_path: Path) -> None:
     build(
         index_storage(tmp_path / "index"),
         [collections.documents(str(docs))],
-        vector_search.embedder(vector_search.INT8),
+        sentence_encoder.load_encoder(sentence_encoder.INT8),
     )
     program = (
         "import sys\nfrom meditune.retrieve.index import Index\n"

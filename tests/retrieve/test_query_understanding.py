@@ -10,8 +10,9 @@ import pytest
 from meditune.retrieve.query_understanding import query_focus
 from meditune.retrieve.topics import Synonyms, of_medquad, read
 
-KNOWN = Synonyms.of_titles(
-    [
+KNOWN = Synonyms(
+    read(title).names
+    for title in [
         "What is (are) Fibromyalgia ?",
         "What are the treatments for Chronic pain ?",
         "What is (are) Rheumatoid arthritis ? (Also called: RA)",
@@ -84,7 +85,7 @@ TITLES = [
 
 @pytest.fixture(scope="module")
 def synonyms() -> Synonyms:
-    return Synonyms.of_titles(TITLES)
+    return Synonyms(read(title).names for title in TITLES)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,14 @@ MESSAGE = (
     "Help\nHi, my mother is 80 and lives with a toddler, my nephew. She has shingels on her back since Friday. "
     "What treatments are there for it?"
 )
+TITLES = list(dict.fromkeys(piece.title for piece in PIECES))
 
 
 @pytest.fixture
 def reranker() -> Reranker:
     return Reranker(
-        Synonyms.of_titles(piece.title for piece in PIECES),
-        TitleVectors.made([piece.title for piece in PIECES], embed),
+        Synonyms(topics.read(piece.title).names for piece in PIECES),
+        TitleVectors(TITLES, embed(TITLES)),
         embed,
     )
 
@@ -88,8 +89,8 @@ def test_passages_without_a_title_and_no_passages_at_all(reranker):
 def test_a_passage_whose_title_isnt_known_counts_by_its_own_vector(reranker):
     unknown = [Piece("x", "", "Shingles is treated with antiviral medicines."), Piece("y", "", PIECES[3].text)]
     vectors = embed([piece.text for piece in unknown])
-    asked = reranker.asked(MESSAGE)
-    reranker.embed = None  # nothing may be embedded any more
+    asked = reranker.prepare(MESSAGE)
+    reranker.encode = None  # nothing may be embedded any more
     first, second = reranker.score(asked, unknown, vectors)
     assert first > second
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.reviewer_decisions import VERDICTS
-from meditune.review.annotation_set import Row, Wanted, create, row_of
-from meditune.review.rating_set import read_key_as, read_set
+from meditune.review.annotation_set import Wanted, create
+from meditune.review.rating_set import Origin, read_key, read_set
 from meditune.review.ratings_store import RATING, Note, Rating, Store
 from tests.commands import jsonl, rows
 
@@ -45,9 +45,9 @@ def made(folder: Path, count: int = 12, changes: dict[str, Any] | None = None, *
     return folder / "set"
 
 
-def key(folder: Path) -> dict[str, Row]:
+def key(folder: Path) -> dict[str, Origin]:
     """What the items are."""
-    return read_key_as(folder, row_of)[0]
+    return read_key(folder)[0]
 
 
 def item_of(folder: Path, n: int) -> str:
@@ -55,7 +55,9 @@ def item_of(folder: Path, n: int) -> str:
     return next(id for id, row in key(folder).items() if row.example == f"own:{n}" and not row.known)
 
 
-def judge(folder: Path, name: str, says: Callable[[str, Row], str | None], round: int = RATING, **texts: str) -> None:
+def judge(
+    folder: Path, name: str, says: Callable[[str, Origin], str | None], round: int = RATING, **texts: str
+) -> None:
     """Let a rater give the verdicts (None: nothing); `texts` are changed texts by the row's number (n3=...)."""
     store, known = Store(folder), key(folder)
     rater = store.rater(name).id
@@ -70,6 +72,6 @@ def judge(folder: Path, name: str, says: Callable[[str, Row], str | None], round
     )
 
 
-def right(_: str, row: Row) -> str:
+def right(_: str, row: Origin) -> str:
     """What a careful rater says of these tables, where every row of the data is correct."""
     return row.expected[0] if row.known else "correct"

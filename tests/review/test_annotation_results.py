@@ -27,7 +27,7 @@ from meditune.review.rating_set import CANNOT, read_set
 from meditune.review.ratings_store import ADJUDICATION, Rating, Store
 from tests.commands import meditune
 from tests.review.annotation_sets import item_of, judge, key, made, right
-from tests.review.test_exchange import everything
+from tests.review.test_import_export import everything
 
 
 def by_number(**verdicts):
@@ -46,7 +46,7 @@ def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path
     judge(folder, "rater-1", by_number(n0="wrong", n1="unsafe"))
     judge(folder, "rater-2", by_number(n0="wrong"))
     decided, undecided = resolved(folder)
-    assert (decided["own:0"].verdict, decided["own:0"].raters) == ("wrong", ("R1", "R2"))
+    assert (decided["own:0"].label, decided["own:0"].raters) == ("wrong", ("R1", "R2"))
     assert undecided == {"own:1": TIED}
     assert [row["example"] for row in results(read_checked(folder))["disputed"]] == ["own:1"]
     judge(folder, "rater-3", by_number(n1="unsafe"))
@@ -55,7 +55,7 @@ def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path
     chief = store.rater("rater-4", joins=False).id
     store.save([Rating(chief, item_of(folder, 1), "verdict", 5, 1.0, round=ADJUDICATION)])
     settled = resolved(folder)[0]["own:1"]
-    assert (settled.verdict, settled.settled, settled.raters) == ("off-topic", True, ("R4",))
+    assert (settled.label, settled.settled, settled.raters) == ("off-topic", True, ("R4",))
 
 
 def test_a_changed_text_counts_where_it_comes_from_those_who_agree(tmp_path):
@@ -66,7 +66,7 @@ def test_a_changed_text_counts_where_it_comes_from_those_who_agree(tmp_path):
     decided, undecided = resolved(folder)
     assert decided["own:0"].answer == "Better."
     assert undecided == {"own:1": REWRITTEN}
-    assert (decided["own:2"].verdict, decided["own:2"].answer) == ("incomplete", "")
+    assert (decided["own:2"].label, decided["own:2"].answer) == ("incomplete", "")
     assert {row["example"] for row in results(read_checked(folder))["disputed"]} == {"own:1", "own:2"}
 
 

@@ -204,7 +204,9 @@ def test_answers_as_good_as_each_other_make_no_pair(tmp_path):
     read = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert made_of.rated == 4
     assert {pair.chosen for pair in read} == {said(0, "reference"), said(1, "reference")}
-    assert write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 1).left_out == {"pairs beyond rated.per_question": 2}
+    assert write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 1).left_out == {
+        "pairs beyond the maximum for one question": 2
+    }
 
 
 def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import sys
 
-from meditune.assistant.assistant import Assistant
 from meditune.serve.app import app_for
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
@@ -17,7 +16,7 @@ from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
 from meditune.store.open_store import open_store
-from tests.assistant.saying import Saying
+from tests.assistant.saying import Saying, assistant_of
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -36,7 +35,7 @@ def service(store: str) -> Service:
         settings,
         Authenticator(settings, Keys(base), Usage(base)),
         Answers(base),
-        Assistant(engine),
+        assistant_of(engine),
     )
 
 

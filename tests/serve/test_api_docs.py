@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.assistant.assistant import Assistant
+from tests.assistant.saying import assistant_of
 from tests.serve import server
 from tests.serve.server import served
 
@@ -51,7 +51,7 @@ def address(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "MODEL", "quickstart")
         with served(tmp_path_factory.mktemp("store")) as running:
-            running.service.assistant = Assistant(running.service.engine)
+            running.service.assistant = assistant_of(running.service.engine)
             yield running.address
 
 

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from meditune.serve.startup import sentence_model
+from meditune.models.sentence_encoder import onnx_sentence_model
 from tests.serve.server import served
 
 NAME = "all-minilm-l6-v2-int8"
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("onnxruntime")
-    with served(tmp_path_factory.mktemp("store"), embeds=sentence_model, embedding=NAME) as running:
+    with served(tmp_path_factory.mktemp("store"), embeds=onnx_sentence_model, embedding=NAME) as running:
         yield running
 
 

@@ -187,7 +187,7 @@ def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
 
 def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
     store = ("--store", tmp_path / "store")
-    unsafe = meditune("serve", model, "--check", "--host", "0.0.0.0", "--open", "--log-text", *store)
+    unsafe = meditune("serve", model, "--check", "--host", "0.0.0.0", "--allow-anonymous", "--log-text", *store)
     assert unsafe.code == 5
     for said in ("no key is required", "unencrypted", "--per-minute", "--log-text"):
         assert f"unsafe  {said}" in unsafe.out or said in unsafe.out
@@ -198,33 +198,33 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
 def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
     everywhere = Place("0.0.0.0")
-    settings = safe(Settings(), everywhere, keys, open_to_all=False)
+    settings = safe(Settings(), everywhere, keys, allow_anonymous=False)
     assert settings.keys_needed
     assert "meditune keys create NAME" in lockout(settings, keys)
-    assert not safe(Settings(), everywhere, keys, open_to_all=True).keys_needed
-    with served(tmp_path / "open", safe(Settings(), everywhere, keys, open_to_all=True)) as server:
+    assert not safe(Settings(), everywhere, keys, allow_anonymous=True).keys_needed
+    with served(tmp_path / "open", safe(Settings(), everywhere, keys, allow_anonymous=True)) as server:
         assert server.chat().status == 200
         for closed in ("/v1/admin/status", "/metrics"):
             assert server.ask(closed).error()["code"] == "missing_scope"
-    here = safe(Settings(), Place(), keys, open_to_all=False)
+    here = safe(Settings(), Place(), keys, allow_anonymous=False)
     assert not here.keys_needed
     assert "127.0.0.1" in here.hosts
     keys.create("Ann")
     assert lockout(settings, keys) == ""
     for place in (everywhere, Place()):
-        assert safe(Settings(), place, keys, open_to_all=True).keys_needed
+        assert safe(Settings(), place, keys, allow_anonymous=True).keys_needed
 
 
 def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):
-    from meditune.operate.drift import check, reference
-    from meditune.operate.drift.check import RequestSource
+    from meditune.operate.drift import drift_detection, reference
+    from meditune.operate.drift.drift_detection import RequestSource
     from meditune.store.overview import overview
     from tests.operate.drift.streams import requests, write_facts
 
     good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
     made = tmp_path / "reference"
-    reference.save(check.fit_reference(RequestSource(good), None, None, 17), made)
-    options = ("--drift", made, "--drift-every", 1, "--price", "1,2", "--hourly", 3)
+    reference.save(drift_detection.fit_reference(RequestSource(good), None, None, 17), made)
+    options = ("--drift", made, "--drift-interval", 1, "--price", "1,2", "--hourly-cost", 3)
     with started(model, tmp_path / "store", *options) as (process, address):
         chat(address)
         until = time.monotonic() + 30

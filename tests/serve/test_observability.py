@@ -12,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from meditune import observability
-from meditune.assistant.assistant import Assistant, AssistantSettings
+from meditune.assistant.assistant import AssistantSettings
 from meditune.errors import ModelError
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.open_store import open_store
-from tests.assistant.saying import Saying, index_of
+from tests.assistant.saying import Saying, assistant_of, index_of
 from tests.review.browser import chromium
 from tests.serve.server import served
 from tests.serve.test_version_router import until
@@ -126,7 +126,7 @@ def test_tokens_read_before_and_costs_are_counted(tmp_path):
 def test_answers_with_sources_are_counted_whole(tmp_path):
     pytest.importorskip("lancedb")
     said = "Inhaled steroids help most people. Zebras cure asthma quickly."
-    assistant = Assistant(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
+    assistant = assistant_of(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with served(tmp_path / "store", assistant=assistant) as server:
         assert server.ask("/v1/ask", {"question": "What helps people with asthma?"}).status == 200
         assert server.ask("/v1/ask", {"question": "I want to kill myself"}).json["outcome"] == "escalated"
@@ -185,7 +185,7 @@ def attributes(span):
 def test_a_question_is_one_trace_of_its_parts_without_its_words(tmp_path, monkeypatch):
     question = f"Do inhaled steroids help with {SECRET} asthma?"
     said = f"Inhaled steroids help most people. The {SECRET} zebra."
-    assistant = Assistant(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
+    assistant = assistant_of(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with receiver() as (address, got):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         assert observability.set_up_tracing()

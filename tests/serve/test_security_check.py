@@ -42,7 +42,7 @@ def test_behind_a_proxy_with_keys_and_a_rate_all_is_well(store):
         ({}, Place("0.0.0.0", proxies="*"), "pose as a proxy"),
         ({"origins": ("*",)}, Place("0.0.0.0", proxies="10.0.0.2"), "--cors"),
         ({"log_text": True}, Place(), "--log-text"),
-        ({"bare_chat": True}, Place(), "every caller can use /v1/completions (--bare-chat)"),
+        ({"bare_chat": True}, Place(), "every caller can use /v1/completions (--raw-chat)"),
         ({"keep_days": 0}, Place(), "--keep-days"),
     ],
 )

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from meditune.assistant.assistant import Assistant
 from meditune.errors import StoreError
 from meditune.serve import answer_log, store_access, streaming
 from meditune.serve.settings import Settings
@@ -23,7 +22,7 @@ from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
 from meditune.store.database import FILE, SQLiteDatabase
 from meditune.store.open_store import open_store
-from tests.assistant.saying import Saying
+from tests.assistant.saying import Saying, assistant_of
 from tests.serve.server import served, service
 
 YEAR = 365 * 86_400.0
@@ -98,7 +97,7 @@ def locked(folder):
 
 def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 1.5)
-    assistant = Assistant(Saying("Rest helps most people."))
+    assistant = assistant_of(Saying("Rest helps most people."))
     with served(tmp_path, Settings(keep_text=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         id = server.chat().json["id"]
         holder = locked(tmp_path)
@@ -126,7 +125,7 @@ def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_
 
 def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 6.0)
-    assistant = Assistant(Saying("Rest helps most people."))
+    assistant = assistant_of(Saying("Rest helps most people."))
     key = Keys(SQLiteDatabase(tmp_path)).create("Ann")[1]
     settings = Settings(keys_needed=True, keep_text=True)
     with served(tmp_path, settings, assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
@@ -149,7 +148,7 @@ def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tm
         monkeypatch.setattr(module, "METRICS_S", 0.3)
     keys = Keys(SQLiteDatabase(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]
-    assistant = Assistant(Saying("Rest helps most people."))
+    assistant = assistant_of(Saying("Rest helps most people."))
     with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         holder = locked(tmp_path)
         asked = {"question": "Does rest help with a cold?"}
@@ -215,7 +214,7 @@ def test_a_full_disk_is_named_and_what_was_told_before_stays(tmp_path):
 def test_a_database_that_is_away_is_a_503_until_it_is_back(postgres):
     pytest.importorskip("psycopg")
     url = postgres.new()
-    assistant = Assistant(Saying("Rest helps most people."))
+    assistant = assistant_of(Saying("Rest helps most people."))
     with served(url, Settings(keep_text=True), assistant=assistant) as server:
         id = server.chat().json["id"]
         postgres.stop()

@@ -1,11 +1,7 @@
-"""What a served registry goes over to in outages, and where loading fails; shadows take only places that are free.
-
-A served registry: going over to another version under load, canaries, shadows, damage, and taking back.
-"""
+"""A served registry: switches under load, canaries, damage, rollback, and versions that can't be loaded."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import time
@@ -124,7 +120,7 @@ def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
 
 def test_a_canary_gets_its_share_and_keeps_its_conversations(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", "canary", 30)
+    registry.try_out("v0002", 30)
     store = tmp_path / "store"
     with serving(registry, store) as server:
         for number in range(60):
@@ -152,26 +148,6 @@ def test_a_canary_gets_its_share_and_keeps_its_conversations(run: Path, tmp_path
         assert versions(store)["v0002"] == before
 
 
-def test_a_shadow_answers_beside_and_is_shown_to_nobody(run: Path, tmp_path: Path) -> None:
-    registry = with_versions(tmp_path / "registry", run, None)
-    registry.try_out("v0002", "shadow", 100)
-    store = tmp_path / "store"
-    with serving(registry, store) as server:
-        chat = server.chat("Does the drug help?").json
-        asked = server.ask("/v1/ask", {"question": "Does the drug help?", "max_new_tokens": 4}).json
-        until(lambda: len(kept(store)) == 4)
-        assert chat["system_fingerprint"].startswith("fp_v0001")
-        assert asked["versions"]["model"].startswith("v0001")
-        feedback = {"id": f"{asked['id']}-shadow", "rating": "up"}
-        assert server.ask("/v1/feedback", feedback).status in (200, 404)
-    rows = {row["id"]: row for row in kept(store)}
-    for id in (chat["id"], asked["id"]):
-        shadow = rows[f"{id}-shadow"]
-        assert (shadow["route"], shadow["model"].split()[1][:5]) == ("shadow", "v0002")
-        assert json.loads(shadow["facts"])["beside"] == id
-        assert rows[id]["model"].split()[1].startswith("v0001")
-
-
 def test_a_damaged_version_is_named_and_the_last_good_one_served(run: Path, tmp_path: Path, capsys, caplog) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     registry.promote("v0002")
@@ -194,7 +170,7 @@ def test_a_damaged_version_is_named_and_the_last_good_one_served(run: Path, tmp_
 
 def test_a_canary_that_fails_is_taken_back(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", "canary", 50)
+    registry.try_out("v0002", 50)
     with serving(registry, tmp_path / "store") as server:
         live = server.service.releases._trial[0]
         broken(live.service.engine)
@@ -232,7 +208,7 @@ def test_where_the_registry_cant_be_changed_the_server_does_without_the_version(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", "canary", 100)
+    registry.try_out("v0002", 100)
     monkeypatch.setattr("meditune.model_registry.LOCK_S", 0.1)
     with serving(registry, tmp_path / "store") as server, FileLock(registry.folder / ".lock"):
         broken(server.service.releases._trial[0].service.engine)
@@ -352,7 +328,7 @@ def test_a_trial_is_held_against_what_the_other_did_meanwhile(tmp_path: Path) ->
     with serving_versions(registry, tmp_path / "store") as server:
         releases = server.service.releases
         releases._current.counts.all = 5000
-        registry.try_out("v0002", "canary", 30, "wanted", force=True)
+        registry.try_out("v0002", 30, "wanted", force=True)
         until(lambda: releases._trial)
         for live in (releases._current, releases._trial[0]):
             broken(live.service.engine)
@@ -400,7 +376,7 @@ def test_a_load_that_failed_is_tried_again_and_keeps_no_trial_alive(tmp_path: Pa
 
     with serving_versions(registry, tmp_path / "store", load=load) as server:
         releases = server.service.releases
-        registry.try_out("v0002", "canary", 100, "wanted", force=True)
+        registry.try_out("v0002", 100, "wanted", force=True)
         until(lambda: releases._trial)
         registry.end_trial("enough")
         registry.promote("v0003", "wanted", force=True)
@@ -423,7 +399,7 @@ def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers
 
     with serving_versions(registry, tmp_path / "store", load=load) as server:
         releases = server.service.releases
-        registry.try_out("v0003", "canary", 1, "wanted", force=True)
+        registry.try_out("v0003", 1, "wanted", force=True)
         assert loading.wait(20)
         releases.goes_over_to("content-2")
         go.set()
@@ -439,67 +415,3 @@ def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers
         assert server.service.served.index == "content-3"
         assert server.service.assistant.versions["index"] == "content-3"
         assert releases._trial[0].service.served.index == "content-3"
-
-
-def test_shadows_take_only_places_that_are_free_and_stop_in_time(tmp_path: Path) -> None:
-    registry = bare(tmp_path / "registry", 2)
-    registry.try_out("v0002", "shadow", 100)
-    ended: list[bool] = []
-    shadows: list[str] = []
-
-    class Slow(Assistant):
-        """Answers at once as the first version, and as the shadow only when it is told to stop."""
-
-        def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Any:
-            if self.versions.get("model") == "v0002":
-                shadows.append(question)
-                until(cancelled)
-                ended.append(True)
-            yield from super().ask(question, cancelled=cancelled, **options)
-
-    def load(found: Version, parts: VersionParts) -> VersionParts:
-        parts.assistant.versions["model"] = found.id
-        return parts
-
-    settings = Settings(follow_s=0.05, at_once=3, answer_s=2.0)
-    with serving_versions(registry, tmp_path / "store", settings, load, lambda engine: Slow(engine, INDEX)) as server:
-        releases = server.service.releases
-        body = {"question": "Does it help?", "max_new_tokens": 1}
-        statuses = [server.ask("/v1/ask", body).status for _ in range(6)]
-        assert set(statuses) == {200}
-        assert 1 <= len(shadows) <= 3, shadows
-        # A thread that was timed out ends, and only then its place is free.
-        until(lambda: len(ended) == len(shadows))
-        until(lambda: server.service.admission.inside == 0)
-        until(lambda: releases._trial is None or releases._trial[0].users == 0)
-
-
-def test_a_server_that_ends_counts_no_shadow_as_failed(tmp_path: Path) -> None:
-    registry = bare(tmp_path / "registry", 2)
-    registry.try_out("v0002", "shadow", 100)
-    go = threading.Event()
-
-    class Ends(Assistant):
-        """As the shadow, meets an engine that is closed when the server ends."""
-
-        def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Any:
-            if self.versions.get("model") == "v0002":
-                go.wait(20)
-                raise EngineError("The engine is closed.")
-            yield from super().ask(question, cancelled=cancelled, **options)
-
-    def load(found: Version, parts: VersionParts) -> VersionParts:
-        parts.assistant.versions["model"] = found.id
-        return parts
-
-    settings = Settings(follow_s=0.05, at_once=8)
-    with serving_versions(registry, tmp_path / "store", settings, load, lambda engine: Ends(engine, INDEX)) as server:
-        live = server.service.releases._trial[0]
-        for number in range(5):
-            assert server.ask("/v1/ask", {"question": f"Does {number} help?", "max_new_tokens": 1}).status == 200
-        until(lambda: live.users == 5)
-        server.service.ready = False
-        go.set()
-        until(lambda: live.users == 0)
-        assert live.counts.failed == 0
-    assert registry.state().trial

@@ -10,10 +10,11 @@ from meditune.config.load_recipe import load_recipe
 from meditune.models import inference
 from meditune.models.adapters import make_trainable
 from meditune.models.hidden_state_cache import HiddenStateCache
+from meditune.models.load import LoadedModel
 from meditune.models.shared_prefix_batch import Row
 from meditune.train.finetune import peak_memory_gb
 from meditune.train.resource_plan import longest_rows
-from meditune.train.trainer import train
+from meditune.train.trainer import TrainingRows, train
 
 
 class Even:
@@ -24,6 +25,12 @@ class Even:
         return [1.0] * len(row.targets)
 
 
+class NoTokenizer:
+    """Only the padding token is asked for."""
+
+    pad_token_id = eos_token_id = 0
+
+
 def main() -> None:
     """Arguments: a configuration as JSON, then the recipe's settings."""
     recipe = load_recipe("quickstart", sys.argv[2:]).recipe
@@ -32,7 +39,8 @@ def main() -> None:
     model = make_trainable(model, recipe.model, 0)
     rows = longest_rows(recipe)
     rows = rows * -(-2 * recipe.train.batch_size * recipe.train.accumulation // len(rows))
-    list(train(model, 0, rows, Even(), recipe.train, 0, HiddenStateCache(model, 0)))
+    loaded = LoadedModel("", model, NoTokenizer(), None, HiddenStateCache(model, 0))
+    list(train(loaded, TrainingRows(rows, Even()), recipe.train, 0))
     print(peak_memory_gb() * 1e9)
 
 

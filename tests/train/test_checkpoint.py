@@ -40,7 +40,14 @@ def test_an_option_that_came_later_had_its_default(place):
         checkpoint.read(place, model, Recipe(name="run", train={"average_last": 0.5}))
 
 
-@pytest.mark.parametrize("train", [{"epochs": 7.0}, {"an_option_that_went": 1}])
+def test_a_removed_option_had_its_default(place):
+    old = {"preference": {"source": "corrupted", "rated": {"margin": 1.0}}, "ewc": {"samples": 64}}
+    changed(place, lambda recipe: (recipe["train"].update(old), recipe["data"]["quality"].update(alike=0.7)))
+    changed(place, lambda recipe: recipe["data"]["quality"].pop("near_duplicate_similarity"))
+    assert checkpoint.read(place, torch.nn.Linear(1, 1), Recipe(name="run"))
+
+
+@pytest.mark.parametrize("train", [{"epochs": 7.0}, {"ewc": {"samples": 9}}, {"an_unknown_option": 1}])
 def test_other_settings_are_refused(place, train):
     changed(place, lambda recipe: recipe["train"].update(train))
     with pytest.raises(MedituneError, match="other training settings"):

@@ -94,7 +94,7 @@ def facts(place, name):
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_trains(place):
     extras = {"train__replay__share": 0.2, "train__replay__rows": 6, "train__l2_sp": 0.01, "train__ewc__strength": 10}
-    extras |= {"train__ewc__samples": 3, "model__top_layers": 1}
+    extras["model__top_layers"] = 1
     train_by_one(place, "one", **extras)
     out, err = train_by_two(place, "two", **extras)
     same(place, "one", "two")
@@ -198,15 +198,15 @@ def wait_for(condition, process):
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "said"),
+    ("given", "code", "message"),
     [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (("doctor",), 1, "only `meditune train` works")],
 )
-def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
+def test_an_error_ends_all_processes_with_one_message(place, given, code, message):
     with torchrun(place, *given) as process:
         out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
-    assert said in err
+    assert message in err
     assert f"exitcode  : {code} " in err
     has_no_traceback(err)
     assert out == ""

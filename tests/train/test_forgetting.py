@@ -6,10 +6,10 @@ import random
 import pytest
 
 from meditune.config.training_options import TrainSpec
-from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import windows
+from meditune.train import finetune, replay
 from meditune.train.dataset import TokenWeights
-from meditune.train.trainer import train
+from meditune.train.trainer import TrainingRows, train
 from tests import tiny
 from tests.commands import bench, meditune, read_rows, stopped_after
 
@@ -43,8 +43,7 @@ def place(tmp_path_factory):
         loaded = tiny.loaded()
         rows = windows("text", loaded.tokenizer(chatter(3))["input_ids"], 64)
         spec = TrainSpec(batch_size=8, accumulation=1, epochs=12, learning_rate=1e-2)
-        for _ in train(loaded.model, 1, rows, TokenWeights([], [], spec), spec, 1, HiddenStateCache(loaded.model, 0)):
-            pass
+        list(train(loaded, TrainingRows(rows, TokenWeights([], [], spec)), spec, 1))
         loaded.model.set_attn_implementation("sdpa")
         loaded.model.save_pretrained(made.base)
         yield made
@@ -90,9 +89,11 @@ def test_what_is_off_changes_nothing_and_needs_nothing(place):
     assert not (place.folder / "off" / "replay.jsonl").exists()
 
 
-def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(place):
-    both = {"train__replay__share": 0.4, "train__replay__rows": 9, "train__replay__tokens": 32}
-    both |= {"train__ewc__strength": 500, "train__ewc__samples": 12, "train__l2_sp": 0.02}
+def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(place, monkeypatch):
+    monkeypatch.setattr(replay, "ROW_TOKENS", 32)
+    for module in (replay, finetune):
+        monkeypatch.setattr(module, "EWC_ROWS", 12)
+    both = {"train__replay__share": 0.4, "train__replay__rows": 9, "train__ewc__strength": 500, "train__l2_sp": 0.02}
     assert trained(place, "whole", **both).code == 0
     written = place.folder / "stopped" / "replay.jsonl"
     with stopped_after(11):

@@ -5,6 +5,7 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec
+from meditune.data.example import CLAIM_LABELS, LABEL
 from meditune.models.adapters import add_lora
 from meditune.models.forward import predict
 from meditune.models.shared_prefix_batch import collate, rows_of
@@ -53,3 +54,21 @@ def test_a_head_whose_logits_are_changed_or_trained_is_not_plain():
     model.config.final_logit_softcapping = None
     model.get_output_embeddings().weight.requires_grad_(True)
     assert not losses.is_plain_head(model)
+
+
+def test_a_claim_competes_only_with_the_labels_of_its_source_and_other_targets_are_left_alone():
+    loaded = tiny.loaded("qwen2")
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    claim = EXAMPLES[0].model_copy(update={"id": "claim", "meta": {LABEL: "refuted"}})
+    two = claim.model_copy(update={"id": "two", "meta": claim.meta | {CLAIM_LABELS: ["supported", "refuted"]}})
+    answered = [encoder.supervised(EXAMPLES[1], task) for task in ("decision", "answer")]
+    rows = rows_of([encoder.supervised(claim, "claim"), *answered, encoder.supervised(two, "claim")])
+    batch = collate(rows, 1)
+    logits = predict(loaded.model, batch).logits.float()
+    labels = torch.tensor(list(encoder.label_ids().values()))
+    each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    each[0] = -logits[0, labels].log_softmax(0)[1]
+    each[-1] = -logits[-1, labels[:2]].log_softmax(0)[1]
+    weights = torch.rand(len(each), generator=torch.Generator().manual_seed(0))
+    found, _ = losses.loss_of_rows(loaded.model, loaded.frozen, rows, weights.tolist(), 1)
+    assert found.detach().item() == pytest.approx(float((each * weights).sum()), rel=1e-5)

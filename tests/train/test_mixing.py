@@ -18,12 +18,13 @@ from meditune.train.dataset import TokenWeights
 from meditune.train.mixing import mix_of
 from meditune.train.replay import plan_replay
 from meditune.train.trainer import plan_steps
-from meditune.train.training_plan import facts, mixture, plan_lines
+from meditune.train.training_plan import mixture, plan_lines
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 
 SOURCES = ["a", "b"] * 30 + ["a"] * 40 + ["b"] * 10 + ["c"] * 10
 """70 of a, 40 of b, 10 of c"""
+EQUAL = {"a": 1, "b": 1, "c": 1}
 
 
 @pytest.mark.parametrize(
@@ -31,9 +32,7 @@ SOURCES = ["a", "b"] * 30 + ["a"] * 40 + ["b"] * 10 + ["c"] * 10
     [
         ({"weights": {"a": 1, "b": 1, "c": 1}}, {"a": 40, "b": 40, "c": 40}),
         ({"weights": {"a": 1, "b": 0.5, "c": 2.5}}, {"a": 30, "b": 15, "c": 75}),
-        ({"temperature": 1.0}, {"a": 70, "b": 40, "c": 10}),
-        ({"temperature": 2.0}, {"a": 56, "b": 43, "c": 21}),  # square roots 8.37, 6.32, 3.16
-        ({"temperature": 1e9}, {"a": 40, "b": 40, "c": 40}),
+        ({"weights": {"a": 7, "b": 4, "c": 1}}, {"a": 70, "b": 40, "c": 10}),
     ],
     ids=str,
 )
@@ -62,30 +61,10 @@ def test_no_row_comes_again_before_all_of_its_source_came():
 
 def test_a_plan_follows_from_its_seed_alone():
     spec = TrainSpec(batch_size=4, accumulation=1, epochs=2)
-    plans = [plan_steps(120, spec, seed, mix_of(SOURCES, MixSpec(temperature=3.0))) for seed in (1, 1, 2)]
+    plans = [plan_steps(120, spec, seed, mix_of(SOURCES, MixSpec(weights=EQUAL))) for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
     assert plan_steps(120, spec, 1, mix_of(SOURCES, MixSpec())) == plan_steps(120, spec, 1)
-    assert mix_of(["a"] * 5, MixSpec(temperature=3.0)) is None
-
-
-LENGTHS = [10 if source == "a" else 20 if source == "b" else 40 for source in SOURCES]
-
-
-@pytest.mark.parametrize(
-    ("spec", "visits"),
-    [
-        ({"quota": {"a": 20, "c": 30}}, {"a": 20, "b": 40, "c": 30}),
-        ({"quota": {"a": 200, "c": 400}, "unit": "tokens"}, {"a": 20, "b": 40, "c": 10}),
-        ({"weights": {"a": 1, "b": 1, "c": 1}, "unit": "tokens"}, {"a": 69, "b": 34, "c": 17}),  # 4 : 2 : 1
-        ({"quota": {"a": 1, "b": 80}, "unit": "supervised_tokens"}, {"a": 1, "b": 16, "c": 10}),
-    ],
-    ids=str,
-)
-def test_a_quota_and_tokens_settle_what_an_epoch_takes(spec, visits):
-    mix = mix_of(SOURCES, MixSpec(**spec), tokens=LENGTHS, supervised=[5] * len(SOURCES))
-    assert mix.visits == visits
-    steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=1, epochs=1), 3, mix)
-    assert Counter(SOURCES[index] for step in steps for index in step) == visits
+    assert mix_of(["a"] * 5, MixSpec(weights={"a": 3.0})) is None
 
 
 @pytest.mark.parametrize("epochs", [1, 2.5, 4])
@@ -110,39 +89,6 @@ def test_a_cap_shortens_a_training_of_one_source_too():
     assert mix_of(["a"] * 30, MixSpec(max_epochs=3), epochs=3) is None
     with pytest.raises(DataError, match=r"train\.mix\.max_epochs leaves no row"):
         mix_of(["a"] * 3, MixSpec(max_epochs=0.1), epochs=3)
-
-
-@pytest.mark.parametrize(("curriculum", "sign"), [("shortest_first", 1), ("longest_first", -1)])
-@pytest.mark.parametrize("epochs", [0.5, 2])
-def test_the_first_epoch_goes_by_length_and_takes_the_same_rows_as_without(curriculum, sign, epochs):
-    lengths = [(7 * n) % 50 for n in range(120)]
-    spec, weights = TrainSpec(batch_size=4, accumulation=2, epochs=epochs), {"a": 1, "b": 1, "c": 1}
-    plans = [
-        plan_steps(120, spec, 3, mix_of(SOURCES, MixSpec(weights=weights, curriculum=each), tokens=lengths))
-        for each in (curriculum, "none")
-    ]
-    ordered, plain = ([index for step in steps for index in step] for steps in plans)
-    first = min(120, round(120 * epochs))
-    seen = [sign * lengths[index] for index in ordered[:first]]
-    assert seen == sorted(seen)
-    assert Counter(ordered[:first]) == Counter(plain[:first]), "half an epoch isn't its shorter half"
-    assert ordered[first:] == plain[first:], "later epochs are shuffled"
-
-
-def test_sources_come_one_after_the_other_and_shuffled_inside():
-    mix = mix_of(SOURCES, MixSpec(curriculum=["c", "a"]))
-    steps = plan_steps(120, TrainSpec(batch_size=7, accumulation=1, epochs=1), 3, mix)
-    order = [index for step in steps for index in step]
-    assert [SOURCES[index] for index in order] == ["c"] * 10 + ["a"] * 70 + ["b"] * 40
-    assert order[:10] != sorted(order[:10])
-    assert sorted(order) == list(range(120))
-
-
-def test_rows_of_a_weighed_group_come_more_often():
-    groups = ["maybe" if n % 10 == 0 else "others" for n in range(120)]
-    mix = mix_of(SOURCES, MixSpec(), often={"maybe": 3.0}, groups=groups, by="decision")
-    assert mix.visits == {"maybe": 30, "others": 90}  # 12 * 3 against 108
-    assert mix.by == "decision"
 
 
 def test_a_weighed_source_without_rows_is_refused():
@@ -203,35 +149,20 @@ def test_the_pre_flight_and_the_card_tell_the_mix(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("train.mix.weights={own: 1}", "one weight for each of data.sources (own, pubmedqa)"),
         ("train.mix.weights={own: 1, pubmedqa: 0}", "must be above 0"),
-        ("train.mix={weights: {own: 1, pubmedqa: 2}, temperature: 2}", "not both"),
-        ("train.mix={quota: {own: 3}, temperature: 2}", "leave weights and temperature out"),
-        ("train.mix={quota: {medquad: 3}}", "medquad isn't among data.sources (own, pubmedqa)"),
-        ("train.mix={curriculum: [own, own]}", "each once"),
     ],
 )
-def test_a_mix_that_makes_no_sense_is_refused(place, tmp_path, option, said):
-    meditune("train", *two_sources(place, tmp_path, "--set", option)).refused(2, said, "train.mix")
-
-
-def test_weights_of_groups_and_of_sources_dont_go_together(place, tmp_path):
-    both = ["--set", "data.balance={by: decision, weights: {maybe: 2}}", "--set", "train.mix.temperature=2"]
-    meditune("train", *two_sources(place, tmp_path, *both)).refused(2, "data.balance.weights and train.mix.temperature")
-    wrong = ["--set", "data.balance={by: decision, weights: {perhaps: 2}}"]
-    told = "no training example is in perhaps. The groups by decision are: "
-    meditune("train", *two_sources(place, tmp_path, *wrong)).refused(3, told)
+def test_a_mix_that_makes_no_sense_is_refused(place, tmp_path, option, message):
+    meditune("train", *two_sources(place, tmp_path, "--set", option)).refused(2, message, "train.mix")
 
 
 def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
-    options = ["--set", "data.balance={by: decision, weights: {no: 3, maybe: 2}}", "--set", "train.replay.share=0.2"]
-    options += ["--set", "train.replay.rows=4", "--set", "train.mix.curriculum=longest_first"]
+    options = ["--set", "train.mix.weights={own: 1, pubmedqa: 2}", "--set", "train.replay={share: 0.2, rows: 4}"]
     result = meditune("train", *two_sources(place, tmp_path, *options, train__epochs=1))
     assert result.code == 0, result
-    assert "rows, by decision: " in result.err
-    assert "Order of the first epoch: longest first." in result.err
     facts = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
     assert {part["source"] for part in facts["mixture"]} == {"own", "pubmedqa", "replay (self)"}
     for part in facts["mixture"]:
@@ -240,12 +171,12 @@ def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
     steps = read_rows(tmp_path / "run" / "training.jsonl")
     assert sum(part["tokens"] for part in facts["mixture"]) == sum(step["tokens"] for step in steps)
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "Each epoch mixed rows by decision: " in card
+    assert "Each epoch mixed rows by source: " in card
     assert "Shares of all supervised tokens: " in card
 
 
-def test_a_training_that_was_stopped_keeps_its_mixture_and_order(place, tmp_path):
-    options = ["--set", "train.mix={temperature: 3, max_epochs: 1.5, curriculum: shortest_first}"]
+def test_a_training_that_was_stopped_keeps_its_mixture(place, tmp_path):
+    options = ["--set", "train.mix={weights: {own: 1, pubmedqa: 2}, max_epochs: 1.5}"]
     words = two_sources(place, tmp_path, *options, train__checkpoint_steps=1)
     with stopped_after(2):
         assert meditune("train", *words).code == 130
@@ -280,24 +211,24 @@ def test_every_token_that_is_read_is_counted_once(made):
     spec = TrainSpec(batch_size=4, accumulation=1, epochs=2, replay=ReplaySpec(share=0.2))
     steps = plan_steps(len(rows), spec, 1)
     replay = plan_replay(rows[:2], steps, TokenWeights(examples, rows, spec), spec.replay, 1)
-    told = facts(mixture(rows, [example.source for example in examples], steps, replay))
-    assert [part["source"] for part in told] == ["long", "short", "replay (self)"]
+    parts = mixture(rows, [example.source for example in examples], steps, replay)
+    assert [part["source"] for part in parts] == ["long", "short", "replay (self)"]
     read = [rows[index] for step in steps for index in step] + [
         row for n in range(len(steps)) for row in replay.step(n)
     ]
-    assert sum(part["tokens"] for part in told) == sum(map(len, read))
-    assert sum(part["supervised_tokens"] for part in told) == sum(len(row.targets) for row in read)
-    assert [part["visits"] for part in told] == [8, 24, 8]
-    assert [part["passes"] for part in told] == [2, 2, 4]
-    assert sum(part["token_share"] for part in told) == pytest.approx(1, abs=1e-3)
-    assert told[0]["supervised_share"] > told[0]["token_share"], "most of a long answer's row is trained on"
+    assert sum(part["tokens"] for part in parts) == sum(map(len, read))
+    assert sum(part["supervised_tokens"] for part in parts) == sum(len(row.targets) for row in read)
+    assert [part["visits"] for part in parts] == [8, 24, 8]
+    assert [part["passes"] for part in parts] == [2, 2, 4]
+    assert sum(part["token_share"] for part in parts) == pytest.approx(1, abs=1e-3)
+    assert parts[0]["supervised_share"] > parts[0]["token_share"], "most of a long answer's row is trained on"
 
 
 def test_a_training_that_ended_early_counts_what_it_did(made):
     examples, rows = made
     steps = plan_steps(len(rows), TrainSpec(batch_size=4, accumulation=1, epochs=3), 1)
     parts = mixture(rows, [example.source for example in examples], steps[:2], None)
-    assert sum(part.visits for part in parts) == 8
-    short = next(part for part in parts if part.source == "short")
+    assert sum(part["visits"] for part in parts) == 8
+    short = next(part for part in parts if part["source"] == "short")
     line = next(line for line in plan_lines(parts) if line.startswith("short: "))
-    assert line.startswith(f"short: {short.visits} rows ({round(short.visits / 12, 2):g} passes over 12), ")
+    assert line.startswith(f"short: {short['visits']} rows ({round(short['visits'] / 12, 2):g} passes over 12), ")

@@ -1,6 +1,6 @@
 """A tuned model is tuned further on pairs, and the usual report says which answers both models prefer, too.
 
-DPO's and ORPO's losses: what they are at the start, and that they are TRL's and the papers'.
+DPO's loss: what it is at the start, and that it is TRL's and the paper's.
 """
 
 import json
@@ -16,7 +16,8 @@ from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import rows_of_pairs
-from meditune.train.losses import PairLoss, dpo, log_likelihoods, orpo
+from meditune.train import finetune, replay
+from meditune.train.losses import PairLoss, dpo, log_likelihoods
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
 from tests.data.test_preference_pairs import pair_rows
@@ -114,33 +115,29 @@ def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
     assert load(str(moved)).model.config.num_hidden_layers == 2
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo"])
-def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective):
-    changes = {"train__objective": objective, "train__batch_size": 8, "train__checkpoint_steps": 3}
-    assert prefer(place, f"{objective}-whole", **changes).code == 0
+def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place):
+    changes = {"train__batch_size": 8, "train__checkpoint_steps": 3}
+    assert prefer(place, "whole", **changes).code == 0
     with stopped_after(5):
-        assert prefer(place, f"{objective}-stopped", **changes).code == 130
-    resumed = prefer(place, f"{objective}-stopped", **changes)
+        assert prefer(place, "stopped", **changes).code == 130
+    resumed = prefer(place, "stopped", **changes)
     assert resumed.code == 0, resumed
     assert "after step 3" in resumed.err
-    whole, stopped = (place.folder / f"{objective}-{kind}" for kind in ("whole", "stopped"))
+    whole, stopped = (place.folder / name for name in ("whole", "stopped"))
     for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl"), *whole.glob("pairs/*")]:
         assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
 
 
-def test_ewc_measures_on_texts_that_are_longer_than_any_pair(place):
-    changes = {
-        "train__ewc__strength": 1,
-        "train__ewc__samples": 4,
-        "train__replay__tokens": 800,
-        "train__replay__rows": 4,
-    }
-    result = prefer(place, "ewc", **changes)
+def test_ewc_measures_on_texts_that_are_longer_than_any_pair(place, monkeypatch):
+    monkeypatch.setattr(replay, "ROW_TOKENS", 800)
+    for module in (replay, finetune):
+        monkeypatch.setattr(module, "EWC_ROWS", 4)
+    result = prefer(place, "ewc", train__ewc__strength=1, train__replay__rows=4)
     assert result.code == 0, result
 
 
 def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
-    changes = {"train__objective": "orpo", "train__preference__per_example": 2, "model__strategy": "full"}
+    changes = {"train__preference__per_example": 2, "model__strategy": "full"}
     result = prefer(place, "built", pairs=False, **changes)
     assert result.code == 0, result
     report = place.report("built")
@@ -182,94 +179,6 @@ def test_changed_settings_make_other_pairs_until_something_is_measured(place):
     assert {row["kind"] for row in first} != {row["kind"] for row in read_rows(folder / "pairs" / "train.jsonl")}
 
 
-FLUENT = {
-    "model__strategy": "full",
-    "model__top_layers": "null",
-    "train__tasks": "[answer]",
-    "train__decision_share": "null",
-    "train__batch_size": 4,
-    "train__accumulation": 1,
-    "train__epochs": 40,
-}
-SAMPLED = {
-    "prompt__answer_tokens": 48,
-    "train__preference__source": "sampled",
-    "train__preference__sampled": "{answers: 3, temperature: 1.5, margin: 0.05}",
-    "train__batch_size": 2,
-    "train__checkpoint_steps": 2,
-    # BF16 would round most differences away that a resumed run must not have.
-    "model__dtype": "float32",
-}
-
-
-@pytest.fixture(scope="module")
-def fluent(place):
-    """A bench with a run in `fluent` whose model writes sentences."""
-    assert place.run("fluent", **QUICK | FLUENT).code == 0
-    return place
-
-
-def sample(place, name, **changes):
-    """`meditune run preference` on the fluent model's own answers."""
-    return prefer(place, name, base="fluent", pairs=False, **SAMPLED | changes)
-
-
-def test_pairs_of_answers_that_the_model_writes(fluent):
-    result = sample(fluent, "sampled")
-    assert result.code == 0, result
-    folder = fluent.folder / "sampled"
-    answers = read_rows(folder / "samples.jsonl")
-    by_id = {}
-    for row in answers:
-        by_id.setdefault(row["id"], []).append(row)
-    train = read_rows(folder / "data" / "train.jsonl")
-    assert list(by_id) == [row["id"] for row in train if row["context"]]
-    assert {len(rows) for rows in by_id.values()} == {3}
-    pairs = read_rows(folder / "pairs" / "train.jsonl")
-    assert pairs
-    for pair in pairs:
-        scores = {row["text"]: row["score"] for row in by_id[pair["id"].removesuffix("/sampled")] if row["text"]}
-        assert scores[pair["chosen"]] == max(scores.values())
-        assert scores[pair["rejected"]] == min(scores.values())
-        assert scores[pair["chosen"]] - scores[pair["rejected"]] >= 0.05
-    left_out = json.loads((folder / "pairs" / "facts.json").read_text(encoding="utf-8"))["left_out"]
-    assert len(pairs) + sum(count for why, count in left_out.items() if why.startswith("examples")) == len(by_id)
-    report = fluent.report("sampled")
-    assert report["training"]["preference"]["train"] == {"sampled": len(pairs)}
-    assert "sampled" not in report["preference"]["tuned"]
-    assert "the model's own answers, ranked by faithfulness" in (folder / "model" / "README.md").read_text("utf-8")
-    assert f"Training on {len(pairs)} pairs" in result.err
-
-
-def test_a_stopped_run_goes_on_with_the_answers_it_wrote(fluent):
-    with stopped_after(3):
-        assert sample(fluent, "sampled-stopped").code == 130
-    samples = fluent.folder / "sampled-stopped" / "samples.jsonl"
-    written = samples.stat().st_mtime_ns
-    resumed = sample(fluent, "sampled-stopped")
-    assert resumed.code == 0, resumed
-    assert "after step 2" in resumed.err
-    assert samples.stat().st_mtime_ns == written
-    whole, stopped = (fluent.folder / name for name in ("sampled", "sampled-stopped"))
-    for path in [*whole.glob("*.jsonl"), *whole.glob("pairs/*"), *whole.glob("model/*.safetensors")]:
-        if path.name != "training.jsonl":
-            assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
-
-
-def test_preparing_alone_says_that_the_model_is_still_to_write(fluent):
-    words = fluent.settings(**QUICK | {"model__base": fluent.folder / "fluent"} | SAMPLED)
-    folder = fluent.folder / "prepared"
-    result = meditune("data", "prepare", "preference", "--output", folder, *words)
-    assert result.code == 0
-    assert "0 for training (not generated yet)" in result.err
-    assert read_rows(folder / "pairs" / "held_out.jsonl")
-
-
-def test_answers_that_are_all_alike_are_refused_with_what_to_do(fluent):
-    result = sample(fluent, "alike", train__preference__sampled="{answers: 2, temperature: 0.01, margin: 1}")
-    result.refused(3, "samples.jsonl: none of", "train.preference.sampled.margin (1)", "lower the margin")
-
-
 FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
 
 
@@ -279,7 +188,7 @@ def start(architecture="llama", trained_head=False):
     rows, _ = rows_of_pairs(PAIRS, loaded.encoder(FORMAT))
     model = loaded.model if trained_head else add_lora(loaded.model, LoraSpec(r=4), seed=1)
     with torch.no_grad():
-        before, _, _ = log_likelihoods(model, HiddenStateCache(model, 0), rows, loaded.pad_id)
+        before, _ = log_likelihoods(model, HiddenStateCache(model, 0), rows, loaded.pad_id)
     reference = {row.encoded[0].id: both for row, both in zip(rows, before.tolist(), strict=True)}
     return loaded, model, rows, reference
 
@@ -308,20 +217,14 @@ def gradients(model, loss):
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo"])
 @pytest.mark.parametrize(("architecture", "trained_head"), [("llama", False), ("llama", True), ("gemma3", False)])
-def test_both_answers_in_one_row_give_the_loss_and_gradients_of_separate_ones(objective, architecture, trained_head):
+def test_both_answers_in_one_row_give_the_loss_and_gradients_of_separate_ones(architecture, trained_head):
     loaded, model, rows, reference = start(architecture, trained_head)
     move(model)
-    loss_of = PairLoss(0.3, reference if objective == "dpo" else None)
     shares = [1 / len(rows)] * len(rows)
-    loss, batch = loss_of(model, HiddenStateCache(model, 0), rows, shares, loaded.pad_id)
+    loss, batch = PairLoss(0.3, reference)(model, HiddenStateCache(model, 0), rows, shares, loaded.pad_id)
     sums = plain_likelihoods(model, rows)
-    tokens = torch.tensor([[len(item.target) for item in row.encoded] for row in rows])
-    if objective == "dpo":
-        expected = dpo(sums, torch.tensor(list(reference.values())), 0.3).mean()
-    else:
-        expected = orpo(sums / tokens, 0.3).mean()
+    expected = dpo(sums, torch.tensor(list(reference.values())), 0.3).mean()
     assert batch.real_tokens < 0.75 * sum(len(item.prompt + item.target) for row in rows for item in row.encoded)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     plain = gradients(model, expected)
@@ -332,17 +235,6 @@ def test_both_answers_in_one_row_give_the_loss_and_gradients_of_separate_ones(ob
 def test_where_nothing_has_moved_dpo_is_ln_2():
     now = torch.tensor([[-3.0, -7.0], [-9.0, -2.0]])
     assert dpo(now, now, 0.1).tolist() == pytest.approx([math.log(2)] * 2)
-
-
-def test_orpo_is_the_papers_formula_also_where_it_is_hard_to_compute():
-    for chosen, rejected in ((0.3, 0.6), (0.999, 1e-6), (0.5, 0.5)):
-        ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
-        expected = -math.log(chosen) - 0.2 * math.log(1 / (1 + 1 / ratio))
-        given = torch.tensor([[math.log(chosen), math.log(rejected)]], dtype=torch.float64)
-        assert orpo(given, 0.2).item() == pytest.approx(expected)
-    certain = torch.tensor([[0.0, -1.0]], requires_grad=True)
-    orpo(certain, 0.2).sum().backward()
-    assert torch.isfinite(certain.grad).all()
 
 
 def test_dpo_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
@@ -382,16 +274,3 @@ def test_dpo_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     for name, slope in gradients(model, ours).items():
         torch.testing.assert_close(slope, their_slopes[name], atol=1e-5, rtol=1e-3)
-
-
-def test_orpos_odds_ratio_equals_trls(monkeypatch):
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    pytest.importorskip("trl", reason="trl is in the dependency group dev")
-    from types import SimpleNamespace
-
-    from trl.experimental.orpo import ORPOTrainer
-
-    mean = torch.tensor([[-0.4, -1.5], [-2.5, -0.2], [-0.01, -6.0]])
-    fields = SimpleNamespace(beta=0.2, accelerator=SimpleNamespace(device="cpu"))
-    theirs = ORPOTrainer.odds_ratio_loss(fields, mean[:, 0], mean[:, 1])[0]
-    torch.testing.assert_close(orpo(mean, 0.2), -mean[:, 0] - theirs)

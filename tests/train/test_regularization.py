@@ -1,5 +1,7 @@
 """Penalties without big matrices must be the formulas of their papers, gradient included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from meditune.models.shared_prefix_batch import rows_of, windows
 from meditune.train.dataset import TokenWeights
 from meditune.train.regularization import EWC, L2SP, Fisher, StartingPoint, estimate
 from meditune.train.replay import plan_replay
-from meditune.train.trainer import plan_steps, train
+from meditune.train.trainer import TrainingRows, plan_steps, train
 from tests import tiny
 from tests.models.test_forward import EXAMPLES
 
@@ -169,7 +171,8 @@ def steps_of(penalize, rehearse=False, batch_size=8, accumulation=1, pieces=10_0
     if rehearse:
         steps = plan_steps(len(rows), spec, 3)
         replay = plan_replay(text_rows(loaded), steps, weights, ReplaySpec(share=0.3, weight=0.5), 3)
-    return list(train(model, loaded.pad_id, rows, weights, spec, 3, frozen, replay=replay, penalties=penalties))
+    in_training = replace(loaded, model=model, frozen=frozen)
+    return list(train(in_training, TrainingRows(rows, weights, replay=replay), spec, 3, penalties))
 
 
 def test_a_step_with_replay_and_penalties_is_the_same_however_it_is_cut():

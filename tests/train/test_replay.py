@@ -11,13 +11,12 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
 from meditune.data.prepare import stored_data
 from meditune.models.adapters import add_lora
-from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, windows
 from meditune.train import replay
 from meditune.train.dataset import TokenWeights, marked
 from meditune.train.replay import plan_replay
-from meditune.train.trainer import plan_steps, train
+from meditune.train.trainer import TrainingRows, plan_steps, train
 from meditune.train.training_plan import plan
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
@@ -98,7 +97,7 @@ def test_a_step_minimizes_the_weighted_mean_over_answers_and_replay():
     mean = whole / (2 * each + 0.3 * answer_weight * len(losses["replay"]))
     slopes = torch.autograd.grad(mean, [p for p in model.parameters() if p.requires_grad])
     norm = torch.cat([slope.flatten() for slope in slopes]).norm().item()
-    (step,) = train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, 0), replay=replay)
+    (step,) = train(tiny.with_model(loaded, model), TrainingRows(rows, weights, replay=replay), spec, 1)
     assert step.loss == pytest.approx((own / (2 * each)).item(), rel=1e-4)
     assert step.replay_loss == pytest.approx(losses["replay"].mean().item(), rel=1e-4)
     assert step.grad_norm == pytest.approx(norm, rel=1e-3)
@@ -120,10 +119,9 @@ def planned(place, name, tmp_path, **changes):
     return plan(loaded, splits, recipe, tmp_path / name), splits, loaded
 
 
-def test_general_text_is_the_validation_text_and_never_the_test_text(place, tmp_path):
-    made, _, loaded = planned(
-        place, "general", tmp_path, train__replay__share=0.5, train__replay__source="general", train__replay__tokens=24
-    )
+def test_general_text_is_the_validation_text_and_never_the_test_text(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "ROW_TOKENS", 24)
+    made, _, loaded = planned(place, "general", tmp_path, train__replay__share=0.5, train__replay__source="general")
     valid = (place.folder.parent / "data" / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
     assert len(made.pool) == len({row.encoded[0].id for row in made.pool}) == 200
     for row in made.pool:
@@ -157,8 +155,8 @@ def test_medical_replay_has_no_row_of_the_runs_own_data(place, tmp_path, capsys)
         assert not any(re.search(rf"\b{example.group}\b", text, re.IGNORECASE) for text in texts)
     assert all(prompt.endswith("Conclusion:") for prompt in prompts)
     assert all(row.targets[-1] == loaded.tokenizer.eos_token_id for row in made.pool if not row.encoded[0].answer_cut)
-    said = capsys.readouterr().err
-    assert f"{66 - len(ids)} of 66 pairs left out" in said
+    message = capsys.readouterr().err
+    assert f"{66 - len(ids)} of 66 pairs left out" in message
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -16,13 +16,13 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.models.adapters import add_lora, make_trainable
-from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
+from meditune.models.hidden_state_cache import blocks_of
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, with_prompt
 from meditune.train import losses
 from meditune.train.dataset import TokenWeights, encode
 from meditune.train.early_stopping import dev_loss
 from meditune.train.optimizer import MasterOptimizer, learning_rate
-from meditune.train.trainer import STREAK, LossGuard, plan_steps, probe, train
+from meditune.train.trainer import STREAK, LossGuard, TrainingRows, plan_steps, probe, train
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.models.test_forward import EXAMPLES
@@ -47,7 +47,8 @@ def steps_of(spec, lora=True, dtype=torch.float32, resume=None, kept=None):
         if kept is not None:
             kept[step] = {key: value.clone() for key, value in tensors.items()}
 
-    found = list(train(model, loaded.pad_id, rows, weights, spec, 3, HiddenStateCache(model, 0), resume, keep))
+    data = TrainingRows(rows, weights)
+    found = list(train(tiny.with_model(loaded, model), data, spec, 3, resume=resume, checkpoint=keep))
     return found, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -94,8 +95,7 @@ def test_the_end_token_is_learnt_even_where_it_is_also_the_pad_token(architectur
     encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
     rows = rows_of([encoder.supervised(example, "decision") for example in EXAMPLES])
     spec = TrainSpec(tasks=["decision"], batch_size=3, accumulation=1, epochs=40, learning_rate=1e-2)
-    for _ in train(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, 1, HiddenStateCache(model, 0)):
-        pass
+    list(train(loaded, TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec)), spec, 1))
     prompt = encoder.prompt(EXAMPLES[0], "decision").prompt
     written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0, len(prompt) :]
     assert loaded.tokenizer.decode(written) == " yes</s>"
@@ -105,7 +105,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
     spec = TrainSpec(batch_size=2, accumulation=1, epochs=2, learning_rate=1e-2, checkpoint_steps=3)
     kept = {}
     whole, weights = steps_of(spec, kept=kept)
-    rest, resumed = steps_of(spec, resume=(6, kept[6]))
+    rest, resumed = steps_of(spec, resume=(whole[:6], kept[6]))
     assert [step.step for step in rest] == [step.step for step in whole[6:]]
     assert [step.loss for step in rest] == [step.loss for step in whole[6:]]
     for name, value in weights.items():
@@ -124,8 +124,8 @@ def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
         spec = TrainSpec(
             tasks=["answer"], batch_size=2, epochs=3, learning_rate=1e-2, gradient_checkpointing=checkpointing
         )
-        weights = TokenWeights(EXAMPLES, rows, spec)
-        steps = train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, frozen))
+        data = TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec))
+        steps = train(tiny.with_model(loaded, model, frozen), data, spec, 1)
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -150,8 +150,8 @@ def test_with_checkpointing_frozen_layers_take_one_forward_pass_and_no_backward_
                     {number: (output[0] if isinstance(output, tuple) else output).requires_grad}
                 )
             )
-        weights = TokenWeights(EXAMPLES, rows, spec)
-        steps = list(train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, 0)))
+        data = TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec))
+        steps = list(train(tiny.with_model(loaded, model), data, spec, 1))
         assert passes == ([0, 1, 1] if checkpointing else [0, 1])
         assert slopes == {0: False, 1: True}
         trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -293,7 +293,7 @@ def test_the_probe_changes_nothing():
     rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     spec = TrainSpec()
-    assert probe(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, HiddenStateCache(model, 0)) > 0
+    assert probe(tiny.with_model(loaded, model), TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec)), spec) > 0
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
 
 
@@ -314,8 +314,7 @@ def test_the_loss_on_dev_is_the_loss_of_training():
     spec = TrainSpec(batch_size=len(MANY), accumulation=1, epochs=1, prompt_share=0.5, decision_share=0.7)
     rows, _ = encode(MANY, loaded.encoder(form), spec.tasks, prompts=True)
     measured = dev_loss(MANY, loaded.encoder(form), Recipe(name="run", train=spec, prompt=form))(loaded)
-    weights = TokenWeights(MANY, rows, spec)
-    step = next(train(loaded.model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(loaded.model, 0)))
+    step = next(train(loaded, TrainingRows(rows, TokenWeights(MANY, rows, spec)), spec, 1))
     assert measured == pytest.approx(step.loss, rel=1e-5)
 
 
@@ -337,8 +336,8 @@ def test_the_model_ends_with_the_mean_of_the_last_half_of_the_steps():
 @pytest.mark.parametrize("step", [3, 8])
 def test_going_on_from_before_or_within_the_average_gives_the_same_mean(step):
     kept = {}
-    final = steps_of(SPEC, kept=kept)[1]
-    again = steps_of(SPEC, resume=(step, kept[step]))[1]
+    steps, final = steps_of(SPEC, kept=kept)
+    again = steps_of(SPEC, resume=(steps[:step], kept[step]))[1]
     assert all(torch.equal(final[name], again[name]) for name in final)
 
 

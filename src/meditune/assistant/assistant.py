@@ -1,12 +1,14 @@
-r"""The assistant, which answers a question as a stream of events.
+r"""The assistant: the life of an answer from the question to the last event.
 
-question -> triage -> search -> pack -> engine -> each sentence checked against the passages -> shown or withheld
+question -> triage -> search -> pack -> writer -> each sentence checked against the passages -> shown or withheld
                \-> urgent help or a refusal, without any model
+
+`meditune ask --index` prints the last event, and `POST /v1/ask` of a server returns or streams the events. Every check
+runs once for each answer. A server runs triage itself, before its queue, and gives the result to `Assistant.ask`.
 """
 
 from __future__ import annotations
 
-import queue
 import re
 import sys
 import threading
@@ -19,7 +21,6 @@ from pathlib import Path
 from meditune import __version__
 from meditune.assistant import triage as message_triage
 from meditune.assistant.answer_filter import REASONS, withheld
-from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, checked_answer
 from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.events import (
     Answer,
@@ -33,23 +34,25 @@ from meditune.assistant.events import (
     Sources,
     Text,
 )
+from meditune.assistant.retrieval import CONTEXT_TOKENS, PASSAGES, Retrieved, Retriever, refuse_restricted
 from meditune.assistant.triage import Classifier, Triage, triage
-from meditune.config.data_options import PromptFormat, Style
+from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api
+from meditune.config.data_options import Style
 from meditune.config.recipe import EvaluateSpec
-from meditune.data.example import DECISIONS, Example, Passage
-from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest, RunningGeneration
+from meditune.config.training_options import ApiSpec
+from meditune.engines.engine import GenerationChunk
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.evaluate.metrics.confidence import probabilities
 from meditune.evidence.detector import placed
 from meditune.files import read_jsonl
+from meditune.models.sentence_encoder import DEFAULT, INT8
 from meditune.observability import LOGGER, span
-from meditune.prompts import LIMITS_LINE, Encoder, QuestionTooLongError, prompt_text
-from meditune.retrieve.citations import CitedAnswer, Citer, is_stated_in
+from meditune.prompts import LIMITS_LINE
+from meditune.retrieve.citations import Citer, Judge, stated_sentences
 from meditune.retrieve.context_packing import PackedPassage, chooser, grade
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
-from meditune.retrieve.vector_search import DEFAULT, INT8
 
 
 @dataclass
@@ -58,7 +61,7 @@ class AnswerInProgress:
 
     question: str
     style: Style
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     safety: dict[str, str] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
     notices: list[Notice] = field(default_factory=list)
@@ -71,40 +74,37 @@ class AnswerInProgress:
     _lead: str = ""
     _shown: list[str] = field(default_factory=list)
 
-    def at_once(self, found: Triage) -> Iterator[Event]:
+    def without_model(self, found: Triage) -> Iterator[Event]:
         """Yield the events of an answer that needs no model: urgent help, or a refusal."""
         urgent = found.action == "urgent"
         self.outcome = "escalated" if urgent else "declined"
         self.refused = "" if urgent else found.text
-        yield self.noted(Notice("urgent" if urgent else "refusal", found.text, found.title))
+        yield self.add_notice(Notice("urgent" if urgent else "refusal", found.text, found.title))
         yield self._text(found.text)
 
-    def noted(self, notice: Notice) -> Notice:
+    def add_notice(self, notice: Notice) -> Notice:
         """Record a notice, and return it."""
         self.notices.append(notice)
         return notice
 
-    def searched(self, begun: CitedAnswer | None) -> None:
-        """Record the passages that were found."""
+    def add_retrieved(self, retrieved: Retrieved | None) -> Event:
+        """Record the passages (None without an index), and return the event about them."""
         self._lap("search")
-        if begun is None:
-            return
-        self.sources = tuple(_source(number, packed) for number, packed in enumerate(begun.packed, start=1))
-        self.notices += [Notice("remark", text) for text in begun.remarks]
+        if retrieved is None:
+            return self.add_notice(Notice("remark", FROM_MEMORY))
+        self.sources = tuple(_source(number, each) for number, each in enumerate(retrieved.passages, start=1))
+        self.notices += [Notice("remark", text) for text in retrieved.remarks]
+        return Sources(self.sources)
 
-    def asked(self, prompt_tokens: int) -> None:
-        """Record that the model was given a prompt of this length."""
-        self.tokens["prompt"] += prompt_tokens
-
-    def count(self, piece: GenerationChunk) -> None:
+    def count(self, chunk: GenerationChunk) -> None:
         """Count the tokens of the model's next chunk."""
-        if piece.text:
+        if chunk.text:
             self._lap("first_token")
-        self.tokens["completion"] += len(piece.tokens)
-        if piece.cached:
-            self.tokens["cached"] = self.tokens.get("cached", 0) + piece.cached
+        self.tokens["completion"] += len(chunk.tokens)
+        if chunk.cached:
+            self.tokens["cached"] = self.tokens.get("cached", 0) + chunk.cached
 
-    def said(self, sentence: Sentence) -> Iterator[Event]:
+    def add_sentence(self, sentence: Sentence) -> Iterator[Event]:
         """Record a sentence, and yield its event and, if it may be shown, its text."""
         self.sentences.append(sentence)
         yield sentence
@@ -112,25 +112,27 @@ class AnswerInProgress:
             self._lap("first_sentence")
             yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
-    def bounded(self, found: Triage) -> Iterator[Event]:
+    def add_lead(self, found: Triage) -> Iterator[Event]:
         """Yield the events before a bounded answer, such as one about a dose."""
-        yield self.noted(Notice("limit", found.text, found.title))
+        yield self.add_notice(Notice("limit", found.text, found.title))
         self._lead = f"{found.text}\n\n"
         yield self._text(self._lead)
 
-    def refuse(self, why: str) -> Notice:
+    def refuse(self, reason: str) -> Notice:
         """Withdraw the answer for this reason, and return the notice. Pages show the sources, if any, instead."""
-        self.outcome, self.refused, self.decision = "abstained", why, None
-        self._shown = [self._lead, why]
-        return self.noted(Notice("refusal", why, "No answer from these sources" if self.sources else "No answer"))
+        self.outcome, self.refused, self.decision = "abstained", reason, None
+        self._shown = [self._lead, reason]
+        return self.add_notice(
+            Notice("refusal", reason, "No answer from these sources" if self.sources else "No answer")
+        )
 
     def answer(self, versions: Mapping[str, str]) -> Answer:
         """Return the complete answer."""
         text = "".join(self._shown)
-        judged = [each for each in self.sentences if not each.text.endswith("?")]
-        share = sum(each.supported for each in judged) / len(judged) if judged and self.sources else None
-        sure = max(self.decision.probabilities.values()) if self.decision else share
-        self.timings["total"] = round(time.monotonic() - self.begun, 4)
+        claims = [each for each in self.sentences if not each.text.endswith("?")]
+        share = sum(each.supported for each in claims) / len(claims) if claims and self.sources else None
+        confidence = max(self.decision.probabilities.values()) if self.decision else share
+        self.timings["total"] = round(time.monotonic() - self.started, 4)
         return Answer(
             self.question,
             text,
@@ -141,7 +143,7 @@ class AnswerInProgress:
             self.sources,
             tuple(self.notices),
             self.decision,
-            None if sure is None or self.refused else round(sure, 4),
+            None if confidence is None or self.refused else round(confidence, 4),
             round(grade(text.removeprefix(self._lead)), 1) if self.outcome == "answered" else None,
             LIMITS_LINE,
             self.safety,
@@ -155,7 +157,7 @@ class AnswerInProgress:
         return Text(text)
 
     def _lap(self, name: str) -> None:
-        self.timings.setdefault(name, round(time.monotonic() - self.begun, 4))
+        self.timings.setdefault(name, round(time.monotonic() - self.started, 4))
 
 
 def _source(number: int, packed: PackedPassage) -> Source:
@@ -195,78 +197,87 @@ class Correction:
 
 def asks_yes_or_no(question: str) -> bool:
     """Return whether the last sentence of a message is a yes/no question."""
-    asked = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
-    return bool(_ASKS.match(asked)) and " or " not in asked.lower()
+    last = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
+    return bool(_ASKS.match(last)) and " or " not in last.lower()
 
 
-def decide(
-    engine: Engine, prompt: Sequence[int], labels: Mapping[str, Sequence[int]], correction: Correction | None = None
-) -> Decision:
-    """Return the most likely of yes, no and maybe after a prompt that ends in the decision's cue.
-
-    `labels` are the words' tokens. Raises ModelError if the engine returns no log-probabilities.
-    """
-    scored = engine.score(prompt, [labels[name] for name in DECISIONS])
-    logits: dict[str, float] = {
-        name: sum((each.logprob for each in tokens), 0.0) for name, tokens in zip(DECISIONS, scored, strict=True)
-    }
+def decide(logits: Mapping[str, float], correction: Correction | None = None) -> Decision:
+    """Return the most likely of yes, no and maybe."""
     if correction:
         logits = {name: each / correction.temperature + correction.bias.get(name, 0.0) for name, each in logits.items()}
-    found = probabilities(logits)
+    found = probabilities(dict(logits))
     best = max(found, key=lambda name: found[name])
     return Decision(best if found[best] >= LEAST else None, found, correction is not None)
 
 
-class SentenceChecker:
-    """The check of a model's answer, sentence by sentence, while it is generated."""
+SUPPORTED_SHARE = 0.5
+"""The minimum share of supported sentences; an answer with fewer is withheld"""
 
-    def __init__(self, begun: CitedAnswer | None, no_amounts: bool) -> None:
-        """Start an answer. `begun` holds the passages, if there is an index; `no_amounts` withholds doses."""
+
+class SentenceChecker:
+    """The check of a model's answer, sentence by sentence, while it is generated. Each sentence is checked once."""
+
+    def __init__(self, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None) -> None:
+        """Start an answer from these passages (None without an index); `no_amounts` withholds doses."""
         self.text = ""
         self.repeats = 0
         """The number of sentences that the answer had already"""
-        self._citer = Citer(begun.packed) if begun else None
+        self._citer = None if passages is None else Citer(passages, judge)
         self._no_amounts = no_amounts
-        self._taken = 0
-        self._said: set[str] = set()
+        self._finished = 0
+        self._checked: dict[str, Sentence] = {}
 
-    def add(self, piece: str) -> Iterator[Sentence]:
+    def add(self, text: str) -> Iterator[Sentence]:
         """Add the next piece of text, and yield the sentences that it completes."""
-        self.text += piece
-        finished = [text for _, text in placed(self.text)][:-1]
-        for text in finished[self._taken :]:
-            self._taken += 1
-            if text.endswith("?"):
+        self.text += text
+        finished = [sentence for _, sentence in placed(self.text)][:-1]
+        for sentence in finished[self._finished :]:
+            self._finished += 1
+            if sentence.endswith("?"):
                 continue
-            if text in self._said:
+            if sentence in self._checked:
                 self.repeats += 1
                 continue
-            yield self._judged(text)
+            yield self._check(sentence)
 
     def rest(self) -> Iterator[Sentence]:
         """Yield the remaining sentences at the end of the answer, without an incomplete last one."""
-        for text in is_stated_in(self.text)[0]:
-            if text not in self._said:
-                yield self._judged(text)
+        for sentence in stated_sentences(self.text):
+            if sentence not in self._checked:
+                yield self._check(sentence)
 
-    def _judged(self, text: str) -> Sentence:
-        self._said.add(text)
+    def refusal(self) -> str:
+        """Return why too little of the complete answer is supported; empty if enough is, or without an index."""
         if self._citer is None:
-            why = withheld(text, supported=False, searched=False, no_amounts=self._no_amounts)
-            return Sentence(text, (), False, why is None, REASONS[why] if why else "")
-        with span("check") as made:
-            support = self._citer.judge(text)
-            supported = bool(support.places)
-            made.set_attribute("meditune.supported", supported)
-        why = withheld(text, supported, searched=True, no_amounts=self._no_amounts)
-        citations = tuple(
-            Citation(place + 1, quote) for place, quote in zip(support.places, support.words, strict=True)
-        )
-        return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(support.score, 4))
+            return ""
+        sentences = stated_sentences(self.text)
+        supported = sum(self._checked[each].supported for each in sentences)
+        if not sentences:
+            return "The model wrote no answer."
+        if supported < SUPPORTED_SHARE * len(sentences):
+            return (
+                f"I'd rather not answer: the passages found support {supported or 'none'} of the {len(sentences)} "
+                "sentences that the model wrote."
+            )
+        return ""
+
+    def _check(self, text: str) -> Sentence:
+        citations: tuple[Citation, ...] = ()
+        score = 0.0
+        if self._citer is not None:
+            with span("check") as made:
+                support = self._citer.judge(text)
+                made.set_attribute("meditune.supported", bool(support.places))
+            quotes = zip(support.places, support.words, strict=True)
+            citations = tuple(Citation(place + 1, quote) for place, quote in quotes)
+            score = round(support.score, 4)
+        supported = bool(citations)
+        reason = withheld(text, supported, searched=self._citer is not None, no_amounts=self._no_amounts)
+        sentence = Sentence(text, citations, supported, reason is None, REASONS[reason] if reason else "", score)
+        self._checked[text] = sentence
+        return sentence
 
 
-POLL_S = 0.05
-"""How often a running generation checks whether it was cancelled, in seconds"""
 REPEATS = 3
 """The number of repeated sentences that ends an answer"""
 FROM_MEMORY = (
@@ -281,59 +292,47 @@ class AssistantSettings:
 
     country: str = ""
     """The ISO 3166 code of the country whose emergency numbers are given; empty: texts that hold everywhere"""
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    """Own numbers instead of the country's, by `emergency`, `poison` and `crisis`"""
-    passages: int = PASSAGES
     context_tokens: int = CONTEXT_TOKENS
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
-    """The minimum cosine similarity of the nearest passage (see `cited_answers.Answerer`)"""
+    """The minimum cosine similarity of the nearest passage (see `retrieval.Retriever`)"""
     correction: Correction | None = None
     """The calibration of decisions, fitted on the development split"""
-    elsewhere: str = ""
-    """The third party that runs the engine and gets the passages; restricted passages aren't sent to it"""
-    decides: bool = True
-    """Decide yes/no questions, if there are passages"""
 
 
 class Assistant:
-    """An assistant with an engine and an optional index, which can answer any number of questions at once."""
+    """An assistant with a writer and an optional index, which can answer any number of questions at once."""
 
     def __init__(
         self,
-        engine: Engine,
+        writer: Writer,
         index: Index | None = None,
         settings: AssistantSettings | None = None,
         *,
-        form: PromptFormat | None = None,
         versions: Mapping[str, str] | None = None,
         classifier: Classifier | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        """Prepare an assistant. `form` is the model's prompt format; without `classifier`, triage has only its rules.
+        """Prepare an assistant. Without `classifier`, triage has only its rules; without `judge`, the detector alone
+        checks whether passages support a sentence.
 
         Raises ModelError if the model has no room for passages and an answer, and DataError if the country is unknown.
         """
-        self.engine, self.settings, self.form = (
-            engine,
-            settings or AssistantSettings(),
-            form or PromptFormat(quoted=True),
-        )
-        self._numbers = emergency_numbers(self.settings.country, self.settings.numbers)
-        self._classifier = classifier
-        self._encoder = Encoder(engine.tokenizer, self.form)
-        self._styles: tuple[Style, ...] = ("expert", "plain") if self.form.plain_cue else ("expert",)
-        room = min(self.settings.context_tokens, engine.context_tokens - self.settings.max_new_tokens)
-        if room < 64:
+        self.writer, self.index, self.settings = writer, index, settings or AssistantSettings()
+        self._numbers = emergency_numbers(self.settings.country)
+        self._classifier, self._judge = classifier, judge
+        limit = self.settings.max_new_tokens
+        self._room = min(self.settings.context_tokens, writer.context_tokens - limit)
+        if self._room < 64:
             raise ModelError(
-                f"The model reads {engine.context_tokens} tokens. With an answer of {self.settings.max_new_tokens} "
-                f"tokens, only {room} are left for question and passages; at least 64 are required."
+                f"The model reads {writer.context_tokens} tokens. With an answer of {limit} tokens, only {self._room} "
+                "are left for question and passages; at least 64 are required."
             )
-        special = tuple(engine.tokenizer.all_special_tokens)
-        self._writer = Writer(self.form, self._count, self._write, room, special, elsewhere=self.settings.elsewhere)
-        self._answerer = Answerer(index, self._writer, self.settings.nearest) if index else None
-        self.index = index
+        self._retriever = Retriever(index, writer, self._room, self.settings.nearest) if index else None
         content = index.manifest.content if index else ""
-        self.versions = {"meditune": __version__, "engine": engine.name, "index": content, **(versions or {})}
+        self.versions = {"meditune": __version__, "engine": writer.name, "index": content, **(versions or {})}
+        if judge:
+            self.versions["judge"] = judge.name
 
     def ask(
         self,
@@ -355,14 +354,14 @@ class Assistant:
         """
         if not question.strip():
             raise DataError("There is no question.")
-        asking = AnswerInProgress(question, style)
-        found = found or self.judge(question, [asked for asked, _ in history])
-        asking.safety = {"action": found.action, "kind": found.kind}
+        progress = AnswerInProgress(question, style)
+        found = found or self.judge(question, [earlier for earlier, _ in history])
+        progress.safety = {"action": found.action, "kind": found.kind}
         if found.action in ("urgent", "decline"):
-            yield from asking.at_once(found)
+            yield from progress.without_model(found)
         else:
-            yield from self._answered(asking, found, found.question, k, sources, max_new_tokens, cancelled)
-        yield asking.answer(self.versions)
+            yield from self._answer(progress, found, k, sources, max_new_tokens, cancelled)
+        yield progress.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
         """Return how to handle a message; `before` holds earlier messages of the same person, oldest first."""
@@ -371,138 +370,108 @@ class Assistant:
             made.set_attribute("meditune.action", found.action)
             return found
 
-    def _answered(
+    def _answer(
         self,
-        asking: AnswerInProgress,
+        progress: AnswerInProgress,
         found: Triage,
-        question: str,
         k: int | None,
         sources: Sequence[str] | None,
         max_new_tokens: int | None,
         cancelled: Callable[[], bool],
     ) -> Iterator[Event]:
+        question, style = found.question, progress.style
         for text in found.remarks:
-            yield asking.noted(Notice("remark", text))
+            yield progress.add_notice(Notice("remark", text))
         with span("retrieve") as made:
-            begun = self._begun(question, asking.style, k, sources)
-            made.set_attribute("meditune.passages", len(begun.packed) if begun else 0)
-        asking.searched(begun)
-        if begun:
-            yield Sources(asking.sources)
-        else:
-            yield asking.noted(Notice("remark", FROM_MEMORY))
+            retrieved = self._retrieve(question, style, k, sources)
+            made.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
+        yield progress.add_retrieved(retrieved)
         if found.action == "bound":
-            yield from asking.bounded(found)
-        if begun and begun.refusal:
-            yield asking.refuse(begun.refusal)
+            yield from progress.add_lead(found)
+        if retrieved and retrieved.refusal:
+            yield progress.refuse(retrieved.refusal)
             return
-        texts = [each.shown for each in begun.packed] if begun else []
-        if begun and found.action == "answer" and self.settings.decides and asks_yes_or_no(question):
-            asking.decision = self._decided(question, texts)
-        limit = min(max_new_tokens or self.settings.max_new_tokens, self.engine.context_tokens - self._writer.room)
-        judging = SentenceChecker(begun, found.no_amounts)
-        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer", asking.style))
-        asking.asked(len(prompt))
-        for piece in self._pieces(prompt, limit, cancelled):
-            asking.count(piece)
-            for sentence in judging.add(piece.text):
-                yield from asking.said(sentence)
-            if judging.repeats >= REPEATS:
+        texts = [each.shown for each in retrieved.passages] if retrieved else []
+        # Only a model that was tuned to decide in this format makes decisions.
+        if retrieved and found.action == "answer" and self.writer.tuned and asks_yes_or_no(question):
+            logits = self.writer.decide(question, texts)
+            progress.decision = decide(logits, self.settings.correction) if logits else None
+        limit = min(max_new_tokens or self.settings.max_new_tokens, self.writer.context_tokens - self._room)
+        checker = SentenceChecker(retrieved.passages if retrieved else None, found.no_amounts, self._judge)
+        prompt_tokens, chunks = self.writer.start(question, texts, style, limit, cancelled)
+        progress.tokens["prompt"] += prompt_tokens
+        for chunk in chunks:
+            progress.count(chunk)
+            for sentence in checker.add(chunk.text):
+                yield from progress.add_sentence(sentence)
+            if checker.repeats >= REPEATS:
                 break
-        for sentence in judging.rest():
-            yield from asking.said(sentence)
-        with span("check") as made:
-            refusal = checked_answer(begun, judging.text).refusal if begun else ""
-            made.set_attribute("meditune.refused", bool(refusal))
-        if refusal or not any(each.shown for each in asking.sentences):
-            yield asking.refuse(refusal or NO_ANSWER)
+        chunks.close()
+        for sentence in checker.rest():
+            yield from progress.add_sentence(sentence)
+        refusal = checker.refusal()
+        if refusal or not any(each.shown for each in progress.sentences):
+            yield progress.refuse(refusal or NO_ANSWER)
 
-    def _begun(self, question: str, style: Style, k: int | None, sources: Sequence[str] | None) -> CitedAnswer | None:
-        if self._answerer:
-            return self._answerer.begun(question, k or self.settings.passages, sources, chooser(style))
-        if self._writer.count(question, ()) >= self._writer.room:
-            raise DataError(f"The question is too long: it must fit into {self._writer.room} tokens. Shorten it.")
+    def _retrieve(self, question: str, style: Style, k: int | None, sources: Sequence[str] | None) -> Retrieved | None:
+        if self._retriever:
+            return self._retriever.retrieve(question, k or PASSAGES, sources, chooser(style))
+        if self.writer.count(question, ()) >= self._room:
+            raise DataError(f"The question is too long: it must fit into {self._room} tokens. Shorten it.")
         return None
-
-    def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
-        """Return the decision, based on the first text: more texts make it worse and slower (docs/experiments)."""
-        words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
-        asked = Example(id="asked", source="asked", question=question, context=_context(texts[:1]), group="asked")
-        try:
-            return decide(self.engine, self._encoder.prompt(asked, "decision").prompt, words, self.settings.correction)
-        except (ModelError, QuestionTooLongError):
-            return None  # for example, an engine without log-probabilities: the answer has no decision
-
-    def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[GenerationChunk]:
-        came: queue.Queue[GenerationChunk] = queue.Queue()
-        with span("generate") as made:
-            made.set_attribute("meditune.prompt_tokens", len(prompt))
-            yield from self._delivered(self.engine.start(GenerationRequest(prompt, limit), came.put), came, cancelled)
-
-    @staticmethod
-    def _delivered(
-        running: RunningGeneration, came: queue.Queue[GenerationChunk], cancelled: Callable[[], bool]
-    ) -> Iterator[GenerationChunk]:
-        try:
-            while True:
-                try:
-                    piece = came.get(timeout=POLL_S)
-                except queue.Empty:
-                    if cancelled():
-                        return
-                    continue
-                if piece.error is not None:
-                    raise piece.error
-                yield piece
-                if piece.finish is not None or cancelled():
-                    return
-        finally:
-            running.cancel()
-
-    def _write(self, question: str, texts: Sequence[str]) -> str:
-        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer"))
-        pieces = self._pieces(prompt, self.settings.max_new_tokens, lambda: False)
-        return "".join(piece.text for piece in pieces)
-
-    def _prompt(self, text: str) -> list[int]:
-        ids: list[int] = self.engine.tokenizer(text, split_special_tokens=True)["input_ids"]
-        while ids and ids[-1] == self.engine.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return ids
-
-    def _count(self, question: str, texts: Sequence[str]) -> int:
-        """Return the number of tokens of the prompt, in the style with the longer prompt."""
-        context = _context(texts)
-        return max(
-            len(self._prompt(prompt_text(self.form, question, context, "answer", style))) for style in self._styles
-        )
-
-
-def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
-    return tuple(Passage(text=text) for text in texts)
 
 
 def open_assistant(
-    engine: Engine,
+    writer: Writer,
     model: Path,
-    form: PromptFormat | None,
     index: Index | str | None,
     settings: AssistantSettings | None = None,
     versions: Mapping[str, str] | None = None,
+    judge: Judge | None = None,
 ) -> Assistant:
-    """Return an assistant for an open engine. `model` is the run's folder, if the model is a run.
+    """Return an assistant for an open model. `model` is the run's folder, if the model is a run.
 
     Raises DataError if the index can't be opened.
     """
     settings = settings or AssistantSettings()
-    # Only a model that was tuned to decide in this format makes decisions.
-    settings = replace(
-        settings,
-        correction=settings.correction or decision_correction_of(model),
-        decides=settings.decides and form is not None,
-    )
+    settings = replace(settings, correction=settings.correction or decision_correction_of(model))
     opened = open_index(index) if isinstance(index, str) else index
-    return Assistant(engine, opened, settings, form=form, versions=versions, classifier=triage_classifier())
+    return Assistant(writer, opened, settings, versions=versions, classifier=triage_classifier(), judge=judge)
+
+
+def open_judge(name: str) -> Judge:
+    """Return the judge in the folder of a run. Raises ModelError if it can't be used."""
+    from meditune.models.evidence_judge import load_judge
+
+    return load_judge(name)
+
+
+def load_assistant(
+    model: str,
+    index: str,
+    sources: Sequence[str] | None = None,
+    settings: AssistantSettings | None = None,
+    api: ApiSpec | None = None,
+    judge: str | None = None,
+) -> Assistant:
+    """Open a model by name and an index by its place, and return an assistant.
+
+    `sources` are the sources to search; if they must not be shown to the model, DataError is raised before anything is
+    loaded. Raises DataError or ModelError if index or model is unavailable.
+    """
+    opened = Index.open(index)
+    remote = find_api(model, api)
+    if remote:
+        refuse_restricted(opened, sources, remote.title)
+    reader = open_judge(judge) if judge else None
+    if remote:
+        return open_assistant(ApiWriter(remote), Path(model), opened, settings, judge=reader)
+    from meditune.engines.transformers_engine import TransformersEngine
+    from meditune.models.load import load
+
+    loaded = load(model)
+    writer = EngineWriter(TransformersEngine(loaded), loaded.form)
+    return open_assistant(writer, Path(model).expanduser(), opened, settings, judge=reader)
 
 
 def open_index(index: str) -> Index:
@@ -540,14 +509,11 @@ def decision_correction_of(run: Path) -> Correction | None:
     return Correction(float(row["temperature"]), row["bias"])
 
 
-SECONDS = 30.0
-
-
-def follow_index(index: Index, told: Callable[[str], None], seconds: float = SECONDS) -> Callable[[], None]:
+def follow_index(index: Index, changed: Callable[[str], None], seconds: float = 30.0) -> Callable[[], None]:
     """Check periodically for a newer version of the index, so that retracted passages aren't found any more.
 
-    `told` is called with the hash of new content. Return a function that stops the checks. An index that can't be read
-    is logged once, and its open version stays in use.
+    `changed` is called with the hash of new content. Return a function that stops the checks. An index that can't be
+    read is logged once, and its open version stays in use.
     """
     ended = threading.Event()
 
@@ -556,7 +522,7 @@ def follow_index(index: Index, told: Callable[[str], None], seconds: float = SEC
         while not ended.wait(seconds):
             try:
                 if index.refresh():
-                    told(index.manifest.content)
+                    changed(index.manifest.content)
                     LOGGER.info("the index has changed", extra={"index": index.manifest.content})
                 in_trouble = False
             except MedituneError as error:

@@ -210,19 +210,17 @@ def emergency_kinds() -> tuple[EmergencyKind, ...]:
     return tuple(_kind(_KindText.model_validate(each)) for each in texts)
 
 
-def emergency_numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
-    """Return the emergency numbers of a country (ISO 3166, such as GB), with `own` numbers in place of the country's.
+def emergency_numbers(country: str = "") -> Numbers:
+    """Return the emergency numbers of a country (ISO 3166, such as GB); without one, texts that hold everywhere.
 
-    Without a country, the texts hold everywhere. Raises DataError if the country is unknown and `own` isn't complete.
+    Raises DataError if the country is unknown.
     """
     known = yaml.safe_load((HERE / "numbers.yaml").read_text(encoding="utf-8"))
-    name = country.upper()
-    if name not in known and not set(Numbers.model_fields) <= set(own or {}):
+    if country.upper() not in known:
         raise DataError(
-            f"Meditune has no emergency numbers for country {country!r}. It knows {', '.join(filter(None, known))}. "
-            f"For another country, set all of {', '.join(Numbers.model_fields)} yourself."
+            f"Meditune has no emergency numbers for country {country!r}. It knows {', '.join(filter(None, known))}."
         )
-    return Numbers.model_validate({**known.get(name, {}), **(own or {})})
+    return Numbers.model_validate(known[country.upper()])
 
 
 def _kind(text: _KindText) -> EmergencyKind:

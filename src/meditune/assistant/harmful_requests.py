@@ -13,7 +13,7 @@ import yaml
 
 from meditune.assistant import emergencies
 from meditune.assistant.message_clauses import WORD, plain
-from meditune.data.quality.rules import is_health_word
+from meditune.data.quality.quality_filters import is_health_word
 from meditune.retrieve.prompt_injection import is_override
 from meditune.text import sentences
 

@@ -98,7 +98,7 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 
 def plain(message: str) -> str:
     """Return the message in lowercase, with contractions spelled out, counts as digits and no invisible characters."""
-    text = unicodedata.normalize("NFKC", _read(message))
+    text = unicodedata.normalize("NFKC", readable_part(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
     text = re.sub(r"[^\S\n]+", " ", text)  # long runs of spaces take the patterns quadratic time
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
@@ -113,7 +113,8 @@ def is_shortened(message: str) -> bool:
     return len(message) > MOST_CHARACTERS + LAST_CHARACTERS
 
 
-def _read(message: str) -> str:
+def readable_part(message: str) -> str:
+    """Return the part of a message that triage reads: the whole message, or its beginning and end."""
     return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_shortened(message) else message
 
 

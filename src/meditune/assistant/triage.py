@@ -29,7 +29,7 @@ from meditune.assistant.emergencies import (
 )
 from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS, is_shortened
 from meditune.errors import ModelError
-from meditune.models import package_download, sentence_encoder_onnx
+from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
 SHORT_FOLLOW_UP = 9
@@ -59,13 +59,13 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
     for earlier in reversed(before[-FURTHEST:]):
         if not is_follow_up(parts[0]):
             break
-        kept = harmful_requests.without_instructions(earlier)[0].strip()
-        if not kept or harmful_requests.is_outside(kept):
+        earlier_question = harmful_requests.without_instructions(earlier)[0].strip()
+        if not earlier_question or harmful_requests.is_outside(earlier_question):
             break
-        parts.insert(0, kept)
-    whole = " ".join(parts)
+        parts.insert(0, earlier_question)
+    combined = " ".join(parts)
     # two harmless messages can form an instruction to the model together
-    return question if len(parts) == 1 or harmful_requests.without_instructions(whole)[1] else whole
+    return question if len(parts) == 1 or harmful_requests.without_instructions(combined)[1] else combined
 
 
 WEIGHTS = Path(__file__).parent / "classifier.npz"
@@ -108,7 +108,7 @@ class TriageScores:
 class TriageClassifier:
     """The sentence model with the merged adapter, and the linear layer."""
 
-    model: sentence_encoder_onnx.OnnxSentenceModel
+    model: sentence_encoder.OnnxSentenceModel
     weight: NDArray[np.float32]
     """The linear layer's weights, of shape (labels, size)"""
     bias: NDArray[np.float32]
@@ -156,7 +156,7 @@ def load(weights: Path = WEIGHTS) -> TriageClassifier:
             f"{weights} was trained for another sentence model or other labels. Train it again: "
             "python benchmarks/triage_fit.py --write"
         )
-    model = sentence_encoder_onnx.open_model(_merged(path.read_bytes(), learned), tokenizer, threads=1)
+    model = sentence_encoder.open_onnx(_merged(path.read_bytes(), learned), tokenizer, threads=1)
     return TriageClassifier(
         model,
         learned["weight"].astype(np.float32),
@@ -269,21 +269,21 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     question, orders = harmful_requests.without_instructions(message)
     if not question.strip():
         return Triage("decline", "orders", "Not a question", ORDERS)
-    whole = with_previous_question(question, before)
-    harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(whole)
+    combined = with_previous_question(question, before)
+    harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(combined)
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
         return Triage("decline", "outside medicine", "Not about health", SCOPE)
-    found = _classified(message, whole, numbers, classifier) if classifier else None
+    found = _classified(message, combined, numbers, classifier) if classifier else None
     if found:
         return found
     remarks = _remarks(message, orders, numbers)
-    if harmful_requests.asks_dose(whole):
-        return Triage("bound", "dose", "About a dose", DOSE, whole, remarks, no_amounts=True)
-    if harmful_requests.asks_diagnosis(whole):
-        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, whole, remarks)
-    return Triage("answer", question=whole, remarks=remarks)
+    if harmful_requests.asks_dose(combined):
+        return Triage("bound", "dose", "About a dose", DOSE, combined, remarks, no_amounts=True)
+    if harmful_requests.asks_diagnosis(combined):
+        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, combined, remarks)
+    return Triage("answer", question=combined, remarks=remarks)
 
 
 def _urgent(kind: EmergencyKind, numbers: Numbers) -> Triage:
@@ -296,9 +296,9 @@ def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
     return Triage("decline", harm.name, "Not safe to explain", harm.answer)
 
 
-def _classified(message: str, whole: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
+def _classified(message: str, combined: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
     """Return the classifier's decision on a message, alone and with the questions it refers to; None if ordinary."""
-    for text in dict.fromkeys((message, whole)):
+    for text in dict.fromkeys((message, combined)):
         verdict = classifier.classify(text)
         if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
             return _urgent(emergency_named("self-harm"), numbers)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from meditune.cli.options import console, resolve
+from meditune.cli.options import resolve
+from meditune.cli.tables import console
 from meditune.errors import DataError
 from meditune.text import counted
 
 if TYPE_CHECKING:
-    from meditune.assistant.cited_answers import Answer
+    from meditune.assistant.events import Answer, Sentence
+    from meditune.assistant.writers import ModelAnswer
     from meditune.retrieve.build_index import Changes
-    from meditune.retrieve.citations import CitedAnswer
     from meditune.retrieve.collections import Collection
     from meditune.retrieve.hybrid_search import Found, Hit
     from meditune.retrieve.index import Manifest
@@ -53,6 +54,10 @@ def ask(
             "--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Run of a judge of evidence, which checks the sentences of an answer."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a model one question, with or without sources to cite.
@@ -61,44 +66,92 @@ def ask(
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
-    from meditune.assistant.cited_answers import ask as answer
     from meditune.files import read_text
 
     named = resolve("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
     api = named.recipe.model.api if named else None
     if index:
-        from meditune.assistant.cited_answers import PASSAGES, open_answerer
-        from meditune.retrieve.context_packing import chooser
-
         if source:
             raise DataError("Give --source or --index, not both. To add files to an index, use --documents FOLDER.")
-        answerer = open_answerer(model, index, source_filter, max_new_tokens, api, style=style)
-        print_cited(answerer.answer(question, k or PASSAGES, source_filter, chooser(style)), json)
+        from meditune.assistant.assistant import AssistantSettings, load_assistant
+
+        limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
+        assistant = load_assistant(model, index, source_filter, limits, api, judge)
+        try:
+            *_, last = assistant.ask(question, style=style, k=k, sources=source_filter)
+        finally:
+            assistant.writer.close()
+        answer = cast("Answer", last)
+        for line in [dumps(answer.as_dict(), ensure_ascii=False)] if json else answer_lines(answer):
+            typer.echo(line)
         return
+    if judge:
+        raise DataError("--judge checks an answer against the passages of an index; name the index with --index.")
     if k or source_filter:
         raise DataError("-k and --source-filter select passages of an index; name the index with --index.")
+    from meditune.assistant.writers import ask_model
+
     sources = [read_text(path) for path in source or []]
-    print_answer(answer(model, question, sources, max_new_tokens, api, style), bool(sources), json)
+    print_model_answer(ask_model(model, question, sources, max_new_tokens, api, style), bool(sources), json)
 
 
-def print_cited(answer: CitedAnswer, as_json: bool) -> None:
-    """Print an answer with its sources, or only the sources, and the medical disclaimer."""
-    from meditune.retrieve import citations
+def answer_lines(answer: Answer) -> Iterator[str]:
+    """Yield the answer as lines: sentences with citations, the cited sources, remarks, limits.
 
-    if as_json:
-        print(json.dumps(citations.as_dict(answer), ensure_ascii=False))
-        return
-    out = console()
-    for line in citations.as_text(answer):
-        out.print(line, markup=False)
+    If the answer is withheld, all passages found are shown instead.
+    """
+    from meditune.prompts import LIMITS
+
+    shown = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
+    leads = [each.text for each in answer.notices if each.level == "limit"]
+    yield from _wrapped("\n\n".join((*leads, " ".join(map(_with_citations, shown)))) if shown else answer.text)
+    left_out = len(answer.sentences) - len(shown) if shown else 0
+    if left_out:
+        yield from ("", f"Left out: {counted(left_out, 'sentence')} that can't be shown, as no passage supports it.")
+    if answer.decision:
+        shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.decision.probabilities.items())
+        yield from ("", f"As a yes/no question: {answer.decision.answer or 'not certain enough'} ({shares})")
+    cited = {citation.number for sentence in shown for citation in sentence.citations}
+    sources = [each for each in answer.sources if each.number in cited or answer.outcome == "abstained"]
+    if sources:
+        yield from ("", "Sources" if cited else "The sources found:")
+    for each in sources:
+        yield f"[{each.number}] {each.title}" + (f" [{each.section}]" if each.section else "")
+        facts = (each.source, each.url, each.date, each.licence, "restricted" if each.restricted else "")
+        yield f"    {' · '.join(fact for fact in facts if fact)}"
+        if not cited:
+            yield from _excerpt(each.text, "    ", 8)
+    yield ""
+    for notice in answer.notices:
+        if notice.level == "remark":
+            yield from _wrapped(f"Note: {notice.text}")
+    yield from _wrapped(LIMITS)
 
 
-def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> None:
+def _with_citations(sentence: Sentence) -> str:
+    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
+    mark = "".join(f"[{each.number}]" for each in sentence.citations)
+    body = sentence.text.rstrip(".!?")
+    return f"{body} {mark}{sentence.text[len(body) :]}" if mark else sentence.text
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from textwrap.wrap(line, WIDTH) or [""]
+
+
+def _excerpt(text: str, indent: str, lines: int) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=lines, placeholder=" …"
+    )
+
+
+def print_model_answer(answer: ModelAnswer, has_sources: bool, as_json: bool = False) -> None:
     """Print the answer, the decision and the medical disclaimer."""
     from meditune.prompts import LIMITS
 
     if as_json:
-        print(json.dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
+        print(dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
         return
     out = console()
     out.print(answer.text or "(the model wrote nothing)", markup=False)
@@ -168,13 +221,13 @@ def build(
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
+    from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
     from meditune.retrieve.build_index import build as make
     from meditune.retrieve.storage import index_storage
-    from meditune.retrieve.vector_search import DEFAULT, embedder
 
     chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
-    made, changes = make(index_storage(output), chosen, embedder(embedding or DEFAULT), replace)
+    made, changes = make(index_storage(output), chosen, load_encoder(embedding or DEFAULT), replace)
     _print_changes(made, changes, output)
 
 
@@ -197,14 +250,14 @@ def update(
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
+    from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as bring_up
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
-    from meditune.retrieve.vector_search import embedder
 
     where = index_storage(index)
     name = embedding or read_manifest(where).embedding["name"]
-    made, changes = bring_up(where, _collections(source, documents, pubmed), embedder(name), remove or ())
+    made, changes = bring_up(where, _collections(source, documents, pubmed), load_encoder(name), remove or ())
     _print_changes(made, changes, index)
 
 
@@ -219,8 +272,8 @@ def stats(index: Where) -> None:
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
 
-    said = read_manifest(index_storage(index))
-    for name, source in said.sources.items():
+    manifest = read_manifest(index_storage(index))
+    for name, source in manifest.sources.items():
         marks = "  RESTRICTED: don't share it" if source["restricted"] else ""
         licences = source["licences"]
         more = f" and {len(licences) - 3} more" if len(licences) > 3 else ""
@@ -228,10 +281,10 @@ def stats(index: Where) -> None:
             f"{name}: {counted(source['passages'], 'passage')} of {counted(source['documents'], 'document')} "
             f"({'; '.join(licences[:3])}{more}){marks}"
         )
-    typer.echo(f"Total: {counted(said.passages, 'passage')} of {counted(said.documents, 'document')}")
-    typer.echo(f"Embedding: {said.embedding['name']}, {said.embedding['dimension']} dimensions")
-    typer.echo(f"Created: {said.created}, updated: {said.updated}")
-    typer.echo(f"Content: {said.content}")
+    typer.echo(f"Total: {counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}")
+    typer.echo(f"Embedding: {manifest.embedding['name']}, {manifest.embedding['dimension']} dimensions")
+    typer.echo(f"Created: {manifest.created}, updated: {manifest.updated}")
+    typer.echo(f"Content: {manifest.content}")
 
 
 @app.command()
@@ -330,17 +383,15 @@ def as_text(found: Found) -> Iterator[str]:
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
         yield f"   {' · '.join(fact for fact in facts if fact)}"
         yield f"   {_scores(hit)}"
-        yield from textwrap.wrap(
-            passage.text, WIDTH, initial_indent="   ", subsequent_indent="   ", max_lines=LINES, placeholder=" …"
-        )
+        yield from _excerpt(passage.text, "   ", LINES)
         yield ""
 
 
 def as_json(found: Found) -> Iterator[str]:
     """Yield one JSON object for each hit: the passage's fields, `score`, `words` and `meaning`."""
     for hit in found.hits:
-        said = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
-        yield json.dumps(said, ensure_ascii=False)
+        fields = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
+        yield dumps(fields, ensure_ascii=False)
 
 
 def _scores(hit: Hit) -> str:

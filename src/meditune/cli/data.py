@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from meditune.cli.options import console
+from meditune.cli.options import Overrides, RecipeName, approval, refuse_upload, resolve
+from meditune.cli.tables import console, print_table
 from meditune.errors import ModelError
 from meditune.files import write_json
 
@@ -44,9 +45,7 @@ def diversity(
     clusters: Annotated[
         int, typer.Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")
     ] = 12,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Survey what data cover: sources, topics, people, reading grades, clusters.
 
@@ -54,7 +53,7 @@ def diversity(
 
     Guide: docs/how-to/measure-diversity.md.
     """
-    for line in said(survey(what, output, compare, clusters, overrides or [])):
+    for line in survey_lines(survey(what, output, compare, clusters, overrides or [])):
         typer.echo(line)
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
@@ -78,12 +77,12 @@ def push(
 
     Reference: docs/reference/licences.md.
     """
-    from meditune.cli.options import approval, refuse_upload
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)
     approval(yes, refuse_upload)(upload.text())
-    typer.echo(f"Uploaded: {hub_upload.push(upload)}")
+    address = hub_upload.send(repository, "dataset", upload.folder, hub_upload.FILES, upload.private)
+    typer.echo(f"Uploaded: {address}")
 
 
 class Engine(StrEnum):
@@ -91,13 +90,6 @@ class Engine(StrEnum):
 
     LOCAL = "local"
     RAY = "ray"
-
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example data.split=group. Repeatable."),
-]
 
 
 @app.command()
@@ -115,10 +107,8 @@ def prepare(
     Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import pipeline
-    from meditune.config.load_recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [])
-    print_data(pipeline.prepare_only(resolved.recipe, output), output / "data")
+    print_data(pipeline.prepare_only(resolve(recipe, overrides).recipe, output), output / "data")
 
 
 @app.command()
@@ -169,12 +159,12 @@ def restore(
     from meditune.data.quality.ledger import put_back
     from meditune.data.quality.ledger import restore as find
 
-    found = find(folder, identifier)
-    typer.echo(found.example.model_dump_json(indent=2))
-    for row in found.done:
+    example, entries = find(folder, identifier)
+    typer.echo(example.model_dump_json(indent=2))
+    for row in entries:
         typer.echo(f"{row['rule']}: {row['action']} ({row['detail']})", err=True)
     if to is not None:
-        added = put_back(found.example, to)
+        added = put_back(example, to)
         typer.echo(f"{'Added to' if added else 'Already in'}: {to.resolve()}", err=True)
     typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
 
@@ -199,9 +189,7 @@ def phi(
     show: Annotated[
         int, typer.Option(min=0, help="Show this many findings in context, with the identifier masked.")
     ] = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Count identifiers of patients, and write a copy of a file without them.
 
@@ -229,31 +217,26 @@ def survey(what: str, output: Path, other: str | None, count: int, overrides: Se
     an earlier state of the data; if it is a recipe, its data are prepared in `output/before`. The survey has `count`
     clusters of questions if the sentence model is available. Raise DataError and RecipeError as preparing does.
     """
-    from meditune.data.diversity.coverage import compared
-    from meditune.data.diversity.coverage import diversity as diversity_of_profile
+    from meditune.data.diversity import coverage
     from meditune.evaluate.report.data_sections import render_page
 
     data = _data(what, output, overrides)
     before = _data(other, output / "before", []) if other else None
-    result: dict[str, Any] = {"of": what, "sha256": data.sha256, "synthetic": data.synthetic} | diversity_of_profile(
-        data.splits
-    )
+    result: dict[str, Any] = {"of": what, "sha256": data.sha256, "synthetic": data.synthetic}
+    result |= coverage.diversity(data.splits)
+    sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
     if before:
-        result["compared"] = {"with": other} | compared(before.splits.train, data.splits.train, SEED)
-    if count:
-        sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
-        if before:
-            sets = {"before": before.splits.train, "after": data.splits.train}
-        found = _clusters(sets, count)
-        if found:
-            result["clusters"] = found
+        result["compared"] = {"with": other} | coverage.compared(before.splits.train, data.splits.train, SEED)
+        sets = {"before": before.splits.train, "after": data.splits.train}
+    if count and (found := _clusters(sets, count)):
+        result["clusters"] = found
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / FILE, result)
     render_page(result, output / "diversity.html")
     return result
 
 
-def said(result: dict[str, Any]) -> Iterator[str]:
+def survey_lines(result: dict[str, Any]) -> Iterator[str]:
     """Yield the survey in a few lines for the terminal."""
     train = result["splits"]["train"]
     yield f"{train['examples']:,} training examples."
@@ -267,8 +250,7 @@ def said(result: dict[str, Any]) -> Iterator[str]:
     for name, source in result["sources"].items():
         if "reading_grade" in source:
             yield f"{name}: {source['examples']:,} examples, median reading grade {source['reading_grade']['median']}"
-    if "clusters" in result:
-        found = result["clusters"]
+    if found := result.get("clusters"):
         yield (
             f"{len(found['clusters'])} clusters of questions, effective number {found['effective']:.1f}; largest: "
             f"{found['clusters'][0]['name']}"
@@ -279,41 +261,40 @@ def said(result: dict[str, Any]) -> Iterator[str]:
 
 def _data(what: str, output: Path, overrides: Sequence[str]) -> Prepared:
     from meditune import pipeline
-    from meditune.config.load_recipe import load_recipe
     from meditune.data.prepare import stored_data
 
     for folder in (Path(what) / "data", Path(what)):
         if (folder / "quality.json").is_file():
             return stored_data(folder)
-    return pipeline.prepare_only(load_recipe(what, list(overrides)).recipe, output)
+    return pipeline.prepare_only(resolve(what, list(overrides)).recipe, output)
 
 
 def _clusters(sets: dict[str, Sequence[Example]], count: int) -> dict[str, Any] | None:
     from meditune.data.diversity.clusters import chosen, clusters
-    from meditune.models.sentence_encoder import embed
+    from meditune.models.sentence_encoder import sentence_model
 
     try:
-        return clusters(chosen(sets, SEED), lambda texts: embed(texts, "Embedding questions"), count, SEED)
+        questions = chosen(sets, SEED)
+        return clusters(questions, lambda texts: sentence_model().encode(texts, "Embedding questions"), count, SEED)
     except ModelError as error:
         print(f"The survey has no clusters: {error}", file=sys.stderr)
         return None
 
 
-DONE = {"report": "unchanged", "mask": "masked", "surrogate": "replaced by invented ones"}
+PHI_DONE = {"report": "unchanged", "mask": "masked", "surrogate": "replaced by invented ones"}
 
 
 def print_leakage(*checks: dict[str, Any]) -> None:
     """Print the leakage that was found, in red."""
-    from meditune.data.leakage import described as said_of_leakage
+    from meditune.data.leakage import described
 
     for checked in checks:
-        for sentence in said_of_leakage(checked):
+        for sentence in described(checked):
             console().print(f"[bold red]LEAKAGE (allowed by the recipe):[/] {escape(sentence)}")
 
 
 def print_data(data: Prepared, folder: Path) -> None:
     """Print what the data stage read, left out and split."""
-
     out = console()
     print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
@@ -329,33 +310,34 @@ def print_data(data: Prepared, folder: Path) -> None:
         done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
         missing = data.quality["decisions"]["not_in_the_data"]
         out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't in the data")
-    looked_at = data.quality.get("phi", {})
-    for name, row in looked_at.get("sources", {}).items():
+    phi = data.quality["phi"]
+    for name, row in phi["sources"].items():
         if row["with_identifiers"]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
-            what = DONE[looked_at["action"]]
-            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {what} ({kinds})")
+            done = PHI_DONE[phi["action"]]
+            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {done} ({kinds})")
     print_leakage(data.quality["leakage"])
     if found := data.quality.get("rebalanced"):
         rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())
         out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
-    remarks = data.quality.get("diversity", {}).get("remarks", [])
+    remarks = data.quality["diversity"]["remarks"]
     for remark in remarks:
         out.print(f"Coverage: {escape(remark['said'])}")
     if remarks:
         out.print(
             f"For an explanation and advice, run: meditune data diversity {folder.parent} --output DIR", markup=False
         )
-    print_terms(data.quality.get("terms", {}))
+    print_terms(data.quality["terms"])
     out.print(f"Data: {folder.resolve()}")
 
 
 def print_terms(terms: Terms) -> None:
     """Print what several licences require together, and a warning about restricted rows."""
-    from meditune.data.read_sources import demands, warning
+    from meditune.data.read_sources import warning
+    from meditune.data.sources import licence_requirements
 
     if len(terms) > 1:
-        for sentence in demands(terms):
+        for sentence in licence_requirements(terms):
             console().print(sentence, markup=False)
     if warning(terms):
         console().print(warning(terms), style="bold yellow", markup=False)
@@ -380,20 +362,13 @@ AUDIT_DONE = {
 
 def print_audit(quality: dict[str, Any], out: Console) -> None:
     """Print a line for each rule that found something, and how many rows were left out and changed."""
-    from rich.table import Table
-
     audit = quality["audit"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Rule")
-    table.add_column("Rows", justify="right")
-    table.add_column("Share", justify="right")
-    table.add_column("Action")
+    rows = []
     for name, row in audit["rules"].items():
         if row["rows"]:
             done = ", ".join(f"{count:,} {AUDIT_DONE[action]}" for action, count in row["done"].items())
-            table.add_row(name, f"{row['rows']:,}", f"{row['share']:.1%}", done)
-    if table.row_count:
-        out.print(table)
+            rows.append((name, f"{row['rows']:,}", f"{row['share']:.1%}", done))
+    print_table(("Rule", "Rows", "Share", "Action"), rows, left=["Action"])
     silent = [name for name, row in audit["rules"].items() if not row["rows"] and row["action"] != "off"]
     if silent:
         out.print(f"Nothing found by: {', '.join(silent)}", style="dim")

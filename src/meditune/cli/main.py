@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from meditune import distributed
 from meditune.cli import assistant, data, models, operate, releases, review, serve, status
-from meditune.cli.options import Output, Overrides, RecipeName, Yes, resolve
+from meditune.cli.options import Output, Overrides, RecipeName, Yes, approval, resolve, with_new_names
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
@@ -72,6 +72,10 @@ class _Panels(TyperGroup):
     Typer's own panels need rich markup, which would load all of rich at every start.
     """
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments after putting the new names of renamed options in place of the old ones."""
+        return super().parse_args(ctx, with_new_names(args))
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (typer's signature)
         """Write one line for each command under the heading of its panel."""
         width = max(map(len, self.commands))
@@ -115,21 +119,12 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import pipeline
-    from meditune.cli.data import print_leakage, print_synthetic
-    from meditune.cli.metrics_tables import print_comparison, print_conditions, print_remarks, print_worse
-    from meditune.cli.options import approval
 
     resolved = resolve(recipe, overrides)
     settings = [word for item in overrides or [] for word in ("--set", item)]
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = pipeline.run(resolved.recipe, output, command, approval(yes))
-    print_comparison(report)
-    print_conditions(report)
-    print_synthetic(report["data"]["synthetic"])
-    print_remarks(report["remarks"])
-    print_leakage(report["leakage"])
-    typer.echo(f"Report: {(output / 'report.html').resolve()}")
-    print_worse(report)
+    _print_report(report, output)
 
 
 @cli_app.command()
@@ -141,7 +136,6 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
     Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import pipeline
-    from meditune.cli.options import approval
 
     resolved = resolve(recipe, overrides)
     pipeline.train(resolved.recipe, output, approval(yes))
@@ -174,7 +168,6 @@ def evaluate(
     from meditune import pipeline
     from meditune.cli.data import print_leakage
     from meditune.cli.metrics_tables import print_conditions, print_figures, print_remarks
-    from meditune.cli.options import approval
 
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
     resolved = resolve(recipe, [*(overrides or []), *chosen])
@@ -199,13 +192,11 @@ def compare(
     gate: Annotated[
         Path | None, typer.Option(help="A YAML file with a policy; exit with code 5 if a model doesn't meet it.")
     ] = None,
-    changed: Annotated[int, typer.Option(min=0, help="Show this many gained and this many lost items.")] = 3,
-    changes_file: Annotated[
-        Path | None, typer.Option("--changes", help="Write every changed item to this JSON Lines file.")
-    ] = None,
+    show_changes: Annotated[int, typer.Option(min=0, help="Show this many gained and this many lost items.")] = 3,
+    changes_file: Annotated[Path | None, typer.Option(help="Write every changed item to this JSON Lines file.")] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 17,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option(help="Also write the comparison to this file.")] = None,
 ) -> None:
     """Compare evaluated models by paired statistics.
 
@@ -221,7 +212,7 @@ def compare(
     policy = evaluation_gate.policy(gate)
     result = evaluation_gate.compare(models, resamples, seed, policy)
     evaluation_gate.write(result, json_file, changes_file)
-    print_side_by_side(result, changed)
+    print_side_by_side(result, show_changes)
     evaluation_gate.refuse_failed(result)
 
 
@@ -231,7 +222,7 @@ def seeds(
         list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
     ],
     resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
 ) -> None:
     """Compare base and tuned models over runs with different seeds.
 
@@ -269,7 +260,6 @@ def crossval(
     """
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval, print_crossval_worse
-    from meditune.cli.options import approval
 
     recipes, commands = {}, {}
     for fold in sorted(set(folds or range(10))):
@@ -292,17 +282,22 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
     Reference: docs/reference/report.md.
     """
     from meditune import pipeline
+
+    _print_report(pipeline.report(folder), folder)
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    """Print the result of a run, and where its report is."""
     from meditune.cli.data import print_leakage, print_synthetic
     from meditune.cli.metrics_tables import print_comparison, print_conditions, print_remarks, print_worse
 
-    result = pipeline.report(folder)
-    print_comparison(result)
-    print_conditions(result)
-    print_synthetic(result["data"]["synthetic"])
-    print_remarks(result["remarks"])
-    print_leakage(result["leakage"])
+    print_comparison(report)
+    print_conditions(report)
+    print_synthetic(report["data"]["synthetic"])
+    print_remarks(report["remarks"])
+    print_leakage(report["leakage"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
-    print_worse(result)
+    print_worse(report)
 
 
 @cli_app.command()

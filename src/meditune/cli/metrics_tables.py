@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from meditune.cli.data import print_leakage
-from meditune.cli.options import console
+from meditune.cli.tables import console, print_table
 from meditune.evaluate.compare import count_changes, survives_correction
 from meditune.evaluate.compare import is_significant as is_shown
 from meditune.evaluate.metrics import METRICS, summarise
@@ -18,7 +17,7 @@ SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "r
 MANY_SEEDS = 10
 """With fewer seeds, a note says what they can't show"""
 VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
-HINTED = "better before correction"
+HINTED = "no significant change (better before correction)"
 
 
 def print_side_by_side(result: dict[str, Any], changed: int) -> None:
@@ -65,30 +64,30 @@ def _short(text: str | None, most: int = 60) -> str:
 
 def print_seeds(result: dict[str, Any]) -> None:
     """Print how base, tuned and their difference vary over seeds, and what the number of seeds can't show."""
-    table, metrics = Table(box=None, pad_edge=False), result["metrics"]
+    metrics = result["metrics"]
     beside = any(row.get("references") for row in metrics.values())
     titles = ["metric", "items", "base", "tuned", *(["references"] if beside else []), "mean difference", "sd", "range"]
-    for title in (*titles, "95 % interval", "p, Holm", "improved", "verdict"):
-        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    rows = []
     for name, row in metrics.items():
         digits = METRICS[name].digits
-        spans = [f"{min(row[side]):.{digits}f} to {max(row[side]):.{digits}f}" for side in ("base", "tuned")]
         low, high = (f"{bound:+.{digits}f}" for bound in row["range"])
-        table.add_row(
-            METRICS[name].title,
-            f"{row['items']:,}",
-            *spans,
-            *([_references(row, digits)] if beside else []),
-            f"{row['mean']:+.{digits}f}",
-            f"{row['sd']:.{digits}f}",
-            f"{low} to {high}",
-            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
-            _p(row["p_holm"]),
-            f"{row['agree']} of {len(row['delta'])}",
-            _verdict(row),
+        rows.append(
+            (
+                METRICS[name].title,
+                f"{row['items']:,}",
+                *(f"{min(row[side]):.{digits}f} to {max(row[side]):.{digits}f}" for side in ("base", "tuned")),
+                *([_references(row, digits)] if beside else []),
+                f"{row['mean']:+.{digits}f}",
+                f"{row['sd']:.{digits}f}",
+                f"{low} to {high}",
+                _interval(row, digits),
+                _p(row["p_holm"]),
+                f"{row['agree']} of {len(row['delta'])}",
+                _verdict(row),
+            )
         )
+    print_table((*titles, "95 % interval", "p, Holm", "improved", "verdict"), rows, left=["verdict"])
     out, count = console(), len(result["seeds"])
-    out.print(table)
     out.print(
         f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap of the mean over seeds and "
         f"items. p: corrected for {len(metrics)} metrics by Holm's procedure."
@@ -104,29 +103,31 @@ def print_seeds(result: dict[str, Any]) -> None:
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
-    """Print both models' metrics with the interval of their difference."""
-    table = Table(box=None, pad_edge=False)
+    """Print the verdict, and both models' metrics with the interval of their difference."""
+    from meditune.evaluate.report.before_after import rows, verdict
+
+    console().print(" ".join(verdict(result, rows(result))), markup=False, highlight=False)
     beside = any(row.get("references") for row in result["comparison"].values())
     titles = ["metric", "items", first, second, *(["references"] if beside else []), "difference", "95 % interval"]
-    for title in (*titles, "effect", "p", "p, Holm", "verdict"):
-        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    cells = []
     for name, row in result["comparison"].items():
         digits = METRICS[name].digits
-        low, high = row["ci95"]
-        table.add_row(
-            METRICS[name].title,
-            f"{row['items']:,}",
-            f"{result['base'][name]:.{digits}f}",
-            f"{result['tuned'][name]:.{digits}f}",
-            *([_references(row, digits)] if beside else []),
-            f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
-            f"{low:+.{digits}f} to {high:+.{digits}f}",
-            "" if row["effect"] is None else f"{row['effect']:+.2f}",
-            _p(row["p"]),
-            _p(row["p_holm"]),
-            _verdict(row),
+        cells.append(
+            (
+                METRICS[name].title,
+                f"{row['items']:,}",
+                f"{result['base'][name]:.{digits}f}",
+                f"{result['tuned'][name]:.{digits}f}",
+                *([_references(row, digits)] if beside else []),
+                f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
+                _interval(row, digits),
+                "" if row["effect"] is None else f"{row['effect']:+.2f}",
+                _p(row["p"]),
+                _p(row["p_holm"]),
+                _verdict(row),
+            )
         )
-    console().print(table)
+    print_table((*titles, "effect", "p", "p, Holm", "verdict"), cells, left=["verdict"])
     _print_unsure(result["comparison"])
 
 
@@ -149,17 +150,18 @@ def _references(row: dict[str, Any], digits: int) -> str:
     return f"{found['figure']:.{digits}f}" if found else ""
 
 
+def _interval(row: dict[str, Any], digits: int) -> str:
+    low, high = row["ci95"]
+    return f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def print_crossval(result: dict[str, Any]) -> None:
     """Print the mean and standard deviation over the folds, and the metrics of the pooled items."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference"):
-        table.add_column(title, justify="left" if title == "metric" else "right")
-    for title in ("95 % interval", "p", "verdict"):
-        table.add_column(title, justify="left" if title == "verdict" else "right")
+    rows = []
     for name, found in result["figures"].items():
         digits, row = METRICS[name].digits, found["difference"]["pooled"]
         spread = [
@@ -168,19 +170,23 @@ def print_crossval(result: dict[str, Any]) -> None:
             for model in ("base", "tuned")
         ]
         if row is None:
-            table.add_row(METRICS[name].title, *spread, "–", "–", "–", "–", "–", "not pooled")
+            rows.append((METRICS[name].title, *spread, *"–––––", "not pooled"))
             continue
-        table.add_row(
-            METRICS[name].title,
-            *spread,
-            *(f"{found[model]['pooled']:.{digits}f}" for model in ("base", "tuned")),
-            f"{row['delta']:+.{digits}f}",
-            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
-            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-            VERDICTS[row["better"]] + (f" (references {_references(row, digits)})" if row.get("references") else ""),
+        references = f" (references {_references(row, digits)})" if row.get("references") else ""
+        rows.append(
+            (
+                METRICS[name].title,
+                *spread,
+                *(f"{found[model]['pooled']:.{digits}f}" for model in ("base", "tuned")),
+                f"{row['delta']:+.{digits}f}",
+                _interval(row, digits),
+                _p(row["p"]),
+                VERDICTS[row["better"]] + references,
+            )
         )
+    titles = ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference")
+    print_table((*titles, "95 % interval", "p", "verdict"), rows, left=["verdict"])
     out = console()
-    out.print(table)
     for model, (low, high) in result["accuracy_ci95"].items():
         out.print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
 
@@ -195,16 +201,18 @@ def print_crossval_worse(result: dict[str, Any]) -> None:
 
 def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
     """Print the metrics of each model's ratings."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("", *(model or "all ratings" for model in ratings)):
-        table.add_column(title, justify="right" if title else "left")
     every = [summarise(Predictions(rating=rows)) for rows in ratings.values()]
-    counts = [(len(rows), sum(row["score"] is not None for row in rows)) for rows in ratings.values()]
-    table.add_row("questions", *(str(questions) for questions, _ in counts))
-    table.add_row("answered", *(str(answered) for _, answered in counts))
-    for name in every[0]:
-        table.add_row(METRICS[name].title, *(f"{figures[name]:.{METRICS[name].digits}f}" for figures in every))
-    console().print(table)
+    print_table(
+        ("", *(model or "all ratings" for model in ratings)),
+        [
+            ("questions", *(str(len(rows)) for rows in ratings.values())),
+            ("answered", *(str(sum(row["score"] is not None for row in rows)) for rows in ratings.values())),
+            *(
+                (METRICS[name].title, *(f"{figures[name]:.{METRICS[name].digits}f}" for figures in every))
+                for name in every[0]
+            ),
+        ],
+    )
 
 
 def print_remarks(remarks: list[str]) -> None:
@@ -231,38 +239,31 @@ def print_worse(result: dict[str, Any]) -> None:
             (shown if row["better"] is False else noise).append(moved)
     parts = [f"SIGNIFICANTLY WORSE: {'; '.join(shown)}"] if shown else []
     parts += [f"WORSE, but not beyond the references: {'; '.join(within)}"] if within else []
-    parts += [f"WORSE, but within noise: {'; '.join(noise)}"] if noise else []
+    parts += [f"WORSE, but no significant change: {'; '.join(noise)}"] if noise else []
     console().print(f"[bold red]{'. '.join(parts)}[/]")
 
 
 def print_figures(evaluation: dict[str, Any]) -> None:
     """Print one model's metrics."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    table.add_column(evaluation["model"], justify="right")
     references = evaluation.get("references") or {}
-    if references:
-        table.add_column("references", justify="right")
-    table.add_column("meaning")
+    rows = []
     for name, value in evaluation["figures"].items():
         digits = METRICS[name].digits
         figures = [f"{value:.{digits}f}"]
         if references:
             figures.append(f"{references[name]:.{digits}f}" if name in references else "")
-        table.add_row(METRICS[name].title, *figures, METRICS[name].meaning)
-    console().print(table)
+        rows.append((METRICS[name].title, *figures, METRICS[name].meaning))
+    titles = ("metric", evaluation["model"], *(["references"] if references else []), "meaning")
+    print_table(titles, rows, left=["meaning"])
 
 
 def print_conditions(result: dict[str, Any]) -> None:
     """Print each model's metrics closed book, with the given context and with retrieved passages."""
-    out, models = console(), result.get("conditions", {})
-    for title, found in models.items():
-        table = Table(box=None, pad_edge=False)
-        table.add_column(f"{title}, by context")
+    for title, found in result.get("conditions", {}).items():
+        titles = [f"{title}, by context"]
         for name in found:
-            table.add_column(SHOWN_WITH[name], justify="right")
-            if "comparison" in found[name]:
-                table.add_column("minus given (95 % interval)", justify="right")
+            titles += [SHOWN_WITH[name], *(["minus given (95 % interval)"] if "comparison" in found[name] else [])]
+        rows = []
         for metric in found["given"]["figures"]:
             digits, cells = METRICS[metric].digits, []
             for each in found.values():
@@ -270,17 +271,13 @@ def print_conditions(result: dict[str, Any]) -> None:
                 cells.append("" if figure is None else f"{figure:.{digits}f}")
                 if "comparison" in each:
                     row = each["comparison"].get(metric)
-                    cells.append(
-                        f"{row['delta']:+.{digits}f} ({row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f})"
-                        if row
-                        else ""
-                    )
-            table.add_row(METRICS[metric].title, *cells)
-        out.print(table)
+                    cells.append(f"{row['delta']:+.{digits}f} ({_interval(row, digits)})" if row else "")
+            rows.append((METRICS[metric].title, *cells))
+        print_table(titles, rows)
     searched = result.get("retrieval")
     if searched and "share" in searched:
         low, high = searched["ci95"]
-        out.print(
+        console().print(
             f"Retrieval: the top {searched['k']} documents contain the item's own document for "
             f"{searched['share']:.1f} % of {searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.table import Table
 
-from meditune.cli.options import Overrides, RecipeName, Run, console, resolve
+from meditune.cli.options import Overrides, RecipeName, Run, resolve
+from meditune.cli.tables import console, print_table
 from meditune.hardware import gpu, memory_gb
 from meditune.progress import clock
 
@@ -102,7 +102,7 @@ def models() -> None:
 
     Reference: docs/reference/data-and-models.md.
     """
-    typer.echo(table(rows()))
+    print_table(HEADINGS, rows(), left=HEADINGS)
 
 
 def export(
@@ -193,9 +193,6 @@ def cancel(folder: Run) -> None:
 
 def print_pruning(facts: dict[str, Any]) -> None:
     """Print how pruning changed quality, size and speed."""
-    out, table = console(), Table(box=None, pad_edge=False)
-    for title in ("", "before", "after", "change"):
-        table.add_column(title, justify="right" if title else "left")
     rows = [
         (f"perplexity, {name}", value, facts["perplexity"]["after"][name], ".2f")
         for name, value in facts["perplexity"]["before"].items()
@@ -209,10 +206,17 @@ def print_pruning(facts: dict[str, Any]) -> None:
         ("tokens/s, forward", "tokens_per_s", ",.0f"),
     ):
         rows.append((title, facts[key]["before"], facts[key]["after"], form))
-    for title, before, after, form in rows:
-        change = f"{after / before - 1:+.1%}" if before and form != ".1%" else ""
-        table.add_row(title, format(before, form), format(after, form), change)
-    out.print(table)
+    cells = [
+        (
+            title,
+            format(before, form),
+            format(after, form),
+            f"{after / before - 1:+.1%}" if before and form != ".1%" else "",
+        )
+        for title, before, after, form in rows
+    ]
+    print_table(("", "before", "after", "change"), cells)
+    out = console()
     if "removed_layers" in facts:
         shown = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
         out.print(f"Removed layers, counted from 0, with their influence: {shown}.")
@@ -230,25 +234,25 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
         f"({target.source}), of which training is assumed to reach {UTILIZATION[target.device]:.0%}."
     )
-    table = Table(box=None, pad_edge=False)
-    titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
-    for title in titles:
-        table.add_column(title, justify="left" if title in {"strategy", "base", ""} else "right")
+    rows = []
     colours = {"fits": "green", "tight": "yellow", "no": "red"}
     for each in [planned.own, *planned.others]:
         memory = each.memory
         parts = (f"{part / 1e9:,.2f}" for part in (memory.weights, memory.training, memory.piece))
         most = "" if each.quantize == "none" else "<= "
         least = "" if each.quantize == "none" else ">= "
-        table.add_row(
-            each.strategy + (" *" if each is planned.own else ""),
-            {"none": str(target.dtype).removeprefix("torch.")}.get(each.quantize, each.quantize),
-            *(f"{each.trained:,}", *parts, f"{memory.total / 1e9:,.2f}"),
-            f"[{colours[each.verdict]}]{each.verdict}[/]",
-            f"{most}{each.tokens_per_s:,.0f}",
-            f"{least}{clock(each.seconds(tokens))}",
+        rows.append(
+            (
+                each.strategy + (" *" if each is planned.own else ""),
+                {"none": str(target.dtype).removeprefix("torch.")}.get(each.quantize, each.quantize),
+                *(f"{each.trained:,}", *parts, f"{memory.total / 1e9:,.2f}"),
+                f"[{colours[each.verdict]}]{each.verdict}[/]",
+                f"{most}{each.tokens_per_s:,.0f}",
+                f"{least}{clock(each.seconds(tokens))}",
+            )
         )
-    out.print(table)
+    titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
+    print_table(titles, rows, left=["base", ""])
     out.print(
         f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
         f"{planned.example_tokens} tokens each, the maximum that prompt.max_tokens allows. "
@@ -264,6 +268,9 @@ BESIDE_WEIGHTS_GB = 4.5
 """Memory that training small models took besides their weights, measured on a CPU with pieces of 2,048 tokens"""
 
 HERE = "here"
+
+
+HEADINGS = ("Name", "Model", "Size", "Licence", "Where", "Tuning fits in memory (estimate)")
 
 
 class Row(NamedTuple):
@@ -310,16 +317,6 @@ def training_gb(parameters: str, bytes_each: int = 2) -> float | None:
         return None
     billions = float(match[1]) * (1.0 if match[2] == "B" else 1e-3)
     return billions * bytes_each + BESIDE_WEIGHTS_GB
-
-
-def table(models: list[Row]) -> str:
-    """Return the rows as aligned text under headings."""
-    headings = ("Name", "Model", "Size", "Licence", "Where", "Tuning fits in memory (estimate)")
-    lines = [headings, *models]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def _fits(model: BaseModel, bytes_each: int, room: float) -> str:

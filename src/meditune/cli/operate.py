@@ -16,8 +16,8 @@ from meditune.text import counted
 
 if TYPE_CHECKING:
     from meditune.operate.active_learning.annotation_queue import Chosen, Queued
-    from meditune.operate.drift.check import CheckResult
-    from meditune.operate.literature.update import Report
+    from meditune.operate.drift.drift_detection import CheckResult
+    from meditune.operate.literature.literature_update import Report
 
 app = typer.Typer(
     help="Detect changes in a service's questions and answers.\n\nGuide: docs/how-to/detect-drift.md.",
@@ -54,7 +54,7 @@ def fit(
     Guide: docs/how-to/detect-drift.md.
     """
     from meditune.operate.drift import reference
-    from meditune.operate.drift.check import RequestSource, fit_reference
+    from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
     made = reference.save(fit_reference(RequestSource(where), last, embedding, seed), output)
     typer.echo(f"Reference of {made.about['requests']:,} requests: {output.resolve()}")
@@ -93,8 +93,8 @@ def check(
     """
     from meditune.operate.drift import canaries, drift_report
     from meditune.operate.drift.alerts import SEVERITIES, Policy
-    from meditune.operate.drift.check import RequestSource, gather_evidence
-    from meditune.operate.drift.check import check as held
+    from meditune.operate.drift.drift_detection import RequestSource
+    from meditune.operate.drift.drift_detection import check as check_drift
     from meditune.operate.drift.drift_watcher import state_of
     from meditune.operate.drift.reference import load
 
@@ -103,7 +103,7 @@ def check(
     source, known = RequestSource(where), load(reference)
     place = state or (state_of(reference) if source.is_store else None)
     level = next(each for each in SEVERITIES if each == least)
-    found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, gather_evidence)
+    found = check_drift(source, known, place, Policy(alarms=alarms, least=level), embedding)
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
@@ -244,7 +244,7 @@ def update(
 
     Guide: docs/how-to/operate.md#new-research.
     """
-    from meditune.operate.literature import update as literature_update
+    from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_client import URL
     from meditune.retrieve import collections
 
@@ -404,7 +404,6 @@ def queue(
     Guide: docs/how-to/active-learning.md.
     """
     from meditune.operate.active_learning import annotation_queue
-    from meditune.operate.active_learning.annotation_queue import Assignment
 
     wanted = annotation_queue.Wanted(
         budget=budget,
@@ -416,7 +415,8 @@ def queue(
         samples=samples,
         index=index,
         embedding=embedding,
-        sharing=Assignment(raters, overlap),
+        raters=raters,
+        overlap=overlap,
         seed=seed,
     )
     found = annotation_queue.queue(places, output, wanted)

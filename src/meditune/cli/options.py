@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, their console, and the question before an upload."""
+"""Arguments and options that several commands share, renamed options, and the question before an upload."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from meditune.errors import MedituneError
 
@@ -34,14 +33,6 @@ def resolve(name: str, overrides: list[str] | None) -> Resolved:
     return load_recipe.load_recipe(name, overrides or [])
 
 
-WIDE = 200
-
-
-def console() -> Console:
-    """Return a console on standard output; outside a terminal it prints plain text and doesn't wrap."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-
-
 def refuse_upload(text: str) -> None:
     """Raise MedituneError, which asks for --yes."""
     raise MedituneError(f"Nothing was sent. This would leave the machine:\n{text}\nTo agree, add --yes.")
@@ -64,3 +55,37 @@ def approval(yes: bool, refusal: Approve | None = None) -> Approve:
                 raise MedituneError("Nothing was sent.")
 
     return approve
+
+
+RENAMED: dict[str, dict[str, str]] = {
+    "serve": {
+        "--keys": "--require-key",
+        "--open": "--allow-anonymous",
+        "--at-once": "--concurrency",
+        "--waiting": "--queue-size",
+        "--message-characters": "--max-message-characters",
+        "--context-characters": "--max-context-characters",
+        "--history-characters": "--max-history-characters",
+        "--answer-seconds": "--timeout",
+        "--restarts": "--max-restarts",
+        "--bare-chat": "--raw-chat",
+        "--drift-every": "--drift-interval",
+        "--hourly": "--hourly-cost",
+    },
+    "compare": {"--changed": "--show-changes", "--changes": "--changes-file", "--json": "--json-file"},
+    "seeds": {"--json": "--json-file"},
+}
+"""By command: options of the last version with their new names. The next version refuses the old ones."""
+
+
+def with_new_names(arguments: list[str]) -> list[str]:
+    """Return a command line with the new names of renamed options, and note each old name on stderr."""
+    names = RENAMED.get(" ".join(arguments[:1])) or RENAMED.get(" ".join(arguments[:2]), {})
+    changed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in names:
+            print(f"Note: {name} is now {names[name]}. The next version won't accept {name}.", file=sys.stderr)
+            argument = f"{names[name]}{equals}{value}"
+        changed.append(argument)
+    return changed

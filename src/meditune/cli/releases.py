@@ -94,22 +94,23 @@ def try_out(
     registry: Where,
     version: Id,
     percent: Annotated[float, typer.Option(help="Percentage of conversations for the trial.")] = 10.0,
-    shadow: Annotated[
-        bool, typer.Option("--shadow", help="Store the version's answers beside the served ones without showing them.")
-    ] = False,
+    shadow: Annotated[bool, typer.Option("--shadow", hidden=True)] = False,
     why: Why = "",
     force: Force = False,
 ) -> None:
-    """Try a version as a canary or shadow beside the served one.
-
-    A canary answers a share of the conversations. A shadow's answers are only stored.
+    """Try a version as a canary, which answers a share of the conversations.
 
     Example: `meditune registry try clinic v2 --percent 10`.
 
     Guide: docs/how-to/retrain-and-release.md.
     """
-    _registry(registry).try_out(version, "shadow" if shadow else "canary", percent, why, force)
-    typer.echo(f"{version} is on trial in {percent:g} % of the conversations{', as a shadow' if shadow else ''}.")
+    if shadow:
+        raise DataError(
+            "--shadow was removed. Try the version as a canary for a small share of the conversations: "
+            f"meditune registry try {registry} {version} --percent 1"
+        )
+    _registry(registry).try_out(version, percent, why, force)
+    typer.echo(f"{version} is a canary in {percent:g} % of the conversations.")
 
 
 @registry_app.command()
@@ -160,7 +161,7 @@ def guard(
     """
     from meditune.operate.retraining.rollback import guard as check_versions
 
-    found = check_versions(registry, store, reference, None, canary)
+    found = check_versions(registry, store, reference, canary)
     for line in found.why:
         typer.echo(line)
     if found.taken_back:
@@ -214,10 +215,11 @@ def retrain(
         ),
     ] = None,
     then: Annotated[
-        str, typer.Option(metavar="promote|canary|shadow|keep", help="What to do with a version that passes its gate.")
+        str, typer.Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
     ] = "promote",
-    percent: Annotated[float, typer.Option(help="Percentage of conversations for a canary or shadow.")] = 10.0,
+    percent: Annotated[float, typer.Option(help="Percentage of conversations for a canary.")] = 10.0,
     afresh: Annotated[bool, typer.Option("--afresh", help="Discard an unfinished retraining and start again.")] = False,
+    afresh_if_changed: Annotated[bool, typer.Option("--afresh-if-changed", hidden=True)] = False,
 ) -> None:
     """Train the next version on new data and compare it.
 
@@ -249,6 +251,7 @@ def retrain(
         retraining.next_step(then),
         percent,
         afresh,
+        afresh_if_changed,
     )
     outcome = retraining.retrain(registry, options, f"meditune retrain {registry}")
     for line in outcome.said:
@@ -258,6 +261,7 @@ def retrain(
 
 
 def loop(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")
     ],
@@ -274,15 +278,14 @@ def loop(
 
     Guide: docs/how-to/retrain-and-release.md#the-loop.
     """
-    from meditune.operate import loop as operate_loop
-    from meditune.operate.loop import load
+    from meditune.cli import scheduler
 
-    found = load(config)
+    found = scheduler.Config(config, context.find_root().command)
     if status:
-        for line in operate_loop.lines(operate_loop.load_state(found.registry / operate_loop.FILE)):
-            typer.echo(line)
+        for name, state in scheduler.load_states(found.registry).items():
+            typer.echo(state.line(name))
         return
-    if failed := operate_loop.loop(found, typer.echo, once):
+    if failed := scheduler.run(found, typer.echo, once):
         raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
 
 
@@ -297,11 +300,11 @@ LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "gener
 
 
 def role(state: State, id: str) -> str:
-    """Return a version's role: "served", "canary 10 %", "shadow 10 %", "rolled back", "earlier" or "-"."""
+    """Return a version's role: "served", "canary 10 %", "rolled back", "earlier" or "-"."""
     if state.current == id:
         return "served"
     if state.trial and state.trial.version == id:
-        return f"{state.trial.mode} {state.trial.percent:g} %"
+        return f"canary {state.trial.percent:g} %"
     if id in state.withdrawn:
         return "rolled back"
     return "earlier" if id in state.standing else "-"

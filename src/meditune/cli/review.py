@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from meditune.cli.tables import console, print_table
 from meditune.errors import MedituneError
 
 app = typer.Typer(
@@ -18,6 +18,13 @@ app = typer.Typer(
 )
 
 Set = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the rating set.")]
+Host = Annotated[str, typer.Option(help="Address to listen on. For other machines the page needs a token.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+Adjudicate = Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")]
+To = Annotated[
+    Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
+]
+Format = Annotated[str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")]
 
 
 @app.command()
@@ -55,11 +62,9 @@ def create(
 @app.command()
 def serve(
     folder: Set,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. For other machines the page needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
-    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    adjudicate: Adjudicate = False,
 ) -> None:
     """Serve the rating page until ctrl-C.
 
@@ -82,7 +87,6 @@ def results(folder: Set) -> None:
 
     Guide: docs/how-to/rate-answers.md.
     """
-    from meditune.cli.options import console
     from meditune.review.results import write_results
 
     print_results(write_results(folder), console())
@@ -92,12 +96,8 @@ def results(folder: Set) -> None:
 @app.command()
 def export(
     folder: Set,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")
-    ] = None,
+    to: To = None,
+    format: Format = None,
     unblind: Annotated[bool, typer.Option("--unblind", help="Also write the origin of each answer.")] = False,
 ) -> None:
     """Export ratings with raters' names as CSV or Label Studio tasks.
@@ -106,7 +106,7 @@ def export(
 
     Guide: docs/how-to/rate-answers.md.
     """
-    from meditune.review.exchange import export as write
+    from meditune.review.import_export import export as write
 
     for path in write(folder, to, format, unblind):
         typer.echo(f"Written: {path.resolve()}")
@@ -122,7 +122,7 @@ def take_in(
 
     Guide: docs/how-to/rate-answers.md.
     """
-    from meditune.review.exchange import import_ratings as take
+    from meditune.review.import_export import import_ratings as take
 
     taken = take(folder, file)
     typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
@@ -152,22 +152,20 @@ def pairs(
     typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs of questions that it tests on.")
 
 
-VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "no significant change"}
+VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
 
 
 def print_results(found: dict[str, Any], out: Console) -> None:
     """Print for each line of the form the scores, tuned against base, and the agreement."""
-    table = Table(box=None, pad_edge=False)
-    titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
-    for title in titles:
-        table.add_column(title, justify="left" if title in {"line", "verdict"} else "right")
+    rows = []
     for title, row in (
         ("All lines", found["overall"]),
         *((axis["title"], axis) for axis in found["axes"].values()),
     ):
         scores = [_number(row["origins"][name]["score"], 1) for name in ("base", "tuned", "reference")]
-        table.add_row(title, *scores, *_difference(row["difference"]), _alpha(row))
-    out.print(table)
+        rows.append((title, *scores, *_difference(row["difference"]), _alpha(row)))
+    titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
+    print_table(titles, rows, left=["verdict"])
     out.print("Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
     out.print(
         f"{found['ratings']:,} ratings of {found['answers']:,} answers by {found['raters']} raters "
@@ -183,15 +181,15 @@ def _alpha(row: dict[str, Any]) -> str:
 
 
 def _difference(row: dict[str, Any] | None) -> tuple[str, str, str, str]:
-    from meditune.evaluate.compare import LEVEL
+    from meditune.statistics import LEVEL
 
     if not row:
         return "", "", "", ""
     low, high = row["ci95"]
     p = row.get("p_holm")
     shown = "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-    chance = row["better"] and p is not None and p >= LEVEL
-    return f"{row['delta']:+.1f}", f"{low:+.1f} to {high:+.1f}", shown, VERDICTS[row["better"]] + "?" * bool(chance)
+    verdict = None if row["better"] and p is not None and p >= LEVEL else row["better"]
+    return f"{row['delta']:+.1f}", f"{low:+.1f} to {high:+.1f}", shown, VERDICTS[verdict]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -269,11 +267,9 @@ def create_annotation_set(
 @annotate_app.command("serve")
 def serve_annotation_set(
     folder: AnnotationSetFolder,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. For other machines the page needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
-    adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    adjudicate: Adjudicate = False,
     without: Without = None,
     without_careless: Careless = False,
 ) -> None:
@@ -301,7 +297,6 @@ def annotation_results(
 
     Guide: docs/how-to/check-data.md.
     """
-    from meditune.cli.options import console
     from meditune.review.annotation_results import write_results
 
     print_annotation_results(write_results(folder, without or (), without_careless), console())
@@ -311,12 +306,8 @@ def annotation_results(
 @annotate_app.command("export")
 def export_annotations(
     folder: AnnotationSetFolder,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")
-    ] = None,
+    to: To = None,
+    format: Format = None,
     unblind: Annotated[
         bool, typer.Option("--unblind", help="Also write each item's row, and which items are known.")
     ] = False,
@@ -327,7 +318,7 @@ def export_annotations(
 
     Guide: docs/how-to/check-data.md.
     """
-    from meditune.review.exchange import export as write
+    from meditune.review.import_export import export as write
     from meditune.review.rating_set import VALIDATE
 
     for path in write(folder, to, format, unblind, VALIDATE):
@@ -353,7 +344,7 @@ def import_annotations(
     Guide: docs/how-to/check-data.md.
     """
     from meditune.review.annotation_results import write_decisions
-    from meditune.review.exchange import import_ratings as take
+    from meditune.review.import_export import import_ratings as take
     from meditune.review.rating_set import VALIDATE
 
     if file is None and output is None:
@@ -369,13 +360,9 @@ def import_annotations(
 
 def print_annotation_results(found: dict[str, Any], out: Console) -> None:
     """Print verdicts, agreement, raters, suspicions and open disputes."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("verdict", "rows", "ratings"):
-        table.add_column(title, justify="left" if title == "verdict" else "right")
-    for verdict, rows in found["rows_by_verdict"].items():
-        table.add_row(verdict, str(rows), str(found["ratings_by_verdict"][verdict]))
-    table.add_row("undecided", str(len(found["undecided"])), "")
-    out.print(table)
+    given = found["ratings_by_verdict"]
+    rows = [(verdict, str(count), str(given[verdict])) for verdict, count in found["rows_by_verdict"].items()]
+    print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(found["undecided"])), "")])
     out.print(
         f"{found['judged']} of {found['rows']} rows judged, {found['ratings']} ratings ({found['cannot']} couldn't "
         f"judge). Texts changed: {found['changed']}. Rows decided by one rater: {found['by_one_rater']}."

@@ -54,6 +54,10 @@ def serve(
         ),
     ],
     index: Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Run of a judge of evidence, which checks the sentences of answers."),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")
     ] = "auto",
@@ -68,9 +72,11 @@ def serve(
         int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 takes a free one.")
     ] = 8000,
     store: Store = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Require an API key from callers on this machine, too.")] = False,
-    open_to_all: Annotated[
-        bool, typer.Option("--open", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
+    require_key: Annotated[
+        bool, typer.Option("--require-key", help="Require an API key from callers on this machine, too.")
+    ] = False,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
     ] = False,
     per_minute: Annotated[
         int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
@@ -78,25 +84,25 @@ def serve(
     daily_tokens: Annotated[
         int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
     ] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="Number of requests answered at the same time.")] = 16,
-    waiting: Annotated[
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests answered at the same time.")] = 16,
+    queue_size: Annotated[
         int, typer.Option(min=0, help="Number of requests that may wait; more are refused with 429.")
     ] = 64,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")
     ] = 1024,
-    message_characters: Annotated[
+    max_message_characters: Annotated[
         int,
         typer.Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage."),
     ] = 4000,
-    context_characters: Annotated[
+    max_context_characters: Annotated[
         int, typer.Option(min=0, help="Maximum total length of a chat's system messages.")
     ] = 100_000,
-    history_characters: Annotated[
+    max_history_characters: Annotated[
         int, typer.Option(min=0, help="Maximum total length of a chat's earlier turns.")
     ] = 100_000,
-    answer_seconds: Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")] = 120.0,
-    restarts: Annotated[
+    timeout: Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")] = 120.0,
+    max_restarts: Annotated[
         int,
         typer.Option(
             min=0,
@@ -118,10 +124,10 @@ def serve(
         str,
         typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3."),
     ] = "",
-    bare_chat: Annotated[
+    raw_chat: Annotated[
         bool,
         typer.Option(
-            "--bare-chat",
+            "--raw-chat",
             help="Return chat answers without triage and disclaimer, and give every caller the raw scope.",
         ),
     ] = False,
@@ -148,7 +154,7 @@ def serve(
             help="Check for drift from this reference of `meditune drift fit`, and send alerts.",
         ),
     ] = None,
-    drift_every: Annotated[float, typer.Option(min=1, help="Seconds between drift checks.")] = 60.0,
+    drift_interval: Annotated[float, typer.Option(min=1, help="Seconds between drift checks.")] = 60.0,
     public_url: Annotated[
         str, typer.Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of this server, for links in alerts.")
     ] = "",
@@ -160,7 +166,7 @@ def serve(
             help="Prices per million tokens, for the metrics: 0.15,0.60.",
         ),
     ] = "",
-    hourly: Annotated[
+    hourly_cost: Annotated[
         float, typer.Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, for the metrics.")
     ] = 0.0,
     check: Annotated[bool, typer.Option("--check", help="Check the safety of this configuration and exit.")] = False,
@@ -180,46 +186,48 @@ def serve(
     from meditune.serve.settings import Settings
     from meditune.store.open_store import default_place
 
-    kept = store or default_place()
+    store_place = store or default_place()
     place = http_server.Place(host, port, certificate, private_key, proxy)
     settings = Settings(
-        answer_s=answer_seconds,
-        restarts=restarts,
-        at_once=at_once,
-        waiting=waiting,
+        answer_s=timeout,
+        restarts=max_restarts,
+        at_once=concurrency,
+        waiting=queue_size,
         most_new_tokens=max_new_tokens,
-        message_characters=message_characters,
-        context_characters=context_characters,
-        history_characters=history_characters,
+        message_characters=max_message_characters,
+        context_characters=max_context_characters,
+        history_characters=max_history_characters,
         per_minute=per_minute,
         daily_tokens=daily_tokens,
         origins=tuple(cors or ()),
-        keys_needed=keys,
-        bare_chat=bare_chat,
+        keys_needed=require_key,
+        bare_chat=raw_chat,
         log_text=log_text,
         keep_text=keep_text,
         keep_days=keep_days,
         prices=_prices(price),
-        hourly=hourly,
+        hourly=hourly_cost,
     )
     if check:
-        _print_check(settings, place, kept, open_to_all)
+        _print_check(settings, place, store_place, allow_anonymous)
         return
     http_server.refuse_uninstalled()
     limit_malloc_arenas()
     from meditune.serve import startup
 
-    known = _keys(kept)
-    settings = startup.safe(settings, place, known, open_to_all)
+    known = _keys(store_place)
+    settings = startup.safe(settings, place, known, allow_anonymous)
     # The port is opened first: loading a model takes minutes, which a port in use would waste.
     sock = http_server.listening(place)
     set_up_logging()
     traced = observability.set_up_tracing()
-    if said := startup.lockout(settings, known):
-        typer.secho(said, fg="yellow", err=True)
-    service = startup.open_service(startup.ServerOptions(model, index, engine, name, country, url), settings, kept)
+    if warning := startup.lockout(settings, known):
+        typer.secho(warning, fg="yellow", err=True)
+    service = startup.open_service(
+        startup.ServerOptions(model, index, engine, name, country, url, judge), settings, store_place
+    )
     release_memory()
-    watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
+    watching = _watched(service, store_place, drift, drift_interval, public_url or place.address(sock.getsockname()[1]))
     try:
         http_server.run(
             service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address)
@@ -410,7 +418,7 @@ def _answers(store: str | None) -> Answers:
     return Answers(open_store(store or default_place()))
 
 
-def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool) -> None:
+def _print_check(settings: Settings, place: Place, store: str, allow_anonymous: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from meditune.serve.security_check import classifier_error, findings
@@ -420,7 +428,7 @@ def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool
     # A check must not create a store; without a store there are no keys.
     with TemporaryDirectory() as nowhere:
         known = _keys(store if exists(store) else nowhere)
-        settings = safe(settings, place, known, open_to_all)
+        settings = safe(settings, place, known, allow_anonymous)
         made = known.all()
     found = findings(settings, place, made, store, time.time(), classifier_error())
     for finding in found:

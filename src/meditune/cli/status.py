@@ -62,14 +62,14 @@ def live(address: str) -> dict[str, Any]:
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        came = httpx2.get(f"{address.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
+        response = httpx2.get(f"{address.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return {"problem": f"no answer ({type(error).__name__})"}
-    if came.status_code != 200:
-        why = "set MEDITUNE_KEY to a key with the metrics scope" if came.status_code in (401, 403) else "no metrics"
-        return {"problem": f"HTTP {came.status_code}: {why}"}
+    if response.status_code != 200:
+        why = "set MEDITUNE_KEY to a key with the metrics scope" if response.status_code in (401, 403) else "no metrics"
+        return {"problem": f"HTTP {response.status_code}: {why}"}
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(came.text):
+    for family in text_string_to_metric_families(response.text):
         for sample in family.samples:
             sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
             if sample.name == "meditune_requests_total" and sample.labels["status"].startswith("5"):
@@ -77,13 +77,13 @@ def live(address: str) -> dict[str, Any]:
     return sums
 
 
-def lines(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines for an overview (`store.overview`) and the servers' metrics, which `told` has by address."""
+def lines(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield lines for an overview (`store.overview`) and the servers' metrics, which `metrics` has by address."""
     yield f"Last {_span(found['hours'])}, until {_when(found['time'])}"
     yield ""
     yield from _answers(found)
     yield ""
-    yield from _servers(found, told)
+    yield from _servers(found, metrics)
     yield from _versions(found)
     yield from _drift(found)
     yield from _updates(found)
@@ -91,18 +91,18 @@ def lines(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> It
 
 def alerts(found: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each problem that needs attention."""
-    said = []
+    sentences = []
     for each in found["drift"]:
-        said += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
-        said += [f"{alert['signal']} ({alert['severity']}): {alert['said']}" for alert in each.get("alerts", ())]
-        said += each.get("unsent", ())
+        sentences += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
+        sentences += [f"{alert['signal']} ({alert['severity']}): {alert['said']}" for alert in each.get("alerts", ())]
+        sentences += each.get("unsent", ())
     for each in found["servers"]:
         if not each["alive"]:
             name = each.get("address") or each["name"]
-            said.append(f"{name} stopped unexpectedly; it was last seen {_when(each['time'])}.")
+            sentences.append(f"{name} stopped unexpectedly; it was last seen {_when(each['time'])}.")
     for each in found["updates"]:
-        said += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
-    return said
+        sentences += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
+    return sentences
 
 
 def _answers(found: Mapping[str, Any]) -> Iterator[str]:
@@ -117,8 +117,8 @@ def _answers(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"time          {times}; first token {_s(first['p50'])}"
     tokens = answers["tokens"]
     yield f"tokens        {tokens['prompt']:,.0f} in prompts, {tokens['completion']:,.0f} in answers"
-    said = f"{answers['unsupported']:,.0f} of {answers['sentences']:,.0f} sentences"
-    yield f"unsupported   {said}{_share(answers['unsupported'], answers['sentences'])}"
+    unsupported = f"{answers['unsupported']:,.0f} of {answers['sentences']:,.0f} sentences"
+    yield f"unsupported   {unsupported}{_share(answers['unsupported'], answers['sentences'])}"
     similarity = answers["retrieval"]
     if similarity["p50"] is not None:
         yield f"best passage  cosine similarity {similarity['p50']:.2f}, 10th percentile {similarity['p10']:.2f}"
@@ -129,8 +129,8 @@ def _answers(found: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _servers(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    if not found["servers"] and not told:
+def _servers(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if not found["servers"] and not metrics:
         yield "servers       none is running with this store"
     for each in found["servers"]:
         state = "" if each["alive"] else f"  LOST, last seen {_when(each['time'])}"
@@ -139,15 +139,15 @@ def _servers(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) ->
             f"server        {each.get('address') or each['name']}  {each['model']} {each['version']} ({each['engine']})"
             f"{index}, since {_when(each['started'])}{state}"
         )
-        if each.get("address") in told:
-            yield from _told(told[each["address"]])
-    for address in told:
+        if each.get("address") in metrics:
+            yield from _metrics_of(metrics[each["address"]])
+    for address in metrics:
         if address not in {each.get("address") for each in found["servers"]}:
             yield f"server        {address}  (not in this store)"
-            yield from _told(told[address])
+            yield from _metrics_of(metrics[address])
 
 
-def _told(sums: Mapping[str, Any]) -> Iterator[str]:
+def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
     if "problem" in sums:
         yield f"              {sums['problem']}"
         return
@@ -173,8 +173,8 @@ def _drift(found: Mapping[str, Any]) -> Iterator[str]:
         yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
     for each in found["drift"]:
         count = len(each.get("alerts", ()))
-        said = f"{count} open alert{'' if count == 1 else 's'}" if count else "no open alert"
-        yield f"drift         {said} in {each.get('requests', 0):,} requests since {each['reference']}"
+        alerts_open = f"{count} open alert{'' if count == 1 else 's'}" if count else "no open alert"
+        yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
 
 
 def _updates(found: Mapping[str, Any]) -> Iterator[str]:

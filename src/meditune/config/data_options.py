@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,8 +31,8 @@ class QualityRules(Spec):
     language: Drop = Field("drop", description="An answer that is in none of data.quality.languages.")
     not_a_question: Drop = Field("flag", description="A question that asks nothing.")
     not_medical: Drop = Field("flag", description="A row without medical terms.")
-    too_short: Drop = Field("flag", description="An answer of fewer words than data.quality.min_answer_words.")
-    too_long: Drop = Field("flag", description="An answer of more words than data.quality.max_answer_words.")
+    too_short: Drop = Field("flag", description="An answer of fewer than 3 words.")
+    too_long: Drop = Field("flag", description="An answer of more than 2,000 words.")
     truncated: Drop = Field("flag", description="An answer that ends in mid-sentence.")
     off_topic: Drop = Field("flag", description="An answer that shares no content word with its question.")
     exact_duplicate: Drop = Field(
@@ -57,14 +57,12 @@ class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
     rules: QualityRules = Field(default_factory=QualityRules, description="Action of each rule.")
-    alike: float = Field(
+    near_duplicate_similarity: float = Field(
         0.7, ge=0.5, le=1, description="Minimum share of common words and word pairs for near duplicates."
     )
     languages: list[str] = Field(
         default_factory=lambda: ["en"], min_length=1, description="Allowed languages of answers, as ISO 639-1 codes."
     )
-    min_answer_words: int = Field(3, ge=1, description="Minimum number of words in a long answer.")
-    max_answer_words: int = Field(2000, ge=1, description="Maximum number of words in an answer.")
     keep: list[str] = Field(
         default_factory=list, description="Ids of rows that quality control neither drops nor changes."
     )
@@ -75,7 +73,7 @@ CONTEXTS = "contexts"
 
 
 class SearchedSpec(Spec):
-    """The collection to search, and how much of each document to show."""
+    """The collection to search."""
 
     index: str | None = Field(
         None,
@@ -83,18 +81,6 @@ class SearchedSpec(Spec):
         description="Index to search (built by `meditune index build`), or contexts: the contexts of the run's own "
         "examples, searched by BM25 in memory.",
     )
-    sources: list[str] = Field(default_factory=list, description="Sources of the index to search; all if empty.")
-    words: int = Field(
-        400,
-        ge=0,
-        description="Number of words to show around the passage in each document; the default fits whole abstracts. "
-        "0: only the passage.",
-    )
-
-    @property
-    def searched(self) -> dict[str, Any]:
-        """Return the settings that determine which passages are found."""
-        return self.model_dump(mode="json")
 
 
 class RetrieveSpec(SearchedSpec):
@@ -147,11 +133,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """Textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), hospitals, and MIMIC's brackets"""
 
 
-Task = Literal["answer", "decision"]
+Task = Literal["answer", "decision", "claim"]
 Incomplete = Literal["keep", "drop"]
 Style = Literal["plain", "expert"]
 Trait = Literal["source", "decision", "question_type"]
-TASKS: tuple[Task, ...] = ("decision", "answer")
+TASKS: tuple[Task, ...] = ("decision", "answer", "claim")
 BalanceBy = Literal[
     "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
 ]
@@ -161,12 +147,23 @@ BalanceBy = Literal[
 class SourceSpec(Spec):
     """One source of examples."""
 
-    name: str = Field(min_length=1, description="Name: pubmedqa, medquad, liveqa, mimic, sample, or own.")
+    name: str = Field(
+        min_length=1,
+        description="Name of a known source, such as pubmedqa or scifact, or own. Several files of your own have names "
+        "such as own/trials.",
+    )
     path: str | None = Field(
         None, description="File or folder of the source; if empty, MEDITUNE_DATA, the cache or a download."
     )
     fields: dict[str, str] = Field(
         default_factory=dict, description="For your own files: example field -> column (question: prompt)."
+    )
+    labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(
+        default_factory=dict,
+        description="For your own files of claims: word in the file -> supported, refuted or not_enough_information.",
+    )
+    split: Literal["train", "dev", "test"] | None = Field(
+        None, description="The split that all rows of this source belong to; if empty, data.split decides."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
     licence: str | None = Field(
@@ -182,43 +179,31 @@ class SourceSpec(Spec):
         False, description="Never send rows to an API or upload them. MIMIC-III is always restricted."
     )
 
+    @property
+    def is_own(self) -> bool:
+        """Return whether the source is a file or hub data set of the user's own."""
+        return self.name == "own" or self.name.startswith("own/")
+
 
 class BalanceSpec(Spec):
-    """Rebalancing of training examples by group: cap large groups, or repeat small ones."""
+    """Rebalancing of training examples: large groups are capped."""
 
     by: BalanceBy | None = Field(None, description="Property that defines the groups; no rebalancing if empty.")
     cap: int | None = Field(
         None, ge=1, description="Maximum number of training examples per group, sampled with the seed."
     )
-    share: float | None = Field(
-        None, gt=0, lt=1, description="Cap the groups so that none has more than this share of the rows."
-    )
     sources: list[str] = Field(default_factory=list, description="Sources whose rows are grouped; all if empty.")
-    weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="Group -> how often its rows occur in an epoch, relative to groups without a weight. No row is "
-        "dropped.",
-    )
 
     @model_validator(mode="after")
-    def _rule_is_whole(self) -> BalanceSpec:
-        given = [name for name in ("cap", "share", "weights") if getattr(self, name)]
-        if (given or self.sources) and self.by is None:
+    def _is_complete(self) -> BalanceSpec:
+        if self.by is None and (self.cap or self.sources):
             raise ValueError(
-                f"data.balance.{[*given, 'sources'][0]} needs data.balance.by: source, decision, question_type ..."
+                f"data.balance.{'cap' if self.cap else 'sources'} needs data.balance.by: source, decision, "
+                "question_type ..."
             )
-        if self.by is not None and not given:
-            raise ValueError("data.balance.by needs data.balance.cap, share or weights")
-        if self.cap is not None and self.share is not None:
-            raise ValueError("data.balance.share computes the cap; give share or data.balance.cap, not both")
-        if any(weight <= 0 for weight in self.weights.values()):
-            raise ValueError("data.balance.weights must be above 0; use a cap, or leave the source out")
+        if self.by is not None and self.cap is None:
+            raise ValueError("data.balance.by needs data.balance.cap")
         return self
-
-    @property
-    def caps(self) -> bool:
-        """Return whether rows are dropped."""
-        return self.cap is not None or self.share is not None
 
 
 PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]

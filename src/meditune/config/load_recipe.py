@@ -19,6 +19,7 @@ from meditune.config import recipe_keys, shipped
 from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
+from meditune.config.removed_keys import REMOVED, RENAMED, drop_removed_keys, note_renamed, rename_keys
 from meditune.errors import RecipeError
 from meditune.files import replace_file
 
@@ -71,6 +72,9 @@ class _Draft:
         self.lines: dict[Key, int | None] = dict(document.lines)
         """The line of each key in the file; None for keys from --set"""
         self.problems: dict[tuple[Key, str], int | None] = {(key, text): line for key, line, text in document.problems}
+        for old, new in rename_keys(self.values):
+            note_renamed(old, new)
+            self.lines[_split(new)] = self.lines.pop(_split(old))
 
     def override(self, option: str) -> None:
         """Apply one `KEY=VALUE` to the file's values."""
@@ -78,12 +82,11 @@ class _Draft:
         if not equals or not name.strip():
             self._refuse((option,), f"write it as {SET} KEY=VALUE, for example {SET} train.epochs=2")
             return
-        key = self._key(name.strip())
+        key = self._key(_present_name(name.strip()))
         if key is None:
             return
         here = recipe_keys.slot(key)
-        assert here is not None, f"{dotted(key)} is no key"
-        if here.is_text and not text.lstrip().startswith(("'", '"')):
+        if here and here.is_text and not text.lstrip().startswith(("'", '"')):
             # Shells remove quotes, and YAML would read "Question:" or "2024" as something other than text.
             value: Any = None if here.may_be_null and text.strip() in {"", "~", "null"} else text
         else:
@@ -101,6 +104,8 @@ class _Draft:
 
     def resolve(self) -> Resolved:
         """Return the finished recipe. Raise RecipeError with every problem."""
+        for name, text in drop_removed_keys(self.values):
+            self._problem(_split(name), text)
         _fill_empty_groups(self.values, recipe_keys.ROOT)
         recipe = self._validated()
         if recipe is None:
@@ -115,7 +120,8 @@ class _Draft:
         for part in name.split("."):
             step = int(part) if here.is_list and re.fullmatch(r"[0-9]{1,6}", part) else part
             key = (*key, step)
-            inside = here.inside(step)
+            # A removed key may have any value here; `resolve` checks it.
+            inside = here.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
             if inside is None:
                 self._refuse(key, recipe_keys.unknown(key))
                 return None
@@ -126,11 +132,14 @@ class _Draft:
         here = recipe_keys.slot(key)
         if here and here.group and isinstance(value, dict) and not isinstance(key[-1], int):
             # The group's other keys keep their values; an item of a list is replaced as a whole.
-            for name, inner in value.items():
-                if here.inside(name) is None:
-                    self._refuse((*key, name), recipe_keys.unknown((*key, name)))
+            for name, inner_value in value.items():
+                inner = (*key, name)
+                if dotted(inner) in RENAMED:
+                    inner = _split(_present_name(dotted(inner)))
+                if here.inside(inner[-1]) is None and dotted(inner) not in REMOVED:
+                    self._refuse(inner, recipe_keys.unknown(inner))
                 else:
-                    self._assign((*key, name), inner)
+                    self._assign(inner, inner_value)
             return
         if here and here.group and not isinstance(value, dict):
             self._refuse(key, recipe_keys.mismatch(key, value))
@@ -212,7 +221,7 @@ class _Draft:
 
     def _note_rule(self, key: Key, text: str) -> None:
         """Record a violated rule between keys at the first given key that it names."""
-        named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if _known(name)]
+        named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if recipe_keys.slot(_split(name))]
         places = [_split(name) for name in named if _split(name) in self.lines]
         # Options of the command line come first; they are the more likely mistake.
         places.sort(key=lambda place: self.lines[place] is not None)
@@ -334,8 +343,12 @@ def _at(value: Any, key: Key) -> Any:
     return value
 
 
-def _known(name: str) -> bool:
-    return recipe_keys.slot(_split(name)) is not None
+def _present_name(name: str) -> str:
+    """Return the present name of a dotted key, with a note to the user if the key was renamed."""
+    if name not in RENAMED:
+        return name
+    note_renamed(name, RENAMED[name])
+    return RENAMED[name]
 
 
 def _split(name: str) -> Key:

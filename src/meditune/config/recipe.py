@@ -11,98 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from meditune.config.data_options import (
-    CONTEXTS,
-    TASKS,
-    BalanceSpec,
-    DataSpec,
-    Incomplete,
-    PhiAction,
-    PhiSpec,
-    PromptFormat,
-    QualityRules,
-    QualitySpec,
-    RetrieveSpec,
-    SearchedSpec,
-    SourceSpec,
-    Spec,
-    Style,
-    Task,
-    TrainRetrieveSpec,
-)
-from meditune.config.training_options import (
-    CHANGES_NOTHING,
-    CORRUPTIONS,
-    VIRTUAL,
-    ApiSpec,
-    Corruption,
-    DevMetric,
-    DevSpec,
-    EwcSpec,
-    LoraSpec,
-    MixSpec,
-    ModelSpec,
-    Objective,
-    OptimizerName,
-    PairSource,
-    PreferenceSpec,
-    PruneSpec,
-    Quantize,
-    RatedSpec,
-    ReplaySpec,
-    SampledSpec,
-    Strategy,
-    TrackerName,
-    TrainSpec,
-)
-
-__all__ = [
-    "CHANGES_NOTHING",
-    "CONTEXTS",
-    "CORRUPTIONS",
-    "TASKS",
-    "VIRTUAL",
-    "ApiSpec",
-    "BalanceSpec",
-    "Corruption",
-    "DataSpec",
-    "DevMetric",
-    "DevSpec",
-    "EvaluateSpec",
-    "EwcSpec",
-    "Incomplete",
-    "LeakKind",
-    "LoraSpec",
-    "MixSpec",
-    "ModelSpec",
-    "Objective",
-    "OptimizerName",
-    "PairSource",
-    "PhiAction",
-    "PhiSpec",
-    "PreferenceSpec",
-    "PromptFormat",
-    "PruneSpec",
-    "QualityRules",
-    "QualitySpec",
-    "Quantize",
-    "RatedSpec",
-    "Recipe",
-    "ReplaySpec",
-    "RetrieveSpec",
-    "SampledSpec",
-    "SearchedSpec",
-    "SourceSpec",
-    "Spec",
-    "Strategy",
-    "Style",
-    "Task",
-    "TrackerName",
-    "TrainRetrieveSpec",
-    "TrainSpec",
-    "plain",
-]
-
+from meditune.config.data_options import DataSpec, PromptFormat, RetrieveSpec, Spec
+from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, MixSpec, ModelSpec, TrainSpec
 
 LeakKind = Literal[
     "group", "question", "context", "answer_in_prompt", "decision_in_prompt", "answer_in_index", "trained_on"
@@ -141,9 +51,8 @@ class EvaluateSpec(Spec):
     samples: int = Field(
         0,
         ge=0,
-        description="Number of answers to sample per question, for self-consistency; 0 is off.",
+        description="Number of answers to sample for each of 50 questions, for self-consistency; 0 is off.",
     )
-    sampled_answers: int = Field(50, ge=1, description="Number of questions with sampled answers, a seeded subset.")
     choices: int = Field(
         164, ge=0, description="Number of general knowledge questions (at most 164) for measuring forgetting; 0 is off."
     )
@@ -257,23 +166,17 @@ class Recipe(Spec):
         if self.train.end_weight != 1 and "answer" not in self.train.tasks:
             yield "train.end_weight applies to answers, but train.tasks doesn't contain answer; set it to 1"
         if self.train.objective != "sft":
-            if self.train.dev.is_on:
-                yield f"train.dev has no effect with train.objective {self.train.objective}; leave it out"
-            if self.train.replay.share:
-                yield f"train.replay.share has no effect with train.objective {self.train.objective}; set it to 0"
-            if self.train.prompt_share:
-                yield f"train.prompt_share has no effect with train.objective {self.train.objective}; set it to 0"
-            if self.train.end_weight != 1:
-                yield f"train.end_weight has no effect with train.objective {self.train.objective}; set it to 1"
-            if self.train.retrieve.share:
-                yield f"train.retrieve.share has no effect with train.objective {self.train.objective}; set it to 0"
-            if self.data.balance.weights:
-                yield (
-                    f"data.balance.weights has no effect with train.objective {self.train.objective}; use a cap or a "
-                    "share"
-                )
-            if self.train.mix != MixSpec():
-                yield f"train.mix has no effect with train.objective {self.train.objective}; leave it out"
+            without_effect = {
+                "train.dev": (self.train.dev.is_on, "leave it out"),
+                "train.replay.share": (self.train.replay.share, "set it to 0"),
+                "train.prompt_share": (self.train.prompt_share, "set it to 0"),
+                "train.end_weight": (self.train.end_weight != 1, "set it to 1"),
+                "train.retrieve.share": (self.train.retrieve.share, "set it to 0"),
+                "train.mix": (self.train.mix != MixSpec(), "leave it out"),
+            }
+            for key, (given, advice) in without_effect.items():
+                if given:
+                    yield f"{key} has no effect with train.objective {self.train.objective}; {advice}"
         styled = [source.name for source in self.data.sources if source.style == "plain"]
         if styled and not self.prompt.plain_cue:
             yield (
@@ -299,19 +202,10 @@ class Recipe(Spec):
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
-        order = self.train.mix.curriculum if isinstance(self.train.mix.curriculum, list) else []
-        chosen = {"train.mix.quota": list(self.train.mix.quota), "train.mix.curriculum": order}
-        for key, names in (chosen | {"data.balance.sources": self.data.balance.sources}).items():
-            unknown = sorted(set(names) - sources)
-            if unknown:
-                yield (f"{key}: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})")
-        if len(set(order)) < len(order) or order == [] == self.train.mix.curriculum:
-            yield "train.mix.curriculum must list sources, each once, or be shortest_first, longest_first or none"
-        mixed = [key for key in ("weights", "temperature", "quota") if getattr(self.train.mix, key)]
-        if self.data.balance.weights and mixed:
+        unknown = sorted(set(self.data.balance.sources) - sources)
+        if unknown:
             yield (
-                f"data.balance.weights and train.mix.{mixed[0]} both define how often rows occur; leave one of them "
-                "out, or use data.balance.cap or share"
+                f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})"
             )
 
 
@@ -322,4 +216,4 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe as plain values, without keys that don't affect the result."""
-    return recipe.model_dump(mode="json", exclude={"train": set(CHANGES_NOTHING)})
+    return recipe.model_dump(mode="json", exclude={"train": set(RESULT_NEUTRAL)})

@@ -246,22 +246,17 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def declared() -> Iterator[Key]:
+def declared(group: type[Spec] = Recipe, above: Key = ()) -> Iterator[Key]:
     """Yield every key that isn't a group, in declared order; 0 stands for any position in a list."""
-    yield from _declared(Recipe, ())
-
-
-def _declared(group: type[Spec], above: Key) -> Iterator[Key]:
     for name, info in group.model_fields.items():
         here = Slot(info.annotation)
         item = here.inside(0) if here.is_list else None
         if here.group:
-            yield from _declared(here.group, (*above, name))
-        elif item and item.group:
-            yield (*above, name)
-            yield from _declared(item.group, (*above, name, 0))
-        else:
-            yield (*above, name)
+            yield from declared(here.group, (*above, name))
+            continue
+        yield (*above, name)
+        if item and item.group:
+            yield from declared(item.group, (*above, name, 0))
 
 
 def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -11,13 +11,12 @@ from pydantic import Field, model_validator
 
 from meditune.config.data_options import TASKS, Spec, Task, TrainRetrieveSpec
 
-Objective = Literal["sft", "dpo", "orpo"]
+Objective = Literal["sft", "dpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
-PairSource = Literal["corrupted", "sampled"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 TrackerName = Literal["none", "tensorboard", "mlflow"]
-CHANGES_NOTHING = ("parallel", "tracker", "micro_batch_tokens", "compile")
+RESULT_NEUTRAL = ("parallel", "tracker", "micro_batch_tokens", "compile")
 """Keys under `train` that change how training is computed and logged, but not its result beyond rounding"""
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 """Metrics on the dev split that need no generated answers"""
@@ -36,11 +35,6 @@ class ReplaySpec(Spec):
     )
     weight: float = Field(1.0, gt=0, description="Loss weight of a replay token, relative to an answer token.")
     rows: int = Field(200, ge=1, description="Number of different replay rows, which are repeated as needed.")
-    tokens: int = Field(
-        128,
-        ge=16,
-        description="Maximum length in tokens of self and general rows; medical rows follow prompt.max_tokens.",
-    )
 
 
 class EwcSpec(Spec):
@@ -49,100 +43,44 @@ class EwcSpec(Spec):
     strength: float = Field(
         0.0, ge=0, description="Weight of the penalty on changes of weights that matter for replay text; 0 is off."
     )
-    samples: int = Field(
-        64,
-        ge=1,
-        description="Rows of train.replay.source for estimating which weights matter, with any train.replay.share.",
-    )
 
 
 class MixSpec(Spec):
-    """The frequency and order of each source's rows; by default an epoch has every row once, shuffled.
-
-    A curriculum applies to the first epoch, as in Amodei et al. 2016 (arXiv:1512.02595); later epochs are shuffled.
-    """
+    """The frequency of each source's rows; by default an epoch has every row once."""
 
     weights: dict[str, float] = Field(
-        default_factory=dict, description="Source -> its weight in an epoch, relative to the other sources."
-    )
-    temperature: float | None = Field(
-        None,
-        gt=0,
-        description="T: shares follow rows ** (1 / T). 1: every row once; higher values make sources more equal.",
-    )
-    quota: dict[str, int] = Field(
-        default_factory=dict,
-        description="Source -> its number of rows (or tokens, see unit) in an epoch; other sources contribute all "
-        "rows.",
-    )
-    unit: Literal["rows", "tokens", "supervised_tokens"] = Field(
-        "rows", description="Unit of weights, temperature and quota: rows, all tokens, or tokens in the loss."
+        default_factory=dict, description="Source -> its number of rows in an epoch, relative to the other sources."
     )
     max_epochs: float | None = Field(
         None,
         gt=0,
         description="Maximum average number of times that a source's rows occur in the whole training. The excess "
-        "goes to other sources, unless quota fixes them.",
-    )
-    curriculum: Literal["none", "shortest_first", "longest_first"] | list[str] = Field(
-        "none", description="Order of the first epoch: by row length in tokens, or a list of sources in sequence."
+        "goes to other sources.",
     )
 
     @model_validator(mode="after")
-    def _weights_fit(self) -> MixSpec:
-        if self.quota and (self.weights or self.temperature is not None):
-            raise ValueError(
-                "train.mix.quota already fixes the amount of each source; leave weights and temperature out"
-            )
-        if any(count < 1 for count in self.quota.values()):
-            raise ValueError("train.mix.quota must be at least 1; leave a source out of data.sources instead")
-        if self.weights and self.temperature is not None:
-            raise ValueError(
-                "train.mix.temperature computes the weights; give temperature or train.mix.weights, not both"
-            )
+    def _weights_are_positive(self) -> MixSpec:
         if any(weight <= 0 for weight in self.weights.values()):
             raise ValueError("train.mix.weights must be above 0; leave a source out of data.sources instead")
         return self
 
 
-class RatedSpec(Spec):
-    """Pairs from rated answers to the same question with the same context and group."""
-
-    margin: float = Field(1.0, gt=0, description="Minimum difference of two ratings in a pair.")
-    per_question: int = Field(10, ge=1, description="Maximum number of pairs of one question, sampled with the seed.")
-
-
-class SampledSpec(Spec):
-    """Pairs from the model's own answers: the most and the least faithful to the sources."""
-
-    answers: int = Field(4, ge=2, description="Number of answers to sample for each training example with context.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature; higher values give more diverse answers.")
-    margin: float = Field(0.1, gt=0, le=1, description="Minimum difference of faithfulness (0 to 1) in a pair.")
-
-
 class PreferenceSpec(Spec):
-    """Experimental: pairs of a better and a worse answer for the objectives dpo and orpo."""
+    """Experimental: pairs of a better and a worse answer for the objective dpo.
 
-    beta: float = Field(
-        0.1, gt=0, description="dpo: strength of the constraint to the initial model; orpo: weight of the odds ratio."
-    )
-    source: PairSource = Field(
-        "corrupted",
-        description="corrupted: prefer each answer to a corrupted copy; sampled: among answers sampled before "
-        "tuning, prefer the one most faithful to the sources to the least faithful.",
-    )
+    Each answer of the training examples is preferred to a corrupted copy of it, unless `path` names a file of pairs.
+    """
+
+    beta: float = Field(0.1, gt=0, description="Strength of the constraint to the initial model.")
     path: str | None = Field(
         None,
         description="File of pairs (question, chosen, rejected) or rated answers (question, answer, rating), or "
-        "MedQuAD's folder of judged answers. Replaces source.",
+        "MedQuAD's folder of judged answers. Replaces corrupted answers.",
     )
     fields: dict[str, str] = Field(
         default_factory=dict,
         description="Columns of that file: question, context, group, id, chosen, rejected, answer, rating -> column.",
     )
-    rated: RatedSpec = Field(default_factory=RatedSpec, description="Pairs from rated answers.")
-    sampled: SampledSpec = Field(default_factory=SampledSpec, description="Pairs from the model's own answers.")
-    held_out_share: float = Field(0.2, gt=0, lt=0.9, description="Share of that file's pairs for evaluation.")
     corruptions: list[Corruption] = Field(
         default_factory=lambda: list(CORRUPTIONS),
         min_length=1,
@@ -177,9 +115,8 @@ class DevSpec(Spec):
 class TrainSpec(Spec):
     """Training: supervised fine-tuning (`sft`), or experimental preference tuning after it.
 
-    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), `orpo` odds-ratio preference
-    optimization, which needs no reference model (Hong et al. 2024, arXiv:2403.07691). Both learn from pairs of answers,
-    so options for tasks and decisions don't apply to them.
+    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290). It learns from pairs of answers,
+    so options for tasks and decisions don't apply to it.
 
     Optimizers: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), `adamw8bit` (Dettmers et al. 2022,
     arXiv:2110.02861), `adafactor` (Shazeer and Stern 2018, arXiv:1804.04235; without relative step sizes and first
@@ -239,9 +176,9 @@ class TrainSpec(Spec):
         0.0, ge=0, description="Penalty on the distance to the initial weights (Li et al. 2018, arXiv:1802.01483)."
     )
     ewc: EwcSpec = Field(default_factory=EwcSpec, description="The same penalty, weighted by importance.")
-    objective: Objective = Field("sft", description="Training objective; dpo and orpo are experimental.")
+    objective: Objective = Field("sft", description="Training objective; dpo is experimental.")
     preference: PreferenceSpec = Field(
-        default_factory=PreferenceSpec, description="Pairs of answers for dpo and orpo; experimental."
+        default_factory=PreferenceSpec, description="Pairs of answers for dpo; experimental."
     )
     dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best weights.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
@@ -305,10 +242,6 @@ class ApiSpec(Spec):
     )
     price_per_million_output_tokens: float | None = Field(None, ge=0, description="Price of generated tokens.")
     concurrency: int = Field(4, ge=1, le=64, description="Number of concurrent requests during evaluation.")
-    timeout_seconds: float = Field(
-        120.0, gt=0, description="Time limit for an answer; after it the request is repeated."
-    )
-    poll_seconds: float = Field(15.0, gt=0, description="Time between two checks of a training job.")
 
     @property
     def host(self) -> str:
@@ -364,10 +297,9 @@ class PruneSpec(Spec):
         "unstructured", description="Pattern of zeros: any, or two of every four adjacent inputs (2:4)."
     )
     layers: int | None = Field(None, ge=1, description="Number of layers to remove; for method layers.")
-    rows: int = Field(64, ge=1, description="Number of rows of calibration text for wanda and layers.")
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """Return the pruning in a few words."""
         if self.method == "layers":
             return f"{self.layers} layer{'s' if self.layers != 1 else ''} removed"

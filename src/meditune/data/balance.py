@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,6 @@ from meditune.errors import DataError
 
 MAX_GRADE = "data.max_reading_grade"
 BALANCE = "data.balance"
-OTHERS = "others"
-"""Group of the examples that are in none of the groups in data.balance.weights"""
 
 
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
@@ -32,16 +30,16 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
     First, answers above `max_reading_grade` are removed; then groups are capped. Rows in `quality.keep` always stay.
     Raises DataError if nothing is left.
     """
-    kept, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
-    if spec.balance.caps:
-        kept, further = _capped(kept, spec.balance, seed, spec.quality.keep)
+    remaining, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
+    if spec.balance.cap is not None:
+        remaining, further = _capped(remaining, spec.balance, spec.balance.cap, seed, spec.quality.keep)
         changes += further
-    if train and not kept:
+    if train and not remaining:
         raise DataError(
             f"{' and '.join(dict.fromkeys(entry.rule for entry in changes))} leave none of the {len(train):,} "
             f"training examples. Loosen them{_easiest(train, spec.max_reading_grade)}."
         )
-    return kept, changes
+    return remaining, changes
 
 
 def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -53,56 +51,35 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
     return {"before": before, "after": after, "rules": rules}
 
 
-def weight_group(example: Example, spec: BalanceSpec) -> str:
-    """Return the group whose weight applies to an example: the heaviest of those in `weights`, or OTHERS."""
-    groups = [group for group in groups_of(example, spec) if group in spec.weights]
-    return max(groups, key=lambda group: (spec.weights[group], group), default=OTHERS)
-
-
-def groups_of(example: Example, spec: BalanceSpec) -> list[str]:
-    """Return the example's groups by `data.balance.by`."""
-    if spec.sources and example.source not in spec.sources:
-        return []
-    return sorted(BY_NAME[str(spec.by)].groups(example))
-
-
-def check_weights(train: Sequence[Example], spec: BalanceSpec) -> None:
-    """Raise DataError if `weights` names a group without training examples."""
-    known = Counter(group for example in train for group in groups_of(example, spec)) if spec.weights else Counter()
-    missing = [name for name in spec.weights if name not in known]
-    if missing:
-        there = ", ".join(name for name, _ in known.most_common(10)) or "none"
-        raise DataError(
-            f"{BALANCE}.weights: no training example is in {', '.join(missing)}. The groups by {spec.by} are: {there}."
-        )
-
-
 def _readable(
     train: Sequence[Example], highest: float | None, pinned: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
     """Remove answers above the grade `highest`; an example that also has a decision keeps the decision."""
     if highest is None:
         return list(train), []
-    kept, changes = [], []
+    remaining, changes = [], []
     for example in train:
         found = grade(example.answer) if example.answer else None
         if found is None or found <= highest or example.id in pinned:
-            kept.append(example)
+            remaining.append(example)
             continue
-        eased = example.model_copy(update={"answer": ""}) if example.decision else None
-        kept += [eased] if eased else []
+        without_answer = example.model_copy(update={"answer": ""}) if example.decision else None
+        remaining += [without_answer] if without_answer else []
         detail = f"reading grade {found:.1f}, above {highest:g}"
-        changes.append(Entry(MAX_GRADE, "mend" if eased else "drop", example, eased, detail))
-    return kept, changes
+        changes.append(Entry(MAX_GRADE, "mend" if without_answer else "drop", example, without_answer, detail))
+    return remaining, changes
 
 
 def _capped(
-    train: Sequence[Example], spec: BalanceSpec, seed: int, pinned: Container[str]
+    train: Sequence[Example], spec: BalanceSpec, cap: int, seed: int, pinned: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
     """Remove seeded random rows from groups above the cap; rows without a group all stay."""
-    groups = [groups_of(example, spec) for example in train]
+    dimension = BY_NAME[str(spec.by)]
+    groups = [
+        sorted(dimension.groups(example)) if not spec.sources or example.source in spec.sources else []
+        for example in train
+    ]
     counts = Counter(group for each in groups for group in each)
-    cap = spec.cap or _cap_of(spec.share or 1.0, counts, sum(not each for each in groups), str(spec.by))
     room = dict.fromkeys(counts, cap)
     order = list(range(len(train)))
     random.Random(f"{seed}/balance").shuffle(order)
@@ -122,21 +99,6 @@ def _capped(
         for index in sorted(dropped)
     ]
     return [example for index, example in enumerate(train) if index not in dropped], changes
-
-
-def _cap_of(share: float, counts: Mapping[str, int], free: int, by: str) -> int:
-    """Return the largest cap at which no group exceeds `share` of the rows; `free` rows are in no group."""
-    fits = [
-        cap
-        for cap in range(1, max(counts.values(), default=0) + 1)
-        if cap <= share * (free + sum(min(count, cap) for count in counts.values()))
-    ]
-    if counts and not fits:
-        raise DataError(
-            f"{BALANCE}.share: there are {len(counts)} groups by {by}, so the largest has at least "
-            f"{1 / len(counts):.2f} of the rows, more than {share:g}. Set a larger share, or a cap."
-        )
-    return max(fits, default=0)
 
 
 def _easiest(train: Sequence[Example], highest: float | None) -> str:

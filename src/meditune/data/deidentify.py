@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +27,10 @@ from meditune.phi.surrogates import Surrogates, surrogate_secret
 from meditune.progress import track
 
 _GAP = "\n\n"
+FILE = "phi.jsonl"
+_META = ("references",)
+"""Keys in a published source's meta with text about people; in a user's own data, any key may contain such text"""
+_PUBLISHED = tuple(f"meta.{name}" for name in _META)
 
 
 def found_in(
@@ -57,13 +62,28 @@ def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
     ]
 
 
-FILE = "phi.jsonl"
-_META = ("references",)
-"""Keys in a published source's meta with text about people; in a user's own data, any key may contain such text"""
+@dataclass
+class IdentifierCounts:
+    """The number of examples with identifiers in a source, and of identifiers of each kind."""
 
-_PUBLISHED = tuple(f"meta.{name}" for name in _META)
+    examples: int = 0
+    with_identifiers: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples_by_kind: Counter[str] = field(default_factory=Counter)
 
-Change = Callable[[str, list[Span]], str]
+    def add(self, spans: Collection[Span]) -> None:
+        """Count one example's spans."""
+        self.examples += 1
+        self.with_identifiers += bool(spans)
+        self.kinds.update(span.kind for span in spans)
+        self.examples_by_kind.update({span.kind for span in spans})
+
+    def join(self, other: IdentifierCounts) -> None:
+        """Add other counts."""
+        self.examples += other.examples
+        self.with_identifiers += other.with_identifiers
+        self.kinds.update(other.kinds)
+        self.examples_by_kind.update(other.examples_by_kind)
 
 
 class Findings:
@@ -72,21 +92,15 @@ class Findings:
     def __init__(self, spec: PhiSpec) -> None:
         self._spec = spec
         self._rows: list[dict[str, Any]] = []
-        self._kinds: dict[str, Counter[str]] = {}
-        self._by_kind: dict[str, Counter[str]] = {}
-        self._examples: Counter[str] = Counter()
-        self._touched: Counter[str] = Counter()
+        self.sources: dict[str, IdentifierCounts] = {}
         self.left_in: set[str] = set()
         """Ids of examples whose identifiers were left in the text"""
 
     def add(self, example: Example, spans: Sequence[tuple[str, Span]]) -> None:
         """Record the spans (field, position) of one example."""
-        self._examples[example.source] += 1
-        self._touched[example.source] += bool(spans)
+        self.sources.setdefault(example.source, IdentifierCounts()).add([span for _, span in spans])
         if spans and self._spec.action == "report":
             self.left_in.add(example.id)
-        self._kinds.setdefault(example.source, Counter()).update(span.kind for _, span in spans)
-        self._by_kind.setdefault(example.source, Counter()).update({span.kind for _, span in spans})
         self._rows += [
             {"id": example.id, "field": field, "kind": span.kind, "start": span.start, "end": span.end}
             for field, span in spans
@@ -94,11 +108,8 @@ class Findings:
 
     def join(self, other: Findings) -> None:
         """Add the counts of other findings, without their positions."""
-        for source in other._examples:
-            self._examples[source] += other._examples[source]
-            self._touched[source] += other._touched[source]
-            self._kinds.setdefault(source, Counter()).update(other._kinds[source])
-            self._by_kind.setdefault(source, Counter()).update(other._by_kind[source])
+        for source, counts in other.sources.items():
+            self.sources.setdefault(source, IdentifierCounts()).join(counts)
 
     def forget_places(self) -> None:
         """Discard the positions and keep only the counts."""
@@ -106,19 +117,16 @@ class Findings:
 
     def facts(self) -> dict[str, Any]:
         """Return the entry of `quality.json`: action, engine, and counts of examples and kinds per source."""
-        return {
-            "action": self._spec.action,
-            "engine": self._spec.engine,
-            "sources": {
-                name: {
-                    "examples": self._examples[name],
-                    "with_identifiers": self._touched[name],
-                    "kinds": dict(kinds.most_common()),
-                    "examples_by_kind": dict(self._by_kind[name].most_common()),
-                }
-                for name, kinds in self._kinds.items()
-            },
+        sources = {
+            name: {
+                "examples": counts.examples,
+                "with_identifiers": counts.with_identifiers,
+                "kinds": dict(counts.kinds.most_common()),
+                "examples_by_kind": dict(counts.examples_by_kind.most_common()),
+            }
+            for name, counts in self.sources.items()
         }
+        return {"action": self._spec.action, "engine": self._spec.engine, "sources": sources}
 
     def write(self, folder: Path) -> None:
         """Write each span's example, field, kind and position in the original text as JSON Lines."""
@@ -127,12 +135,11 @@ class Findings:
 
     def sentence(self, source: str) -> str:
         """Return a sentence on the findings in a source; empty if there are none."""
-        if not self._touched[source]:
+        counts = self.sources.get(source, IdentifierCounts())
+        if not counts.with_identifiers:
             return ""
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds[source].most_common())
-        return (
-            f"{self._touched[source]:,} of {self._examples[source]:,} examples contain identifiers of people ({kinds})"
-        )
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.kinds.most_common())
+        return f"{counts.with_identifiers:,} of {counts.examples:,} examples contain identifiers of people ({kinds})"
 
 
 def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
@@ -143,32 +150,31 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
     """
     if spec.action == "off" or not examples:
         return list(examples)
-    find = engine(spec.engine)
     source = examples[0].source
     label = f"Searching {source} for identifiers"
-    result = [_treated(example, spec, find, findings) for example in track(examples, label, unit="examples")]
+    result = deidentified(track(examples, label, unit="examples"), spec, findings)
     refuse_left_identifiers(source, spec, findings, warn)
     return result
 
 
 def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
     """Raise DataError or warn about the findings in a source, as `deidentify` does."""
-    said = findings.sentence(source)
-    if said and spec.action == "refuse":
+    finding = findings.sentence(source)
+    if finding and spec.action == "refuse":
         raise DataError(
-            f"data.sources: {source}: {said}, and data.phi.action is refuse. Inspect them with `meditune data phi`, or "
-            "mask them: --set data.phi.action=mask."
+            f"data.sources: {source}: {finding}, and data.phi.action is refuse. Inspect them with `meditune data phi`, "
+            "or mask them: --set data.phi.action=mask."
         )
     published = source in SOURCES and not SOURCES[source].restricted
-    if warn and said and spec.action == "report" and not published:
+    if warn and finding and spec.action == "report" and not published:
         print(
-            f"\nWARNING: {source}: {said}. THEY ARE LEFT IN THE TEXT (data.phi.action: report), and a model can "
+            f"\nWARNING: {source}: {finding}. THEY ARE LEFT IN THE TEXT (data.phi.action: report), and a model can "
             "memorize them. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
             file=sys.stderr,
         )
 
 
-def deidentified(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
+def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
     """Return a part of a source's examples, treated according to `spec`, without raising or warning."""
     if spec.action == "off":
         return list(examples)
@@ -191,7 +197,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
     if spec.action not in {"mask", "surrogate"} or not any(by_field.values()):
         return example
-    change: Change = masked
+    change: Callable[[str, list[Span]], str] = masked
     if spec.action == "surrogate":
         change = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced
     return _with_texts(example, {field: change(fields[field], spans) for field, spans in by_field.items() if spans})
@@ -229,8 +235,8 @@ def _with_texts(example: Example, texts: dict[str, str]) -> Example:
         for number, passage in enumerate(example.context)
     )
     meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
-    said = {name: texts.get(name, getattr(example, name)) for name in ("question", "answer")}
-    return example.model_copy(update=said | {"context": context, "meta": meta})
+    update = {name: texts.get(name, getattr(example, name)) for name in ("question", "answer")}
+    return example.model_copy(update=update | {"context": context, "meta": meta})
 
 
 def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:

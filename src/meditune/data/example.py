@@ -20,6 +20,13 @@ from meditune.files import numbered_jsonl, write_jsonl
 
 Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+Label = Literal["supported", "refuted", "not_enough_information"]
+LABELS: tuple[Label, ...] = get_args(Label)
+"""What a text can say about a claim"""
+LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
+"""Keys in a claim's meta: its label, and the labels that its source uses, if it doesn't use all of LABELS"""
+ANSWERED_QUESTION = "answered_question"
+"""Key in a claim's meta: the question that the claim answers; the leakage checks compare it with other questions"""
 STYLE = "meditune_style"
 """Key in an example's meta; columns of users are unlikely to have this name"""
 
@@ -35,7 +42,10 @@ class Passage(BaseModel):
 
 
 class Example(BaseModel):
-    """A question with its context, answer, decision and metadata."""
+    """A question with its context, answer, decision and metadata; or a claim with its evidence and label.
+
+    A claim is in `question` and its evidence in `context`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +67,23 @@ class Example(BaseModel):
         """Return the style of the answer, `plain` or `expert`; None if the source has only one style."""
         found: str | None = self.meta.get(STYLE)
         return found
+
+    @property
+    def context_text(self) -> str:
+        """Return the texts of the context's passages, joined by spaces."""
+        return " ".join(passage.text for passage in self.context)
+
+    @property
+    def label(self) -> Label | None:
+        """Return whether the context supports the claim that is in `question`; None if the row isn't a claim."""
+        found: Label | None = self.meta.get(LABEL)
+        return found
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Return the labels between which the source of this claim distinguishes, in the order of LABELS."""
+        found = self.meta.get(CLAIM_LABELS)
+        return tuple(label for label in LABELS if label in found) if found else LABELS
 
     def references(self) -> list[str]:
         """Return all reference answers in order, without repetitions."""
@@ -202,7 +229,7 @@ _PEOPLE_WORDS = {name: _any_of((_MENTIONS | _AGES)[name], r"\b") for name in PEO
 
 def people_mentioned(example: Example) -> set[str]:
     """Return the groups of PEOPLE that the texts mention or MeSH headings name; finer in age than `mention`."""
-    text = " ".join([example.question, *(passage.text for passage in example.context), example.answer])
+    text = f"{example.question} {example.context_text} {example.answer}"
     headings = set(texts(example.meta.get("mesh")))
     return {name for name, words in _PEOPLE_WORDS.items() if headings & _CHECK_TAGS[name] or words.search(text)}
 
@@ -231,7 +258,7 @@ def _year(example: Example) -> set[str]:
 
 
 def _mention(example: Example) -> set[str]:
-    text = " ".join([example.question, *(passage.text for passage in example.context)])
+    text = f"{example.question} {example.context_text}"
     found = {name for name, words in _MENTION_WORDS.items() if words.search(text)}
     return found or {"none of these"}
 

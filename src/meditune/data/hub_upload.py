@@ -10,8 +10,8 @@ from typing import Any
 
 from meditune.data.dataset_card import SPLITS, SYNTHETIC, identifiers, synthetic_rows
 from meditune.data.prepare import stored_data
-from meditune.data.read_sources import Terms, demands, restricted, terms_of
-from meditune.data.sources import SOURCES, offline
+from meditune.data.read_sources import Terms, restricted, terms_of
+from meditune.data.sources import SOURCES, licence_requirements, offline
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_text
 
@@ -44,7 +44,7 @@ class Upload:
                 f"  {sum(self.rows.values()):,} rows ({rows}), {size / 1e6:,.1f} MB: {', '.join(FILES)}",
                 *([f"  {invented:,} rows are synthetic, and the card says so."] if invented else []),
                 f"  {self.identifiers}",
-                *(f"  {sentence}" for sentence in demands(self.terms)),
+                *(f"  {sentence}" for sentence in licence_requirements(self.terms)),
             ]
         )
 
@@ -85,20 +85,15 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     return Upload(place, repository, private, counts, terms, identifiers(data.quality))
 
 
-def identifiers_left(looked: dict[str, Any]) -> list[str]:
+def identifiers_left(phi: dict[str, Any]) -> list[str]:
     """Return phrases that name the user's own sources with identifiers left in, and the number of examples."""
-    if looked["action"] != "report":
+    if phi["action"] != "report":
         return []
     return [
         f"{row['with_identifiers']:,} examples of {name}"
-        for name, row in looked["sources"].items()
+        for name, row in phi["sources"].items()
         if name not in SOURCES and row["with_identifiers"]
     ]
-
-
-def push(upload: Upload) -> str:
-    """Send a set and return the commit's address. Raises MedituneError if the hub rejects it."""
-    return send(upload.repository, "dataset", upload.folder, FILES, upload.private)
 
 
 def send(repository: str, kind: str, folder: Path, files: Sequence[str], private: bool) -> str:

@@ -23,8 +23,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from meditune.config.recipe import LeakKind
-from meditune.data.example import Example
-from meditune.data.near_duplicates import LEAST_WORDS, Matches, near_passages, near_questions, share_within, words
+from meditune.data.example import ANSWERED_QUESTION, Example
+from meditune.data.near_duplicates import (
+    LEAST_WORDS,
+    Matches,
+    near_passages,
+    near_questions,
+    share_within,
+    word_runs,
+    words,
+)
 from meditune.data.read_sources import is_restricted
 from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
 from meditune.errors import DataError
@@ -48,25 +56,32 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
         "unlisted": len(examples) - len(listed) + sum(each["unlisted"] for each in before),
     }
     general, common = instructions(examples), backgrounds(examples)
-    hashed = [keys(example) for example in listed]
-    for example, each in zip(listed, hashed, strict=True):
+    hashes: dict[str, set[str]] = {part: set().union(*(each[part] for each in before)) for part in PARTS}
+    for example in _with_answered_questions(listed):
+        own = keys(example)
         if question_key(example.question) in general:
-            each["questions"] = ""
+            own["questions"] = ""
         if context_key(example) in common:
-            each["contexts"] = ""
-    for part in PARTS:
-        own = {each[part] for each in hashed if each[part]}
-        found[part] = sorted(own.union(*(each[part] for each in before)))
-    return found
+            own["contexts"] = ""
+        for part in PARTS:
+            hashes[part].add(own[part])
+    return found | {part: sorted(hashes[part] - {""}) for part in PARTS}
 
 
 def keys(example: Example) -> dict[str, str]:
     """Return an example's hash for each part of a record; empty if it has no such text."""
     return {
-        "questions": _hashed(example.question),
-        "contexts": _hashed(" ".join(passage.text for passage in example.context)),
+        "questions": _hash(question_key(example.question)),
+        "contexts": _hash(context_key(example)),
         "groups": _hash(f"{example.source}\n{example.group}"),
     }
+
+
+def _with_answered_questions(examples: Iterable[Example]) -> list[Example]:
+    """Return the examples, and a copy of each claim that has the question that the claim answers."""
+    examples = list(examples)
+    asked = ((example, example.meta.get(ANSWERED_QUESTION)) for example in examples)
+    return [*examples, *(example.model_copy(update={"question": str(text)}) for example, text in asked if text)]
 
 
 def read_record(model: Path) -> Record | None:
@@ -89,39 +104,26 @@ def copy_record(model: Path, derived: Path) -> None:
         shutil.copyfile(model / FILE_NAME, derived / FILE_NAME)
 
 
-def _hashed(text: str) -> str:
-    said = question_key(text)
-    return _hash(said) if said else ""
-
-
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS] if text else ""
 
 
 LEAKAGE_FILE_NAME = "leakage.json"
 """File in a run's folder with the checks and their results"""
 KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 WHAT: dict[str, str] = {
-    "group": "have the same group (article, topic, patient) as a training item",
-    "question": "have the same question as a training item, or nearly the same",
-    "context": "have the same context as a training item, or most of it",
-    "answer_in_prompt": "contain most of their own reference answer, word for word, in the question or context",
-    "decision_in_prompt": 'name the decision in the question or context ("Answer: yes")',
-    "answer_in_index": "have most of a reference answer, word for word, in a document of the search index",
-    "trained_on": "were in the training data of {model}",
+    "group": "same group (article, topic, patient) as a training item",
+    "question": "same question as a training item, or nearly the same",
+    "context": "same context as a training item, or most of it",
+    "answer_in_prompt": "most of the reference answer is in the question or context, word for word",
+    "decision_in_prompt": 'the question or context names the decision ("Answer: yes")',
+    "answer_in_index": "most of a reference answer, word for word, is in a document of the search index",
+    "trained_on": "in the training data of {model}",
 }
-"""Predicates for several test items"""
-SINGULAR = {
-    kind: f"{ {'have': 'has', 'contain': 'contains', 'name': 'names', 'were': 'was'}[verb] } {rest}".replace(
-        "their", "its"
-    )
-    for kind, (verb, _, rest) in ((kind, said.partition(" ")) for kind, said in WHAT.items())
-}
-"""Predicates for one test item"""
 REMEDY: dict[str, str] = {
     **dict.fromkeys(("group", "question", "context"), "Remove them from the training source"),
     **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Remove the answer from the question and context"),
-    "answer_in_index": "Use an index without these documents, or restrict it with evaluate.retrieve.sources",
+    "answer_in_index": "Use an index without these documents",
     "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
 }
 RUN = 8
@@ -131,6 +133,7 @@ COPIED = 0.6
 LEAST_ANSWER = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 SHOWN = 5
+"""Number of leaks that a sentence names"""
 KEPT = 100
 """Number of leaks of a kind that the facts list"""
 
@@ -192,12 +195,16 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
         if (example.source, example.group) in groups
     ]
     general = instructions([*train, *measured])
-    asked, mine = ([each for each in part if question_key(each.question) not in general] for part in (train, measured))
+    asked, mine = (
+        [each for each in _with_answered_questions(part) if question_key(each.question) not in general]
+        for part in (train, measured)
+    )
     near = partial(near_questions, others=[example.question for example in others])
-    found += _alike("question", asked, mine, lambda example: example.question, near, 1)
+    alike = sorted(_alike("question", asked, mine, lambda example: example.question, near, 1), key=lambda it: it.alike)
+    found += {leak.test: leak for leak in alike}.values()
     common = backgrounds([*train, *measured, *others])
     asked, mine = ([each for each in part if context_key(each) not in common] for part in (train, measured))
-    found += _alike("context", asked, mine, context_of, near_passages, LEAST_WORDS)
+    found += _alike("context", asked, mine, lambda example: example.context_text, near_passages, LEAST_WORDS)
     return [*found, *in_prompt(measured)]
 
 
@@ -205,7 +212,7 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
     """Return leaks for test items whose question or context reveals the answer or the decision."""
     found = []
     for example in measured:
-        prompt = f"{example.question}\n{context_of(example)}"
+        prompt = f"{example.question}\n{example.context_text}"
         for answer in example.references():
             share = share_within(answer, prompt, RUN) if len(words(answer)) >= LEAST_ANSWER else 0.0
             if share >= COPIED:
@@ -226,19 +233,14 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for example in measured:
         for reference in example.references():
-            said = words(reference)
-            runs = (
-                {tuple(said[at : at + RUN]) for at in range(len(said) - RUN + 1)} if len(said) >= LEAST_ANSWER else ()
-            )
+            runs = word_runs(reference, RUN) if len(words(reference)) >= LEAST_ANSWER else set()
             for run in runs:
                 holders[run].append(len(answers))
             answers.append((example.id, len(runs)))
     met: dict[tuple[str, int], set[tuple[str, ...]]] = defaultdict(set)
     for document, text in passages:
-        said = words(text)
-        for at in range(len(said) - RUN + 1):
-            run = tuple(said[at : at + RUN])
-            for number in holders.get(run, ()):
+        for run in word_runs(text, RUN) & holders.keys():
+            for number in holders[run]:
                 met[document, number].add(run)
     found: dict[str, Leak] = {}
     for (document, number), runs in met.items():
@@ -253,7 +255,7 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
     """Return leaks for test items that are in a model's training records or its run's training examples."""
     seen: dict[str, Leak] = {}
     listed = [{part: frozenset(record[part]) for part in PARTS} for record in records]
-    for example in measured:
+    for example in _with_answered_questions(measured):
         for part, key in keys(example).items():
             if any(key in each[part] for each in listed):
                 seen.setdefault(example.id, Leak("trained_on", example.id, f"recorded {part.removesuffix('s')}", 1.0))
@@ -286,42 +288,34 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
     found, items, model = checked["found"], checked["items"], checked["model"]["name"]
     if found:
         write_json(folder / LEAKAGE_FILE_NAME, checked)
-    all_in = f"The first {KEPT} of each kind are in {folder / LEAKAGE_FILE_NAME}. "
     wrong = {kind: row for kind, row in found.items() if kind not in (KINDS if allowed is True else allowed or ())}
     if wrong:
-        said = [sentence(kind, row, items, model) for kind, row in wrong.items()]
+        sentences = [sentence(kind, row, items, model) for kind, row in wrong.items()]
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
-            f"Leakage: {' '.join([*said, *remedies])} {all_in}Testing a model on data it has seen proves nothing. To "
+            f"Leakage: {' '.join([*sentences, *remedies])} The first {KEPT} of each kind are in "
+            f"{folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen proves nothing. To "
             f"continue anyway, with a warning in the report: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
 
 
 def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model") -> str:
     """Return the sentence that describes the leaks of one kind."""
-    shown = ", ".join(
-        leak["test"] + (f" = {leak['train']}" if leak["alike"] == 1 else f" ~ {leak['train']} ({leak['alike']:.2f})")
+    leaks = [
+        f"{leak['test']} = {leak['train']}"
+        if leak["alike"] == 1
+        else f"{leak['test']} ~ {leak['train']} ({leak['alike']:.2f})"
         for leak in row["leaks"][:SHOWN]
-    )
+    ]
     more = f" and {row['items'] - SHOWN} more" if row["items"] > SHOWN else ""
-    one = row["items"] == 1
-    exact = (
-        f"{row['exact']} of them exactly, the others" if row["exact"] else "" if one else "none of them exactly, all"
-    )
-    near = f", {exact} at a similarity of {row['alike']:.2f}{'' if one else ' or more'}".replace(",  at", ", at")
-    what = (SINGULAR if one else WHAT)[kind].format(model=model)
-    return f"{row['items']} of {items} test items {what}{'' if row['exact'] == row['items'] else near} ({shown}{more})."
+    near = f", {row['exact']} exactly, lowest similarity {row['alike']:.2f}" if row["exact"] < row["items"] else ""
+    return f"{row['items']} of {items} test items: {WHAT[kind].format(model=model)}{near} ({', '.join(leaks)}{more})."
 
 
 def described(checked: dict[str, Any]) -> list[str]:
     """Return a sentence for each kind of leak in the content of leakage.json."""
     found = checked.get("found", {}).items()
     return [sentence(kind, row, checked["items"], checked["model"]["name"]) for kind, row in found]
-
-
-def context_of(example: Example) -> str:
-    """Return the texts of the context's passages, joined by spaces."""
-    return " ".join(passage.text for passage in example.context)
 
 
 def _alike(
@@ -333,15 +327,12 @@ def _alike(
     least: int,
 ) -> list[Leak]:
     """Return a leak to the most similar training item for each test item of at least `least` words that has one."""
-    sides = []
-    for examples in (measured, train):
-        by_text: dict[str, list[Example]] = defaultdict(list)
+    theirs, ours = (defaultdict[str, list[Example]](list) for _ in range(2))
+    for examples, by_text in ((measured, theirs), (train, ours)):
         for example in examples:
-            said = words(text_of(example))
-            if len(said) >= least:
-                by_text[" ".join(said)].append(example)
-        sides.append(by_text)
-    theirs, ours = sides
+            found = words(text_of(example))
+            if len(found) >= least:
+                by_text[" ".join(found)].append(example)
     best = {text: (text, 1.0) for text in theirs if text in ours}
     others, texts = [text for text in theirs if text not in best], list(ours)
     for row, column, alike in near(others, texts):

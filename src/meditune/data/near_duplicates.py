@@ -71,21 +71,21 @@ def near_questions(
     returned once.
     """
     from scipy.sparse import diags
+    from sklearn.feature_extraction.text import CountVectorizer
 
-    if not first or not second:
+    if not any(map(words, first)) or not any(map(words, second)):
         return []
     least, fillings = (LOOSELY, LOOSE_FILLINGS) if loosely else (QUESTIONS_ALIKE, FILLINGS)
-    vocabulary: dict[str, int] = {}
-    grams = [_matrix([_trigrams(text, vocabulary) for text in texts], 0) for texts in (first, second)]
-    for matrix in grams:
-        matrix.resize(matrix.shape[0], len(vocabulary))
+    texts = [*first] if first is second else [*first, *second]
+    everything = CountVectorizer(analyzer=_trigrams, dtype=np.float64).fit_transform(texts)
+    grams = [everything[: len(first)], everything[-len(second) :]]
     shared = sum(np.asarray(matrix.sum(axis=0)).ravel() for matrix in grams)
     weights = np.log((len(first) + len(second) + 1) / shared)
     order = np.argsort(-weights, kind="stable")
     one, two = (matrix[:, order] @ diags(weights[order]) for matrix in grams)
     totals = [np.asarray(matrix.sum(axis=1)).ravel() for matrix in (one, two)]
     parts = [_prefixes(matrix, total, least) for matrix, total in zip((one, two), totals, strict=True)]
-    said = [[words(text) for text in texts] for texts in (first, second)]
+    tokens = [[words(text) for text in texts] for texts in (first, second)]
     binary = grams[1][:, order]
     found: Matches = []
     changes: list[_Change | None] = []
@@ -96,13 +96,13 @@ def near_questions(
         alike = both / np.maximum(totals[0][rows] + totals[1][columns] - both, 1e-12)
         for index in np.flatnonzero(alike >= least):
             row, column = int(rows[index]), int(columns[index])
-            change = _change(said[0][row], said[1][column])
+            change = _change(tokens[0][row], tokens[1][column])
             if change is None or change.is_light:
                 found.append((row, column, min(1.0, float(alike[index]))))
                 changes.append(change)
-    templates = _templates({change.kept for change in changes if change}, [*first, *second, *others], fillings)
+    templates = _templates({change.shared for change in changes if change}, [*first, *second, *others], fillings)
     return [
-        match for match, change in zip(found, changes, strict=True) if change is None or change.kept not in templates
+        match for match, change in zip(found, changes, strict=True) if change is None or change.shared not in templates
     ]
 
 
@@ -112,17 +112,22 @@ def near_passages(first: Sequence[str], second: Sequence[str], least_alike: floa
     This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
     """
-    known: dict[str, int] = {}
-    triples, sizes = [], []
-    for texts in (first, second):
-        ids = [np.array([known.setdefault(word, len(known)) for word in words(text)], dtype=np.int64) for text in texts]
-        triples.append([_triples(each) for each in ids])
-        sizes.append(np.array([len(each) for each in triples[-1]], dtype=np.float64))
-    everything = np.unique(np.concatenate([np.empty(0, np.int64), *triples[0]]))
-    placed = [[_places(each, everything) for each in part] for part in triples]
-    one, two = (_matrix(part, len(everything)) for part in placed)
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    sizes: list[int] = []
+
+    def triples(text: str) -> set[tuple[str, ...]]:
+        runs = word_runs(text, 3)
+        sizes.append(len(runs))
+        return runs
+
+    if not any(len(words(text)) > 2 for text in first) or not second:
+        return []
+    vectorizer = CountVectorizer(analyzer=triples)
+    one, two = vectorizer.fit_transform(first), vectorizer.transform(second)
     shared = (one @ two.T).tocoo()
-    least = np.minimum(sizes[0][shared.row], sizes[1][shared.col])
+    lengths = np.array(sizes)
+    least = np.minimum(lengths[shared.row], lengths[len(first) + shared.col])
     alike = shared.data / np.maximum(least, 1)
     long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
     chosen = np.flatnonzero(long & (alike >= least_alike))
@@ -159,15 +164,15 @@ class Questions:
     def _count(self, questions: Iterable[str]) -> None:
         """Count the questions that contain each set of words shared by a pair, up to just over FILLINGS."""
         by_rarest: dict[str, set[frozenset[str]]] = {}
-        for kept in self._fillings:
-            if kept:
-                by_rarest.setdefault(min(kept, key=lambda word: (self._holders[word], word)), set()).add(kept)
+        for shared in self._fillings:
+            if shared:
+                by_rarest.setdefault(min(shared, key=lambda word: (self._holders[word], word)), set()).add(shared)
         for question in questions if by_rarest else ():
-            said = frozenset(words(question))
-            for word in said & by_rarest.keys():
-                held = {kept for kept in by_rarest[word] if kept <= said}
+            present = frozenset(words(question))
+            for word in present & by_rarest.keys():
+                held = {shared for shared in by_rarest[word] if shared <= present}
                 self._fillings.update(held)
-                by_rarest[word] -= {kept for kept in held if self._fillings[kept] > FILLINGS}
+                by_rarest[word] -= {shared for shared in held if self._fillings[shared] > FILLINGS}
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
         """Return True if both ask the same; `texts` are the context and answer of each question."""
@@ -187,13 +192,13 @@ class Questions:
         spelling, or only this question contains the word while others contain the other spelling.
         """
         left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
-        said = [frozenset(_worded(text)) for text in texts]
+        known = [frozenset(_worded(text)) for text in texts]
         twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
         if not surely:
-            return not any(one in said[0] and two in said[1] for one, two in twins)
+            return not any(one in known[0] and two in known[1] for one, two in twins)
         return len(twins) >= max(len(left), len(right)) and all(
-            (one not in said[0] and (two in said[0] or self._is_odd(one, two)))
-            or (two not in said[1] and (one in said[1] or self._is_odd(two, one)))
+            (one not in known[0] and (two in known[0] or self._is_odd(one, two)))
+            or (two not in known[1] and (one in known[1] or self._is_odd(two, one)))
             for one, two in twins
         )
 
@@ -201,8 +206,8 @@ class Questions:
         """Return True if only one question contains the word, and several contain the other."""
         return self._holders[word] == 1 < self._holders[other]
 
-    def _is_template(self, kept: frozenset[str]) -> bool:
-        return not kept or self._fillings[kept] > FILLINGS
+    def _is_template(self, shared: frozenset[str]) -> bool:
+        return not shared or self._fillings[shared] > FILLINGS
 
 
 def same_facts(first: str, second: str) -> bool:
@@ -219,41 +224,19 @@ def same_facts(first: str, second: str) -> bool:
 
 def share_within(part: str, whole: str, length: int) -> float:
     """Return the share of the runs of `length` words in `part` that `whole` contains; 0 if `part` is shorter."""
-    of_part, of_whole = (words(text) for text in (part, whole))
-    runs = {tuple(of_part[at : at + length]) for at in range(len(of_part) - length + 1)}
-    there = {tuple(of_whole[at : at + length]) for at in range(len(of_whole) - length + 1)}
-    return len(runs & there) / len(runs) if runs else 0.0
+    runs = word_runs(part, length)
+    return len(runs & word_runs(whole, length)) / len(runs) if runs else 0.0
 
 
-def _trigrams(text: str, vocabulary: dict[str, int]) -> NDArray[np.int64]:
+def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """Return the runs of `length` consecutive words of a text, without case and punctuation."""
+    found = words(text)
+    return {tuple(found[at : at + length]) for at in range(len(found) - length + 1)}
+
+
+def _trigrams(text: str) -> set[str]:
     padded = [f" {word} " for word in words(text)]
-    grams = {word[at : at + 3] for word in padded for at in range(len(word) - 2)}
-    return np.array([vocabulary.setdefault(gram, len(vocabulary)) for gram in sorted(grams)], dtype=np.int64)
-
-
-def _triples(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each run of three words once, as a number."""
-    base = np.int64(1 << 21)
-    return np.unique((ids[:-2] * base + ids[1:-1]) * base + ids[2:]) if len(ids) > 2 else np.empty(0, np.int64)
-
-
-def _places(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices in `among` of the values that it contains."""
-    places = np.searchsorted(among, values)
-    inside = places < len(among)
-    places, values = places[inside], values[inside]
-    there: NDArray[np.int64] = places[among[places] == values]
-    return there
-
-
-def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
-    """Return a sparse matrix with ones at the given columns of each row."""
-    from scipy.sparse import csr_matrix
-
-    ends = np.cumsum([0, *map(len, rows)])
-    columns = np.concatenate([np.empty(0, np.int64), *rows])
-    width = width or int(columns.max(initial=0)) + 1
-    return csr_matrix((np.ones(len(columns)), columns, ends), shape=(len(rows), width))
+    return {word[at : at + 3] for word in padded for at in range(len(word) - 2)}
 
 
 def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
@@ -263,16 +246,18 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
     returned features can't reach that similarity (Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9). Columns
     are in order of rarity.
     """
+    from scipy.sparse import csr_matrix
+
     matrix.sort_indices()
     starts, ends = matrix.indptr[:-1], matrix.indptr[1:]
     lengths = ends - starts
     running = np.cumsum(matrix.data)
     before = np.repeat(np.concatenate([[0.0], running])[starts], lengths) if len(running) else running
     passed = running - matrix.data - before
-    kept = passed <= (1 - least) * np.repeat(totals, lengths) + 1e-9
-    rows = np.repeat(np.arange(matrix.shape[0]), lengths)[kept]
-    counts = np.bincount(rows, minlength=matrix.shape[0])
-    return _matrix(np.split(matrix.indices[kept].astype(np.int64), np.cumsum(counts)[:-1]), matrix.shape[1])
+    is_prefix = passed <= (1 - least) * np.repeat(totals, lengths) + 1e-9
+    rows = np.repeat(np.arange(matrix.shape[0]), lengths)[is_prefix]
+    ones = (np.ones(len(rows)), (rows, matrix.indices[is_prefix]))
+    return csr_matrix(ones, shape=matrix.shape)
 
 
 def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -287,7 +272,7 @@ def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], ND
 class _Change:
     """The difference of two questions beyond order, function words and typing errors."""
 
-    kept: frozenset[str]
+    shared: frozenset[str]
     is_light: bool
 
 
@@ -311,26 +296,26 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     return _Change(frozenset(mine & yours), light)
 
 
-def _templates(kept: Collection[frozenset[str]], texts: Sequence[str], fillings: int) -> set[frozenset[str]]:
+def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], fillings: int) -> set[frozenset[str]]:
     """Return the sets of words that more than `fillings` different texts contain."""
-    holders: dict[str, set[int]] = {word: set() for each in kept for word in each}
-    said = {" ".join(sorted(words(text))) for text in texts} if holders else set()
-    for number, text in enumerate(sorted(said)):
+    holders: dict[str, set[int]] = {word: set() for each in shared for word in each}
+    distinct = {" ".join(sorted(words(text))) for text in texts} if holders else set()
+    for number, text in enumerate(sorted(distinct)):
         for word in text.split():
             if word in holders:
                 holders[word].add(number)
     return {
         each
-        for each in kept
+        for each in shared
         if not each or len(set.intersection(*sorted((holders[word] for word in each), key=len))) > fillings
     }
 
 
-def _marks(said: Sequence[str]) -> Counter[str]:
+def _marks(tokens: Sequence[str]) -> Counter[str]:
     """Return the words that distinguish questions with similar wording: numbers, letters, numerals, negations."""
     return Counter(
         word
-        for word in said
+        for word in tokens
         if any(map(str.isdigit, word))
         or (len(word) == 1 and word not in _FUNCTION_WORDS)
         or word in _NEGATIONS
@@ -354,13 +339,11 @@ def _asked(question: str) -> list[str]:
 
 def _one_slip(first: str, second: str) -> bool:
     """Return True if two words differ by an ending or one typo (a letter added, missing, replaced or swapped)."""
+    from rapidfuzz.distance import OSA
+
     short, long = sorted((first, second), key=len)
     if len(short) < 4:
         return False
     if long.startswith(short):
         return len(long) - len(short) <= 2
-    start = next(at for at in range(len(short)) if short[at] != long[at])
-    if len(short) < len(long):
-        return short[start:] == long[start + 1 :]
-    swapped = short[start : start + 2] == long[start : start + 2][::-1] and short[start + 2 :] == long[start + 2 :]
-    return swapped or short[start + 1 :] == long[start + 1 :]
+    return OSA.distance(short, long, score_cutoff=1) == 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
 from meditune.config.data_options import KINDS, Kind, PhiSpec
 from meditune.config.load_recipe import load_recipe
-from meditune.data.deidentify import Findings, deidentify, found_in, leaves, with_leaves
+from meditune.data.deidentify import Findings, IdentifierCounts, deidentify, found_in, leaves, with_leaves
 from meditune.data.read_sources import check_sources, read_source
 from meditune.data.readers import tables
 from meditune.data.readers.tables import Rejects
@@ -22,32 +22,21 @@ from meditune.files import read_text, replace_file
 from meditune.phi.detector import ENGINES, Engine, engine, masked
 from meditune.phi.spans import Span
 from meditune.phi.surrogates import Surrogates, surrogate_secret
-from meditune.progress import Progress
+from meditune.progress import track
 
 ACTIONS = ("mask", "surrogate")
 WRITABLE = (".jsonl", ".csv", ".tsv")
 _TEXT = (".txt", ".text", ".md", "")
 _AROUND = 48
-Row = tuple[str, dict[str, Any]]
 
 
 @dataclass
 class Scan:
-    """The result of a scan: number of rows (or texts), counts per kind, and some places."""
+    """The result of a scan of a file or source: counts of rows (or texts) and kinds, and some places."""
 
     what: str
-    rows: int = 0
-    touched: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    rows_with: Counter[str] = field(default_factory=Counter)
+    counts: IdentifierCounts = field(default_factory=IdentifierCounts)
     places: list[str] = field(default_factory=list)
-
-    def add(self, spans: Collection[Span]) -> None:
-        """Count one row's spans."""
-        self.rows += 1
-        self.touched += bool(spans)
-        self.kinds.update(span.kind for span in spans)
-        self.rows_with.update({span.kind for span in spans})
 
 
 def scan(
@@ -81,18 +70,28 @@ def scan(
     find = engine(finder or "rules")
     change = _changing(action or "mask")
     if file.suffix.lower() in _TEXT:
-        return [_scan_text(file, output, find, chosen, change, show)]
+        result = Scan(str(file))
+        text = read_text(file)
+        spans = find(text, chosen or None)
+        result.counts.add(spans)
+        result.places = _shown(str(file), text, spans, show)
+        if output:
+            with replace_file(output) as stream:
+                stream.write(change(text, spans, ""))
+        return [result]
     return [_scan_table(file, output, find, chosen, change, group, show)]
 
 
 def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
     """Yield the results as lines of text: for each scan a table of kinds, then the places."""
     for each in scans:
-        yield f"{each.what}: {each.touched:,} of {each.rows:,} rows contain likely identifiers of people."
-        if each.kinds:
+        counts = each.counts
+        rows = f"{counts.with_identifiers:,} of {counts.examples:,} rows"
+        yield f"{each.what}: {rows} contain likely identifiers of people."
+        if counts.kinds:
             yield f"  {'kind':<12} {'found':>9} {'in rows':>9}"
-        for kind, count in each.kinds.most_common():
-            yield f"  {kind:<12} {count:>9,} {each.rows_with[kind]:>9,}"
+        for kind, count in counts.kinds.most_common():
+            yield f"  {kind:<12} {count:>9,} {counts.examples_by_kind[kind]:>9,}"
         yield from (f"  {place}" for place in each.places)
     yield (
         "The rules miss some identifiers and mark some harmless text (docs/how-to/find-identifiers.md), so this result "
@@ -128,66 +127,38 @@ def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder:
     for source in recipe.data.sources:
         findings = Findings(spec)
         deidentify(read_source(source, recipe.seed, Rejects()), spec, findings, warn=False)
-        for found, counts in findings.facts()["sources"].items():
-            result = Scan(found, counts["examples"], counts["with_identifiers"], Counter(counts["kinds"]))
-            result.rows_with = Counter(counts["examples_by_kind"])
-            results.append(result)
+        results += [Scan(found, counts) for found, counts in findings.sources.items()]
     return results
-
-
-def _scan_text(file: Path, output: Path | None, find: Engine, kinds: list[Kind], change: Changing, show: int) -> Scan:
-    text = read_text(file)
-    spans = find(text, kinds or None)
-    result = Scan(str(file))
-    result.add(spans)
-    result.places = _shown(str(file), text, spans, show)
-    if output:
-        with replace_file(output) as stream:
-            stream.write(change(text, spans, ""))
-    return result
 
 
 def _scan_table(
     file: Path, output: Path | None, find: Engine, kinds: list[Kind], change: Changing, group: str | None, show: int
 ) -> Scan:
-    result = Scan(str(file))
-    rejects = Rejects()
-    changed = _changed_rows(tables.rows(file, "file", rejects), result, find, kinds, change, group, show)
-    if output is None:
-        for _ in changed:
-            pass
-    elif output.suffix.lower() not in WRITABLE:
-        raise DataError(f"--mask {output}: the name must end in one of {', '.join(WRITABLE)}.")
-    else:
-        with replace_file(output) as stream:
-            _write(changed, stream, output.suffix.lower())
-    if len(rejects):
-        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
-    return result
+    result, rejects = Scan(str(file)), Rejects()
 
-
-def _changed_rows(
-    rows: Iterator[Row],
-    result: Scan,
-    find: Engine,
-    kinds: list[Kind],
-    change: Changing,
-    group: str | None,
-    show: int,
-) -> Iterator[dict[str, Any]]:
-    with Progress("Searching for identifiers", None, "rows") as progress:
-        for place, row in rows:
+    def changed_rows() -> Iterator[dict[str, Any]]:
+        for place, row in track(tables.rows(file, "file", rejects), "Searching for identifiers", unit="rows"):
             if group is not None and group not in row:
                 raise DataError(f"{place}: no column {group} (--group). The columns are {', '.join(map(str, row))}.")
             texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
             found = found_in(texts, find, kinds, headed=texts)
-            result.add([span for spans in found.values() for span in spans])
+            result.counts.add([span for spans in found.values() for span in spans])
             for name, spans in found.items():
                 result.places += _shown(f"{place} {name}", texts[name], spans, show - len(result.places))
-            whose = "" if group is None else str(row[group])
-            new = {name: change(text, found[name], whose) for name, text in texts.items() if found[name]}
+            patient = "" if group is None else str(row[group])
+            new = {name: change(text, found[name], patient) for name, text in texts.items() if found[name]}
             yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
-            progress.advance()
+
+    if output is None:
+        deque(changed_rows(), maxlen=0)
+    elif output.suffix.lower() not in WRITABLE:
+        raise DataError(f"--mask {output}: the name must end in one of {', '.join(WRITABLE)}.")
+    else:
+        with replace_file(output) as stream:
+            _write(changed_rows(), stream, output.suffix.lower())
+    if len(rejects):
+        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
+    return result
 
 
 def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:

@@ -180,6 +180,7 @@ def split_rows(
         newest=spec.split == "newest",
         traits=spec.stratify,
         whole=whole,
+        fixed={source.name: source.split for source in spec.sources if source.split},
     )
 
 

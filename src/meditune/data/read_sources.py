@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import DataSpec, SourceSpec
-from meditune.data import reviewer_decisions, sources
+from meditune.data import reviewer_decisions
 from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
 from meditune.data.readers import mimic, user_files
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, known_source, locate_source
+from meditune.data.sources import SOURCES, known_source, locate_own, locate_source
 from meditune.data.splits import OFFICIAL
 from meditune.errors import DataError
 
@@ -93,7 +93,7 @@ def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
         said: dict[str, Any] = {}
-        if spec.licence and (spec.name != "own" or not example.meta.get("licence")):
+        if spec.licence and (not spec.is_own or not example.meta.get("licence")):
             said["licence"] = spec.licence
         if spec.citation or (homepage and not example.meta.get("url")):
             said["citation"] = spec.citation or homepage
@@ -120,11 +120,6 @@ def terms_of(examples: Iterable[Example]) -> Terms:
         row["licences"] = dict(row["licences"].most_common())
         row["citations"] = known or sorted(row["citations"])[:20]
     return dict(sorted(found.items()))
-
-
-def demands(terms: Terms) -> list[str]:
-    """Return the combined requirements of the licences as sentences."""
-    return sources.demands({name: row["licences"] for name, row in terms.items()})
 
 
 def restricted(terms: Terms) -> dict[str, int]:
@@ -160,9 +155,10 @@ def check_sources(spec: DataSpec) -> None:
             "pubmedqa in data.sources, and data.split: official."
         )
     for source in spec.sources:
-        if source.name == "own":
+        if source.is_own:
             if source.path is None:
                 raise DataError("data.sources: name: own needs a path: a file, or the id of a Hugging Face data set.")
+            locate_own(source.path, source.citation)
             continue
         if known_source(source.name).reader is None:
             raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
@@ -176,7 +172,7 @@ def check_sources(spec: DataSpec) -> None:
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:
     """Return the data options with sources that are available here, and True if they are the synthetic sample."""
     check_sources(spec)
-    named = [source for source in spec.sources if source.name != "own"]
+    named = [source for source in spec.sources if not source.is_own]
     try:
         for source in named:
             locate_source(source.name, source.path)
@@ -216,9 +212,10 @@ def read_sources(
 
 def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none."""
-    if source.name == "own":
+    if source.is_own:
         assert source.path is not None, "check_sources has looked"
-        examples = list(user_files.read(source.path, rejects, fields=source.fields or None))
+        options: dict[str, Any] = {"fields": source.fields or None, "labels": source.labels, "source": source.name}
+        examples = list(user_files.read(locate_own(source.path, source.citation), rejects, **options))
     else:
         reader = known_source(source.name).reader
         assert reader is not None, "check_sources has looked"

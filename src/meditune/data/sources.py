@@ -12,9 +12,10 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meditune.data.example import Example
-from meditune.data.readers import liveqa, medquad, mimic, pubmedqa
+from meditune.data.readers import claims, evidence_inference, liveqa, medquad, mimic, pubmedqa
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
@@ -60,14 +61,18 @@ class Source:
     """Path of the file if it is included with Meditune"""
 
 
-_PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa"
 _MEDQUAD_COMMIT = "7e94c7b336f1f8e010c03091df691c8bea014399"
 """The commit that contains every XML file of the published collection"""
-_LIVEQA = "https://raw.githubusercontent.com/abachaa/LiveQA_MedicalTask_TREC2017"
 
 
-def _liveqa(commit: str, path: str, sha256: str) -> Download:
-    return Download(f"{_LIVEQA}/{commit}/{path}", path.rpartition("/")[2], sha256)
+def _github(repository: str, commit: str, path: str, sha256: str) -> Download:
+    url = f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
+    return Download(url, path.rpartition("/")[2], sha256)
+
+
+def _at_levels(*names: str) -> tuple[str, ...]:
+    """Return patterns for files of these names in the source's folder, or in folders one or two levels below it."""
+    return tuple(f"{level}{name}" for level in ("", "*/", "*/*/") for name in names)
 
 
 SOURCES: dict[str, Source] = {
@@ -90,14 +95,16 @@ SOURCES: dict[str, Source] = {
             ),
             reader=pubmedqa.read,
             download=(
-                Download(
-                    f"{_PUBMEDQA}/3e7616d288b52edaf38f5fd5c59821c7806bde86/data/test_ground_truth.json",
-                    "test_ground_truth.json",
+                _github(
+                    "pubmedqa/pubmedqa",
+                    "3e7616d288b52edaf38f5fd5c59821c7806bde86",
+                    "data/test_ground_truth.json",
                     "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
                 ),
-                Download(
-                    f"{_PUBMEDQA}/1f00b98d5cc626844bf8c4ca513b6e62c40071ec/data/ori_pqal.json",
-                    "ori_pqal.json",
+                _github(
+                    "pubmedqa/pubmedqa",
+                    "1f00b98d5cc626844bf8c4ca513b6e62c40071ec",
+                    "data/ori_pqal.json",
                     "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
                 ),
             ),
@@ -129,22 +136,26 @@ SOURCES: dict[str, Source] = {
             files=("TREC-2017-*.xml", "*/TREC-2017-*.xml", "*/*/TREC-2017-*.xml", "LiveQA*.zip", "liveqa*.zip"),
             reader=liveqa.read,
             download=(
-                _liveqa(
+                _github(
+                    "abachaa/LiveQA_MedicalTask_TREC2017",
                     "e784f2d28b6a174e9a8d9f740876bdaccbd705af",
                     "TestDataset/TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml",
                     "f6384fcf03e9b1bd0d9a15f6ea1a1aafc9491082e63fef0922ae2d6bc451805b",
                 ),
-                _liveqa(
+                _github(
+                    "abachaa/LiveQA_MedicalTask_TREC2017",
                     "d6c0998610d7e775100eb6482f89ea6120fa139c",
                     "TestDataset/TREC-2017-LiveQA-Medical-Test.xml",
                     "be321b6708d1cfffe7117ac36fb98c88ad0b457185b48cc6cec80fbf810e8046",
                 ),
-                _liveqa(
+                _github(
+                    "abachaa/LiveQA_MedicalTask_TREC2017",
                     "40fe188f25263df9e0ee907859e10f737477d259",
                     "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-1.xml",
                     "04b307031ab9d2ff0b2e8593f6c7e2313aa86e3da25dabd85ffc051ea431b4d7",
                 ),
-                _liveqa(
+                _github(
+                    "abachaa/LiveQA_MedicalTask_TREC2017",
                     "40fe188f25263df9e0ee907859e10f737477d259",
                     "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-2.xml",
                     "7f7d0466829227cfd830fd8d83d99064868f927b943079ae3c4fffe18dbde47b",
@@ -163,6 +174,74 @@ SOURCES: dict[str, Source] = {
             restricted=True,
             how="MIMIC-III can't be downloaded without credentials: complete the training and sign the data use "
             "agreement at https://physionet.org/content/mimiciii/, then fetch NOTEEVENTS.csv.gz there",
+        ),
+        Source(
+            name=evidence_inference.SOURCE,
+            title="Evidence Inference 2.0: experts' judgements of the results of randomized trials, as claims",
+            licence=evidence_inference.LICENCE,
+            homepage="https://github.com/jayded/evidence-inference",
+            citation="DeYoung et al. (2020), Evidence Inference 2.0: More Data, Better Models. BioNLP. "
+            "https://doi.org/10.18653/v1/2020.bionlp-1.13",
+            files=_at_levels("prompts_merged.csv", "prompts.jsonl"),
+            reader=evidence_inference.read,
+            how="Download https://evidence-inference.ebm-nlp.com/v2.0.tar.gz, unpack it",
+        ),
+        Source(
+            name=claims.SCIFACT,
+            title="SciFact: scientific claims with abstracts that support or refute them",
+            licence=claims.LICENCES[claims.SCIFACT],
+            homepage="https://github.com/allenai/scifact",
+            citation="Wadden et al. (2020), Fact or Fiction: Verifying Scientific Claims. EMNLP. "
+            "https://doi.org/10.18653/v1/2020.emnlp-main.609",
+            files=_at_levels("claims_train.jsonl", "claims_dev.jsonl"),
+            reader=claims.read_scifact,
+            how="Download data.tar.gz as described at https://github.com/allenai/scifact, unpack it",
+        ),
+        Source(
+            name=claims.HEALTHVER,
+            title="HealthVer: health claims about COVID-19 with evidence from scientific articles",
+            licence=claims.LICENCES[claims.HEALTHVER],
+            homepage="https://github.com/sarrouti/HealthVer",
+            citation="Sarrouti et al. (2021), Evidence-based Fact-Checking of Health-related Claims. Findings of "
+            "EMNLP. https://doi.org/10.18653/v1/2021.findings-emnlp.297",
+            files=_at_levels("healthver_*.csv"),
+            reader=claims.read_healthver,
+            how="Get healthver_train.csv, healthver_dev.csv and healthver_test.csv from the folder data of "
+            "https://github.com/sarrouti/HealthVer",
+        ),
+        Source(
+            name=claims.CITATION_INTEGRITY,
+            title="Citation-Integrity: citing sentences with evidence from the cited biomedical articles",
+            licence=claims.LICENCES[claims.CITATION_INTEGRITY],
+            homepage="https://github.com/ScienceNLP-Lab/Citation-Integrity",
+            citation="Sarol et al. (2024), Assessing citation integrity in biomedical publications: corpus annotation "
+            "and NLP models. Bioinformatics 40(7). https://doi.org/10.1093/bioinformatics/btae420",
+            files=_at_levels("claims_*.jsonl", "claims-*.jsonl", "train.jsonl", "dev.jsonl", "test.jsonl"),
+            reader=claims.read_citation_integrity,
+            how="Get claims_train.jsonl, claims_dev.jsonl, claims_test.jsonl and corpus.jsonl from the link in the "
+            "README of https://github.com/ScienceNLP-Lab/Citation-Integrity",
+        ),
+        Source(
+            name=claims.NLI4CT,
+            title="NLI4CT: statements about the reports of breast cancer trials",
+            licence=claims.LICENCES[claims.NLI4CT],
+            homepage="https://github.com/ai-systems/nli4ct",
+            citation="Jullien et al. (2023), NLI4CT: Multi-Evidence Natural Language Inference for Clinical Trial "
+            "Reports. EMNLP. https://arxiv.org/abs/2305.03598",
+            files=_at_levels("train.json", "dev.json"),
+            reader=claims.read_nli4ct,
+            how="Download Complete_dataset.zip from https://github.com/ai-systems/nli4ct, unpack it",
+        ),
+        Source(
+            name=claims.MEDHALLU,
+            title="MedHallu: true and hallucinated answers to PubMedQA's questions, with the abstracts",
+            licence=claims.LICENCES[claims.MEDHALLU],
+            homepage="https://huggingface.co/datasets/UTAustin-AIHealth/MedHallu",
+            citation="Pandit et al. (2025), MedHallu: A Comprehensive Benchmark for Detecting Medical Hallucinations "
+            "in Large Language Models. https://arxiv.org/abs/2502.14302",
+            files=("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl", "training_half.jsonl"),
+            reader=claims.read_medhallu,
+            how='Get the folders pqa_labeled and pqa_artificial of Hugging Face\'s "UTAustin-AIHealth/MedHallu"',
         ),
         Source(
             name="wikitext-2",
@@ -249,13 +328,12 @@ def hub_names(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(licence.hub if licence else UNKNOWN for licence in found))
 
 
-def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return, as sentences, the combined requirements for sharing sources (name -> licences of the rows) together."""
-    named = [(source, text, licence_named(text)) for source, texts in licences.items() for text in texts]
+def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return, as sentences, the combined requirements for sharing sources together.
 
-    def having(trait: str) -> str:
-        return ", ".join(f"{source} ({text})" for source, text, licence in named if licence and getattr(licence, trait))
-
+    `terms` has, for each source, the `licences` of its rows.
+    """
+    named = [(source, text, licence_named(text)) for source, row in terms.items() for text in row["licences"]]
     lines = []
     for trait, sentence in (
         ("no_sharing", "Rows may only be shared with people who have signed the agreement: {}."),
@@ -265,19 +343,19 @@ def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
         ("no_derivatives", "Changed versions may not be shared; splits and cleaned rows may count as such: {}."),
         ("share_alike", "Anything derived from the data must be shared under the same licence (share-alike): {}."),
     ):
-        if sources := having(trait):
-            lines.append(sentence.format(sources))
+        if affected := [f"{source} ({text})" for source, text, licence in named if getattr(licence, trait, False)]:
+            lines.append(sentence.format(", ".join(affected)))
     found = [licence for _, _, licence in named if licence]
-    alike = sorted({licence.hub for licence in found if licence.share_alike})
-    narrower = sorted({licence.hub for licence in found if licence.non_commercial and licence.hub not in alike})
-    if len(alike) > 1 or (alike and narrower):
-        both = " and ".join([*alike, *narrower])
+    share_alike = {licence.hub for licence in found if licence.share_alike}
+    non_commercial = {licence.hub for licence in found if licence.non_commercial} - share_alike
+    if len(share_alike) > 1 or (share_alike and non_commercial):
+        both = " and ".join([*sorted(share_alike), *sorted(non_commercial)])
         lines.append(
             f"No single licence covers the mixed set: {both} require different ones, so keep their rows apart."
         )
-    unstated = ", ".join(f"{source} ({text})" for source, text, licence in named if licence is None)
-    if unstated:
-        lines.append(f"Meditune doesn't know these licences; check whether and how the rows may be shared: {unstated}.")
+    unknown = ", ".join(f"{source} ({text})" for source, text, licence in named if licence is None)
+    if unknown:
+        lines.append(f"Meditune doesn't know these licences; check whether and how the rows may be shared: {unknown}.")
     return lines
 
 
@@ -316,7 +394,7 @@ def known_source(source_name: str) -> Source:
     """Return the source of that name. Raises DataError with the nearest match if there is none."""
     if source_name in SOURCES:
         return SOURCES[source_name]
-    readable = [*(name for name, source in SOURCES.items() if source.reader), "own"]
+    readable = [*(name for name, source in SOURCES.items() if source.reader), "own", "own/NAME"]
     near = difflib.get_close_matches(source_name.lower(), readable, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(f"There is no data source {source_name!r}. Choose from {', '.join(readable)}.{hint}")
@@ -395,6 +473,22 @@ def _places(source: Source) -> list[Path]:
     """Return the folders to search; the last one is the cache."""
     named = os.environ.get(DATA_VARIABLE)
     return [*([Path(named).expanduser() / source.name] if named else []), cache_folder("data") / source.name]
+
+
+def locate_own(path: str, citation: str | None = None) -> str:
+    """Return the path of a user's own file: as given, or in the folder that MEDITUNE_DATA names; or a hub id as given.
+
+    Raises DataError, with the citation, if a path with an ending such as .jsonl exists in neither place.
+    """
+    given = Path(path).expanduser()
+    named = os.environ.get(DATA_VARIABLE)
+    places = [given] if given.is_absolute() or not named else [given, Path(named).expanduser() / given]
+    found = next((place for place in places if place.exists()), None)
+    if found is None and given.suffix:
+        source = f" Its source: {citation}." if citation else ""
+        hint = "" if named or given.is_absolute() else f" A relative path is also searched for in ${DATA_VARIABLE}."
+        raise DataError(f"No file {' or '.join(map(str, places))}.{source}{hint}")
+    return str(found or path)
 
 
 def _why_no_download(source: Source, allowed: bool) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.near_duplicates import LEAST_WORDS, near_questions
-from meditune.data.readers import liveqa, pubmedqa
+from meditune.data.readers import claims, evidence_inference, liveqa, pubmedqa
 from meditune.errors import DataError
 
-OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split}
+OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]]]] = {
+    "pubmedqa": pubmedqa.official_split,
+    "liveqa": liveqa.official_split,
+    evidence_inference.SOURCE: claims.official_split,
+    **{name: partial(claims.official_split, test_splits=splits) for name, splits in claims.TEST_SPLITS.items()},
+}
 """Sources with an official test set"""
 FEW = 3
 """A question asked of more groups than this, each with its own context, counts as an instruction"""
@@ -56,11 +62,13 @@ def split(
     newest: bool = False,
     traits: Sequence[str] = ("source", "decision"),
     whole: dict[str, list[Example]] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
-    With `newest`, the test set is what was published last. `whole` are the rows as they were read, before quality
-    control: official test sets are defined on those. Groups are stratified by the `traits`.
+    With `newest`, the test set is what was published last. `fixed` maps sources whose rows all belong to one split to
+    "train", "dev" or "test". `whole` are the rows as they were read, before quality control: official test sets are
+    defined on those. Groups are stratified by the `traits`.
 
     Rows of other sources that share a question or context with an official set go to training: a test item that leaks
     that way is detected and rejected later (leakage.py). The development set is drawn from the rows that aren't test
@@ -71,8 +79,11 @@ def split(
     test: list[Example] = []
     free: list[Example] = []
     read = by_source if whole is None else whole
+    placed: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     for source, examples in by_source.items():
-        if official and source in OFFICIAL:
+        if source in (fixed or {}):
+            placed[(fixed or {})[source]] += examples
+        elif official and source in OFFICIAL:
             there = {example.id: example for example in examples}
             kept, held = OFFICIAL[source](read[source])
             rest += [there[example.id] for example in kept if example.id in there]
@@ -88,6 +99,7 @@ def split(
     rest += kept
     test += held
     train, dev = by_group(rest, dev_share, seed + 1, same, traits) if fold is None else _fold(read, rest, fold)
+    train, dev, test = [*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *placed["test"]]
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
@@ -97,7 +109,9 @@ def split(
     counts = Counter(example.source for example in test)
     other = "newest" if newest else "group"
     kinds = {source: "official" if official and source in OFFICIAL else other for source in by_source}
-    return Splits(train, dev, test, "+".join(f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items()))
+    kinds |= dict.fromkeys(fixed or {}, "fixed")
+    names = [f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items() if kind != "fixed" or counts[name]]
+    return Splits(train, dev, test, "+".join(names))
 
 
 def by_group(
@@ -193,7 +207,7 @@ def question_key(question: str) -> str:
 
 def context_key(example: Example) -> str:
     """Return an example's context without case, punctuation and spacing."""
-    return question_key(" ".join(passage.text for passage in example.context))
+    return question_key(example.context_text)
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:

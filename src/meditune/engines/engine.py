@@ -1,6 +1,6 @@
-"""The common interface of all engines: jobs that are started, chunks of text, and scores of given texts.
+"""The common interface of all engines: requests that are started, chunks of text, and scores of given texts.
 
-An engine runs in its own threads and accepts any number of jobs at once, which it batches or queues.
+An engine runs in its own threads and accepts any number of requests at once, which it batches or queues.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 from meditune.errors import EngineError, ModelError
 
 Finish = Literal["stop", "length", "cancelled"]
+ALTERNATIVES = 5
+"""Number of most likely tokens returned for each position of a scored text"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """The next piece of an answer, in whole characters. The last chunk has `finish` or `error`."""
+    """The next chunk of an answer, in whole characters. The last chunk has `finish` or `error`."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -55,24 +57,24 @@ class GenerationChunk:
     """One for each token if log-probabilities were requested"""
     finish: Finish | None = None
     error: Exception | None = None
-    """The error that ended the job; this is then its last chunk"""
+    """The error that ended the request; this is then its last chunk"""
     cached: int = 0
     """Number of prompt tokens that were cached, if the engine knows; reported once"""
 
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """The load of an engine: the numbers of running and waiting jobs."""
+    """The load of an engine: the numbers of running and waiting requests."""
 
     running: int
     waiting: int
 
 
 class RunningGeneration(Protocol):
-    """A job that was started."""
+    """A request that was started."""
 
     def cancel(self) -> None:
-        """End the job now; its last chunk reports it. If the job has ended, nothing happens."""
+        """End the request now; its last chunk reports it. If the request has ended, nothing happens."""
 
 
 class Engine(Protocol):
@@ -85,11 +87,11 @@ class Engine(Protocol):
     context_tokens: int
     """The most tokens of prompt and answer together"""
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
-        """Start a job; its chunks are delivered in order from one of the engine's threads.
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+        """Start a request; its chunks are delivered in order from one of the engine's threads.
 
-        Raises ModelError if the engine doesn't support the job's constraints or log-probabilities, was closed or has
-        failed.
+        Raises ModelError if the engine doesn't support the request's constraints or log-probabilities, was closed
+        or has failed.
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
@@ -99,7 +101,7 @@ class Engine(Protocol):
         """
 
     def load(self) -> EngineLoad:
-        """Return the numbers of running and waiting jobs."""
+        """Return the numbers of running and waiting requests."""
 
     def opened(self) -> None:
         """Wait until the model is open. Raises ModelError if it can't be opened."""
@@ -112,38 +114,40 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Cancel running jobs, and free the model."""
+        """Cancel running requests, and free the model."""
 
 
-def check_request(job: GenerationRequest, context_tokens: int) -> None:
-    """Raise ModelError if a job is invalid, or if its prompt and answer exceed the context."""
-    if not job.prompt:
+def check_request(request: GenerationRequest, context_tokens: int) -> None:
+    """Raise ModelError if a request is invalid, or if its prompt and answer exceed the context."""
+    if not request.prompt:
         raise ModelError("The prompt is empty: an engine needs at least one token to continue.")
-    if job.max_new_tokens < 1:
-        raise ModelError(f"An answer needs at least 1 token; max_new_tokens is {job.max_new_tokens}.")
-    if job.choices and job.json_schema is not None:
+    if request.max_new_tokens < 1:
+        raise ModelError(f"An answer needs at least 1 token; max_new_tokens is {request.max_new_tokens}.")
+    if request.choices and request.json_schema is not None:
         raise ModelError("Request either one of given texts or JSON, not both.")
-    if not 0 < job.top_p <= 1 or job.temperature < 0:
+    if not 0 < request.top_p <= 1 or request.temperature < 0:
         raise ModelError(
-            f"temperature must be at least 0 and top_p above 0 and at most 1; they are {job.temperature:g} and "
-            f"{job.top_p:g}."
+            f"temperature must be at least 0 and top_p above 0 and at most 1; they are {request.temperature:g} and "
+            f"{request.top_p:g}."
         )
-    excess = len(job.prompt) + job.max_new_tokens - context_tokens
+    excess = len(request.prompt) + request.max_new_tokens - context_tokens
     if excess > 0:
         raise ModelError(
-            f"The prompt has {len(job.prompt):,} tokens and the answer may have {job.max_new_tokens:,}; together "
-            f"these are {excess:,} more than the {context_tokens:,} that this model can read. Shorten one of them."
+            f"The prompt has {len(request.prompt):,} tokens and the answer may have {request.max_new_tokens:,}; "
+            f"together these are {excess:,} more than the {context_tokens:,} that this model can read. Shorten one of "
+            "them."
         )
 
 
-def check_scorable(prompt: int, longest: int, context_tokens: int) -> None:
-    """Raise ModelError if texts of up to `longest` tokens can't be scored after a prompt of `prompt` tokens."""
+def check_scorable(prompt: Sequence[int], texts: Sequence[Sequence[int]], context_tokens: int) -> None:
+    """Raise ModelError if the texts can't be scored after the prompt."""
     if not prompt:
         raise ModelError("The prompt is empty: scoring texts needs at least one prompt token.")
-    if prompt + longest > context_tokens:
+    length = len(prompt) + max(map(len, texts), default=0)
+    if length > context_tokens:
         raise ModelError(
-            f"Prompt and text have {prompt + longest:,} tokens, {prompt + longest - context_tokens:,} more than the "
-            f"{context_tokens:,} that this model can read."
+            f"Prompt and text have {length:,} tokens, {length - context_tokens:,} more than the {context_tokens:,} "
+            "that this model can read."
         )
 
 
@@ -156,28 +160,28 @@ class GenerationResult:
     finish: Finish
 
 
-def generate_all(engine: Engine, jobs: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
-    """Run all jobs at once, and yield each job's number and answer as it ends.
+def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
+    """Run all requests at once, and yield each request's number and answer as it ends.
 
-    Raises the first job's error that occurs; the other jobs are then cancelled.
+    Raises the first request's error that occurs; the other requests are then cancelled.
     """
-    pieces: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
+    chunks: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
     begun: dict[int, tuple[list[str], list[int]]] = {}
     running = []
     try:
-        for number, job in enumerate(jobs):
+        for number, request in enumerate(requests):
             begun[number] = ([], [])
-            running.append(engine.start(job, lambda piece, number=number: pieces.put((number, piece))))  # type: ignore[misc]
+            running.append(engine.start(request, lambda chunk, number=number: chunks.put((number, chunk))))  # type: ignore[misc]
         while begun:
-            number, piece = pieces.get()
-            if piece.error:
-                raise piece.error
+            number, chunk = chunks.get()
+            if chunk.error:
+                raise chunk.error
             texts, tokens = begun[number]
-            texts.append(piece.text)
-            tokens += piece.tokens
-            if piece.finish:
+            texts.append(chunk.text)
+            tokens += chunk.tokens
+            if chunk.finish:
                 del begun[number]
-                yield number, GenerationResult("".join(texts), tokens, piece.finish)
+                yield number, GenerationResult("".join(texts), tokens, chunk.finish)
     finally:
         for number in begun:
             if number < len(running):

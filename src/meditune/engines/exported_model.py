@@ -74,11 +74,19 @@ def read_exported_model(folder: Path) -> ExportedModel:
 def stop_tokens(folder: Path) -> list[int]:
     """Return the tokens that end an answer of the plain model in a folder. Raises ModelError if there are none."""
     settings = folder / "generation_config.json"
-    named = read_json(settings).get("eos_token_id") if settings.is_file() else None
-    known = [PlainTokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])]
+    configured = read_json(settings).get("eos_token_id") if settings.is_file() else None
+    return end_tokens(PlainTokenizer(folder).eos_token_id, configured, str(folder))
+
+
+def end_tokens(eos_token: int | None, configured: Any, name: str) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's, and one or a list from the model's generation config.
+
+    Raises ModelError if there are none.
+    """
+    known = [eos_token, *(configured if isinstance(configured, list) else [configured])]
     found = list(dict.fromkeys(token for token in known if token is not None))
     if not found:
-        raise ModelError(f"{folder} has no end-of-sequence token, so answers would never end.")
+        raise ModelError(f"{name} has no end-of-sequence token, so answers would never end.")
     return found
 
 

@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meditune.engines.engine import GenerationRequest, TokenLogprob, check_scorable
+from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob
 from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
-from meditune.engines.sampling import SamplingParams, random_generator, sample_next_tokens, top_logprobs
+from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
-from meditune.engines.structured_output import ChoiceConstraint, JsonConstraint, SchemaCompiler
+from meditune.engines.structured_output import ConstraintCompiler
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.hardware import cores
 
 READ_TOKENS = 128
 """The most tokens that are read in one pass; each gives logits of the whole vocabulary"""
-OTHERS = 5
-"""Number of most likely tokens returned for each position of a scored text"""
 Past = dict[str, NDArray[np.float32]]
 
 
@@ -68,12 +66,11 @@ class OnnxModel:
 
 
 @dataclass
-class _Written:
+class _State:
     """The state of a running answer."""
 
     past: Past
-    generator: torch.Generator | None
-    held: ChoiceConstraint | JsonConstraint | None
+    sampler: TokenSampler
 
 
 class OnnxBatch:
@@ -81,10 +78,10 @@ class OnnxBatch:
 
     def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int) -> None:
         self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
-        self.tokenizer, self.at_once, self.ends = tokenizer, at_once, model.stop_tokens
-        self.schemas = SchemaCompiler(model.folder, model.stop_tokens)
+        self.at_once, self.ends = at_once, model.stop_tokens
+        self.constraints = ConstraintCompiler(tokenizer, model.stop_tokens, model.folder)
         self.running: list[ScheduledRequest] = []
-        self._written: dict[int, _Written] = {}
+        self._states: dict[int, _State] = {}
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -98,53 +95,38 @@ class OnnxBatch:
     def join(self, answers: list[ScheduledRequest]) -> None:
         """Read the prompts and choose the first tokens."""
         for answer in answers:
-            logits, past = self.model.read(answer.job.prompt, self.model.nothing)
+            logits, past = self.model.read(answer.request.prompt, self.model.nothing)
+            sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
             self.running.append(answer)
-            self._written[id(answer)] = _Written(past, random_generator(answer.job), self._held_to(answer.job))
-            self._add(answer, logits[-1:])
+            self._states[id(answer)] = _State(past, sampler)
+            add_tokens(logits[-1:], [answer], [sampler], self.ends)
 
     def step(self) -> None:
         """Add one token to every answer."""
         self._leave()
         for answer in self.running:
-            written = self._written[id(answer)]
-            logits, written.past = self.model.read(answer.tokens[-1:], written.past)
-            self._add(answer, logits)
+            state = self._states[id(answer)]
+            logits, state.past = self.model.read(answer.tokens[-1:], state.past)
+            add_tokens(logits, [answer], [state.sampler], self.ends)
         self._leave()
 
     def clear(self) -> None:
         """Drop all running answers."""
-        self.running, self._written = [], {}
+        self.running, self._states = [], {}
 
-    def scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """Return the log-probability of every token of each text after one prompt."""
         first, past = self.model.read(prompt, self.model.nothing)
         found = []
         for text in texts:
             rest = [self.model.read(text[:-1], past)[0]] if len(text) > 1 else []
             logits = torch.cat([first[-1:], *rest])
-            found.append([top_logprobs(row, token, OTHERS) for row, token in zip(logits, text, strict=False)])
+            found.append([top_logprobs(row, token, ALTERNATIVES) for row, token in zip(logits, text, strict=False)])
         return found
 
-    def _held_to(self, job: GenerationRequest) -> ChoiceConstraint | JsonConstraint | None:
-        if job.json_schema is not None:
-            return self.schemas.answer(job.json_schema)
-        return ChoiceConstraint(self.tokenizer, job.choices, min(self.ends)) if job.choices else None
-
-    def _add(self, answer: ScheduledRequest, logits: torch.Tensor) -> None:
-        written = self._written[id(answer)]
-        allowed = written.held.allowed() if written.held else None
-        (found,) = sample_next_tokens(logits, [SamplingParams(answer.job, written.generator, allowed)])
-        if found is None:
-            answer.fail(ModelError("The model gives logits that aren't finite for this prompt."))
-        elif found[0] in self.ends:
-            answer.end()
-        else:
-            answer.take(*found)
-            if written.held:
-                written.held.take(found[0])
-                if written.held.complete:
-                    answer.end()
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ModelError if a request's constraint is invalid."""
+        self.constraints.compile(request)
 
     def _leave(self) -> None:
         for answer in [*self.running]:
@@ -152,7 +134,7 @@ class OnnxBatch:
                 answer.end("cancelled")
             if answer.ended:
                 self.running.remove(answer)
-                del self._written[id(answer)]
+                del self._states[id(answer)]
 
 
 class OnnxEngine(BatchingEngine[OnnxBatch]):
@@ -163,13 +145,3 @@ class OnnxEngine(BatchingEngine[OnnxBatch]):
         model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
         super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, at_once))
-
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. The five most likely tokens of each position are returned, too."""
-        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
-        return self._worker.call(lambda: self._batch.scored(prompt, texts))
-
-    def _refuse(self, job: GenerationRequest) -> None:
-        super()._refuse(job)
-        if job.json_schema is not None:
-            self._batch.schemas.answer(job.json_schema)

@@ -64,11 +64,11 @@ def open_engine(
     found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine; {engine} can't open it.")
-    if found.engine == "openvino" and apart and os.name == "posix":
-        from meditune.engines.subprocess_engine import SubprocessEngine
-
-        return SubprocessEngine(place, at_once, scores)
     if found.engine == "openvino":
+        if apart and os.name == "posix":
+            from meditune.engines.subprocess_engine import SubprocessEngine
+
+            return SubprocessEngine(place, at_once, scores)
         from meditune.engines.openvino_engine import OpenvinoEngine
 
         return OpenvinoEngine(place, at_once)

@@ -12,12 +12,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from meditune.engines.engine import (
-    EngineLoad,
+    ALTERNATIVES,
     Finish,
     GenerationChunk,
     GenerationRequest,
@@ -26,7 +25,9 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.errors import EngineError
+from meditune.engines.scheduler import ThreadPoolEngine
+from meditune.errors import DataError, EngineError
+from meditune.http_client import Backoff, HttpClient, TransientError
 
 SECONDS = 300.0
 """Timeout of a server's answer"""
@@ -34,7 +35,6 @@ PROBE_S = 10.0
 """Interval between checks that the server is alive"""
 PROBE_TIMEOUT_S = 5.0
 PROBE_AGAIN_S = 0.5
-OTHERS = 5
 UNKNOWN_CONTEXT = 2048
 """Assumed context length in tokens if the server doesn't report it"""
 MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
@@ -44,7 +44,7 @@ MARK = "token_id:"
 
 
 class ForwardedRequest:
-    """A job that runs on the server."""
+    """A request that runs on the server."""
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -52,7 +52,7 @@ class ForwardedRequest:
         self._socket: Any = None
 
     def cancel(self) -> None:
-        """End the job now; its last chunk reports it. The server notices when the connection is closed."""
+        """End the request now; its last chunk reports it. The server notices when the connection is closed."""
         with self._lock:
             self.cancelled = True
             self._cut()
@@ -70,7 +70,7 @@ class ForwardedRequest:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-class OpenAIEngine:
+class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
     """A model on a server."""
 
     def __init__(
@@ -82,59 +82,41 @@ class OpenAIEngine:
         """
         import httpx2
 
-        self.url, self.tokenizer = url.rstrip("/"), tokenizer
+        self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Each job has its own connection, which is closed to cancel the job.
+        # Each request has its own connection, which is closed to cancel the request.
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
+        self._http = HttpClient(Backoff(attempts=1), EngineError, headers=headers, timeout=SECONDS, limits=limits)
         served = self._json("GET", "/models")["data"]
         meant = _meant(served, served_as, self.url)
         self._model = meant["id"]
-        self.name = f"server {self._model}"
         # For an adapter, vLLM lists its base model, which has the context length.
         entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
         lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
-        self.context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
-        self._counting = threading.Lock()
-        self._started: set[ForwardedRequest] = set()
-        self._running = 0
-        self._closing = False
+        context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
+        super().__init__(f"server {self._model}", tokenizer, context_tokens, at_once)
         self._probing = threading.Lock()
         self._probed, self._suspected = time.monotonic(), False
         self._gone: EngineError | None = None
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py. If the server ignores an answer's constraint, the last chunk is an error."""
-        check_request(job, self.context_tokens)
-        passed = ForwardedRequest()
-        with self._counting:
-            if self._closing:
-                raise EngineError("The engine was closed.")
-            self._started.add(passed)
-            self._threads.submit(self._run, job, deliver, passed)
-        return passed
+        check_request(request, self.context_tokens)
+        forwarded = ForwardedRequest()
+        return self._submit(forwarded, lambda: self._run(request, deliver, forwarded))
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Raises EngineError if the server doesn't return log-probabilities of given texts."""
-        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        check_scorable(prompt, texts, self.context_tokens)
         return [self._scored(prompt, text) if text else [] for text in texts]
 
-    def load(self) -> EngineLoad:
-        """See engine.py."""
-        with self._counting:
-            return EngineLoad(self._running, len(self._started) - self._running)
-
-    def opened(self) -> None:
-        """See engine.py. The server has already answered."""
-
     def failure(self) -> EngineError | None:
-        """See engine.py. The server's models are requested every `PROBE_S` seconds and after a failed job.
+        """See engine.py. The server's models are requested every `PROBE_S` seconds and after a failed request.
 
         The server counts as gone when two successive probes fail, so that one lost packet doesn't end answers.
         """
-        if self._closing:
-            return EngineError("The engine was closed.")
+        if closed := super().failure():
+            return closed
         with self._probing:
             if self._gone is None and (self._suspected or time.monotonic() - self._probed >= PROBE_S):
                 self._suspected = False
@@ -147,89 +129,76 @@ class OpenAIEngine:
 
     def _answers(self) -> bool:
         """Return whether the server lists its models and this one is among them."""
-        import httpx2
-
         try:
-            response = self._http.get(f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
+            response = self._http.request("GET", f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
             return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, RuntimeError):
+        except (TransientError, ValueError, KeyError, TypeError, RuntimeError):
             # Any other answer than a list of models, or a client that was closed meanwhile.
             return False
 
     def close(self) -> None:
         """See engine.py."""
-        with self._counting:
-            self._closing = True
-            for passed in self._started:
-                passed.cancel()
-        self._threads.shutdown()
+        super().close()
         self._http.close()
 
     def _run(
-        self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None], passed: ForwardedRequest
+        self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None], forwarded: ForwardedRequest
     ) -> None:
-        import httpx2
-
-        with self._counting:
-            self._running += 1
         try:
-            pieces = iter([GenerationChunk("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
-            for piece in pieces:
-                deliver(piece)
-        except Exception as error:  # noqa: BLE001 - it is passed on in the job's last chunk
-            if passed.cancelled:
+            if forwarded.cancelled:
+                deliver(GenerationChunk("", finish="cancelled"))
+                return
+            for chunk in self._chunks(request, forwarded):
+                deliver(chunk)
+        except Exception as error:  # noqa: BLE001 - it is passed on in the request's last chunk
+            if forwarded.cancelled:
                 deliver(GenerationChunk("", finish="cancelled"))
                 return
             self._suspected = True
-            if isinstance(error, httpx2.HTTPError):
-                error = EngineError(f"{self.url} stopped during an answer ({type(error).__name__}). Check that server.")
+            if isinstance(error, TransientError):
+                error = EngineError(f"{self.url} {error} during an answer. Check that server.")
             deliver(GenerationChunk("", error=error))
-        finally:
-            with self._counting:
-                self._running -= 1
-                self._started.discard(passed)
 
-    def _pieces(self, job: GenerationRequest, passed: ForwardedRequest) -> Iterator[GenerationChunk]:
-        said = ""
+    def _chunks(self, request: GenerationRequest, forwarded: ForwardedRequest) -> Iterator[GenerationChunk]:
+        written = ""
         finish: Finish | None = None
-        with self._http.stream("POST", f"{self.url}/completions", json=self._request(job)) as response:
-            passed.answered_by(response)
+        with self._http.stream("POST", f"{self.url}/completions", json=self._body(request)) as response:
+            forwarded.answered_by(response)
             if response.status_code >= 400:
-                response.read()
                 raise self._refused(response)
             for choice in _choices(response.iter_lines()):
-                if passed.cancelled:
+                if forwarded.cancelled:
                     yield GenerationChunk("", finish="cancelled")
                     return
                 text = choice.get("text") or ""
-                said += text
+                written += text
                 if reason := choice.get("finish_reason"):
                     finish = finish or ("length" if reason == "length" else "stop")
-                tokens, likely = self._tokens(choice, text)
+                tokens, logprobs = self._tokens(choice, text)
                 if text or tokens:
-                    yield GenerationChunk(text, tokens, likely if job.logprobs else ())
+                    yield GenerationChunk(text, tokens, logprobs if request.logprobs else ())
         if finish is None:
             raise EngineError(f"{self.url} ended an answer without a finish reason. Check that server's log.")
-        _refuse_unheld(job, said, finish, self.url)
+        _check_constraint(request, written, finish, self.url)
         yield GenerationChunk("", finish=finish)
 
     def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """Return the tokens of a piece of text, from the server's answer or else from our tokenizer."""
+        """Return the tokens of a chunk of text, from the server's answer or else from our tokenizer."""
         tokens = (choice.get("logprobs") or {}).get("tokens") or []
         numbers = [_number(token) for token in tokens]
         if tokens and None not in numbers:
-            likely = _likely(choice["logprobs"], range(len(tokens)))
-            return tuple(one.token for one in likely), tuple(likely)
+            logprobs = _logprobs(choice["logprobs"], range(len(tokens)))
+            return tuple(each.token for each in logprobs), tuple(logprobs)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return tuple(ids), ()
 
-    def _request(self, job: GenerationRequest) -> dict[str, Any]:
-        request: dict[str, Any] = {
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
             "model": self._model,
-            "prompt": list(job.prompt),
-            "max_tokens": job.max_new_tokens,
-            "temperature": job.temperature,
-            "top_p": job.top_p,
+            "prompt": list(request.prompt),
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
             # Without these values, servers and the model's own settings would change the distribution.
             "top_k": -1,
             "min_p": 0.0,
@@ -237,43 +206,41 @@ class OpenAIEngine:
             "stream": True,
             "return_tokens_as_token_ids": True,
         }
-        if job.seed is not None:
-            request["seed"] = job.seed % 2**31
-        if job.stop:
-            request["stop"] = list(job.stop)
-        if job.logprobs:
-            request["logprobs"] = job.logprobs
-        if job.choices:
-            request["structured_outputs"] = {"choice": list(job.choices)}
-        if job.json_schema is not None:
-            request["structured_outputs"] = {"json": dict(job.json_schema)}
-        return request
+        if request.seed is not None:
+            body["seed"] = request.seed % 2**31
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.logprobs:
+            body["logprobs"] = request.logprobs
+        if request.choices:
+            body["structured_outputs"] = {"choice": list(request.choices)}
+        if request.json_schema is not None:
+            body["structured_outputs"] = {"json": dict(request.json_schema)}
+        return body
 
     def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[TokenLogprob]:
-        request = {
+        body = {
             "model": self._model,
             "prompt": [*prompt, *text],
             "max_tokens": 1,
             "temperature": 0,
             "echo": True,
-            "logprobs": OTHERS,
+            "logprobs": ALTERNATIVES,
             "return_tokens_as_token_ids": True,
         }
-        returned = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
+        returned = self._json("POST", "/completions", body)["choices"][0].get("logprobs") or {}
         places = range(len(prompt), len(prompt) + len(text))
         if len(returned.get("tokens") or []) < places.stop or _number(returned["tokens"][places.start]) is None:
             raise EngineError(
                 f"{self.url} doesn't return the log-probabilities of a given text (echo with logprobs, as vLLM "
                 "does). Measure the model in this process instead: --engine transformers."
             )
-        return _likely(returned, places)
+        return _logprobs(returned, places)
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
-        import httpx2
-
         try:
             response = self._http.request(method, f"{self.url}{path}", json=body)
-        except httpx2.HTTPError as error:
+        except (TransientError, DataError) as error:
             raise EngineError(
                 f"No server answers at {self.url} ({error}). Start one, for example with `vllm serve FOLDER`, and give "
                 "its address up to and including /v1."
@@ -308,17 +275,17 @@ def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         if line.startswith("data:") and line[5:].strip() == "[DONE]":
             yield {"finish_reason": "stop"}
         elif line.startswith("data:"):
-            said = json.loads(line[5:])
-            if "error" in said:
+            event = json.loads(line[5:])
+            if "error" in event:
                 raise EngineError("The server ended an answer with an error.")
-            yield from said.get("choices", [])
+            yield from event.get("choices", [])
 
 
 def _number(token: str) -> int | None:
     return int(token.removeprefix(MARK)) if token.startswith(MARK) else None
 
 
-def _likely(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
+def _logprobs(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
     found = []
     for place in places:
         others = (returned.get("top_logprobs") or [])[place : place + 1] or [{}]
@@ -328,12 +295,12 @@ def _likely(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
     return found
 
 
-def _refuse_unheld(job: GenerationRequest, said: str, finish: Finish, url: str) -> None:
+def _check_constraint(request: GenerationRequest, written: str, finish: Finish, url: str) -> None:
     """Raise EngineError if a complete answer violates its constraint."""
-    if job.choices and said not in job.choices:
+    if request.choices and written not in request.choices:
         raise EngineError(f"{url} doesn't restrict answers to given texts, as vLLM does.")
-    if job.json_schema is not None and finish == "stop":
+    if request.json_schema is not None and finish == "stop":
         try:
-            json.loads(said)
+            json.loads(written)
         except ValueError as error:
             raise EngineError(f"{url} doesn't restrict answers to a JSON schema, as vLLM does.") from error

@@ -17,17 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from meditune.engines.engine import GenerationRequest, TokenLogprob, check_request, check_scorable
+from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob
 from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
-from meditune.engines.structured_output import ChoiceConstraint, constraint_of
+from meditune.engines.structured_output import ChoiceConstraint
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json
 from meditune.hardware import release_memory
 
-OTHERS = 5
-"""Number of most likely tokens returned for each position"""
 ROW_TOKENS = 1024
 """The most tokens of texts that are read at once, padding included"""
 END = 2**31 - 1
@@ -112,7 +110,11 @@ def _head_reads_last(model: Any) -> None:
 def _likely(logits: Any, token: int) -> TokenLogprob:
     values = logits.astype(np.float64)
     logprobs = values - (values.max() + np.log(np.exp(values - values.max()).sum()))
-    best = np.argpartition(logprobs, -OTHERS)[-OTHERS:] if len(logprobs) > OTHERS else np.arange(len(logprobs))
+    best = (
+        np.argpartition(logprobs, -ALTERNATIVES)[-ALTERNATIVES:]
+        if len(logprobs) > ALTERNATIVES
+        else np.arange(len(logprobs))
+    )
     ordered = best[np.argsort(-logprobs[best])]
     return TokenLogprob(token, float(logprobs[token]), {int(one): float(logprobs[one]) for one in ordered})
 
@@ -172,13 +174,19 @@ class OpenvinoBatch:
             self._handles.clear()
             self._pipeline = self._scorer = None
 
-    @property
-    def scorer(self) -> Scorer:
-        """The second copy of the model, compiled when texts are first scored."""
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ModelError if OpenVINO doesn't support a request."""
+        check_supported(request, self.tokenizer)
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """Return the log-probability of every token of each text, by a second copy of the model.
+
+        The copy is compiled when texts are first scored.
+        """
         if self._scorer is None:
             self._scorer = Scorer(self.model.folder)
             release_memory()
-        return self._scorer
+        return self._scorer.score(prompt, texts)
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Take the requests that have waited longest."""
@@ -187,13 +195,13 @@ class OpenvinoBatch:
     def join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; for a choice of given texts, score the texts instead."""
         for answer in answers:
-            if answer.job.choices:
-                self._choose(answer)
+            if answer.request.choices:
+                answer.choose(self.score, self.model.stop_tokens[0])
                 continue
-            tokens = np.array([answer.job.prompt], dtype=np.int64)
+            tokens = np.array([answer.request.prompt], dtype=np.int64)
             self._number += 1
             self._handles[id(answer)] = self._pipeline.add_request(
-                self._number, self._tensor(tokens), self._settings(answer.job)
+                self._number, self._tensor(tokens), self._settings(answer.request)
             )
             self.running.append(answer)
 
@@ -230,7 +238,7 @@ class OpenvinoBatch:
             if token in self.model.stop_tokens:
                 answer.end()
                 return
-            answer.take(token, self._likely(answer.job, token, logprob))
+            answer.take(token, self._likely(answer.request, token, logprob))
             if answer.ended:
                 return
 
@@ -244,36 +252,27 @@ class OpenvinoBatch:
                     handle.stop()
                 self.running.remove(answer)
 
-    def _choose(self, answer: ScheduledRequest) -> None:
-        end = self.model.stop_tokens[0]
-        texts = ChoiceConstraint(self.tokenizer, answer.job.choices, end).texts
-        scored = self.scorer.score(answer.job.prompt, [[*text, end] for text in texts])
-        for likely in constraint_of(scored, answer.job):
-            answer.take(likely.token, likely if answer.job.logprobs else None)
-            if answer.ended:
-                break
-        answer.end()
-
-    def _settings(self, job: GenerationRequest) -> Any:
+    def _settings(self, request: GenerationRequest) -> Any:
         settings = self._genai.GenerationConfig()
-        settings.max_new_tokens = job.max_new_tokens
+        settings.max_new_tokens = request.max_new_tokens
         settings.eos_token_id = self.model.stop_tokens[0]
         settings.stop_token_ids = set(self.model.stop_tokens)
-        settings.logprobs = 1 if job.logprobs else 0
-        settings.do_sample = job.temperature > 0
+        settings.logprobs = 1 if request.logprobs else 0
+        settings.do_sample = request.temperature > 0
         if settings.do_sample:
-            settings.temperature, settings.top_p = max(job.temperature, 1e-4), job.top_p
-            settings.rng_seed = (job.seed if job.seed is not None else np.random.default_rng().integers(2**31)) % 2**31
-        if job.json_schema is not None:
-            schema = json.dumps(job.json_schema)
+            settings.temperature, settings.top_p = max(request.temperature, 1e-4), request.top_p
+            seed = request.seed if request.seed is not None else np.random.default_rng().integers(2**31)
+            settings.rng_seed = seed % 2**31
+        if request.json_schema is not None:
+            schema = json.dumps(request.json_schema)
             settings.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
         return settings
 
     @staticmethod
-    def _likely(job: GenerationRequest, token: int, logprob: float) -> TokenLogprob | None:
-        if not job.logprobs:
+    def _likely(request: GenerationRequest, token: int, logprob: float) -> TokenLogprob | None:
+        if not request.logprobs:
             return None
-        return TokenLogprob(token, logprob, {token: logprob} if job.temperature == 0 else {})
+        return TokenLogprob(token, logprob, {token: logprob} if request.temperature == 0 else {})
 
 
 def _blocks(model: ExportedModel) -> int:
@@ -305,25 +304,16 @@ class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
         batch = OpenvinoBatch(model, tokenizer, at_once, scores)
         super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. The five most likely tokens of each position are returned, too."""
-        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
-        return self._worker.call(lambda: self._batch.scorer.score(prompt, texts))
 
-    def _refuse(self, job: GenerationRequest) -> None:
-        refuse(job, self.tokenizer, self.context_tokens)
-
-
-def refuse(job: GenerationRequest, tokenizer: Any, context_tokens: int) -> None:
-    """Raise ModelError if OpenVINO doesn't support a job.
+def check_supported(request: GenerationRequest, tokenizer: Any) -> None:
+    """Raise ModelError if OpenVINO doesn't support a request.
 
     It returns the log-probabilities of generated tokens, but no alternatives.
     """
-    check_request(job, context_tokens)
-    if job.logprobs > 1:
+    if request.logprobs > 1:
         raise ModelError(
             "OpenVINO returns the log-probability of each token that it writes, but no alternatives. Request 1 "
             "log-probability per token, or serve the model with --engine transformers."
         )
-    if job.choices:
-        ChoiceConstraint(tokenizer, job.choices, 0)
+    if request.choices:
+        ChoiceConstraint(tokenizer, request.choices, 0)

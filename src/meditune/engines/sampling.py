@@ -2,85 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from meditune.engines.engine import GenerationRequest, TokenLogprob
+from meditune.engines.scheduler import ScheduledRequest
+from meditune.engines.structured_output import ChoiceConstraint, JsonConstraint
+from meditune.errors import ModelError
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """The parameters for choosing one text's next token."""
+class TokenSampler:
+    """The choice of one answer's tokens, within its constraint."""
 
-    job: GenerationRequest
-    generator: torch.Generator | None
-    """Random generator, used if the job's temperature isn't 0"""
-    allowed: Sequence[int] | NDArray[np.int64] | None = None
-    """The only allowed tokens; None: any token"""
+    def __init__(self, request: GenerationRequest, constraint: ChoiceConstraint | JsonConstraint | None) -> None:
+        self.request, self.constraint = request, constraint
+        self._generator: torch.Generator | None = None
+        if request.temperature:
+            self._generator = torch.Generator()
+            if request.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(request.seed % 2**63)
+
+    def next_token(self, logits: torch.Tensor, best: int) -> int:
+        """Return a token chosen from (vocabulary,) logits, of which `best` has the highest."""
+        if self.constraint is None:
+            return best if self._generator is None else self._sample(logits.float())
+        allowed = torch.as_tensor(self.constraint.allowed(), device=logits.device)
+        logits = logits.float()[allowed]
+        return int(allowed[int(logits.argmax()) if self._generator is None else self._sample(logits)])
+
+    def _sample(self, logits: torch.Tensor) -> int:
+        """Return one of the most likely tokens that together have at least `top_p` (Holtzman et al. 2020)."""
+        probabilities = (logits.cpu() / max(self.request.temperature, 1e-4)).softmax(dim=-1)
+        if self.request.top_p >= 1:
+            return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        ordered, tokens = probabilities.sort(descending=True)
+        # A token stays while those before it have less than top_p.
+        nucleus = ordered.cumsum(dim=0) - ordered < self.request.top_p
+        return int(tokens[int(torch.multinomial(ordered * nucleus, 1, generator=self._generator))])
 
 
-def random_generator(job: GenerationRequest) -> torch.Generator | None:
-    """Return a random generator with the job's seed, or a random one; None if the temperature is 0."""
-    if job.temperature == 0:
-        return None
-    generator = torch.Generator()
-    if job.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(job.seed % 2**63)
-    return generator
+def add_tokens(
+    logits: torch.Tensor, answers: Sequence[ScheduledRequest], samplers: Sequence[TokenSampler], ends: Collection[int]
+) -> None:
+    """Add the next token to each answer, from (N, vocabulary) logits; tokens in `ends` end an answer.
 
-
-def sample_next_tokens(
-    logits: torch.Tensor, wishes: Sequence[SamplingParams]
-) -> list[tuple[int, TokenLogprob | None] | None]:
-    """Return the next token for each row of (N, vocabulary) logits, with its log-probability if requested.
-
-    The result is None for rows whose logits aren't finite.
+    An answer whose logits aren't finite ends with an error.
     """
     highest, best = logits.max(dim=-1)
-    found: list[tuple[int, TokenLogprob | None] | None] = []
-    rows = zip(logits, highest.isfinite().tolist(), best.tolist(), wishes, strict=True)
-    for row, sound, first, wish in rows:
-        if not sound:
-            found.append(None)
+    rows = zip(logits, highest.isfinite().tolist(), best.tolist(), answers, samplers, strict=True)
+    for row, is_finite, first, answer, sampler in rows:
+        if not is_finite:
+            answer.fail(ModelError("The model gives logits that aren't finite for this prompt."))
             continue
-        token = first if wish.generator is None and wish.allowed is None else _chosen(row.float(), wish)
-        found.append((token, top_logprobs(row, token, wish.job.logprobs) if wish.job.logprobs else None))
-    return found
+        token = sampler.next_token(row, first)
+        if token in ends:
+            answer.end()
+            continue
+        count = sampler.request.logprobs
+        answer.take(token, top_logprobs(row, token, count) if count else None)
+        if sampler.constraint:
+            sampler.constraint.take(token)
+            if sampler.constraint.complete:
+                answer.end()
 
 
-def top_logprobs(row: torch.Tensor, token: int, others: int) -> TokenLogprob:
-    """Return a token's log-probability from (vocabulary,) logits, with those of the most likely tokens."""
+def top_logprobs(row: torch.Tensor, token: int, count: int) -> TokenLogprob:
+    """Return a token's log-probability from (vocabulary,) logits, with those of the `count` most likely tokens."""
     logprobs = row.float().log_softmax(dim=-1)
-    values, tokens = logprobs.topk(min(others, len(logprobs)))
+    values, tokens = logprobs.topk(min(count, len(logprobs)))
     return TokenLogprob(token, float(logprobs[token]), dict(zip(tokens.tolist(), values.tolist(), strict=True)))
-
-
-def _chosen(row: torch.Tensor, wish: SamplingParams) -> int:
-    """Return a token chosen from (vocabulary,) FP32 logits."""
-    ids = None
-    if wish.allowed is not None:
-        ids = torch.as_tensor(wish.allowed, device=row.device)
-        row = row[ids]
-    if wish.generator is None:
-        place = int(row.argmax())
-    else:
-        place = _sampled(row.cpu(), wish.job.temperature, wish.job.top_p, wish.generator)
-    return place if ids is None else int(ids[place])
-
-
-def _sampled(row: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Return a token sampled from the most likely ones that together have at least `top_p` (Holtzman et al. 2020)."""
-    probabilities = (row / max(temperature, 1e-4)).softmax(dim=-1)
-    if top_p >= 1:
-        return int(torch.multinomial(probabilities, 1, generator=generator))
-    ordered, tokens = probabilities.sort(descending=True)
-    # A token stays while those before it have less than top_p.
-    kept = ordered.cumsum(dim=0) - ordered < top_p
-    place = int(torch.multinomial(ordered * kept, 1, generator=generator))
-    return int(tokens[place])

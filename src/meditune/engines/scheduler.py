@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,8 +22,9 @@ from meditune.engines.engine import (
     RunningGeneration,
     TokenLogprob,
     check_request,
+    check_scorable,
 )
-from meditune.engines.structured_output import ChoiceConstraint
+from meditune.engines.structured_output import ChoiceConstraint, choose
 from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import EngineError
 
@@ -31,57 +32,69 @@ log = logging.getLogger(__name__)
 
 
 class ScheduledRequest:
-    """A job with its answer so far. Only `cancel` may be called outside the engine's thread."""
+    """A request with its answer so far. Only `cancel` may be called outside the engine's thread."""
 
-    def __init__(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None], tokenizer: Any) -> None:
-        self.job = job
+    def __init__(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None], tokenizer: Any) -> None:
+        self.request = request
         self.cancelled = False
         self.tokens: list[int] = []
         self.ended = False
-        self._deliver = deliver
-        self._wording = Detokenizer(tokenizer, job.prompt, job.stop)
-        self._untold: list[int] = []
+        self._deliver, self._tokenizer = deliver, tokenizer
+        self._detokenizer = Detokenizer(tokenizer, request.prompt, request.stop)
+        self._undelivered: list[int] = []
         self._likely: list[TokenLogprob] = []
         self.cached = 0
         """Number of cached prompt tokens, not reported yet"""
 
     def cancel(self) -> None:
-        """End the job now; its last chunk reports it."""
+        """End the request now; its last chunk reports it."""
         self.cancelled = True
 
     def take(self, token: int, likely: TokenLogprob | None = None) -> None:
         """Append a token; the answer ends at a stop text or at its maximum length."""
         self.tokens.append(token)
-        self._untold.append(token)
+        self._undelivered.append(token)
         if likely is not None:
             self._likely.append(likely)
-        text = self._wording.add(token)
-        if self._wording.stopped:
-            self._tell(text, "stop")
-        elif len(self.tokens) >= self.job.max_new_tokens:
-            self._tell(text + self._wording.rest(), "stop" if self._wording.stopped else "length")
+        text = self._detokenizer.add(token)
+        if self._detokenizer.stopped:
+            self._send(text, "stop")
+        elif len(self.tokens) >= self.request.max_new_tokens:
+            self._send(text + self._detokenizer.rest(), "stop" if self._detokenizer.stopped else "length")
         elif text:
-            self._tell(text)
+            self._send(text)
 
     def end(self, finish: Finish = "stop") -> None:
         """End the answer."""
         if not self.ended:
-            self._tell(self._wording.rest(), finish)
+            self._send(self._detokenizer.rest(), finish)
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error."""
         if not self.ended:
-            self._tell("", None, error)
+            self._send("", None, error)
 
-    def _tell(self, text: str, finish: Finish | None = None, error: Exception | None = None) -> None:
+    def choose(
+        self, score: Callable[[Sequence[int], list[list[int]]], Sequence[Sequence[TokenLogprob]]], end: int
+    ) -> None:
+        """Write one of the request's choices, by the scores of all of them followed by the token `end`."""
+        request = self.request
+        texts = ChoiceConstraint(self._tokenizer, request.choices, end).texts
+        scored = score(request.prompt, [[*text, end] for text in texts])
+        for logprob in choose(scored, request.temperature, request.seed):
+            if not self.ended:
+                self.take(logprob.token, logprob if request.logprobs else None)
+        self.end()
+
+    def _send(self, text: str, finish: Finish | None = None, error: Exception | None = None) -> None:
         if self.ended:
             return
-        piece = GenerationChunk(text, tuple(self._untold), tuple(self._likely), finish, error, self.cached)
+        chunk = GenerationChunk(text, tuple(self._undelivered), tuple(self._likely), finish, error, self.cached)
         self.cached = 0
-        self._untold, self._likely = [], []
+        self._undelivered, self._likely = [], []
         self.ended = finish is not None or error is not None
         try:
-            self._deliver(piece)
+            self._deliver(chunk)
         except Exception:
             log.exception("The receiver of an answer failed; the answer is cancelled")
             self.cancelled = True
@@ -110,6 +123,12 @@ class Batch(Protocol):
     def clear(self) -> None:
         """Drop all running answers, after an error or when the engine closes."""
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ModelError if the engine doesn't support a request's constraint or log-probabilities."""
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """Return the log-probability of every token of each text after one prompt."""
+
 
 class Scheduler:
     """A scheduler that runs a batch in its own thread."""
@@ -126,7 +145,7 @@ class Scheduler:
         self._thread.start()
 
     def start(self, answer: ScheduledRequest) -> None:
-        """Append a job to the queue. Raises EngineError if the engine was closed or has failed."""
+        """Append a request to the queue. Raises EngineError if the engine was closed or has failed."""
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
@@ -154,12 +173,12 @@ class Scheduler:
         return future.result()
 
     def load(self) -> EngineLoad:
-        """Return the numbers of running and waiting jobs."""
+        """Return the numbers of running and waiting requests."""
         with self._wake:
             return EngineLoad(len(self.batch.running) + len(self._joining), len(self._waiting))
 
     def failure(self) -> EngineError | None:
-        """Return why no more jobs are accepted (the thread failed, ended or is closing), or None."""
+        """Return why no more requests are accepted (the thread failed, ended or is closing), or None."""
         with self._wake:
             ended = not (self._thread.is_alive() or self._closing or self._broken)
         if ended:
@@ -168,7 +187,7 @@ class Scheduler:
         return self._broken or (EngineError("The engine was closed.") if self._closing else None)
 
     def close(self) -> None:
-        """Cancel all jobs, and wait until the thread has ended."""
+        """Cancel all requests, and wait until the thread has ended."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -214,7 +233,7 @@ class Scheduler:
         self.batch.clear()
 
     def _break_down(self, error: BaseException) -> None:
-        """End all jobs with an error and reject later ones, because this thread ends."""
+        """End all requests with an error and reject later ones, because this thread ends."""
         broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
         broken.__cause__ = error
         with self._wake:
@@ -257,19 +276,25 @@ B = TypeVar("B", bound=Batch)
 
 
 class BatchingEngine(Generic[B]):
-    """The common part of batching engines: everything except scoring."""
+    """The common part of batching engines."""
 
     def __init__(self, name: str, tokenizer: Any, context_tokens: int, batch: B) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
         self._batch = batch
         self._worker = Scheduler(batch)
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""
-        self._refuse(job)
-        answer = ScheduledRequest(job, deliver, self.tokenizer)
+        check_request(request, self.context_tokens)
+        self._batch.check(request)
+        answer = ScheduledRequest(request, deliver, self.tokenizer)
         self._worker.start(answer)
         return answer
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """See engine.py. The `ALTERNATIVES` most likely tokens of each position are returned, too."""
+        check_scorable(prompt, texts, self.context_tokens)
+        return self._worker.call(lambda: self._batch.score(prompt, texts))
 
     def load(self) -> EngineLoad:
         """See engine.py."""
@@ -286,8 +311,57 @@ class BatchingEngine(Generic[B]):
         """See engine.py."""
         self._worker.close()
 
-    def _refuse(self, job: GenerationRequest) -> None:
-        """Raise ModelError if the engine doesn't support a job."""
-        check_request(job, self.context_tokens)
-        if job.choices:
-            ChoiceConstraint(self.tokenizer, job.choices, 0)
+
+R = TypeVar("R", bound=RunningGeneration)
+
+
+class ThreadPoolEngine(Generic[R]):
+    """The common part of engines that run each request in its own thread: everything except generating and scoring."""
+
+    def __init__(self, name: str, tokenizer: Any, context_tokens: int, at_once: int) -> None:
+        self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=f"meditune-{name.split()[0]}")
+        self._counting = threading.Lock()
+        self._started: set[R] = set()
+        self._running = 0
+        self._closing = False
+
+    def load(self) -> EngineLoad:
+        """See engine.py."""
+        with self._counting:
+            return EngineLoad(self._running, len(self._started) - self._running)
+
+    def opened(self) -> None:
+        """See engine.py. The model is already open."""
+
+    def failure(self) -> EngineError | None:
+        """See engine.py."""
+        return EngineError("The engine was closed.") if self._closing else None
+
+    def close(self) -> None:
+        """See engine.py."""
+        with self._counting:
+            self._closing = True
+            for running in self._started:
+                running.cancel()
+        self._threads.shutdown()
+
+    def _submit(self, running: R, run: Callable[[], None]) -> R:
+        """Call `run` in a thread, and return `running`. Raises EngineError if the engine was closed."""
+
+        def counted() -> None:
+            with self._counting:
+                self._running += 1
+            try:
+                run()
+            finally:
+                with self._counting:
+                    self._running -= 1
+                    self._started.discard(running)
+
+        with self._counting:
+            if self._closing:
+                raise EngineError("The engine was closed.")
+            self._started.add(running)
+            self._threads.submit(counted)
+        return running

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,28 @@ from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.errors import ModelError, install_command
 from meditune.prompts import Encoder
 
-WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+FORMATTING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class SchemaCompiler:
-    """A compiler of JSON schemas into constraints for one tokenizer."""
+class ConstraintCompiler:
+    """A compiler of requests' constraints for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
-        """`tokenizer` is one of transformers', or a folder with a tokenizer.json; the tokens `ends` end an answer."""
-        self._tokenizer, self._ends = tokenizer, list(ends)
+    def __init__(self, tokenizer: Any, ends: Sequence[int], folder: Path | None = None) -> None:
+        """The tokens `ends` end an answer. Give the folder with tokenizer.json if `tokenizer` isn't transformers'."""
+        self._tokenizer, self._ends, self._folder = tokenizer, list(ends), folder
 
-    def answer(self, schema: Mapping[str, Any]) -> JsonConstraint:
-        """Return the constraint for a new answer. Raises ModelError if llguidance is missing or rejects the schema."""
+    def compile(self, request: GenerationRequest) -> JsonConstraint | ChoiceConstraint | None:
+        """Return the constraint for a new answer, None if the request has none.
+
+        Raises ModelError if llguidance is missing, or if the constraint is invalid.
+        """
+        if request.choices:
+            return ChoiceConstraint(self._tokenizer, request.choices, min(self._ends))
+        if request.json_schema is None:
+            return None
         guidance = _package()
         try:
-            grammar = guidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=WRITTEN)
+            grammar = guidance.LLMatcher.grammar_from_json_schema(dict(request.json_schema), overrides=FORMATTING)
         except ValueError as error:
             raise ModelError(f"The JSON schema is invalid: {error}") from error
         matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
@@ -46,8 +53,8 @@ class SchemaCompiler:
     @cached_property
     def _tokens(self) -> Any:
         guidance = _package()
-        if isinstance(self._tokenizer, Path):
-            return guidance.LLTokenizer(str(self._tokenizer / "tokenizer.json"), eos_token=self._ends)
+        if self._folder:
+            return guidance.LLTokenizer(str(self._folder / "tokenizer.json"), eos_token=self._ends)
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(self._tokenizer, eos_token=self._ends)
@@ -87,8 +94,8 @@ def _package() -> Any:
     return llguidance
 
 
-def _first_line(said: str) -> str:
-    return next(iter(said.splitlines()), "no reason was given")
+def _first_line(message: str) -> str:
+    return next(iter(message.splitlines()), "no reason was given")
 
 
 class ChoiceConstraint:
@@ -118,27 +125,24 @@ class ChoiceConstraint:
         return not any(self._left)
 
 
-def constraint_of(scored: Sequence[Sequence[TokenLogprob]], job: GenerationRequest) -> list[TokenLogprob]:
+def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
     """Return one of several scored texts, as an engine would generate it that may generate no other.
 
-    In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the job's temperature.
-    Each text is scored with its end token and returned without it.
+    In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the temperature. Each
+    text is scored with its end token and returned without it.
     """
-    left, chance = list(scored), random.Random(job.seed)
+    left, generator = list(scored), random.Random(seed)
     written: list[TokenLogprob] = []
     while True:
-        place = len(written)
-        ways = {likely[place].token: likely[place] for likely in left}
-        chosen = _one(list(ways.values()), job.temperature, chance)
-        left = [likely for likely in left if likely[place].token == chosen.token]
-        if len(left[0]) == place + 1:
+        position = len(written)
+        tokens = list({logprobs[position].token: logprobs[position] for logprobs in left}.values())
+        highest = max(tokens, key=lambda token: token.logprob)
+        if temperature == 0 or len(tokens) == 1:
+            chosen = highest
+        else:
+            weights = [math.exp((token.logprob - highest.logprob) / temperature) for token in tokens]
+            chosen = generator.choices(tokens, weights)[0]
+        left = [logprobs for logprobs in left if logprobs[position].token == chosen.token]
+        if len(left[0]) == position + 1:
             return written
         written.append(chosen)
-
-
-def _one(ways: list[TokenLogprob], temperature: float, chance: random.Random) -> TokenLogprob:
-    if temperature == 0 or len(ways) == 1:
-        return max(ways, key=lambda way: way.logprob)
-    highest = max(way.logprob for way in ways)
-    weights = [math.exp((way.logprob - highest) / temperature) for way in ways]
-    return chance.choices(ways, weights)[0]

@@ -20,12 +20,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.engines.engine import EngineLoad, GenerationChunk, GenerationRequest, RunningGeneration, TokenLogprob
+from meditune.engines.engine import (
+    EngineLoad,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+    check_request,
+)
 from meditune.engines.exported_model import read_exported_model
-from meditune.engines.openvino_engine import refuse
+from meditune.engines.openvino_engine import check_supported
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError
 
@@ -138,14 +146,15 @@ class SubprocessEngine:
             return EngineError("The engine was closed.")
         return self._died() if self._gone else None
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py and openvino_engine.py."""
-        refuse(job, self.tokenizer, self.context_tokens)
+        check_request(request, self.context_tokens)
+        check_supported(request, self.tokenizer)
         with self._lock:
             number = self._new()
             self._delivered[number] = deliver
-        self._send("start", number, job)
-        return _Elsewhere(self, number)
+        self._send("start", number, request)
+        return RemoteGeneration(self, number)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. The five most likely tokens of each position are returned, too."""
@@ -159,8 +168,8 @@ class SubprocessEngine:
     def load(self) -> EngineLoad:
         """See engine.py."""
         with self._lock:
-            jobs = len(self._delivered)
-        return EngineLoad(min(jobs, self.at_once), max(0, jobs - self.at_once))
+            requests = len(self._delivered)
+        return EngineLoad(min(requests, self.at_once), max(0, requests - self.at_once))
 
     def close(self) -> None:
         """See engine.py."""
@@ -179,7 +188,7 @@ class SubprocessEngine:
             self._thread.join()
 
     def cancel(self, number: int) -> None:
-        """Cancel a job."""
+        """Cancel a request."""
         with suppress(OSError):
             self._out.write("cancel", number)
 
@@ -192,7 +201,7 @@ class SubprocessEngine:
         return self._number
 
     def _send(self, *message: Any) -> None:
-        """Send a message; if the process is gone, the reading thread ends the waiting jobs."""
+        """Send a message; if the process is gone, the reading thread ends the waiting requests."""
         with suppress(OSError):
             self._out.write(*message)
 
@@ -203,13 +212,13 @@ class SubprocessEngine:
         self._end_all()
 
     def _take(self, kind: str, said: list[Any]) -> None:
-        if kind == "piece":
-            number, piece = said
-            last = piece.finish is not None or piece.error is not None
+        if kind == "chunk":
+            number, chunk = said
+            last = chunk.finish is not None or chunk.error is not None
             with self._lock:
                 deliver = self._delivered.pop(number, None) if last else self._delivered.get(number)
             if deliver:
-                self._deliver(number, deliver, piece)
+                self._deliver(number, deliver, chunk)
         elif kind == "scored":
             with self._lock:
                 future = self._scored.pop(said[0])
@@ -225,26 +234,26 @@ class SubprocessEngine:
         elif kind == "log":
             log.log(said[0], "The engine's process: %s", said[1])
 
-    def _deliver(self, number: int, deliver: Callable[[GenerationChunk], None], piece: GenerationChunk) -> None:
+    def _deliver(self, number: int, deliver: Callable[[GenerationChunk], None], chunk: GenerationChunk) -> None:
         try:
-            deliver(piece)
+            deliver(chunk)
         except Exception:
             log.exception("The receiver of an answer failed; the answer is cancelled")
             self.cancel(number)
 
     def _end_all(self) -> None:
-        """End all jobs after the process has ended, as requested or not."""
+        """End all requests after the process has ended, as requested or not."""
         self._process.wait()
         with self._lock:
             self._gone = True
-            jobs, scored = [*self._delivered.items()], [*self._scored.values()]
+            requests, scored = [*self._delivered.items()], [*self._scored.values()]
             self._delivered.clear()
             self._scored.clear()
             closing = self._closing
         error = EngineError("The engine was closed.") if closing else self._died()
         if not self._ready.done():
             self._ready.set_exception(error)
-        for number, deliver in jobs:
+        for number, deliver in requests:
             self._deliver(
                 number,
                 deliver,
@@ -259,11 +268,13 @@ class SubprocessEngine:
         )
 
 
-class _Elsewhere:
-    """A job that runs in the other process."""
+@dataclass(frozen=True)
+class RemoteGeneration:
+    """A request that runs in the other process."""
 
-    def __init__(self, engine: SubprocessEngine, number: int) -> None:
-        self._engine, self._number = engine, number
+    engine: SubprocessEngine
+    number: int
 
     def cancel(self) -> None:
-        self._engine.cancel(self._number)
+        """End the request now; its last chunk reports it."""
+        self.engine.cancel(self.number)

@@ -2,7 +2,7 @@
 
     python -m meditune.engines.subprocess_worker FOLDER AT_ONCE [scores]
 
-It reads jobs from its standard input, writes chunks to its standard output, and ends when the input does.
+It reads requests from its standard input, writes chunks to its standard output, and ends when the input does.
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ class EngineWorker:
         elif kind == "score":
             self._scoring.submit(self._score, *said)
 
-    def _start(self, number: int, job: GenerationRequest) -> None:
+    def _start(self, number: int, request: GenerationRequest) -> None:
         try:
-            self._running[number] = self.engine.start(job, self._to(number))
+            self._running[number] = self.engine.start(request, self._to(number))
         except MedituneError as error:
-            self._out.write("piece", number, GenerationChunk("", error=error))
+            self._out.write("chunk", number, GenerationChunk("", error=error))
 
     def _to(self, number: int) -> Callable[[GenerationChunk], None]:
-        def deliver(piece: GenerationChunk) -> None:
-            if piece.error is not None and not isinstance(piece.error, MedituneError):
-                piece = GenerationChunk(piece.text, piece.tokens, piece.likely, error=_engine_error(piece.error))
+        def deliver(chunk: GenerationChunk) -> None:
+            if chunk.error is not None and not isinstance(chunk.error, MedituneError):
+                chunk = GenerationChunk(chunk.text, chunk.tokens, chunk.likely, error=_engine_error(chunk.error))
             # If the server is gone, the input ends too.
             with suppress(OSError):
-                self._out.write("piece", number, piece)
-            if piece.finish or piece.error:
+                self._out.write("chunk", number, chunk)
+            if chunk.finish or chunk.error:
                 self._running.pop(number, None)
 
         return deliver

@@ -1,6 +1,6 @@
 """A wrapper for a server's engine that restarts it when it dies, with exponential back-off.
 
-When the engine dies, its jobs end with an error, even if the engine itself can no longer report it. Until the next
+When the engine dies, its requests end with an error, even if the engine itself can no longer report it. Until the next
 engine is open, requests fail with the time after which to retry. If the engine can't be restarted, `failure` returns
 the reason, and the process should end, so that its supervisor (systemd, Docker, Kubernetes) starts another one.
 """
@@ -35,7 +35,7 @@ STEADY_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Pause before the second attempt, which doubles with each attempt, and longest pause; the first attempt has none"""
 STALLED_S = 360.0
-"""Seconds without output after which an engine with jobs counts as stuck"""
+"""Seconds without output after which an engine with requests counts as stuck"""
 CLOSE_S = 20.0
 """Seconds that a dead engine may take to free its memory"""
 GIVEN_UP_RETRY_S = 30.0
@@ -66,7 +66,7 @@ class SupervisedEngine:
         self.name, self.tokenizer = self._engine.name, self._engine.tokenizer
         self.context_tokens = self._engine.context_tokens
         self._lock = threading.Lock()
-        self._jobs: set[_Job] = set()
+        self._generations: set[SupervisedGeneration] = set()
         self._scoring = 0
         self._progress = self._since = began
         self._deaths = 0
@@ -84,21 +84,21 @@ class SupervisedEngine:
         self._watcher = threading.Thread(target=self._watch, name="meditune-engine-watch", daemon=True)
         self._watcher.start()
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
             engine = self._living()
-            begun = _Job(self, engine, deliver)
-            if not (self._jobs or self._scoring):
+            begun = SupervisedGeneration(self, engine, deliver)
+            if not (self._generations or self._scoring):
                 self._progress = time.monotonic()
-            self._jobs.add(begun)
+            self._generations.add(begun)
         try:
-            begun.runs(engine.start(job, begun.deliver))
+            begun.runs(engine.start(request, begun.deliver))
         except BaseException as error:
             with self._lock:
-                self._jobs.discard(begun)
+                self._generations.discard(begun)
             if isinstance(error, EngineError) and self.lost(engine):
-                raise self._unavailable() from error
+                raise self.unavailable() from error
             raise
         return begun
 
@@ -106,14 +106,14 @@ class SupervisedEngine:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
             engine = self._living()
-            if not (self._jobs or self._scoring):
+            if not (self._generations or self._scoring):
                 self._progress = time.monotonic()
             self._scoring += 1
         try:
             return engine.score(prompt, texts)
         except EngineError as error:
             if self.lost(engine):
-                raise self._unavailable() from error
+                raise self.unavailable() from error
             raise
         finally:
             with self._lock:
@@ -127,7 +127,7 @@ class SupervisedEngine:
 
     def failure(self) -> EngineError | None:
         """See engine.py. Always returns at once; the error's `given_up` is False while the engine is restarting."""
-        return self._unavailable() if self._failure is not None else None
+        return self.unavailable() if self._failure is not None else None
 
     def close(self) -> None:
         """See engine.py."""
@@ -147,28 +147,25 @@ class SupervisedEngine:
         self._wake.set()
         return True
 
-    def ended(self, job: _Job) -> None:
-        """Forget a job."""
+    def ended(self, request: SupervisedGeneration) -> None:
+        """Forget a request."""
         with self._lock:
-            self._jobs.discard(job)
+            self._generations.discard(request)
 
     def progressed(self) -> None:
         """Note that the engine delivered something."""
         self._progress = time.monotonic()
-
-    def unavailable(self) -> EngineUnavailableError:
-        """Return the error of a job that ended with its engine."""
-        return self._unavailable()
 
     def _living(self) -> Engine:
         """Return the engine. Raises EngineError if there is none."""
         if self._closing:
             raise EngineError("The engine was closed.")
         if self._failure is not None or self._engine is None:
-            raise self._unavailable()
+            raise self.unavailable()
         return self._engine
 
-    def _unavailable(self) -> EngineUnavailableError:
+    def unavailable(self) -> EngineUnavailableError:
+        """Return the error of a request for which there is no engine."""
         failure = self._failure
         if failure is not None and failure.given_up:
             return failure
@@ -193,22 +190,22 @@ class SupervisedEngine:
             return ""
         if failure is not None:
             return str(failure)
-        stalled = (self._jobs or self._scoring) and silent > self._stalled_s
+        stalled = (self._generations or self._scoring) and silent > self._stalled_s
         return f"It delivered nothing for {silent:.0f} seconds, although it had work." if stalled else ""
 
     def _opened_again(self, why: str) -> bool:
-        """End the dead engine's jobs and open another engine; return False if that fails or the engine is closing."""
+        """End the dead engine's requests and open another one; return False if that fails or the engine is closing."""
         log.error("The engine ended and is being restarted: %s", why)
         if time.monotonic() - self._since > STEADY_S:
             self._deaths = 0
         self._again_at = time.monotonic() + self._pause_s()
         with self._lock:
-            self._failure = self._unavailable()
+            self._failure = self.unavailable()
             dead, self._engine = self._engine, None
-            jobs, self._jobs = self._jobs, set()
-        for job in jobs:
-            job.end(self._unavailable())
-        del jobs
+            requests, self._generations = self._generations, set()
+        for request in requests:
+            request.end(self.unavailable())
+        del requests
         if dead is None or not _closed(dead):
             self._give_up("The engine is stuck; only ending this process can end it.")
             return False
@@ -267,8 +264,8 @@ class SupervisedEngine:
         self._failure = EngineUnavailableError(why, GIVEN_UP_RETRY_S, given_up=True)
 
 
-class _Job:
-    """A job that ends with an error if its engine dies."""
+class SupervisedGeneration:
+    """A request that ends with an error if its engine dies."""
 
     def __init__(
         self, supervisor: SupervisedEngine, engine: Engine, deliver: Callable[[GenerationChunk], None]
@@ -279,33 +276,33 @@ class _Job:
         self._running: RunningGeneration | None = None
 
     def runs(self, running: RunningGeneration) -> None:
-        """Note the running job, and cancel it if that was requested."""
+        """Note the running request, and cancel it if that was requested."""
         self._running = running
         if self._cancelled:
             running.cancel()
 
     def cancel(self) -> None:
-        """End the job now; its last chunk reports it."""
+        """End the request now; its last chunk reports it."""
         self._cancelled = True
         if self._running is not None and not self._over:
             self._running.cancel()
 
-    def deliver(self, piece: GenerationChunk) -> None:
-        """Pass a chunk on, unless the job has already ended."""
+    def deliver(self, chunk: GenerationChunk) -> None:
+        """Pass a chunk on, unless the request has already ended."""
         self._supervisor.progressed()
-        last = piece.finish is not None or piece.error is not None
+        last = chunk.finish is not None or chunk.error is not None
         with self._lock:
             if self._over:
                 return
             self._over = last
         if last:
             self._supervisor.ended(self)
-        if isinstance(piece.error, EngineError) and self._supervisor.lost(self._engine):
-            piece = replace(piece, error=self._supervisor.unavailable())
-        self._deliver(piece)
+        if isinstance(chunk.error, EngineError) and self._supervisor.lost(self._engine):
+            chunk = replace(chunk, error=self._supervisor.unavailable())
+        self._deliver(chunk)
 
     def end(self, error: EngineError) -> None:
-        """End the job with an error that its engine can't deliver."""
+        """End the request with an error that its engine can't deliver."""
         with self._lock:
             if self._over:
                 return

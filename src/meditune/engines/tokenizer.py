@@ -83,12 +83,6 @@ class PlainTokenizer:
             return self._special.id_to_token(ids)
         return [self._special.id_to_token(int(one)) for one in ids]
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Return a token's number, or None; a list for several tokens."""
-        if isinstance(tokens, str):
-            return self._special.token_to_id(tokens)
-        return [self._special.token_to_id(token) for token in tokens]
-
     def get_vocab(self) -> dict[str, int]:
         """Return all tokens with their numbers."""
         vocabulary: dict[str, int] = self._special.get_vocab(with_added_tokens=True)

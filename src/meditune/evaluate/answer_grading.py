@@ -26,68 +26,52 @@ from meditune.errors import ModelError
 from meditune.evaluate import decision_calibration
 from meditune.evaluate.predictions import Kind, Predictions, once, read, references
 from meditune.evidence.detector import Sources, Verdict, detect
-from meditune.models.nli import Support, SupportQuestion, load_support_model
+from meditune.evidence.support_model import Support, SupportQuestion
+from meditune.models.nli import load_support_model
 from meditune.progress import Progress
 
 if TYPE_CHECKING:
-    from meditune.models.sentence_encoder import Reading, SentenceModel
+    from meditune.models.sentence_encoder import SentenceModel, TokenVectors
 
 WORDS = "words"
 """Name of the grader if no model graded"""
 
 
 def grade_faithfulness(
-    predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
+    predictions: Predictions,
+    examples: Mapping[str, Example],
+    spec: EvaluateSpec,
+    of_references: bool = False,
+    retrieved: bool = False,
 ) -> Iterable[dict[str, Any]] | None:
     """Return a row for each answer with sources; None if there are no such answers.
 
     A row has `id`; `score`, None for an empty answer; `by`, WORDS or the model's name; `sentences` with `start`, `end`,
-    `score` and whether they are `supported`; `spans` with `start`, `end`, `kind`, `why` and `source`.
+    `score` and whether they are `supported`; `spans` with `start`, `end`, `kind`, `why` and `source`. With
+    `of_references`, the reference answers are graded instead; marks in them are mostly false alarms. With `retrieved`,
+    answers with retrieved passages are graded by those passages of `examples` that fit into the prompt.
     """
-    return _graded(predictions.answer, examples, spec)
+    if retrieved:
+        examples = {
+            row["id"]: with_best(examples[row["id"]], row["passages"])
+            for row in predictions.retrieved_answer
+            if row["id"] in examples and "passages" in row
+        }
+        predictions = predictions.under("retrieved")
+    answers = predictions.answer
+    if of_references:
+        answers = [row | {"prediction": row["reference"]} for row in answers]
+    rows = [row for row in answers if row["id"] in examples and _texts(examples[row["id"]])]
+    if not rows:
+        return None
+    if spec.faithfulness_model == "none":
+        return _by_words(rows, examples)
+    return _by_model(rows, examples, spec.faithfulness_model)
 
 
-def grade_references(
-    predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
-) -> Iterable[dict[str, Any]] | None:
-    """Grade the reference answers like `grade_faithfulness`; marks in them are mostly false alarms."""
-    return _graded([row | {"prediction": row["reference"]} for row in predictions.answer], examples, spec)
-
-
-def grade_retrieved(
-    predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
-) -> Iterable[dict[str, Any]] | None:
-    """Grade answers with retrieved passages like `grade_faithfulness`, by the passages that fit into the prompt."""
-    return grade_faithfulness(predictions.under("retrieved"), _seen(predictions, found), spec)
-
-
-def grade_retrieved_references(
-    predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
-) -> Iterable[dict[str, Any]] | None:
-    """Grade the reference answers like `grade_references`, by the retrieved passages that fit into the prompt."""
-    return grade_references(predictions.under("retrieved"), _seen(predictions, found), spec)
-
-
-def _seen(predictions: Predictions, found: Mapping[str, Example]) -> dict[str, Example]:
-    """Return the examples, by id, with those of their retrieved passages that were in the prompt."""
-    return {
-        row["id"]: with_best(found[row["id"]], row["passages"])
-        for row in predictions.retrieved_answer
-        if row["id"] in found and "passages" in row
-    }
-
-
-def overview(predictions: Predictions) -> dict[str, Any]:
+def overview(predictions: Predictions, of_references: bool = False) -> dict[str, Any]:
     """Return the grader, the numbers of graded, empty and source-less answers, and the number of spans by kind."""
-    return _counted(predictions, predictions.faithfulness)
-
-
-def overview_of_references(predictions: Predictions) -> dict[str, Any]:
-    """Return what `overview` returns, for the reference answers."""
-    return _counted(predictions, predictions.reference_faithfulness)
-
-
-def _counted(predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = predictions.reference_faithfulness if of_references else predictions.faithfulness
     kinds = Counter(span["kind"] for row in rows for span in row["spans"])
     return {
         "by": rows[0]["by"] if rows else None,
@@ -96,17 +80,6 @@ def _counted(predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> dic
         "nothing_said": sum(row["score"] is None for row in rows),
         "spans": dict(kinds.most_common()),
     }
-
-
-def _graded(
-    answers: Sequence[dict[str, Any]], examples: Mapping[str, Example], spec: EvaluateSpec
-) -> Iterable[dict[str, Any]] | None:
-    rows = [row for row in answers if row["id"] in examples and _texts(examples[row["id"]])]
-    if not rows:
-        return None
-    if spec.faithfulness_model == "none":
-        return _by_words(rows, examples)
-    return _by_model(rows, examples, spec.faithfulness_model)
 
 
 def _by_words(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> Iterator[dict[str, Any]]:
@@ -129,15 +102,15 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
     ]
     found = iter(_progressing(model, asked))
     for row, judgement in zip(rows, judged, strict=True):
-        said = [next(found) for _ in judgement.sentences]
+        supports = [next(found) for _ in judgement.sentences]
         result = _row(row["id"], name, judgement)
-        for sentence, support in zip(result["sentences"], said, strict=True):
-            sentence |= {"score": support.score, "supported": support.score >= 0.5}
-        own = [asdict(span) for support in said for span in support.spans]
+        for sentence, support in zip(result["sentences"], supports, strict=True):
+            sentence |= {"score": support.score, "supported": support.score >= model.threshold}
+        own = [asdict(span) for support in supports for span in support.spans]
         kept = [span for span in result["spans"] if span["kind"] != "unsupported"]
-        whole = [] if model.has_spans else _unsupported(result["sentences"], kept)
-        score = min((support.score for support in said), default=None)
-        yield result | {"score": score, "spans": sorted((*own, *kept, *whole), key=lambda span: span["start"])}
+        unsupported = [] if model.has_spans else _unsupported(result["sentences"], kept)
+        score = min((support.score for support in supports), default=None)
+        yield result | {"score": score, "spans": sorted((*own, *kept, *unsupported), key=lambda span: span["start"])}
 
 
 def _progressing(model: Support, asked: Sequence[SupportQuestion]) -> Iterator[Any]:
@@ -202,25 +175,25 @@ def compared(model: SentenceModel, rows: Sequence[dict[str, Any]]) -> Iterator[d
     texts = list(dict.fromkeys(text for row in rows for text in (row["prediction"], *references(row))))
     readings = dict(zip(texts, model.read(texts, "Similarity in meaning"), strict=True))
     for row in rows:
-        said, meant = readings[row["prediction"]], [readings[text] for text in references(row)]
+        answer, reference_vectors = readings[row["prediction"]], [readings[text] for text in references(row)]
         blank = not row["prediction"].strip()
         yield {
             "id": row["id"],
-            "similarity": 0.0 if blank else max(float(said.sentence @ each.sentence) for each in meant),
-            "token_similarity": max(matched(said, each) for each in meant),
+            "similarity": 0.0 if blank else max(float(answer.sentence @ each.sentence) for each in reference_vectors),
+            "token_similarity": max(matched(answer, each) for each in reference_vectors),
         }
 
 
-def matched(said: Reading, meant: Reading) -> float:
+def matched(answer: TokenVectors, reference: TokenVectors) -> float:
     """Return the F1 of greedy token matching (Zhang et al. 2020, arXiv:1904.09675).
 
     Precision is the mean over the answer's tokens of the cosine similarity to the nearest token of the reference;
     recall is the mean over the reference's tokens of the similarity to the nearest token of the answer. The result is 0
     if answer or reference has no tokens.
     """
-    if not len(said.tokens) or not len(meant.tokens):
+    if not len(answer.tokens) or not len(reference.tokens):
         return 0.0
-    cosines = said.tokens @ meant.tokens.T
+    cosines = answer.tokens @ reference.tokens.T
     precision, recall = float(np.mean(cosines.max(axis=1))), float(np.mean(cosines.max(axis=0)))
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
@@ -248,11 +221,11 @@ GRADERS: dict[Kind, Grader] = {
     "calibration": lambda predictions, _, spec: decision_calibration.fit_calibration(predictions, spec),
     "similarity": similarity,
     "faithfulness": grade_faithfulness,
-    "reference_faithfulness": grade_references,
+    "reference_faithfulness": partial(grade_faithfulness, of_references=True),
 }
 BY_PASSAGES: dict[Kind, Grader] = {
-    "retrieved_faithfulness": grade_retrieved,
-    "retrieved_reference_faithfulness": grade_retrieved_references,
+    "retrieved_faithfulness": partial(grade_faithfulness, retrieved=True),
+    "retrieved_reference_faithfulness": partial(grade_faithfulness, of_references=True, retrieved=True),
 }
 """Graders that read the examples with their retrieved passages"""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,20 +13,26 @@ from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
 from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.statistics import (
+    LEVEL,
     Array,
     Metric,
     Statistics,
+    better,
+    bootstrap,
     bootstrap_p,
-    exchange_p,
+    by_cluster,
+    clusters_of,
     holm,
+    is_wrong,
     mcnemar,
     paired_counts,
+    percentile_interval,
+    permutation_p,
+    random_swaps,
     standard_gap,
     wilson,
 )
 
-BLOCK = 500
-LEVEL = 0.05
 FEWEST = 6
 """Minimum number of groups for a significant difference: at random, five of five groups agree in one case of 16"""
 
@@ -49,7 +54,7 @@ def compare(
     - `base_ci95`, `tuned_ci95`: each model's own interval; Wilson's (Wilson 1927) for shares of independent items.
     - `items`, `groups`: their numbers.
     - `gained`, `lost`: if each item is right or wrong, the number that only the tuned or only the base model got right.
-    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_References`,
+    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_beside`,
       or None if the reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the
       references; `difference` is its value without regard to them.
 
@@ -61,15 +66,18 @@ def compare(
     marked, marked_of_tuned = references_of(base), references_of(tuned)
     found: dict[str, dict[str, Any]] = {}
     for names in _measured_alike(shared, first):
-        clusters = clusters_of(first[names[0]].ids, groups or {})
-        pairs = [_Pair(METRICS[name], first[name], second[name], clusters) for name in names]
-        for pair in pairs:
-            name = pair.metric.name
-            pair.beside(marked.get(name), marked_of_tuned.get(name), resamples, seed)
-        for drawn in draws(int(clusters.max()) + 1, resamples, seed):
-            for pair in pairs:
-                pair.draw(drawn)
-        found |= {pair.metric.name: pair.result() for pair in pairs}
+        clusters = group_numbers(first[names[0]].ids, groups or {})
+        compared: dict[str, list[Statistics]] = {}
+        for name in names:
+            compared[name] = [first[name], second[name]]
+            if METRICS[name].detector:
+                graded = marked.get(name), marked_of_tuned.get(name)
+                compared[name] += _references(METRICS[name], (first[name], second[name]), graded)
+        sums = [(side.figure, by_cluster(side.items, clusters)) for sides in compared.values() for side in sides]
+        drawn = iter(zip(sums, bootstrap(sums, resamples, seed), strict=True))
+        for name, sides in compared.items():
+            models = [_Side(side, *next(drawn)) for side in sides]
+            found[name] = _compared(METRICS[name], models, resamples, seed)
     adjusted = holm({name: claim_p(row) for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in shared}
 
@@ -111,114 +119,86 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
     return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
 
 
-@dataclass
-class _Pair:
-    """One metric of both models, summed by cluster, with the bootstrap draws so far."""
+def _references(
+    metric: Metric, models: tuple[Statistics, Statistics], graded: tuple[Statistics | None, Statistics | None]
+) -> list[Statistics]:
+    """Return the references' statistics of the model with more marks, or of the other model if it has none.
 
-    metric: Metric
-    base: Statistics
-    tuned: Statistics
-    clusters: Any
-    """(n,) number of each item's cluster"""
-    figures: list[tuple[Array, Array]] = field(default_factory=list)
-    references: _References | None = None
+    Both arguments are (base, tuned).
+    """
+    base, tuned = models
+    worse = int(is_wrong(metric, float(standard_gap(metric, tuned.value(), base.value()))))
+    found = [each for each in (graded[worse], graded[1 - worse]) if each and {*each.ids} == {*models[worse].ids}]
+    return [in_order(metric.name, models[worse], each) for each in found[:1]]
 
-    def __post_init__(self) -> None:
-        self.sums = tuple(by_cluster(each.items, self.clusters) for each in (self.base, self.tuned))
 
-    def beside(self, base: Statistics | None, tuned: Statistics | None, resamples: int, seed: int) -> None:
-        """Compare the model with more marks with its references, or with the other model's if it has none."""
-        if not self.metric.detector:
-            return
-        wrong = is_wrong(self.metric, float(standard_gap(self.metric, self.tuned.value(), self.base.value())))
-        side, name = (self.tuned, "tuned") if wrong else (self.base, "base")
-        found = [each for each in ((tuned, base) if wrong else (base, tuned)) if each and {*each.ids} == {*side.ids}]
-        if found:
-            ordered = in_order(self.metric.name, side, found[0])
-            sums = self.sums[1 if wrong else 0], by_cluster(ordered.items, self.clusters)
-            self.references = _References(self.metric, name, side, sums, resamples, seed)
+class _Side:
+    """A metric's statistics of one model or of the references, summed by cluster, with its values on all draws."""
 
-    def draw(self, drawn: Array) -> None:
-        """Compute both models' values on draws (b, clusters)."""
-        if self.references:
-            self.references.draw(drawn)
-        base, tuned = (each.figure(drawn @ sums) for each, sums in zip((self.base, self.tuned), self.sums, strict=True))
-        self.figures.append((base, tuned))
+    def __init__(self, statistics: Statistics, sums: tuple[Any, Array], drawn: Array) -> None:
+        self.statistics, self.sums, self.drawn = statistics, sums[1], drawn
+        self.value = statistics.value()
 
-    def result(self) -> dict[str, Any]:
-        base, tuned = (np.concatenate(column) for column in zip(*self.figures, strict=True))
-        deltas = standard_gap(self.metric, tuned, base)
-        deltas = deltas[np.isfinite(deltas)]
-        low, high = _interval(deltas)
-        good_low, good_high = (low, high) if self.metric.direction == "up" else (-high, -low)
-        delta = float(standard_gap(self.metric, self.tuned.value(), self.base.value()))
-        count, items = self.sums[0].shape[0], len(self.base.ids)
-        few = count < FEWEST
-        spread = float(deltas.std()) * count**0.5
-        row = {
-            "delta": delta,
-            "ci95": [low, high],
-            "p": 1.0 if few else bootstrap_p(deltas),
-            "better": None if few else True if good_low > 0 else False if good_high < 0 else None,
-            "test": "paired bootstrap",
-            "effect": delta / spread if spread > 0 else None,
-            "base_ci95": _interval(base),
-            "tuned_ci95": _interval(tuned),
-            "items": items,
-            "groups": count,
-        }
-        if self.metric.detector:
-            row |= {"references": self.references.result(few) if self.references else None, "difference": row["better"]}
-            if not (row["references"] and row["references"]["beyond"]):
-                row["better"] = None
-        if not self.metric.share:
-            return row
-        was, now = (paired_counts(each) for each in (self.base, self.tuned))
+
+def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int) -> dict[str, Any]:
+    """Return the result for one metric, except `p_holm`; `sides` are base, tuned and, if graded, the references."""
+    base, tuned = sides[:2]
+    deltas = standard_gap(metric, tuned.drawn, base.drawn)
+    deltas = deltas[np.isfinite(deltas)]
+    low, high = percentile_interval(deltas) or [np.nan, np.nan]
+    delta = float(standard_gap(metric, tuned.value, base.value))
+    count, items = len(base.sums), len(base.statistics.ids)
+    few = count < FEWEST
+    spread = float(deltas.std()) * count**0.5
+    row: dict[str, Any] = {
+        "delta": delta,
+        "ci95": [low, high],
+        "p": 1.0 if few else bootstrap_p(deltas),
+        "better": None if few else better(low, high, metric.direction),
+        "test": "paired bootstrap",
+        "effect": delta / spread if spread > 0 else None,
+        "base_ci95": percentile_interval(base.drawn),
+        "tuned_ci95": percentile_interval(tuned.drawn),
+        "items": items,
+        "groups": count,
+    }
+    if metric.detector:
+        of = "tuned" if is_wrong(metric, delta) else "base"
+        side = tuned if of == "tuned" else base
+        beside = _beside(metric, side, sides[2], few, resamples, seed) | {"of": of} if len(sides) > 2 else None
+        row |= {"references": beside, "difference": row["better"]}
+        if not (beside and beside["beyond"]):
+            row["better"] = None
+    if metric.share:
+        was, now = (paired_counts(each.statistics) for each in (base, tuned))
         gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
-        if self.metric.direction == "down":
+        if metric.direction == "down":
             gained, lost = lost, gained
         row |= {"gained": gained, "lost": lost}
         if count == items:
             row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
-        return row
+    return row
 
 
-class _References:
-    """A comparison of the reference answers with the model that has more of a detector's marks.
+def _beside(metric: Metric, model: _Side, references: _Side, few: bool, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the comparison of the model that has more of a detector's marks with its reference answers.
 
-    `figure` is the references' value, with its `ci95`; `of` names the model; `excess` is that model's value minus the
-    references', with its `excess_ci95` from the same draws; `p` is the p-value of no difference
-    (statistics.exchange_p); `beyond` is True if the model has significantly more marks.
+    `figure` is the references' value, with its `ci95`; `excess` is the model's value minus the references', with its
+    `excess_ci95` from the same draws; `p` is the p-value of no difference (statistics.permutation_p), 1 with `few`
+    groups; `beyond` is True if the model has significantly more marks.
     """
-
-    def __init__(
-        self, metric: Metric, of: str, side: Statistics, sums: tuple[Array, Array], resamples: int, seed: int
-    ) -> None:
-        """Prepare the comparison; `sums` are the model's and the references' statistics by cluster."""
-        self.metric, self.of, self.figure, self.sums = metric, of, side.figure, sums
-        self.drawn: list[tuple[Array, Array]] = []
-        swaps = np.random.default_rng([seed, 1]).integers(0, 2, (resamples, len(sums[0]))).astype(np.float64)
-        self.p = exchange_p(*sums, side.figure, swaps)
-
-    def draw(self, drawn: Array) -> None:
-        """Compute the model's and the references' values on draws (b, clusters)."""
-        model, references = (self.figure(drawn @ each) for each in self.sums)
-        self.drawn.append((model, references))
-
-    def result(self, few: bool) -> dict[str, Any]:
-        """Return the fields above; with `few` groups, `beyond` is False."""
-        model, references = (np.concatenate(column) for column in zip(*self.drawn, strict=True))
-        own, figure = (float(self.figure(each.sum(axis=0))) for each in self.sums)
-        return {
-            "figure": figure,
-            "ci95": _interval(references),
-            "of": self.of,
-            "excess": own - figure,
-            "excess_ci95": _interval(model - references),
-            "p": 1.0 if few else self.p,
-            "beyond": not few and self.p < LEVEL and is_wrong(self.metric, own - figure),
-        }
+    swaps = random_swaps(len(model.sums), resamples, [seed, 1])
+    p = 1.0 if few else permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
+    own, figure = (float(model.statistics.figure(each.sums.sum(axis=0))) for each in (model, references))
+    return {
+        "figure": figure,
+        "ci95": percentile_interval(references.drawn),
+        "excess": own - figure,
+        "excess_ci95": percentile_interval(model.drawn - references.drawn),
+        "p": p,
+        "beyond": p < LEVEL and is_wrong(metric, own - figure),
+    }
 
 
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -279,9 +259,9 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
     return worse
 
 
-def is_wrong(metric: Metric, delta: float) -> bool:
-    """Return True if a difference is a change for the worse."""
-    return delta < 0 if metric.direction == "up" else delta > 0
+def group_numbers(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
+    """Return (n,) the number of each item's group; an item without a group forms a group of its own."""
+    return clusters_of([(each in groups, groups.get(each, each)) for each in ids])
 
 
 def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) -> list[list[str]]:
@@ -290,33 +270,6 @@ def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) 
     for name in names:
         found.setdefault(statistics[name].ids, []).append(name)
     return list(found.values())
-
-
-def clusters_of(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
-    """Return (n,) the number of each item's group; an item without a group forms a group of its own."""
-    numbers: dict[tuple[bool, str], int] = {}
-    keys = [(each in groups, groups.get(each, each)) for each in ids]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
-def by_cluster(items: Array, clusters: Any, count: int | None = None) -> Array:
-    """Return (count, k) sums of (n, k) items by cluster; `count` is the number of clusters by default."""
-    sums = np.zeros((count or int(clusters.max()) + 1, items.shape[1]))
-    np.add.at(sums, clusters, items)
-    return sums
-
-
-def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
-    """Yield blocks (b, count) of how often each of `count` clusters was drawn."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, resamples, BLOCK):
-        size = min(BLOCK, resamples - start)
-        yield generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-
-
-def _interval(figures: Array) -> list[float]:
-    low, high = np.nanpercentile(figures, [2.5, 97.5])
-    return [float(low), float(high)]
 
 
 Change = dict[str, Any]
@@ -329,15 +282,34 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
     `base` and `tuned`, `change` (lost, gained, or neither), and `delta`: for a decision 1 if it became correct, -1 if
     it became wrong, else 0; for an answer the difference in ROUGE-L.
     """
-    found = [
-        _row("decision", first, second, examples, int(_is_right(second)) - int(_is_right(first)))
-        for first, second in _pairs(base.decision, tuned.decision)
-    ]
-    found += [
-        _row("answer", first, second, examples, _rouge(second) - _rouge(first))
-        for first, second in _pairs(base.answer, tuned.answer)
-    ]
+    found = []
+    for kind in ("decision", "answer"):
+        later = {row["id"]: row for row in getattr(tuned, kind)}
+        for before in getattr(base, kind):
+            after, example = later.get(before["id"]), examples.get(before["id"])
+            if after is None or before["prediction"] == after["prediction"]:
+                continue
+            delta = _quality(kind, after) - _quality(kind, before)
+            found.append(
+                {
+                    "id": before["id"],
+                    "kind": kind,
+                    "question": example.question if example else "",
+                    "reference": before["reference"],
+                    "base": before["prediction"],
+                    "tuned": after["prediction"],
+                    "change": "gained" if delta > 0 else "lost" if delta < 0 else "neither",
+                    "delta": delta,
+                }
+            )
     return sorted(found, key=lambda row: (row["delta"], row["kind"], row["id"]))
+
+
+def _quality(kind: str, row: Mapping[str, Any]) -> float:
+    """Return whether a decision is correct, 0 or 1, or the ROUGE-L of an answer."""
+    if kind == "decision":
+        return int(row["prediction"] == row["reference"])
+    return rouge(row["reference"], row["prediction"])
 
 
 def count_changes(found: list[Change]) -> dict[str, dict[str, int]]:
@@ -347,36 +319,6 @@ def count_changes(found: list[Change]) -> dict[str, dict[str, int]]:
         of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
         of_kind[row["change"]] += 1
     return counts
-
-
-def _pairs(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    later = {row["id"]: row for row in tuned}
-    both = [(row, later[row["id"]]) for row in base if row["id"] in later]
-    return [(first, second) for first, second in both if first["prediction"] != second["prediction"]]
-
-
-def _row(
-    kind: str, base: dict[str, Any], tuned: dict[str, Any], examples: Mapping[str, Example], delta: float
-) -> Change:
-    example = examples.get(base["id"])
-    return {
-        "id": base["id"],
-        "kind": kind,
-        "question": example.question if example else "",
-        "reference": base["reference"],
-        "base": base["prediction"],
-        "tuned": tuned["prediction"],
-        "change": "gained" if delta > 0 else "lost" if delta < 0 else "neither",
-        "delta": delta,
-    }
-
-
-def _is_right(row: dict[str, Any]) -> bool:
-    return bool(row["prediction"] == row["reference"])
-
-
-def _rouge(row: dict[str, Any]) -> float:
-    return rouge(row["reference"], row["prediction"])
 
 
 def rouge(reference: str, prediction: str) -> float:

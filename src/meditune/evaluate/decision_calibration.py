@@ -10,11 +10,11 @@ import numpy as np
 
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
-from meditune.evaluate.evaluator import Scoring
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.confidence import Rows, confidences, probabilities
 from meditune.evaluate.metrics.decision import calibrated
 from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
 

@@ -28,15 +28,6 @@ def decided_on(
     return {kind: shown for kind, shown in kinds.items() if shown}
 
 
-def refuse_no_repeat(spec: EvaluateSpec) -> None:
-    """Raise DataError if the recipe sets a decoding rule that engines and APIs don't follow."""
-    if spec.no_repeat:
-        raise DataError(
-            "evaluate.no_repeat works only for models that Meditune loads itself, not for an exported model or an API. "
-            "Set it to null, also for the models that you compare with."
-        )
-
-
 def under_conditions(
     examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
 ) -> dict[Condition, list[Example]]:
@@ -102,7 +93,7 @@ def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Exa
 
 def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
     """Return a sentence if test items have neither a decision nor an answer."""
-    without = [example.id for example in examples if not example.answer.strip() and not example.decision]
+    without = [example.id for example in examples if not (example.answer.strip() or example.decision or example.label)]
     if not without:
         return []
     return [

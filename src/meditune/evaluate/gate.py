@@ -164,8 +164,8 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
         raise MedituneError("A comparison needs two or more models. Name their folders: meditune compare A B")
     first, *others = (measured_model(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
-    said = (caveats(each["comparison"]) for each in result["comparisons"].values())
-    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(said))]
+    remarks = (caveats(each["comparison"]) for each in result["comparisons"].values())
+    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(remarks))]
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
     result["changes"] = {other.name: changed_metrics(first, other) for other in others}
     if held_to:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 
-from meditune.data.example import DECISIONS, Example
+from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError, ModelError
-from meditune.evaluate.metrics.perplexity import preference_statistics as statistics
-from meditune.evaluate.predictions import Predictions
 from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
 from meditune.models.load import LoadedModel, positions
@@ -42,6 +41,8 @@ class Scores(NamedTuple):
 
     decisions: dict[str, dict[str, float]]
     """Logit of each label, FP32"""
+    claims: dict[str, list[float]]
+    """Logit of each label that the claim's source uses, in the order of LABELS, FP32"""
     answers: dict[str, TextScore]
     """Likelihood of the answer's tokens without its end token"""
 
@@ -53,7 +54,7 @@ def score(
 
     The labels' logits are computed in FP32 from the hidden state, because in BF16 they often tie.
     """
-    scores = Scores({}, {})
+    scores = Scores({}, {}, {})
     head = loaded.model.get_output_embeddings()
     with inference(loaded.model), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
         for indices in by_length(rows, tokens_at_once(loaded.model, batch_tokens)):
@@ -66,6 +67,10 @@ def score(
                     found = label_logits(head, hidden[start], list((labels or {}).values())).tolist()
                     refuse_not_finite(found, item.id, loaded)
                     scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
+                elif item.task == "claim":
+                    found = label_logits(head, hidden[start], item.choices).tolist()
+                    refuse_not_finite(found, item.id, loaded)
+                    scores.claims[item.id] = found
                 else:
                     scored = len(item.target) if item.answer_cut else len(item.target) - 1
                     nll = -float(likelihoods[start : start + scored].sum())
@@ -106,9 +111,9 @@ def scored_bytes(tokenizer: Any, item: Encoded) -> int:
     A truncated character counts as the three bytes of U+FFFD.
     """
     before = item.prompt[-1:]
-    whole = [*before, *(item.target if item.answer_cut else item.target[:-1])]
+    ids = [*before, *(item.target if item.answer_cut else item.target[:-1])]
     # Some tokenizers drop the space before the first decoded token.
-    return _bytes(tokenizer, whole) - _bytes(tokenizer, before)
+    return _bytes(tokenizer, ids) - _bytes(tokenizer, before)
 
 
 def _bytes(tokenizer: Any, ids: list[int]) -> int:
@@ -142,6 +147,26 @@ def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
     )
 
 
+def score_claims(
+    loaded: LoadedModel, encoder: Encoder, claims: Sequence[Example], batch_tokens: int, label: str
+) -> Iterator[dict[str, Any]]:
+    """Yield for each claim `id`, `source`, `reference`, `prediction` and the `logits` of its source's labels.
+
+    Neighbouring claims about the same evidence share the pass over it.
+    """
+    encoded = [[encoder.supervised(claim, "claim") for claim in group] for _, group in groupby(claims, _evidence)]
+    scores = score(loaded, [join(items) for items in encoded], batch_tokens, label).claims
+    for claim in claims:
+        logits = dict(zip(claim.labels, scores[claim.id], strict=True))
+        prediction = max(logits, key=lambda name: logits[name])
+        row = {"id": claim.id, "source": claim.source, "reference": claim.label, "prediction": prediction}
+        yield row | {"logits": logits}
+
+
+def _evidence(claim: Example) -> tuple[Passage, ...]:
+    return claim.context
+
+
 def score_pairs(
     loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
@@ -149,7 +174,7 @@ def score_pairs(
 
     End tokens count, because stopping is part of an answer.
     """
-    rows, kept = rows_of_pairs(pairs, encoder)
+    rows, encoded_pairs = rows_of_pairs(pairs, encoder)
     found: dict[int, dict[str, Any]] = {}
     with torch.inference_mode(), Progress(label, sum(map(len, rows)), "tokens") as progress:
         for indices in by_length(rows, batch_tokens):
@@ -166,23 +191,11 @@ def score_pairs(
                     "rejected_nll": -float(each[middle:end].sum()),
                     "rejected_tokens": second,
                 }
-                refuse_not_finite([float(each[start:end].sum())], kept[index].id, loaded)
+                refuse_not_finite([float(each[start:end].sum())], encoded_pairs[index].id, loaded)
                 start = end
             progress.advance(batch.real_tokens)
-    for index, pair in enumerate(kept):
+    for index, pair in enumerate(encoded_pairs):
         yield {"id": pair.id, "kind": pair.kind} | found[index]
-
-
-def by_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Return for each kind of pair the number of `pairs` and the metrics on them alone."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in predictions.preference:
-        kinds.setdefault(row["kind"], []).append(row)
-    figures = {}
-    for kind in sorted(kinds):
-        found = statistics(Predictions(preference=kinds[kind]))
-        figures[kind] = {"pairs": float(len(kinds[kind]))} | {name: each.value() for name, each in found.items()}
-    return figures
 
 
 UNLIMITED = 1_000_000_000
@@ -221,8 +234,8 @@ def asked(loaded: LoadedModel, example: Example) -> Asked:
         after = _tokens(loaded.tokenizer, f"{text} {choice}")[len(before) :]
         if not after:
             raise ModelError(f"{loaded.name}: this tokenizer merges {choice!r} into the prompt, so it can't be scored.")
-        kept = [*before, *after][-(longest + 1) :]
-        encoded.append(Encoded(example.id, "decision", kept[: -len(after)], after))
+        ids = [*before, *after][-(longest + 1) :]
+        encoded.append(Encoded(example.id, "decision", ids[: -len(after)], after))
     if all(len(one.target) == 1 and one.prompt == encoded[0].prompt for one in encoded):
         return Asked(join(encoded[:1]), tuple(one.target[0] for one in encoded))
     return Asked(join(encoded), ())
@@ -260,8 +273,8 @@ def decisions(
             progress.advance(batch.real_tokens)
     for index, example in enumerate(examples):
         scored = dict(zip(DECISIONS, found[index], strict=True))
-        said = max(scored, key=lambda choice: scored[choice])
-        yield {"id": example.id, "reference": example.decision, "prediction": said, "logits": scored}
+        prediction = max(scored, key=lambda choice: scored[choice])
+        yield {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": scored}
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

@@ -25,6 +25,8 @@ One JSON Lines file per model and task under `predictions/`:
                             graded against the same sources: the grader's marks in true answers
     base-similarity.jsonl   id, similarity, token_similarity   (each answer and its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
+    base-claim.jsonl        id, source, reference, prediction, logits {label: logit}   (claims about their evidence)
+    tuned-dev_claim.jsonl   the same on the dev split, for the judge's correction
     base-rating.jsonl       id, score                  (1 to 4 by raters, null for an unanswered question)
 """
 
@@ -67,6 +69,8 @@ Kind = Literal[
     TextKind,
     "choice",
     "preference",
+    "claim",
+    "dev_claim",
     "samples",
     "faithfulness",
     "retrieved_faithfulness",
@@ -107,6 +111,8 @@ class Predictions:
     calibration: list[dict[str, Any]] = field(default_factory=list)
     safety: list[dict[str, Any]] = field(default_factory=list)
     rating: list[dict[str, Any]] = field(default_factory=list)
+    claim: list[dict[str, Any]] = field(default_factory=list)
+    dev_claim: list[dict[str, Any]] = field(default_factory=list)
     no_reference: list[str] = field(default_factory=list)
     """Ids of stored answers with an empty reference; they aren't in `answer`, because they can't be scored"""
 
@@ -224,18 +230,18 @@ def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | 
     the official test items. Returns None if there are none.
     """
     pmids = {example.id: example.group for example in test if example.source == pubmedqa.SOURCE}
-    said = {pmids[row["id"]]: row["prediction"] for row in read(folder, model).decision if row["id"] in pmids}
-    if not said:
+    predictions = {pmids[row["id"]]: row["prediction"] for row in read(folder, model).decision if row["id"] in pmids}
+    if not predictions:
         return None
     path = folder / f"{model}-pubmedqa.json"
-    labels = {pmid: label or NO_LABEL for pmid, label in said.items()}
+    labels = {pmid: label or NO_LABEL for pmid, label in predictions.items()}
     if not path.is_file() or read_json(path) != labels:
         write_json(path, labels)
     return path
 
 
 SIDES = ("base", "tuned", "model")
-SAID: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrieved passages"}
+CONDITION_TITLES: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrieved passages"}
 
 
 @dataclass(frozen=True)
@@ -282,7 +288,8 @@ def measured_model(name: str) -> MeasuredModel:
     under = predictions.under(condition)
     if not (under.decision or under.answer):
         key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
-        raise DataError(f"{side} wasn't measured {SAID[condition]} in {folder}. Measure it with --set {key}.")
+        title = CONDITION_TITLES[condition]
+        raise DataError(f"{side} wasn't measured {title} in {folder}. Measure it with --set {key}.")
     found = folder / FOUND
     passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
     return MeasuredModel(name, under, *known, passages)

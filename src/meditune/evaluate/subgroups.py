@@ -13,21 +13,27 @@ from meditune.data.example import TRAITS, Example
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import (
+    LEVEL,
+    RESAMPLES,
     Array,
     Metric,
     Statistics,
-    exchange_p,
+    draws,
+    fisher,
     holm,
+    is_wrong,
     mcnemar,
     paired_counts,
+    percentile_interval,
+    permutation_p,
+    random_swaps,
     standard_gap,
+    student_p,
     wilson,
 )
 
 LEAST = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
-RESAMPLES = 2_000
-LEVEL = 0.05
 WITHIN_A_CLASS = {"macro_f1"}
 """Metrics that are meaningless for items with the same reference decision"""
 
@@ -50,20 +56,20 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     known = {example.id: example for example in examples}
     found, before = statistics_of(tuned), statistics_of(base) if base else {}
     marked = references_of(tuned)
-    draws: dict[tuple[str, ...], Array] = {}
+    drawn: dict[tuple[str, ...], Array] = {}
     metrics: dict[str, list[dict[str, Any]]] = {}
     for name, statistics in found.items():
         ids = statistics.ids
         if not set(ids) <= known.keys() or (name in before and before[name].ids != ids):
             continue
-        if ids not in draws:
-            draws[ids] = _drawn(len(ids), seed)
+        if ids not in drawn:
+            drawn[ids] = np.concatenate(list(draws(len(ids), RESAMPLES, seed)))
         groups = _groups([known[each] for each in ids])
         rows = [
             {"by": by, "group": group} | row
             for (by, group), mask in groups.items()
             if not mask.all() and not (by == "reference decision" and name in WITHIN_A_CLASS)
-            if (row := _row(METRICS[name], before.get(name), statistics, mask, draws[ids]))
+            if (row := _row(METRICS[name], before.get(name), statistics, mask, drawn[ids]))
         ]
         if METRICS[name].detector:
             for row in (row for row in rows if row["items"] >= LEAST):
@@ -84,12 +90,6 @@ def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.boo
         masks[key] = np.zeros(len(examples), dtype=np.bool_)
         masks[key][chosen] = True
     return masks
-
-
-def _drawn(count: int, seed: int) -> Array:
-    """Return (RESAMPLES, count): how often each item is drawn."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
 
 
 def _row(
@@ -113,12 +113,14 @@ def _row(
     was = _figures(base, mask, drawn) if base else np.zeros(len(drawn))
     known = np.isfinite(own) & np.isfinite(rest) & np.isfinite(was)
     own, rest, was = own[known], rest[known], was[known]
-    row |= {"others": _figure(tuned, ~mask), "tuned_ci95": _interval(own)}
+    row |= {"others": _figure(tuned, ~mask), "tuned_ci95": percentile_interval(own)}
     behind = _worth(metric, row["tuned"]) - _worth(metric, row["others"])
-    row["p_others"] = _p(behind, _worth(metric, own) - _worth(metric, rest), row["items"])
+    se, df = float(np.std(_worth(metric, own) - _worth(metric, rest))), row["items"] - 1
+    row["p_others"] = student_p(behind, se, df)
     if base:
         change = standard_gap(metric, own, was)
-        row |= {"base_ci95": _interval(was), "ci95": _interval(change), "p": _p(row["delta"], change, row["items"])}
+        row |= {"base_ci95": percentile_interval(was), "ci95": percentile_interval(change)}
+        row["p"] = student_p(row["delta"], float(np.std(change)), df)
     if metric.share:
         row |= _exact(base, tuned, mask)
     return row
@@ -131,20 +133,18 @@ def _beside(
     figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
     if references is None or not np.isfinite(figure):
         return {"p_references": 1.0}
-    swaps = np.random.default_rng(seed).integers(0, 2, (RESAMPLES, int(mask.sum())))
-    p = exchange_p(tuned.items[mask], references.items[mask], tuned.figure, swaps.astype(np.float64))
+    swaps = random_swaps(int(mask.sum()), RESAMPLES, seed)
+    p = permutation_p(tuned.items[mask], references.items[mask], tuned.figure, swaps)
     behind = _worth(metric, _figure(tuned, mask)) < _worth(metric, figure)
     return {"references": figure, "p_references": p if behind else 1.0}
 
 
 def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return Wilson's intervals and the p of Fisher's and McNemar's exact tests for shares."""
-    from scipy.stats import fisher_exact
-
     now = paired_counts(tuned)
-    table = [[int((now & side).sum()), int((~now & side).sum())] for side in (mask, ~mask)]
+    own, rest = ((int((now & side).sum()), int((~now & side).sum())) for side in (mask, ~mask))
     found: dict[str, Any] = {"tuned_ci95": wilson(int(now[mask].sum()), int(mask.sum()))}
-    found["p_others"] = float(fisher_exact(table)[1])
+    found["p_others"] = fisher(own, rest)
     if base:
         was = paired_counts(base)
         found["base_ci95"] = wilson(int(was[mask].sum()), int(mask.sum()))
@@ -172,7 +172,7 @@ def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
     """Return True if a row is worse than the others, or for the key p, worse than before tuning."""
     if key == "p_others":
         return bool(_worth(metric, row["tuned"]) < _worth(metric, row["others"]))
-    return bool(row["delta"] < 0 if metric.direction == "up" else row["delta"] > 0)
+    return is_wrong(metric, row["delta"])
 
 
 def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
@@ -187,16 +187,3 @@ def _figures(statistics: Statistics, mask: NDArray[np.bool_], drawn: Array) -> A
 def _worth(metric: Metric, figure: Any) -> Any:
     """Return the value with its sign changed, if necessary, so that higher is better."""
     return figure if metric.direction == "up" else -figure if metric.direction == "down" else -np.abs(figure - 1)
-
-
-def _interval(figures: Array) -> list[float]:
-    low, high = np.percentile(figures, [2.5, 97.5])
-    return [float(low), float(high)]
-
-
-def _p(difference: float, drawn: Array, items: int) -> float:
-    """Return the two-sided p of no difference, from the spread of the drawn differences of a group of `items` items."""
-    from scipy.stats import t
-
-    spread = float(np.std(drawn))
-    return float(2 * t.sf(abs(difference) / spread, items - 1)) if spread else float(difference == 0)

@@ -10,16 +10,16 @@ import meditune
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
-from meditune.evaluate.answer_grading import overview, overview_of_references
+from meditune.evaluate.answer_grading import overview
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
 from meditune.evaluate.decision_calibration import abstention
 from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
-from meditune.evaluate.likelihood import by_kind
-from meditune.evaluate.metrics import summarise, summarise_references
+from meditune.evaluate.metrics import claims, summarise, summarise_references
 from meditune.evaluate.metrics.conditions import asked
 from meditune.evaluate.metrics.confidence import reliability, risk_coverage
 from meditune.evaluate.metrics.decision import calibrated, confusion, macro_f1, recalls
 from meditune.evaluate.metrics.grades import Graded, graded
+from meditune.evaluate.metrics.perplexity import preference_statistics
 from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.metrics.text_overlap import signatures
 from meditune.evaluate.predictions import CONDITIONS, Predictions, groups_of, read
@@ -69,7 +69,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs
         | asked
-        | ({"rating": len(tuned.rating)} if tuned.rating else {}),
+        | ({"rating": len(tuned.rating)} if tuned.rating else {})
+        | ({"claim": len(tuned.claim)} if tuned.claim else {}),
         **({"empty_answers": {"base": empty_answers(base), "tuned": empty_answers(tuned)}} if tuned.answer else {}),
         "base": summarise(base),
         "tuned": summarise(tuned),
@@ -84,22 +85,35 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "remarks": [*noted, *caveats(comparison)],
         "subgroups": subgroups(measured, base, tuned, recipe.seed),
         "training": training,
+        **({"claims": {"base": claims.by_source(base), "tuned": claims.by_source(tuned)}} if tuned.claim else {}),
         **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
         **({"faithfulness": _faithfulness(base, tuned)} if tuned.faithfulness else {}),
-        **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
+        **({"preference": {"base": by_pair_kind(base), "tuned": by_pair_kind(tuned)}} if pairs else {}),
+    }
+
+
+def by_pair_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Return for each kind of preference pair the number of `pairs` and the metrics on them alone."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in predictions.preference:
+        kinds.setdefault(row["kind"], []).append(row)
+    return {
+        kind: {"pairs": float(len(rows))}
+        | {name: each.value() for name, each in preference_statistics(Predictions(preference=rows)).items()}
+        for kind, rows in sorted(kinds.items())
     }
 
 
 def _faithfulness(base: Predictions, tuned: Predictions) -> dict[str, Any]:
-    return {"base": overview(base), "tuned": overview(tuned), "references": overview_of_references(tuned)}
+    return {"base": overview(base), "tuned": overview(tuned), "references": overview(tuned, of_references=True)}
 
 
 def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
-    said = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
-    return {name: spread(texts) for name, texts in said.items()} | {
+    answers = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
+    return {name: spread(texts) for name, texts in answers.items()} | {
         "references": spread([row["reference"] for row in tuned.answer])
     }
 
@@ -214,8 +228,8 @@ def retrieval(facts: Mapping[str, Any]) -> dict[str, Any]:
     index contains no item's own document.
     """
     own = facts["own"]
-    said = {key: value for key, value in facts.items() if key != "leaks"}
+    result = {key: value for key, value in facts.items() if key != "leaks"}
     if not own["items"]:
-        return said
-    met = sum(own["ranks"].values())
-    return said | {"share": 100 * met / own["items"], "ci95": wilson(met, own["items"])}
+        return result
+    retrieved = sum(own["ranks"].values())
+    return result | {"share": 100 * retrieved / own["items"], "ci95": wilson(retrieved, own["items"])}

@@ -108,6 +108,7 @@ class Sources:
         self.rates_about = [
             (rate, each, each.about(rate.start, rate.end)) for each in self.sentences for rate in each.rates
         ]
+        self._rare = {token.text.lower() for each in both for token in each.tokens if _is_rare(token.text)}
         self._initials = initials(whole)
         self._introduced = {each.casefold() for each in defined(whole)}
 
@@ -117,6 +118,35 @@ class Sources:
             return True
         letters = re.sub(r"[^a-z]", "", name.text.lower().removesuffix("s"))
         return name.kind == "abbreviation" and len(letters) > 1 and letters in self._initials
+
+    def nearly_spelled(self, word: str) -> str:
+        """Return the rare word of the sources of which this unknown word is a misspelling; empty if there is none.
+
+        Names of drugs and diseases differ in a letter or two ("allupurinol"); British and American spellings are equal.
+        """
+        from rapidfuzz.distance import OSA
+
+        if not _is_rare(word):
+            return ""
+        low, most = _american(word.lower()), 1 if len(word) < LONG else 2
+        distances = {each: OSA.distance(low, _american(each), score_cutoff=most) for each in sorted(self._rare)}
+        near = min(distances, key=lambda each: distances[each], default="")
+        return near if near and 0 < distances[near] <= most and not _same_root(_american(low), _american(near)) else ""
+
+
+def _is_rare(word: str) -> bool:
+    """Return whether a word is long and in no list of common words, as names of drugs and diseases are."""
+    return len(word) >= LEAST_LETTERS and word.isalpha() and rarity(word) == 1
+
+
+def _same_root(one: str, other: str) -> bool:
+    """Return whether two words differ only at their ends, as plurals and adjectives do."""
+    return one[:-ENDING] == other[:-ENDING] or one.startswith(other[:-1]) or other.startswith(one[:-1])
+
+
+def _american(word: str) -> str:
+    """Return a word in lower case with the letters in which American and British spelling differ made equal."""
+    return re.sub("ae|oe", "e", word).replace("our", "or").replace("ph", "f").replace("is", "iz").replace("ys", "yz")
 
 
 def alike(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
@@ -134,6 +164,10 @@ LIKE = 0.6
 """A source sentence is compared word by word if it has at least this weighted share of the words."""
 NEAR = 0.4
 """Two positions are about the same thing if they share at least this weighted share of the words around them."""
+LEAST_LETTERS, LONG = 7, 9
+"""A word of fewer letters isn't compared with others in its spelling; from LONG on, two letters may differ"""
+ENDING = 3
+"""Letters at the end of a word in which forms of the same word differ"""
 SHORT = 8
 """Sentences with fewer words than this count as having this length."""
 CLEAR = 0.5
@@ -245,7 +279,12 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         if token.is_number or token.stem in sources.known:
             continue
         name = named.get(token.start)
-        if name is None:
+        near = sources.nearly_spelled(token.text) if name is None else ""
+        if near:
+            missing += 1
+            why = f"No source contains {token.text}; they have {near}."
+            found.spans.append(Span(token.start, token.end, "name", why))
+        elif name is None:
             much = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0
             rarest, rare = max(rarest, much), rare + much**4
         elif not sources.has_name(name):

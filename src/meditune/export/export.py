@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,42 +45,33 @@ class ExportFormat:
     """Name of the engine that opens it"""
     weights: str
     """Number format of the weights"""
-    write: Callable[[Path, Path], dict[str, str]] | None
-    """Converts a plain folder into another one, and returns the packages that were used with their versions. None: the
-    export is the plain folder itself"""
-
-
-def _openvino(source: Path, folder: Path) -> dict[str, str]:
-    from meditune.export.openvino import write_openvino
-
-    return write_openvino(source, folder)
-
-
-def _gguf(source: Path, folder: Path) -> dict[str, str]:
-    from meditune.export.gguf import write_gguf
-
-    return write_gguf(source, folder)
-
-
-def _ollama(source: Path, folder: Path) -> dict[str, str]:
-    from meditune.export.gguf import write_ollama
-
-    return write_ollama(source, folder)
-
-
-def _onnx(source: Path, folder: Path) -> dict[str, str]:
-    from meditune.export.onnx import write_onnx
-
-    return write_onnx(source, folder)
 
 
 KINDS = {
-    "merged": ExportFormat("transformers", "bfloat16", None),
-    "openvino": ExportFormat("openvino", "int8", _openvino),
-    "gguf": ExportFormat("llamacpp", "Q8_0", _gguf),
-    "onnx": ExportFormat("onnx", "int8", _onnx),
-    "ollama": ExportFormat("llamacpp", "Q8_0", _ollama),
+    "merged": ExportFormat("transformers", "bfloat16"),
+    "openvino": ExportFormat("openvino", "int8"),
+    "gguf": ExportFormat("llamacpp", "Q8_0"),
+    "onnx": ExportFormat("onnx", "int8"),
+    "ollama": ExportFormat("llamacpp", "Q8_0"),
 }
+PLAIN = "merged"
+"""The format that the others are made from: a folder of transformers in BF16"""
+
+
+def _convert(source: Path, folder: Path, to: str) -> dict[str, str]:
+    """Convert a plain folder, and return the packages that were used with their versions."""
+    from meditune.export import gguf, onnx, openvino
+
+    write = {
+        "openvino": openvino.write_openvino,
+        "gguf": gguf.write_gguf,
+        "onnx": onnx.write_onnx,
+        "ollama": gguf.write_ollama,
+    }
+    for file in TEXTS:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, folder / file)
+    return write[to](source, folder)
 
 
 def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
@@ -109,18 +100,15 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     if is_result_of(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts
+    from meditune.export.merged import write_merged
+
     kind = KINDS[to]
     with _plain(name, place, home, to) as source, replace_folder(folder) as partial:
         tools = {"meditune": __version__}
-        if kind.write is None:
-            from meditune.export.merged import write_merged
-
+        if to == PLAIN:
             write_merged(place, partial)
         else:
-            for file in TEXTS:
-                if (source / file).is_file():
-                    shutil.copyfile(source / file, partial / file)
-            tools |= kind.write(source, partial)
+            tools |= _convert(source, partial, to)
         save_format(form, partial)
         if Path(place).is_dir():
             copy_record(Path(place), partial)
@@ -128,21 +116,21 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
         write_json(partial / EXPORT, facts)
         facts["drift"] = _checked(name, partial, home, form)
         write_json(partial / EXPORT, facts)
-        (partial / "README.md").write_text(hub.text(facts, name), encoding="utf-8")
+        (partial / "README.md").write_text(hub.readme(facts, name), encoding="utf-8")
     return facts
 
 
 @contextmanager
 def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
     """Yield the plain BF16 folder that other formats are made from; a run keeps it as an export of its own."""
-    if KINDS[to].write is None:
+    from meditune.export.merged import write_merged
+
+    if to == PLAIN:
         yield Path()
     elif home:
-        export(name, "merged")
-        yield home / EXPORTS / "merged"
+        export(name, PLAIN)
+        yield home / EXPORTS / PLAIN
     else:
-        from meditune.export.merged import write_merged
-
         with TemporaryDirectory() as temporary:
             write_merged(place, Path(temporary))
             yield Path(temporary)
@@ -178,31 +166,20 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> 
     """Return how the export deviates from the model; raise ModelError where the deviation is too large."""
     check = Check(items(home), form)
     with closing(open_engine(str(folder))) as exported:
-        after = check.said(exported)
+        after = check.outputs(exported)
     asked = {
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
         "form": form.model_dump(mode="json"),
     }
+    path = home / EXPORTS / ORIGINAL if home else None
+    stored = read_json(path) if path and path.is_file() else {}
     with closing(open_engine(name, "transformers")) as original:
-        before = _remembered(home, asked) or check.said(original)
-        _remember(home, asked, before)
+        before = ModelOutput(**stored["said"]) if stored.get("asked") == asked else check.outputs(original)
+        if path:
+            write_json(path, {"asked": asked, "said": asdict(before)})
         drift = check.compare(before, after, original)
     problems = drift.problems()
     if problems:
         raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
     return drift.facts() | {"said": str(drift)}
-
-
-def _remembered(home: Path | None, asked: dict[str, Any]) -> ModelOutput | None:
-    """Return the original's stored outputs for the questions in `asked`; None where there are none."""
-    path = (home or Path()) / EXPORTS / ORIGINAL
-    if home is None or not path.is_file():
-        return None
-    stored = read_json(path)
-    return ModelOutput(**stored["said"]) if stored.get("asked") == asked else None
-
-
-def _remember(home: Path | None, asked: dict[str, Any], output: ModelOutput) -> None:
-    if home:
-        write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(output)})

@@ -152,7 +152,7 @@ def write_gguf(source: Path, folder: Path) -> dict[str, str]:
         if known is None:
             raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind}.")
         if known != "output.weight" or not config.get("tie_word_embeddings"):
-            _add(writer, known, _as_llama_cpp_has_it(name, tensor, config, kind))
+            _add(writer, known, _converted(name, tensor, config, kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -174,8 +174,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(TYPE_Q8_0)
-    bases = _rope_bases(config)
-    writer.add_rope_freq_base(bases["full"])
+    writer.add_rope_freq_base(_rope_base(config))
     if kind == "llama":
         writer.add_rope_dimension_count(size)
         return
@@ -185,13 +184,13 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_sliding_window(config["sliding_window"])
 
 
-def _rope_bases(config: dict[str, Any]) -> dict[str, float]:
+def _rope_base(config: dict[str, Any]) -> float:
     """Return the base of rotary positions; raise ModelError where they are scaled."""
     spec = config.get("rope_parameters") or {}
     full = spec.get("full_attention", spec)
     if full.get("rope_type", "default") != "default":
         raise ModelError(f"GGUF export doesn't support {full['rope_type']} positions. Export the model as merged.")
-    return {"full": float(full.get("rope_theta") or config.get("rope_theta") or 10_000.0)}
+    return float(full.get("rope_theta") or config.get("rope_theta") or 10_000.0)
 
 
 def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
@@ -205,16 +204,15 @@ def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
                 yield name, stored.get_tensor(name).to(torch.float32).numpy()
 
 
-def _as_llama_cpp_has_it(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any:
+def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any:
+    """Return the weights as llama.cpp stores them."""
     if kind == "gemma3":
         # transformers multiplies by 1 + weight, llama.cpp by the stored value.
         return tensor + 1 if name.endswith("norm.weight") else tensor
     heads = config["num_attention_heads"]
-    if name.endswith("q_proj.weight"):
-        return _interleaved(tensor, heads)
     if name.endswith("k_proj.weight"):
-        return _interleaved(tensor, config.get("num_key_value_heads") or heads)
-    return tensor
+        heads = config.get("num_key_value_heads") or heads
+    return _interleaved(tensor, heads) if name.endswith(("q_proj.weight", "k_proj.weight")) else tensor
 
 
 def _interleaved(tensor: Any, heads: int) -> Any:

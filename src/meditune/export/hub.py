@@ -17,7 +17,7 @@ from meditune.data import hub_upload
 from meditune.data.hub_upload import Upload
 from meditune.data.leakage import FILE_NAME
 from meditune.data.preference.prepare_pairs import FOLDER as PAIRS
-from meditune.data.read_sources import demands
+from meditune.data.sources import licence_requirements
 from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, read_text, write_json
@@ -48,7 +48,7 @@ class ModelUpload:
                 f"  the merged model, {size / 1e6:,.0f} MB, made from {self.base} ({_licence(self.base)})",
                 f"  It was trained on {sum(self.data.rows.values()):,} rows and may repeat their content.",
                 f"  {self.data.identifiers}",
-                *(f"  {sentence}" for sentence in demands(self.data.terms)),
+                *(f"  {sentence}" for sentence in licence_requirements(self.data.terms)),
             ]
         )
 
@@ -110,37 +110,30 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
     known = CATALOGUE.get(upload.base)
     base = known.hub_id if known else upload.base if is_hub_id(upload.base) else None
     licence = IDENTIFIERS.get(_licence(upload.base), "other")
-    return "\n".join(
+    repository = upload.data.repository
+    head = [
+        "---",
+        *([f"base_model: {base}"] if base else []),
+        f"license: {licence}",
+        *(["license_name: base-model"] if licence == "other" else []),
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "language: en",
+        "tags: [medical, meditune]",
+        "---",
+    ]
+    return "\n\n".join(
         [
-            "---",
-            *([f"base_model: {base}"] if base else []),
-            f"license: {licence}",
-            *(["license_name: base-model"] if licence == "other" else []),
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "language: en",
-            "tags: [medical, meditune]",
-            "---",
-            "",
-            f"# {upload.data.repository.rpartition('/')[2]}: {Path(upload.base).name} tuned with Meditune",
-            "",
+            "\n".join(head),
+            f"# {repository.rpartition('/')[2]}: {Path(upload.base).name} tuned with Meditune",
             f"**Limits.** {LIMITS}",
-            "",
             "## Use",
-            "",
-            "    hf download " + upload.data.repository + " --local-dir FOLDER",
-            "    meditune serve FOLDER",
-            "",
+            f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
             "It is a plain transformers model in BF16. Prompt it in the format of `prompt.json`.",
-            "",
             "## Training data",
-            "",
-            *(f"- {sentence}" for sentence in demands(upload.data.terms)),
-            "",
+            "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),
             "## Comparison with the original model",
-            "",
-            str(facts["drift"]["said"]),
-            "",
+            f"{facts['drift']['said']}\n",
         ]
     )
 
@@ -149,26 +142,18 @@ def _licence(base: str) -> str:
     return CATALOGUE[base].licence if base in CATALOGUE else "the base model's own licence"
 
 
-def text(facts: dict[str, Any], name: str) -> str:
+def readme(facts: dict[str, Any], name: str) -> str:
     """Return the README of an export: the model, its limits, its use, and the result of the verification."""
-    drift = facts["drift"]
-    return "\n".join(
+    tools = ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items())
+    return "\n\n".join(
         [
             f"# A Meditune model for the {facts['engine']} engine ({facts['weights']})",
-            "",
             f"**Limits.** {LIMITS}",
-            "",
             "## Use",
-            "",
             "    meditune serve FOLDER",
-            "",
             "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
-            "",
             "## Comparison with the original model",
-            "",
-            f"{drift['said']}",
-            "",
-            f"Made from {name}; tools: {', '.join(f'{tool} {version}' for tool, version in facts['tools'].items())}.",
-            "",
+            facts["drift"]["said"],
+            f"Made from {name}; tools: {tools}.\n",
         ]
     )

@@ -123,8 +123,7 @@ def _adapter(name: str) -> Path:
         return place
     if (place / "config.json").is_file():
         raise ModelError(
-            f"{name} is a whole model (a base model, or one tuned with model.strategy full), "
-            "so there is nothing to "
+            f"{name} is a whole model (a base model, or one tuned with model.strategy full), so there is nothing to "
             f"merge. Use it as it is ({place})."
         )
     raise ModelError(f"{name} is not a local folder with an adapter. Give a run's folder or one with {ADAPTER_FILE}.")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -111,20 +113,34 @@ def write_onnx(source: Path, folder: Path) -> dict[str, str]:
     import_package("onnx", "onnxruntime")
     # onnxruntime's quantizer imports it, but doesn't install it.
     import_package("onnx", "onnx_ir")
-    from transformers import AutoModelForCausalLM
-
-    with loading(str(source), str(source)):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = load_for_tracing(source)
     with TemporaryDirectory() as temporary:
         whole = Path(temporary) / NAME
-        try:
+        with tracing(model, "ONNX"):
             _write_traced(model, whole)
-        except (RuntimeError, TypeError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{model.config.model_type} models can't be exported to ONNX: {first}") from error
         del model
         onnx.save(_rounded(onnx.load(whole)), folder / NAME)
     return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
+
+
+def load_for_tracing(source: Path) -> Any:
+    """Return the model of a plain folder in FP32."""
+    from transformers import AutoModelForCausalLM
+
+    with loading(str(source), str(source)):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+@contextmanager
+def tracing(model: Any, form: str) -> Iterator[None]:
+    """Trace quietly and without gradients; raise ModelError where the architecture can't be traced."""
+    try:
+        with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{model.config.model_type} models can't be exported to {form}: {first}") from error
 
 
 def _write_traced(model: Any, path: Path) -> None:
@@ -133,18 +149,16 @@ def _write_traced(model: Any, path: Path) -> None:
     names = {name: {0: "rows", 1: "new"} for name in ("input_ids", "position_ids", "logits")}
     names |= {"attention_mask": {0: "rows", 1: "all"}}
     names |= {name: {0: "rows", 2: "before"} for name in past} | {present(name): {0: "rows", 2: "all"} for name in past}
-    with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Traced(model),
-            example(shapes),
-            path,
-            input_names=[*INPUTS, *past],
-            output_names=["logits", *map(present, past)],
-            dynamic_axes=names,
-            opset_version=OPSET,
-            dynamo=False,
-        )
+    torch.onnx.export(
+        Traced(model),
+        example(shapes),
+        path,
+        input_names=[*INPUTS, *past],
+        output_names=["logits", *map(present, past)],
+        dynamic_axes=names,
+        opset_version=OPSET,
+        dynamo=False,
+    )
 
 
 def _rounded(model: Any) -> Any:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from meditune.engines.exported_model import import_package
-from meditune.errors import ModelError
-from meditune.export.onnx import INPUTS, Traced, cache_shapes, example, past_names, present
-from meditune.models.load import loading
-from meditune.models.quiet_libraries import quiet_transformers
+from meditune.export.onnx import (
+    INPUTS,
+    Traced,
+    cache_shapes,
+    example,
+    load_for_tracing,
+    past_names,
+    present,
+    tracing,
+)
 
 
 def write_openvino(source: Path, folder: Path) -> dict[str, str]:
@@ -31,16 +34,11 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
     """
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    with loading(str(source), str(source)):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    try:
+    model = load_for_tracing(source)
+    with tracing(model, "OpenVINO"):
         made = _stateful(_traced(model))
-    except (RuntimeError, TypeError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model.config.model_type} models can't be exported to OpenVINO: {first}") from error
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(sys.stderr):
         made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
@@ -48,7 +46,7 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
     # GenAI reads the vocabulary for grammars from these files.
     for name, part in zip(
         ("openvino_tokenizer", "openvino_detokenizer"),
-        tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True),
+        tokenizers.convert_tokenizer(AutoTokenizer.from_pretrained(source), with_detokenizer=True),
         strict=True,
     ):
         ov.save_model(part, folder / f"{name}.xml")
@@ -59,9 +57,7 @@ def _traced(model: Any) -> Any:
     """Return an OpenVINO model with dynamic shapes, whose cache is passed as inputs and outputs."""
     ov = import_package("openvino", "openvino")
     shapes = cache_shapes(model)
-    with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = ov.convert_model(Traced(model), example_input=example(shapes))
+    made = ov.convert_model(Traced(model), example_input=example(shapes))
     past = past_names(len(shapes))
     names = [*INPUTS, *past]
     open_shapes = [[-1, -1]] * len(INPUTS) + [[-1, heads, -1, size] for heads, size in shapes]

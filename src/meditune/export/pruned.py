@@ -25,6 +25,8 @@ from meditune.models.shared_prefix_batch import Row, rows_of
 from meditune.prompts import Encoder, QuestionTooLongError, save_format
 from meditune.run_folder import machine
 
+CALIBRATION_ROWS = 64
+"""Number of rows from which wanda and layers learn which weights matter"""
 DENSE = (
     "The zeros are stored and multiplied like other numbers: on a CPU, a dense matrix product takes as long with zeros "
     "as without, so zeros alone make the model neither faster nor smaller."
@@ -104,7 +106,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         facts = {
             "made_from": made_from,
             "base": public_name(name),
-            "what": spec.said,
+            "what": spec.summary,
             "method": spec.method,
             **({} if spec.method == "layers" else {"sparsity": spec.sparsity, "pattern": spec.pattern}),
             "calibration": texts.said(),
@@ -164,17 +166,16 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
     from meditune.train import replay
     from meditune.train.dataset import encode
 
-    rows = recipe.model.prune.rows
     encoder = loaded.encoder(recipe.prompt)
     calibration: list[Row] = []
     if recipe.model.prune.method == "magnitude":
         source = ""
     elif data is None:
-        calibration = replay.general_rows(loaded, WINDOW, rows, recipe.seed)
+        calibration = replay.general_rows(loaded, WINDOW, CALIBRATION_ROWS, recipe.seed)
         source = "WikiText-2 valid.txt"
     else:
         fitted, _ = encode(data.splits.train, encoder, recipe.train.tasks)
-        calibration = random.Random(f"{recipe.seed}/prune").sample(fitted, min(rows, len(fitted)))
+        calibration = random.Random(f"{recipe.seed}/prune").sample(fitted, min(CALIBRATION_ROWS, len(fitted)))
         source = "training examples"
     measured = {"development answers": _answers(data, encoder)} if data else {}
     for kind, text in general_texts(recipe.evaluate).items():

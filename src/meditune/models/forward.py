@@ -193,9 +193,13 @@ def head_only_at(
 
 
 def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Return the head's FP32 logits of these tokens for one hidden state, (tokens,)."""
+    """Return the head's FP32 logits of these tokens, (tokens,) for one hidden state and (N, tokens) for N."""
     ids = torch.tensor(tokens, device=hidden.device)
-    logits: torch.Tensor = head.weight[ids].float() @ hidden.float()
+    logits: torch.Tensor = (
+        (head.weight[ids].float() @ hidden.float().mT).mT
+        if hidden.dim() > 1
+        else (head.weight[ids].float() @ hidden.float())
+    )
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[ids].float()
     return logits

@@ -102,13 +102,13 @@ class Int8MatMul:
 class Int8BertLayer:
     """One layer of the encoder."""
 
-    attended: Callable[..., torch.Tensor]
+    qkv: Callable[..., torch.Tensor]
     """The product that gives queries, keys and values together"""
-    joined: Callable[..., torch.Tensor]
-    first_norm: Any
-    widened: Callable[..., torch.Tensor]
-    narrowed: Callable[..., torch.Tensor]
-    second_norm: Any
+    attention_output: Callable[..., torch.Tensor]
+    attention_norm: Any
+    intermediate: Callable[..., torch.Tensor]
+    output: Callable[..., torch.Tensor]
+    output_norm: Any
 
 
 class Int8Bert:
@@ -121,13 +121,13 @@ class Int8Bert:
         self.heads = int(bert.config.num_attention_heads)
         self.embeddings = bert.embeddings
         self.threads = torch.get_num_threads()
-        self.layers = [_watched(layer) for layer in bert.encoder.layer]
+        self.layers = [_calibrating(layer) for layer in bert.encoder.layer]
         rows = self._rows(CALIBRATION)
         with torch.inference_mode():
             self._states(rows)
-            self.layers = [_small(layer) for layer in self.layers]
+            self.layers = [_quantized(layer) for layer in self.layers]
 
-    def embed(self, texts: Sequence[str], label: str | None = None) -> Vectors:
+    def encode(self, texts: Sequence[str], label: str | None = None) -> Vectors:
         """Return the texts' vectors, (n, size)."""
         found = np.empty((len(texts), self.size), dtype=np.float32)
         rows = self._rows(texts)
@@ -183,25 +183,25 @@ class Int8Bert:
         states = tables.LayerNorm(states + tables.token_type_embeddings.weight[0])
         alike = [(length, len(list(group))) for length, group in groupby(map(len, rows))]
         for layer in self.layers:
-            mixed = self._mixed(layer.attended(states, torch.bfloat16), alike)
-            states = layer.first_norm(states + layer.joined(mixed))
-            states = layer.second_norm(states + layer.narrowed(layer.widened(states, after="gelu")))
+            context = self._attention(layer.qkv(states, torch.bfloat16), alike)
+            states = layer.attention_norm(states + layer.attention_output(context))
+            states = layer.output_norm(states + layer.output(layer.intermediate(states, after="gelu")))
         return states
 
-    def _mixed(self, together: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def _attention(self, qkv: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return the attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
         width = self.size // self.heads
-        made = torch.empty(len(together), self.size)
+        made = torch.empty(len(qkv), self.size)
         start = 0
         for length, count in alike:
             end = start + length * count
             queries, keys, values = (
                 part.reshape(count * self.heads, length, width)
-                for part in together[start:end].view(count, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
+                for part in qkv[start:end].view(count, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
             )
             likely = torch.softmax(torch.bmm(queries * width**-0.5, keys.transpose(1, 2)), dim=-1)
-            mixed = torch.bmm(likely, values).view(count, self.heads, length, width)
-            made[start:end] = mixed.transpose(1, 2).reshape(length * count, self.size)
+            context = torch.bmm(likely, values).view(count, self.heads, length, width)
+            made[start:end] = context.transpose(1, 2).reshape(length * count, self.size)
             start = end
         return made
 
@@ -214,7 +214,7 @@ def fits(bert: Any) -> bool:
     return plain and here and CPU_INFO.is_file() and "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8")
 
 
-class _Watched:
+class _Calibrator:
     """An unquantized linear layer that records the range of each input channel."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -227,7 +227,7 @@ class _Watched:
         made = torch.nn.functional.linear(rows, self.weight, self.bias)
         return (torch.nn.functional.gelu(made) if after == "gelu" else made).to(dtype)
 
-    def small(self) -> Int8MatMul:
+    def quantized(self) -> Int8MatMul:
         size = torch.maximum(self.high, -self.low).clamp_min(1e-3) ** SMOOTHING
         smoothed = self.weight.abs().amax(dim=0).clamp_min(1e-4) ** (1 - SMOOTHING) / size
         low, high = float((self.low * smoothed).min()), float((self.high * smoothed).max())
@@ -243,27 +243,27 @@ class _Watched:
         )
 
 
-def _watched(layer: Any) -> Int8BertLayer:
+def _calibrating(layer: Any) -> Int8BertLayer:
     attention = layer.attention.self
     parts = (attention.query, attention.key, attention.value)
     return Int8BertLayer(
-        _Watched(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
-        _Watched(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
+        _Calibrator(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
+        _Calibrator(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
         layer.attention.output.LayerNorm,
-        _Watched(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
-        _Watched(layer.output.dense.weight, layer.output.dense.bias),
+        _Calibrator(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
+        _Calibrator(layer.output.dense.weight, layer.output.dense.bias),
         layer.output.LayerNorm,
     )
 
 
-def _small(layer: Any) -> Int8BertLayer:
+def _quantized(layer: Any) -> Int8BertLayer:
     return Int8BertLayer(
-        layer.attended.small(),
-        layer.joined.small(),
-        layer.first_norm,
-        layer.widened.small(),
-        layer.narrowed.small(),
-        layer.second_norm,
+        layer.qkv.quantized(),
+        layer.attention_output.quantized(),
+        layer.attention_norm,
+        layer.intermediate.quantized(),
+        layer.output.quantized(),
+        layer.output_norm,
     )
 
 

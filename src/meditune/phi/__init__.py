@@ -3,8 +3,6 @@
 The main entry point is `mask`: it returns a text with placeholders for the identifiers.
 """
 
-from meditune.config.data_options import KINDS, Kind
 from meditune.phi.detector import find, mask
-from meditune.phi.spans import Span
 
-__all__ = ["KINDS", "Kind", "Span", "find", "mask"]
+__all__ = ["find", "mask"]

@@ -46,21 +46,8 @@ _IPV4 = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]{6,39}(?![\w:]))(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _PERHAPS_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _NO_IP = ("version", "v.", "(ec", " ec")
-_DOMAINS = (
-    ".com/",
-    ".net/",
-    ".org/",
-    ".io/",
-    ".me/",
-    ".us/",
-    ".info/",
-    ".co/",
-    ".edu/",
-    ".gov/",
-    ".health/",
-    ".uk/",
-    ".de/",
-)
+_DOMAINS_TEXT = ".com/ .net/ .org/ .io/ .me/ .us/ .info/ .co/ .edu/ .gov/ .health/ .uk/ .de/"
+_DOMAINS = _DOMAINS_TEXT.split()
 _CLOSING = ".,;:!?"
 
 

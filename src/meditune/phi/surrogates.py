@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import os
 import re
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 
 from meditune.config.data_options import Kind
@@ -22,7 +23,7 @@ from meditune.errors import DataError
 from meditune.files import cache_folder
 from meditune.phi import name_words
 from meditune.phi.name_words import PIECE, plain, stem
-from meditune.phi.spans import PLACEHOLDERS, Span, placeholder
+from meditune.phi.spans import PLACEHOLDERS, Span, placeholder, replaced
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -137,24 +138,11 @@ def _suffix(day: int) -> str:
 _GIVEN = sorted(name_words.GIVEN - name_words.SURNAMES - name_words.EPONYMS - name_words.CITIES)
 _SURNAMES = sorted(name_words.SURNAMES - name_words.GIVEN - name_words.EPONYMS - name_words.CITIES)
 _CITIES = sorted(name_words.CITIES)
-_STREETS = (
-    "Alder",
-    "Birch",
-    "Cedar",
-    "Elm",
-    "Hazel",
-    "Juniper",
-    "Larch",
-    "Linden",
-    "Maple",
-    "Poplar",
-    "Rowan",
-    "Willow",
-)
+_STREETS_TEXT = "Alder Birch Cedar Elm Hazel Juniper Larch Linden Maple Poplar Rowan Willow"
+_STREETS = tuple(_STREETS_TEXT.split())
 _STREET_KIND = re.compile(
-    r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|"
-    r"circle|parkway|"
-    r"pkwy|highway|hwy|square)(?![a-z])",
+    r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|circle|"
+    r"parkway|pkwy|highway|hwy|square)(?![a-z])",
     re.IGNORECASE,
 )
 _SMALL_WORD = re.compile(r"[^\W\d_][\w'’-]*")
@@ -174,11 +162,7 @@ class Surrogates:
 
     def replaced(self, text: str, spans: Iterable[Span]) -> str:
         """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
-        parts, done = [], 0
-        for span in spans:
-            parts += [text[done : span.start], self._instead(text[span.start : span.end], span.kind)]
-            done = span.end
-        return "".join([*parts, text[done:]])
+        return replaced(text, spans, self._instead)
 
     def _instead(self, written: str, kind: Kind) -> str:
         if kind == "name":
@@ -221,18 +205,21 @@ class Surrogates:
 
     def _shaped(self, written: str, kind: Kind) -> str:
         """Replace digits by other digits and letters by other letters."""
-        plain_form = "".join(sign for sign in written.lower() if sign.isalnum())
-        stream = _Stream(self._key, kind, plain_form)
+        stream = self._stream(kind, "".join(sign for sign in written.lower() if sign.isalnum()))
         made = []
         for sign in written:
             if sign.isdecimal():
-                made.append(str(stream.below(10)))
+                made.append(str(next(stream) % 10))
             elif sign.isalpha() and kind not in {"phone", "fax", "address"}:
-                letter = string.ascii_lowercase[stream.below(26)]
+                letter = string.ascii_lowercase[next(stream) % 26]
                 made.append(letter.upper() if sign.isupper() else letter)
             else:
                 made.append(sign)
         return "".join(made)
+
+    def _stream(self, kind: str, value: str) -> Iterator[int]:
+        """Yield pseudorandom numbers (HMAC in counter mode)."""
+        return (self._number(kind, f"{value}\0{count}") for count in itertools.count(1))
 
     def _chosen(self, choices: Iterable[str], kind: str, value: str) -> str:
         options = [choice for choice in choices if choice.lower() != value]
@@ -240,18 +227,6 @@ class Surrogates:
 
     def _number(self, kind: str, value: str) -> int:
         return int.from_bytes(hmac.digest(self._key, f"{kind}\0{value}".encode(), hashlib.sha256)[:8])
-
-
-class _Stream:
-    """A stream of pseudorandom numbers from HMAC in counter mode."""
-
-    def __init__(self, key: bytes, kind: str, value: str) -> None:
-        self._key, self._of, self._count = key, f"{kind}\0{value}\0", 0
-
-    def below(self, bound: int) -> int:
-        """Return the next number, from 0 to `bound` (excluded)."""
-        self._count += 1
-        return int.from_bytes(hmac.digest(self._key, f"{self._of}{self._count}".encode(), hashlib.sha256)[:8]) % bound
 
 
 def _cased(name: str, like: str) -> str:

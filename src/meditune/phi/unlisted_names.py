@@ -27,11 +27,10 @@ _MEDICAL = re.compile(
 )
 """Typical forms of words for diseases, drugs, findings and procedures"""
 _PERSONS = re.compile(
-    r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|"
-    r"midwife|aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|"
-    r"lady|boss|clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|"
-    r"sister-in-law|brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|"
-    r"yours(?: \w+)?)[ \t\n,:(]{1,4}$"
+    r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|midwife|"
+    r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
+    r"clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|sister-in-law|"
+    r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
 )
 """Words for a person, by their endings, directly before a name"""
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")

@@ -23,7 +23,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,18 @@ will with won wouldn y you your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_STOP.split())
 """NLTK's English stop words, as in LanceDB; the part after an apostrophe is a separate word"""
+
+
+Numbers = TypeVar("Numbers", float, NDArray[Any])
+
+
+def term_score(rarity: Numbers, count: Numbers, length: Numbers, usual: float, b: float = LENGTH) -> Numbers:
+    """Return the BM25 score of a word that occurs `count` times in a text of `length` words, or of arrays of them.
+
+    `rarity` is the word's weight, `usual` the usual length of a text, and `b` how much the length counts.
+    """
+    score: Numbers = rarity * count * (SATURATION + 1) / (count + SATURATION * (1 - b + b * length / usual))
+    return score
 
 
 class BM25Index:
@@ -85,20 +97,20 @@ class BM25Index:
 def build_postings(texts: Iterable[str]) -> BM25Index:
     """Return the postings of passages' texts, given in the order of their rows."""
     number: dict[str, int] = {}
-    said, lengths = array("q"), array("q")
+    numbers, lengths = array("q"), array("q")
     for text in texts:
         stems = _stems(text)
-        said.extend([number.setdefault(stem, len(number)) for stem in stems])
+        numbers.extend([number.setdefault(stem, len(number)) for stem in stems])
         lengths.append(len(stems))
     count = len(lengths)
     owners = np.repeat(np.arange(count), lengths)
-    pairs, often = np.unique(np.frombuffer(said, dtype=np.int64) * count + owners, return_counts=True)
+    pairs, often = np.unique(np.frombuffer(numbers, dtype=np.int64) * count + owners, return_counts=True)
     terms, places = np.divmod(pairs, max(count, 1))
     starts = np.searchsorted(terms, np.arange(len(number) + 1))
     holding = np.diff(starts)
     rarity = np.log1p((count - holding + 0.5) / (holding + 0.5))
-    longer = 1 - LENGTH + LENGTH * np.array(lengths) / max(len(said) / max(count, 1), 1.0)
-    scores = rarity[terms] * often * (SATURATION + 1) / (often + SATURATION * longer[places])
+    usual = max(len(numbers) / max(count, 1), 1.0)
+    scores = term_score(rarity[terms], often, np.array(lengths)[places], usual)
     return BM25Index(number, starts, places.astype(np.int32), scores.astype(np.float32), count)
 
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from meditune.errors import DataError
+from meditune.models.sentence_encoder import SentenceEncoder
 from meditune.progress import Progress
 from meditune.retrieve import index, storage
 from meditune.retrieve.collections import KIND as LIBRARY_KIND
@@ -22,7 +23,6 @@ from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.documents.document import Document, IndexedPassage
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
-from meditune.retrieve.vector_search import Embedder
 
 BATCH = 512
 """Number of passages embedded and saved at once: the most that a killed build loses"""
@@ -49,7 +49,7 @@ class Changes:
 
 
 def build(
-    place: IndexStorage, collections: Sequence[Collection], embedder: Embedder, replace: bool = False
+    place: IndexStorage, collections: Sequence[Collection], encoder: SentenceEncoder, replace: bool = False
 ) -> tuple[Manifest, Changes]:
     """Build a new index of the collections; `replace` allows replacing an existing one.
 
@@ -64,20 +64,20 @@ def build(
             )
         database = storage.connect(place)
         old, name = index.tables_of(place, list(database.list_tables().tables))
-        table = _open_for_building(database, name, embedder)
+        table = _open_for_building(database, name, encoder)
         reading = Reading(collections)
-        changes = _fill(table, reading, embedder, everything=True)
-        made = _finish(place, table, name, collections, collections, embedder, changes, None, old)
+        changes = _fill(table, reading, encoder, everything=True)
+        manifest = _finish(place, table, name, collections, collections, encoder, changes, None, old)
         for other in database.list_tables().tables:
             if other.startswith(index.TABLE) and other not in {name, old}:
                 database.drop_table(other)
-    return made, changes
+    return manifest, changes
 
 
 def update(
     place: IndexStorage,
     collections: Sequence[Collection],
-    embedder: Embedder,
+    encoder: SentenceEncoder,
     remove: Sequence[str] = (),
     since: int = 0,
 ) -> tuple[Manifest, Changes]:
@@ -90,7 +90,7 @@ def update(
     """
     with place.writing():
         before = index.read(place)
-        before.check_embedder(embedder.identity, place)
+        before.check_encoder(encoder.identity, place)
         unknown = [name for name in remove if name not in before.sources]
         if unknown:
             raise DataError(
@@ -105,14 +105,14 @@ def update(
             resumed = _settle(place, table, before, chosen, remove)
         libraries = [each for each in known if each.kind == LIBRARY_KIND and each not in chosen]
         reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
-        changes = _fill(table, reading, embedder, everything=False, remove=remove)
+        changes = _fill(table, reading, encoder, everything=False, remove=remove)
         changes.resumed = resumed
         kept = [each for each in known if each.source not in remove]
         new = [each for each in chosen if each not in kept]
         replaced = {each.source for each in new if not each.adds_only}
         together = [each for each in kept if each.source not in replaced] + new
-        made = _finish(place, table, before.table, chosen, together, embedder, changes, before)
-    return made, changes
+        manifest = _finish(place, table, before.table, chosen, together, encoder, changes, before)
+    return manifest, changes
 
 
 def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> None:
@@ -123,9 +123,9 @@ def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> Non
         raise DataError(f"Two collections have the name {twice[0]!r}. Give each a name: --documents NAME=FOLDER.")
 
 
-def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
+def _open_for_building(database: Any, name: str, encoder: SentenceEncoder) -> Any:
     """Return the table of an interrupted build with the same embedding model, or a new one."""
-    schema = storage.schema(embedder.identity.dimension).with_metadata({"embedding": embedder.identity.space})
+    schema = storage.schema(encoder.identity.dimension).with_metadata({"embedding": encoder.identity.space})
     if name in database.list_tables().tables:
         begun = database.open_table(name)
         if begun.schema.equals(schema, check_metadata=True):
@@ -147,7 +147,9 @@ def _settle(
     return begun
 
 
-def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, remove: Sequence[str] = ()) -> Changes:
+def _fill(
+    table: Any, reading: Reading, encoder: SentenceEncoder, everything: bool, remove: Sequence[str] = ()
+) -> Changes:
     """Update the table for the collections that are read; `everything` removes all other passages."""
     changes = Changes(resumed=table.count_rows() > 0)
     known = _known(table)
@@ -157,7 +159,7 @@ def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, re
             fresh = [each for each in batch if known.get(each.id) != bytes.fromhex(each.digest)]
             old = [each.id for each in fresh if each.id in known or each.id in again]
             # Vectors first: the shorter the time between deleting and adding, the less a killed process loses.
-            vectors = embedder.embed([each.searched for each in fresh]) if fresh else None
+            vectors = encoder.encode([each.searched for each in fresh]) if fresh else None
             storage.delete(table, [*dropped, *old])
             if vectors is not None:
                 table.add(storage.rows(fresh, vectors))
@@ -202,14 +204,14 @@ def _batches(
     batch: dict[str, IndexedPassage] = {}
     dropped: list[str] = []
     again: set[str] = set()
-    said: dict[str, int] = {}
+    contents: dict[str, int] = {}
     for document in documents:
         passages = list(document.passages())
         content = hash(tuple(each.digest for each in passages))
         before = lengths.get(document.id, 0)
-        if before and said[document.id] == content:
+        if before and contents[document.id] == content:
             continue
-        lengths[document.id], said[document.id] = len(passages), content
+        lengths[document.id], contents[document.id] = len(passages), content
         for number in range(before):
             name = f"{document.id}#{number}"
             batch.pop(name, None)
@@ -229,7 +231,7 @@ def _finish(
     name: str,
     read: Sequence[Collection],
     together: Sequence[Collection],
-    embedder: Embedder,
+    encoder: SentenceEncoder,
     changes: Changes,
     before: Manifest | None,
     old: str | None = None,
@@ -245,13 +247,13 @@ def _finish(
         )
     with storage.readable(place):
         storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
-        made = index.describe(table, name, together, embedder.identity, before)
-        storage.verify(table, made.passages)
-    made = dataclasses.replace(
-        made,
-        knowledge=index.learn_topics(place, table, read, together, embedder, before),
+        manifest = index.describe(table, name, together, encoder.identity, before)
+        storage.verify(table, manifest.passages)
+    manifest = dataclasses.replace(
+        manifest,
+        knowledge=index.learn_topics(place, table, read, together, encoder, before),
         words=index.learn_words(place, table),
     )
-    made.write(place)
-    index.remove_unused(place, made, before.table if before else old)
-    return made
+    manifest.write(place)
+    index.remove_unused(place, manifest, before.table if before else old)
+    return manifest

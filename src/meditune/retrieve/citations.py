@@ -1,19 +1,20 @@
-"""Cited answers: which passages support each sentence, and the answer with its sources as text and JSON.
+"""Citations: which passages support each sentence of an answer.
 
-Citations are numbered in the order of their first use.
+The detector of meditune.evidence compares words; a judge (models/evidence_judge.py) also reads their meaning. With a
+judge, a sentence is checked by it as long as the answer's time for judging lasts, and by the detector afterwards.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import exp
-from typing import Any
+from typing import Protocol
 
 from meditune.evidence import detector
-from meditune.evidence.detector import evidence, placed, sentence_logit
-from meditune.prompts import LIMITS
+from meditune.evidence.detector import Evidence, SpanKind, evidence, placed, sentence_logit
+from meditune.evidence.support_model import ClaimVerdict
 from meditune.retrieve.context_packing import PackedPassage
 
 MOST_CITED = 2
@@ -22,39 +23,23 @@ SUPPORT = 0.437
 """Minimum probability by the detector for a passage to support a sentence ..."""
 SHARE = 0.8
 """... if it also has this weighted share of the sentence's words"""
+MOST_JUDGED = 3
+"""Maximum number of passages that a judge reads for a sentence, those with most of its words"""
+JUDGE_SECONDS = 20.0
+"""Time for judging the sentences of one answer"""
+MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
+"""Kinds of spans that rule a passage out whatever a judge says: names and numbers are part of what is supported"""
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence of an answer."""
+class Judge(Protocol):
+    """A judge of statements by passages."""
 
-    text: str
-    citations: tuple[int, ...]
-    """Numbers of the sources that support it, the most certain first; empty if none does"""
-    score: float
-    """The detector's highest probability that a passage supports it"""
+    name: str
+    threshold: float
 
-    @property
-    def supported(self) -> bool:
-        """True if a source is cited for it."""
-        return bool(self.citations)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A passage with its citation number."""
-
-    number: int
-    passage: PackedPassage
-
-
-@dataclass(frozen=True)
-class CitedSentences:
-    """The sentences of an answer, and their sources."""
-
-    sentences: tuple[Sentence, ...]
-    sources: tuple[Source, ...]
-    remarks: tuple[str, ...] = ()
+    def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
+        """Return a verdict for each statement, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,44 +51,49 @@ class SupportEvidence:
     words: tuple[str, ...]
     """For each of these, the sentence that states it"""
     score: float
-    """The detector's highest probability that a passage supports it"""
+    """The highest probability that a passage supports it"""
 
 
 class Citer:
-    """The passages of an answer, prepared for checking sentences one by one."""
+    """The passages of an answer, prepared for checking sentences one by one.
 
-    def __init__(self, passages: Sequence[PackedPassage]) -> None:
+    Every sentence is compared with each passage alone, more strictly than whole answers with their context. A passage
+    may be about something other than the question; the critical error is a sentence in the same words about another
+    drug or disease. So a number, name, negation or direction that the passage doesn't have rules it out, and so do too
+    many unknown words. The passage's title counts as known, but the question doesn't: otherwise, a passage about
+    another disease would support whatever is said about the one in question.
+    """
+
+    def __init__(
+        self, passages: Sequence[PackedPassage], judge: Judge | None = None, seconds: float = JUDGE_SECONDS
+    ) -> None:
+        """Prepare the passages; `judge` reads the sentences, for up to `seconds` in all."""
+        self._passages = passages
         self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
+        self._judge, self._left = judge, seconds
 
     def judge(self, text: str) -> SupportEvidence:
         """Return which passages support a sentence."""
         sentence = detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
+        if self._judge and self._left > 0:
+            started = time.monotonic()
+            judged = self._read(self._judge, text, judged)
+            self._left -= time.monotonic() - started
         ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[:MOST_CITED]
         top = max((each.score for each in judged), default=0.0)
         return SupportEvidence(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
 
-
-def cite(answer: str, passages: Sequence[PackedPassage]) -> CitedSentences:
-    """Judge every sentence against each passage alone, more strictly than whole answers against their context.
-
-    A passage may be about something other than the question; the critical error is a sentence in the same words about
-    another drug or disease. So a number, name, negation or direction that the passage doesn't have rules it out, and so
-    do too many unknown words. The passage's title counts as known, but the question doesn't: otherwise, a passage about
-    another disease would support whatever is said about the one in question. Repeated sentences and an unfinished last
-    sentence are left out.
-    """
-    said, remarks = is_stated_in(answer)
-    citer = Citer(passages)
-    numbers: dict[int, int] = {}
-    found: list[Sentence] = []
-    for text in said:
-        borne = citer.judge(text)
-        for place in borne.places:
-            numbers.setdefault(place, len(numbers) + 1)
-        found.append(Sentence(text, tuple(numbers[place] for place in borne.places), borne.score))
-    sources = tuple(Source(number, passages[place]) for place, number in numbers.items())
-    return CitedSentences(tuple(found), sources, tuple(remarks))
+    def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
+        """Return the judge's findings on the passages with most of the sentence's words; the others don't bear it."""
+        found = [replace(each, score=0.0, bears=False) for each in judged]
+        best = sorted(range(len(judged)), key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]
+        for n in best:
+            (verdict,) = judge.supports([text], [self._passages[n].shown])
+            missing = any(span.kind in MISSING for span in judged[n].evidence.spans)
+            bears = verdict.supported >= judge.threshold and not missing
+            found[n] = replace(judged[n], score=verdict.supported, bears=bears)
+        return found
 
 
 def support(sentence: detector.Sentence, passage: detector.Sources) -> tuple[float, bool]:
@@ -116,139 +106,26 @@ def support(sentence: detector.Sentence, passage: detector.Sources) -> tuple[flo
 class _Compared:
     score: float
     bears: bool
-    likest: str
+    evidence: Evidence
+
+    @property
+    def likest(self) -> str:
+        """The sentence of the passage that is closest to the sentence."""
+        return self.evidence.likest
 
 
 def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compared:
     seen = evidence(sentence, passage)
     score = 1 / (1 + exp(-sentence_logit(seen)))
-    return _Compared(score, score >= SUPPORT and seen.features["known"] >= SHARE and not seen.spans, seen.likest)
+    return _Compared(score, score >= SUPPORT and seen.features["known"] >= SHARE and not seen.spans, seen)
 
 
-def is_stated_in(answer: str) -> tuple[list[str], list[str]]:
-    """Return the sentences of an answer that are judged, and remarks on what was left out."""
-    said = [text for _, text in placed(answer)]
-    remarks: list[str] = []
-    if len(said) > 1 and said[-1][-1].isalnum():
-        said.pop()
-        remarks.append("The model's last sentence was cut off and is left out.")
-    said = [text for text in said if not text.endswith("?")]  # a question makes no claim
-    while said and said[-1].endswith(":"):
-        said.pop()  # it announces text that the model never wrote
-    once = list(dict.fromkeys(said))
-    if len(once) < len(said):
-        remarks.append("Sentences that the model repeated are shown once.")
-    return once, remarks
-
-
-WIDTH = 100
-UNSUPPORTED = "[no source]"
-"""Mark after a sentence that no passage supports"""
-LINES = 8
-"""Number of lines shown of a passage in place of an answer"""
-
-
-@dataclass(frozen=True)
-class CitedAnswer:
-    """A model's answer to a question with its sources, or the reason why it is withheld."""
-
-    question: str
-    sentences: tuple[Sentence, ...]
-    """The sentences that the model wrote, even if the answer is withheld"""
-    sources: tuple[Source, ...]
-    """The cited sources; all that were found if the answer is withheld"""
-    packed: tuple[PackedPassage, ...]
-    """The passages that the model read, the best first"""
-    refusal: str = ""
-    """Why the answer is withheld; empty if it isn't"""
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def unsupported(self) -> tuple[Sentence, ...]:
-        """Sentences that no passage supports."""
-        return tuple(sentence for sentence in self.sentences if not sentence.supported)
-
-
-def as_dict(answer: CitedAnswer) -> dict[str, Any]:
-    """Return the answer as a dict for JSON. A withheld answer is not in it."""
-    shown = () if answer.refusal else answer.sentences
-    return {
-        "question": answer.question,
-        "answer": " ".join(map(marked, shown)),
-        "refusal": answer.refusal,
-        "sentences": [
-            {"text": each.text, "citations": list(each.citations), "score": each.score, "supported": each.supported}
-            for each in shown
-        ],
-        "unsupported": [each.text for each in shown if not each.supported],
-        "sources": [_source(each) for each in answer.sources],
-        "used": [
-            {"id": each.hit.passage.id, "score": each.hit.score, "meaning": each.hit.meaning} for each in answer.packed
-        ],
-        "remarks": list(answer.remarks),
-        "limits": LIMITS,
-    }
-
-
-def as_text(answer: CitedAnswer) -> Iterator[str]:
-    """Yield the answer as text lines: sentences with citations, the sources, remarks, limits."""
-    if answer.refusal:
-        yield from _wrapped(answer.refusal)
-        if answer.sources:
-            yield from ("", "The sources found:")
-    else:
-        yield from _wrapped(" ".join(map(marked, answer.sentences)))
-        if answer.unsupported:
-            yield from ("", f"{UNSUPPORTED}: none of the passages found supports this sentence. Don't rely on it.")
-    if answer.sources:
-        yield from ("",) if answer.refusal else ("", "Sources")
-    for source in answer.sources:
-        yield from _shown(source, quoted=bool(answer.refusal))
-    yield ""
-    for remark in answer.remarks:
-        yield from _wrapped(f"Note: {remark}")
-    yield from _wrapped(LIMITS)
-
-
-def marked(sentence: Sentence) -> str:
-    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
-    mark = "".join(f"[{number}]" for number in sentence.citations) or UNSUPPORTED
-    body = sentence.text.rstrip(".!?")
-    return f"{body} {mark}{sentence.text[len(body) :]}"
-
-
-def _shown(source: Source, quoted: bool) -> Iterator[str]:
-    passage = source.passage.hit.passage
-    start = f"[{source.number}] "
-    title = source.passage.title or passage.document
-    yield start + title + (f" [{passage.section}]" if passage.section else "")
-    facts = (passage.url, passage.date, passage.licence, "restricted" if passage.restricted else "")
-    yield f"    {' · '.join(fact for fact in facts if fact)}"
-    if quoted:
-        yield from textwrap.wrap(
-            source.passage.text,
-            WIDTH,
-            initial_indent="    ",
-            subsequent_indent="    ",
-            max_lines=LINES,
-            placeholder=" …",
-        )
-
-
-def _source(source: Source) -> dict[str, Any]:
-    passage = source.passage.hit.passage
-    return {
-        "number": source.number,
-        "id": passage.id,
-        "title": source.passage.title,
-        "section": passage.section,
-        "url": passage.url,
-        "licence": passage.licence,
-        "date": passage.date,
-        "restricted": passage.restricted,
-        "text": source.passage.text,
-    }
-
-
-def _wrapped(text: str) -> Sequence[str]:
-    return textwrap.wrap(text, WIDTH)
+def stated_sentences(answer: str) -> list[str]:
+    """Return the sentences of an answer that state something, without repetitions or an unfinished last one."""
+    found = [text for _, text in placed(answer)]
+    if len(found) > 1 and found[-1][-1].isalnum():
+        found.pop()
+    found = [text for text in found if not text.endswith("?")]  # a question makes no claim
+    while found and found[-1].endswith(":"):
+        found.pop()  # it announces text that the model never wrote
+    return list(dict.fromkeys(found))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+from meditune import readability
 from meditune.config.data_options import PromptFormat, Style
-from meditune.readability import counted, flesch_kincaid
 from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.prompt_injection import clean_passage
-from meditune.text import sentences
+from meditune.text import counted, sentences
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def pack(
         orders = len(clean.orders) + len(title.orders)
         if orders:
             remarks.append(
-                f"{hit.passage.id}: {_sentences(orders)} with instructions to the model {_was(orders)} left out."
+                f"{hit.passage.id}: {counted(orders, 'sentence')} with instructions to the model "
+                f"{'was' if orders == 1 else 'were'} left out."
             )
         if not clean.text:
             continue
@@ -100,20 +101,12 @@ def _fitting(hit: Hit, title: str, whole: Sequence[str], fits: Callable[[str], b
 
 
 def _no_room(cut: PackedPassage | None, others: int) -> list[str]:
-    said = []
+    parts = []
     if cut:
-        said.append(f"the last {_sentences(cut.left_out)} of {cut.hit.passage.id}")
+        parts.append(f"the last {counted(cut.left_out, 'sentence')} of {cut.hit.passage.id}")
     if others:
-        said.append(f"{others} further {'passage' if others == 1 else 'passages'}")
-    return [f"The prompt has no room for {' and '.join(said)}."]
-
-
-def _sentences(number: int) -> str:
-    return f"{number} sentence" if number == 1 else f"{number} sentences"
-
-
-def _was(number: int) -> str:
-    return "was" if number == 1 else "were"
+        parts.append(counted(others, "further passage"))
+    return [f"The prompt has no room for {' and '.join(parts)}."]
 
 
 Part = Mapping[str, Any]
@@ -203,8 +196,8 @@ def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
 @lru_cache(maxsize=4096)
 def grade(text: str) -> float:
     """Return the school grade of a text (Flesch-Kincaid); 0 without words."""
-    found = counted(text)
-    return flesch_kincaid(found.words, found.sentences, found.syllables) if found.words else 0.0
+    found = readability.counted(text)
+    return readability.flesch_kincaid(found.words, found.sentences, found.syllables) if found.words else 0.0
 
 
 def _weight(style: Style, hit: Hit) -> float:

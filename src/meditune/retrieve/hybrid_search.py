@@ -16,7 +16,7 @@ comparison, the whole passage (1 kB), its vector (2 kB with the reduced copy) an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,31 +26,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError
+from meditune.models.sentence_encoder import SentenceEncoder, Vectors
 from meditune.retrieve import storage
 from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.query_understanding import Query, build_query, row_filter
 from meditune.retrieve.reranker import Reranker, RerankQuery
 from meditune.retrieve.storage import IndexStorage
-from meditune.retrieve.vector_search import Embedder, Vectors, VectorSearch
+from meditune.retrieve.vector_search import VectorSearch
+
+Mode = Literal["hybrid", "fused", "words", "meaning"]
+Ranking = Mapping[int, float]
+"""Row ids with scores, the best first"""
+Places = NDArray[np.int64]
+"""Row numbers, from 0 in order of the rows' ids"""
 
 CONSTANT = 60
 """k in 1 / (k + rank): Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR)"""
+FILTERS = 8
+"""Number of conditions whose matching rows are cached"""
+CANDIDATES = 100
+"""Number of passages, or titles, from each ranking"""
+RERANKED = 100
+"""Number of candidates that are reranked, the best by fusion; the others keep their order"""
+MOST_HITS = 10_000
+PROBES = 32
+"""Number of partitions of an approximate vector index to search"""
+REFINE = 4
+"""Factor of extra candidates that are then ordered by their full vectors"""
 
 
-def reciprocal_rank(rankings: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> dict[int, float]:
-    """Return the score of each item: the sum over rankings of weight / (60 + its rank from 1), the best first."""
+def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, float]:
+    """Return the score of each item: the sum over rankings of 1 / (60 + its rank from 1), the best first.
+
+    Several items may share a rank.
+    """
     scores: dict[int, float] = {}
-    for name, ranking in rankings.items():
-        for rank, item in enumerate(ranking, start=1):
-            scores[item] = scores.get(item, 0.0) + weights[name] / (CONSTANT + rank)
-    return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
-
-
-def reciprocal_ranks(rankings: Mapping[str, Sequence[Sequence[int]]]) -> dict[int, float]:
-    """Return scores like `reciprocal_rank`, for rankings of equal weight in which several items may share a rank."""
-    scores: dict[int, float] = {}
-    for ranking in rankings.values():
+    for ranking in rankings:
         for rank, items in enumerate(ranking, start=1):
             for item in items:
                 scores[item] = scores.get(item, 0.0) + 1 / (CONSTANT + rank)
@@ -79,18 +91,22 @@ def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, d
     return chosen
 
 
-Places = NDArray[np.int64]
-"""Row numbers, from 0 in order of the rows' ids"""
-FILTERS = 8
-"""Number of conditions whose matching rows are cached"""
+@dataclass(frozen=True, slots=True)
+class PassageTitle:
+    """The parts of a passage that are compared."""
+
+    title: str
+    text: str
 
 
 class Rows:
     """The rows of one version of a table."""
 
-    def __init__(self, table: Any, titles: Sequence[str], whole: bool, postings: BM25Index | None = None) -> None:
-        """`titles` are the titles that get numbers, by their position; `whole` keeps passages and their vectors."""
-        columns = [*storage.COLUMNS, storage.VECTOR] if whole else ["document", *(["title"] if titles else [])]
+    def __init__(
+        self, table: Any, titles: Sequence[str], keep_passages: bool, postings: BM25Index | None = None
+    ) -> None:
+        """`titles` are those that get numbers, by position; `keep_passages` keeps passages and vectors in memory."""
+        columns = [*storage.COLUMNS, storage.VECTOR] if keep_passages else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()
         order = np.argsort(ids)
@@ -100,53 +116,82 @@ class Rows:
         self.titles = _numbers(found["title"], titles)[order] if titles else np.full(len(ids), -1, dtype=np.int32)
         self._by_title = np.argsort(self.titles, kind="stable").astype(np.int64)
         self._starts = np.searchsorted(self.titles[self._by_title], np.arange(len(titles) + 1))
-        self.near: VectorSearch | None = None
-        self.postings = postings
+        self.table, self._postings = table, postings
+        self._vectors: VectorSearch | None = None
         self._passages: Any = None
-        if whole and len(ids):
+        if keep_passages and len(ids):
             flat = _chunk(found[storage.VECTOR].combine_chunks()).flatten().to_numpy()
-            self.near = VectorSearch(flat.reshape(len(ids), -1)[order])
+            self._vectors = VectorSearch(flat.reshape(len(ids), -1)[order])
             self._passages = found.select(storage.COLUMNS).take(order).combine_chunks()
-        self.allowed = lru_cache(FILTERS)(lambda where: self._allowed(table, where))
+        self._allowed = lru_cache(FILTERS)(self._matching)
 
     def places(self, ids: Sequence[int]) -> Places:
         """Return the positions of the rows with these ids."""
         return np.searchsorted(self.ids, np.asarray(ids, dtype=self.ids.dtype))
 
-    def of_title(self, number: int) -> Places:
-        """Return the rows with a title."""
-        made: Places = self._by_title[self._starts[number] : self._starts[number + 1]]
-        return made
-
-    def vectors(self, ids: Sequence[int]) -> Vectors:
-        """Return (n, size) the vectors of these rows, which must be in memory."""
-        assert self.near is not None, "vectors aren't in memory"
-        made: Vectors = self.near.vectors[self.places(ids)]
-        return made
-
-    def columns(self, ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return these columns of these rows, which must be in memory."""
-        assert self._passages is not None, "passages aren't in memory"
-        rows: list[dict[str, Any]] = self._passages.select(list(names)).take(self.places(ids)).to_pylist()
-        return rows
+    def of_titles(self, numbers: Iterable[int], where: str | None) -> list[list[int]]:
+        """Return the ids of the rows of each title that meet a condition."""
+        allowed = self._allowed(where) if where else None
+        rows = (self._by_title[self._starts[number] : self._starts[number + 1]] for number in numbers)
+        return [self.ids[some if allowed is None else some[allowed[some]]].tolist() for some in rows]
 
     def by_words(self, text: str, most: int, where: str | None) -> dict[int, float]:
-        """Return ids and BM25 scores of the `most` best rows, the best first. Postings must be in memory."""
-        assert self.postings is not None, "postings aren't in memory"
-        found = self.postings.best(text, most, self.allowed(where) if where else None)
-        return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
+        """Return ids and BM25 scores of the `most` best rows, the best first."""
+        if self._postings is not None:
+            found = self._postings.best(text, most, self._allowed(where) if where else None)
+            return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
+        query = self.table.search(text, query_type="fts", fts_columns=storage.SEARCHED).select(["_score"])
+        hits = self._hits(query, most, where)
+        return _ranked(hits["_rowid"].to_pylist(), hits["_score"].to_pylist())
 
     def by_meaning(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
-        """Return ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be in memory."""
-        assert self.near is not None, "vectors aren't in memory"
-        places, cosines = self.near.nearest(vector, most, self.allowed(where) if where else None)
-        return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
+        """Return ids and cosines of the rows nearest to a vector, the nearest first."""
+        if self._vectors is not None:
+            places, cosines = self._vectors.nearest(vector, most, self._allowed(where) if where else None)
+            return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
+        query = self.table.search(vector).distance_type("dot").select(["_distance"])
+        hits = self._hits(query.nprobes(PROBES).refine_factor(REFINE), most, where)
+        return _ranked(hits["_rowid"].to_pylist(), [1.0 - distance for distance in hits["_distance"].to_pylist()])
 
-    def _allowed(self, table: Any, where: str) -> NDArray[np.bool_]:
+    def together(self, searches: Sequence[Callable[[], Ranking]]) -> list[Ranking]:
+        """Return the result of each search; they run in parallel if LanceDB does them, which releases the GIL."""
+        if self._vectors is not None:
+            return [search() for search in searches]
+        with ThreadPoolExecutor(len(searches)) as pool:
+            return list(pool.map(lambda search: search(), searches))
+
+    def passages(self, ids: Sequence[int]) -> list[IndexedPassage]:
+        """Return the passages of these rows."""
+        return [IndexedPassage(**row) for row in self._columns(ids, storage.COLUMNS).to_pylist()] if ids else []
+
+    def titles_and_vectors(self, ids: Sequence[int]) -> tuple[list[PassageTitle], Vectors]:
+        """Return the compared parts of these rows' passages, and (n, size) their vectors."""
+        if not ids:
+            return [], np.zeros((0, self.table.schema.field(storage.VECTOR).type.list_size), dtype=np.float32)
+        names = ["title", "text"] if self._vectors is not None else ["title", "text", storage.VECTOR]
+        found = self._columns(ids, names)
+        titles = list(map(PassageTitle, found["title"].to_pylist(), found["text"].to_pylist()))
+        if self._vectors is not None:
+            return titles, self._vectors.vectors[self.places(ids)]
+        return titles, np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))
+
+    def _columns(self, ids: Sequence[int], names: Sequence[str]) -> Any:
+        """Return an Arrow table of these columns of these rows."""
+        if self._passages is not None:
+            return self._passages.select(list(names)).take(self.places(ids))
+        found = self.table.take_row_ids(list(ids)).select(list(names)).with_row_id().to_arrow()
+        place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
+        return found.take([place[row] for row in ids]).select(list(names))
+
+    def _hits(self, query: Any, most: int, where: str | None) -> Any:
+        query = query.with_row_id(True)
+        return (query.where(where, prefilter=True) if where else query).limit(most).to_arrow()
+
+    def _matching(self, where: str) -> NDArray[np.bool_]:
         """Return for each row whether it meets a condition."""
-        found = table.search().where(where).select(["id"]).with_row_id(True).limit(max(len(self.ids), 1)).to_arrow()
+        query = self.table.search().where(where).select(["id"]).with_row_id(True)
         allowed = np.zeros(len(self.ids), dtype=bool)
-        allowed[self.places(found["_rowid"].to_numpy())] = True
+        allowed[self.places(query.limit(max(len(self.ids), 1)).to_arrow()["_rowid"].to_numpy())] = True
         return allowed
 
 
@@ -165,89 +210,9 @@ def _chunk(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-CANDIDATES = 100
-"""Number of passages, or titles, from each ranking"""
-RERANKED = 100
-"""Number of candidates that are reranked, the best by fusion; the others keep their order"""
-WORDINGS = ("", " asked")
-"""The texts of the first vectors in `RerankQuery.vectors`: the whole message, and its question"""
-
-Ranking = Mapping[int, float]
-"""Row ids with scores, the best first"""
-
-
-@dataclass(frozen=True)
-class Search:
-    """One version of an index, with the user's filters."""
-
-    rows: Rows
-    words: Callable[[str, int], Ranking]
-    """Returns the best passages by BM25"""
-    meaning: Callable[[Vectors, int], Ranking]
-    """Returns the passages nearest to a vector, with cosines"""
-    together: Callable[[Sequence[Callable[[], Ranking]]], Sequence[Ranking]]
-    """Runs several of these, and returns their results in order"""
-    where: str | None = None
-    """The filter condition"""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Rows that may answer the question, the best by fusion first."""
-
-    ids: list[int]
-    words: Ranking
-    """BM25 scores for the message"""
-    meaning: Ranking
-    """Cosines with the message"""
-
-
-def candidates(
-    asked: RerankQuery, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
-) -> Candidates:
-    """Return the results of all rankings; `words`, if given, replace the message's own words."""
-    wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
-    texts = [words or asked.corrected]
-    if not words and asked.expanded != asked.corrected:
-        texts.append(asked.expanded)
-    worded = [partial(search.words, text, most) for text in texts]
-    found = search.together([*worded, *(partial(search.meaning, vector, most) for vector in wordings)])
-    by_words, near = found[: len(texts)], found[len(texts) :]
-    rankings: dict[str, Sequence[Sequence[int]]] = {
-        name: [[each] for each in ranking] for name, ranking in zip(("words", "names"), by_words, strict=False)
-    }
-    titled = reranker.title_vectors.nearest(wordings, most)
-    for name, passages, titles in zip(WORDINGS, near, titled, strict=False):
-        rankings[f"meaning{name}"] = [[each] for each in passages]
-        rankings[f"titles{name}"] = _of_titles(titles, search)
-    return Candidates(list(reciprocal_ranks(rankings)), by_words[0], near[0])
-
-
-def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:
-    """Return the rows of each title."""
-    rows = search.rows
-    allowed = rows.allowed(search.where) if search.where else None
-    places = map(rows.of_title, numbers)
-    return [rows.ids[some if allowed is None else some[allowed[some]]].tolist() for some in places]
-
-
-def ordered(scores: NDArray[np.float64]) -> list[int]:
-    """Return the positions of the scores, the highest first, equal ones in their order."""
-    return [int(place) for place in np.argsort(-scores, kind="stable")]
-
-
-Mode = Literal["hybrid", "fused", "words", "meaning"]
-
-WEIGHTS = {"words": 1.0, "meaning": 1.0}
-MOST_HITS = 10_000
-PROBES = 32
-"""Number of partitions of an approximate vector index to search"""
-REFINE = 4
-"""Factor of extra candidates that are then ordered by their full vectors"""
-UNRANKED = (
-    "This index was made by an older version of Meditune, without the reranker's data, so hits are ordered by rank "
-    "fusion only. Update it with `meditune index update {name}`."
-)
+def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
+    # Break ties by row, so that the same question always gives the same hits.
+    return dict(sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0])))
 
 
 @dataclass(frozen=True)
@@ -279,53 +244,53 @@ class Opened:
     """One version of an index's table."""
 
     place: IndexStorage
-    table: Any
     rows: Rows
     sources: tuple[str, ...]
-    dimension: int
-    reranker: Reranker | None
-    """None in an old index without the reranker's data"""
+    reranker: Reranker
 
 
 def search(
     opened: Opened,
-    embedder: Embedder,
+    encoder: SentenceEncoder,
     question: str,
     k: int = 10,
     *,
-    words: str | None = None,
-    meaning: str | None = None,
     mode: Mode = "hybrid",
-    weights: Mapping[str, float] | None = None,
     sources: Sequence[str] | None = None,
     since: str | None = None,
     until: str | None = None,
     per_document: int | None = 1,
     diversity: float = 0.0,
-    candidates: int | None = None,
 ) -> Found:
     """Return the best k passages.
 
-    `words` and `meaning` replace the question's text for BM25 and for vectors; `mode` skips the reranker ("fused") or
-    uses one part only; `weights` for the parts in the fusion skip the reranker too; `sources`, `since` and `until`
-    (dates) narrow the search; `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1,
-    is how much similarity to better hits lowers a hit; `candidates` is the number of passages from each part.
+    `mode` skips the reranker ("fused") or uses one part only; `sources`, `since` and `until` (dates) narrow the search;
+    `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1, is how much similarity to
+    better hits lowers a hit.
 
     Raises DataError if the question is empty or an option is invalid.
     """
-    _check(k, mode, per_document, diversity, candidates, weights)
-    asked = build_query(question, words, meaning)
+    if mode not in get_args(Mode):
+        raise DataError(f"mode {mode!r} must be one of {', '.join(get_args(Mode))}.")
+    for name, number in (("k", k), ("per_document", per_document)):
+        if number is not None and not 1 <= number <= MOST_HITS:
+            raise DataError(f"{name} is {number}; it must be from 1 to {MOST_HITS:,}.")
+    if not 0 <= diversity <= 1:
+        raise DataError(f"diversity is {diversity}; it must be from 0 (by score only) to 1.")
+    query = build_query(question)
     where = row_filter(opened.sources, sources, since, until)
-    most = max(candidates or CANDIDATES, k)
-    remarks = asked.remarks
-    if mode == "hybrid" and not weights:
-        if opened.reranker:
-            there = compare(opened, opened.reranker, asked, k, where, per_document, most)
-            ranked = _reranked(there, opened.reranker)
-            return Found(_hits(opened, ranked, k, diversity), remarks)
-        remarks = (*remarks, UNRANKED.format(name=opened.place.name))
-    ranked = _fused(opened, embedder, asked, where, mode, weights, per_document, most)
-    return Found(_hits(opened, ranked, k, diversity), remarks)
+    if mode == "hybrid":
+        ranked = _reranked(compare(opened, query, k, where, per_document), opened.reranker)
+    else:
+        ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
+    with storage.readable(opened.place):
+        ids = _diverse(opened.rows, ranked, k, diversity) if diversity else ranked.ids[:k]
+        passages = opened.rows.passages(ids)
+    hits = (
+        Hit(passage, ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row))
+        for row, passage in zip(ids, passages, strict=True)
+    )
+    return Found(tuple(hits), query.remarks)
 
 
 @dataclass(frozen=True)
@@ -333,17 +298,9 @@ class _Ranked:
     """Rows in their order, with their scores."""
 
     ids: list[int]
-    scores: Mapping[int, float]
-    words: Mapping[int, float]
-    meaning: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class PassageTitle:
-    """The parts of a passage that are compared."""
-
-    title: str
-    text: str
+    scores: Ranking
+    words: Ranking
+    meaning: Ranking
 
 
 @dataclass(frozen=True)
@@ -351,7 +308,8 @@ class ComparedPassages:
     """A message with the candidates that the reranker compares."""
 
     message: RerankQuery
-    found: Candidates
+    words: Ranking
+    """BM25 scores for the message"""
     ids: list[int]
     """Ids of the compared candidates, the best by fusion first"""
     others: list[int]
@@ -363,171 +321,77 @@ class ComparedPassages:
 
 
 def compare(
-    opened: Opened,
-    reranker: Reranker,
-    asked: Query,
-    k: int = 10,
-    where: str | None = None,
-    per_document: int | None = 1,
-    most: int = CANDIDATES,
+    opened: Opened, query: Query, k: int = 10, where: str | None = None, per_document: int | None = 1
 ) -> ComparedPassages:
     """Return the candidates; all texts of the question are embedded at once, and all candidates are read at once."""
-    message = reranker.asked(asked.message)
+    message = opened.reranker.prepare(query.message)
+    rows, most = opened.rows, max(CANDIDATES, k)
+    # The whole message, and its question.
+    vectors = message.vectors[: 1 if message.focused.query == message.corrected else 2]
+    texts = dict.fromkeys([message.corrected, message.expanded])
     with storage.readable(opened.place):
-        search = Search(
-            opened.rows,
-            lambda text, most: _by_words(opened, text, where, most),
-            lambda vector, most: _by_meaning(opened, vector, where, most),
-            lambda jobs: _together(opened, jobs),
-            where,
-        )
-        found = candidates(message, search, reranker, most, asked.words if asked.reworded else None)
-        ids = found.ids if per_document is None else _few_of_each(found.ids, opened.rows, per_document)
+        searches = [partial(rows.by_words, text, most, where) for text in texts]
+        found = rows.together([*searches, *(partial(rows.by_meaning, vector, most, where) for vector in vectors)])
+        rankings = [[[row] for row in ranking] for ranking in found[: len(texts)]]
+        titles = opened.reranker.title_vectors.nearest(vectors, most)
+        for ranking, numbers in zip(found[len(texts) :], titles, strict=True):
+            rankings += [[[row] for row in ranking], rows.of_titles(numbers, where)]
+        ids = _limited(list(reciprocal_rank(rankings)), rows, per_document)
         few = max(RERANKED, k)
-        passages, vectors = _briefly(opened, ids[:few])
-    return ComparedPassages(message, found, ids[:few], ids[few:], passages, vectors)
+        passages, passage_vectors = rows.titles_and_vectors(ids[:few])
+    return ComparedPassages(message, found[0], ids[:few], ids[few:], passages, passage_vectors)
 
 
-def _reranked(there: ComparedPassages, reranker: Reranker) -> _Ranked:
-    scores = reranker.score(there.message, there.passages, there.vectors)
+def _reranked(compared: ComparedPassages, reranker: Reranker) -> _Ranked:
+    scores = reranker.score(compared.message, compared.passages, compared.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
     # A long message is far from every passage; its question is not.
-    cosines = (there.vectors @ there.message.vectors[:2].T).max(axis=1).tolist()
+    cosines = (compared.vectors @ compared.message.vectors[:2].T).max(axis=1).tolist()
     return _Ranked(
-        [*(there.ids[place] for place in ordered(scores)), *there.others],
-        dict(zip(there.ids, scores.tolist(), strict=True)) | dict.fromkeys(there.others, lowest),
-        there.found.words,
-        dict(zip(there.ids, cosines, strict=True)),
+        [*(compared.ids[place] for place in np.argsort(-scores, kind="stable")), *compared.others],
+        dict(zip(compared.ids, scores.tolist(), strict=True)) | dict.fromkeys(compared.others, lowest),
+        compared.words,
+        dict(zip(compared.ids, cosines, strict=True)),
     )
 
 
 def _fused(
     opened: Opened,
-    embedder: Embedder,
-    asked: Query,
+    encoder: SentenceEncoder,
+    text: str,
+    k: int,
     where: str | None,
     mode: Mode,
-    weights: Mapping[str, float] | None,
     per_document: int | None,
-    most: int,
 ) -> _Ranked:
     """Return the ranking by one part, or by both combined."""
-    jobs: dict[str, Callable[[], dict[int, float]]] = {}
+    rows, most = opened.rows, max(CANDIDATES, k)
+    searches: dict[str, Callable[[], Ranking]] = {}
     if mode != "meaning":
-        jobs["words"] = partial(_by_words, opened, asked.words, where, most)
+        searches["words"] = partial(rows.by_words, text, most, where)
     if mode != "words":
-        jobs["meaning"] = partial(_by_meaning, opened, embedder.embed([asked.meaning])[0], where, most)
+        searches["meaning"] = partial(rows.by_meaning, encoder.encode([text])[0], most, where)
     with storage.readable(opened.place):
-        parts = dict(zip(jobs, _together(opened, list(jobs.values())), strict=True))
-    if len(parts) == 1:
-        scores = next(iter(parts.values()))
-    else:
-        scores = reciprocal_rank({name: list(found) for name, found in parts.items()}, {**WEIGHTS, **(weights or {})})
-    chosen = list(scores) if per_document is None else _few_of_each(list(scores), opened.rows, per_document)
-    return _Ranked(chosen, scores, parts.get("words", {}), parts.get("meaning", {}))
+        found = rows.together(list(searches.values()))
+    scores = found[0] if len(found) == 1 else reciprocal_rank([[row] for row in ranking] for ranking in found)
+    parts = dict(zip(searches, found, strict=True))
+    return _Ranked(_limited(list(scores), rows, per_document), scores, parts.get("words", {}), parts.get("meaning", {}))
 
 
-def _hits(opened: Opened, ranked: _Ranked, k: int, diversity: float) -> tuple[Hit, ...]:
-    with storage.readable(opened.place):
-        ids = _apart(opened, ranked.ids, ranked.scores, k, diversity) if diversity else ranked.ids[:k]
-        passages = read(opened, ids)
-    return tuple(Hit(passages[row], ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row)) for row in ids)
-
-
-def _by_words(opened: Opened, text: str, where: str | None, most: int) -> dict[int, float]:
-    """Return row and BM25 of the best passages, the best first."""
-    if opened.rows.postings is not None:
-        return opened.rows.by_words(text, most, where)
-    asked = (
-        opened.table.search(text, query_type="fts", fts_columns=storage.SEARCHED).select(["_score"]).with_row_id(True)
-    )
-    found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
-    return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
-
-
-def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
-    """Return row and cosine of the nearest passages, the nearest first."""
-    if opened.rows.near is not None:
-        return opened.rows.by_meaning(vector, most, where)
-    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
-    asked = asked.nprobes(PROBES).refine_factor(REFINE)
-    found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
-    return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
-
-
-def _together(opened: Opened, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Return the result of each job; they run in parallel if LanceDB does them, which releases the GIL."""
-    if opened.rows.near is not None:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        return list(pool.map(lambda job: job(), jobs))
-
-
-def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
-    # Break ties by row, so that the same question always gives the same hits.
-    return dict(sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _few_of_each(ids: Sequence[int], rows: Rows, most: int) -> list[int]:
-    seen: Counter[int] = Counter()
+def _limited(ids: list[int], rows: Rows, per_document: int | None) -> list[int]:
+    """Return the first rows of each document, up to `per_document`."""
+    if per_document is None:
+        return ids
+    count: Counter[int] = Counter()
     kept: list[int] = []
     for row, document in zip(ids, rows.documents[rows.places(ids)].tolist(), strict=True):
-        seen[document] += 1
-        if seen[document] <= most:
+        count[document] += 1
+        if count[document] <= per_document:
             kept.append(row)
     return kept
 
 
-def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: int, diversity: float) -> list[int]:
-    best = list(rows[: max(4 * k, 20)])
-    if not best:
-        return []
-    vectors = _briefly(opened, best)[1] if opened.rows.near is None else opened.rows.vectors(best)
-    return [best[n] for n in marginal_relevance([scores[row] for row in best], vectors, k, diversity)]
-
-
-def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[PassageTitle], Vectors]:
-    """Return the compared parts of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
-    if not ids:
-        return [], np.zeros((0, opened.dimension), dtype=np.float32)
-    if opened.rows.near is not None:
-        return [PassageTitle(**row) for row in opened.rows.columns(ids, ("title", "text"))], opened.rows.vectors(ids)
-    found = opened.table.take_row_ids(list(ids)).select(["title", "text", storage.VECTOR]).with_row_id().to_arrow()
-    place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
-    order = [place[row] for row in ids]
-    briefs = list(map(PassageTitle, found["title"].to_pylist(), found["text"].to_pylist()))
-    vectors = np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))[order]
-    return [briefs[number] for number in order], vectors
-
-
-def read(opened: Opened, ids: Sequence[int]) -> dict[int, IndexedPassage]:
-    """Return the passages of these rows."""
-    if not ids:
-        return {}
-    if opened.rows.near is not None:
-        kept = opened.rows.columns(ids, storage.COLUMNS)
-        return {row: IndexedPassage(**columns) for row, columns in zip(ids, kept, strict=True)}
-    found = opened.table.take_row_ids(list(ids)).select(list(storage.COLUMNS)).with_row_id().to_arrow().to_pylist()
-    return {row.pop("_rowid"): IndexedPassage(**row) for row in found}
-
-
-def _check(
-    k: int,
-    mode: str,
-    per_document: int | None,
-    diversity: float,
-    candidates: int | None,
-    weights: Mapping[str, float] | None,
-) -> None:
-    if mode not in get_args(Mode):
-        raise DataError(f"mode {mode!r} must be one of {', '.join(get_args(Mode))}.")
-    for name, number in (("k", k), ("per_document", per_document), ("candidates", candidates)):
-        if number is not None and not 1 <= number <= MOST_HITS:
-            raise DataError(f"{name} is {number}; it must be from 1 to {MOST_HITS:,}.")
-    if not 0 <= diversity <= 1:
-        raise DataError(f"diversity is {diversity}; it must be from 0 (by score only) to 1.")
-    for name, weight in (weights or {}).items():
-        if name not in WEIGHTS or not 0 <= weight < float("inf"):
-            raise DataError(
-                f"weights: {name} {weight} must be one of {', '.join(WEIGHTS)}, with a number of at least 0."
-            )
+def _diverse(rows: Rows, ranked: _Ranked, k: int, diversity: float) -> list[int]:
+    best = ranked.ids[: max(4 * k, 20)]
+    scores, (_, vectors) = [ranked.scores[row] for row in best], rows.titles_and_vectors(best)
+    return [best[number] for number in marginal_relevance(scores, vectors, k, diversity)]

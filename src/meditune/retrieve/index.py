@@ -17,6 +17,7 @@ from typing import Any
 
 from meditune import __version__
 from meditune.errors import DataError, ModelError
+from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder, load_encoder
 from meditune.retrieve import bm25, collections, hybrid_search, reranker, storage, topics
 from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.collections import Collection, find_library
@@ -24,7 +25,6 @@ from meditune.retrieve.hybrid_search import Found, Opened, Rows
 from meditune.retrieve.query_understanding import row_filter
 from meditune.retrieve.reranker import Knowledge
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
-from meditune.retrieve.vector_search import Embedder, Identity, embedder
 
 TABLE = "passages-"
 """Prefix of table names, followed by a number"""
@@ -52,16 +52,16 @@ class Manifest:
     updated: str
     versions: dict[str, str]
     knowledge: str = ""
-    """The file of the reranker's knowledge; empty in an index made before it existed"""
+    """The file of the reranker's knowledge"""
     words: str = ""
-    """The file of the BM25 postings; empty in large or old indexes, which LanceDB searches"""
+    """The file of the BM25 postings; empty in large indexes, which LanceDB searches"""
 
     @property
     def restricted(self) -> list[str]:
         """Sources whose licence forbids sharing them."""
         return [name for name, source in self.sources.items() if source["restricted"]]
 
-    def check_embedder(self, identity: Identity, place: IndexStorage) -> None:
+    def check_encoder(self, identity: EncoderIdentity, place: IndexStorage) -> None:
         """Raise ModelError if questions would be embedded by a different model from the index's."""
         mine = (self.embedding["space"], self.embedding["dimension"])
         if mine != (identity.space, identity.dimension):
@@ -95,15 +95,15 @@ def read(place: IndexStorage) -> Manifest:
         ) from error
 
 
-def tables_of(place: IndexStorage, there: Sequence[str]) -> tuple[str | None, str]:
+def tables_of(place: IndexStorage, existing: Sequence[str]) -> tuple[str | None, str]:
     """Return the table in use (None without one), and the one that a build fills: the next, which may already exist.
 
-    If the manifest cannot be read, the build fills a table that isn't in `there`, since any of them may be damaged.
+    If the manifest cannot be read, the build fills a table that isn't in `existing`, since any of them may be damaged.
     """
     try:
         value = place.read(MANIFEST)
     except DataError:
-        return None, _after(there)
+        return None, _after(existing)
     if value is None:
         return None, _after([])
     name = str(value.get("table"))
@@ -116,7 +116,7 @@ def _after(names: Sequence[str]) -> str:
 
 
 def describe(
-    table: Any, name: str, collections: Sequence[Collection], identity: Identity, before: Manifest | None
+    table: Any, name: str, collections: Sequence[Collection], identity: EncoderIdentity, before: Manifest | None
 ) -> Manifest:
     """Return the manifest of the table's current version."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -126,25 +126,25 @@ def describe(
     for batch in storage.scan(table, ["id", "document", "source", "licence", "restricted", storage.DIGEST]):
         for row in batch.to_pylist():
             digests.append(f"{row['id']} {row[storage.DIGEST]}")
-            said = sources.setdefault(
+            entry = sources.setdefault(
                 row["source"], {"passages": 0, "documents": 0, "licences": set(), "restricted": False}
             )
-            said["passages"] += 1
-            said["licences"].add(row["licence"])
-            said["restricted"] |= row["restricted"]
+            entry["passages"] += 1
+            entry["licences"].add(row["licence"])
+            entry["restricted"] |= row["restricted"]
             documents.setdefault(row["source"], set()).add(
                 hashlib.blake2b(row["document"].encode(), digest_size=8).digest()
             )
-    for source, said in sources.items():
-        said["documents"] = len(documents[source])
+    for source, entry in sources.items():
+        entry["documents"] = len(documents[source])
         # PubMed's publishers word their claims differently; a few show which kinds there are.
-        said["licences"] = sorted(said["licences"])[:20]
+        entry["licences"] = sorted(entry["licences"])[:20]
     return Manifest(
         format=storage.FORMAT,
         table=name,
         version=table.version,
         passages=len(digests),
-        documents=sum(said["documents"] for said in sources.values()),
+        documents=sum(entry["documents"] for entry in sources.values()),
         content=hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest(),
         embedding=before.embedding if before else identity.as_dict(),
         sources=dict(sorted(sources.items())),
@@ -164,7 +164,7 @@ def learn_topics(
     table: Any,
     read: Sequence[Collection],
     together: Sequence[Collection],
-    embedder: Embedder,
+    encoder: SentenceEncoder,
     before: Manifest | None,
 ) -> str:
     """Write a file with the knowledge in the titles of the table's passages; return its name.
@@ -172,12 +172,12 @@ def learn_topics(
     `read` are the collections that were just read for it, `together` all collections of the index. Titles that the
     index of `before` knew aren't embedded again.
     """
-    space = embedder.identity.space
+    space = encoder.identity.space
     known = load(place, before, space) if before else None
     titles = (title for batch in storage.scan(table, ["title"]) for title in batch["title"].to_pylist())
-    made = reranker.make(titles, embedder.embed, space, _names(read, together, known), known)
+    new = reranker.make(titles, encoder.encode, space, _names(read, together, known), known)
     name = f"{KNOWLEDGE}{table.name}-{table.version}.npz"
-    place.put(name, reranker.as_bytes(made))
+    place.put(name, reranker.as_bytes(new))
     return name
 
 
@@ -185,19 +185,15 @@ def learn_words(place: IndexStorage, table: Any) -> str:
     """Write a file with the table's BM25 postings; return its name, or "" if LanceDB searches a large table."""
     if storage.is_approximate(table):
         return ""
-    there = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
-    texts = there.sort_by("_rowid")[storage.SEARCHED]
+    rows = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
+    texts = rows.sort_by("_rowid")[storage.SEARCHED]
     name = f"{WORDS}{table.name}-{table.version}.npz"
     place.put(name, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
     return name
 
 
-def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge | None:
-    """Return the reranker's knowledge of an index, or None in an old one. Raises DataError if the file is missing or
-    damaged.
-    """
-    if not manifest.knowledge:
-        return None
+def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
+    """Return the reranker's knowledge of an index. Raises DataError if the file is missing or damaged."""
     return reranker.read(place.get(manifest.knowledge), f"{place.name}/{manifest.knowledge}", space)
 
 
@@ -210,11 +206,11 @@ def load_words(place: IndexStorage, manifest: Manifest) -> BM25Index | None:
     return bm25.read(place.get(manifest.words), f"{place.name}/{manifest.words}", manifest.passages)
 
 
-def remove_unused(place: IndexStorage, made: Manifest, old: str | None) -> None:
+def remove_unused(place: IndexStorage, new: Manifest, old: str | None) -> None:
     """Delete files that belong neither to this version nor to the `old` table, which readers may just be opening."""
     for kind in (KNOWLEDGE, WORDS):
         for name in place.files(kind):
-            if name not in (made.knowledge, made.words) and not (old and name.startswith(f"{kind}{old}-")):
+            if name not in (new.knowledge, new.words) and not (old and name.startswith(f"{kind}{old}-")):
                 place.remove(name)
 
 
@@ -234,28 +230,28 @@ class Index:
     It can be searched from several threads.
     """
 
-    def __init__(self, where: IndexStorage, embedding: Embedder | None = None) -> None:
+    def __init__(self, where: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
         self.place = where
         self.manifest = read(where)
-        self.embedder = embedding or embedder(self.manifest.embedding["name"])
-        self.manifest.check_embedder(self.embedder.identity, where)
+        self.encoder = embedding or load_encoder(self.manifest.embedding["name"])
+        self.manifest.check_encoder(self.encoder.identity, where)
         self.opened = self._open()
 
     @classmethod
-    def open(cls, where: Path | str, embedding: str | Embedder | None = None) -> Index:
+    def open(cls, where: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
         """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
         Raises DataError if there is none or it is damaged, ModelError if the embedding model is unavailable or not the
         index's.
         """
-        return cls(index_storage(where), embedder(embedding) if isinstance(embedding, str) else embedding)
+        return cls(index_storage(where), load_encoder(embedding) if isinstance(embedding, str) else embedding)
 
     def refresh(self) -> bool:
         """Switch to the newest version; return whether there was a newer one."""
         newest = read(self.place)
         if newest == self.manifest:
             return False
-        newest.check_embedder(self.embedder.identity, self.place)
+        newest.check_encoder(self.encoder.identity, self.place)
         old, self.manifest = self.manifest, newest
         try:
             self.opened = self._open()
@@ -266,15 +262,13 @@ class Index:
 
     def search(self, question: str, k: int = 10, **options: Any) -> Found:
         """Return the most relevant passages; `options` are those of `hybrid_search.search`."""
-        return hybrid_search.search(self.opened, self.embedder, question, k, **options)
+        return hybrid_search.search(self.opened, self.encoder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
         """Return all passages of a document in order, as their columns."""
         with storage.readable(self.place):
-            found = (
-                self.opened.table.search().where(f"document = {storage.quoted(document)}").select(list(storage.COLUMNS))
-            )
-            rows: list[dict[str, Any]] = found.limit(100_000).to_list()
+            query = self.opened.rows.table.search().where(f"document = {storage.quoted(document)}")
+            rows: list[dict[str, Any]] = query.select(list(storage.COLUMNS)).limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
@@ -283,10 +277,8 @@ class Index:
         """
         where = row_filter(tuple(self.manifest.sources), sources, None, None)
         with storage.readable(self.place):
-            table = storage.connect(self.place).open_table(self.manifest.table)
-            table.checkout(self.manifest.version)
-            asked = table.search().select(["document", "text"]).limit(self.manifest.passages)
-            for batch in (asked.where(where) if where else asked).to_batches(1000):
+            query = self.opened.rows.table.search().select(["document", "text"]).limit(self.manifest.passages)
+            for batch in (query.where(where) if where else query).to_batches(1000):
                 yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
     def _open(self) -> Opened:
@@ -294,15 +286,8 @@ class Index:
             table = storage.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             storage.verify(table, self.manifest.passages)
-        known = load(self.place, self.manifest, self.embedder.identity.space)
+        known = load(self.place, self.manifest, self.encoder.identity.space)
         words = load_words(self.place, self.manifest)
         with storage.readable(self.place):
-            rows = Rows(table, known.titles if known else (), not storage.is_approximate(table), words)
-        return Opened(
-            self.place,
-            table,
-            rows,
-            tuple(self.manifest.sources),
-            self.embedder.identity.dimension,
-            known.reranker(self.embedder.embed) if known else None,
-        )
+            rows = Rows(table, known.titles, not storage.is_approximate(table), words)
+        return Opened(self.place, rows, tuple(self.manifest.sources), known.reranker(self.encoder.encode))

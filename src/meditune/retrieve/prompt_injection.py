@@ -29,7 +29,7 @@ from urllib.parse import unquote
 import yaml
 
 from meditune.config.data_options import PromptFormat
-from meditune.data.quality.rules import is_health_word
+from meditune.data.quality.quality_filters import is_health_word
 from meditune.text import sentences
 
 RULES = Path(__file__).with_name("prompt_injection.yaml")

@@ -25,42 +25,26 @@ _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 class Query:
     """A search query."""
 
-    words: str
-    """The text for BM25"""
-    meaning: str
-    """The text for vector search"""
+    text: str
+    """The text in one line"""
     message: str
     """The text for the reranker, with its lines, since the first one may be a subject"""
-    reworded: bool = False
-    """True if the words to search for aren't those of the message"""
     remarks: tuple[str, ...] = ()
     """Remarks for the user about how the question was read"""
 
 
-def build_query(question: str, words: str | None = None, meaning: str | None = None) -> Query:
-    """Return the query of a question; `words` and `meaning` override its text for either part. Raises DataError if it
-    is empty.
-    """
-    remarks: list[str] = []
-    said = [" ".join(text.split()) for text in (question, words or question, meaning or question)]
-    if not re.search(r"\w", said[0]):
+def build_query(question: str) -> Query:
+    """Return the query of a question. Raises DataError if it is empty."""
+    lines = [" ".join(line.split()) for line in question.splitlines()]
+    text = " ".join(question.split())
+    if not re.search(r"\w", text):
         raise DataError("The question is empty: it has no letters and no digits. Enter a question in words.")
-    if len(said[0]) > MOST_CHARACTERS:
-        remarks.append(
-            f"The question has {len(said[0]):,} characters; only the first {MOST_CHARACTERS:,} were used for the "
-            "search."
+    remarks: tuple[str, ...] = ()
+    if len(text) > MOST_CHARACTERS:
+        remarks = (
+            f"The question has {len(text):,} characters; only the first {MOST_CHARACTERS:,} were used for the search.",
         )
-    return Query(
-        said[1][:MOST_CHARACTERS],
-        said[2][:MOST_CHARACTERS],
-        _by_lines(meaning or question)[:MOST_CHARACTERS],
-        words is not None,
-        tuple(remarks),
-    )
-
-
-def _by_lines(text: str) -> str:
-    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+    return Query(text[:MOST_CHARACTERS], "\n".join(filter(None, lines))[:MOST_CHARACTERS], remarks)
 
 
 def row_filter(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:

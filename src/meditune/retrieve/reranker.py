@@ -24,15 +24,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError, ModelError
+from meditune.models.sentence_encoder import Vectors
 from meditune.retrieve import topics
+from meditune.retrieve.bm25 import term_score
 from meditune.retrieve.query_understanding import QueryFocus, query_focus
-from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.topics import Synonyms, key, says, words
-from meditune.retrieve.vector_search import Embed, TitleVectors, Vectors
+from meditune.retrieve.vector_search import Encode, TitleVectors
 from meditune.text import sentences
 
-SATURATION, LENGTH = 1.2, 0.6
-"""BM25's k1 and b"""
+FITTED: dict[str, float] = {
+    "whole_near_title": 2.784,
+    "asked_near_title": 4.176,
+    "sentence_near_title": 3.676,
+    "words": 1.572,
+    "names": 0.922,
+    "names_in_title": 1.831,
+    "whole_near_passage": 5.992,
+}
+"""Weights of features, fitted by `python benchmarks/retrieval.py --fit` on questions that are in no test set"""
+CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3}
+"""Chosen by hand: fitted on questions labelled by topic and kind, these weights are too high for other questions"""
+WEIGHTS = FITTED | CHOSEN
+SIBLINGS = 0.3
+"""Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1"""
+LENGTH = 0.6
+"""BM25's b"""
 USUAL_LENGTH = 150.0
 """Length in words of a passage whose score isn't changed for its length"""
 LETTERS = 1500
@@ -45,37 +61,25 @@ def split(text: str) -> list[str]:
     return text[:LETTERS].casefold().translate(_BETWEEN).split()
 
 
-@dataclass(frozen=True)
-class WordCounts:
-    """The counts of some words in a text, and its length in words."""
-
-    there: Counter[str]
-    words: int
-
-
-def count_words(asked: Iterable[str], texts: Iterable[str]) -> list[WordCounts]:
-    """Return the counts of the asked words (without plural endings) in each text; plural endings in the text are
-    ignored.
-    """
-    # Only the asked words are counted: reducing all words of 100 passages to the singular takes 10 ms.
-    meant = {f"{word}{ending}": word for word in asked for ending in ("s", "")}
+def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counter[str], int]]:
+    """Return the counts of the query's words (without plural endings) in each text, and the text's length in words."""
+    # Only the query's words are counted: reducing all words of 100 passages to the singular takes 10 ms.
+    singular = {f"{word}{ending}": word for word in query for ending in ("s", "")}
     divided = map(split, texts)
-    return [WordCounts(Counter([meant[word] for word in text if word in meant]), len(text)) for text in divided]
+    return [(Counter([singular[word] for word in text if word in singular]), len(text)) for text in divided]
 
 
-def overlap(question: str, texts: Sequence[WordCounts], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
-    """Return (n,) BM25 of each text for the question's words, relative to the highest; zeros if no word matches."""
-    asked = {word: says(word) for word in set(words(question))}
-    found = np.array([_score(asked, text, usual) for text in texts])
-    highest = found.max(initial=0.0)
-    return found / highest if highest else found
-
-
-def _score(asked: Mapping[str, float], text: WordCounts, usual: float) -> float:
-    longer = SATURATION * (1 - LENGTH + LENGTH * text.words / usual)
-    return sum(
-        asked[word] * count * (SATURATION + 1) / (count + longer) for word, count in text.there.items() if word in asked
+def overlap(query: str, texts: Sequence[tuple[Counter[str], int]], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
+    """Return (n,) BM25 of each text for the query's words, relative to the highest; zeros if no word matches."""
+    rarity = {word: says(word) for word in words(query)}
+    scores = np.array(
+        [
+            sum(term_score(rarity[word], n, length, usual, LENGTH) for word, n in counts.items() if word in rarity)
+            for counts, length in texts
+        ]
     )
+    highest = scores.max(initial=0.0)
+    return scores / highest if highest else scores
 
 
 FEWEST_WORDS = 3
@@ -127,24 +131,24 @@ class Reranker:
         self,
         synonyms: Synonyms,
         title_vectors: TitleVectors,
-        embed: Embed,
+        encode: Encode,
         weights: Mapping[str, float] = WEIGHTS,
         siblings: float = SIBLINGS,
     ) -> None:
         self.synonyms = synonyms
         self.title_vectors = title_vectors
-        self.embed = embed
+        self.encode = encode
         self.weights = weights
         self.siblings = siblings
 
-    def asked(self, question: str) -> RerankQuery:
+    def prepare(self, question: str) -> RerankQuery:
         """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= FEWEST_WORDS]
         texts = [corrected, focused.query, *(parts[:MOST_SENTENCES] or [corrected])]
         once = list(dict.fromkeys(texts))
-        vectors = dict(zip(once, self.embed(once), strict=True))
+        vectors = dict(zip(once, self.encode(once), strict=True))
         expanded = self.synonyms.expand(focused.query)
         return RerankQuery(corrected, focused, expanded, np.array([vectors[text] for text in texts], dtype=np.float32))
 
@@ -157,8 +161,8 @@ class Reranker:
         """
         if not passages:
             return np.zeros(0)
-        seen = self.features(question, passages, vectors)
-        total = np.sum([self.weights[name] * seen[name] for name in seen], axis=0)
+        features = self.features(question, passages, vectors)
+        total = np.sum([self.weights[name] * features[name] for name in features], axis=0)
         same: dict[str, list[int]] = defaultdict(list)
         for index, passage in enumerate(passages):
             same[key(topics.read(passage.title).topic) or f"#{index}"].append(index)
@@ -173,40 +177,40 @@ class Reranker:
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> dict[str, Scores]:
         """Return the features of the score: (n,) each, with the names of the weights."""
-        asked = self.asked(question) if isinstance(question, str) else question
-        whole = [f"{passage.title}\n{passage.text}" for passage in passages]
+        query = self.prepare(question) if isinstance(question, str) else question
+        texts = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
         headlines = [headline(passage) for passage in passages]
-        searched = set(words(asked.corrected)) | set(words(asked.expanded))
-        counts, in_titles = count_words(searched, whole), count_words(searched, headlines)
-        near = (self._headlines(headlines, vectors) @ asked.vectors.T).astype(float)
-        said = {word for text in (asked.corrected, asked.focused.query) for word in words(text)}
-        said |= {word for mention in asked.focused.mentions for word in mention.name.split()}
-        seen = {
+        searched = dict.fromkeys([*words(query.corrected), *words(query.expanded)])
+        counts, in_titles = count_words(searched, texts), count_words(searched, headlines)
+        near = (self._headlines(headlines, vectors) @ query.vectors.T).astype(float)
+        message_words = {word for text in (query.corrected, query.focused.query) for word in words(text)}
+        message_words |= {word for mention in query.focused.mentions for word in mention.name.split()}
+        features = {
             "whole_near_title": near[:, 0],
             "asked_near_title": near[:, 1],
             "sentence_near_title": near[:, 2:].max(axis=1),
-            "words": overlap(asked.corrected, counts),
-            "names": overlap(asked.expanded, counts),
-            "names_in_title": overlap(asked.expanded, in_titles, TITLE_LENGTH),
+            "words": overlap(query.corrected, counts),
+            "names": overlap(query.expanded, counts),
+            "names_in_title": overlap(query.expanded, in_titles, TITLE_LENGTH),
             "topic_named": np.array(
                 [
-                    _share(said, title.topic)
+                    _share(message_words, title.topic)
                     if title.topic
-                    else _share(set(words(text[:LETTERS])), asked.focused.query)
-                    for title, text in zip(read, whole, strict=True)
+                    else _share(set(words(text[:LETTERS])), query.focused.query)
+                    for title, text in zip(read, texts, strict=True)
                 ]
             ),
-            "kind_asked": np.array([float(title.kind in asked.focused.kinds) for title in read]),
+            "kind_asked": np.array([float(title.kind in query.focused.kinds) for title in read]),
         }
         if vectors is not None:
-            seen["whole_near_passage"] = (vectors @ asked.vectors[0]).astype(float)
-        return seen
+            features["whole_near_passage"] = (vectors @ query.vectors[0]).astype(float)
+        return features
 
     def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
         """Return the titles' vectors; unknown titles use their passage's vector, so only the question is embedded."""
         if vectors is None:
-            return self.title_vectors.of(headlines, self.embed)
+            return self.title_vectors.of(headlines, self.encode)
         places = [self.title_vectors.place(headline) for headline in headlines]
         made = np.array(vectors)
         known = [index for index, place in enumerate(places) if place is not None]
@@ -215,11 +219,11 @@ class Reranker:
         return made
 
 
-def _share(said: set[str], text: str) -> float:
-    """Return the share of a text's words that occur in `said`, weighted by how informative they are."""
+def _share(message_words: set[str], text: str) -> float:
+    """Return the share of a text's words that occur in `message_words`, weighted by how informative they are."""
     weights = _weights(text)
     total = sum(weights.values())
-    return sum(weight for word, weight in weights.items() if word in said) / total if total else 0.0
+    return sum(weight for word, weight in weights.items() if word in message_words) / total if total else 0.0
 
 
 @lru_cache(maxsize=65536)
@@ -244,15 +248,15 @@ class Knowledge:
     """(titles, size), of length 1"""
     thesaurus: Names = ()
 
-    def reranker(self, embed: Embed) -> Reranker:
-        """Return a reranker with this knowledge; `embed` must belong to the same model."""
+    def reranker(self, encode: Encode) -> Reranker:
+        """Return a reranker with this knowledge; `encode` must belong to the same model."""
         groups = [*(topics.read(title).names for title in self.titles), *self.thesaurus]
-        return Reranker(Synonyms(groups), TitleVectors(self.titles, self.vectors), embed)
+        return Reranker(Synonyms(groups), TitleVectors(self.titles, self.vectors), encode)
 
 
 def make(
-    some: Iterable[str],
-    embed: Embed,
+    titles: Iterable[str],
+    encode: Encode,
     model: str,
     thesaurus: Iterable[Sequence[str]] = (),
     before: Knowledge | None = None,
@@ -261,14 +265,14 @@ def make(
 
     `thesaurus` holds topics with their other names (`topics.of_medquad`). Empty titles are ignored.
     """
-    once = tuple(title for title in dict.fromkeys(some) if title)
+    distinct = tuple(title for title in dict.fromkeys(titles) if title)
     names = tuple(tuple(group) for group in thesaurus)
-    if len(once) > MOST_TITLES:
-        once = ()
+    if len(distinct) > MOST_TITLES:
+        distinct = ()
     known = TitleVectors(before.titles, before.vectors) if before and before.model == model else None
-    if not once:
+    if not distinct:
         return Knowledge(model, (), np.zeros((0, 0), dtype=np.float32), names)
-    return Knowledge(model, once, known.of(once, embed) if known else embed(once), names)
+    return Knowledge(model, distinct, known.of(distinct, encode) if known else encode(distinct), names)
 
 
 def as_bytes(known: Knowledge) -> bytes:
@@ -292,20 +296,21 @@ def read(data: bytes | None, name: str, model: str) -> Knowledge:
         if data is None:
             raise ValueError("there is no such file")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            said: dict[str, Any] = {
+            values: dict[str, Any] = {
                 part: json.loads(stored[part].tobytes()) for part in ("model", "titles", "thesaurus")
             }
             vectors = stored["vectors"].astype(np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{name}: the reranker's data is missing or damaged ({error}). {REBUILD}") from error
-    if said["model"] != model:
+    if values["model"] != model:
         raise ModelError(
-            f"{name} was made with the embedding model {said['model']}, but {model} gives different vectors. {REBUILD}"
+            f"{name} was made with the embedding model {values['model']}, but {model} gives different vectors. "
+            f"{REBUILD}"
         )
-    if len(vectors) != len(said["titles"]):
-        raise DataError(f"{name}: {len(said['titles']):,} titles but {len(vectors):,} vectors. {REBUILD}")
+    if len(vectors) != len(values["titles"]):
+        raise DataError(f"{name}: {len(values['titles']):,} titles but {len(vectors):,} vectors. {REBUILD}")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9) if len(vectors) else 1.0
-    return Knowledge(model, tuple(said["titles"]), vectors, tuple(map(tuple, said["thesaurus"])))
+    return Knowledge(model, tuple(values["titles"]), vectors, tuple(map(tuple, values["thesaurus"])))
 
 
 REBUILD = "Build the index again with `meditune index build --replace`."

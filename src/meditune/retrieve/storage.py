@@ -12,59 +12,74 @@ import os
 import socket
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from meditune.errors import DataError, ModelError, install_command
-from meditune.files import read_json, write_bytes, write_json
+from meditune.files import write_bytes
 from meditune.retrieve.documents.document import IndexedPassage
 
 MANIFEST = "index.json"
 TABLES = "tables"
 
 
-class IndexStorage(Protocol):
+class IndexStorage(ABC):
     """The interface of both kinds of storage."""
 
-    @property
-    def name(self) -> str:
-        """The name, as given by the user."""
-
-    @property
-    def tables(self) -> str:
-        """The location of LanceDB's tables."""
-
-    @property
-    def options(self) -> dict[str, str] | None:
-        """LanceDB's storage options."""
+    name: str
+    """The name, as given by the user"""
+    tables: str
+    """The location of LanceDB's tables"""
+    options: dict[str, str] | None = None
+    """LanceDB's storage options"""
 
     def read(self, file: str) -> dict[str, Any] | None:
         """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
+        data = self.get(file)
+        if data is None:
+            return None
+        where = f"{self.name}/{file}"
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise DataError(f"{where}: not valid JSON ({error}). Build the index again.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}. Build the index again.")
+        return value
 
     def write(self, file: str, value: dict[str, Any]) -> None:
         """Write a JSON object to a file atomically: readers see the old content or the new one."""
+        self.put(file, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
+    @abstractmethod
     def get(self, file: str) -> bytes | None:
         """Return a file's bytes, or None if there is none."""
 
+    @abstractmethod
     def put(self, file: str, data: bytes) -> None:
         """Write bytes to a file atomically."""
 
+    @abstractmethod
     def remove(self, file: str) -> None:
         """Delete a file if it exists."""
 
+    @abstractmethod
     def files(self, start: str) -> list[str]:
         """Return the names of files with this prefix."""
 
+    @abstractmethod
     def writing(self) -> AbstractContextManager[None]:
         """Lock the index for writing during a block. Raises DataError if another process has the lock."""
 
+    @abstractmethod
     def unlock(self) -> str:
         """Release the lock that a killed process left; return what was done."""
 
@@ -76,90 +91,48 @@ def index_storage(where: str | Path) -> IndexStorage:
     return FolderStorage(Path(where))
 
 
-class FolderStorage:
+class FolderStorage(IndexStorage):
     """A folder on this machine."""
 
-    options = None
-
     def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        """The name, as given by the user."""
-        return str(self.path)
-
-    @property
-    def tables(self) -> str:
-        """The location of LanceDB's tables."""
-        return str(self.path / TABLES)
-
-    def read(self, file: str) -> dict[str, Any] | None:
-        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
-        path = self.path / file
-        return checked(read_json(path), str(path)) if path.is_file() else None
-
-    def write(self, file: str, value: dict[str, Any]) -> None:
-        """Write a JSON object to a file atomically."""
-        write_json(self.path / file, value)
+        self.path, self.name, self.tables = path, str(path), str(path / TABLES)
 
     def get(self, file: str) -> bytes | None:
-        """Return a file's bytes, or None if there is none."""
+        """See IndexStorage."""
         path = self.path / file
         return path.read_bytes() if path.is_file() else None
 
     def put(self, file: str, data: bytes) -> None:
-        """Write bytes to a file atomically."""
+        """See IndexStorage."""
         write_bytes(self.path / file, data)
 
     def remove(self, file: str) -> None:
-        """Delete a file if it exists."""
+        """See IndexStorage."""
         (self.path / file).unlink(missing_ok=True)
 
     def files(self, start: str) -> list[str]:
-        """Return the names of files with this prefix."""
+        """See IndexStorage."""
         return sorted(path.name for path in self.path.glob(f"{start}*"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Lock the index for writing during a block; the system releases the lock when the process ends."""
-        from filelock import FileLock, Timeout
-
+        """See IndexStorage. The system releases the lock when the process ends."""
         if self.path.is_file():
             raise DataError(f"{self.path} is a file. Give a folder for the index.")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".writing.lock")
         try:
-            lock.acquire(timeout=0)
+            with FileLock(self.path / ".writing.lock", timeout=0):
+                for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
+                    left.unlink()
+                yield
         except Timeout as error:
             raise DataError(
                 f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
             ) from error
-        try:
-            for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
-                left.unlink()
-            yield
-        finally:
-            lock.release()
 
     def unlock(self) -> str:
-        """Do nothing: the system releases a folder's lock."""
+        """See IndexStorage. The system releases a folder's lock, so there is nothing to do."""
         return "An index in a folder is unlocked as soon as the process that changes it ends."
-
-
-def checked(value: Any, where: str) -> dict[str, Any]:
-    """Return the value if it is an object. Raises DataError."""
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}. Build the index again.")
-    return value
-
-
-def parsed(text: str, where: str) -> dict[str, Any]:
-    """Return the JSON object in a text. Raises DataError."""
-    try:
-        return checked(json.loads(text), where)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}). Build the index again.") from error
 
 
 FORMAT = 1
@@ -279,7 +252,7 @@ LOCK = "writing"
 SETTLING_SECONDS = 1.0
 
 
-class ObjectStorage:
+class ObjectStorage(IndexStorage):
     """A location under s3://BUCKET/."""
 
     def __init__(self, uri: str) -> None:
@@ -289,21 +262,12 @@ class ObjectStorage:
         self.tables = f"{uri}/{TABLES}"
         self._path = uri.removeprefix("s3://")
         endpoint = os.environ.get(ENDPOINT, "")
-        self.options: dict[str, str] = {"aws_region": _region()}
+        self.options = {"aws_region": _region()}
         if endpoint:
             self.options |= {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 
-    def read(self, file: str) -> dict[str, Any] | None:
-        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
-        data = self.get(file)
-        return None if data is None else parsed(data.decode("utf-8", errors="replace"), f"{self.name}/{file}")
-
-    def write(self, file: str, value: dict[str, Any]) -> None:
-        """Write a JSON object to a file; object storage shows an object only when it is complete."""
-        self.put(file, json.dumps(value, indent=2, ensure_ascii=False).encode())
-
     def get(self, file: str) -> bytes | None:
-        """Return an object's bytes, or None if there is none."""
+        """See IndexStorage."""
         try:
             with _reached(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
                 data: bytes = stream.read()
@@ -312,18 +276,18 @@ class ObjectStorage:
         return data
 
     def put(self, file: str, data: bytes) -> None:
-        """Write bytes to an object."""
+        """See IndexStorage. Object storage shows an object only when it is complete."""
         with _reached(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
             stream.write(data)
 
     def remove(self, file: str) -> None:
-        """Delete an object if it exists."""
+        """See IndexStorage."""
         if file in self.files(file):
             with _reached(self.name):
                 self._files().delete_file(f"{self._path}/{file}")
 
     def files(self, start: str) -> list[str]:
-        """Return the names of objects with this prefix."""
+        """See IndexStorage."""
         from pyarrow.fs import FileSelector
 
         with _reached(self.name):
@@ -332,10 +296,7 @@ class ObjectStorage:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Lock the index for writing during a block.
-
-        Raises DataError if another process has the lock; a killed process leaves the index locked.
-        """
+        """See IndexStorage. A killed process leaves the index locked."""
         with _reached(self.name):
             self._check_bucket()
             database = connect(self)
@@ -348,7 +309,7 @@ class ObjectStorage:
                 database.drop_table(LOCK)
 
     def unlock(self) -> str:
-        """Release the lock; return whose it was."""
+        """See IndexStorage."""
         database = connect(self)
         with _reached(self.name):
             if LOCK not in database.list_tables().tables:

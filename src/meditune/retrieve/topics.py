@@ -146,8 +146,8 @@ class Mention:
     @property
     def topic(self) -> str:
         """The one of its topics whose name is most similar to it, the shortest if there are several."""
-        said = set(self.name.split())
-        return min(self.topics, key=lambda name: (-len(said & set(words(name))), len(name), name))
+        own_words = set(self.name.split())
+        return min(self.topics, key=lambda name: (-len(own_words & set(words(name))), len(name), name))
 
 
 class Synonyms:
@@ -171,11 +171,6 @@ class Synonyms:
         for letters, topics in initials.items():
             if len(topics) <= MOST_OF_ACRONYM and _frequency(letters) < KNOWN:
                 self._topics[(letters,)] |= topics
-
-    @classmethod
-    def of_titles(cls, some: Iterable[str]) -> Synonyms:
-        """Return the topics of passages' titles."""
-        return cls(read(title).names for title in dict.fromkeys(some) if title)
 
     def names(self, topic: str) -> frozenset[str]:
         """Return all names of a topic in lowercase; none if it is unknown."""

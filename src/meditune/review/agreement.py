@@ -17,7 +17,7 @@ import numpy as np
 
 from meditune.review.rating_set import Axis
 from meditune.review.ratings_store import RATING, Note, Rating
-from meditune.statistics import AnyArray, interval, resampled
+from meditune.statistics import AnyArray, percentile_interval, resampled
 
 Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["none", "linear", "quadratic"]
@@ -29,7 +29,7 @@ class Agreement:
 
     value: float | None
     """None if undefined: nothing was rated twice, or all ratings are the same"""
-    ci95: tuple[float, float] | None
+    ci95: list[float] | None
     units: int
     """Number of units used: those with the ratings that the statistic needs"""
 
@@ -43,9 +43,9 @@ def cohen(
     `ratings` is (units, 2); units with a missing rating are ignored.
     """
     both = np.asarray(ratings, float)
-    kept = ~np.isnan(both).any(axis=1)
-    first, second = (both[kept, side].astype(int) - 1 for side in (0, 1))
-    each = np.zeros((int(kept.sum()), options, options))
+    rated_twice = ~np.isnan(both).any(axis=1)
+    first, second = (both[rated_twice, side].astype(int) - 1 for side in (0, 1))
+    each = np.zeros((int(rated_twice.sum()), options, options))
     each[np.arange(len(each)), first, second] = 1
     distances = np.abs(np.subtract.outer(np.arange(options), np.arange(options))).astype(float)
     costs = {"none": (distances > 0).astype(float), "linear": distances, "quadratic": distances**2}[weights]
@@ -56,7 +56,7 @@ def cohen(
         total = tables.sum((1, 2))
         return _ratio((costs * tables).sum((1, 2)) * total, (costs * chance).sum((1, 2)))
 
-    return _estimated(each.reshape(len(each), options * options), kappa, _kept(clusters, kept), seed)
+    return _estimated(each.reshape(len(each), options * options), kappa, _kept(clusters, rated_twice), seed)
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
@@ -143,7 +143,7 @@ def _estimated(
     value = float(statistic(each.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
         return Agreement(None, None, len(each))
-    return Agreement(value, interval(statistic(resampled(each, clusters, seed))), len(each))
+    return Agreement(value, percentile_interval(statistic(resampled(each, clusters, seed))), len(each))
 
 
 @dataclass(frozen=True)
@@ -164,17 +164,17 @@ def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[No
     between them. "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes are
     disputed.
     """
-    said: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    options: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:
         if rating.round == RATING and rating.option is not None:
-            said[rating.item][rating.axis].append(rating.option)
+            options[rating.item][rating.axis].append(rating.option)
     texts: dict[str, set[str]] = defaultdict(set)
     for note in notes:
         if note.round == RATING and note.better.strip():
             texts[note.item].add(" ".join(note.better.split()))
     known = {axis.name: axis for axis in axes}
     found = []
-    for item, by_axis in said.items():
+    for item, by_axis in options.items():
         several = {name: words for name, words in by_axis.items() if len(words) > 1 and name in known}
         rewritten = len(texts[item]) > 1
         differing = {name: dict(Counter(words)) for name, words in several.items() if rewritten or len(set(words)) > 1}

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import meditune
-from meditune.data.example import DECISIONS, Decision
-from meditune.data.reviewer_decisions import VERDICTS, RowDecision, Verdict, read_decisions
+from meditune.data.example import DECISIONS
+from meditune.data.reviewer_decisions import VERDICTS, RowDecision, read_decisions
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Dispute
-from meditune.review.annotation_set import Row, row_of
-from meditune.review.rating_set import DECISION, VALIDATE, VERDICT, Axis
-from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating
-from meditune.review.results import RatedSet, agreement, disputes, in_dispute, read_rated_as, seconds, unfinished
+from meditune.review.rating_set import DECISION, VALIDATE, VERDICT, Axis, Origin
+from meditune.review.ratings_store import ADJUDICATION, Rater, Rating
+from meditune.review.results import RatedSet, agreement, disputes, in_dispute, read_rated, seconds, unfinished
 from meditune.statistics import wilson
 
 TIED = "raters disagree"
@@ -31,84 +30,62 @@ CANNOT = "nobody could judge"
 
 @dataclass(frozen=True)
 class Resolved:
-    """The resolved verdict on an item."""
+    """The resolved verdict on an item, or its resolved decision."""
 
-    verdict: Verdict
+    label: str | None
+    """A verdict, or yes, no or maybe; None if none of the three words applies"""
     answer: str
-    """The corrected answer; empty if no rater with this verdict changed it"""
+    """The answer that raters with this label wrote; empty if there is none, or for a decision if the texts differ"""
     raters: tuple[str, ...]
-    """Codes of the raters with this verdict"""
+    """Codes of the raters with this label"""
     settled: bool
     when: str
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The resolved decision for an item."""
-
-    decision: Decision | None
-    """None if none of the three words applies"""
-    answer: str
-    """The answer by raters with this decision; empty if there is none, or they wrote different texts"""
-    raters: tuple[str, ...]
-    settled: bool
-    when: str
-
-
-def resolve(rated: RatedSet[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
-    """Return the verdicts by item, and for judged items without a verdict the reason.
+def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved], dict[str, str]]:
+    """Return the verdicts (or decisions) by item, and for judged items without one the reason.
 
     The latest adjudication is final; without one, more than half of the raters must agree. Only changed texts of those
-    raters count.
+    raters count. The result is empty if the set doesn't ask for this axis.
     """
-    texts = _written(rated)
+    labels: tuple[str, ...] = VERDICTS if axis is VERDICT else DECISIONS
+    notes = {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
     found: dict[str, Resolved] = {}
     undecided: dict[str, str] = {}
-    for item, (standing, why) in _standing(rated, VERDICT).items():
-        changed = {" ".join(note.better.split()) for note in _texts(standing, texts)}
-        if why:
-            undecided[item] = why
-        elif standing[0].round == RATING and len(changed) > 1:
-            undecided[item] = REWRITTEN
-        else:
-            found[item] = _decided(rated, standing, texts)
-    return found, undecided
-
-
-def resolve_decisions(rated: RatedSet[Row]) -> tuple[dict[str, Labelled], dict[str, str]]:
-    """Return the decisions by item, if the set asks for them, and for items without one the reason; see `resolve`."""
-    texts = _written(rated)
-    found: dict[str, Labelled] = {}
-    undecided: dict[str, str] = {}
-    for item, (standing, why) in _standing(rated, DECISION).items():
+    for item, (standing, why) in _standing(rated, axis).items():
         if why:
             undecided[item] = why
             continue
-        option = standing[0].option or 0
-        written = {" ".join(note.better.split()): note.better.strip() for note in _texts(standing, texts)}
-        found[item] = Labelled(
-            DECISIONS[option - 1] if option <= len(DECISIONS) else None,
-            next(iter(written.values())) if len(written) == 1 else "",
+        places = [(rating.item, rating.rater, rating.round) for rating in standing]
+        written = [notes[place] for place in places if place in notes]
+        differ = len({" ".join(note.better.split()) for note in written}) > 1
+        settled, option = standing[0].round == ADJUDICATION, standing[0].option or 0
+        if axis is VERDICT and differ and not settled:
+            undecided[item] = REWRITTEN
+            continue
+        found[item] = Resolved(
+            labels[option - 1] if option <= len(labels) else None,
+            written[0].better.strip() if written and not (differ and axis is DECISION) else "",
             tuple(rated.raters[rating.rater].code for rating in standing),
-            standing[0].round == ADJUDICATION,
-            max(rating.time for rating in standing),
+            settled,
+            max([rating.time for rating in standing] + [note.time for note in written]),
         )
     return found, undecided
 
 
-def _standing(rated: RatedSet[Row], axis: Axis) -> dict[str, tuple[list[Rating], str]]:
+def _standing(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
     """Return for each item judged on an axis the ratings that decide it, or none and the reason."""
     first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
     found: dict[str, tuple[list[Rating], str]] = {}
     for item in rated.set.items:
         last = sorted((rating for rating in settled[item] if rating.option), key=lambda rating: rating.time)[-1:]
-        said = [rating for rating in first[item] if rating.option]
+        judged = [rating for rating in first[item] if rating.option]
         if last:
             found[item] = last, ""
-        elif said:
-            option, votes = Counter(rating.option for rating in said).most_common(1)[0]
-            standing = [rating for rating in said if rating.option == option]
-            found[item] = (standing, "") if 2 * votes > len(said) else ([], TIED)
+        elif judged:
+            option, votes = Counter(rating.option for rating in judged).most_common(1)[0]
+            standing = [rating for rating in judged if rating.option == option]
+            found[item] = (standing, "") if 2 * votes > len(judged) else ([], TIED)
         elif first[item]:
             found[item] = [], CANNOT
     return found
@@ -120,29 +97,6 @@ def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
         if rating.axis == axis.name:
             found[rating.item].append(rating)
     return found
-
-
-def _written(rated: RatedSet[Row]) -> dict[tuple[str, str, int], Note]:
-    return {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
-
-
-def _texts(standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> list[Note]:
-    places = [(rating.item, rating.rater, rating.round) for rating in standing]
-    return [texts[place] for place in places if place in texts]
-
-
-def _decided(rated: RatedSet[Row], standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> Resolved:
-    option = standing[0].option
-    assert option is not None, "only ratings with an option decide a verdict"
-    changed = _texts(standing, texts)
-    times = [rating.time for rating in standing] + [note.time for note in changed]
-    return Resolved(
-        VERDICTS[option - 1],
-        changed[0].better.strip() if changed else "",
-        tuple(rated.raters[rating.rater].code for rating in standing),
-        standing[0].round == ADJUDICATION,
-        max(times),
-    )
 
 
 ENOUGH = 4
@@ -169,7 +123,7 @@ class RaterAccuracy:
 class CheckedRatings:
     """The ratings of a set, without those of excluded raters."""
 
-    rated: RatedSet[Row]
+    rated: RatedSet
     careful: list[RaterAccuracy]
     """All raters, including excluded ones"""
     left_out: list[Rater]
@@ -180,7 +134,7 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
 
     Raises DataError if there is no complete set of this kind, or no rater of such a name.
     """
-    rated = read_rated_as(folder, VALIDATE, row_of)
+    rated = read_rated(folder, VALIDATE)
     careful = [_careful(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
     left_out = {each.rater.id for each in careful if without_careless and each.careless}
     for name in without:
@@ -202,7 +156,7 @@ def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) 
     return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
 
-def _careful(rated: RatedSet[Row], rater: Rater) -> RaterAccuracy:
+def _careful(rated: RatedSet, rater: Rater) -> RaterAccuracy:
     known = [
         VERDICTS[rating.option - 1] in rated.key[rating.item].expected
         for rating in rated.first
@@ -229,17 +183,17 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
     rows = {id: row for id, row in rated.key.items() if not row.known}
     of_rows = {id: each for id, each in decided.items() if id in rows}
     axis = VERDICT
-    said = [rating for rating in rated.first if rating.item in rows and rating.axis == axis.name]
+    ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == axis.name]
     settled = {rating.item for rating in rated.settled}
     return {
         "meditune": meditune.__version__,
         "sample": rated.made_from["sample"],
         "rows": len(rows),
-        "judged": len({rating.item for rating in said}),
-        "ratings": len(said),
-        "ratings_by_verdict": _counts(axis.label(r.option).lower() for r in said if r.option),
-        "cannot": sum(rating.option is None for rating in said),
-        "rows_by_verdict": _counts(each.verdict for each in of_rows.values()),
+        "judged": len({rating.item for rating in ratings}),
+        "ratings": len(ratings),
+        "ratings_by_verdict": _counts(axis.label(r.option).lower() for r in ratings if r.option),
+        "cannot": sum(rating.option is None for rating in ratings),
+        "rows_by_verdict": _counts(each.label for each in of_rows.values()),
         "changed": sum(bool(each.answer) for each in of_rows.values()),
         "by_one_rater": sum(len(each.raters) == 1 and not each.settled for each in of_rows.values()),
         "correct": _share(of_rows, rows, {}),
@@ -251,8 +205,8 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
             name: _share(of_rows, rows, {"source": name}) for name in sorted({row.source for row in rows.values()})
         },
         "suspicions": _suspicions(of_rows, rows),
-        "seconds_per_row": seconds(said),
-        "agreement": agreement(axis, said, rated),
+        "seconds_per_row": seconds(ratings),
+        "agreement": agreement(axis, ratings, rated),
         **_decisions(rated, rows),
         "raters": [_rater(each, checked) for each in checked.careful],
         "undecided": [
@@ -267,18 +221,18 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
     }
 
 
-def _decisions(rated: RatedSet[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
+def _decisions(rated: RatedSet, rows: Mapping[str, Origin]) -> dict[str, Any]:
     """Return the number of rows with each decision and the agreement, if the set asks for decisions."""
     if rated.set.axis(DECISION.name) is None:
         return {}
-    labelled, undecided = resolve_decisions(rated)
-    given: Counter[str] = Counter(each.decision or "neither" for id, each in labelled.items() if id in rows)
-    said = [rating for rating in rated.first if rating.item in rows and rating.axis == DECISION.name]
+    labelled, undecided = resolve(rated, DECISION)
+    given: Counter[str] = Counter(each.label or "neither" for id, each in labelled.items() if id in rows)
+    ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == DECISION.name]
     names: tuple[str, ...] = (*DECISIONS, "neither")
     named = {each: given[each] for each in names}
     return {
         "decisions": named | {"undecided": sum(id in rows for id in undecided)},
-        "agreement_on_decisions": agreement(DECISION, said, rated),
+        "agreement_on_decisions": agreement(DECISION, ratings, rated),
     }
 
 
@@ -287,12 +241,12 @@ def _counts(verdicts: Any) -> dict[str, int]:
     return {verdict: counted[verdict] for verdict in VERDICTS}
 
 
-def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Row], wanted: Mapping[str, str]) -> dict[str, Any]:
+def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Origin], wanted: Mapping[str, str]) -> dict[str, Any]:
     """Return the number of decided rows of a kind, and the percentage that is correct as it is."""
     chosen = [
         each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in wanted.items())
     ]
-    right = sum(each.verdict == "correct" and not each.answer for each in chosen)
+    right = sum(each.label == "correct" and not each.answer for each in chosen)
     return {
         "decided": len(chosen),
         "percent": 100 * right / len(chosen) if chosen else None,
@@ -300,7 +254,7 @@ def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Row], wanted: Map
     }
 
 
-def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Row]) -> dict[str, dict[str, int]]:
+def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
     """Return for each signal the number of rows it flagged, of these the decided ones, and those that need changes."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for id, row in rows.items():
@@ -308,7 +262,7 @@ def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Row]) -> dic
             found[name]["rows"] += 1
             if id in decided:
                 found[name]["decided"] += 1
-                found[name]["faulty"] += decided[id].verdict != "correct" or bool(decided[id].answer)
+                found[name]["faulty"] += decided[id].label != "correct" or bool(decided[id].answer)
     return {name: {key: count[key] for key in ("rows", "decided", "faulty")} for name, count in sorted(found.items())}
 
 
@@ -369,18 +323,12 @@ def write_decisions(
     decided, undecided = resolve(checked.rated)
     of_set = checked.rated.set.shuffle
     found = {
-        row.example: RowDecision(
-            id=row.example,
-            verdict=decided[id].verdict,
-            answer=decided[id].answer,
-            raters=decided[id].raters,
-            settled=decided[id].settled,
-            when=decided[id].when,
-            sha256=row.sha256,
-            set=of_set,
+        row.example: RowDecision.model_validate(
+            {"id": row.example, "verdict": each.label, "answer": each.answer, "raters": each.raters}
+            | {"settled": each.settled, "when": each.when, "sha256": row.sha256, "set": of_set}
         )
-        for id, row in checked.rated.key.items()
-        if id in decided and not row.known
+        for id, each in decided.items()
+        if not (row := checked.rated.key[id]).known
     }
     if not found:
         raise DataError(

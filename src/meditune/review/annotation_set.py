@@ -11,25 +11,24 @@ import random
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example
-from meditune.data.prepare import Prepared, prepare, stored_data
+from meditune.data.prepare import prepare, stored_data
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
-from meditune.data.reviewer_decisions import KEPT, VERDICTS, Verdict, fingerprint
+from meditune.data.reviewer_decisions import KEPT, VERDICTS, Verdict
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
-from meditune.evaluate.predictions import groups_of
 from meditune.evidence.detector import Sentence
 from meditune.files import is_result_of, sha256
-from meditune.review.rating_set import KEY, VALIDATE, Origin, check_sharing, origin_of, read_key_as, write_set
+from meditune.review.rating_set import KEY, VALIDATE, check_sharing, read_key, row_key, shown_row, write_set
 from meditune.review.suspicious_rows import ON_TOPIC, SIGNALS, Suspicion, flagged, stems, suspicion
 
 Sample = Literal["random", "suspicious"]
@@ -114,27 +113,18 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     DataError if there is nothing to check.
     """
     path = Path(source)
+    noted: list[dict[str, Any]] = []
     if path.suffix.lower() in TABLES:
         rejects = Rejects()
-        return _new(source, list(user_files.read(path, rejects)), sha256(path), len(rejects))
-    splits = (*TRAINED, "test") if test else TRAINED
-    if path.is_dir():
-        data = _data_of(path)
-        return _of_splits(source, stored_data(data), splits, data)
-    recipe = load_recipe(source, overrides).recipe
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        return _of_splits(source, prepare(recipe, data), splits, data)
-
-
-def _of_splits(source: str, prepared: Prepared, splits: Sequence[str], folder: Path) -> Candidates:
-    named = prepared.splits.named()
-    return _new(source, [row for name in splits for row in named[name]], prepared.sha256, 0, _ledger(folder))
-
-
-def _new(
-    source: str, rows: Sequence[Example], digest: str, rejected: int, noted: Iterable[Mapping[str, Any]] = ()
-) -> Candidates:
+        rows, digest, rejected = list(user_files.read(path, rejects)), sha256(path), len(rejects)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = _data_of(path) if path.is_dir() else Path(temporary) / "data"
+            prepared = stored_data(folder) if path.is_dir() else prepare(load_recipe(source, overrides).recipe, folder)
+            noted = _ledger(folder)
+        named = prepared.splits.named()
+        rows = [row for name in ((*TRAINED, "test") if test else TRAINED) for row in named[name]]
+        digest, rejected = prepared.sha256, 0
     new = [row for row in rows if "validated" not in row.meta]
     if not new:
         raise DataError(f"{source}: all rows were checked already.")
@@ -157,42 +147,6 @@ def _data_of(folder: Path) -> Path:
         if (place / "quality.json").is_file():
             return place
     raise DataError(f"{folder} contains no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
-
-
-@dataclass(frozen=True)
-class Row(Origin):
-    """A row of the data, or a known item."""
-
-    source: str = ""
-    sha256: str = ""
-    """The `fingerprint` of the judged row"""
-    stratum: str = ""
-    score: float = 0.0
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Signal -> why the row is suspicious"""
-    expected: tuple[Verdict, ...] = ()
-    """For known items, the verdicts that count as correct"""
-
-    @property
-    def known(self) -> bool:
-        """True for a known item, which measures the rater and is no row of the data."""
-        return bool(self.expected)
-
-
-def row_of(row: dict[str, Any]) -> Row:
-    """Return the row in an item's row of the key."""
-    found = origin_of(row)
-    return Row(
-        found.example,
-        found.group,
-        found.origins,
-        row["source"],
-        row["sha256"],
-        row["stratum"],
-        row["score"],
-        row["reasons"],
-        tuple(row["expected"]),
-    )
 
 
 TRIES = 200
@@ -310,20 +264,17 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
         if wanted.sample == "suspicious":
             suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
         rows = chosen(found.rows, wanted.rows, wanted.strata, wanted.seed, suspected)
-        listed = [(row, _kept(row, wanted.strata, suspected)) for row in rows]
+        listed = []
+        for row in rows:
+            found_of = suspected[row.id] if suspected else Suspicion()
+            facts = {"score": round(found_of.score, 3), "reasons": dict(found_of.reasons)}
+            listed.append((row, row_key(row, stratum=stratum(row, wanted.strata), **facts)))
         shared = random.Random(f"{wanted.seed}/shared").sample(rows, min(wanted.shared, len(rows)))
         known = _known(wanted, found.rows, {row.id for row in rows})
-        items, key, everyone = _written(listed, known, {row.id for row in shared}, Path(source).name)
-        settings = {
-            "task": VALIDATE.name,
-            "axes": FORM,
-            "raters": wanted.raters,
-            "overlap": wanted.overlap or (min(2, wanted.raters) if wanted.raters else None),
-            "everyone": everyone,
-            "ranked": wanted.sample == "suspicious",
-        }
-        write_set(folder, settings, items, key, made_from)
-    key_rows, _ = read_key_as(folder, row_of)
+        items, key, everyone = _blinded(listed, known, {row.id for row in shared}, Path(source).name)
+        ranked = wanted.sample == "suspicious"
+        write_set(folder, VALIDATE, FORM, items, key, made_from, everyone, ranked)
+    key_rows, _ = read_key(folder)
     restricted = {row.id for row in found.rows if is_restricted(row)}
     return Made(
         rows=sum(not row.known for row in key_rows.values()),
@@ -344,56 +295,27 @@ def _known(wanted: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gol
     return known
 
 
-def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> dict[str, Any]:
-    """Return a row's entry in the key."""
-    suspected_of = suspected[row.id] if suspected else Suspicion()
-    return {
-        "origins": ["row"],
-        "stratum": stratum(row, strata),
-        "score": round(suspected_of.score, 3),
-        "reasons": dict(suspected_of.reasons),
-        "expected": [],
-    }
-
-
-def _written(
-    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], own: str
+def _blinded(
+    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return the items with known ones at unpredictable positions, their key, and the questions for every rater."""
+    """Return the items with known ones at unpredictable positions, their key, and the questions for every rater.
+
+    `table` names the source of rows from the user's own file.
+    """
     chance = secrets.SystemRandom()
-    all_of_them = list(listed)
+    rows = list(listed)
     for gold in known:
-        kept = _kept(gold.example, "none", None) | {"origins": [gold.kind], "expected": list(gold.expected)}
-        all_of_them.insert(chance.randrange(len(all_of_them) + 1), (gold.example, kept))
+        entry = row_key(gold.example, origins=[gold.kind], expected=list(gold.expected))
+        rows.insert(chance.randrange(len(rows) + 1), (gold.example, entry))
     items: list[dict[str, Any]] = []
     key: dict[str, Any] = {}
     everyone: list[str] = []
-    for example, kept in all_of_them:
+    for example, entry in rows:
         id, asked = secrets.token_hex(6), secrets.token_hex(4)
-        items.append({"id": id, "asked": asked, **_shown(example, own)})
-        group = groups_of({example.id: example})[example.id]
-        key[id] = {
-            "example": example.id,
-            "group": group,
-            "source": example.source,
-            "sha256": fingerprint(example),
-            **kept,
-        }
-        if kept["expected"] or example.id in shared:
+        name = str(example.meta.get("source") or example.source)
+        source = SOURCES[name].title if name in SOURCES else table if name == OWN else name
+        items.append({"id": id, "asked": asked, **shown_row(example, source)})
+        key[id] = entry
+        if entry["expected"] or example.id in shared:
             everyone.append(asked)
     return items, key, everyone
-
-
-def _shown(example: Example, own: str) -> dict[str, Any]:
-    """Return what the page shows of a row; `own` names the source of rows from the user's own file."""
-    named = str(example.meta.get("source") or example.source)
-    title = SOURCES[named].title if named in SOURCES else own if named == OWN else named
-    link = str(example.meta.get("url") or "")
-    return {
-        "question": example.question,
-        "context": [passage.model_dump(mode="json") for passage in example.context],
-        "answer": example.answer,
-        "decision": example.decision or "",
-        "source": title,
-        "link": link if link.startswith(("https://", "http://")) else "",
-    }

@@ -17,15 +17,15 @@ from __future__ import annotations
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.read_sources import is_restricted
-from meditune.data.reviewer_decisions import VERDICTS, Verdict
+from meditune.data.reviewer_decisions import VERDICTS, Verdict, fingerprint
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.predictions import examples_of, groups_of, path_of
 from meditune.files import (
@@ -85,8 +85,11 @@ def _steps(*labels: str) -> tuple[Option, ...]:
     return tuple(Option(label, 1 - place / (len(labels) - 1)) for place, label in enumerate(labels))
 
 
-_SHOWN = _steps("Yes", "No")
-_ABSENT = _steps("No", "Yes")
+def _yes_no(name: str, title: str, question: str, best: Literal["Yes", "No"]) -> Axis:
+    return Axis(name, title, question, "nominal", _steps(*(("Yes", "No") if best == "Yes" else ("No", "Yes"))))
+
+
+_WEIGHTS = _steps("No", "Yes, of little clinical weight", "Yes, of great clinical weight")
 EXPERT = (
     Axis(
         "consensus",
@@ -109,78 +112,36 @@ EXPERT = (
         "ordinal",
         _steps("Low", "Medium", "High"),
     ),
-    Axis(
-        "comprehension",
-        "Correct comprehension",
-        "Does anything show that the question was understood?",
-        "nominal",
-        _SHOWN,
+    _yes_no(
+        "comprehension", "Correct comprehension", "Does anything show that the question was understood?", best="Yes"
     ),
-    Axis(
-        "retrieval",
-        "Correct recall",
-        "Does it state a fact that is true and relevant here?",
-        "nominal",
-        _SHOWN,
-    ),
-    Axis(
-        "reasoning",
-        "Correct reasoning",
-        "Does it contain any sound reasoning?",
-        "nominal",
-        _SHOWN,
-    ),
-    Axis(
+    _yes_no("retrieval", "Correct recall", "Does it state a fact that is true and relevant here?", best="Yes"),
+    _yes_no("reasoning", "Correct reasoning", "Does it contain any sound reasoning?", best="Yes"),
+    _yes_no(
         "miscomprehension",
         "Incorrect comprehension",
         "Does anything show that the question was misunderstood?",
-        "nominal",
-        _ABSENT,
+        best="No",
     ),
-    Axis(
-        "misretrieval",
-        "Incorrect recall",
-        "Does it state a fact that is false or irrelevant?",
-        "nominal",
-        _ABSENT,
-    ),
-    Axis(
-        "misreasoning",
-        "Incorrect reasoning",
-        "Does it contain any faulty reasoning?",
-        "nominal",
-        _ABSENT,
-    ),
+    _yes_no("misretrieval", "Incorrect recall", "Does it state a fact that is false or irrelevant?", best="No"),
+    _yes_no("misreasoning", "Incorrect reasoning", "Does it contain any faulty reasoning?", best="No"),
     Axis(
         "inappropriate",
         "Inappropriate or incorrect content",
         "Does it contain anything that it shouldn't?",
         "ordinal",
-        _steps("No", "Yes, of little clinical weight", "Yes, of great clinical weight"),
+        _WEIGHTS,
     ),
-    Axis(
-        "missing",
-        "Missing content",
-        "Does it omit anything that it should say?",
-        "ordinal",
-        _steps("No", "Yes, of little clinical weight", "Yes, of great clinical weight"),
-    ),
-    Axis(
+    Axis("missing", "Missing content", "Does it omit anything that it should say?", "ordinal", _WEIGHTS),
+    _yes_no(
         "bias",
         "Possibility of bias",
         "Is anything in it wrong or unsuitable for a particular group of patients?",
-        "nominal",
-        _ABSENT,
+        best="No",
     ),
 )
 LAY = (
-    Axis(
-        "intent",
-        "What was asked",
-        "Does the answer address what the person wanted to know?",
-        "nominal",
-        _steps("Yes", "No"),
-    ),
+    _yes_no("intent", "What was asked", "Does the answer address what the person wanted to know?", best="Yes"),
     Axis(
         "helpfulness",
         "Helpfulness",
@@ -263,7 +224,7 @@ class Task:
             raise DataError(f"There are no axes {name!r}. Choose from {', '.join(self.axes)}.")
         return self.axes[name]
 
-    def told(self) -> dict[str, Any]:
+    def for_page(self) -> dict[str, Any]:
         """Return the task's settings for the page."""
         return {"words": asdict(self.words), "edits": self.edits, "shows_sources": self.shows_sources}
 
@@ -317,7 +278,6 @@ TASKS = {task.name: task for task in (RATE, VALIDATE)}
 
 
 SET, ITEMS, KEY, STORE = "set.json", "items.jsonl", "key.json", "ratings.sqlite"
-Read = TypeVar("Read")
 BLOCK = 8
 """Questions whose answers are shuffled together: enough that raters don't compare them directly, few enough to finish.
 """
@@ -346,15 +306,52 @@ class Item:
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an item."""
+    """The origin of an item, as in the key. The fields after `restricted` are those of data checks."""
 
     example: str
     group: str
     """The group of the example, with its source; questions of one group aren't independent"""
     origins: tuple[str, ...]
     """base, tuned, reference (several if their answers are the same); row, gold or planted for data checks"""
-    restricted: bool = field(default=False, kw_only=True)
+    restricted: bool = False
     """True if the example's licence forbids sharing it"""
+    source: str = ""
+    sha256: str = ""
+    """The `fingerprint` of the judged row"""
+    stratum: str = ""
+    score: float = 0.0
+    """How suspicious the row is"""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Signal -> why the row is suspicious"""
+    expected: tuple[Verdict, ...] = ()
+    """For known items, the verdicts that count as correct"""
+    row: Mapping[str, Any] | None = None
+    """The row itself, if its set was made from a queue"""
+
+    @property
+    def known(self) -> bool:
+        """True for a known item, which measures the rater and is no row of the data."""
+        return bool(self.expected)
+
+
+def row_key(example: Example, **facts: Any) -> dict[str, Any]:
+    """Return a row's entry in the key of a data check; `facts` replace or extend its fields."""
+    group = groups_of({example.id: example})[example.id]
+    entry = {"example": example.id, "group": group, "source": example.source, "sha256": fingerprint(example)}
+    return entry | {"origins": ["row"], "stratum": "", "score": 0.0, "reasons": {}, "expected": []} | facts
+
+
+def shown_row(example: Example, source: str) -> dict[str, Any]:
+    """Return what the page of a data check shows of a row; `source` is the source in words."""
+    link = str(example.meta.get("url") or "")
+    return {
+        "question": example.question,
+        "context": [passage.model_dump(mode="json") for passage in example.context],
+        "answer": example.answer,
+        "decision": example.decision or "",
+        "source": source,
+        "link": link if link.startswith(("https://", "http://")) else "",
+    }
 
 
 @dataclass(frozen=True)
@@ -434,7 +431,7 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
     """Return the set in a folder. Raises DataError if there is none, it is incomplete, or its task is not `task`."""
     if not (folder / SET).is_file():
         raise DataError(f"{folder} contains no rating set. Create one: {(task or RATE).made_by} {folder}")
-    said = read_json(folder / SET)
+    settings = read_json(folder / SET)
     items: dict[str, Item] = {}
     for number, row in numbered_jsonl(folder / ITEMS):
         try:
@@ -444,11 +441,10 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
             raise DataError(f"{folder / ITEMS}, line {number}: not an item of a rating set ({error}).") from error
         items[item.id] = item
     try:
-        own = TASKS[said.get("task", RATE.name)]
-        shared = said["raters"], said["overlap"], said["shuffle"]
-        found = RatingSet(
-            folder, own, said["axes"], *shared, items, frozenset(said.get("everyone", ())), said.get("ranked", False)
-        )
+        own = TASKS[settings.get("task", RATE.name)]
+        shared = settings["raters"], settings["overlap"], settings["shuffle"]
+        everyone = frozenset(settings.get("everyone", ()))
+        found = RatingSet(folder, own, settings["axes"], *shared, items, everyone, settings.get("ranked", False))
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{folder / SET}: not the settings of a rating set ({error} is missing).") from error
     if task is not None and own is not task:
@@ -459,14 +455,25 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
 
 def write_set(
     folder: Path,
-    settings: Mapping[str, Any],
+    task: Task,
+    axes: str,
     items: Iterable[dict[str, Any]],
     key: Mapping[str, Any],
     made_from: Mapping[str, Any],
+    everyone: Sequence[str] = (),
+    ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically, with `items` in the given order."""
+    """Write a set to `folder` atomically, with `items` in the given order.
+
+    `made_from` has `raters` and `overlap`, with a default overlap of 2 for data checks.
+    """
+    raters, overlap = made_from["raters"], made_from["overlap"]
+    if task is VALIDATE and raters:
+        overlap = overlap or min(2, raters)
+    settings = {"task": task.name, "axes": axes, "raters": raters, "overlap": overlap}
+    settings |= {"everyone": list(everyone), "ranked": ranked, "shuffle": secrets.token_hex(8)}
     with replace_folder(folder) as partial:
-        write_json(partial / SET, {**settings, "shuffle": secrets.token_hex(8)})
+        write_json(partial / SET, settings)
         write_jsonl(partial / ITEMS, items, private=True)
         write_json(partial / KEY, {"made_from": made_from, "items": key}, private=True)
 
@@ -481,21 +488,15 @@ def check_sharing(raters: int | None, overlap: int | None) -> None:
 
 def read_key(folder: Path) -> tuple[dict[str, Origin], dict[str, Any]]:
     """Return each item's origin, and what the set was made from. Raises DataError if the key is missing or damaged."""
-    return read_key_as(folder, origin_of)
-
-
-def origin_of(row: dict[str, Any]) -> Origin:
-    """Return the origin in an item's row of the key."""
-    return Origin(row["example"], row["group"], tuple(row["origins"]), restricted=bool(row.get("restricted")))
-
-
-def read_key_as(folder: Path, made: Callable[[dict[str, Any]], Read]) -> tuple[dict[str, Read], dict[str, Any]]:
-    """Return the key like `read_key`, with `made` applied to each item's row."""
     if not (folder / KEY).is_file():
         raise DataError(f"{folder / KEY} is missing. Without it, the origins of this set's items are unknown.")
-    said = read_json(folder / KEY)
+    content = read_json(folder / KEY)
     try:
-        return {id: made(row) for id, row in said["items"].items()}, dict(said["made_from"])
+        origins = {
+            id: Origin(**row | {name: tuple(row.get(name, ())) for name in ("origins", "expected")})
+            for id, row in content["items"].items()
+        }
+        return origins, dict(content["made_from"])
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / KEY}: not the key of a rating set ({error}).") from error
 
@@ -539,7 +540,7 @@ def create(
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
     if not is_result_of(folder, KEY, made_from):
         rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
-        write_set(folder, {"task": RATE.name, "axes": axes, "raters": raters, "overlap": overlap}, rows, key, made_from)
+        write_set(folder, RATE, axes, rows, key, made_from)
     key_rows, _ = read_key(folder)
     alike = sum(len(row.origins) > 1 for row in key_rows.values())
     return {"questions": len(chosen), "answers": len(key_rows), "alike": alike}
@@ -556,8 +557,8 @@ def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dic
     key: dict[str, Any] = {}
     for example, written in chosen:
         asked, origins = secrets.token_hex(4), dict[str, list[str]]()
-        said = written | ({"reference": example.answer} if example.answer.strip() else {})
-        for origin, answer in said.items():
+        answers = written | ({"reference": example.answer} if example.answer.strip() else {})
+        for origin, answer in answers.items():
             origins.setdefault(_plain(answer), []).append(origin)
         group = groups_of({example.id: example})[example.id]
         for answer, whose in origins.items():

@@ -6,17 +6,16 @@ Functions that take a task are shared by rating and data checks. Preference pair
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 import meditune
-from meditune.config.training_options import RatedSpec
 from meditune.data.preference.pairs import OWN, SOURCE, Pair
 from meditune.data.preference.rated_answers import Rated as RatedAnswer
 from meditune.data.preference.rated_answers import paired
@@ -33,41 +32,37 @@ from meditune.review.rating_set import (
     RatingSet,
     Task,
     digests,
-    origin_of,
-    read_key_as,
+    read_key,
     read_set,
 )
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
-from meditune.statistics import AnyArray, bootstrap_p, holm, interval, resampled
-
-Key = TypeVar("Key", bound=Origin)
+from meditune.statistics import AnyArray, better, bootstrap_p, holm, percentile_interval, resampled
 
 
 @dataclass(frozen=True)
-class RatedSet(Generic[Key]):
+class RatedSet:
     """A rating set with its key, and the ratings and notes on its items."""
 
     set: RatingSet
-    key: dict[str, Key]
+    key: dict[str, Origin]
     made_from: dict[str, Any]
     raters: dict[str, Rater]
     first: list[Rating]
     settled: list[Rating]
     notes: list[Note]
 
-    def without(self, raters: Container[str]) -> RatedSet[Key]:
+    def without(self, raters: Container[str]) -> RatedSet:
         """Return the set without these raters' (ids) ratings of the first round."""
-        return RatedSet(
-            self.set, self.key, self.made_from, self.raters,
-            [rating for rating in self.first if rating.rater not in raters],
-            self.settled,
-            [note for note in self.notes if note.round == ADJUDICATION or note.rater not in raters],
-        )  # fmt: skip
+        return replace(
+            self,
+            first=[rating for rating in self.first if rating.rater not in raters],
+            notes=[note for note in self.notes if note.round == ADJUDICATION or note.rater not in raters],
+        )
 
 
-def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key]) -> RatedSet[Key]:
+def read_rated(folder: Path, task: Task = RATE) -> RatedSet:
     """Return the set in `folder` with its ratings. Raises DataError if it is incomplete, or a set of another task."""
-    rating_set, (key, made_from) = read_set(folder, task), read_key_as(folder, made)
+    rating_set, (key, made_from) = read_set(folder, task), read_key(folder)
     store = Store(folder)
     ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
     first, settled = ([each for each in ratings if each.round == number] for number in (RATING, ADJUDICATION))
@@ -78,13 +73,13 @@ def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key
 SEED = 17
 
 
-def agreement(axis: Axis, said: Sequence[Rating], rated: RatedSet[Key]) -> dict[str, Any]:
+def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[str, Any]:
     """Return alpha, fleiss (for items with the most common number of raters), and cohen for each pair of raters."""
-    raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
-    items = list(dict.fromkeys(rating.item for rating in said))
+    raters = [id for id in rated.raters if any(rating.rater == id for rating in ratings)]
+    items = list(dict.fromkeys(rating.item for rating in ratings))
     table = np.full((len(items), len(raters)), np.nan)
     rows, columns = {id: n for n, id in enumerate(items)}, {id: n for n, id in enumerate(raters)}
-    for rating in said:
+    for rating in ratings:
         if rating.option is not None:
             table[rows[rating.item], columns[rating.rater]] = rating.option
     options, groups = len(axis.options), [rated.key[item].group for item in items]
@@ -109,7 +104,7 @@ def agreement(axis: Axis, said: Sequence[Rating], rated: RatedSet[Key]) -> dict[
 
 
 def _said(found: Agreement) -> dict[str, Any]:
-    return {"value": found.value, "ci95": list(found.ci95) if found.ci95 else None, "items": found.units}
+    return {"value": found.value, "ci95": found.ci95, "items": found.units}
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:
@@ -121,27 +116,27 @@ def seconds(ratings: Iterable[Rating]) -> float | None:
     return round(median(times), 1) if times else None
 
 
-def in_dispute(rated: RatedSet[Key]) -> list[Dispute]:
+def in_dispute(rated: RatedSet) -> list[Dispute]:
     """Return the disputed items, the most disputed first."""
     return disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ())
 
 
-def disputes(rated: RatedSet[Key]) -> list[dict[str, Any]]:
+def disputes(rated: RatedSet) -> list[dict[str, Any]]:
     """Return the disputes with labels instead of numbers."""
     rows = []
     for each in in_dispute(rated):
         item: Item = rated.set.items[each.item]
-        said = {
+        options = {
             axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}
             for axis in rated.set.axes
             if axis.name in each.said
         }
         row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
-        rows.append(row | {"said": said})
+        rows.append(row | {"said": options})
     return rows
 
 
-def unfinished(rated: RatedSet[Key]) -> list[str]:
+def unfinished(rated: RatedSet) -> list[str]:
     """Return a remark for each rater who started but hasn't finished."""
     remarks = []
     for id in dict.fromkeys(rating.rater for rating in rated.first):
@@ -156,11 +151,6 @@ def unfinished(rated: RatedSet[Key]) -> list[str]:
 ORIGINS = ("base", "tuned", "reference")
 
 
-def read_rated(folder: Path) -> RatedSet[Origin]:
-    """Return the rating set in `folder` with its ratings. Raises DataError if it is incomplete."""
-    return read_rated_as(folder, RATE, origin_of)
-
-
 def results(folder: Path) -> dict[str, Any]:
     """Return the content of results.json, described in docs/how-to/rate-answers.md. Raises DataError if there is no
     complete set.
@@ -171,7 +161,7 @@ def results(folder: Path) -> dict[str, Any]:
         axis.name: _axis(axis, rated, {id: each[axis.name] for id, each in scores.items()}) for axis in rated.set.axes
     }
     everything = overall(rated, scores)
-    whole = {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)}
+    all_axes = {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)}
     compared = {name: row["difference"] for name, row in axes.items() if row["difference"]}
     for name, p in holm({name: row["p"] for name, row in compared.items()}).items():
         compared[name]["p_holm"] = p
@@ -186,7 +176,7 @@ def results(folder: Path) -> dict[str, Any]:
         "cannot": sum(rating.option is None for rating in rated.first),
         "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled}),
         "seconds_per_answer": seconds(rated.first),
-        "overall": whole,
+        "overall": all_axes,
         "axes": axes,
         "disputed": disputes(rated),
         "remarks": _remarks(rated),
@@ -212,7 +202,7 @@ def write_results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def item_scores(rated: RatedSet[Origin]) -> dict[str, dict[str, float | None]]:
+def item_scores(rated: RatedSet) -> dict[str, dict[str, float | None]]:
     """Return item -> axis -> score, 0 to 100, from the adjudicators if there are any, otherwise the raters' mean."""
     words: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
@@ -228,22 +218,22 @@ def item_scores(rated: RatedSet[Origin]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def overall(rated: RatedSet[Origin], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def overall(rated: RatedSet, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Return item -> mean of its axes' scores; None if an axis has no rating."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
     found: dict[str, float | None] = {}
     for id, by_axis in scores.items():
         given = [score for score in by_axis.values() if score is not None]
-        whole = all((id, name) in asked for name in by_axis)
-        found[id] = sum(given) / len(given) if given and whole else None
+        complete = all((id, name) in asked for name in by_axis)
+        found[id] = sum(given) / len(given) if given and complete else None
     return found
 
 
-def _axis(axis: Axis, rated: RatedSet[Origin], scores: Mapping[str, float | None]) -> dict[str, Any]:
-    said = [rating for rating in rated.first if rating.axis == axis.name]
+def _axis(axis: Axis, rated: RatedSet, scores: Mapping[str, float | None]) -> dict[str, Any]:
+    ratings = [rating for rating in rated.first if rating.axis == axis.name]
     origins = _origins(rated.key, scores)
     for name, row in origins.items():
-        options = Counter(r.option for r in said if name in rated.key[r.item].origins)
+        options = Counter(r.option for r in ratings if name in rated.key[r.item].origins)
         row["counts"] = [options[number] for number in range(1, len(axis.options) + 1)]
         row["cannot"] = options[None]
     return {
@@ -254,7 +244,7 @@ def _axis(axis: Axis, rated: RatedSet[Origin], scores: Mapping[str, float | None
         "scores": [option.score for option in axis.options],
         "origins": origins,
         "difference": _difference(rated.key, scores),
-        "agreement": agreement(axis, said, rated),
+        "agreement": agreement(axis, ratings, rated),
     }
 
 
@@ -281,7 +271,7 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
         rows[name] = {
             "questions": len(each),
             "score": float(each[:, 0].mean()) if len(each) else None,
-            "ci95": interval(_means(resampled(each, _groups(key, by_example), SEED))) if len(each) else None,
+            "ci95": percentile_interval(_means(resampled(each, _groups(key, by_example), SEED))) if len(each) else None,
         }
     return rows
 
@@ -296,14 +286,14 @@ def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -
     both = [example for example in base if example in tuned]
     each = np.array([[tuned[example] - base[example], 1.0] for example in both]).reshape(-1, 2)
     drawn = _means(resampled(each, _groups(key, both), SEED))
-    bounds = interval(drawn)
+    bounds = percentile_interval(drawn)
     if bounds is None:
         return None
     return {
         "delta": float(each[:, 0].mean()),
-        "ci95": list(bounds),
+        "ci95": bounds,
         "p": bootstrap_p(drawn),
-        "better": True if bounds[0] > 0 else False if bounds[1] < 0 else None,
+        "better": better(bounds[0], bounds[1]),
         "test": "paired bootstrap over questions",
         "questions": len(both),
     }
@@ -313,7 +303,7 @@ def _means(sums: AnyArray) -> AnyArray:
     return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
 
 
-def _remarks(rated: RatedSet[Origin]) -> list[str]:
+def _remarks(rated: RatedSet) -> list[str]:
     """Return remarks that matter for interpreting the results."""
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
@@ -341,7 +331,7 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> M
     scores = overall(rated, item_scores(rated))
     answers = list(_answers(rated.set, rated.key, scores))
     rejects = Rejects()
-    pairs = paired(answers, RatedSpec(margin=margin, per_question=per_question), SEED, rejects)
+    pairs = paired(answers, SEED, rejects, margin, per_question)
     corrected = list(_corrected(rated.set, rated.key, Store(folder).notes(), rejects))
     left_out = rejects.counts().get(SOURCE, {})
     if not pairs and not corrected:
@@ -357,8 +347,15 @@ def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, fl
     for item in rating_set.items.values():
         score = scores.get(item.id)
         if score is not None and item.answer:
-            asked = (item.question, item.context, item.answer, _group(key[item.id]))
-            yield RatedAnswer(item.id, item.id, *asked, 1 + 4 * score / 100, **_terms(key[item.id]))
+            yield RatedAnswer(
+                item.id,
+                item.id,
+                item.question,
+                item.context,
+                item.answer,
+                rating=1 + 4 * score / 100,
+                **_terms(key[item.id]),
+            )
 
 
 def _corrected(
@@ -378,16 +375,12 @@ def _corrected(
             context=item.context,
             chosen=better,
             rejected=item.answer,
-            group=_group(key[item.id]),
             kind=OWN,
             **_terms(key[item.id]),
         )
 
 
-def _group(origin: Origin) -> str:
-    return origin.group.partition("/")[2]
-
-
 def _terms(origin: Origin) -> dict[str, Any]:
-    """Return the source of a question, and whether it may be shared."""
-    return {"source": origin.group.partition("/")[0], "restricted": origin.restricted}
+    """Return the source and the group of a question, and whether it may not be shared."""
+    source, _, group = origin.group.partition("/")
+    return {"source": source, "group": group, "restricted": origin.restricted}

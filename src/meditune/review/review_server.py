@@ -143,7 +143,7 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
         return JSONResponse({"detail": "; ".join(wrong).encode("utf-8", "replace").decode()}, status_code=422)
 
     @app.exception_handler(MedituneError)
-    async def told(_: Request, error: MedituneError) -> JSONResponse:
+    async def failed(_: Request, error: MedituneError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=503)
 
     def rater(x_rater: Annotated[str, Header(max_length=64)]) -> Rater:
@@ -163,7 +163,7 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
             "id": rating_set.shuffle,
             "adjudicating": here.adjudicating,
             "cannot": CANNOT,
-            "task": rating_set.task.told(),
+            "task": rating_set.task.for_page(),
             "axes": [
                 {
                     "name": axis.name,

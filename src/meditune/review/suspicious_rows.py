@@ -118,7 +118,7 @@ def contradicted(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Return rows whose question occurs again with the same passages but another answer."""
     asked: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for each in examples:
-        asked[question_key(each.question), question_key(" ".join(p.text for p in each.context))].append(each)
+        asked[question_key(each.question), question_key(each.context_text)].append(each)
     found = {}
     for rows in asked.values():
         decisions = {each.decision for each in rows if each.decision}
@@ -133,12 +133,12 @@ def contradicted(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
 
 def repeated(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Return answers that also occur with other questions."""
-    said: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    asked_by_answer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for each in examples:
         if each.answer:
-            said[question_key(each.answer)][question_key(each.question)].append(each.id)
+            asked_by_answer[question_key(each.answer)][question_key(each.question)].append(each.id)
     found = {}
-    for questions in said.values():
+    for questions in asked_by_answer.values():
         others = len(questions) - 1
         where = "another question" if others == 1 else f"{others} other questions"
         for id in (id for ids in questions.values() for id in ids if others):

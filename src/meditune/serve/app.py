@@ -19,7 +19,7 @@ from meditune.observability import LOGGER
 from meditune.prompts import LIMITS
 from meditune.serve import api_errors
 from meditune.serve.middleware import Guard
-from meditune.serve.routes import chat_completions, completions, health, pages, questions
+from meditune.serve.routes import completions, embeddings, health, pages, questions
 from meditune.serve.service import Service, send_heartbeats
 
 PRUNE_EVERY_S = 6 * 3600.0
@@ -27,8 +27,8 @@ OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
 ROUTERS = (
     pages.router,
-    chat_completions.router,
     completions.router,
+    embeddings.router,
     health.models_router,
     questions.router,
     health.router,

@@ -114,7 +114,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
         self.settings, self.keys, self.usage = settings, keys, usage
-        self.rates, self.wrong, self.heard, self.saying = Rates(), Rates(), Rates(), Rates()
+        self.rates, self.wrong_keys, self.urgent, self.feedback = Rates(), Rates(), Rates(), Rates()
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Return the caller of a request. Raises ApiError 401, 403 or 429."""
@@ -126,7 +126,7 @@ class Authenticator:
             raise ApiError(403, _lacks(scope, caller), "missing_scope")
         return caller
 
-    async def pays(self, request: Request, caller: Caller) -> None:
+    async def charge(self, request: Request, caller: Caller) -> None:
         """Count one request against the caller's rate limit, and check the quota. Raises ApiError 429."""
         trace: Trace = request.scope[SCOPE_KEY]
         if caller.per_minute:
@@ -147,23 +147,23 @@ class Authenticator:
                     "insufficient_quota",
                 )
 
-    async def pays_or_is_heard(self, request: Request, caller: Caller) -> ApiError | None:
-        """Count one request like `pays`, but return a refusal if the message can still be checked for an emergency.
+    async def charge_or_hear(self, request: Request, caller: Caller) -> ApiError | None:
+        """Count one request like `charge`, but return a refusal if the message can still be checked for an emergency.
 
         The number of refused requests that are checked per minute equals the rate limit. Raises the refusal beyond it.
         """
         try:
-            await self.pays(request, caller)
+            await self.charge(request, caller)
         except ApiError as refusal:
-            if self.heard.take(caller.name, caller.per_minute or URGENT_PER_MINUTE).allowed:
+            if self.urgent.take(caller.name, caller.per_minute or URGENT_PER_MINUTE).allowed:
                 return refusal
             raise
         return None
 
-    def says(self, request: Request, caller: Caller) -> None:
+    def limit_feedback(self, request: Request, caller: Caller) -> None:
         """Count one piece of feedback against the caller's rate limit. Raises ApiError 429."""
         limits = [limit for limit in (self.settings.feedback_per_minute, caller.per_minute) if limit]
-        rate = self.saying.take(caller.name, min(limits)) if limits else None
+        rate = self.feedback.take(caller.name, min(limits)) if limits else None
         if rate and not rate.allowed:
             request.scope[SCOPE_KEY].facts["refused"] = "feedback"
             raise busy(
@@ -181,7 +181,7 @@ class Authenticator:
         scheme, _, text = given.partition(" ")
         if not settings.keys_needed:
             # A request to this machine's port may come from a person whose messages a program passes on.
-            scopes = frozenset(USUAL if settings.strangers else SCOPES) - {"raw"}
+            scopes = frozenset(USUAL if settings.anonymous_access else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are required, so there is a store"
         if scheme.lower() != "bearer" or not text.strip():
@@ -193,7 +193,7 @@ class Authenticator:
             )
         key = await asyncio.to_thread(self.keys.who, text.strip())
         if key is None:
-            rate = self.wrong.take(address, WRONG_KEYS_PER_MINUTE)
+            rate = self.wrong_keys.take(address, WRONG_KEYS_PER_MINUTE)
             if not rate.allowed:
                 request.scope[SCOPE_KEY].facts["refused"] = "wrong_keys"
                 raise busy("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
@@ -216,17 +216,17 @@ class Authenticator:
         return frozenset({"raw"} if self.settings.bare_chat else ())
 
 
-def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable[Caller]]:
+def allowed(scope: Scope, charged: bool = False) -> Callable[[Request], Awaitable[Caller]]:
     """Return a FastAPI dependency that gives the caller if it has the scope.
 
-    With `paying`, the request counts against rate limit and quota.
+    With `charged`, the request counts against rate limit and quota.
     """
 
     async def caller(request: Request) -> Caller:
         access: Authenticator = request.app.state.service.access
         found = await access.caller(request, scope)
-        if paying:
-            await access.pays(request, found)
+        if charged:
+            await access.charge(request, found)
         return found
 
     return caller
@@ -237,7 +237,7 @@ def _lacks(scope: Scope, caller: Caller) -> str:
         return (
             "This route returns the model's words without triage, so it requires a key with the raw scope. The "
             "server's operator can create one: meditune keys create NAME --scope generate --scope raw. A server that "
-            "is only benchmarked can give the scope to everyone: meditune serve RUN --bare-chat"
+            "is only benchmarked can give the scope to everyone: meditune serve RUN --raw-chat"
         )
     return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the {scope} scope."
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -40,7 +41,7 @@ class Costs(Collector):
     def collect(self) -> Iterable[CounterMetricFamily]:
         """Yield the metric for prometheus_client."""
         made = CounterMetricFamily(
-            "meditune_cost", "Cost of tokens and machine, at the prices of --price and --hourly", labels=["part"]
+            "meditune_cost", "Cost of tokens and machine, at the prices of --price and --hourly-cost", labels=["part"]
         )
         for part, spent in self.by_part().items():
             made.add_metric([part], spent)
@@ -54,82 +55,52 @@ class Metrics:
     """One server's metrics, in their own registry. Labels hold routes, statuses and outcomes, never text."""
 
     def __init__(self) -> None:
-        self.registry = made = CollectorRegistry()
-        self.requests = Counter(
-            "meditune_requests", "Requests by route and status", ["route", "method", "status"], registry=made
+        self.registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=self.registry)
+        self.requests = counter("meditune_requests", "Requests by route and status", ["route", "method", "status"])
+        self.seconds = seconds(
+            "meditune_request_seconds", "Time from the request to the last byte of the response", ["route"]
         )
-        self.seconds = Histogram(
-            "meditune_request_seconds",
-            "Time from the request to the last byte of the response",
-            ["route"],
-            buckets=_SECONDS,
-            registry=made,
-        )
-        self.first_token = Histogram(
-            "meditune_first_token_seconds", "Time from engine start to first text", buckets=_SECONDS, registry=made
-        )
-        self.tokens = Counter("meditune_tokens", "Tokens read and generated", ["kind"], registry=made)
-        self.running = Gauge("meditune_running", "Requests that are being answered", registry=made)
-        self.waiting = Gauge("meditune_waiting", "Requests in the queue", registry=made)
-        self.wait = Histogram(
-            "meditune_wait_seconds", "Time that requests spent in the queue", buckets=_SECONDS, registry=made
-        )
-        self.triage_waiting = Gauge("meditune_triage_waiting", "Messages in the queue for triage", registry=made)
-        self.triage = Histogram(
-            "meditune_triage_seconds", "Duration of triage, including its queue", buckets=_SECONDS, registry=made
-        )
-        self.refused = Counter("meditune_refused", "Refused requests, by reason", ["reason"], registry=made)
-        self.cancelled = Counter("meditune_cancelled", "Answers whose client disconnected", registry=made)
+        self.first_token = seconds("meditune_first_token_seconds", "Time from engine start to first text")
+        self.tokens = counter("meditune_tokens", "Tokens read and generated", ["kind"])
+        self.running = gauge("meditune_running", "Requests that are being answered")
+        self.waiting = gauge("meditune_waiting", "Requests in the queue")
+        self.wait = seconds("meditune_wait_seconds", "Time that requests spent in the queue")
+        self.triage_waiting = gauge("meditune_triage_waiting", "Messages in the queue for triage")
+        self.triage = seconds("meditune_triage_seconds", "Duration of triage, including its queue")
+        self.refused = counter("meditune_refused", "Refused requests, by reason", ["reason"])
+        self.cancelled = counter("meditune_cancelled", "Answers whose client disconnected")
         self.retrieval = Histogram(
             "meditune_retrieval_score",
             "Cosine similarity of the question and the best passage",
             buckets=tuple(step / 20 for step in range(21)),
-            registry=made,
+            registry=self.registry,
         )
-        self.outcomes = Counter(
-            "meditune_answers",
-            "Answers by outcome: answered, abstained, escalated, declined",
-            ["outcome"],
-            registry=made,
+        self.outcomes = counter(
+            "meditune_answers", "Answers by outcome: answered, abstained, escalated, declined", ["outcome"]
         )
-        self.sentences = Counter(
-            "meditune_sentences",
-            "Sentences of answers, by whether a source supports them",
-            ["supported"],
-            registry=made,
+        self.sentences = counter(
+            "meditune_sentences", "Sentences of answers, by whether a source supports them", ["supported"]
         )
-        self.feedback = Counter("meditune_feedback", "Ratings of answers", ["rating"], registry=made)
-        self.model = Gauge(
-            "meditune_model_info", "The served model", ["model", "version", "engine", "index"], registry=made
+        self.feedback = counter("meditune_feedback", "Ratings of answers", ["rating"])
+        self.model = gauge("meditune_model_info", "The served model", ["model", "version", "engine", "index"])
+        self.corrections = counter("meditune_corrections", "Feedback with a corrected answer, by who sent it", ["by"])
+        self.cached = counter("meditune_cached_tokens", "Prompt tokens that the engine took from its cache")
+        self.store_failures = counter("meditune_store_failures", "Failed writes to the store")
+        self.engine_up = gauge("meditune_engine_up", "1 while the model's engine is alive")
+        self.engine_restarts = counter("meditune_engine_restarts", "Restarts of the engine")
+        self.evidence = gauge("meditune_drift_evidence", "Evidence of drift; 1 is the alert threshold", ["signal"])
+        self.alerts = gauge("meditune_drift_alert", "Open alerts", ["signal", "severity"])
+        self.checked = gauge("meditune_drift_checked", "Requests compared with the reference")
+        self.checked_at = gauge(
+            "meditune_drift_checked_timestamp_seconds", "Time of the last successful check; 0 if there was none"
         )
-
-        self.corrections = Counter(
-            "meditune_corrections", "Feedback with a corrected answer, by who sent it", ["by"], registry=made
-        )
-        self.cached = Counter(
-            "meditune_cached_tokens", "Prompt tokens that the engine took from its cache", registry=made
-        )
-        self.store_failures = Counter("meditune_store_failures", "Failed writes to the store", registry=made)
-        self.engine_up = Gauge("meditune_engine_up", "1 while the model's engine is alive", registry=made)
-        self.engine_restarts = Counter("meditune_engine_restarts", "Restarts of the engine", registry=made)
-        self._drift(made)
+        self.drift_failing = gauge("meditune_drift_failing", "1 if drift can't be checked")
+        self.unsent = gauge("meditune_alerts_unsent", "Alerts that couldn't be sent")
         self.costs = Costs()
-        made.register(self.costs)
-        ProcessCollector(registry=made)
-
-    def _drift(self, made: CollectorRegistry) -> None:
-        self.evidence = Gauge(
-            "meditune_drift_evidence", "Evidence of drift; 1 is the alert threshold", ["signal"], registry=made
-        )
-        self.alerts = Gauge("meditune_drift_alert", "Open alerts", ["signal", "severity"], registry=made)
-        self.checked = Gauge("meditune_drift_checked", "Requests compared with the reference", registry=made)
-        self.checked_at = Gauge(
-            "meditune_drift_checked_timestamp_seconds",
-            "Time of the last successful check; 0 if there was none",
-            registry=made,
-        )
-        self.drift_failing = Gauge("meditune_drift_failing", "1 if drift can't be checked", registry=made)
-        self.unsent = Gauge("meditune_alerts_unsent", "Alerts that couldn't be sent", registry=made)
+        self.registry.register(self.costs)
+        ProcessCollector(registry=self.registry)
 
     def count_tokens(self, prompt: int, completion: int) -> None:
         """Add the tokens that a request read and generated."""
@@ -159,43 +130,32 @@ class Metrics:
 _FIGURES = ("decision", "confidence", "reading_grade", "tokens", "timings", "style")
 
 
-def outcome_of(answer: Mapping[str, Any]) -> str:
-    """Return an answer's outcome: answered, abstained, escalated or declined."""
-    return str(answer.get("outcome") or ("abstained" if answer.get("refused") else "answered"))
-
-
 def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of an answer with the ids of its passages, which identify it if a passage is retracted."""
-    sentences, sources = answer.get("sentences") or [], answer.get("sources") or []
-    supported = sum(bool(each.get("supported")) for each in sentences)
-    similarity = _best_similarity(answer)
-    found = {name: answer[name] for name in _FIGURES if answer.get(name) is not None}
-    return (
-        found
-        | ({} if similarity is None else {"retrieval": similarity})
-        | {
-            "sentences": len(sentences),
-            "supported": supported,
-            "sources": len(sources),
-            "passages": [each["id"] for each in sources if each.get("id") and not each.get("restricted")],
-        }
-    )
+    sentences, sources = answer["sentences"], answer["sources"]
+    found = {name: answer.get(name) for name in _FIGURES} | {"retrieval": _best_similarity(answer)}
+    return {name: value for name, value in found.items() if value is not None} | {
+        "sentences": len(sentences),
+        "supported": sum(each["supported"] for each in sentences),
+        "sources": len(sources),
+        "passages": [each["id"] for each in sources if not each["restricted"]],
+    }
 
 
 def count_answer(metrics: Metrics, answer: Mapping[str, Any]) -> None:
     """Add an answer to the metrics."""
-    for each in answer.get("sentences") or []:
-        metrics.sentences.labels(str(bool(each.get("supported"))).lower()).inc()
+    for each in answer["sentences"]:
+        metrics.sentences.labels(str(each["supported"]).lower()).inc()
     similarity = _best_similarity(answer)
     if similarity is not None:
         metrics.retrieval.observe(similarity)
-    timings, tokens = answer.get("timings") or {}, answer.get("tokens") or {}
+    timings = answer["timings"]
     if "first_token" in timings:
         metrics.first_token.observe(timings["first_token"] - timings.get("search", 0))
-    metrics.cached.inc(tokens.get("cached", 0))
+    metrics.cached.inc(answer["tokens"].get("cached", 0))
 
 
 def _best_similarity(answer: Mapping[str, Any]) -> float | None:
     """Return the cosine similarity of the passage nearest to the question; None if no passage has one."""
-    scores = [each["meaning"] for each in answer.get("sources") or [] if each.get("meaning") is not None]
+    scores = [each["meaning"] for each in answer["sources"] if each.get("meaning") is not None]
     return max(scores) if scores else None

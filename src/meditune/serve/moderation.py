@@ -11,17 +11,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS
+from meditune.assistant.message_clauses import readable_part
 from meditune.assistant.triage import Triage
 from meditune.prompts import LIMITS_LINE
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.schema import ChatBody
-from meditune.serve.service import AnswersQuestions, Service
+from meditune.serve.service import Service
 from meditune.serve.streaming import cancel_on_disconnect
+
+if TYPE_CHECKING:
+    from meditune.assistant.assistant import Assistant
 
 ENDING = f"\n\n{LIMITS_LINE}"
 """The note at the end of every answer to a person"""
@@ -55,7 +59,7 @@ class ChatQuestion:
 
 
 async def triage_request(
-    request: Request, service: Service, assistant: AnswersQuestions, caller: Caller, asked: ChatQuestion
+    request: Request, service: Service, assistant: Assistant, caller: Caller, asked: ChatQuestion
 ) -> Triage:
     """Wait for a turn in triage's queue and return how to handle the message; count the request.
 
@@ -64,9 +68,9 @@ async def triage_request(
     help, the error includes it. Raises ClientGone if the client disconnects.
     """
     trace: Trace = request.scope[SCOPE_KEY]
-    refusal = await service.access.pays_or_is_heard(request, caller)
+    refusal = await service.access.charge_or_hear(request, caller)
     begun = time.monotonic()
-    message, before = _read(asked.message), [_read(each) for each in asked.before[-BEFORE:]]
+    message, before = readable_part(asked.message), [readable_part(each) for each in asked.before[-BEFORE:]]
     judge = partial(assistant.judge, message, before)
     found = await cancel_on_disconnect(request, service.triage.run(caller.name, len(message), judge))
     service.metrics.triage.observe(time.monotonic() - begun)
@@ -114,13 +118,6 @@ def reply_instead(found: Triage) -> StandardReply | None:
     if found.action not in OUTCOMES:
         return None
     return StandardReply(f"{found.text}{ENDING}", OUTCOMES[found.action])
-
-
-def _read(message: str) -> str:
-    """Return the part of a message that triage reads: the whole message, or its beginning and end."""
-    if len(message) <= MOST_CHARACTERS + LAST_CHARACTERS:
-        return message
-    return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}"
 
 
 def _too_long(service: Service, trace: Trace, asked: ChatQuestion, found: Triage) -> ApiError:

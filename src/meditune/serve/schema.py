@@ -43,13 +43,13 @@ class Body(BaseModel):
         }
 
 
-class Told(BaseModel):
+class ResponseBody(BaseModel):
     """A response's JSON object."""
 
     model_config = ConfigDict(protected_namespaces=())
 
 
-class ErrorDetail(Told):
+class ErrorDetail(ResponseBody):
     """An error's message, and the parameter that caused it."""
 
     message: str
@@ -58,13 +58,13 @@ class ErrorDetail(Told):
     code: str | None = None
 
 
-class Error(Told):
+class Error(ResponseBody):
     """An error, in the same form as OpenAI's."""
 
     error: ErrorDetail
 
 
-class Usage(Told):
+class Usage(ResponseBody):
     """Token counts of a request."""
 
     prompt_tokens: int
@@ -106,7 +106,7 @@ class StreamOptions(Body):
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False, True)}
 
 
-class Writing(Body):
+class GenerationBody(Body):
     """The generation parameters that chats and completions share."""
 
     temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always chooses the most likely token.")
@@ -199,7 +199,7 @@ class Message(Body):
         return Turn("system" if self.role == "developer" else self.role, text)
 
 
-class ChatBody(Writing):
+class ChatBody(GenerationBody):
     """A chat for the model to continue."""
 
     model: str = Model
@@ -233,7 +233,7 @@ class ChatBody(Writing):
         return self.response_format.schema_asked() if self.response_format else None
 
 
-class TopToken(Told):
+class TopToken(ResponseBody):
     """A token with its log-probability."""
 
     token: str
@@ -247,20 +247,20 @@ class ChatToken(TopToken):
     top_logprobs: list[TopToken]
 
 
-class ChatLogprobs(Told):
+class ChatLogprobs(ResponseBody):
     """The log-probabilities of the answer's tokens."""
 
     content: list[ChatToken]
 
 
-class ChatMessage(Told):
+class ChatMessage(ResponseBody):
     """The answer's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
-class ChatChoice(Told):
+class ChatChoice(ResponseBody):
     """The answer; there is always exactly one."""
 
     index: int = 0
@@ -269,7 +269,7 @@ class ChatChoice(Told):
     finish_reason: Literal["stop", "length"]
 
 
-class Chat(Told):
+class Chat(ResponseBody):
     """The response to a chat."""
 
     id: str
@@ -286,7 +286,7 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_len
 MOST_PROMPTS = 64
 
 
-class CompletionBody(Writing):
+class CompletionBody(GenerationBody):
     """One or more prompts for the model to continue, as texts or as token ids."""
 
     model: str = Model
@@ -318,7 +318,7 @@ class CompletionBody(Writing):
         return list(given)
 
 
-class CompletionLogprobs(Told):
+class CompletionLogprobs(ResponseBody):
     """The log-probabilities of a text's tokens."""
 
     tokens: list[str]
@@ -327,7 +327,7 @@ class CompletionLogprobs(Told):
     text_offset: list[int]
 
 
-class CompletionChoice(Told):
+class CompletionChoice(ResponseBody):
     """The continuation of one prompt."""
 
     index: int
@@ -336,7 +336,7 @@ class CompletionChoice(Told):
     finish_reason: Literal["stop", "length"]
 
 
-class Completion(Told):
+class Completion(ResponseBody):
     """The response to a completion request."""
 
     id: str
@@ -370,7 +370,7 @@ class EmbeddingBody(Body):
         return [given] if isinstance(given, str) else given
 
 
-class Vector(Told):
+class Vector(ResponseBody):
     """The vector of one text, as numbers or as base64 of little-endian FP32."""
 
     object: Literal["embedding"] = "embedding"
@@ -378,14 +378,14 @@ class Vector(Told):
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Told):
+class EmbeddingUsage(ResponseBody):
     """Token counts of an embedding request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class Embeddings(Told):
+class Embeddings(ResponseBody):
     """The response to an embedding request."""
 
     object: Literal["list"] = "list"
@@ -420,7 +420,7 @@ class AskBody(Body):
     stream: bool = Field(False, description="Server-sent events: sources, text, sentence, notice, answer.")
 
 
-class Asked(Told):
+class Asked(ResponseBody):
     """The answer to a question, with its sentences, sources, notices, decision and versions."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -444,21 +444,18 @@ class FeedbackBody(Body):
         return list(dict.fromkeys(given))
 
 
-class Thanks(Told):
+class Thanks(ResponseBody):
     """The confirmation that the feedback was stored."""
 
     id: str
     stored: Literal[True] = True
 
 
-class Deleted(Told):
+class Deleted(ResponseBody):
     """The confirmation that an answer was deleted."""
 
     id: str
     deleted: Literal[True] = True
-
-
-Facts = dict[str, Any]
 
 
 _WHY = {

@@ -138,7 +138,7 @@ def _text(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "unsafe",
             "Chats reach the model without triage, answers come without the note on limits, and every caller can use "
-            "/v1/completions (--bare-chat).",
+            "/v1/completions (--raw-chat).",
         )
     if settings.keep_text:
         yield Finding(

@@ -10,16 +10,16 @@ import difflib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from meditune import __version__
-from meditune.assistant.triage import Triage
 from meditune.engines.engine import Engine
 from meditune.errors import MedituneError
+from meditune.models.sentence_encoder import OnnxSentenceModel
 from meditune.observability import LOGGER
 from meditune.serve.admission import Admission, TriageQueue
 from meditune.serve.api_errors import ApiError
@@ -32,57 +32,8 @@ from meditune.store.answers import Answers
 from meditune.store.overview import Notes
 
 if TYPE_CHECKING:
+    from meditune.assistant.assistant import Assistant
     from meditune.serve.version_router import VersionRouter
-
-
-class Event(Protocol):
-    """An event that the assistant emits while it answers."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of event: sources, text, sentence, notice or answer."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the event's fields, ready for JSON."""
-
-
-class AnswersQuestions(Protocol):
-    """An assistant that answers questions with sources, citations and safety checks (assistant/assistant.py)."""
-
-    def ask(
-        self,
-        question: str,
-        *,
-        style: Literal["plain", "expert"] = "plain",
-        k: int | None = None,
-        sources: Sequence[str] | None = None,
-        history: Sequence[tuple[str, str]] = (),
-        max_new_tokens: int | None = None,
-        cancelled: Callable[[], bool],
-        found: Triage | None = None,
-    ) -> Iterator[Event]:
-        """Yield events, the last of which is the answer. `found` is the result of `judge`, if already known."""
-
-    versions: dict[str, str]
-    """The versions that are returned with each answer: `model`, `index` and others"""
-
-    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
-        """Return how to handle a message, before any model sees it."""
-
-
-class EmbedsTexts(Protocol):
-    """A sentence model."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer, of the package tokenizers"""
-
-    @property
-    def size(self) -> int:
-        """The number of dimensions of a vector"""
-
-    def embed(self, texts: Sequence[str]) -> Any:
-        """Return an (n, size) array whose rows have length 1."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +65,8 @@ class Service:
     settings: Settings
     access: Authenticator
     answers: Answers | None = None
-    assistant: AnswersQuestions | None = None
-    embeds: Callable[[], EmbedsTexts] | None = None
+    assistant: Assistant | None = None
+    embeds: Callable[[], OnnxSentenceModel] | None = None
     """Opens the sentence model at the first call, and returns the same model afterwards"""
     embedding: str = ""
     """The name of the sentence model"""
@@ -170,7 +121,7 @@ class Service:
         """Return the model names that requests may use."""
         return [self.served.name, *([self.embedding] if self.embeds else [])]
 
-    def must_serve(self, name: str, embedding: bool = False) -> None:
+    def require_model(self, name: str, embedding: bool = False) -> None:
         """Raise ApiError 404 if a request names a model that isn't served for its purpose."""
         right = self.embedding if embedding else self.served.name
         if name == right:

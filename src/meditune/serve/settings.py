@@ -59,7 +59,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Host names that requests may use; none: any"""
     keys_needed: bool = False
-    strangers: bool = False
+    anonymous_access: bool = False
     """Serve anonymous callers from other machines; they can ask questions, but not see metrics and status"""
     bare_chat: bool = False
     """Return the model's words alone in chats, without triage and the note on limits"""

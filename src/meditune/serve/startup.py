@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index
+from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index, open_judge
+from meditune.assistant.writers import EngineWriter
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import Engine
@@ -18,13 +19,15 @@ from meditune.engines.supervised_engine import SupervisedEngine
 from meditune.errors import ModelError
 from meditune.model_registry import Registry, Version, is_registry
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
+from meditune.models.sentence_encoder import onnx_sentence_model
 from meditune.prompts import load_format
+from meditune.retrieve.citations import Judge
 from meditune.retrieve.index import Index
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import LOCAL, Place
 from meditune.serve.metrics import Metrics
-from meditune.serve.service import EmbedsTexts, Served, Service
+from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
 from meditune.store.answers import Answers
@@ -47,19 +50,21 @@ class ServerOptions:
     """The ISO 3166 code of the country whose emergency numbers the assistant gives"""
     url: str | None = None
     """The address of the server that runs the model, if the engine is a server"""
+    judge: str | None = None
+    """The folder of a run that was trained on claims, which checks the sentences of the assistant's answers"""
 
 
-def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
+def safe(settings: Settings, place: Place, keys: Keys, allow_anonymous: bool) -> Settings:
     """Return the settings, made safe for the place.
 
     Keys are required if there are any, or if other machines can reach the server. In the latter case nobody gets in
-    until there is a key, unless the server is `open_to_all`.
+    until there is a key, unless the server is `allow_anonymous`.
     """
     beyond = not place.local or bool(place.proxies)
-    needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
+    needed = settings.keys_needed or keys.any() or (beyond and not allow_anonymous)
     # Without keys, a page whose host name resolves to this machine (DNS rebinding) could call the server.
     hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
-    return replace(settings, keys_needed=needed, strangers=beyond and not needed, hosts=hosts)
+    return replace(settings, keys_needed=needed, anonymous_access=beyond and not needed, hosts=hosts)
 
 
 def lockout(settings: Settings, keys: Keys) -> str:
@@ -79,6 +84,8 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
         """Open the index once, after the first engine, which determines whether torch is loaded."""
         return open_index(wanted.index) if wanted.index else None
 
+    judge = open_judge(wanted.judge) if wanted.judge else None
+
     def made(parts: VersionParts) -> Service:
         return Service(
             parts.served,
@@ -89,7 +96,7 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
             Answers(base),
             parts.assistant,
             metrics=metrics,
-            embeds=sentence_model,
+            embeds=onnx_sentence_model,
             embedding=SENTENCE_MODEL_INT8.name,
         )
 
@@ -98,13 +105,13 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
 
         def load(found: Version) -> VersionParts:
             known = replace(wanted, model=str(registry.place(found.id)), name=wanted.name or place.resolve().name)
-            return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics)
+            return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics, judge)
 
         releases = VersionRouter(registry, load, settings.follow_s)
         service, changed = releases.begin(made), releases.goes_over_to
     else:
         version = _version(place)
-        service = made(_parts(wanted, settings, index, version, lambda: _version(place) != version, metrics))
+        service = made(_parts(wanted, settings, index, version, lambda: _version(place) != version, metrics, judge))
         changed = service.goes_over_to
     if (opened := index()) is not None:
         follow_index(opened, changed)
@@ -118,6 +125,7 @@ def _parts(
     version: str,
     changed: Callable[[], bool],
     metrics: Metrics,
+    judge: Judge | None,
 ) -> VersionParts:
     """Open the model with its engine and assistant. `changed` checks whether the model's files have changed."""
     place = Path(wanted.model).expanduser()
@@ -139,9 +147,9 @@ def _parts(
     restarts = None if wanted.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
-    asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     try:
-        assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
+        writer = EngineWriter(engine, form, _third_party(wanted.url))
+        assistant = open_assistant(writer, place, index(), AssistantSettings(wanted.country), {"model": version}, judge)
         engine.opened()
     except BaseException:
         engine.close()
@@ -151,15 +159,7 @@ def _parts(
     return VersionParts(served, engine, prompts, assistant)
 
 
-@cache
-def sentence_model() -> EmbedsTexts:
-    """Return the 8-bit sentence model, which doesn't need torch. Raises ModelError if it is unavailable."""
-    from meditune.models import sentence_encoder_onnx
-
-    return sentence_encoder_onnx.sentence_model()
-
-
-def _elsewhere(url: str | None) -> str:
+def _third_party(url: str | None) -> str:
     """Return the host that generates the answers; empty if it is this machine."""
     if not url:
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,31 +24,30 @@ from meditune.observability import LOGGER, span, where
 from meditune.serve.answer_log import METRICS_S
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace, refused
 from meditune.serve.auth import Caller
-from meditune.serve.schema import ChatToken, TopToken
 from meditune.serve.service import Service
 
 Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
 
 
-async def stream_chunks(engine: Engine, job: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield the engine's chunks. The job is cancelled if the reader stops. Raises the error that aborted the job."""
+async def stream_chunks(engine: Engine, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
+    """Yield the engine's chunks. The generation is cancelled if the reader stops. Raises the error that aborted it."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Queue[GenerationChunk] = asyncio.Queue()
+    chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
 
-    def deliver(piece: GenerationChunk) -> None:
+    def deliver(chunk: GenerationChunk) -> None:
         # The loop may have ended while the engine still finishes a step.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(came.put_nowait, piece)
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-    running = engine.start(job, deliver)
+    running = engine.start(request, deliver)
     try:
         while True:
-            piece = await came.get()
-            if piece.error is not None:
-                raise piece.error
-            yield piece
-            if piece.finish is not None:
+            chunk = await chunks.get()
+            if chunk.error is not None:
+                raise chunk.error
+            yield chunk
+            if chunk.finish is not None:
                 return
     finally:
         running.cancel()
@@ -56,8 +55,12 @@ async def stream_chunks(engine: Engine, job: GenerationRequest) -> AsyncGenerato
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
     """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientGone raised."""
+    return await _cancel_on_disconnect(request.receive, work)
+
+
+async def _cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request.receive))
+    leaving = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -94,19 +97,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events, unless the client disconnects before the end."""
-        sending = asyncio.ensure_future(self._send_all(scope, receive, send))
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                raise ClientGone
-            sending.result()
-        finally:
-            leaving.cancel()
-            if not sending.done():
-                sending.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await sending
+        await _cancel_on_disconnect(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -118,15 +109,15 @@ class EventStream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-        came: asyncio.Queue[bytes | None] = asyncio.Queue()
-        making = asyncio.ensure_future(self._collect(came))
-        making.add_done_callback(lambda _: came.put_nowait(None))
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        making = asyncio.ensure_future(self._collect(queue))
+        making.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while True:
                 try:
                     # Not wait_for: in Python 3.11 it can swallow the cancellation after a client has disconnected.
                     async with asyncio.timeout(HEARTBEAT_S if begun else None):
-                        data = await came.get()
+                        data = await queue.get()
                 except TimeoutError:
                     data = b": still there\n\n"
                 if data is None:
@@ -149,11 +140,11 @@ class EventStream(Response):
                 await making
         await out(b"", more=False)
 
-    async def _collect(self, came: asyncio.Queue[bytes | None]) -> None:
+    async def _collect(self, queue: asyncio.Queue[bytes | None]) -> None:
         """Put all events of the generator into the queue. The generator runs in this one task, so timeouts reach it."""
         async with aclosing(self._make()) as events:
             async for data in events:
-                came.put_nowait(data)
+                queue.put_nowait(data)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -168,7 +159,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "The server failed at this request. Its log has the details.", "server_error")
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -237,79 +228,42 @@ def _refuse_without_engine(service: Service) -> None:
 
 
 async def generate_chunks(
-    service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace
+    service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield a job's chunks and add them to `into`. Raises ApiError 503 if the engine aborted the job."""
+    """Yield the chunks of a generation and add them to `into`. Raises ApiError 503 if the engine aborted it."""
     begun = time.monotonic()
-    into.prompt_tokens += len(job.prompt)
+    into.prompt_tokens += len(request.prompt)
     first = True
     with span("generate") as made:
-        made.set_attribute("meditune.prompt_tokens", len(job.prompt))
-        async with aclosing(stream_chunks(service.engine, job)) as coming:
-            async for piece in coming:
+        made.set_attribute("meditune.prompt_tokens", len(request.prompt))
+        async with aclosing(stream_chunks(service.engine, request)) as chunks:
+            async for chunk in chunks:
                 if first:
                     first = False
                     seconds = time.monotonic() - begun
                     service.metrics.first_token.observe(seconds)
                     trace.facts.setdefault("first_token", round(seconds, 4))
-                service.metrics.cached.inc(piece.cached)
-                into.text += piece.text
-                into.tokens += len(piece.tokens)
-                into.ids += piece.tokens
-                into.likely += piece.likely
-                into.finish = piece.finish or into.finish
-                yield piece
-                if piece.finish == "cancelled":
+                service.metrics.cached.inc(chunk.cached)
+                into.text += chunk.text
+                into.tokens += len(chunk.tokens)
+                into.ids += chunk.tokens
+                into.likely += chunk.likely
+                into.finish = chunk.finish or into.finish
+                yield chunk
+                if chunk.finish == "cancelled":
                     raise ApiError(503, "The server stopped the answer before its end. Ask again.", "broken_off")
 
 
-async def generate_whole(service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace) -> GeneratedText:
-    """Return the output of this job alone. Its tokens are also added to `into`."""
+async def generate_whole(
+    service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
+) -> GeneratedText:
+    """Return the output of this request alone. Its tokens are also added to `into`."""
     alone = GeneratedText()
     try:
-        async with aclosing(generate_chunks(service, job, alone, trace)) as coming:
-            async for _ in coming:
+        async with aclosing(generate_chunks(service, request, alone, trace)) as chunks:
+            async for _ in chunks:
                 pass
     finally:
         into.prompt_tokens += alone.prompt_tokens
         into.tokens += alone.tokens
     return alone
-
-
-LEAST = -9999.0
-"""The stand-in for minus infinity, which JSON can't express"""
-
-
-def text_of(tokenizer: Any, token: int) -> str:
-    """Return a token's text; if that is an incomplete character, its name in the vocabulary, which is unique."""
-    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
-
-
-def named(tokenizer: Any, others: Mapping[int, float], likely: TokenLogprob) -> dict[str, float]:
-    """Return the log-probabilities of the most likely tokens and of the chosen one, by their text."""
-    every = dict(others) | {likely.token: likely.logprob}
-    ranked = sorted(every.items(), key=lambda entry: -entry[1])
-    found: dict[str, float] = {}
-    for token, logprob in ranked:
-        found.setdefault(text_of(tokenizer, token), finite_logprob(logprob))
-    return found
-
-
-def chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
-    """Return a token of a chat's answer with the `top` most likely tokens at its position."""
-    ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
-    return ChatToken(
-        **_token_fields(tokenizer, likely.token, likely.logprob),
-        top_logprobs=[TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked],
-    )
-
-
-def finite_logprob(logprob: float) -> float:
-    """Return a log-probability that JSON can express."""
-    return max(float(logprob), LEAST)
-
-
-def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
-    text = text_of(tokenizer, token)
-    return {"token": text, "logprob": finite_logprob(logprob), "bytes": list(text.encode())}

@@ -1,40 +1,34 @@
-"""Serving a registry: the current version, a trial version (canary or shadow), and switches without downtime.
+"""Serving a registry: the current version, a canary, and switches without downtime.
 
 Each loaded version has its own view of the service: its own model, with the shared queue, store and limits. A request
-keeps its view to the end; a retired version is closed when its last request has ended. A shadow's answers are generated
-in addition to those of the current version, and stored, but not returned to anyone.
+keeps its view to the end; a retired version is closed when its last request has ended.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
-from meditune.assistant.triage import Triage
-from meditune.engines.engine import Engine, GenerationRequest
+from meditune.engines.engine import Engine
 from meditune.errors import MedituneError
 from meditune.model_registry import Counts, Registry, Trial, Version, is_failing
 from meditune.models.catalogue import ADAPTER_FILE
-from meditune.observability import LOGGER, where
+from meditune.observability import LOGGER
 from meditune.serve.api_errors import SCOPE_KEY, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.chat_prompts import ChatPrompts
-from meditune.serve.metrics import facts_of, outcome_of
-from meditune.serve.schema import AskBody
-from meditune.serve.service import AnswersQuestions, Served, Service
-from meditune.serve.store_access import run_in_store_thread
-from meditune.serve.streaming import stream_chunks
-from meditune.store.answers import SHADOW, Answer
+from meditune.serve.service import Served, Service
+
+if TYPE_CHECKING:
+    from meditune.assistant.assistant import Assistant
 
 JUDGED = 1000
 """The number of requests after a promotion in which a version is compared with its predecessor"""
@@ -49,7 +43,10 @@ class VersionParts:
     served: Served
     engine: Engine
     prompts: ChatPrompts
-    assistant: AnswersQuestions
+    assistant: Assistant
+
+
+PARTS = tuple(part.name for part in fields(VersionParts))
 
 
 @dataclass(eq=False)
@@ -74,13 +71,13 @@ class VersionRouter:
         registry: Registry,
         load: Callable[[Version], VersionParts],
         follow_s: float,
-        told: Callable[[str], None] = LOGGER.error,
+        report: Callable[[str], None] = LOGGER.error,
     ) -> None:
         """Create a router that hasn't loaded anything yet.
 
-        `told` is called with a message about each version that can't be served or was rolled back.
+        `report` is called with a message about each version that can't be served or was rolled back.
         """
-        self.registry, self._load, self._follow_s, self._told = registry, load, follow_s, told
+        self.registry, self._load, self._follow_s, self._report = registry, load, follow_s, report
         self._lock = threading.RLock()
         self._current: LiveVersion | None = None
         self._trial: tuple[LiveVersion, Trial] | None = None
@@ -99,10 +96,10 @@ class VersionRouter:
 
         Raises DataError if no version can be served.
         """
-        found = self.registry.servable(self._told)
+        found = self.registry.servable(self._report)
         self.service = service = make(self._load(found))
         service.releases = self
-        self._current = LiveVersion(found.id, self._view(service))
+        self._current = LiveVersion(found.id, copy.copy(service))
         self._sync()
         threading.Thread(target=self._followed, name="registry", daemon=True).start()
         return service
@@ -113,14 +110,6 @@ class VersionRouter:
             live = self._chosen(conversation)
             live.users += 1
             return live
-
-    def shadow(self, conversation: str) -> LiveVersion | None:
-        """Return the shadow version for this conversation, or None. A version that is returned needs a `leave`."""
-        with self._lock:
-            if self._trial is None or self._trial[1].mode != "shadow" or not _falls(conversation, self._trial[1]):
-                return None
-            self._trial[0].users += 1
-            return self._trial[0]
 
     def leave(self, live: LiveVersion, failed: bool | None) -> None:
         """Record that a request has ended. `failed` is None if the result says nothing about the version."""
@@ -157,7 +146,7 @@ class VersionRouter:
 
     def _chosen(self, conversation: str) -> LiveVersion:
         assert self._current is not None, "begin() has loaded a version"
-        if self._trial and self._trial[1].mode == "canary" and _falls(conversation, self._trial[1]):
+        if self._trial and _falls(conversation, self._trial[1]):
             return self._trial[0]
         return self._current
 
@@ -202,11 +191,11 @@ class VersionRouter:
         return True
 
     def _cant_follow(self, error: Exception) -> None:
-        self._told(f"The registry can't be followed, so the served versions stay: {error}")
+        self._report(f"The registry can't be followed, so the served versions stay: {error}")
 
     def _wanted(self, standing: tuple[str, ...]) -> Version:
         """Return the latest promoted version whose files are complete and that hasn't failed on this server."""
-        found = self.registry.servable(self._told)
+        found = self.registry.servable(self._report)
         if found.id not in self._refused:
             return found
         left = [id for id in standing if id not in self._refused]
@@ -228,7 +217,9 @@ class VersionRouter:
                 self._trial = None
             elif self._trial:
                 self._trial[0].counts, self._trial[0].beside = Counts(), Counts()
-            self._base_is(live)
+            # Requests without a version, such as those for model names and /docs, get this one.
+            for name in PARTS:
+                setattr(self.service, name, getattr(live.service, name))
         LOGGER.info("another version is served", extra={"version": found.id, "before": was.id})
         self._retire(was)
 
@@ -251,13 +242,9 @@ class VersionRouter:
     def _opened(self, found: Version) -> LiveVersion:
         parts = self._load(found)
         assert self.service is not None, "begin() has created the service"
-        view = self._view(self.service)
-        view.served, view.engine, view.prompts, view.assistant = (
-            parts.served,
-            parts.engine,
-            parts.prompts,
-            parts.assistant,
-        )
+        view = copy.copy(self.service)
+        for name in PARTS:
+            setattr(view, name, getattr(parts, name))
         view.tell_model(1)
         return LiveVersion(found.id, view)
 
@@ -267,16 +254,6 @@ class VersionRouter:
         content = self.service.served.index
         if live.service.served.index != content:
             live.service.goes_over_to(content)
-
-    def _view(self, service: Service) -> Service:
-        """Return a copy of the service that can have its own model and shares everything else."""
-        return copy.copy(service)
-
-    def _base_is(self, live: LiveVersion) -> None:
-        """Make this version the one that requests without a version get, such as those for model names and /docs."""
-        assert self.service is not None, "begin() has created the service"
-        for name in ("served", "engine", "prompts", "assistant"):
-            setattr(self.service, name, getattr(live.service, name))
 
     def _retire(self, live: LiveVersion) -> None:
         with self._lock:
@@ -306,9 +283,11 @@ class VersionRouter:
             else:
                 self.registry.rollback(why, of=live.id)
         except MedituneError as error:
-            self._told(f"This server no longer serves {live.id} ({why}), but the registry couldn't be changed: {error}")
+            self._report(
+                f"This server no longer serves {live.id} ({why}), but the registry couldn't be changed: {error}"
+            )
         else:
-            self._told(f"{live.id} was rolled back: {why}")
+            self._report(f"{live.id} was rolled back: {why}")
         self._wake.set()
 
 
@@ -381,120 +360,3 @@ def says_failed(status: int) -> bool | None:
     if status >= 500:
         return True
     return False if 200 <= status < 300 else None
-
-
-_running: set[asyncio.Task[None]] = set()
-ShadowAnswer = tuple[str, str, Mapping[str, Any]]
-"""The outcome, text and facts of an answer"""
-
-
-def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody, found: Triage) -> None:
-    """Let the shadow answer a question after triage, if there is a shadow and the server has spare capacity."""
-
-    async def generate(live: LiveVersion) -> ShadowAnswer:
-        assistant = live.service.assistant
-        assert assistant is not None, "the route has checked that there is an assistant"
-        over = threading.Event()
-
-        def work() -> dict[str, Any]:
-            events = assistant.ask(
-                body.question,
-                style=body.style,
-                k=body.k,
-                sources=body.sources,
-                history=[(past.question, past.answer) for past in body.history],
-                max_new_tokens=body.max_new_tokens,
-                cancelled=over.is_set,
-                found=found,
-            )
-            return [each.as_dict() for each in events][-1]
-
-        worker = asyncio.get_running_loop().run_in_executor(service.asks, work)
-        try:
-            answer = await asyncio.shield(worker)
-        finally:
-            over.set()
-            # The place is free only when the work has really ended.
-            await asyncio.wait({worker})
-            if not worker.cancelled():
-                worker.exception()
-        return outcome_of(answer), str(answer.get("text", "")), facts_of(answer)
-
-    _start(service, conversation, caller, id, body.question, generate)
-
-
-def chat(
-    service: Service,
-    conversation: str,
-    caller: Caller,
-    id: str,
-    question: str,
-    job: Callable[[Service], GenerationRequest],
-) -> None:
-    """Let the shadow continue a chat. `job` returns the request for the shadow's engine."""
-
-    async def generate(live: LiveVersion) -> ShadowAnswer:
-        made, text, tokens = await asyncio.to_thread(job, live.service), "", 0
-        async with aclosing(stream_chunks(live.service.engine, made)) as coming:
-            async for piece in coming:
-                text, tokens = text + piece.text, tokens + len(piece.tokens)
-        return "answered", text.lstrip(), {"prompt_tokens": len(made.prompt), "completion_tokens": tokens}
-
-    _start(service, conversation, caller, id, question, generate)
-
-
-def _start(
-    service: Service, conversation: str, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
-) -> None:
-    live = service.releases.shadow(conversation) if service.releases else None
-    if live is None:
-        return
-    task = asyncio.ensure_future(_in_spare_place(service, live, caller, id, question, generate))
-    _running.add(task)
-    task.add_done_callback(_running.discard)
-
-
-async def _in_spare_place(
-    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
-) -> None:
-    """Let the shadow answer if a place is free and no caller waits for it."""
-    releases = service.releases
-    assert releases is not None, "there is a shadow"
-    assert releases.service is not None, "it answers"
-    failed: bool | None = None
-    try:
-        with service.admission.spare(1) as place:
-            if place:
-                failed = True
-                failed = await _fails(service, live, caller, id, question, generate)
-    finally:
-        # A server that shuts down aborts shadows; that doesn't count as their failure.
-        releases.leave(live, failed if releases.service.ready else None)
-
-
-async def _fails(
-    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, generate: Callable[[LiveVersion], Any]
-) -> bool:
-    """Store the shadow's answer, and return whether the shadow failed, which counts against it alone."""
-    failed = True
-    try:
-        async with asyncio.timeout(service.settings.answer_s):
-            outcome, text, facts = await generate(live)
-        failed = False
-        served, with_text = live.service.served, service.settings.keep_text
-        if service.answers is not None:
-            row = Answer(
-                f"{id}-shadow",
-                caller.key,
-                SHADOW,
-                f"{served.name} {served.version}",
-                served.index,
-                outcome,
-                {**facts, "beside": id},
-                question if with_text else None,
-                text if with_text else None,
-            )
-            await run_in_store_thread(service.answers.keep, row)
-    except (MedituneError, TimeoutError, RuntimeError, OSError) as error:
-        LOGGER.warning("a shadow's answer failed", extra={"version": live.id, **where(error)})
-    return failed

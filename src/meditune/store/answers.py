@@ -17,14 +17,9 @@ from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
 SHADOW = "shadow"
-"""The route of answers that were shown to nobody; their questions are stored with the answers that were shown"""
+"""The route of answers that earlier versions of Meditune stored without showing them; they are read as if absent"""
 PAGE = 1000
 """Answers that are read from the database at once"""
-
-
-def shadow_of(id: str) -> str:
-    """Return the id of the shadow version's answer to the same question."""
-    return f"{id}-{SHADOW}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,8 @@ class Answers:
         return True
 
     def delete(self, id: str) -> bool:
-        """Delete an answer, its shadow answer and the feedback on both, and return whether there was an answer."""
-        return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, shadow_of(id)))
+        """Delete an answer with its feedback and its shadow answer; return whether it existed."""
+        return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, f"{id}-{SHADOW}"))
 
     def delete_all_of(self, who: str) -> int:
         """Delete a key's answers and its feedback on other answers, and return the number of answers."""
@@ -159,7 +154,7 @@ class Answers:
         while True:
             with self.base.opened() as base:
                 rows = base.execute(
-                    "SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", (after, PAGE)
+                    "SELECT * FROM answers WHERE place > ? AND route <> ? ORDER BY place LIMIT ?", (after, SHADOW, PAGE)
                 ).fetchall()
                 if not rows:
                     return

@@ -18,32 +18,10 @@ from typing import Any, Protocol
 from meditune import __version__
 from meditune.errors import StoreError
 
-
-class Row(Protocol):
-    """A row with access by position and by column name."""
-
-    def __getitem__(self, key: Any, /) -> Any:
-        """Return a value by its position or its column's name."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the values."""
-
-
-class Cursor(Protocol):
-    """The result of a statement."""
-
-    @property
-    def rowcount(self) -> int:
-        """The number of rows that the statement changed"""
-
-    def fetchone(self) -> Any:
-        """Return the next row, or None."""
-
-    def fetchall(self) -> list[Any]:
-        """Return all remaining rows."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the rows."""
+Row = Any
+"""A row with access by position and by column name"""
+Cursor = Any
+"""The result of a statement: `rowcount`, `fetchone()`, `fetchall()`, and iteration over its rows"""
 
 
 class Connection(Protocol):

@@ -16,7 +16,8 @@ from typing import Any
 
 from meditune import distributed
 from meditune.config.recipe import Recipe, plain
-from meditune.config.training_options import CHANGES_NOTHING
+from meditune.config.removed_keys import drop_removed_keys, rename_keys
+from meditune.config.training_options import RESULT_NEUTRAL
 from meditune.errors import MedituneError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
 from meditune.models.fsdp import is_sharded, share
@@ -89,10 +90,13 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     return log, tensors
 
 
-def _is_of(recipe: Recipe, kept: dict[str, Any]) -> bool:
-    """Return whether `kept` matches the recipe; options that are newer than the checkpoint count as defaults."""
+def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
+    """Return whether a checkpoint's settings match the recipe; options that it lacks count as defaults."""
+    list(rename_keys(settings))
+    if list(drop_removed_keys(settings)):
+        return False
     try:
-        earlier = Recipe.model_validate({"name": recipe.name} | kept)
+        earlier = Recipe.model_validate({"name": recipe.name} | settings)
     except ValueError:
         return False
     return _what_training_depends_on(earlier) == _what_training_depends_on(recipe)
@@ -101,6 +105,6 @@ def _is_of(recipe: Recipe, kept: dict[str, Any]) -> bool:
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
     values = plain(recipe)
     found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
-    for key in CHANGES_NOTHING:
+    for key in RESULT_NEUTRAL:
         del found["train"][key]
     return found

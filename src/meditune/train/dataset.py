@@ -79,10 +79,10 @@ class TokenWeights:
                 eased = 1 - spec.end_weight if _ends(item) else 0.0
                 tokens[item.task] += (len(item.target) - eased) * often[item.id]
         share = spec.decision_share
-        self.by_task = {"decision": 1.0, "answer": 1.0}
+        self.by_task = {"decision": 1.0, "answer": 1.0, "claim": 1.0}
         if share is not None and tokens["decision"] and tokens["answer"]:
-            every = sum(tokens.values())
-            self.by_task = {
+            every = tokens["decision"] + tokens["answer"]
+            self.by_task |= {
                 "decision": share * every / tokens["decision"],
                 "answer": (1 - share) * every / tokens["answer"],
             }
@@ -122,20 +122,22 @@ def _ends(item: Encoded) -> bool:
 
 def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that the example can teach."""
-    return [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
+    target = {"decision": example.decision, "answer": example.answer.strip(), "claim": example.label}
+    return [task for task in tasks if target[task]]
 
 
 def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
     """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can run early."""
     if not any(supported_tasks(example, tasks) for example in examples):
-        others: list[Task] = [task for task in TASKS if task not in tasks]
+        others = [task for task in TASKS if any(supported_tasks(example, [task]) for example in examples)]
         hint = f" To train on what they have, add --set 'train.tasks=[{others[0]}]'" if others else ""
         raise DataError(f"None of the {len(examples)} training examples has {task_names(tasks)} to learn from.{hint}")
 
 
 def task_names(tasks: Sequence[Task]) -> str:
     """Return the tasks as words for a sentence: "an answer or a decision"."""
-    return " or ".join({"answer": "an answer", "decision": "a decision"}[task] for task in tasks)
+    names = {"answer": "an answer", "decision": "a decision", "claim": "a claim's label"}
+    return " or ".join(names[task] for task in tasks)
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def check_masks(rows: Sequence[Row]) -> None:
     """Raise DataError where a row has no supervised tokens, or only its end token."""
     for row in rows:
         for number, item in enumerate(row.encoded):
-            if len(item.target) < 2 or number not in row.of:
+            if len(item.target) < (1 if item.task == "claim" else 2) or number not in row.of:
                 raise DataError(
                     f"{item.id}: no token of its {item.task} would be trained on. Check the example and "
                     "prompt.max_tokens."

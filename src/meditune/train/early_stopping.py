@@ -42,9 +42,9 @@ class DevMonitor:
         self.best_step = 0
         self.since = 0
         """Measurements after the best one"""
-        self._kept: list[torch.Tensor] = []
-        for step, figure in earlier.items():
-            self._note(step, figure)
+        self._best_weights: list[torch.Tensor] = []
+        for step, metric in earlier.items():
+            self._note(step, metric)
 
     def is_due(self, step: int, last: int) -> bool:
         """Return whether to measure after this step (from 1); always true for the last one."""
@@ -52,10 +52,10 @@ class DevMonitor:
 
     def take(self, step: int, optimizer: MasterOptimizer) -> float:
         """Measure after `step`, keep the weights if no earlier state was better, and return the metric."""
-        figure = self.measure()
-        if self._note(step, figure) and self.spec.keep_best:
-            self._kept = [master.detach().clone() for master in optimizer.masters]
-        return figure
+        metric = self.measure()
+        if self._note(step, metric) and self.spec.keep_best:
+            self._best_weights = [master.detach().clone() for master in optimizer.masters]
+        return metric
 
     @property
     def is_over(self) -> bool:
@@ -64,17 +64,17 @@ class DevMonitor:
 
     def finish(self, optimizer: MasterOptimizer) -> None:
         """Restore the model's best weights, if they were kept."""
-        if self._kept:
-            optimizer.set_weights(self._kept)
+        if self._best_weights:
+            optimizer.set_weights(self._best_weights)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the best weights for a checkpoint; its log holds the metrics."""
-        return {f"best.{index}": weight for index, weight in enumerate(self._kept)}
+        return {f"best.{index}": weight for index, weight in enumerate(self._best_weights)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore the tensors that `state` returned."""
         count = sum(key.startswith("best.") for key in tensors)
-        self._kept = [tensors[f"best.{index}"] for index in range(count)]
+        self._best_weights = [tensors[f"best.{index}"] for index in range(count)]
 
     def facts(self, examples: int) -> dict[str, Any]:
         """Return the outcome for the run's records."""
@@ -92,20 +92,20 @@ class DevMonitor:
         noise = f" (uncertainty about ±{100 / math.sqrt(examples):.0f} points)" * (self.spec.metric in HIGHER_IS_BETTER)
         return f"Measuring {self.spec.metric} on {examples} dev examples every {self.every} steps{noise}."
 
-    def said(self) -> Iterator[str]:
+    def outcome(self) -> Iterator[str]:
         """Yield sentences about the outcome."""
-        figure = f"{self.spec.metric} {self.best:.4g} after step {self.best_step}"
+        best = f"{self.spec.metric} {self.best:.4g} after step {self.best_step}"
         if self.is_over:
-            yield f"Training stopped early: {self.since} measurements in a row were no better than {figure}."
+            yield f"Training stopped early: {self.since} measurements in a row were no better than {best}."
         if self.spec.keep_best:
-            yield f"Kept the weights of the best state: {figure}."
+            yield f"Kept the weights of the best state: {best}."
 
-    def _note(self, step: int, figure: float) -> bool:
+    def _note(self, step: int, metric: float) -> bool:
         """Record a metric, and return whether no earlier state was as good."""
         higher = self.spec.metric in HIGHER_IS_BETTER
-        better = self.best is None or math.isnan(self.best) or (figure > self.best if higher else figure < self.best)
+        better = self.best is None or math.isnan(self.best) or (metric > self.best if higher else metric < self.best)
         if better:
-            self.best, self.best_step, self.since = figure, step, 0
+            self.best, self.best_step, self.since = metric, step, 0
         else:
             self.since += 1
         return better
@@ -141,14 +141,14 @@ def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> M
     """
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)
-    whole = sum(sum(weights.of(row)) for row in rows)
+    total_weight = sum(sum(weights.of(row)) for row in rows)
 
     @torch.no_grad()
     def measure(loaded: LoadedModel) -> float:
         total = 0.0
         for indices in by_length(rows, recipe.train.micro_batch_tokens):
             piece = [rows[index] for index in indices]
-            each = [value / whole for row in piece for value in weights.of(row)]
+            each = [value / total_weight for row in piece for value in weights.of(row)]
             total += float(loss_of_rows(loaded.model, loaded.frozen, piece, each, loaded.pad_id)[0])
         return total
 

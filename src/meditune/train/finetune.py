@@ -43,11 +43,10 @@ from meditune.train.early_stopping import DevMonitor, Measure, dev_loss, measure
 from meditune.train.optimizer import state_bytes
 from meditune.train.preference import plan_pairs
 from meditune.train.regularization import EWC, L2SP, Penalty, StartingPoint, estimate
-from meditune.train.replay import rehearsal_rows
+from meditune.train.replay import EWC_ROWS, rehearsal_rows
 from meditune.train.trackers import followed
 from meditune.train.trainer import (
     DivergenceError,
-    LossGuard,
     Step,
     broadcast_weights,
     epoch_steps,
@@ -123,8 +122,8 @@ def fine_tune(
     With several processes, all of them call this with the same arguments; the first one writes.
     """
     started = time.monotonic()
-    how = parallel_mode(loaded.model, recipe)
-    if how != "fsdp":
+    parallel = parallel_mode(loaded.model, recipe)
+    if parallel != "fsdp":
         loaded.model.to(device())
     dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
     if dev and not measure:
@@ -135,34 +134,36 @@ def fine_tune(
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
     _preflight(planned, counts, recipe, loaded)
-    if how != "one":
-        print(f"{distributed.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
-    if how == "fsdp":
+    if parallel != "one":
+        print(f"{distributed.world()} processes, {SHARED[parallel]} (train.parallel).", file=sys.stderr)
+    if parallel == "fsdp":
         shard(model, device())
         # All processes gather sharded layers at once, so no process can compute a batch of its own.
         loaded.frozen.forget()
-    elif how == "ddp":
+    elif parallel == "ddp":
         broadcast_weights([parameter for parameter in model.parameters() if parameter.requires_grad])
     if distributed.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
 
+    in_training = replace(loaded, model=model)
+    # Without replay, the pool is used only by EWC, and `loss_of` may not support its rows.
+    tried = replace(planned, rows=[*planned.rows, *planned.pool]) if planned.replay else planned
+
     def try_a_piece() -> float:
-        # Without replay, the pool is used only by EWC, and `loss_of` may not support its rows.
-        rows = [*planned.rows, *(planned.pool if planned.replay else ())]
-        return probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
+        return probe(in_training, tried, recipe.train)
 
     with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
         speed = try_a_piece()
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
-        state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if how == "fsdp" else 1)
-        each = " in each process" if how != "one" else ""
+        state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if parallel == "fsdp" else 1)
+        each = " in each process" if parallel != "one" else ""
         kind = "GPU memory" if device() == "cuda" else "memory"
         print(
             f"Estimated time left: {left} at {speed:,.0f} tokens/s; needs {_peak_gb() + state:.1f} GB of {kind}{each}.",
             file=sys.stderr,
         )
-        log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
+        log, dev_monitor = _train_with_checkpoints(in_training, planned, recipe, folder, penalties, measure, len(dev))
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
@@ -179,13 +180,13 @@ def fine_tune(
         "steps": len(log),
         "final_loss": log[-1].loss,
         "compiled": are_compiled,
-        **({} if how == "one" else {"processes": distributed.world(), "parallel": how}),
+        **({} if parallel == "one" else {"processes": distributed.world(), "parallel": parallel}),
         **({"base_commit": loaded.commit} if loaded.commit else {}),
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
-        **({"dev": watch.facts(len(dev))} if watch else {}),
+        **({"dev": dev_monitor.facts(len(dev))} if dev_monitor else {}),
     }
-    shown = leakage.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.reference))
-    loaded.model = save_model(model, loaded, recipe, facts, folder / "model", shown)
+    record = leakage.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.reference))
+    loaded.model = save_model(model, loaded, recipe, facts, folder / "model", record)
     if distributed.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
     distributed.barrier()
@@ -198,48 +199,36 @@ def save_model(
     recipe: Recipe,
     facts: dict[str, Any],
     folder: Path,
-    shown: leakage.Record | None = None,
+    record: leakage.Record | None = None,
 ) -> Any:
     """Write the adapter or the whole model with tokenizer, prompt format, stop settings and training record.
 
     Returns the model for evaluation; a model that is sharded over processes is returned as it is.
     """
-    weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
-    if distributed.is_first():
-        _write_model(model, weights, loaded, recipe, facts, folder, shown)
-    return model if is_sharded(model) else merged(model)
-
-
-def _write_model(
-    model: Any,
-    weights: dict[str, Any] | None,
-    loaded: LoadedModel,
-    recipe: Recipe,
-    facts: dict[str, Any],
-    folder: Path,
-    shown: leakage.Record | None,
-) -> None:
     from meditune.train.model_card import model_card
 
-    base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
-    if base and base.is_dir():
-        # A relative path would be wrong from any other working directory.
-        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    elif base:
-        # Pin the commit: the adapter fits only these weights, even if the hub's branch moves.
-        model.peft_config["default"].revision = loaded.commit
-    with full_disk_message(folder), replace_folder(folder) as partial, quiet_transformers():
-        model.save_pretrained(partial, state_dict=weights)
-        loaded.tokenizer.save_pretrained(partial)
-        save_format(recipe.prompt, partial)
-        generation = model.generation_config
-        generation.eos_token_id = loaded.tokenizer.eos_token_id
-        generation.pad_token_id = loaded.pad_id
-        generation.save_pretrained(partial)
-        write_json(partial / TRAINING, facts)
-        if shown:
-            write_json(partial / leakage.FILE_NAME, shown)
-        (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
+    weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
+    if distributed.is_first():
+        base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
+        if base and base.is_dir():
+            # A relative path would be wrong from any other working directory.
+            model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+        elif base:
+            # Pin the commit: the adapter fits only these weights, even if the hub's branch moves.
+            model.peft_config["default"].revision = loaded.commit
+        with full_disk_message(folder), replace_folder(folder) as partial, quiet_transformers():
+            model.save_pretrained(partial, state_dict=weights)
+            loaded.tokenizer.save_pretrained(partial)
+            save_format(recipe.prompt, partial)
+            generation = model.generation_config
+            generation.eos_token_id = loaded.tokenizer.eos_token_id
+            generation.pad_token_id = loaded.pad_id
+            generation.save_pretrained(partial)
+            write_json(partial / TRAINING, facts)
+            if record:
+                write_json(partial / leakage.FILE_NAME, record)
+            (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
+    return model if is_sharded(model) else merged(model)
 
 
 def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> list[Example]:
@@ -285,44 +274,38 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
         if spec.l2_sp:
             found.append(L2SP(start, spec.l2_sp))
         if spec.ewc.strength:
-            fisher = estimate(model, loaded.pad_id, pool[: spec.ewc.samples], loaded.frozen, start)
+            fisher = estimate(model, loaded.pad_id, pool[:EWC_ROWS], loaded.frozen, start)
             found.append(EWC(start, fisher, spec.ewc.strength))
     return found
 
 
 def _train_with_checkpoints(
-    model: Any,
     loaded: LoadedModel,
     planned: Plan,
     recipe: Recipe,
     folder: Path,
     penalties: Sequence[Penalty],
     measure: Measure | None,
-    dev: int,
+    dev_examples: int,
 ) -> tuple[list[Step], DevMonitor | None]:
     place = folder / checkpoint.FOLDER
-    found = checkpoint.read(place, model, recipe)
-    log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
+    resume = checkpoint.read(place, loaded.model, recipe)
+    log = list(resume[0]) if resume else []
 
-    def keep(_: int, tensors: dict[str, Any]) -> None:
-        checkpoint.write(place, log, tensors, recipe, is_sharded(model))
+    def save(_: int, tensors: dict[str, Any]) -> None:
+        checkpoint.write(place, log, tensors, recipe, is_sharded(loaded.model))
 
-    watch = None
+    dev_monitor = None
     if measure:
-        trained, figure = replace(loaded, model=model), measure
-        watch = DevMonitor(
+        metric_of = measure
+        dev_monitor = DevMonitor(
             recipe.train.dev,
-            lambda: distributed.broadcast(figure(trained)),
+            lambda: distributed.broadcast(metric_of(loaded)),
             epoch_steps(planned.epoch_rows, recipe.train),
             {step.step: step.dev for step in log if step.dev is not None},
         )
-        print(watch.announced(dev), file=sys.stderr)
-    steps = train(
-        *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
-        *(resume, keep, planned.mix, planned.replay, penalties, planned.loss_of),
-        guard=LossGuard(step.loss for step in log),
-        watch=watch,
-    )
+        print(dev_monitor.announced(dev_examples), file=sys.stderr)
+    steps = train(loaded, planned, recipe.train, recipe.seed, penalties, resume, save, dev_monitor)
     try:
         with followed(recipe, folder, log) as follow:
             for step in steps:
@@ -335,9 +318,9 @@ def _train_with_checkpoints(
             "there. Otherwise check these rows, or lower train.learning_rate (now "
             f"{recipe.train.learning_rate:g}) and choose another --output."
         ) from error
-    if watch:
-        print(*watch.said(), sep="\n", file=sys.stderr)
-    return log, watch
+    if dev_monitor:
+        print(*dev_monitor.outcome(), sep="\n", file=sys.stderr)
+    return log, dev_monitor
 
 
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
@@ -349,7 +332,7 @@ def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: Lo
         f"{tokens.dropped} {planned.unit} left out.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
         f"{len(planned.steps)} steps, {planned.tokens:,} tokens in total.",
-        planned.shown,
+        planned.row_introduction,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
         *planned.lines(loaded.tokenizer),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ JOB, ROWS = "job.json", "training.jsonl"
 JOBS = "/fine_tuning/jobs"
 ENDED = {"succeeded", "failed", "cancelled"}
 NOT_OFFERED = {404, 405, 501}
+POLL_SECONDS = 15.0
+"""Time between two checks of a training job"""
 
 
 @dataclass
@@ -73,7 +75,7 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
         state.job = _create(client, state, model, recipe, folder)
         state.save(folder)
     try:
-        job = follow(client, state.job, model.spec.poll_seconds)
+        job = follow(client, state.job)
     except (Stopped, ApiError):
         print(
             f"\nThe job {state.job} continues at {client.host}. The same command follows it again; "
@@ -94,7 +96,7 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
     return job
 
 
-def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
+def follow(client: Client, job_id: str) -> dict[str, Any]:
     """Wait until the job has ended, print its events as they arrive, and return the API's description of it."""
     seen: set[str] = set()
     status = ""
@@ -111,28 +113,20 @@ def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
                 report_event(f"  {event['message']}")
         if status in ENDED:
             return job
-        time.sleep(poll_seconds)
+        time.sleep(POLL_SECONDS)
 
 
 def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, Any]]:
     """Yield the job's events, newest first, up to the first one in `seen`, and add them to `seen`."""
-    after: dict[str, str] = {}
-    while True:
-        try:
-            page = client.get(f"{JOBS}/{job_id}/events", limit=100, **after)
-        except ApiError as error:
-            if error.status in NOT_OFFERED:
-                return
-            raise
-        data = [event for event in page.get("data") or [] if event.get("id")]
-        for event in data:
+    try:
+        for event in _listed(client, f"{JOBS}/{job_id}/events"):
             if event["id"] in seen:
                 return
             seen.add(event["id"])
             yield event
-        if not data or not page.get("has_more"):
-            return
-        after = {"after": data[-1]["id"]}
+    except ApiError as error:
+        if error.status not in NOT_OFFERED:
+            raise
 
 
 def report_event(text: str) -> None:
@@ -143,7 +137,8 @@ def report_event(text: str) -> None:
 def _upload(client: Client, state: State, folder: Path) -> str:
     def find() -> dict[str, Any] | None:
         try:
-            return _listed(client, "/files", lambda file: file.get("filename") == state.name, purpose="fine-tune")
+            files = _listed(client, "/files", purpose="fine-tune")
+            return next((file for file in files if file.get("filename") == state.name), None)
         except ApiError as error:
             if error.status in NOT_OFFERED:
                 return None  # A second copy of the file costs nothing.
@@ -161,9 +156,8 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
 
     def find() -> dict[str, Any] | None:
         try:
-            return _listed(
-                client, JOBS, lambda job: job.get("training_file") == state.file and job.get("id") not in earlier
-            )
+            jobs = (job for job in _listed(client, JOBS) if job.get("training_file") == state.file)
+            return next((job for job in jobs if job["id"] not in earlier), None)
         except ApiError as error:
             if error.status not in NOT_OFFERED:
                 raise
@@ -191,18 +185,16 @@ def _request(state: State, model: ApiModel, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _listed(
-    client: Client, path: str, wanted: Callable[[dict[str, Any]], bool], **parameters: str
-) -> dict[str, Any] | None:
-    """Return the first matching object of a paginated list."""
+def _listed(client: Client, path: str, **parameters: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a paginated list that have an id."""
     after: dict[str, str] = {}
     while True:
         page = client.get(path, limit=100, **parameters, **after)
-        data = page.get("data") or []
-        found: dict[str, Any] | None = next((each for each in data if wanted(each)), None)
-        if found or not data or not page.get("has_more"):
-            return found
-        after = {"after": data[-1]["id"]}
+        objects = [each for each in page.get("data") or [] if each.get("id")]
+        yield from objects
+        if not objects or not page.get("has_more"):
+            return
+        after = {"after": objects[-1]["id"]}
 
 
 def _id(made: dict[str, Any], client: Client) -> str:
@@ -315,10 +307,6 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
     if recipe.train.dev.is_on:
         raise RecipeError(
             "train.dev: training behind an API can't be measured while it runs. Remove patience and keep_best."
-        )
-    if recipe.data.balance.weights:
-        raise RecipeError(
-            "data.balance.weights: an API reads every row once per epoch. Use a cap or a share, or remove the weights."
         )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS

@@ -1,27 +1,25 @@
-"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference losses DPO and ORPO.
+"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference loss DPO.
 
 With 262,000 words, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain backward pass fills
 several tensors of that size. Here each piece's logits exist only until their loss and the gradient of their hidden
 states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
 that are trained or whose logits the architecture changes afterwards; a test checks that both agree.
 
-Preference losses take rows with two branches, a preferred and a rejected answer. DPO: Rafailov et al. 2023, "Direct
-Preference Optimization" (arXiv:2305.18290). ORPO: Hong, Lee and Thorne 2024, "ORPO: Monolithic Preference Optimization
-without Reference Model" (arXiv:2403.07691).
+The preference loss takes rows with two branches, a preferred and a rejected answer: Rafailov et al. 2023, "Direct
+Preference Optimization" (arXiv:2305.18290).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from meditune.models.forward import Predicted
+from meditune.models.forward import Predicted, label_logits
 from meditune.models.hidden_state_cache import HiddenStateCache
-from meditune.models.shared_prefix_batch import Batch, Row
+from meditune.models.shared_prefix_batch import PROMPT, Batch, Row
 
 PIECE = 256
 """Supervised tokens whose logits are kept at the same time, in the model's number format."""
@@ -48,9 +46,18 @@ def loss_of_rows(
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
     device = predicted.hidden.device
     weight, targets = torch.tensor(weights, device=device), batch.targets.to(device)
+    total: Any = 0.0
+    if choices := choices_of(rows):
+        rest = [place for place in range(len(targets)) if place not in choices]
+        total = choice_loss(model, predicted.hidden, targets, weight, choices)
+        if not rest:
+            return total, batch
+        targets, weight = targets[rest], weight[rest]
+        logits = predicted.logits[rest] if head is None else predicted.logits
+        predicted = Predicted(predicted.hidden[rest], logits)
     if head is None:
-        return plain_loss(predicted, targets, weight), batch
-    return fused_loss(head, predicted.hidden, targets, weight), batch
+        return total + plain_loss(predicted, targets, weight), batch
+    return total + fused_loss(head, predicted.hidden, targets, weight), batch
 
 
 def losses_of_rows(
@@ -64,6 +71,32 @@ def losses_of_rows(
         return torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none"), batch
     losses: torch.Tensor = _TokenLosses.apply(predicted.hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
     return losses, batch
+
+
+def choices_of(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
+    """Return the targets that compete only with a few tokens (claims): index among the rows' targets -> token ids."""
+    items = [row.encoded[number] if number != PROMPT else None for row in rows for number in row.of]
+    return {place: item.choices for place, item in enumerate(items) if item and item.choices}
+
+
+def choice_loss(
+    model: Any,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    choices: Mapping[int, tuple[int, ...]],
+) -> torch.Tensor:
+    """Return the sum of weight * cross-entropy over the targets with `choices`, normalized over these tokens alone.
+
+    The logits are computed in FP32 from the (N, hidden size) states.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for tokens in sorted(set(choices.values())):
+        places = [place for place, each in choices.items() if each == tokens]
+        logits = label_logits(model.get_output_embeddings(), hidden[places], tokens)
+        target = torch.tensor([tokens.index(int(targets[place])) for place in places], device=hidden.device)
+        total = total + (torch.nn.functional.cross_entropy(logits, target, reduction="none") * weights[places]).sum()
+    return total
 
 
 def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -178,9 +211,9 @@ Reference = Mapping[str, Sequence[float]]
 
 
 class PairLoss:
-    """The mean over pairs of DPO's loss if there is a reference, else of ORPO's."""
+    """The mean of DPO's loss over pairs."""
 
-    def __init__(self, beta: float, reference: Reference | None) -> None:
+    def __init__(self, beta: float, reference: Reference) -> None:
         self.beta, self.reference = beta, reference
 
     def of(self, row: Row) -> list[float]:  # noqa: ARG002 (every pair counts the same)
@@ -191,28 +224,20 @@ class PairLoss:
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
     ) -> tuple[Any, Batch]:
         """Return the sum over the rows of weight * loss, and the rows' batch."""
-        likelihoods, tokens, batch = log_likelihoods(model, frozen, rows, pad_id)
-        if self.reference is None:
-            each = orpo(likelihoods / tokens, self.beta)
-        else:
-            before = [self.reference[row.encoded[0].id] for row in rows]
-            each = dpo(likelihoods, torch.tensor(before, device=likelihoods.device), self.beta)
+        likelihoods, batch = log_likelihoods(model, frozen, rows, pad_id)
+        before = [self.reference[row.encoded[0].id] for row in rows]
+        each = dpo(likelihoods, torch.tensor(before, device=likelihoods.device), self.beta)
         return (each * torch.tensor(weights, device=each.device)).sum(), batch
 
 
 def log_likelihoods(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-    """Return the (R, 2) summed log-likelihoods of R rows' two answers, their (R, 2) token counts, and the batch.
-
-    End tokens are included.
-    """
+) -> tuple[torch.Tensor, Batch]:
+    """Return the (R, 2) summed log-likelihoods of R rows' two answers with their end tokens, and the batch."""
     each, batch = losses_of_rows(model, frozen, rows, pad_id)
     place = torch.tensor([2 * number + branch for number, row in enumerate(rows) for branch in row.of])
-    place = place.to(each.device)
-    sums = torch.zeros(2 * len(rows), device=each.device).index_add(0, place, -each)
-    tokens = torch.zeros(2 * len(rows), device=each.device).index_add(0, place, torch.ones_like(each))
-    return sums.view(-1, 2), tokens.view(-1, 2), batch
+    sums = torch.zeros(2 * len(rows), device=each.device).index_add(0, place.to(each.device), -each)
+    return sums.view(-1, 2), batch
 
 
 def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
@@ -222,21 +247,3 @@ def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
     """
     moved = now - before
     return -logsigmoid(beta * (moved[:, 0] - moved[:, 1]))
-
-
-def orpo(mean: torch.Tensor, beta: float) -> torch.Tensor:
-    """Return (R,) losses from (R, 2) mean log-likelihoods per token.
-
-    The preferred answer's cross-entropy - beta * log sigmoid(log odds ratio), with odds = p / (1 - p) of the mean.
-    """
-    odds = mean - _log_of_one_minus_exp(mean)
-    return -mean[:, 0] - beta * logsigmoid(odds[:, 0] - odds[:, 1])
-
-
-def _log_of_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
-    """Return log(1 - e^x) for x < 0, exact near 0 as well as far below (Maechler 2012)."""
-    values = values.clamp(max=-1e-7)
-    near = values > -math.log(2)
-    close = torch.log(-torch.expm1(torch.where(near, values, torch.full_like(values, -1.0))))
-    far = torch.log1p(-torch.exp(torch.where(near, torch.full_like(values, -1.0), values)))
-    return torch.where(near, close, far)

@@ -1,4 +1,4 @@
-"""Mix the rows of several sources: how often each source's rows occur in an epoch, and in which order."""
+"""Mix the rows of several sources: how often each source's rows occur in an epoch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,14 @@ from meditune.errors import DataError
 
 @dataclass(frozen=True)
 class SourceMix:
-    """The rows of each source, the number of them in an epoch, and the order of the first epoch.
-
-    With `data.balance.weights`, groups of another kind take the place of sources.
-    """
+    """The rows of each source, and the number of them in an epoch."""
 
     rows: dict[str, list[int]]
     """Source -> indices of its rows"""
     visits: dict[str, int]
     """Source -> rows in an epoch"""
-    ranks: tuple[int, ...] | None = None
-    """Rank of every row: in the first epoch, rows of lower rank come first, and rows of equal rank in shuffled order"""
-    order: str = ""
-    """The curriculum in words"""
     limited: frozenset[str] = frozenset()
     """Sources that may not occur more often than their visits, nor than their part of a partial epoch"""
-    by: str = "source"
 
     @property
     def size(self) -> int:
@@ -58,7 +50,7 @@ class SourceMix:
         visits = _apportioned(self.visits, max(1, round(share * self.size)), limits)
         return visits if any(visits.values()) else {max(visits, key=lambda name: self.visits[name]): 1}
 
-    def said(self) -> str:
+    def described(self) -> str:
         """Return the visits in words, for the pre-flight."""
         return ", ".join(
             f"{count:,} of {name} ({len(self.rows[name]):,} distinct)" for name, count in self.visits.items()
@@ -69,56 +61,29 @@ class SourceMix:
         return {name: count / len(self.rows[name]) for name, count in self.visits.items()}
 
 
-def mix_of(
-    sources: Sequence[str],
-    spec: MixSpec,
-    epochs: float = 1.0,
-    tokens: Sequence[int] | None = None,
-    supervised: Sequence[int] | None = None,
-    often: Mapping[str, float] | None = None,
-    groups: Sequence[str] | None = None,
-    by: str = "source",
-) -> SourceMix | None:
-    """Return the mix of rows with these `sources` over `epochs`; None where each row occurs once, in any order.
+def mix_of(sources: Sequence[str], spec: MixSpec, epochs: float = 1.0) -> SourceMix | None:
+    """Return the mix of rows with these `sources` over `epochs`; None where each row occurs once in an epoch.
 
-    With a temperature T, a source of n rows gets a share proportional to n ** (1 / T) (Arivazhagan et al. 2019,
-    arXiv:1907.05019). `tokens` are the rows' lengths, and `supervised` the numbers of supervised tokens; without them,
-    as before the tokenizer is loaded, all rows count as equally long. With `often`, which says how often the rows of
-    each of the `groups` occur relative to the others, rows are mixed `by` those groups instead. Raises DataError where
-    a named source has no rows.
+    Raises DataError where a source with a weight has no rows, or `max_epochs` leaves none.
     """
-    ranks, order = _curriculum(sources, spec, tokens)
-    keys = groups if often and groups else sources
     rows: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        rows.setdefault(key, []).append(index)
-    named = bool(spec.quota or often or spec.weights or spec.temperature) and (len(rows) > 1 or bool(spec.quota))
-    limits = _limits(rows, spec.max_epochs, epochs, named)
-    if not (named or limits or order):
+    for index, source in enumerate(sources):
+        rows.setdefault(source, []).append(index)
+    weighted = bool(spec.weights) and len(rows) > 1
+    limits = _limits(rows, spec.max_epochs, epochs, weighted)
+    if not (weighted or limits):
         return None
-    for option in ("weights", "quota"):
-        missing = getattr(spec, option).keys() - rows.keys()
-        if missing and not often:
-            raise DataError(
-                f"train.mix.{option}: {', '.join(sorted(missing))} has no training rows. Remove that source "
-                f"from the {option}, or remove the option."
-            )
-    sizes = {"rows": None, "tokens": tokens, "supervised_tokens": supervised}[spec.unit]
-    length = {
-        name: sum(sizes[index] for index in indices) / len(indices) if sizes else 1.0 for name, indices in rows.items()
-    }
-    if spec.quota:
-        visits = {
-            name: max(1, round(spec.quota[name] / length[name])) if name in spec.quota else len(indices)
-            for name, indices in rows.items()
-        }
-        visits = {name: min(count, limits.get(name, count)) for name, count in visits.items()}
-    else:
-        weights = _weights(rows, spec, length, often)
-        visits = _apportioned(weights, len(sources), limits)
+    missing = spec.weights.keys() - rows.keys()
+    if missing:
+        raise DataError(
+            f"train.mix.weights: {', '.join(sorted(missing))} has no training rows. Remove that source from the "
+            "weights, or remove the option."
+        )
+    weights = {name: spec.weights[name] if spec.weights else len(indices) for name, indices in rows.items()}
+    visits = _apportioned(weights, len(sources), limits)
     if not sum(visits.values()):
         raise DataError("train.mix.max_epochs leaves no rows in an epoch. Raise it, or lower train.epochs.")
-    return SourceMix(rows, visits, ranks, order, frozenset(limits), by if often else "source")
+    return SourceMix(rows, visits, frozenset(limits))
 
 
 def endless_order(count: int, seed: str) -> Iterator[int]:
@@ -127,21 +92,6 @@ def endless_order(count: int, seed: str) -> Iterator[int]:
         order = list(range(count))
         random.Random(f"{seed}/{number}").shuffle(order)
         yield from order
-
-
-def _curriculum(
-    sources: Sequence[str], spec: MixSpec, tokens: Sequence[int] | None
-) -> tuple[tuple[int, ...] | None, str]:
-    """Return each row's rank in the first epoch, and the order in words; empty without a curriculum."""
-    if spec.curriculum == "none":
-        return None, ""
-    if isinstance(spec.curriculum, list):
-        place = {name: number for number, name in enumerate(spec.curriculum)}
-        ranks = tuple(place.get(source, len(place)) for source in sources)
-        others = " and the others" if set(sources) - place.keys() else ""
-        return ranks, f"{', then '.join(spec.curriculum)}{others}"
-    sign = 1 if spec.curriculum == "shortest_first" else -1
-    return tuple(sign * length for length in tokens or [0] * len(sources)), spec.curriculum.replace("_", " ")
 
 
 def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float, repeats: bool) -> dict[str, int]:
@@ -154,17 +104,6 @@ def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float
     return {name: int(most * len(indices) / epochs) for name, indices in rows.items()}
 
 
-def _weights(
-    rows: Mapping[str, Sequence[int]], spec: MixSpec, length: Mapping[str, float], often: Mapping[str, float] | None
-) -> dict[str, float]:
-    """Return each source's share of an epoch's rows, relative to the others."""
-    if often:
-        return {name: len(indices) * often.get(name, 1.0) for name, indices in rows.items()}
-    power = 1 / (spec.temperature or 1)
-    shares = spec.weights or {name: (len(indices) * length[name]) ** power for name, indices in rows.items()}
-    return {name: shares[name] / length[name] for name in rows}
-
-
 def _apportioned(weights: Mapping[str, float], total: int, limits: Mapping[str, int]) -> dict[str, int]:
     """Return integers in proportion to the weights that sum to `total` (largest remainders), none above its limit.
 
@@ -174,15 +113,15 @@ def _apportioned(weights: Mapping[str, float], total: int, limits: Mapping[str, 
     fixed: dict[str, int] = {}
     while True:
         free = {name: weight for name, weight in weights.items() if weight and name not in fixed}
-        left, whole = total - sum(fixed.values()), sum(free.values())
-        exact = {name: left * weight / whole for name, weight in free.items()}
+        left, weight_sum = total - sum(fixed.values()), sum(free.values())
+        exact = {name: left * weight / weight_sum for name, weight in free.items()}
         full = {name: limits[name] for name in free if name in limits and exact[name] > limits[name]}
         if not full:
             break
         fixed |= full
     counts = {name: int(value) for name, value in exact.items()}
     by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
-    open_ones = [name for name in by_remainder if counts[name] + 1 <= limits.get(name, total)]
-    for name in open_ones[: left - sum(counts.values())]:
+    with_room = [name for name in by_remainder if counts[name] + 1 <= limits.get(name, total)]
+    for name in with_room[: left - sum(counts.values())]:
         counts[name] += 1
     return {name: fixed.get(name, counts.get(name, 0)) for name in weights}

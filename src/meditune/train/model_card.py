@@ -27,7 +27,6 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     """Return Markdown with the hub's YAML front matter; `report` (report.json) adds the measured metrics."""
     entry = CATALOGUE.get(recipe.model.base)
     base = public_name(recipe.model.base)
-    synthetic = bool(report and report["data"].get("synthetic"))
     full = recipe.model.strategy == "full"
     unit = "pairs of answers" if "preference" in facts else "examples"
     lines = [
@@ -41,13 +40,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "",
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
         "",
-        *(
-            []
-            if not synthetic
-            else ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
-        ),
-        f"**Limits.** {LIMITS}",
-        "",
+        *_warnings(report),
         *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
@@ -69,6 +62,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *_beside(facts),
     ]
     return "\n".join([*lines, *(measured(report) if report else [])])
+
+
+def _warnings(report: dict[str, Any] | None) -> list[str]:
+    synthetic = ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
+    return [*(synthetic if report and report["data"].get("synthetic") else []), f"**Limits.** {LIMITS}", ""]
 
 
 def measured(report: dict[str, Any]) -> list[str]:
@@ -156,7 +154,7 @@ def _pruned(spec: ModelSpec) -> list[str]:
         if spec.strategy == "full"
         else f" The adapter loads only on that model, which is in `../{PRUNED}` of the run."
     )
-    return [f"The base model was pruned before it was tuned: {spec.prune.said}.{base}"]
+    return [f"The base model was pruned before it was tuned: {spec.prune.summary}.{base}"]
 
 
 def _quantized(spec: ModelSpec) -> list[str]:
@@ -185,9 +183,7 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
-        order, by = facts.get("curriculum", "none"), facts.get("mix_by", "source").replace("_", " ")
-        first = "" if order == "none" else f" Order of the first epoch: {order}."
-        lines += [f"Each epoch mixed rows by {by}: {mixed}.{first}", ""]
+        lines += [f"Each epoch mixed rows by source: {mixed}.", ""]
     if len(facts.get("mixture", [])) > 1:
         read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
         lines += [f"Shares of all supervised tokens: {read}.", ""]
@@ -211,19 +207,12 @@ def _beside(facts: dict[str, Any]) -> list[str]:
 
 def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Return Markdown; `report` (report.json) adds the measured metrics."""
-    synthetic = bool(report and report["data"].get("synthetic"))
     billed = training.get("trained_tokens")
     counted = f", {billed:,} tokens as counted by the API" if billed else ""
     lines = [
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
         "",
-        *(
-            []
-            if not synthetic
-            else ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
-        ),
-        f"**Limits.** {LIMITS}",
-        "",
+        *_warnings(report),
         f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
         "operator can retire it. `api.json` names the address and the environment variable that holds the key; "
         "`prompt.json` holds the prompt format. To ask the model, run in the folder of its run:",

@@ -89,8 +89,8 @@ class MasterOptimizer:
         for index, master in enumerate(self.masters):
             for key, value in self.optimizer.state[master].items():
                 # Every parameter has the same quantization map, and safetensors stores no tensor twice.
-                kept = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
-                tensors[f"state.{index}.{key}"] = kept
+                saved = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+                tensors[f"state.{index}.{key}"] = saved
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -100,7 +100,7 @@ class MasterOptimizer:
             kind, *index_and_name = key.split(".", 2)
             if kind == "state":
                 master = self.masters[int(index_and_name[0])]
-                self.optimizer.state[master][index_and_name[1]] = _as_it_was(value, master)
+                self.optimizer.state[master][index_and_name[1]] = _restored_value(value, master)
         self.set_weights([tensors[f"master.{index}"] for index in range(len(self.masters))])
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
     return made
 
 
-def _as_it_was(value: torch.Tensor, master: torch.Tensor) -> Any:
+def _restored_value(value: torch.Tensor, master: torch.Tensor) -> Any:
     """Return a checkpointed value on its weight's device, and counts as plain numbers."""
     if value.dim():
         return value.to(master.device)

@@ -128,12 +128,12 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCa
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],
         [torch.zeros_like(value, dtype=torch.float32) for _, value in start.others],
     )
-    mine = rows[distributed.rank() :: distributed.world()]
+    own_rows = rows[distributed.rank() :: distributed.world()]
     model.eval()
-    with ExitStack() as hooks, Progress("Estimating Fisher information", len(mine), "rows") as progress:
+    with ExitStack() as hooks, Progress("Estimating Fisher information", len(own_rows), "rows") as progress:
         for pair, total in zip(start.pairs, found.pairs, strict=True):
             hooks.callback(pair.layer.register_forward_hook(_squares_into(total)).remove)
-        for row in mine:
+        for row in own_rows:
             # The wanted value is the square of the gradient of loss / sqrt(tokens).
             weights = [len(row.targets) ** -0.5] * len(row.targets)
             loss_of_rows(model, frozen, [row], weights, pad_id)[0].backward()

@@ -71,7 +71,7 @@ class Replay:
             "loss_share": round(rehearsed / (rehearsed + examples), 4),
         }
 
-    def said(self, examples: float) -> str:
+    def described(self, examples: float) -> str:
         """Return the facts in words."""
         facts = self.facts(examples)
         visits, rows = facts["visits"], facts["rows"]
@@ -141,6 +141,10 @@ def replay_row(written: dict[str, Any]) -> Row:
     return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
 
 
+ROW_TOKENS = 128
+"""Maximum length in tokens of rows of the sources self and general; medical rows follow prompt.max_tokens"""
+EWC_ROWS = 64
+"""Number of rows from which EWC estimates which weights matter"""
 FILE = "replay.jsonl"
 GENERAL_FILE = "valid.txt"
 """WikiText-2's validation text. Its test text measures forgetting, so it must never be trained on."""
@@ -148,7 +152,7 @@ GENERAL_FILE = "valid.txt"
 
 def rows_needed(spec: TrainSpec) -> int:
     """Return the number of different rows that replay and EWC need; 0 where both are off."""
-    return max(spec.replay.rows if spec.replay.share else 0, spec.ewc.samples if spec.ewc.strength else 0)
+    return max(spec.replay.rows if spec.replay.share else 0, EWC_ROWS if spec.ewc.strength else 0)
 
 
 def check_source(recipe: Recipe) -> None:
@@ -171,11 +175,11 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
         return []
     if spec.source == "self":
         if distributed.is_first() and not (folder / FILE).is_file():
-            write_jsonl(folder / FILE, write_replay_text(loaded, count, spec.tokens, recipe.seed))
+            write_jsonl(folder / FILE, write_replay_text(loaded, count, ROW_TOKENS, recipe.seed))
         distributed.barrier()
         return [replay_row(written) for written in read_jsonl(folder / FILE)]
     if spec.source == "general":
-        return general_rows(loaded, spec.tokens, count, recipe.seed)
+        return general_rows(loaded, ROW_TOKENS, count, recipe.seed)
     return _medical(loaded, recipe, splits, count)
 
 

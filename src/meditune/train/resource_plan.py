@@ -105,16 +105,16 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(each, torch.Tensor) and (storage := _storage(each))._cdata not in given | self._known.keys():
                 size = storage.nbytes()
                 self.now += size
-                self._known[storage._cdata] = weakref.ref(storage, self._let_go(storage._cdata, size))
+                self._known[storage._cdata] = weakref.ref(storage, self._on_release(storage._cdata, size))
         self.peak = max(self.peak, self.now)
         return made
 
-    def _let_go(self, key: int, size: int) -> Callable[[Any], None]:
-        def gone(_: Any) -> None:
+    def _on_release(self, key: int, size: int) -> Callable[[Any], None]:
+        def released(_: Any) -> None:
             self.now -= size
             self._known.pop(key, None)
 
-        return gone
+        return released
 
 
 def _storage(tensor: torch.Tensor) -> Any:
@@ -213,13 +213,13 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
     refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)
-    ways = list(_other_ways(recipe))
-    with Progress("Predicting", len(ways) + 1, "ways") as progress:
+    alternatives = list(_alternatives(recipe))
+    with Progress("Predicting", len(alternatives) + 1, "strategies") as progress:
         own = estimate(recipe, config, target)
         progress.advance(1)
         others = []
-        for way in ways:
-            others.append(estimate(way, config, target))
+        for alternative in alternatives:
+            others.append(estimate(alternative, config, target))
             progress.advance(1)
     advice = [] if own.verdict == "fits" else _advice(recipe, config, target)
     return Planned(target, own, others, advice, recipe.prompt.max_tokens)
@@ -238,10 +238,10 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     return Estimate(recipe.model.strategy, recipe.model.quantize, *parameter_counts(model), memory, speed, verdict)
 
 
-def _other_ways(recipe: Recipe) -> Iterator[Recipe]:
+def _alternatives(recipe: Recipe) -> Iterator[Recipe]:
     quantized: list[tuple[Strategy, Quantize]] = [("lora", "nf4"), ("lora", "int8")]
-    ways: list[tuple[Strategy, Quantize]] = [(strategy, "none") for strategy in get_args(Strategy)]
-    for strategy, quantize in [*ways, *quantized]:
+    alternatives: list[tuple[Strategy, Quantize]] = [(strategy, "none") for strategy in get_args(Strategy)]
+    for strategy, quantize in [*alternatives, *quantized]:
         if (strategy, quantize) != (recipe.model.strategy, recipe.model.quantize):
             yield _changed(recipe, {"model.strategy": strategy, "model.quantize": quantize})
 
@@ -284,19 +284,17 @@ def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
 
 def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
     """Return the recipe with these keys changed, without settings that no longer apply."""
-    model = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("model.")}
-    train = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("train.")}
-    prompt = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("prompt.")}
-    if model.get("strategy") in VIRTUAL:
-        model["top_layers"] = None
-    if model.get("strategy") == "prefix":
-        train["gradient_checkpointing"] = False
+    groups: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "prompt": {}}
+    for key, value in change.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    strategy = groups["model"].get("strategy")
+    if strategy in VIRTUAL:
+        groups["model"]["top_layers"] = None
+    if strategy == "prefix":
+        groups["train"]["gradient_checkpointing"] = False
     return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update=model),
-            "train": recipe.train.model_copy(update=train),
-            "prompt": recipe.prompt.model_copy(update=prompt),
-        }
+        update={group: getattr(recipe, group).model_copy(update=values) for group, values in groups.items()}
     )
 
 

@@ -25,6 +25,7 @@ from meditune.config.training_options import TrainSpec
 from meditune.hardware import memory_gb, used_gb
 from meditune.models.fsdp import is_sharded
 from meditune.models.hidden_state_cache import HiddenStateCache
+from meditune.models.load import LoadedModel
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Batch, Row, by_length
 from meditune.progress import Progress
@@ -187,9 +188,9 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowS
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
     def pieces_of(rank: int) -> list[RowShare]:
-        mine = order[rank :: distributed.world()]
-        grouped = by_length([rows[index] for index in mine], max_tokens)
-        return [RowShare([mine[index] for index in group]) for group in grouped]
+        share = order[rank :: distributed.world()]
+        grouped = by_length([rows[index] for index in share], max_tokens)
+        return [RowShare([share[index] for index in group]) for group in grouped]
 
     pieces = pieces_of(distributed.rank())
     if lockstep:
@@ -262,22 +263,31 @@ LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], in
 the batch."""
 
 
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows to train on, and the loss that every step minimizes over them."""
+
+    rows: Sequence[Row]
+    weights: Weights
+    mix: SourceMix | None = None
+    """How often each source's rows occur in an epoch; None: every row once"""
+    replay: Replay | None = None
+    loss_of: LossOfRows = loss_of_rows
+
+
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
     """Return the indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
     A step takes at most batch_size * accumulation examples. All steps of an epoch have the same size, up to one
     example: an epoch of 449 rows with 32 per step has 15 steps of 29 or 30, instead of a last step whose single example
-    would move the weights as far as 32 do. Without a mix, every example occurs once in an epoch. A mix may order the
-    first epoch: its rows are selected before, and rows are bucketed by length only within a step, so bucketing changes
-    no order.
+    would move the weights as far as 32 do. Without a mix, every example occurs once in an epoch.
     """
     steps: list[list[int]] = []
-    for epoch, order in enumerate(mix.epochs(seed, spec.epochs) if mix else _whole(count, spec.epochs)):
+    in_order = (list(range(count)) for _ in range(math.ceil(spec.epochs)))
+    for epoch, order in enumerate(mix.epochs(seed, spec.epochs) if mix else in_order):
         random.Random(f"{seed}/{epoch}").shuffle(order)
         if mix is None:
             order = order[: max(1, round(min(1.0, spec.epochs - epoch) * count))]
-        elif mix.ranks and epoch == 0:
-            order.sort(key=mix.ranks.__getitem__)
         number = epoch_steps(len(order), spec)
         steps += [order[len(order) * step // number : len(order) * (step + 1) // number] for step in range(number)]
     return steps
@@ -288,36 +298,23 @@ def epoch_steps(count: int, spec: TrainSpec) -> int:
     return math.ceil(count / (spec.batch_size * spec.accumulation))
 
 
-def _whole(count: int, epochs: float) -> Iterator[list[int]]:
-    for _ in range(math.ceil(epochs)):
-        yield list(range(count))
-
-
 def train(
-    model: Any,
-    pad_id: int,
-    rows: Sequence[Row],
-    weights: Weights,
+    loaded: LoadedModel,
+    data: TrainingRows,
     spec: TrainSpec,
     seed: int,
-    frozen: HiddenStateCache,
-    resume: tuple[int, dict[str, torch.Tensor]] | None = None,
-    checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
-    mix: SourceMix | None = None,
-    replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
-    loss_of: LossOfRows = loss_of_rows,
-    guard: LossGuard | None = None,
-    watch: DevMonitor | None = None,
+    resume: tuple[Sequence[Step], dict[str, torch.Tensor]] | None = None,
+    checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    dev_monitor: DevMonitor | None = None,
 ) -> Iterator[Step]:
-    """Train in place and yield each step.
+    """Train `loaded.model` in place and yield each step.
 
     Every step minimizes the weighted mean over all of its supervised tokens, including those of replay, or over the
-    terms of another `loss_of`, regardless of how the step is split into pieces. So batch size, accumulation and
-    `micro_batch_tokens` change a step only through their product. `penalties` are added once to each step. `frozen` are
-    the layers below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` received
-    there; `guard` has seen the losses up to that step, and `watch` the dev metrics. `watch` may end training early, and
-    restore the weights of an earlier state.
+    terms of another `data.loss_of`, regardless of how the step is split into pieces. So batch size, accumulation and
+    `micro_batch_tokens` change a step only through their product. `penalties` are added once to each step. `resume` are
+    the finished steps and the tensors that `checkpoint` received after them. `dev_monitor` knows the dev metrics of
+    those steps; it may end training early, and restore the weights of an earlier state.
 
     With several processes, each computes its share of every step and yields the same steps; all must call this with the
     same arguments.
@@ -325,22 +322,22 @@ def train(
     Raises DivergenceError where loss or gradient aren't finite or the loss explodes; the last checkpoint then has the
     state before the step where that began.
     """
-    steps = plan_steps(len(rows), spec, seed, mix)
+    model, rows, replay = loaded.model, data.rows, data.replay
+    steps = plan_steps(len(rows), spec, seed, data.mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Virtual tokens and adapters on a quantized base may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimizer = MasterOptimizer(trainable, spec, fp16)
     average = WeightAverage(optimizer, len(steps), spec.average_last)
-    done = 0
+    earlier, tensors = resume or ((), {})
+    done, guard = len(earlier), LossGuard(step.loss for step in earlier)
     if resume is not None:
-        done, tensors = resume
         optimizer.restore(tensors)
         average.restore(tensors)
-        if watch:
-            watch.restore(tensors)
-    _ready(model, spec, frozen)
+        if dev_monitor:
+            dev_monitor.restore(tensors)
+    _set_training_mode(loaded, spec)
     lockstep = is_sharded(model)
-    guard = guard or LossGuard()
 
     def broken(number: int, what: str) -> DivergenceError:
         read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
@@ -348,7 +345,7 @@ def train(
 
     def save(number: int) -> None:
         if checkpoint:
-            checkpoint(number, optimizer.state() | average.state() | (watch.state() if watch else {}))
+            checkpoint(number, optimizer.state() | average.state() | (dev_monitor.state() if dev_monitor else {}))
 
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
@@ -359,19 +356,21 @@ def train(
             torch.manual_seed(
                 hash((seed, number, distributed.rank()) if distributed.rank() else (seed, number)) & 0x7FFFFFFF
             )
-            parts = [_weighed([rows[index] for index in indices], weights.of)]
+            parts = [_weigh([rows[index] for index in indices], data.weights.of)]
             if replay and replay.steps[number]:
-                parts.append(_weighed(replay.step(number), replay.weigh))
-            whole = sum(part.whole for part in parts)
+                parts.append(_weigh(replay.step(number), replay.weigh))
+            total_weight = sum(part.total for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
             supervised = sum(len(row.targets) for row in parts[0].rows)
-            mine = []
+            own_losses = []
             for part in parts:
                 pieces = deal_rows(part.rows, spec.micro_batch_tokens, lockstep)
-                mine.append(
-                    _gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, loss_of, optimizer.scale)
+                own_losses.append(
+                    _add_gradients(
+                        loaded, part, pieces, total_weight, progress, loss_of=data.loss_of, scale=optimizer.scale
+                    )
                 )
-            losses = distributed.all_reduce_sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+            losses = distributed.all_reduce_sum(torch.tensor(own_losses, dtype=torch.float64)).tolist()
             if not lockstep:
                 sum_gradients(trainable)
             progress.advance(
@@ -396,12 +395,12 @@ def train(
                 raise broken(number, f"the gradient's norm is {norm}")
             average.add(number)
             seconds = round(time.monotonic() - started, 3)
-            figure = None
-            if watch and watch.is_due(number + 1, len(steps)):
+            dev_metric = None
+            if dev_monitor and dev_monitor.is_due(number + 1, len(steps)):
                 model.eval()
-                figure = watch.take(number + 1, optimizer)
+                dev_metric = dev_monitor.take(number + 1, optimizer)
                 model.train()
-                frozen.without_dropout(model)
+                loaded.frozen.without_dropout(model)
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
@@ -413,47 +412,39 @@ def train(
                 seconds=seconds,
                 replay_loss=losses[1] if losses[1:] else None,
                 penalty=penalty,
-                dev=figure,
+                dev=dev_metric,
             )
-            if watch and watch.is_over:
+            if dev_monitor and dev_monitor.is_over:
                 break
             if (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps) and not guard.streak:
                 save(number + 1)
     average.apply()
-    if watch:
-        watch.finish(optimizer)
+    if dev_monitor:
+        dev_monitor.finish(optimizer)
     model.eval()
 
 
-def probe(
-    model: Any,
-    pad_id: int,
-    rows: Sequence[Row],
-    weights: Weights,
-    spec: TrainSpec,
-    frozen: HiddenStateCache,
-    loss_of: LossOfRows = loss_of_rows,
-) -> float:
+def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
     """Return the tokens per second of one batch of the longest rows, which also reaches the peak memory of training.
 
     It changes nothing. With several processes, all try the same batch, and the speed is their total.
     """
-    longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
-    _ready(model, spec, frozen)
+    longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.micro_batch_tokens)[0]], data.weights.of)
+    _set_training_mode(loaded, spec)
     started = time.monotonic()
     with Progress("Trying one batch", None, unit="tokens") as progress:
         piece = RowShare(list(range(len(longest.rows))))
-        _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
-    model.zero_grad()
+        _add_gradients(loaded, longest, [piece], longest.total, progress, loss_of=data.loss_of)
+    loaded.model.zero_grad()
     return distributed.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
 
 
-def _ready(model: Any, spec: TrainSpec, frozen: HiddenStateCache) -> None:
-    already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+def _set_training_mode(loaded: LoadedModel, spec: TrainSpec) -> None:
+    already = any(getattr(module, "gradient_checkpointing", False) for module in loaded.model.modules())
     if spec.gradient_checkpointing and not already:
-        recompute_activations(model)
-    model.train()
-    frozen.without_dropout(model)
+        recompute_activations(loaded.model)
+    loaded.model.train()
+    loaded.frozen.without_dropout(loaded.model)
 
 
 def recompute_activations(model: Any) -> None:
@@ -467,41 +458,40 @@ def recompute_activations(model: Any) -> None:
         model.disable_input_require_grads()
 
 
-class _Weighed(NamedTuple):
+class _WeightedRows(NamedTuple):
     """Rows with the weight of each of their targets."""
 
     rows: list[Row]
     weights: list[list[float]]
-    whole: float
+    total: float
     """Sum of the weights"""
 
 
-def _weighed(rows: list[Row], weigh: Callable[[Row], list[float]]) -> _Weighed:
-    weights = [weigh(row) for row in rows]
-    return _Weighed(rows, weights, sum(sum(values) for values in weights))
+def _weigh(rows: list[Row], weights_of: Callable[[Row], list[float]]) -> _WeightedRows:
+    weights = [weights_of(row) for row in rows]
+    return _WeightedRows(rows, weights, sum(sum(values) for values in weights))
 
 
-def _gather_gradients(
-    model: Any,
-    pad_id: int,
-    part: _Weighed,
+def _add_gradients(
+    loaded: LoadedModel,
+    part: _WeightedRows,
     pieces: Sequence[RowShare],
-    whole: float,
-    frozen: HiddenStateCache,
+    total_weight: float,
     progress: Progress,
     loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
-    """Add `scale` times the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
+    """Add `scale` times the gradient of these pieces' share of the step's loss, whose weights sum to `total_weight`.
 
     Returns their contribution to the part's mean loss.
     """
     total = 0.0
     for indices, idle in pieces:
         # Scale the weights, because the loss's gradient is in FP16 from the output head on.
-        weights = [0.0 if idle else scale * value / whole for index in indices for value in part.weights[index]]
-        loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
+        weights = [0.0 if idle else scale * value / total_weight for index in indices for value in part.weights[index]]
+        rows = [part.rows[index] for index in indices]
+        loss, batch = loss_of(loaded.model, loaded.frozen, rows, weights, loaded.pad_id)
         loss.backward()
         total += loss.item() / scale
         progress.advance(0 if idle else batch.real_tokens)
-    return total * (whole / part.whole)
+    return total * (total_weight / part.total)

@@ -6,6 +6,7 @@ its base; otherwise the result would be saved as if it belonged on the adapter's
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 from meditune import distributed
 from meditune.config.recipe import Recipe
-from meditune.data.balance import check_weights, weight_group
 from meditune.data.example import Example
 from meditune.data.leakage import Record, copy_record, read_record
 from meditune.data.retrieved_passages import in_training
@@ -39,74 +39,55 @@ from meditune.train.dataset import (
     retrieved_facts,
 )
 from meditune.train.early_stopping import check_dev
-from meditune.train.losses import loss_of_rows
-from meditune.train.mixing import SourceMix, mix_of
+from meditune.train.mixing import mix_of
 from meditune.train.replay import Replay, check_source, plan_replay, replay_rows
-from meditune.train.trainer import LossOfRows, Weights, plan_steps
-
-
-@dataclass(frozen=True)
-class Part:
-    """One source's part in a training run."""
-
-    source: str
-    rows: int
-    """Distinct rows that are available"""
-    visits: int
-    """Rows that were read"""
-    tokens: int
-    """Tokens that were read, including those of prompts"""
-    supervised_tokens: int
-    """Supervised tokens among these"""
+from meditune.train.trainer import TrainingRows, plan_steps
 
 
 def mixture(
     rows: Sequence[Row], sources: Sequence[str], steps: Sequence[Sequence[int]], replay: Replay | None
-) -> list[Part]:
-    """Return the parts of all sources in these steps, largest first, with replay as a part of its own at the end.
+) -> list[dict[str, Any]]:
+    """Return what these steps read of each source, for training.json: largest part first, and replay at the end.
 
-    `sources` are the rows' sources. For a run that ended early, pass the steps that were done.
+    `sources` are the rows' sources. The keys are `source`, `rows` (distinct rows that are available), `visits` (rows
+    read), `passes` over the source, the `tokens` read with those of prompts, `supervised_tokens` among them, and the
+    part's shares of both. For a run that ended early, pass the steps that were done.
     """
-    visited = [index for step in steps for index in step]
-    parts = [
-        _part(name, [row for row, source in zip(rows, sources, strict=True) if source == name], mine)
-        for name in dict.fromkeys(sources)
-        for mine in [[rows[index] for index in visited if sources[index] == name]]
-    ]
-    parts.sort(key=lambda part: -part.tokens)
+    read: dict[str, list[Row]] = {source: [] for source in sources}
+    for index in (index for step in steps for index in step):
+        read[sources[index]].append(rows[index])
+    available = Counter(sources)
+    parts = [_part(source, available[source], visited) for source, visited in read.items()]
+    parts.sort(key=lambda part: -part["tokens"])
     if replay:
-        read = [replay.rows[index] for step in replay.steps[: len(steps)] for index in step]
-        parts.append(_part(f"replay ({replay.spec.source})", replay.rows, read))
+        visited = [replay.rows[index] for step in replay.steps[: len(steps)] for index in step]
+        parts.append(_part(f"replay ({replay.spec.source})", len(replay.rows), visited))
+    tokens, supervised = (sum(part[key] for part in parts) for key in ("tokens", "supervised_tokens"))
+    for part in parts:
+        part["passes"] = round(part["visits"] / part["rows"], 2) if part["rows"] else 0.0
+        part["token_share"] = round(part["tokens"] / tokens, 4) if tokens else 0.0
+        part["supervised_share"] = round(part["supervised_tokens"] / supervised, 4) if supervised else 0.0
     return parts
 
 
-def facts(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Return each part for training.json, with its passes over the source's rows and its shares of all tokens."""
-    return [asdict(part) | _shares(part, parts) for part in parts]
-
-
-def plan_lines(parts: Sequence[Part]) -> list[str]:
-    """Return the parts in words, one line each."""
-    return [
-        f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over {part.rows:,}), {part.tokens:,} "
-        f"tokens ({shares['token_share']:.0%}), {part.supervised_tokens:,} of them supervised "
-        f"({shares['supervised_share']:.0%} of all supervised tokens)"
-        for part in parts
-        for shares in [_shares(part, parts)]
-    ]
-
-
-def _part(name: str, there: Sequence[Row], read: Sequence[Row]) -> Part:
-    return Part(name, len(there), len(read), sum(map(len, read)), sum(len(row.targets) for row in read))
-
-
-def _shares(part: Part, parts: Sequence[Part]) -> dict[str, float]:
-    tokens, supervised = sum(each.tokens for each in parts), sum(each.supervised_tokens for each in parts)
+def _part(source: str, available: int, read: Sequence[Row]) -> dict[str, Any]:
     return {
-        "passes": round(part.visits / part.rows, 2) if part.rows else 0.0,
-        "token_share": round(part.tokens / tokens, 4) if tokens else 0.0,
-        "supervised_share": round(part.supervised_tokens / supervised, 4) if supervised else 0.0,
+        "source": source,
+        "rows": available,
+        "visits": len(read),
+        "tokens": sum(map(len, read)),
+        "supervised_tokens": sum(len(row.targets) for row in read),
     }
+
+
+def plan_lines(parts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the parts of `mixture` in words, one line each."""
+    return [
+        f"{part['source']}: {part['visits']:,} rows ({part['passes']:g} passes over {part['rows']:,}), "
+        f"{part['tokens']:,} tokens ({part['token_share']:.0%}), {part['supervised_tokens']:,} of them supervised "
+        f"({part['supervised_share']:.0%} of all supervised tokens)"
+        for part in parts
+    ]
 
 
 CUES = ("question_cue", "answer_cue", "plain_cue", "decision_cue")
@@ -165,11 +146,12 @@ def starting_point(recipe: Recipe, folder: Path) -> str:
 
     All processes must call this; the first one creates the folder, because they share it.
     """
-    name = _made(recipe, folder) if distributed.is_first() else ""
+    name = _merged_adapter(recipe, folder) if distributed.is_first() else ""
     return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.reference
 
 
-def _made(recipe: Recipe, folder: Path) -> str:
+def _merged_adapter(recipe: Recipe, folder: Path) -> str:
+    """Return the run's `start/` if the base is an adapter, which is merged there if it isn't yet; else the base."""
     name, copy = recipe.model.reference, folder / START
     if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
         return str(copy)
@@ -190,24 +172,19 @@ def _made(recipe: Recipe, folder: Path) -> str:
     return str(copy)
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(TrainingRows):
     """Everything that the recipe, the data and the base model determine before the first step."""
 
-    rows: list[Row]
     fitted: TokenFacts
-    weights: Weights
-    mix: SourceMix | None
     steps: list[list[int]]
     """Result of `plan_steps`"""
     pool: list[Row]
     """Rows of the recipe's replay source, for replay and for EWC's estimate"""
-    replay: Replay | None
-    loss_of: LossOfRows = loss_of_rows
     unit: str = "examples"
     """Name of a row, for people"""
-    shown: str = "One example, with the supervised part between « »:"
-    """Introduces the first row in the pre-flight"""
+    row_introduction: str = "One example, with the supervised part between « »:"
+    """Text before the first row in the pre-flight"""
     further: dict[str, Any] = field(default_factory=dict)
     """Additional facts for the run's records"""
     sources: list[str] = field(default_factory=list)
@@ -228,21 +205,19 @@ class Plan:
         """Return facts for the run's records about the first `done` steps or all; mix and replay only if present."""
         found = asdict(self.fitted) | self.further
         if self.mix:
-            found |= {"mix": self.mix.visits, "mix_by": self.mix.by, "curriculum": self.mix.order or "none"}
+            found["mix"] = self.mix.visits
         if self.replay:
             found["replay"] = self.replay.facts(self._weight)
-        return found | ({"mixture": facts(self._mixture(done))} if self.sources else {})
+        return found | ({"mixture": self._mixture(done)} if self.sources else {})
 
     def lines(self, tokenizer: Any) -> list[str]:
         """Return lines about the mix of sources and replay, for people to check before training."""
         found = [retrieved_described(self.further["retrieved"])] if "retrieved" in self.further else []
         if self.mix:
-            by = "" if self.mix.by == "source" else f", by {self.mix.by.replace('_', ' ')}"
-            found.append(f"An epoch has {self.mix.size} rows{by}: {self.mix.said()}.")
-            found += [f"Order of the first epoch: {self.mix.order}."] if self.mix.order else []
+            found.append(f"An epoch has {self.mix.size} rows: {self.mix.described()}.")
         if self.replay:
             found += [
-                f"Replay: {self.replay.said(self._weight)} One row, with the supervised part between « »:",
+                f"Replay: {self.replay.described(self._weight)} One row, with the supervised part between « »:",
                 *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
             ]
         parts = self._mixture() if self.sources else []
@@ -250,7 +225,7 @@ class Plan:
             found += ["The whole training reads:", *(f"    {line}" for line in plan_lines(parts))]
         return found
 
-    def _mixture(self, done: int | None = None) -> list[Part]:
+    def _mixture(self, done: int | None = None) -> list[dict[str, Any]]:
         return mixture(self.rows, self.sources, self.steps[:done], self.replay)
 
     @property
@@ -264,7 +239,6 @@ def check(splits: Splits, recipe: Recipe) -> None:
     """Raise DataError for problems that would stop training later; needs no model, so it can run early."""
     check_teaches(splits.train, recipe.train.tasks)
     check_plain(splits.train, recipe)
-    check_weights(splits.train, recipe.data.balance)
     mix_of([example.source for example in splits.train], recipe.train.mix, recipe.train.epochs)
     check_source(recipe)
     check_dev(splits, recipe)
@@ -278,25 +252,30 @@ def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Ro
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
     """Plan the training of `loaded`, which must still be the base model; replay text is written to `folder`."""
     spec = recipe.train
-    shown = in_training(splits.train, folder)
-    rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0)
+    examples = {example.id: example for example in splits.train}
+    rows, fitted = encode(
+        in_training(splits.train, folder), loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0
+    )
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
-    examples = {example.id: example for example in splits.train}
-    mine = [examples[row.encoded[0].id] for row in rows]
-    sources, balance = [example.source for example in mine], recipe.data.balance
-    groups = [weight_group(example, balance) for example in mine] if balance.weights else sources
-    mix = mix_of(
-        *(sources, spec.mix, spec.epochs, [len(row) for row in rows], [len(row.targets) for row in rows]),
-        *(balance.weights, groups, str(balance.by)),
-    )
+    sources = [examples[row.encoded[0].id].source for row in rows]
+    mix = mix_of(sources, spec.mix, spec.epochs)
     repeats = mix.repeats() if mix else {}
-    often = {row.encoded[0].id: repeats.get(group, 1.0) for row, group in zip(rows, groups, strict=True)}
+    often = {row.encoded[0].id: repeats.get(source, 1.0) for row, source in zip(rows, sources, strict=True)}
     weights = TokenWeights(splits.train, rows, spec, often)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
     rehearsed = visited_rows(replay.rows, replay.steps) if replay else []
     loaded.frozen.group([*visited_rows(rows, steps), *rehearsed], spec.micro_batch_tokens)
-    found = retrieved_facts(rows, folder)
-    further = {"retrieved": found} if found else {}
-    return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources, further=further)
+    retrieved = retrieved_facts(rows, folder)
+    return Plan(
+        rows=rows,
+        weights=weights,
+        mix=mix,
+        replay=replay,
+        fitted=fitted,
+        steps=steps,
+        pool=pool,
+        sources=sources,
+        further={"retrieved": retrieved} if retrieved else {},
+    )

@@ -15,7 +15,7 @@ from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.audit import BINS, Audit, facts, shared
 from meditune.data.quality.ledger import entries, restore
-from meditune.data.quality.rules import ALL, MEANING, RULES, apply_rules
+from meditune.data.quality.quality_filters import ALL, MEANING, RULES, apply_rules
 from meditune.data.splits import Splits
 from meditune.errors import DataError, RecipeError
 from tests.commands import jsonl, meditune, read_rows, rows
@@ -110,7 +110,7 @@ def test_the_first_of_two_alike_stays_but_an_official_item_always():
         "near_duplicate": {"drop": 1},
         "cross_source": {"drop": 1},
     }
-    strict = audited(twins, alike=0.99)
+    strict = audited(twins, near_duplicate_similarity=0.99)
     assert left(strict) == ["own:1", "own:3"]
 
 
@@ -180,8 +180,8 @@ def test_every_row_can_be_had_back(tmp_path):
     kept = {example.id: example for part in made.splits.named().values() for example in part}
     assert "own:y" not in kept
     assert kept["own:x"].answer == "Gout hurts."
-    assert restore(tmp_path / "out", "own:x").example.answer == "Gout hurts .\nBack to top"
-    assert restore(tmp_path / "out", "own:y").example.question == "what should people with ASTHMA eat"
+    assert restore(tmp_path / "out", "own:x")[0].answer == "Gout hurts .\nBack to top"
+    assert restore(tmp_path / "out", "own:y")[0].question == "what should people with ASTHMA eat"
     again = made_of(tmp_path, rows, quality=QualitySpec(keep=["own:x", "own:y"]))
     kept = {example.id: example for part in again.splits.named().values() for example in part}
     assert kept["own:x"].answer == "Gout hurts .\nBack to top"

@@ -67,7 +67,7 @@ SETTINGS = {
     "by default": (),
     "merged": ("data.quality.rules.repeated_question=merge", 'data.quality.keep=["own:100","own:120"]'),
     "grouped": ("data.quality.rules.repeated_question=group", "data.quality.rules.near_duplicate=flag"),
-    "masked": ("data.phi.action=mask", "data.quality.alike=0.9"),
+    "masked": ("data.phi.action=mask", "data.quality.near_duplicate_similarity=0.9"),
 }
 
 

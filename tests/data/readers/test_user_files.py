@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data.example import Example, Passage, write_examples
+from meditune.data.example import LABEL, LABELS, Example, Passage, write_examples
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
@@ -234,3 +234,36 @@ def test_many_rows_take_little_memory() -> None:
     tracemalloc.stop()
     assert peak < 4_000_000  # the rows are 12 MB
     assert len(list(rejects.rows())) == 20_000
+
+
+def claims(tmp_path, rows, **options):
+    path, rejects = tmp_path / "claims.jsonl", Rejects()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return list(user_files.read(path, rejects, **options)), rejects
+
+
+def test_a_file_with_claims_and_evidence_is_read_as_claims_with_the_words_of_publishers(tmp_path):
+    row = {"claim": "The drug helps.", "evidence": "Pain fell.", "label": "SUPPORT"}
+    rows = [row, row | {"label": "Refutes"}, row | {"label": "NEI", "year": "2020"}, row | {"label": "perhaps"}]
+    found, rejects = claims(tmp_path, [*rows, row | {"evidence": ""}], source="own/trials")
+    assert [(each.id, each.label) for each in found] == [
+        ("own/trials:claims-1", "supported"),
+        ("own/trials:claims-2", "refuted"),
+        ("own/trials:claims-3", "not_enough_information"),
+    ]
+    assert (found[0].question, found[0].context[0].text) == ("The drug helps.", "Pain fell.")
+    assert found[0].labels == LABELS
+    assert found[2].meta == {"year": 2020, LABEL: "not_enough_information"}
+    assert len({each.group for each in found}) == 1
+    reasons = {"unknown label (not supported, refuted, not_enough_information)": 1, "no evidence": 1}
+    assert rejects.counts() == {"own/trials": reasons}
+
+
+def test_a_source_with_two_labels_has_no_third_and_columns_and_words_can_be_mapped(tmp_path):
+    rows = [{"text": "A.", "source_text": ["B.", "C."], "gold": gold} for gold in ("entailment", "not_entailment")]
+    fields = {"claim": "text", "evidence": "source_text", "label": "gold"}
+    found, _ = claims(tmp_path, rows, fields=fields, labels={"not_entailment": "refuted"})
+    assert [each.label for each in found] == ["supported", "refuted"]
+    assert all(each.labels == ("supported", "refuted") for each in found)
+    with pytest.raises(DataError, match="no column for the label"):
+        claims(tmp_path, [{"claim": "A.", "evidence": "B."}])

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from meditune.operate.drift import check, notifications, reference
-from meditune.operate.drift.check import RequestSource
+from meditune.operate.drift import drift_detection, notifications, reference
+from meditune.operate.drift.drift_detection import RequestSource
 from meditune.operate.drift.drift_watcher import DriftWatcher, Wanted, outbox_of, state_of
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import from_environment
@@ -28,7 +28,7 @@ def _no_waiting(monkeypatch):
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     fill(folder, requests(400, 5))
-    return reference.save(check.fit_reference(RequestSource(folder), None, None, 17), folder / "reference")
+    return reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), folder / "reference")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         drifted(tmp_path)
         (said,) = watching.look()["unsent"]
-        assert "not sent by webhook (HTTP 503)" in said
+        assert "not sent by webhook (answers 503)" in said
         assert figure(metrics, "meditune_alerts_unsent ") == 1
         assert overview(SQLiteDatabase(tmp_path))["drift"][0]["unsent"] == [said]
         assert len(got) == 3
@@ -177,5 +177,5 @@ def test_what_cant_be_sent_is_noted_by_check(watched, tmp_path, monkeypatch):
         monkeypatch.setenv("MEDITUNE_ALERT_WEBHOOK", url)
         found = meditune("drift", "check", tmp_path, "--reference", watched.reference, "--notify")
     assert found.code == 6
-    assert "not sent by webhook (HTTP 404); it will be retried later" in found.err
+    assert "not sent by webhook (answers 404); it will be retried later" in found.err
     assert "secret-path" not in found.err

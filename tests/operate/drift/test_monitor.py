@@ -3,12 +3,14 @@
 The statistical core: exact without drift, quick with it.
 """
 
+from bisect import insort
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
 from meditune.errors import DataError
-from meditune.operate.drift import check, e_detectors
+from meditune.operate.drift import drift_detection, e_detectors
 from meditune.operate.drift.e_detectors import BLOCK, block_test
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import fit, load, save
@@ -87,8 +89,8 @@ def test_a_state_goes_on_as_if_it_had_never_been_saved(reference, tmp_path):
     again = Monitor.load(tmp_path / "state", reference)
     assert [alert.as_dict() for alert in again.all_alerts] == [alert.as_dict() for alert in whole.all_alerts]
     assert again.all_alerts
-    assert [track.seat.statistic for track in again.tracks.values()] == [
-        track.seat.statistic for track in whole.tracks.values()
+    assert [track.detector.statistic for track in again.tracks.values()] == [
+        track.detector.statistic for track in whole.tracks.values()
     ]
 
 
@@ -96,7 +98,7 @@ def test_evidence_shows_the_new_questions_masked(reference):
     marked = [*requests(200, 13), *requests(120, 14, ("vaccine",), first=201)]
     named = type(marked[0])(**{**marked[-1].__dict__, "question": "My name is John Miller, is a vaccine safe?"})
     monitor = follow(Monitor(reference), [*marked[:-1], named])
-    check.gather_evidence(monitor, [*marked[:-1], named])
+    drift_detection.gather_evidence(monitor, [*marked[:-1], named])
     groups = opened(monitor)["novelty"].evidence["groups"]
     assert any("vaccine" in group["name"] for group in groups)
     said = str([alert.evidence for alert in monitor.all_alerts])
@@ -134,10 +136,29 @@ def test_too_few_requests_make_no_reference():
         fit(requests(40, 16), EMBEDDING, "test")
 
 
+def p_values(reference, stream, coins):
+    """The rank of each value of a stream among the reference and the stream up to it."""
+    pool = sorted(reference.tolist())
+    found = []
+    for value, coin in zip(stream.tolist(), coins.tolist(), strict=True):
+        found.append(e_detectors.p_value(pool, value, coin))
+        insort(pool, value)
+    return np.array(found)
+
+
+def detector(reference, stream, coins):
+    """The e-detector over time: the mean over all bets."""
+    found, statistics = [], 0.0
+    for paid in e_detectors.number_bets(p_values(reference, stream, coins)):
+        statistics = e_detectors.advanced(statistics, paid)
+        found.append(statistics.mean())
+    return np.array(found)
+
+
 def test_p_values_are_uniform_and_independent_without_drift_even_with_ties():
     rng = np.random.default_rng(1)
     values = rng.integers(0, 4, 3000).astype(float)
-    p = e_detectors.p_values(values[:200], values[200:], rng.random(2800))
+    p = p_values(values[:200], values[200:], rng.random(2800))
     assert kstest(p, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(p[1:], p[:-1])[0, 1]) < 0.06
 
@@ -158,7 +179,7 @@ def test_false_alarms_stay_below_what_the_threshold_says():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         values = rng.normal(size=360)
-        crossed += e_detectors.detector(values[:60], values[60:], rng.random(300)).max() >= limit
+        crossed += detector(values[:60], values[60:], rng.random(300)).max() >= limit
     # Doob: at most 300 / limit, a twentieth; a small reference has no chance deviations to be found.
     assert crossed <= 0.05 * 200
 
@@ -167,7 +188,7 @@ def test_false_alarms_stay_below_what_the_threshold_says():
 def test_a_sudden_shift_is_found(shift, within):
     rng = np.random.default_rng(5)
     stream = np.concatenate([rng.normal(size=300), shift + rng.normal(size=200)])
-    found = e_detectors.detector(rng.normal(size=500), stream, rng.random(500))
+    found = detector(rng.normal(size=500), stream, rng.random(500))
     limit = e_detectors.threshold(0.1, 10_000, 10)
     assert found[:300].max() < limit
     assert found[300 : 300 + within].max() >= limit
@@ -175,7 +196,7 @@ def test_a_sudden_shift_is_found(shift, within):
 
 def test_a_wider_spread_with_the_same_middle_is_found():
     rng = np.random.default_rng(6)
-    found = e_detectors.detector(rng.normal(size=500), 4 * rng.normal(size=150), rng.random(150))
+    found = detector(rng.normal(size=500), 4 * rng.normal(size=150), rng.random(150))
     assert found.max() > e_detectors.threshold(0.1, 10_000, 10)
 
 
@@ -183,7 +204,7 @@ def test_the_size_of_a_change():
     rng = np.random.default_rng(7)
     reference = rng.normal(size=2000)
     same, larger, wider = (
-        e_detectors.p_values(reference, made, rng.random(400))
+        p_values(reference, made, rng.random(400))
         for made in (rng.normal(size=400), 5 + rng.normal(size=400), 5 * rng.normal(size=400))
     )
     assert abs(e_detectors.delta(same)) < 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import pubmed_client, update
+from meditune.operate.literature import literature_update, pubmed_client
 from tests.data import layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import PubMed
@@ -27,6 +27,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PubMed]:
     monkeypatch.setattr(pubmed_client, "INTERVAL", 0.0)
     monkeypatch.setattr(pubmed_client, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(pubmed_client, "SLOWEST", 0.02)
-    monkeypatch.setattr(update, "embedder", lambda _: corpus.TINY)
+    monkeypatch.setattr(literature_update, "load_encoder", lambda _: corpus.TINY)
     with pubmed_server.serving(tmp_path / "files") as made:
         yield made

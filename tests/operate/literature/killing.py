@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meditune.operate.literature import pubmed_client, pubmed_search, update
+from meditune.operate.literature import literature_update, pubmed_client, pubmed_search
 from meditune.operate.literature.article_library import Library
 from meditune.retrieve import build_index
 from tests.data import layouts
@@ -39,7 +39,7 @@ def main(folder: Path, trials: int) -> None:
     layouts.pubmedqa(folder / "data" / "pubmedqa", {"20000000": layouts.pubmedqa_item(0)})
     os.environ |= {"MEDITUNE_DATA": str(folder / "data"), "MEDITUNE_OFFLINE": "1"}
     pubmed_client.INTERVAL, pubmed_client.FIRST_WAIT, pubmed_search.PAGE, build_index.BATCH = 0.0, 0.0, 2, 2
-    update.embedder = lambda _: corpus.TINY
+    literature_update.load_encoder = lambda _: corpus.TINY
     work, files = folder / "work", folder / "files"
     files.mkdir()
     with pubmed_server.serving(files) as served:
@@ -122,13 +122,13 @@ def forked(served: PubMed, work: Path, event: int | None = None, seen: mmap.mmap
     try:
         Library.together = watched  # type: ignore[method-assign]
         sys.addaudithook(look)
-        wanted = update.Wanted(
+        wanted = literature_update.Wanted(
             **WANTED,
             eutils=f"{served.url}/entrez/eutils",
             files=f"{served.url}/updatefiles",
             index=str(work / "index"),
         )
-        report = update.update(work / "library", wanted)
+        report = literature_update.update(work / "library", wanted)
         code = len(report.failures)
         for failure in report.failures:
             print(failure, file=sys.stderr)

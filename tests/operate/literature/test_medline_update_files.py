@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError
-from meditune.operate.literature.medline_update_files import Folder
+from meditune.operate.literature.medline_update_files import UpdateFileFolder
 from tests.commands import meditune
 from tests.operate.literature.medline import Paper, deletes, document, update_file
 from tests.operate.literature.pubmed_server import PubMed
@@ -114,4 +114,4 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
 def test_a_folder_without_update_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: contains no file like pubmed26n1340\.xml\.gz"):
-        Folder(tmp_path / "empty").names()
+        UpdateFileFolder(tmp_path / "empty").names()

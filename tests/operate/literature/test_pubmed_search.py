@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import pubmed_client, update
+from meditune.operate.literature import literature_update, pubmed_client
 from tests.commands import meditune
 from tests.operate.literature.medline import Paper, notice
 from tests.operate.literature.pubmed_server import PubMed
@@ -21,7 +21,7 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
     served.add(Paper(101, revised="2026-05-01"), Paper(102, revised="2026-05-28"))
     assert ask(served, tmp_path, "--index", tmp_path / "index").code == 0
     counting = corpus.Counting()
-    monkeypatch.setattr(update, "embedder", lambda _: counting.embedder)
+    monkeypatch.setattr(literature_update, "load_encoder", lambda _: counting.encoder)
     served.add(Paper(103, revised="2026-05-28"))
     # The machine's clock jumps; only the server's counts.
     monkeypatch.setattr("time.time", lambda: 4e9)

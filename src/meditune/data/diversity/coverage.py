@@ -79,20 +79,12 @@ def _grade(example: Example) -> list[str]:
 
 def _length(example: Example) -> list[str]:
     count = len(example.answer.split())
-    return [_band(count, LENGTHS, LONGEST)] if count else []
-
-
-def _band(value: float, bands: Sequence[tuple[int, str]], last: str) -> str:
-    return next((name for end, name in bands if value < end), last)
+    return [next((name for end, name in LENGTHS if count < end), LONGEST)] if count else []
 
 
 def _semantic(example: Example) -> list[str]:
     types = dict.fromkeys(texts(example.meta.get("semantic_type")))
     return [SEMANTIC_TYPES.get(each, each) for each in types]
-
-
-def _names(bands: Sequence[tuple[int, str]], last: str) -> tuple[str, ...]:
-    return (*(name for _, name in bands), last)
 
 
 YEARS = ("before 2000", "2000 to 2004", "2005 to 2009", "2010 to 2014", "2015 and later")
@@ -109,7 +101,7 @@ DIMENSIONS = (
     Dimension("people", "People mentioned", people_mentioned, "several", PEOPLE),
     Dimension("year", "Year", TRAITS["year"], "ordered", YEARS),
     Dimension("reading_grade", "Reading grade of the answer", _grade, "ordered", GRADES),
-    Dimension("answer_length", "Length of the answer", _length, "ordered", _names(LENGTHS, LONGEST)),
+    Dimension("answer_length", "Length of the answer", _length, "ordered", (*(name for _, name in LENGTHS), LONGEST)),
     Dimension("question_length", "Length of the question", TRAITS["question length"], "ordered", QUESTION_LENGTHS),
 )
 BY_NAME = {dimension.name: dimension for dimension in DIMENSIONS}
@@ -126,12 +118,6 @@ def shannon(counts: Mapping[str, float]) -> float:
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
     return exp(-sum(share * log(share) for share in shares)) if shares else 0.0
-
-
-def simpson(counts: Mapping[str, float]) -> float:
-    """Return the inverse of Simpson's index, the Hill number of order 2, which large groups dominate."""
-    total = sum(counts.values())
-    return 1 / sum((count / total) ** 2 for count in counts.values()) if total else 0.0
 
 
 def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
@@ -217,7 +203,7 @@ def differences(first: Counts, second: Counts) -> dict[str, float]:
 
 
 def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[str, Any]:
-    """Return `known` examples, `distinct` groups, `shannon`, `simpson`, and the largest (or all ordered) `groups`.
+    """Return `known` examples, `distinct` groups, `shannon`, and the largest (or all ordered) `groups`.
 
     A group has its `count`, its `share` of the known examples in percent, and the Wilson interval `ci95` of the share,
     which treats the examples as a sample. `others` counts the examples in groups that aren't listed.
@@ -228,7 +214,6 @@ def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[s
         "known": known,
         "distinct": len(counts),
         "shannon": round(shannon(counts), 2),
-        "simpson": round(simpson(counts), 2),
         "groups": [_group(name, counts[name], known) for name in names],
         "others": sum(counts[name] for name in ranked if name not in names),
     }

@@ -61,12 +61,10 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
         }
     for label, row in shares.items():
         if row["share"] < RARE_DECISION:
-            times = max(2, round(100 / len(DECISIONS) / row["share"]))
             yield {
                 "rule": "rare decision",
                 "said": f"{label} is {_percent(row)} of {dimension['known']:,} decisions.",
-                "advice": "A model that never predicts it loses little. Weight decisions with train.class_balance=0.5, "
-                f"or sample its rows more often with data.balance={{by: decision, weights: {{{label}: {times}}}}}.",
+                "advice": "A model that never predicts it loses little. Weight decisions with train.class_balance=0.5.",
             }
 
 
@@ -80,7 +78,7 @@ def _dominant(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
             rest = max(1, dimension["known"] - top["count"])
             ways = [f"cap it with data.balance={{by: {name}, cap: {rest}}}", "add other data"]
             if name == "source":
-                ways.insert(1, "sample small sources more often with train.mix.temperature=3")
+                ways.insert(1, "sample small sources more often with train.mix.weights")
             yield {
                 "rule": "dominant group",
                 "said": f"{_what(name)} {top['group']} is {_percent(top)} of the {dimension['known']:,} training "
@@ -98,7 +96,7 @@ def _uneven(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
                 "said": f"The {dimension['distinct']} groups by {_what(name).lower()} are as diverse as "
                 f"{dimension['shannon']:.1f} equal groups (effective number).",
                 "advice": "The small groups are hardly learned and hardly tested. See the metrics by subgroup in the "
-                f"report; data.balance={{by: {name}, share: 0.2}} caps the large ones.",
+                f"report; data.balance={{by: {name}, cap: {max(1, dimension['known'] // 5)}}} caps the large ones.",
             }
 
 

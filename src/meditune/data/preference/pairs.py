@@ -30,8 +30,6 @@ OWN = "own"
 """The kind of a pair read from a user's file"""
 RATED = "rated"
 """The kind of a pair of rated answers"""
-SAMPLED = "sampled"
-"""The kind of a pair of the model's own answers"""
 
 
 class Pair(BaseModel):
@@ -48,7 +46,7 @@ class Pair(BaseModel):
     group: str = Field(min_length=1)
     """Pairs of a group are never in both training and evaluation"""
     kind: str
-    """Origin of the pair: `own`, `rated`, `sampled`, or the kind of corruption"""
+    """Origin of the pair: `own`, `rated`, or the kind of corruption"""
 
     style: Style | None = None
     """Style of both answers, if the question's source has two styles"""
@@ -150,12 +148,12 @@ def _number(example: Example, chance: random.Random) -> str | None:
     if not found:
         return None
     match = chance.choice(found)
-    said, decimals = match[0], _decimals(match[0])
+    number, decimals = match[0], _decimals(match[0])
     known = " ".join([text, *(passage.text for passage in example.context)])
     candidates = sorted(
-        {number for number in NUMBER.findall(known) if _decimals(number) == decimals and value(number) != value(said)}
+        {each for each in NUMBER.findall(known) if _decimals(each) == decimals and value(each) != value(number)}
     )
-    new = chance.choice(candidates) if candidates else f"{value(said) * chance.choice((2, 3)) or 1:.{decimals}f}"
+    new = chance.choice(candidates) if candidates else f"{value(number) * chance.choice((2, 3)) or 1:.{decimals}f}"
     return _replaced(text, match, new)
 
 
@@ -216,7 +214,7 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()
     pairs: list[Pair] = []
-    barren = 0
+    without_pair = 0
     for example in answered:
         chance = random.Random(f"{seed}/pairs/{example.id}")
         before = len(pairs)
@@ -241,5 +239,5 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
             )
             if len(pairs) - before == spec.per_example:
                 break
-        barren += len(pairs) == before
-    return pairs, barren
+        without_pair += len(pairs) == before
+    return pairs, without_pair

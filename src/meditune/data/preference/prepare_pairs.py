@@ -1,99 +1,28 @@
-"""A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored.
-
-Pairs can also come from several model answers to one example: the most faithful to the sources is preferred to the
-least faithful.
-"""
+"""A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import PhiSpec
 from meditune.config.recipe import Recipe
-from meditune.config.training_options import PairSource, SampledSpec
 from meditune.data.deidentify import Findings, cleaner, deidentify
-from meditune.data.example import Example
 from meditune.data.leakage import find
 from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import SAMPLED, SOURCE, Pair, build, read_pairs, write_pairs
-from meditune.data.read_sources import is_restricted
+from meditune.data.preference.pairs import SOURCE, Pair, build, read_pairs, write_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
-from meditune.evidence.detector import Sources, detect
 from meditune.files import read_json, replace_folder, write_json
-from meditune.text import sentences
-
-
-def usable(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples that have source texts."""
-    return [example for example in examples if any(passage.text for passage in example.context)]
-
-
-def score_answer(example: Example, text: str, ended: bool) -> dict[str, Any]:
-    """Return an answer with its faithfulness: `id` of the example, `text`, `score`, and the `kinds` of its spans.
-
-    If the answer hadn't `ended`, its last sentence is removed; otherwise a model would learn to stop mid-sentence.
-    """
-    kept = text.strip() if ended else " ".join(sentences(text.strip())[:-1])
-    found = detect(kept, Sources((passage.text for passage in example.context), example.question))
-    return {"id": example.id, "text": kept, "score": found.score or 0.0, "kinds": [span.kind for span in found.spans]}
-
-
-def pairs_of_sampled(
-    examples: Sequence[Example], answers: Iterable[Mapping[str, Any]], spec: SampledSpec, rejects: Rejects
-) -> list[Pair]:
-    """Return a pair for each example whose best and worst answers differ by at least `spec.margin`.
-
-    `answers` are rows as `score_answer` returns them. Of answers with the same score, the first is used. Examples
-    without a pair are counted in `rejects`.
-    """
-    written: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for answer in answers:
-        if answer["text"]:
-            written[answer["id"]].append(answer)
-        else:
-            rejects.count_only(SOURCE, "model answers without a complete sentence")
-    pairs: list[Pair] = []
-    for example in examples:
-        found = written[example.id]
-        best = max(found, key=lambda each: each["score"], default=None)
-        worst = min(found, key=lambda each: each["score"], default=None)
-        if best is None or worst is None:
-            rejects.count_only(SOURCE, "examples without a complete model answer")
-        elif best["score"] - worst["score"] < spec.margin:
-            rejects.count_only(SOURCE, "examples whose answers differ too little in faithfulness (sampled.margin)")
-        else:
-            pairs.append(
-                Pair(
-                    id=f"{example.id}/{SAMPLED}",
-                    question=example.question,
-                    context=example.context,
-                    chosen=best["text"],
-                    rejected=worst["text"],
-                    group=example.group,
-                    style=example.style,
-                    source=example.source,
-                    restricted=is_restricted(example),
-                    kind=SAMPLED,
-                )
-            )
-    return pairs
-
 
 FOLDER = "pairs"
-SOURCES: dict[PairSource, str] = {
-    "corrupted": "corrupted answers",
-    "sampled": "the model's own answers, ranked by faithfulness to the sources",
-}
-"""Descriptions of the sources of automatic pairs"""
-
-
+HELD_OUT_SHARE = 0.2
+"""Share of the groups of a file's pairs for evaluation"""
 LEAKS = ("group", "question", "context")
 """Kinds of overlap that a pair must not have with an evaluation item"""
 
@@ -112,60 +41,41 @@ class PairSets:
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
     """Return the pairs in `run/pairs`, and build them first unless they exist for the same settings and data.
 
-    Automatic training pairs come from the training examples, held-out pairs from the split in `evaluate.split`. With
-    source sampled, the training pairs are missing until the model is loaded (`with_training_pairs`). The held-out pairs
-    are corruptions in that case, too: they are the same for every model, so evaluation doesn't need the tuned model.
+    Pairs of corrupted answers come from the training examples, and held-out ones from the split in `evaluate.split`.
 
     From a file, a seeded share of the groups is held out, and identifiers of people are treated according to
     `data.phi`. Pairs that share a question, context, group or answer with the development or test set are left out.
     Raises DataError if no pairs are left for training or for evaluation.
     """
     spec = recipe.train.preference
-    settings = spec.model_dump(mode="json") | {
-        "seed": recipe.seed,
-        "split": recipe.evaluate.split,
-        "data": sha256,
-    }
-    del settings["beta"]
+    settings = spec.model_dump(mode="json", exclude={"beta"})
+    settings |= {"seed": recipe.seed, "split": recipe.evaluate.split, "data": sha256}
     if spec.path:
         settings["phi"] = recipe.data.phi.model_dump(mode="json")
     if (run / FOLDER / "facts.json").is_file():
         stored = stored_pairs(run)
-        if stored.facts["settings"] == settings:
+        # Earlier versions stored more settings, of which they now accept only the defaults.
+        if stored.facts["settings"] | settings == stored.facts["settings"]:
             return stored
     rejects, phi = Rejects(cleaner(recipe.data.phi)), Findings(recipe.data.phi)
     if spec.path:
         train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects, phi)
     else:
         train, held_out = _built(recipe, splits, rejects)
-    facts = {"source": spec.path or SOURCES[spec.source], "settings": settings, "phi": phi.facts()}
-    return _kept(run, train, held_out, rejects, facts)
-
-
-def with_training_pairs(run: Path, train: list[Pair], rejects: Rejects) -> PairSets:
-    """Store these training pairs in `run/pairs` and return all pairs; `rejects` counts examples without a pair."""
-    stored = stored_pairs(run)
-    for reason, count in stored.facts["left_out"].items():
-        rejects.count_only(SOURCE, reason, count)
-    return _kept(run, train, stored.held_out, rejects, stored.facts)
-
-
-def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, facts: dict[str, Any]) -> PairSets:
-    """Write the pairs to `run/pairs`, print a summary and return them."""
     facts = {
-        "source": facts["source"],
+        "source": spec.path or "corrupted answers",
         "train": _kinds(train),
         "held_out": _kinds(held_out),
         "left_out": rejects.counts().get(SOURCE, {}),
-        "settings": facts["settings"],
-        "phi": facts["phi"],
+        "settings": settings,
+        "phi": phi.facts(),
     }
     with replace_folder(run / FOLDER) as partial:
         write_pairs(partial / "train.jsonl", train)
         write_pairs(partial / "held_out.jsonl", held_out)
         rejects.write(partial / "rejected.jsonl")
         write_json(partial / "facts.json", facts)
-    print(_said(facts), file=sys.stderr)
+    print(_described(facts), file=sys.stderr)
     return PairSets(train, held_out, facts)
 
 
@@ -178,27 +88,19 @@ def stored_pairs(run: Path) -> PairSets:
 
 
 def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
-    spec = recipe.train.preference
-    made: list[list[Pair]] = []
-    if spec.source == "sampled" and not usable(splits.train):
-        raise DataError(
-            f"train.preference.source sampled compares answers with their sources, but none of the {len(splits.train)} "
-            "training examples has a context. Use source corrupted, or set train.preference.path to a file of pairs."
-        )
-    for name, examples in (("train", splits.train), (recipe.evaluate.split, splits.measured(recipe.evaluate.split))):
-        if name == "train" and spec.source == "sampled":
-            made.append([])
-            continue
-        pairs, barren = build(examples, spec, recipe.seed)
-        rejects.count_only(SOURCE, "answers with nothing to corrupt", barren)
+    spec, measured = recipe.train.preference, recipe.evaluate.split
+    built: list[list[Pair]] = []
+    for name, examples in (("train", splits.train), (measured, splits.measured(measured))):
+        pairs, without_pair = build(examples, spec, recipe.seed)
+        rejects.count_only(SOURCE, "answers with nothing to corrupt", without_pair)
         if not pairs:
             raise DataError(
                 f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
                 f"{', '.join(spec.corruptions)}. Add kinds to train.preference.corruptions, or set "
                 "train.preference.path to a file of pairs."
             )
-        made.append(pairs)
-    return made[0], made[1]
+        built.append(pairs)
+    return built[0], built[1]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
@@ -213,11 +115,11 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
     usable = [pair for pair in usable if pair.id not in near]
     rejects.count_only(SOURCE, "too similar to a question, context or group of the development or test set", len(near))
-    rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
+    rest, held = by_group([pair.example() for pair in usable], HELD_OUT_SHARE, recipe.seed)
     if not rest or not held:
         raise DataError(
             f"{path}: {len(usable)} usable pairs give {len(rest)} for training and {len(held)} for evaluation. Add "
-            "pairs about other questions, or change train.preference.held_out_share."
+            "pairs about other questions."
         )
     held_out = {example.id for example in held}
     return [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
@@ -245,11 +147,11 @@ def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:
     return dict(sorted(Counter(pair.kind for pair in pairs).items()))
 
 
-def _said(facts: dict[str, Any]) -> str:
+def _described(facts: dict[str, Any]) -> str:
     """Return the summary of the facts as a sentence."""
     parts = []
     for name, what in (("train", "for training"), ("held_out", "held out")):
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items()) or "not generated yet"
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
         parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
     left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "none"
     return f"Pairs (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."

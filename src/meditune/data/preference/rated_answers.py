@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.recipe import Recipe
-from meditune.config.training_options import RatedSpec
 from meditune.data.example import Passage, problem_in_text
 from meditune.data.preference import pairs as user_pairs
 from meditune.data.preference.pairs import RATED, SOURCE, Pair
@@ -50,6 +49,8 @@ COLUMNS = {field: GUESSES[field] for field in ("question", "answer", "context")}
     "group": (*GUESSES["group"], "question_id", "qid"),
 }
 NEEDED = (("question",), ("answer",), ("rating",))
+MARGIN, PER_QUESTION = 1.0, 10
+"""Minimum difference of the ratings in a pair, and maximum number of pairs of one question"""
 _ROUNDING = 1e-9
 """Tolerance for rounding errors in the means of ratings"""
 
@@ -98,8 +99,14 @@ def from_rows(
     yield from records(found, rejects, make, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
-def paired(ratings: Iterable[Rated], spec: RatedSpec, seed: int, rejects: Rejects) -> list[Pair]:
-    """Return up to `spec.per_question` seeded random pairs per question, with ratings at least `spec.margin` apart.
+def paired(
+    ratings: Iterable[Rated],
+    seed: int,
+    rejects: Rejects,
+    margin: float = MARGIN,
+    per_question: int = PER_QUESTION,
+) -> list[Pair]:
+    """Return up to `per_question` seeded random pairs per question, with ratings at least `margin` apart.
 
     Only answers to the same question with the same context and group are compared, because for another prompt the
     order might be reversed. An answer with several ratings gets their mean. Answers that give no pair are counted in
@@ -116,23 +123,23 @@ def paired(ratings: Iterable[Rated], spec: RatedSpec, seed: int, rejects: Reject
         if len(means) == 1:
             rejects.count_only(SOURCE, "answers that are the only one to their question, context and group")
         else:
-            pairs += _of_question(means, spec, seed, rejects)
+            pairs += _of_question(means, margin, per_question, seed, rejects)
     return pairs
 
 
-def _of_question(answers: Sequence[Rated], spec: RatedSpec, seed: int, rejects: Rejects) -> list[Pair]:
+def _of_question(answers: Sequence[Rated], margin: float, per_question: int, seed: int, rejects: Rejects) -> list[Pair]:
     """Return pairs of answers to one question, sampled by index without listing all possible pairs."""
     ranked = sorted(answers, key=lambda each: each.rating)
     ratings = [each.rating for each in ranked]
-    below = [bisect_right(ratings, rating - spec.margin + _ROUNDING) for rating in ratings]
+    below = [bisect_right(ratings, rating - margin + _ROUNDING) for rating in ratings]
     ends = list(accumulate(below))
-    above = ratings[-1] - spec.margin + _ROUNDING
-    lone = sum(not count and rating > above for count, rating in zip(below, ratings, strict=True))
-    rejects.count_only(SOURCE, "answers rated too close to all other answers to their question (rated.margin)", lone)
-    rejects.count_only(SOURCE, "pairs beyond rated.per_question", max(0, ends[-1] - spec.per_question))
+    above = ratings[-1] - margin + _ROUNDING
+    unpaired = sum(not count and rating > above for count, rating in zip(below, ratings, strict=True))
+    rejects.count_only(SOURCE, "answers rated too close to all other answers to their question", unpaired)
+    rejects.count_only(SOURCE, "pairs beyond the maximum for one question", max(0, ends[-1] - per_question))
     chance = random.Random(f"{seed}/rated/{ranked[0].question}")
     pairs = []
-    for number in sorted(chance.sample(range(ends[-1]), min(ends[-1], spec.per_question))):
+    for number in sorted(chance.sample(range(ends[-1]), min(ends[-1], per_question))):
         place = bisect_right(ends, number)
         better, worse = ranked[place], ranked[ends[place] - 1 - number]
         pairs.append(
@@ -241,7 +248,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
     if path.is_dir():
         questions = next((source.path for source in recipe.data.sources if source.name == "liveqa"), None)
         ratings = read(path, locate_source("liveqa", questions), rejects)
-        pairs = paired(ratings, spec.rated, recipe.seed, rejects)
+        pairs = paired(ratings, recipe.seed, rejects)
     else:
         stream = rows(path, user_pairs.SOURCE, rejects)
         first = list(islice(stream, LOOK_AHEAD))
@@ -250,7 +257,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
         columns = list(dict.fromkeys(str(column) for _, row in first for column in row))
         if first and _holds_ratings(columns, spec.fields, first[0][0]):
             ratings = from_rows(found, rejects, fields, path.stem, no_rows)
-            pairs = paired(ratings, spec.rated, recipe.seed, rejects)
+            pairs = paired(ratings, recipe.seed, rejects)
         else:
             pairs = list(user_pairs.from_rows(found, rejects, fields, path.stem, no_rows))
     if not pairs:
@@ -279,6 +286,6 @@ def _nothing_usable(path: Path, rejects: Rejects) -> str:
     advice = (
         f"The first rejected row is {first['where']}: {first['reason']}."
         if first
-        else "Lower train.preference.rated.margin, or provide more ratings."
+        else f"Provide more ratings; two ratings in a pair differ by at least {MARGIN:g}."
     )
     return f"{path}: no usable pairs ({left}). {advice}"

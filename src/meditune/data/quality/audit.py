@@ -6,7 +6,7 @@ The facts are counts, lengths, years and the overlap of the splits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from typing import Any
@@ -15,8 +15,8 @@ from meditune.config.data_options import QualitySpec
 from meditune.data.diversity.coverage import diversity
 from meditune.data.example import Example
 from meditune.data.near_duplicates import LEAST_WORDS
-from meditune.data.quality import duplicates, rules
-from meditune.data.quality.duplicates import Pair
+from meditune.data.quality import deduplication, quality_filters
+from meditune.data.quality.deduplication import Pair
 from meditune.data.quality.ledger import Entry, Ledger
 from meditune.data.read_sources import is_restricted
 from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
@@ -51,47 +51,50 @@ class Audit:
 
     def rows(self, by_source: Mapping[str, list[Example]]) -> None:
         """Apply the rules to the rows of all sources; the order of the sources decides which duplicate is kept."""
-        self.read = sum(map(len, by_source.values()))
-        home = {example.id: name for name, examples in by_source.items() for example in examples}
-        everything = [example for examples in by_source.values() for example in examples]
-        kept = self._one_by_one(track(everything, "Checking each row", unit="rows"))
-        kept = self._repeated(self._duplicates(kept))
+        source_of = {example.id: name for name, examples in by_source.items() for example in examples}
+        rows = [example for examples in by_source.values() for example in examples]
+        self.read = len(rows)
+        checked = []
+        for example in track(rows, "Checking each row", unit="rows"):
+            after, entries = quality_filters.apply_rules(example, self.spec, self._is_fixed(example))
+            self.note(entries)
+            if after is not None:
+                checked.append(after)
         self.left = {name: [] for name in by_source}
-        for example in kept:
-            self.left[home[example.id]].append(example)
+        for example in self._repeated(self._duplicates(checked)):
+            self.left[source_of[example.id]].append(example)
 
     def between(self, splits: Splits) -> Splits:
         """Return the splits without training rows that are (nearly) identical to a test or development item."""
         action = self.spec.rules.cross_split
         if action == "off":
             return splits
-        place = {example.id: name for name, examples in splits.named().items() for example in examples}
+        split_of = {example.id: name for name, examples in splits.named().items() for example in examples}
         rows = {example.id: example for examples in splits.named().values() for example in examples}
         gone: set[str] = set()
         for one, two, pair in self.pairs:
-            if one not in place or two not in place or place[one] == place[two]:
+            if one not in split_of or two not in split_of or split_of[one] == split_of[two]:
                 continue
-            low, high = sorted((one, two), key=lambda each: SPLITS.index(place[each]))
-            if low in gone or high in gone:
-                continue
-            detail = f"{_how(pair)} as {high}, a {place[high]} item"
-            if self._leave_out("cross_split", action, rows[low], detail):
-                gone.add(low)
-        kept = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
-        return replace(splits, train=kept["train"], dev=kept["dev"], test=kept["test"])
+            low, high = sorted((one, two), key=lambda each: SPLITS.index(split_of[each]))
+            if low not in gone and high not in gone:
+                detail = f"{_similarity(pair)} as {high}, a {split_of[high]} item"
+                if self._leave_out("cross_split", action, rows[low], detail):
+                    gone.add(low)
+        left = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
+        return replace(splits, train=left["train"], dev=left["dev"], test=left["test"])
 
-    def take(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
+    def note_row(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
         """Record an entry made elsewhere, given as a ledger row and as an example to show.
 
         The affected rows are then also counted elsewhere and passed to `facts`.
         """
         self.ledger.add_row(row)
-        here = self._shown[str(row["rule"])]
-        if shown is not None and len(here) < EXAMPLES:
-            here.append(shown)
+        examples = self._shown[str(row["rule"])]
+        if shown is not None and len(examples) < EXAMPLES:
+            examples.append(shown)
 
     def note(self, entries: Iterable[Entry]) -> None:
-        """Record entries that don't come from a rule."""
+        """Record entries."""
         for entry in entries:
             self._note(entry)
 
@@ -102,23 +105,23 @@ class Audit:
         """
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for (rule, action), count in self.ledger.counts.items():
-            found[rule][action] += count
+            found[rule][action] = count
         return {
             "rows": self.read,
             "dropped": len(self._dropped) if dropped is None else dropped,
             "changed": len(self._changed - self._dropped) if changed is None else changed,
             "rules": {
                 name: {
-                    "meaning": rules.MEANING[name],
+                    "meaning": quality_filters.MEANING[name],
                     "action": getattr(self.spec.rules, name),
                     "rows": found[name].total(),
                     "share": found[name].total() / max(self.read, 1),
                     "done": dict(found[name]),
                     "examples": self._shown[name],
                 }
-                for name in rules.ALL
+                for name in quality_filters.ALL
             },
-            "alike": self.spec.alike,
+            "alike": self.spec.near_duplicate_similarity,
             "near_duplicates": self.thresholds,
         }
 
@@ -126,38 +129,25 @@ class Audit:
         """Return the number of rows dropped by each rule."""
         return {rule: count for (rule, action), count in self.ledger.counts.items() if action in ("drop", "merge")}
 
-    def _one_by_one(self, examples: Iterable[Example]) -> list[Example]:
-        kept = []
-        for example in examples:
-            after, entries = rules.apply_rules(example, self.spec, self._stays(example))
-            for entry in entries:
-                self._note(entry)
-            if after is not None:
-                kept.append(after)
-        return kept
-
     def _duplicates(self, examples: list[Example]) -> list[Example]:
         """Return the examples without duplicates; official test items and rows to keep take precedence."""
-        order = sorted(
-            range(len(examples)), key=lambda at: (not self._is_test(examples[at]), not self._kept(examples[at]))
-        )
-        ranked = [examples[at] for at in order]
-        found = duplicates.pairs(ranked)
-        self.pairs = [
-            (ranked[pair.first].id, ranked[pair.again].id, pair) for pair in found if pair.alike >= self.spec.alike
-        ]
+        ranked = sorted(examples, key=lambda each: (each.id not in self.protected, each.id not in self.spec.keep))
+        found = deduplication.pairs(ranked)
+        self.pairs = [(ranked[pair.first].id, ranked[pair.again].id, pair) for pair in self._similar(found)]
         out = {ranked[index].id for index in self.repeats(ranked, found)}
         return [example for example in examples if example.id not in out]
 
+    def _similar(self, found: Sequence[Pair]) -> list[Pair]:
+        return [pair for pair in found if pair.alike >= self.spec.near_duplicate_similarity]
+
     def repeats(self, ranked: Sequence[Example], found: Sequence[Pair]) -> set[int]:
         """Return the indices of duplicates of earlier rows; in `ranked`, rows that always stay come first."""
-        self.thresholds = duplicates.by_threshold(found)
-        alike = [pair for pair in found if pair.alike >= self.spec.alike]
+        self.thresholds = deduplication.by_threshold(found)
         gone: dict[int, Pair] = {}
-        for again, pairs in groupby(alike, key=lambda pair: pair.again):
+        for again, pairs in groupby(self._similar(found), key=lambda pair: pair.again):
             if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
                 pair, rule = chosen
-                detail = f"{_how(pair)} as {ranked[pair.first].id}"
+                detail = f"{_similarity(pair)} as {ranked[pair.first].id}"
                 if self._leave_out(rule, getattr(self.spec.rules, rule), ranked[again], detail):
                     gone[again] = pair
         return set(gone)
@@ -184,7 +174,7 @@ class Audit:
     def _repeated(self, examples: list[Example]) -> list[Example]:
         if self.spec.rules.repeated_question == "off":
             return examples
-        changed, gone = self.asked_again(examples, duplicates.repeated_questions(examples))
+        changed, gone = self.asked_again(examples, deduplication.repeated_questions(examples))
         return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
 
     def asked_again(
@@ -196,33 +186,33 @@ class Audit:
         gone: set[int] = set()
         members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
         for first, again in found:
-            here, there = examples[again], changed.get(first, examples[first])
-            detail = f"same question as {there.id}"
-            if action == "keep" or self._stays(here) or (action == "merge" and self._stays(there)):
-                self._note(Entry("repeated_question", "flag", here, here, detail))
+            later, earlier = examples[again], changed.get(first, examples[first])
+            detail = f"same question as {earlier.id}"
+            if action == "keep" or self._is_fixed(later) or (action == "merge" and self._is_fixed(earlier)):
+                self._note(Entry("repeated_question", "flag", later, later, detail))
             elif action == "group":
-                if members[here.source, here.group] > 1:
+                if members[later.source, later.group] > 1:
                     # The row already belongs to a group; the split keeps rows with the same question together anyway.
-                    self._note(Entry("repeated_question", "flag", here, here, detail))
-                elif (moved := here.model_copy(update={"group": there.group})) != here:
+                    self._note(Entry("repeated_question", "flag", later, later, detail))
+                elif (moved := later.model_copy(update={"group": earlier.group})) != later:
                     changed[again] = moved
-                    self._note(Entry("repeated_question", "group", here, moved, detail))
+                    self._note(Entry("repeated_question", "group", later, moved, detail))
             else:
-                self._note(Entry("repeated_question", "merge", here, None, detail))
-                references = [*(there.meta.get("references") or []), *here.references()]
-                changed[first] = there.model_copy(update={"meta": there.meta | {"references": references}})
+                self._note(Entry("repeated_question", "merge", later, None, detail))
+                references = [*(earlier.meta.get("references") or []), *later.references()]
+                changed[first] = earlier.model_copy(update={"meta": earlier.meta | {"references": references}})
                 gone.add(again)
         return changed, gone
 
     def _leave_out(self, rule: str, action: str, example: Example, detail: str) -> bool:
         """Record a duplicate row; return True if it is dropped."""
-        out = action == "drop" and not self._stays(example)
+        out = action == "drop" and not self._is_fixed(example)
         self._note(Entry(rule, "drop" if out else "flag", example, None if out else example, detail))
         return out
 
     def _rule_of(self, pair: Pair, ranked: Sequence[Example]) -> str:
         first, again = ranked[pair.first], ranked[pair.again]
-        if self._is_test(first):
+        if first.id in self.protected:
             return "cross_split"
         if first.source != again.source:
             return "cross_source"
@@ -236,39 +226,34 @@ class Audit:
             self._changed.add(entry.before.id)
         shown = self._shown[entry.rule]
         if len(shown) < EXAMPLES:
-            shown.append(display_name(entry, entry.before.id in self.hidden))
+            shown.append(excerpt(entry, entry.before.id in self.hidden))
 
-    def _stays(self, example: Example) -> bool:
-        return self._is_test(example) or self._kept(example)
-
-    def _is_test(self, example: Example) -> bool:
-        return example.id in self.protected
-
-    def _kept(self, example: Example) -> bool:
-        return example.id in self.spec.keep
+    def _is_fixed(self, example: Example) -> bool:
+        """Return True if the row is never dropped or changed."""
+        return example.id in self.protected or example.id in self.spec.keep
 
 
-def _how(pair: Pair) -> str:
+def _similarity(pair: Pair) -> str:
     return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
 
 
-def display_name(entry: Entry, hidden: bool = False) -> dict[str, str]:
+def excerpt(entry: Entry, hidden: bool = False) -> dict[str, str]:
     """Return a row for display; only its id if the row is restricted or `hidden`."""
-    here, there = entry.before, entry.after
-    if hidden or is_restricted(here):
-        return {"id": here.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
+    before, after = entry.before, entry.after
+    if hidden or is_restricted(before):
+        return {"id": before.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
     shown = {
-        "id": here.id,
+        "id": before.id,
         "action": entry.action,
         "detail": entry.detail[:CHARACTERS],
-        "question": here.question[:CHARACTERS],
+        "question": before.question[:CHARACTERS],
     }
-    if there is None or there is here or there.answer == here.answer:
-        return shown | {"answer": here.answer[:CHARACTERS]}
-    start = next((at for at, (a, b) in enumerate(zip(here.answer, there.answer, strict=False)) if a != b), 0)
-    start = max(0, start - CHARACTERS // 4)
+    if after is None or after.answer == before.answer:
+        return shown | {"answer": before.answer[:CHARACTERS]}
+    pairs = enumerate(zip(before.answer, after.answer, strict=False))
+    start = max(0, next((at for at, (one, two) in pairs if one != two), 0) - CHARACTERS // 4)
     window = slice(start, start + CHARACTERS)
-    return shown | {"answer": here.answer[window], "after": there.answer[window]}
+    return shown | {"answer": before.answer[window], "after": after.answer[window]}
 
 
 BINS = 20
@@ -277,7 +262,8 @@ BINS = 20
 def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
     """Return entries of `quality.json`: counts per source and split, dropped rows, overlap, lengths, diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
-    questions = Counter(question_key(example.question) for example in everything)
+    lengths = Lengths()
+    questions = Counter(question_key(example.question) for example in lengths.counted(everything))
     return {
         "sources": read,
         "dropped": dropped,
@@ -285,17 +271,29 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, in
         "test_set": splits.test_set,
         "shared": shared(splits),
         "splits": {name: _facts(examples) for name, examples in splits.named().items()},
-        "lengths": {
-            "question": {"words": histogram(Counter(len(example.question.split()) for example in everything))},
-            "context": {
-                "words": histogram(Counter(sum(len(p.text.split()) for p in example.context) for example in everything))
-            },
-            "answer": {
-                "words": histogram(Counter(len(example.answer.split()) for example in everything if example.answer))
-            },
-        },
+        "lengths": lengths.facts(),
         "diversity": diversity(splits),
     }
+
+
+class Lengths:
+    """Histograms of the number of words in questions, contexts and answers."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[int]] = {"question": Counter(), "context": Counter(), "answer": Counter()}
+
+    def counted(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yield the examples and count their words; empty answers aren't counted."""
+        for example in examples:
+            self._counts["question"][len(example.question.split())] += 1
+            self._counts["context"][len(example.context_text.split())] += 1
+            if example.answer:
+                self._counts["answer"][len(example.answer.split())] += 1
+            yield example
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entry of quality.json."""
+        return {part: {"words": histogram(counts)} for part, counts in self._counts.items()}
 
 
 def shared(splits: Splits) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -30,9 +30,9 @@ from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentified, refuse_left_identifiers
 from meditune.data.example import Example
 from meditune.data.prepare import checked_rows, split_rows
-from meditune.data.quality import duplicates, rules
-from meditune.data.quality.audit import EXAMPLES, Audit, display_name, facts, histogram
-from meditune.data.quality.duplicates import Keys, LazySelection, Marks
+from meditune.data.quality import deduplication, quality_filters
+from meditune.data.quality.audit import EXAMPLES, Audit, Lengths, excerpt, facts
+from meditune.data.quality.deduplication import Keys, LazySelection, Marks, Rows
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.quality.ledger import Ledger
 from meditune.data.quality.minhash import Hashes
@@ -55,7 +55,7 @@ class Spool:
         self._ends = array("q", [0])
         self._texts = array("q")
         self._keys = array("Q")
-        self.kept = bytearray()
+        self.fixed = bytearray()
         """For each row, 1 if it stays regardless of findings"""
         self.changed = bytearray()
         """For each row, 1 if a rule changed it"""
@@ -63,7 +63,7 @@ class Spool:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def add(self, text: bytes, marks: Marks, kept: bool, changed: bool) -> None:
+    def add(self, text: bytes, marks: Marks, fixed: bool, changed: bool) -> None:
         """Add a row as JSON."""
         shingles = marks.shingles.tobytes()
         self._file.write(text)
@@ -71,21 +71,12 @@ class Spool:
         self._texts.append(len(text))
         self._ends.append(self._ends[-1] + len(text) + len(shingles))
         self._keys.extend([*marks.content, *marks.asked, *marks.wording])
-        self.kept.append(kept)
+        self.fixed.append(fixed)
         self.changed.append(changed)
-
-    def text(self, row: int) -> bytes:
-        """Return a row's JSON."""
-        return os.pread(self._file.fileno(), self._texts[row], self._ends[row])
 
     def example(self, row: int) -> Example:
         """Return a row."""
-        return Example.model_validate_json(self.text(row))
-
-    def shingles(self, row: int) -> Hashes:
-        """Return a row's shingles."""
-        start = self._ends[row] + self._texts[row]
-        return np.frombuffer(os.pread(self._file.fileno(), self._ends[row + 1] - start, start), np.uint64)
+        return Example.model_validate_json(os.pread(self._file.fileno(), self._texts[row], self._ends[row]))
 
     def finish(self) -> None:
         """Finish writing, before the first read."""
@@ -96,85 +87,36 @@ class Spool:
         whole = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
         return whole[:, :2], whole[:, 2:4], whole[:, 4:]
 
+    def examples(self, order: NDArray[np.int64]) -> LazySelection:
+        """Return these rows, each read on access."""
+        return LazySelection(self.example, order)
 
-class Spooled:
-    """A spool's rows in a given order for comparison (duplicates.Rows)."""
+    def rows(self, order: NDArray[np.int64]) -> Rows:
+        """Return these rows for comparison, each read on access."""
+        contents, _, wordings = self.keys()
+        return Rows(contents[order], wordings[order], LazySelection(self._shingles, order), self.examples(order))
 
-    def __init__(self, spool: Spool, order: NDArray[np.int64]) -> None:
-        contents, _, wordings = spool.keys()
-        self.contents, self.wordings = contents[order], wordings[order]
-        self.shingles: Sequence[Hashes] = LazySelection(_Fetched(spool, spool.shingles), order)
-        self.examples: Sequence[Example] = LazySelection(_Fetched(spool, spool.example), order)
-        self._spool, self._order = spool, order
-
-    def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Return the questions of these rows."""
-        return (json.loads(self._spool.text(int(row)))["question"] for row in self._order[rows])
+    def _shingles(self, row: int) -> Hashes:
+        start = self._ends[row] + self._texts[row]
+        return np.frombuffer(os.pread(self._file.fileno(), self._ends[row + 1] - start, start), np.uint64)
 
 
-class _Fetched(Sequence[Any]):
-    """The results of a function for each of a spool's rows, computed on access."""
-
-    def __init__(self, spool: Spool, fetch: Callable[[int], Any]) -> None:
-        self._spool, self._fetch = spool, fetch
-
-    def __len__(self) -> int:
-        return len(self._spool)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self._fetch(row)
-
-
-TOGETHER = 1000
+ROW_GROUP = 1000
 """Number of rows written at a time"""
 
 
-def write(
-    folder: Path, kind: str, spool: Spool, rows: NDArray[np.int64], changed: dict[int, Example]
-) -> dict[str, Counter[int]]:
-    """Write these rows of a spool, with the `changed` ones replaced, as rows.parquet or rows.jsonl.
-
-    Returns histograms of the number of words in questions, contexts and answers.
-    """
-    words: dict[str, Counter[int]] = {"question": Counter(), "context": Counter(), "answer": Counter()}
-    found = _counted(spool, rows, changed, words)
-    if kind == ".parquet":
-        _write_parquet(folder / "rows.parquet", found)
-    else:
-        write_jsonl(folder / "rows.jsonl", found)
-    return words
-
-
-def _counted(
-    spool: Spool, rows: NDArray[np.int64], changed: dict[int, Example], words: dict[str, Counter[int]]
-) -> Iterator[dict[str, Any]]:
-    for row in track(rows, "Writing rows", unit="rows"):
-        found = changed[int(row)].model_dump(mode="json") if int(row) in changed else json.loads(spool.text(int(row)))
-        words["question"][len(found["question"].split())] += 1
-        words["context"][sum(len(passage["text"].split()) for passage in found["context"])] += 1
-        if found["answer"]:
-            words["answer"][len(found["answer"].split())] += 1
-        yield found
-
-
-def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Write rows as Parquet, with `meta` as JSON because each row may have its own keys."""
     import pyarrow
     import pyarrow.parquet
 
     text = pyarrow.string()
-    passage = pyarrow.struct([("text", text), ("label", text)])
-    kinds = {"context": pyarrow.list_(passage)}
+    passages = pyarrow.list_(pyarrow.struct([("text", text), ("label", text)]))
     names = ("id", "source", "question", "context", "answer", "decision", "group", "meta")
-    schema = pyarrow.schema([(name, kinds.get(name, text)) for name in names])
-    waiting: list[dict[str, Any]] = []
+    schema = pyarrow.schema([(name, passages if name == "context" else text) for name in names])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for row in rows:
-            waiting.append(row | {"meta": json.dumps(row["meta"], ensure_ascii=False)})
-            if len(waiting) == TOGETHER:
-                writer.write_table(pyarrow.Table.from_pylist(waiting, schema=schema))
-                waiting = []
-        writer.write_table(pyarrow.Table.from_pylist(waiting, schema=schema))
+        while batch := [row | {"meta": json.dumps(row["meta"], ensure_ascii=False)} for row in islice(rows, ROW_GROUP)]:
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
 BATCH = 500
@@ -203,22 +145,20 @@ class BatchAudit:
 
 def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> BatchAudit:
     """Apply the single-row rules to a batch."""
-    looked = BatchAudit(len(examples), Findings(phi))
-    shown: Counter[str] = Counter()
-    for example in deidentified(examples, phi, looked.phi):
+    result = BatchAudit(len(examples), Findings(phi))
+    found: Counter[str] = Counter()
+    for example in deidentified(examples, phi, result.phi):
         stays = example.id in spec.keep
-        after, entries = rules.apply_rules(example, spec, stays)
+        after, entries = quality_filters.apply_rules(example, spec, stays)
         for entry in entries:
-            shown[entry.rule] += 1
-            example_of_it = (
-                display_name(entry, example.id in looked.phi.left_in) if shown[entry.rule] <= EXAMPLES else None
-            )
-            looked.entries.append((entry.row(), example_of_it))
+            found[entry.rule] += 1
+            shown = excerpt(entry, example.id in result.phi.left_in) if found[entry.rule] <= EXAMPLES else None
+            result.entries.append((entry.row(), shown))
         if after is not None:
-            row = after.model_dump_json().encode(), duplicates.marks(after), stays, after is not example
-            looked.rows.append(row)
-    looked.phi.forget_places()
-    return looked
+            marks = deduplication.marks(after)
+            result.rows.append((after.model_dump_json().encode(), marks, stays, after is not example))
+    result.phi.forget_places()
+    return result
 
 
 def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: int = 1) -> dict[str, Any]:
@@ -229,24 +169,30 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
     DataError if nothing can be read.
     """
     source, spec = source_of(recipe), recipe.data
-    assert source.path is not None, "source_of has looked"
+    assert source.path is not None, "checked by source_of"
     rejects = Rejects(cleaner(spec.phi))
     with replace_folder(folder) as partial_folder, engine(name, workers) as mapped:
         audit = Audit(spec.quality, (), Ledger(partial_folder))
         phi, spool = Findings(spec.phi), Spool(partial_folder)
-        dropped = _one_by_one(_batches(source, rejects), spec, mapped, audit, spool, phi)
+        _check_rows(_batches(source, rejects), spec, mapped, audit, spool, phi)
         refuse_left_identifiers(user_files.SOURCE, spec.phi, phi)
         if phi.sentence(user_files.SOURCE) and spec.phi.action == "report":
             audit.hidden = EveryRow()
-        left = _compared(audit, spool, mapped, partial_folder)
-        changed, gone = _asked_again(audit, spool, left)
+        left = _without_duplicates(audit, spool, mapped, partial_folder)
+        changed, gone = _repeated_questions(audit, spool, left)
         stayed = np.setdiff1d(left, np.array(sorted(gone), np.int64))
-        words = write(partial_folder, Path(source.path).suffix.lower(), spool, stayed, changed)
-        early = np.frombuffer(bytes(spool.changed), np.uint8)[stayed].astype(bool)
+        lengths = Lengths()
+        rows = (changed[row] if (row := int(at)) in changed else spool.example(row) for at in stayed)
+        counted = lengths.counted(track(rows, "Writing rows", len(stayed), unit="rows"))
+        records = (example.model_dump(mode="json") for example in counted)
+        if Path(source.path).suffix.lower() == ".parquet":
+            write_parquet(partial_folder / "rows.parquet", records)
+        else:
+            write_jsonl(partial_folder / "rows.jsonl", records)
+        was_changed = np.frombuffer(bytes(spool.changed), np.uint8)[stayed].astype(bool)
         # A row that received the answer of a merged row has no ledger entry and isn't counted.
         moved = sorted(changed) if spec.quality.rules.repeated_question == "group" else []
-        late = np.isin(stayed, np.array(moved, np.int64))
-        facts = audit.facts(dropped + len(spool) - len(stayed), int((early | late).sum()))
+        was_changed |= np.isin(stayed, np.array(moved, np.int64))
         quality = {
             "synthetic": False,
             "recipe": recipe.name,
@@ -258,8 +204,8 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
                 }
             },
             "dropped": audit.dropped(),
-            "lengths": {part: {"words": histogram(counts)} for part, counts in words.items()},
-            "audit": facts,
+            "lengths": lengths.facts(),
+            "audit": audit.facts(audit.read - len(stayed), int(was_changed.sum())),
             "phi": phi.facts(),
             "stream": {"engine": name, "workers": workers, "rows": len(stayed)},
             "not_split": NOT_SPLIT,
@@ -284,45 +230,44 @@ def source_of(recipe: Recipe) -> SourceSpec:
 
 
 def _batches(source: SourceSpec, rejects: Rejects) -> Iterator[list[Example]]:
-    assert source.path is not None, "source_of has looked"
+    assert source.path is not None, "checked by source_of"
     found = iter(marked(user_files.read(source.path, rejects, fields=source.fields or None), source))
     while batch := list(islice(found, BATCH)):
         yield batch
 
 
-def _one_by_one(
+def _check_rows(
     batches: Iterable[list[Example]], spec: DataSpec, mapped: Map, audit: Audit, spool: Spool, phi: Findings
-) -> int:
-    """Apply the single-row rules, add the remaining rows to the spool, and return the number of dropped rows."""
+) -> None:
+    """Apply the single-row rules, and add the remaining rows to the spool."""
     with Progress("Checking each row", None, "rows") as progress:
-        for looked in mapped(partial(audit_batch, spec=spec.quality, phi=spec.phi), batches):
-            audit.read += looked.read
-            phi.join(looked.phi)
-            for entry, shown in looked.entries:
-                audit.take(entry, shown)
-            for row in looked.rows:
+        for result in mapped(partial(audit_batch, spec=spec.quality, phi=spec.phi), batches):
+            audit.read += result.read
+            phi.join(result.phi)
+            for entry, shown in result.entries:
+                audit.note_row(entry, shown)
+            for row in result.rows:
                 spool.add(*row)
-            progress.advance(looked.read)
+            progress.advance(result.read)
     if not audit.read:
         raise DataError("data.sources: no usable rows.")
     spool.finish()
-    return audit.read - len(spool)
 
 
-def _compared(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[np.int64]:
+def _without_duplicates(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[np.int64]:
     """Return the spool's rows without duplicates of earlier rows."""
-    order = np.argsort(1 - np.frombuffer(bytes(spool.kept), np.uint8), kind="stable")
-    ranked = Spooled(spool, order)
-    gone = audit.repeats(ranked.examples, duplicates.pairs_among(ranked, mapped, folder))
+    order = np.argsort(1 - np.frombuffer(bytes(spool.fixed), np.uint8), kind="stable")
+    ranked = spool.rows(order)
+    gone = audit.repeats(ranked.examples, deduplication.pairs_among(ranked, mapped, folder))
     return np.sort(np.delete(order, sorted(gone)))
 
 
-def _asked_again(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[dict[int, Example], set[int]]:
+def _repeated_questions(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[dict[int, Example], set[int]]:
     """Return the changed and dropped rows among those with a repeated question, by their place in the spool."""
     if audit.spec.rules.repeated_question == "off":
         return {}, set()
-    found = duplicates.repeated_questions_among(spool.keys()[1][left])
-    changed, gone = audit.asked_again(Spooled(spool, left).examples, found)
+    found = deduplication.repeated_questions_among(spool.keys()[1][left])
+    changed, gone = audit.asked_again(spool.examples(left), found)
     return {int(left[at]): example for at, example in changed.items()}, {int(left[at]) for at in gone}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.files import write_jsonl
+from meditune.files import read_jsonl, write_jsonl
 
 FILE_NAME = "ledger.parquet"
 COLUMNS = ("id", "rule", "action", "before", "after", "source", "detail")
@@ -72,8 +72,6 @@ class Ledger:
 
     def write(self, path: Path) -> None:
         """Write all entries as Parquet, in order. No entries can be added afterwards."""
-        import shutil
-
         self._flush()
         self._writer.close()
         self._file.seek(0)
@@ -110,17 +108,8 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{found[0]}: not a readable Parquet file ({error}). Prepare the data again.") from error
 
 
-@dataclass(frozen=True)
-class Restored:
-    """A row as it was read, and the actions on it."""
-
-    example: Example
-    done: list[dict[str, Any]]
-    """The row's ledger entries, in order"""
-
-
-def restore(folder: Path, identifier: str) -> Restored:
-    """Return the row with that id as it was before any change.
+def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]]]:
+    """Return the row with that id as it was before any change, and its ledger entries in order.
 
     Raises DataError with the nearest ids if the ledger has no such row.
     """
@@ -141,15 +130,13 @@ def restore(folder: Path, identifier: str) -> Restored:
             f"{identifier}: according to {FILE_NAME} in {folder}, no row with this id was dropped or changed."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
-    return Restored(Example.model_validate_json(first), mine)
+    return Example.model_validate_json(first), mine
 
 
 def put_back(example: Example, path: Path) -> bool:
     """Add the row to a JSON Lines file of Examples atomically; return False if the file already has that id."""
-    from meditune.files import read_jsonl
-
-    there = read_jsonl(path) if path.is_file() else []
-    if any(row.get("id") == example.id for row in there):
+    rows = read_jsonl(path) if path.is_file() else []
+    if any(row.get("id") == example.id for row in rows):
         return False
-    write_jsonl(path, [*there, json.loads(example.model_dump_json())])
+    write_jsonl(path, [*rows, example.model_dump(mode="json")])
     return True

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from meditune.data.near_duplicates import words
 
 Hashes = NDArray[np.uint64]
-Signatures = NDArray[np.uint32]
 
 PERMUTATIONS = 126
 ROWS = 3
@@ -49,8 +47,9 @@ def shingles(text: str) -> Hashes:
 
     Pairs capture word order; single words reduce the effect of one replaced word in a short text.
     """
-    said = np.array([_hash(word) for word in words(text)], dtype=np.uint64)
-    return np.unique(np.concatenate([said, _mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:])]))
+    single = np.array([_hash(word) for word in words(text)], dtype=np.uint64)
+    pairs = _mixed(single[:-1] * np.uint64(0x9E3779B97F4A7C15) + single[1:])
+    return np.unique(np.concatenate([single, pairs]))
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
@@ -83,8 +82,17 @@ class SignedTexts:
 
 
 def sign(texts: Texts) -> SignedTexts:
-    """Return the shortened signatures of some rows."""
-    made = signatures(np.split(texts.joined, np.cumsum(texts.lengths)[:-1]))
+    """Return the shortened signatures of some rows.
+
+    A signature is the smallest hash under each permutation; the share of equal values of two texts estimates their
+    Jaccard index. A text without words gets the largest values.
+    """
+    made = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
+    filled = np.flatnonzero(texts.lengths)
+    starts = np.cumsum([0, *texts.lengths[filled]])[:-1]
+    for column in range(PERMUTATIONS if len(filled) else 0):
+        hashed = ((texts.joined * _FACTORS[column] + _OFFSETS[column]) >> np.uint64(32)).astype(np.uint32)
+        made[filled, column] = np.minimum.reduceat(hashed, starts)
     bands = made.reshape(len(made), BANDS, ROWS).astype(np.uint64)
     keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
     return SignedTexts(texts.kind, texts.members, keys, made.astype(np.uint8))
@@ -113,25 +121,6 @@ def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
                 yield _together(kind, some)
                 waiting[kind] = []
     yield from (_together(kind, some) for kind, some in waiting.items() if some)
-
-
-def signatures(rows: Sequence[Hashes]) -> Signatures:
-    """Return (texts, PERMUTATIONS), the smallest hash under each permutation.
-
-    The share of equal values of two texts estimates their Jaccard index. A text without words gets the largest values.
-    """
-    made = np.full((len(rows), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
-    for start in range(0, len(rows), TEXTS):
-        some = [(start + at, row) for at, row in enumerate(rows[start : start + TEXTS]) if len(row)]
-        if not some:
-            continue
-        starts = np.cumsum([0, *(len(row) for _, row in some)])[:-1]
-        everything = np.concatenate([row for _, row in some])
-        places = [place for place, _ in some]
-        for column in range(PERMUTATIONS):
-            hashed = ((everything * _FACTORS[column] + _OFFSETS[column]) >> np.uint64(32)).astype(np.uint32)
-            made[places, column] = np.minimum.reduceat(hashed, starts)
-    return made
 
 
 def _together(kind: str, some: list[tuple[int, Hashes]]) -> Texts:
@@ -178,13 +167,8 @@ def near_duplicate_pairs(
         if some.kind not in tables:
             tables[some.kind] = _Table(rows, folder)
         tables[some.kind].add(some)
-    found = np.empty(0, np.int64)
-    for table in tables.values():
-        members = table.members[: table.size]
-        one, two = table.candidates(least)
-        found = np.union1d(found, members[one] * rows + members[two])
-        table.close()
-    return np.stack([found // rows, found % rows], axis=1) if rows else np.empty((0, 2), np.int64)
+    found = np.unique(np.concatenate([np.empty(0, np.int64), *(table.candidates(least) for table in tables.values())]))
+    return np.stack(np.divmod(found, max(rows, 1)), axis=1)
 
 
 class _Table:
@@ -194,10 +178,7 @@ class _Table:
         self.size = 0
         self.members = np.empty(rows, np.int64)
         self._low = np.empty((rows, PERMUTATIONS), np.uint8)
-        self._bands: list[IO[bytes]] = [
-            tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
-            for _ in range(BANDS)
-        ]
+        self._bands = [tempfile.TemporaryFile(dir=folder) for _ in range(BANDS)]  # noqa: SIM115 (closed in `candidates`)
 
     def add(self, some: SignedTexts) -> None:
         """Add rows in order."""
@@ -207,38 +188,38 @@ class _Table:
         for band, stream in enumerate(self._bands):
             stream.write(some.keys[:, band].tobytes())
 
-    def candidates(self, least: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return unique pairs of places of rows that share a band and have an estimated similarity of about `least`."""
+    def candidates(self, least: float) -> NDArray[np.int64]:
+        """Return the pairs of rows that share a band and have an estimated similarity of about `least`.
+
+        A pair is one number: the first row times the number of rows, plus the second.
+        """
         count = np.int64(max(self.size, 1))
         seen = np.empty(0, np.int64)
         for stream in self._bands:
-            stream.seek(0)
-            keys = np.frombuffer(stream.read(), np.uint64)
+            with stream:
+                stream.seek(0)
+                keys = np.frombuffer(stream.read(), np.uint64)
             found = [seen]
             for one, two in _within(keys):
                 agreed = (self._low[one] == self._low[two]).mean(axis=1) >= least - SLACK
                 found.append(one[agreed] * count + two[agreed])
             seen = np.unique(np.concatenate(found))
-        return seen // count, seen % count
-
-    def close(self) -> None:
-        """Close the files."""
-        for stream in self._bands:
-            stream.close()
+        pairs: NDArray[np.int64] = self.members[seen // count] * len(self.members) + self.members[seen % count]
+        return pairs
 
 
 def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield pairs of places with the same key, the smaller first, up to BLOCK at a time."""
     order = np.argsort(keys, kind="stable")
-    said = keys[order]
-    starts = np.flatnonzero(np.append(True, said[1:] != said[:-1]))
-    begins = np.repeat(starts, np.diff(np.append(starts, len(said))))
+    keys = keys[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    begins = np.repeat(starts, np.diff(np.append(starts, len(keys))))
     for step in range(1, WINDOW + 1):
-        at = np.flatnonzero(said[step:] == said[:-step]) if len(said) > step else starts[:0]
+        at = np.flatnonzero(keys[step:] == keys[:-step]) if len(keys) > step else starts[:0]
         if not len(at):
             return
         yield from _blocks(order[at], order[at + step])
-    far = np.flatnonzero(np.arange(len(said)) - begins > WINDOW)
+    far = np.flatnonzero(np.arange(len(keys)) - begins > WINDOW)
     yield from _blocks(order[begins[far]], order[far])
 
 

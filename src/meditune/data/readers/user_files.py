@@ -1,4 +1,4 @@
-"""A user's own question-answer pairs, from a JSON Lines, JSON, CSV, TSV or Parquet file or a Hugging Face data set.
+"""A user's own questions and answers, or claims, from a JSON Lines, JSON, CSV, TSV or Parquet file or a hub data set.
 
 The module maps columns to fields, interprets cells, and turns the rows of any table into records.
 """
@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from meditune.data.example import DECISIONS, Decision, Example, Passage, plain_text, problem_in_text
+from meditune.data.example import (
+    CLAIM_LABELS,
+    DECISIONS,
+    LABEL,
+    LABELS,
+    Decision,
+    Example,
+    Label,
+    Passage,
+    plain_text,
+    problem_in_text,
+)
 from meditune.data.readers.tables import Rejects, Row, rows
 from meditune.errors import DataError, install_command
 
@@ -32,6 +43,25 @@ GUESSES: dict[str, tuple[str, ...]] = {
 
 NEEDED = (("question",), ("answer", "decision"))
 """Groups of fields; one field of each group must have a column"""
+
+CLAIM_GUESSES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "claim_id", "pair_id", "uid"),
+    "claim": ("claim", "statement", "hypothesis"),
+    "evidence": ("evidence", "premise", "context", "passage"),
+    "label": ("label", "verdict", "gold_label"),
+    "group": ("group", "group_id", "document_id", "doc_id", "pmid"),
+}
+"""The same for files of claims"""
+CLAIM_NEEDED = (("claim",), ("evidence",), ("label",))
+LABEL_WORDS: dict[str, Label] = {
+    **dict.fromkeys(("supported", "supports", "support", "entailment", "entailed", "true"), "supported"),
+    **dict.fromkeys(("refuted", "refutes", "refute", "contradiction", "contradicts", "contradict", "false"), "refuted"),
+    **dict.fromkeys(
+        ("not_enough_information", "not enough information", "not enough info", "nei", "neutral"),
+        "not_enough_information",
+    ),
+}
+"""The words for labels that publishers use, in lower case"""
 
 
 def columns_for(
@@ -205,6 +235,7 @@ def read(
     rejects: Rejects,
     *,
     fields: Mapping[str, str] | None = None,
+    labels: Mapping[str, Label] | None = None,
     source: str = SOURCE,
     split: str = "train",
     config: str | None = None,
@@ -218,13 +249,17 @@ def read(
 
     Rows without a question, with a decision other than yes, no or maybe, with neither answer nor decision, or with a
     repeated id go to `rejects`. Raises DataError if the file or a required column is missing.
+
+    A file with columns for a claim and its evidence holds claims. Their labels are those of LABEL_WORDS or of `labels`,
+    which maps the file's words to labels; rows with any other label go to `rejects`. If the file uses only two of the
+    three labels, the third is no alternative for its claims (`Example.labels`).
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
         name, found = file.stem, rows(file, source, rejects)
     else:
         name, found = str(path), _hub_rows(str(path), split, config)
-    yield from from_rows(found, rejects, fields=fields, source=source, name=name, place=str(path))
+    yield from from_rows(found, rejects, fields=fields, labels=labels, source=source, name=name, place=str(path))
 
 
 def from_rows(
@@ -232,6 +267,7 @@ def from_rows(
     rejects: Rejects,
     *,
     fields: Mapping[str, str] | None = None,
+    labels: Mapping[str, Label] | None = None,
     source: str = SOURCE,
     name: str = "row",
     place: str | None = None,
@@ -245,7 +281,70 @@ def from_rows(
     def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
         return _example(row, columns, source, fallback_id)
 
+    stream = iter(found)
+    first = next(stream, None)
+    if first is None:
+        raise DataError(no_rows)
+    found = itertools.chain([first], stream)
+    if "claim" in (fields or {}) or all(
+        has_column(each, first[1], {}, CLAIM_GUESSES) for each in ("claim", "evidence")
+    ):
+        return iter(_claims(found, rejects, fields, labels or {}, source, name, no_rows))
     return records(found, rejects, make, source, name, no_rows, fields)
+
+
+def _claims(
+    found: Iterable[Row],
+    rejects: Rejects,
+    fields: Mapping[str, str] | None,
+    labels: Mapping[str, Label],
+    source: str,
+    name: str,
+    no_rows: str,
+) -> list[Example]:
+    words = LABEL_WORDS | {word.casefold(): label for word, label in labels.items()}
+
+    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
+        return _claim(row, columns, words, source, fallback_id)
+
+    schema = {"guesses": CLAIM_GUESSES, "needed": CLAIM_NEEDED}
+    made = list(records(found, rejects, make, source, name, no_rows, fields, **schema))
+    return with_labels(made)
+
+
+def with_labels(claims: Sequence[Example]) -> list[Example]:
+    """Return the claims of one source, marked with the labels that it uses if it doesn't use all."""
+    used = {claim.label for claim in claims}
+    if len(used) in (1, len(LABELS)):
+        return list(claims)
+    mark = {CLAIM_LABELS: [label for label in LABELS if label in used]}
+    return [claim.model_copy(update={"meta": claim.meta | mark}) for claim in claims]
+
+
+def _claim(
+    row: Mapping[str, Any], columns: Columns, words: Mapping[str, Label], source: str, fallback_id: str
+) -> tuple[Example | None, str]:
+    """Return the row as a claim, or None and the reason for rejecting it."""
+    values = {field: row.get(column) for field, column in columns.items()}
+    claim, stated, evidence = cell(values.get("claim")), cell(values.get("label")), passages(values.get("evidence"))
+    if not claim:
+        return None, "no claim"
+    if evidence is None:
+        return None, NO_CONTEXT.replace("context", "evidence", 1)
+    if not evidence:
+        return None, "no evidence"
+    if stated.casefold() not in words:
+        return None, f"unknown label (not {', '.join(LABELS)})"
+    others = {column: value for column, value in row.items() if column not in columns.values()}
+    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    return Example(
+        id=f"{source}:{cell(values.get('id')) or fallback_id}",
+        source=source,
+        question=claim,
+        context=evidence,
+        group=group_of(cell(values.get("group")), evidence[0].text),
+        meta=_with_year(plain_text(others | dict(nested))) | {LABEL: words[stated.casefold()]},
+    ), ""
 
 
 def _example(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from meditune.evaluate.metrics import conditions, decision, faithfulness, grades, perplexity, readability, text_overlap
+from meditune.evaluate.metrics import (
+    claims,
+    conditions,
+    decision,
+    faithfulness,
+    grades,
+    perplexity,
+    readability,
+    text_overlap,
+)
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import Metric, Statistics
 
@@ -37,6 +46,7 @@ FAMILIES = (
     Family("Decisions", decision.METRICS, decision.statistics),
     Family("Decisions, calibrated", decision.CALIBRATION_METRICS, decision.calibration_statistics),
     Family("Decisions, written", decision.WRITTEN_METRICS, decision.written_statistics),
+    Family("Claims and their evidence", claims.METRICS, claims.statistics),
     Family("Likelihood of reference answers", perplexity.METRICS, perplexity.statistics),
     Family("Overlap with reference answers", text_overlap.METRICS, text_overlap.statistics),
     Family(

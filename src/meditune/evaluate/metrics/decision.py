@@ -132,19 +132,10 @@ def _column(prediction: str | None) -> int:
     return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
 
 
-_SHARE = "The same for decisions after calibration on dev, in percent."
-CALIBRATION_METRICS = (
-    Metric("calibrated_accuracy", "Accuracy, calibrated", "up", 1, _SHARE, optional=True, share=True, detail=True),
-    Metric("calibrated_macro_f1", "Macro-F1, calibrated", "up", 1, _SHARE, optional=True, detail=True),
-    Metric(
-        "calibrated_ece",
-        "Calibration error, calibrated",
-        "down",
-        3,
-        "The same for decisions after calibration on dev.",
-        optional=True,
-        detail=True,
-    ),
+_BY_NAME = {metric.name: metric for metric in METRICS}
+CALIBRATION_METRICS = tuple(
+    _BY_NAME[name].variant("calibrated", "calibrated", f"The same for decisions after calibration on dev{unit}.")
+    for name, unit in (("accuracy", ", in percent"), ("macro_f1", ", in percent"), ("ece", ""))
 )
 
 
@@ -167,17 +158,10 @@ def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 WRITTEN_METRICS = tuple(
-    Metric(
-        f"written_{name}",
-        f"{title}, written",
-        "up",
-        1,
-        "The same for written decisions, in percent; a text without a label counts as wrong.",
-        optional=True,
-        share=name == "accuracy",
-        detail=True,
+    _BY_NAME[name].variant(
+        "written", "written", "The same for written decisions, in percent; a text without a label counts as wrong."
     )
-    for name, title in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1"))
+    for name in ("accuracy", "macro_f1")
 )
 
 

@@ -83,11 +83,15 @@ def agreement(answer: str, samples: list[str]) -> float | None:
     occur in the sample's most similar sentence, after SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), with
     shared words instead of BERTScore.
     """
-    mine = [sentence for _, text in placed(answer) if (sentence := Sentence(text)).total]
-    theirs = [[Sentence(text).weights for _, text in placed(sample)] for sample in samples]
-    if not mine or not any(theirs):
+    answer_sentences = [sentence for _, text in placed(answer) if (sentence := Sentence(text)).total]
+    sample_weights = [[Sentence(text).weights for _, text in placed(sample)] for sample in samples]
+    if not answer_sentences or not any(sample_weights):
         return None
-    return fmean(max((each.share_in(one) for one in sample), default=0.0) for each in mine for sample in theirs)
+    return fmean(
+        max((each.share_in(one) for one in sample), default=0.0)
+        for each in answer_sentences
+        for sample in sample_weights
+    )
 
 
 def by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
@@ -95,18 +99,18 @@ def by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
     if not any(row["sentences"] for row in rows):
         return {}
     ids = [row["id"] for row in rows]
-    said = [float(bool(row["sentences"])) for row in rows]
+    answered = [float(bool(row["sentences"])) for row in rows]
     sentences = [float(len(row["sentences"])) for row in rows]
     unsupported = [100.0 * sum(not each["supported"] for each in row["sentences"]) for row in rows]
     against = [100.0 * sum(_against(each, row["spans"]) for each in row["sentences"]) for row in rows]
     found = {
-        "faithfulness": ratio(ids, [row["score"] or 0.0 for row in rows], said),
+        "faithfulness": ratio(ids, [row["score"] or 0.0 for row in rows], answered),
         "unsupported_sentences": ratio(ids, unsupported, sentences),
         "contradictions": ratio(ids, against, sentences),
     }
     for kind in ("number", "name"):
         with_one = [100.0 * any(span["kind"] == kind for span in row["spans"]) for row in rows]
-        found[f"unsupported_{kind}s"] = ratio(ids, with_one, said)
+        found[f"unsupported_{kind}s"] = ratio(ids, with_one, answered)
     return found
 
 

@@ -160,91 +160,47 @@ def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
     return Forest(low, point, high)
 
 
-SPELLED_OUT = 3
-"""Maximum number of metrics in a sentence with their values; the others are only named"""
 NAMED = 4
-"""Maximum number of metrics that are named; further ones are counted"""
+"""Maximum number of metrics that a sentence names; further ones are counted"""
 
 
 def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:
-    """Return up to three sentences: what got better, what didn't, and the caveats."""
+    """Return up to three short sentences: what got significantly better, what got significantly worse, and a caveat."""
     compared = headline(table)
-    place = "On the synthetic sample, " if (report.get("data") or {}).get("synthetic") else ""
+    place = "On the synthetic sample: " if (report.get("data") or {}).get("synthetic") else ""
     if not compared:
-        return [
-            capitalized(f"{place}nothing could be compared, because no metric was measured for both models."),
-            "It is unknown whether tuning helped.",
-        ]
-    sentences = (_gains(compared), _rest(compared), _caveats(report, compared))
-    return [capitalized(sentence) for sentence in (place + sentences[0], *sentences[1:]) if sentence]
+        return [capitalized(f"{place}nothing could be compared, because no metric was measured for both models.")]
+    better, worse = (
+        [f"{in_prose(row.metric.title)} ({row.base} → {row.tuned})" for row in compared if row.mark == mark]
+        for mark in ("better", "worse")
+    )
+    unchanged = [in_prose(row.metric.title) for row in compared if row.mark not in ("better", "worse")]
+    sentences = [
+        place + (f"significantly better: {_named(better)}." if better else "no metric got significantly better."),
+        (f"significantly worse: {_named(worse)}" if worse else "no metric got significantly worse")
+        + (f"; no significant change: {_named(unchanged)}." if unchanged else "."),
+        _caveat(report, compared),
+    ]
+    return [capitalized(sentence) for sentence in sentences if sentence]
 
 
-def below_always(report: dict[str, Any]) -> tuple[str, float, float] | None:
-    """Return the most common decision, the tuned model's accuracy, and the higher accuracy of that decision alone.
+def _named(names: list[str]) -> str:
+    """Return the names as part of a sentence; if there are more than NAMED, the last ones are only counted."""
+    if len(names) <= NAMED:
+        return listed(names)
+    return listed([*names[: NAMED - 1], f"{len(names) - NAMED + 1} more metrics"])
 
-    None if the tuned model's accuracy is at least as high.
-    """
+
+def _caveat(report: dict[str, Any], compared: list[Row]) -> str:
+    parts = []
     accuracy = (report.get("tuned") or {}).get("accuracy")
     for baseline in report.get("baselines") or []:
         first, _, decision = baseline["name"].lower().partition(" ")
         if first == "always" and accuracy is not None and accuracy < baseline.get("accuracy", 0.0):
-            return decision, accuracy, baseline["accuracy"]
-    return None
-
-
-def moved(row: Row) -> str:
-    """Return a row's values as a clause."""
-    name, change = in_prose(row.metric.title), f"{row.delta}, 95\u00a0% interval {row.interval}"
-    if row.metric.direction == "one":
-        verb = "moved away from" if row.wrong_way else "came closer to"
-        return f"{name} {verb} 1, from {row.base} to {row.tuned} (distance from 1: {change})"
-    if row.base == row.tuned:
-        return f"{name} stayed near {row.base} ({change})"
-    return f"{name} {'rose' if row.rose else 'fell'} from {row.base} to {row.tuned} ({change})"
-
-
-def named(titles: list[str]) -> str:
-    """Return the titles as part of a sentence; if there are more than NAMED, the last ones are only counted."""
-    if len(titles) <= NAMED:
-        return listed(titles)
-    return listed([*titles[: NAMED - 1], f"{len(titles) - NAMED + 1} more metrics"])
-
-
-def _gains(compared: list[Row]) -> str:
-    better = [row for row in compared if row.mark == "better"]
-    if not better:
-        return "tuning made no metric significantly better."
-    change = "a significant improvement" if len(better) == 1 else "significant improvements"
-    text = f"tuning led to {change}: {listed([moved(row) for row in better[:SPELLED_OUT]])}"
-    others = named([in_prose(row.metric.title) for row in better[SPELLED_OUT:]])
-    return f"{text}; {others} also got significantly better." if others else f"{text}."
-
-
-def _rest(compared: list[Row]) -> str:
-    worse = [row for row in compared if row.mark == "worse"]
-    others = [in_prose(row.metric.title) for row in worse[SPELLED_OUT:]]
-    verdict = "which is significantly worse" if len(worse) == 1 else "all significantly worse"
-    parts = [f"{listed([moved(row) for row in worse[:SPELLED_OUT]])}, {verdict}"] if worse else []
-    parts += [f"{listed(others)} also got significantly worse"] if others else []
-    parts = parts or ["no metric got significantly worse"]
-    hinted = [in_prose(row.metric.title) for row in compared if row.mark == "hinted"]
-    if hinted:
-        parts.append(f"{listed(hinted)} improved, but not significantly after correction for the number of metrics")
-    unsure = [in_prose(row.metric.title) for row in compared if row.mark == "no significant change"]
-    if unsure:
-        parts.append(f"there is no significant change in {named(unsure)}")
-    return "; ".join(parts) + "."
-
-
-def _caveats(report: dict[str, Any], compared: list[Row]) -> str:
-    parts = []
-    always = below_always(report)
-    if always:
-        decision, accuracy, level = always
-        parts.append(
-            f"with an accuracy of {number(accuracy, 1)}\u00a0%, the tuned model is still below the "
-            f"{number(level, 1)}\u00a0% that a constant answer of “{decision}” would score"
-        )
-    if all(row.metric.name != "general_perplexity" for row in compared):
+            parts.append(
+                f"the tuned model's accuracy is below the {number(baseline['accuracy'], 1)}\u00a0% that a constant "
+                f"answer of “{decision}” would score"
+            )
+    if "training" in report and all(row.metric.name != "general_perplexity" for row in compared):
         parts.append("the run didn't measure whether the model forgot general English")
     return "; ".join(parts) + "." if parts else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,8 +11,8 @@ from markupsafe import Markup, escape
 
 from meditune.data.diversity.coverage import BY_NAME
 from meditune.evaluate.report.before_after import Row, row_of
-from meditune.evaluate.report.formatting import count, number
-from meditune.files import replace_file
+from meditune.evaluate.report.formatting import count, number, write_page
+from meditune.files import read_json
 from meditune.readability import TARGET
 from meditune.statistics import Metric
 
@@ -98,31 +97,6 @@ _NEVER_ALONE = {"people"}
 """Dimensions that are shown even if they have only one group"""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One group: its share of the training examples, and its bar in percent of the row's width."""
-
-    name: str
-    count: int
-    share: float
-    width: float
-    low: float
-    high: float
-    test: float | None
-    said: str
-    """Text for screen readers"""
-
-
-@dataclass(frozen=True)
-class Card:
-    """One dimension with its groups."""
-
-    title: str
-    facts: str
-    bars: list[Bar]
-    others: str
-
-
 def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return `remarks`, `cards`, `alike` (dimensions with one group, as text) and `sources`; None for older runs."""
     if not found:
@@ -147,26 +121,22 @@ def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def render_page(result: dict[str, Any], path: Path) -> None:
     """Write diversity.html from the contents of diversity.json."""
-    from meditune.evaluate.report.formatting import environment, style
-
     clustered = result.get("clusters")
-    page = environment().get_template("diversity_page.html")
-    context = {
-        "style": style(),
-        "title": result["of"],
-        "synthetic": result["synthetic"],
-        "sha256": result["sha256"],
-        "diversity": diversity_section(result),
-        "splits": {name: split["examples"] for name, split in result["splits"].items()},
-        "clusters": clusters(clustered) if clustered else None,
-        "map": draw_clusters(clustered) if clustered else None,
-        "compared": _compared(result["compared"]) if "compared" in result else None,
-    }
-    with replace_file(path) as stream:
-        stream.write(page.render(context))
+    write_page(
+        path,
+        "diversity_page.html",
+        title=result["of"],
+        synthetic=result["synthetic"],
+        sha256=result["sha256"],
+        diversity=diversity_section(result),
+        splits={name: split["examples"] for name, split in result["splits"].items()},
+        clusters=clusters(clustered) if clustered else None,
+        map=draw_clusters(clustered) if clustered else None,
+        compared=_compared(result["compared"]) if "compared" in result else None,
+    )
 
 
-def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, examples: int) -> Card:
+def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, examples: int) -> dict[str, Any]:
     tested = {row["group"]: row["share"] for row in test["groups"]} if test else {}
     most = max([row["ci95"][1] for row in dimension["groups"]] + list(tested.values()) + [1e-9])
     ordered = BY_NAME[name].kind == "ordered"
@@ -176,16 +146,15 @@ def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, exa
         also = f"; {number(at_test, 1)} % of the test examples" if at_test is not None else ""
         low, high = row["ci95"]
         bars.append(
-            Bar(
-                name=row["group"],
-                count=row["count"],
-                share=row["share"],
-                width=_part(row["share"], most),
-                low=_part(low, most),
-                high=_part(high, most),
-                test=None if at_test is None else _part(at_test, most),
-                said=f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} %{also}",
-            )
+            {
+                "name": row["group"],
+                "share": row["share"],
+                "width": _part(row["share"], most),
+                "low": _part(low, most),
+                "high": _part(high, most),
+                "test": None if at_test is None else _part(at_test, most),
+                "said": f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} %{also}",
+            }
         )
     distinct, effective = dimension["distinct"], dimension["shannon"]
     facts = [] if name == "people" else [f"{distinct:,} groups, effective number {effective:,.1f}"]
@@ -193,7 +162,7 @@ def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, exa
         facts.append(f"known for {dimension['known']:,} examples")
     left = dimension["distinct"] - len(bars)
     others = f"{left:,} more groups, {dimension['others']:,} mentions" if dimension["others"] else ""
-    return Card(BY_NAME[name].title, "; ".join(facts), bars, others)
+    return {"title": BY_NAME[name].title, "facts": "; ".join(facts), "bars": bars, "others": others}
 
 
 def _source(name: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -265,26 +234,18 @@ def render_quality(folder: Path) -> Path:
     """Write `audit.html`, one file that works offline, to an audit's folder and return its path."""
     from meditune import __version__
     from meditune.evaluate.report import run_sections
-    from meditune.evaluate.report.formatting import environment, style
-    from meditune.files import read_json, replace_file
 
-    quality = read_json(folder / "quality.json")
-    page = (
-        environment()
-        .get_template("quality_page.html")
-        .render(
-            style=style(),
-            title=quality["recipe"],
-            version=__version__,
-            synthetic=quality["synthetic"],
-            not_split=quality["not_split"],
-            sources=run_sections.sources(quality),
-            quality=quality_section(quality),
-        )
+    quality, path = read_json(folder / "quality.json"), folder / "audit.html"
+    write_page(
+        path,
+        "quality_page.html",
+        title=quality["recipe"],
+        version=__version__,
+        synthetic=quality["synthetic"],
+        not_split=quality["not_split"],
+        sources=run_sections.sources(quality),
+        quality=quality_section(quality),
     )
-    path = folder / "audit.html"
-    with replace_file(path) as stream:
-        stream.write(page)
     return path
 
 
@@ -399,12 +360,4 @@ def _interval(bounds: Any) -> str:
 
 def render_review(results: dict[str, Any], path: Path) -> None:
     """Write the results as one HTML file that works offline."""
-    from meditune.evaluate.report.formatting import environment, style
-
-    page = (
-        environment()
-        .get_template("review_page.html")
-        .render(style=style(), review=review_rows(results), results=results)
-    )
-    with replace_file(path) as stream:
-        stream.write(page)
+    write_page(path, "review_page.html", review=review_rows(results), results=results)

@@ -10,6 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from meditune.files import replace_file
+
 NOT_MEASURED = "not measured"
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
@@ -117,6 +119,12 @@ def environment() -> Any:
         "link": web_address,
     }
     return environment
+
+
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """Write a page from one of this folder's templates."""
+    with replace_file(path) as stream:
+        stream.write(environment().get_template(template).render(style=style(), **context))
 
 
 def style() -> Markup:

@@ -14,9 +14,9 @@ from meditune.evaluate.report import data_sections, formatting, plots, run_secti
 from meditune.evaluate.report.answer_examples import safety, unsupported, worked_examples
 from meditune.evaluate.report.before_after import headline, rows, verdict
 from meditune.evaluate.report.data_sections import quality_section
-from meditune.evaluate.report.formatting import environment, style
+from meditune.evaluate.report.formatting import write_page
 from meditune.evaluate.report.run_sections import confidence, contexts, leakage, reading, tables
-from meditune.files import read_json, read_jsonl, replace_file
+from meditune.files import read_json, read_jsonl
 from meditune.prompts import LIMITS
 
 TILES = 4
@@ -33,9 +33,7 @@ def render(folder: Path) -> Path:
             f"meditune run RECIPE --output {folder}"
         )
     path = folder / "report.html"
-    page = environment().get_template("template.html").render(_context(folder))
-    with replace_file(path) as stream:
-        stream.write(page)
+    write_page(path, "template.html", **_context(folder))
     return path
 
 
@@ -48,7 +46,6 @@ def _context(folder: Path) -> dict[str, Any]:
     recipe = folder / "recipe.yaml"
     recipe_text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     return {
-        "style": style(),
         "report": report,
         "data": report.get("data") or {},
         "training": training,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from meditune.data.retrieved_passages import FOUND, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import path_of
 from meditune.evaluate.report import plots
-from meditune.evaluate.report.before_after import Forest, forest
+from meditune.evaluate.report.before_after import forest
 from meditune.evaluate.report.formatting import NOT_MEASURED, count, interval, label, number, signed
 from meditune.files import read_jsonl
 from meditune.readability import TARGET
@@ -150,12 +149,12 @@ def _calibrated(measured: dict[str, Any]) -> dict[str, Any]:
 
 def _fit(name: str, fit: dict[str, Any]) -> tuple[str, str]:
     if fit["method"] == "temperature":
-        said = f"temperature {number(fit['temperature'], 2)}"
+        text = f"temperature {number(fit['temperature'], 2)}"
     else:
         least = min(fit["bias"].values())
         factors = {label: math.exp(fit["bias"][label] - least) for label in DECISIONS}
-        said = ", ".join(f"{label} × {number(value, 2 if value < 100 else 0)}" for label, value in factors.items())
-    return MODELS[name], f"{said} (fitted on {fit['items']} dev decisions)"
+        text = ", ".join(f"{label} × {number(value, 2 if value < 100 else 0)}" for label, value in factors.items())
+    return MODELS[name], f"{text} (fitted on {fit['items']} dev decisions)"
 
 
 def _ways(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -230,13 +229,13 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     if not (folder / FOUND).is_file():
         return []
     found = read(folder / FOUND)
-    said = {kind: _by_id(folder, kind) for kind in ("retrieved", "retrieved_answer", "decision")}
+    rows = {kind: _by_id(folder, kind) for kind in ("retrieved", "retrieved_answer", "decision")}
     files = [folder / "data" / f"{split}.jsonl" for split in ("test", "dev")]
     items = {example.id: example for file in files if file.is_file() for example in read_examples(file)}
     shown = []
-    for id in list(said["retrieved_answer"] or said["retrieved"])[:SHOWN]:
-        answer = said["retrieved_answer"].get(id, {})
-        decided, given = said["retrieved"].get(id), said["decision"].get(id)
+    for id in list(rows["retrieved_answer"] or rows["retrieved"])[:SHOWN]:
+        answer = rows["retrieved_answer"].get(id, {})
+        decided, given = rows["retrieved"].get(id), rows["decision"].get(id)
         room = answer.get("passages", len(found[id]["passages"])) if id in found else 0
         shown.append(
             {
@@ -273,24 +272,11 @@ TICKS = (0, 4, 6, 8, 12, 16, 20)
 SHOWN_TERMS = 8
 
 
-@dataclass(frozen=True)
-class Strip:
-    """One row of the scale; positions are from 0 to 100."""
-
-    name: str
-    median: str
-    place: float
-    middle: tuple[float, float] | None = None
-    """The range of half of the texts; None if only the median is known"""
-    most: tuple[float, float] | None = None
-    """The range of four fifths of the texts"""
-    inside: str = ""
-    """Percentage of texts within the target grades"""
-    empty: int = 0
-
-
 def reading(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return strips, scale and the most common unexplained terms; None if no answers were written."""
+    """Return strips, scale and the most common unexplained terms; None if no answers were written.
+
+    Positions are from 0 to 100. `middle` is the range of half of the texts, `most` that of four fifths of them.
+    """
     found = report.get("readability") or {}
     named = (("base", "Base model"), ("tuned", "Tuned model"), ("references", "Reference answers"))
     measured = {title: found[key] for key, title in named if "median" in (found.get(key) or {})}
@@ -302,23 +288,25 @@ def reading(report: dict[str, Any]) -> dict[str, Any] | None:
         return round(100 * min(max(grade, 0.0), top) / top, 2)
 
     strips = [
-        Strip(
-            title,
-            number(row["median"], 1),
-            place(row["median"]),
-            (place(row["p25"]), place(row["p75"])),
-            (place(row["p10"]), place(row["p90"])),
-            number(row["inside"], 0),
-            row["empty"],
-        )
+        {
+            "name": title,
+            "median": number(row["median"], 1),
+            "place": place(row["median"]),
+            "middle": (place(row["p25"]), place(row["p75"])),
+            "most": (place(row["p10"]), place(row["p90"])),
+            "inside": number(row["inside"], 0),
+        }
         for title, row in measured.items()
     ]
     return {
         "strips": strips,
-        "published": [Strip(name, number(grade, 1), place(grade)) for name, grade in MEDIANS.items()],
+        "published": [
+            {"name": name, "median": number(grade, 1), "place": place(grade), "most": None}
+            for name, grade in MEDIANS.items()
+        ],
         "ticks": [(tick, place(tick)) for tick in TICKS],
         "band": tuple(place(grade) for grade in TARGET),
-        "empty": [(strip.name, strip.empty) for strip in strips if strip.empty],
+        "empty": [(title, row["empty"]) for title, row in measured.items() if row["empty"]],
         "terms": [
             (title, [term for term, _ in found[key]["unexplained"][:SHOWN_TERMS]])
             for key, title in named[:2]
@@ -331,61 +319,32 @@ GROUPS_SHOWN = ("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_
 """The metrics with a table by group, the first one expanded; report.json also contains the others"""
 
 
-@dataclass(frozen=True)
-class Group:
-    """One group's values as text; groups that are too small have no intervals."""
-
-    by: str
-    name: str
-    items: int
-    base: str
-    tuned: str
-    within: str
-    others: str
-    delta: str
-    change: str
-    forest: Forest | None
-    flags: list[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A metric's values by group."""
-
-    metric: Metric
-    groups: list[Group]
-    ranked: int
-    small: list[str]
-
-
-def tables(report: dict[str, Any]) -> list[Table]:
+def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a table for each metric of GROUPS_SHOWN that was measured by subgroup."""
     found = (report.get("subgroups") or {}).get("metrics") or {}
     return [_table(METRICS[name], found[name]) for name in GROUPS_SHOWN if found.get(name)]
 
 
-def _table(metric: Metric, rows: list[dict[str, Any]]) -> Table:
-    large = [row for row in rows if "flags" in row]
-    small = [
-        f"{row['by']}: {row['group']} ({row['items']}; {number(row['tuned'], metric.digits)})"
-        for row in rows
-        if "flags" not in row
-    ]
-    return Table(metric, [_group(metric, row) for row in large], len(large), small)
-
-
-def _group(metric: Metric, row: dict[str, Any]) -> Group:
-    digits = metric.digits
-    return Group(
-        by=row["by"],
-        name=row["group"],
-        items=row["items"],
-        base=number(row.get("base"), digits),
-        tuned=number(row["tuned"], digits),
-        within=" to ".join(number(end, digits) for end in row["tuned_ci95"]),
-        others=number(row["others"], digits),
-        delta=signed(row["delta"], digits) if "delta" in row else "–",
-        change=interval(row["ci95"], digits) if "ci95" in row else "–",
-        forest=forest(metric, row["delta"], *row["ci95"]) if "ci95" in row else None,
-        flags=row["flags"],
-    )
+def _table(metric: Metric, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a metric's groups as text; groups that are too small are only named."""
+    digits, groups, small = metric.digits, [], []
+    for row in rows:
+        if "flags" not in row:
+            small.append(f"{row['by']}: {row['group']} ({row['items']}; {number(row['tuned'], digits)})")
+            continue
+        groups.append(
+            {
+                "by": row["by"],
+                "name": row["group"],
+                "size": row["items"],
+                "base": number(row.get("base"), digits),
+                "tuned": number(row["tuned"], digits),
+                "within": " to ".join(number(end, digits) for end in row["tuned_ci95"]),
+                "others": number(row["others"], digits),
+                "delta": signed(row["delta"], digits) if "delta" in row else "–",
+                "change": interval(row["ci95"], digits) if "ci95" in row else "–",
+                "forest": forest(metric, row["delta"], *row["ci95"]) if "ci95" in row else None,
+                "flags": row["flags"],
+            }
+        )
+    return {"metric": metric, "groups": groups, "ranked": len(groups), "small": small}

@@ -76,9 +76,9 @@ def asked_decisions(
     """
     from meditune.config.data_options import PromptFormat
     from meditune.config.recipe import EvaluateSpec
-    from meditune.evaluate.evaluator import sample_answers as written
     from meditune.evaluate.likelihood import score
     from meditune.evaluate.metrics.confidence import probabilities
+    from meditune.evaluate.weights_backend import sample_answers
     from meditune.models.load import load
     from meditune.models.shared_prefix_batch import Row, join
     from meditune.prompts import QuestionTooLongError
@@ -99,8 +99,10 @@ def asked_decisions(
     found = score(loaded, rows, BATCH_TOKENS, f"Decisions of {model}", encoder.label_ids()).decisions
     known = with_opinion(candidates, model, {id: probabilities(logits) for id, logits in found.items()})
     if samples:
-        told = written(loaded, encoder, fit, samples, EvaluateSpec().max_new_tokens, seed, f"Answers of {model}")
-        known = with_samples(known, {row["id"]: row["predictions"] for row in told})
+        sampled = sample_answers(
+            loaded, encoder, fit, samples, EvaluateSpec().max_new_tokens, seed, f"Answers of {model}"
+        )
+        known = with_samples(known, {row["id"]: row["predictions"] for row in sampled})
     return known, too_long
 
 
@@ -116,7 +118,6 @@ Vectors = NDArray[np.float32]
 """(n, size), each of length 1"""
 Array = NDArray[np.float64]
 NEAREST = 5
-PIECE = 4096
 
 
 def nearest(vectors: Vectors, known: Vectors, skip_itself: bool = False) -> tuple[Array, Array]:
@@ -125,18 +126,13 @@ def nearest(vectors: Vectors, known: Vectors, skip_itself: bool = False) -> tupl
     With `skip_itself`, the vectors are the known ones, and none counts as its own neighbour.
     """
     count = min(NEAREST, len(known) - skip_itself)
-    far, close = np.ones(len(vectors)), np.zeros(len(vectors))
     if count < 1:
-        return far, close
-    for start in range(0, len(vectors), PIECE):
-        cosines = vectors[start : start + PIECE] @ known.T
-        if skip_itself:
-            rows = np.arange(len(cosines))
-            cosines[rows, start + rows] = -np.inf
-        top = np.partition(cosines, cosines.shape[1] - count, axis=1)[:, -count:]
-        far[start : start + PIECE] = 1 - top.mean(axis=1)
-        close[start : start + PIECE] = top.max(axis=1)
-    return far, close
+        return np.ones(len(vectors)), np.zeros(len(vectors))
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(known)
+    distances = found.kneighbors(None if skip_itself else vectors)[0].astype(np.float64)
+    return distances.mean(axis=1), 1 - distances[:, 0]
 
 
 def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
@@ -146,16 +142,6 @@ def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
     own = np.sort(nearest(known, known, skip_itself=True)[0])
     far, close = nearest(vectors, known)
     return np.searchsorted(own, far) / len(own), close
-
-
-def gaps(vectors: Vectors, known: Vectors | None) -> Array:
-    """Return (n,) 1 minus the cosine to the nearest known vector; all 1 if no vectors are known."""
-    found = np.ones(len(vectors))
-    if known is None:
-        return found
-    for start in range(0, len(known), PIECE):
-        found = np.minimum(found, 1 - (vectors @ known[start : start + PIECE].T).max(axis=1))
-    return found
 
 
 Family = Literal["uncertainty", "disagreement", "feedback", "novelty"]
@@ -182,9 +168,9 @@ def unsure(candidate: Candidate) -> SignalScore | None:
         return None
     name, chances = next(iter(candidate.opinions.items()))
     likeliest = sorted(chances, key=lambda each: -chances[each])
-    told = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
+    probabilities = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
     margin = chances[likeliest[0]] - chances[likeliest[1]]
-    return SignalScore(1 - margin, f"the model is unsure of the decision ({name}: {told})")
+    return SignalScore(1 - margin, f"the model is unsure of the decision ({name}: {probabilities})")
 
 
 def unsupported(candidate: Candidate) -> SignalScore | None:
@@ -212,8 +198,10 @@ def disagreeing(candidate: Candidate) -> SignalScore | None:
     votes = np.bincount(chances.argmax(axis=1), minlength=len(labels)) / len(chances)
     most = log(min(len(chances), len(labels)))
     apart = _entropy(chances.mean(axis=0)) - float(np.mean([_entropy(row) for row in chances]))
-    said = ", ".join(f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.opinions.items())
-    return SignalScore(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({said})")
+    decisions = ", ".join(
+        f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.opinions.items()
+    )
+    return SignalScore(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({decisions})")
 
 
 def scattered(candidate: Candidate, embed: Embed) -> SignalScore | None:
@@ -328,7 +316,8 @@ def picks(
     if vectors is None:
         raise ValueError(f"{strategy} needs vectors")
     if strategy == "diversity":
-        return _spread(np.ones(count), vectors, gaps(vectors, known), order, budget)
+        gaps = np.ones(count) if known is None else 1 - nearest(vectors, known)[1]
+        return _spread(np.ones(count), vectors, gaps, order, budget)
     # Novelty covers what is known; here, questions must only differ from each other.
     return _spread(combine_ranks(scores), vectors, np.ones(count), order, budget)
 

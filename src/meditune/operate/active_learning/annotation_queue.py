@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from meditune.data.reviewer_decisions import KEPT, fingerprint
 from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
-from meditune.evaluate.predictions import groups_of
 from meditune.files import is_result_of, write_jsonl
 from meditune.operate.active_learning import acquisition
 from meditune.operate.active_learning.acquisition import (
@@ -46,8 +45,18 @@ from meditune.operate.active_learning.acquisition import (
 )
 from meditune.operate.active_learning.candidates import Candidate, Find, NothingToAskError, merged, read
 from meditune.phi.detector import mask
-from meditune.review.annotation_results import Labelled, Resolved, read_checked, resolve, resolve_decisions
-from meditune.review.rating_set import DECISION, KEY, VALIDATE, VERDICT, check_sharing, read_key_as, write_set
+from meditune.review.annotation_results import Resolved, read_checked, resolve
+from meditune.review.rating_set import (
+    DECISION,
+    KEY,
+    VALIDATE,
+    VERDICT,
+    check_sharing,
+    read_key,
+    row_key,
+    shown_row,
+    write_set,
+)
 from meditune.store.open_store import Place, named
 
 SEED = 17
@@ -85,7 +94,7 @@ def choose(
     wanted = check_strategy(strategy)
     if not candidates:
         return []
-    embed = embed or _sentence_model
+    embed = embed or _embed()
     if wanted in MEANING:
         vectors = embed([each.example.question for each in candidates]) if vectors is None else vectors
         known_vectors = embed(known) if known_vectors is None and known else known_vectors
@@ -142,10 +151,15 @@ def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str
     return found
 
 
-def _sentence_model(texts: Sequence[str]) -> Vectors:
-    from meditune.retrieve.vector_search import embedder
+def _embed(name: str | None = None) -> Embed:
+    """Return the `encode` of a sentence encoder that is loaded at the first call; None: the default encoder."""
 
-    return embedder().embed(texts)
+    def encode(texts: Sequence[str]) -> Vectors:
+        from meditune.models.sentence_encoder import load_encoder
+
+        return (load_encoder(name) if name else load_encoder()).encode(texts)
+
+    return encode
 
 
 FORM = "label"
@@ -154,16 +168,9 @@ SAMPLE = "queue"
 _CORRECTION, _COMMENT = "A user's correction", "A user's comment"
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The assignment of rows to experts; everyone sees every row unless `raters` is given."""
-
-    raters: int | None = None
-    overlap: int | None = None
-    """Number of experts per row; default 2"""
-
-
-def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], sharing: Assignment | None = None) -> None:
+def _write_set(
+    chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], raters: int | None, overlap: int | None
+) -> None:
     """Write a set of the chosen candidates to `folder` atomically, in that order.
 
     `made_from` records how they were chosen; a folder that already holds the same set is left unchanged. Raises
@@ -171,18 +178,9 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
     """
     if not chosen:
         raise NothingToAskError(f"{folder}: nothing was chosen, so there are no questions for experts.")
-    sharing = sharing or Assignment()
-    check_sharing(sharing.raters, sharing.overlap)
-    settings: dict[str, Any] = {
-        "task": VALIDATE.name,
-        "axes": FORM,
-        "raters": sharing.raters,
-        "overlap": sharing.overlap or (min(2, sharing.raters) if sharing.raters else None),
-        "everyone": [],
-        "ranked": True,
-    }
+    check_sharing(raters, overlap)
     rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
-    asked = made_from | {"sample": SAMPLE, "raters": sharing.raters, "overlap": sharing.overlap, "rows": rows}
+    asked = made_from | {"sample": SAMPLE, "raters": raters, "overlap": overlap, "rows": rows}
     if is_result_of(folder, KEY, asked):
         return
     items: list[dict[str, Any]] = []
@@ -190,24 +188,14 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
     for each in chosen:
         id, example = secrets.token_hex(6), each.candidate.example
         items.append({"id": id, "asked": secrets.token_hex(4), **_shown(each.candidate)})
-        key[id] = {
-            "example": example.id,
-            "group": groups_of({example.id: example})[example.id],
-            "source": example.source,
-            "sha256": fingerprint(example),
-            "origins": ["row"],
-            "stratum": "",
-            "score": round(each.score, 3),
-            "reasons": dict(each.reasons),
-            "expected": [],
-            "row": example.model_dump(mode="json"),
-        }
-    write_set(folder, settings, items, key, asked)
+        facts = {"score": round(each.score, 3), "reasons": dict(each.reasons), "row": example.model_dump(mode="json")}
+        key[id] = row_key(example, **facts)
+    write_set(folder, VALIDATE, FORM, items, key, asked, ranked=True)
 
 
 def examples(folder: Path) -> dict[str, Example]:
     """Return the examples of a set by item. Raises DataError if the set was not made by `meditune learn queue`."""
-    found = read_key_as(folder, lambda row: row.get("row"))[0]
+    found = {item: origin.row for item, origin in read_key(folder)[0].items()}
     if not all(found.values()):
         raise DataError(f"{folder} was not made by `meditune learn queue`, which stores the rows with the set.")
     return {item: Example.model_validate(row) for item, row in found.items()}
@@ -216,22 +204,14 @@ def examples(folder: Path) -> dict[str, Example]:
 def _shown(candidate: Candidate) -> dict[str, Any]:
     """Return what the page shows. User feedback on an answer is shown, but is not part of the training row."""
     example = candidate.example
-    link = str(example.meta.get("url") or "")
     said = [
         {"label": label, "text": text}
         for word in candidate.words
         for label, text in ((_CORRECTION, word.correction), (_COMMENT, word.comment))
         if text
     ]
-    return {
-        "question": example.question,
-        "context": [*said, *(passage.model_dump(mode="json") for passage in example.context)],
-        "answer": example.answer,
-        "decision": example.decision or "",
-        "source": _source(candidate),
-        "link": link if link.startswith(("https://", "http://")) else "",
-        "axes": _axes(candidate),
-    }
+    row = shown_row(example, _source(candidate))
+    return row | {"context": [*said, *row["context"]], "axes": _axes(candidate)}
 
 
 def _source(candidate: Candidate) -> str:
@@ -267,7 +247,10 @@ class Wanted:
     index: str | None = None
     """Index that holds the passages of stored answers"""
     embedding: str | None = None
-    sharing: Assignment = field(default_factory=Assignment)
+    raters: int | None = None
+    """Number of experts who share the rows; None: everyone sees every row"""
+    overlap: int | None = None
+    """Number of experts per row; default 2"""
     seed: int = SEED
 
 
@@ -304,12 +287,11 @@ def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
             )
     for path in wanted.predictions:
         pool = acquisition.stored(pool, path)
-    embed = _embedder(wanted.embedding) if wanted.embedding else None
     learnt = [each.example.question for each in (*known, *done)]
-    chosen = choose(pool, wanted.budget, strategy, known=learnt, embed=embed, seed=wanted.seed)
+    chosen = choose(pool, wanted.budget, strategy, known=learnt, embed=_embed(wanted.embedding), seed=wanted.seed)
     remarks += _fewer(chosen, pool, wanted)
     made_from = {"places": [named(place) for place in places], "strategy": strategy, "budget": wanted.budget}
-    make(chosen, folder, made_from, wanted.sharing)
+    _write_set(chosen, folder, made_from, wanted.raters, wanted.overlap)
     return Queued(chosen, len(pool), remarks)
 
 
@@ -368,12 +350,6 @@ def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], wanted: Want
     return [f"The budget is {wanted.budget:,}, but only {len(chosen):,} candidates match --strategy {wanted.strategy}."]
 
 
-def _embedder(name: str) -> Embed:
-    from meditune.retrieve.vector_search import embedder
-
-    return embedder(name).embed
-
-
 def _in_index(where: str) -> Find:
     """Return a function that finds the passages of an index by id."""
     from meditune.retrieve.index import Index
@@ -405,7 +381,7 @@ class Rows:
     """Reason -> number of items that gave no row"""
 
 
-def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
+def rows(folder: Path, without: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
     An answer becomes a target if experts found it correct, or wrote a better one, which is masked; incomplete, wrong,
@@ -413,9 +389,9 @@ def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = Fal
     the answer beside it correct. Raises DataError if `folder` is not a queue of `meditune learn queue`.
     """
     known = examples(folder)
-    checked = read_checked(folder, without, without_careless)
+    checked = read_checked(folder, without)
     verdicts, open_verdicts = resolve(checked.rated)
-    labels, open_labels = resolve_decisions(checked.rated)
+    labels, open_labels = resolve(checked.rated, DECISION)
     found: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     for item, example in known.items():
@@ -429,12 +405,12 @@ def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = Fal
     return Rows(found, dict(left_out))
 
 
-def write(folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
+def write(folder: Path, path: Path, without: Sequence[str] = ()) -> Rows:
     """Write the training rows of a queue to `path` atomically, and return them.
 
     Raises DataError if there is no row yet.
     """
-    found = rows(folder, without, without_careless)
+    found = rows(folder, without)
     if not found.rows:
         why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
         raise DataError(
@@ -444,15 +420,15 @@ def write(folder: Path, path: Path, without: Sequence[str] = (), without_careles
     return found
 
 
-def _taught(example: Example, verdict: Resolved | None, label: Labelled | None) -> tuple[str, Decision | None]:
+def _taught(example: Example, verdict: Resolved | None, label: Resolved | None) -> tuple[str, Decision | None]:
     """Return the answer and the decision to train on; either may be missing."""
     answer, decision = "", None
     if verdict:
-        answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.verdict == "correct" else ""
-        decision = example.decision if verdict.verdict in KEPT else None
+        answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.label == "correct" else ""
+        decision = example.decision if verdict.label in KEPT else None
     elif label and not example.answer:
         answer = mask(label.answer)
-    return answer, label.decision if label else decision
+    return answer, cast(Decision | None, label.label) if label else decision
 
 
 def _row(
@@ -460,7 +436,7 @@ def _row(
     answer: str,
     decision: Decision | None,
     verdict: Resolved | None,
-    label: Labelled | None,
+    label: Resolved | None,
     campaign: str,
 ) -> dict[str, Any]:
     said = [each for each in (verdict, label) if each]
@@ -474,7 +450,7 @@ def _row(
         "meta": {
             **example.meta,
             "expert": {
-                "verdict": verdict.verdict if verdict else None,
+                "verdict": verdict.label if verdict else None,
                 "rewritten": bool(answer) and answer != example.answer,
                 "raters": sorted({code for each in said for code in each.raters}),
                 "settled": any(each.settled for each in said),

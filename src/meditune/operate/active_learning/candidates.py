@@ -19,7 +19,7 @@ from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passage
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
 from meditune.phi.detector import mask
-from meditune.store.answers import SHADOW, Answers
+from meditune.store.answers import Answers
 from meditune.store.database import FILE
 from meditune.store.open_store import Place, exists, open_store
 
@@ -126,7 +126,7 @@ def _stored(place: Place, passage: Find) -> Read:
     base = open_store(place)
     for row in Answers(base).exported():
         # Rules answer off-topic questions and emergencies, so there is nothing to learn from them.
-        if row["outcome"] in ("escalated", "declined") or row["route"] == SHADOW:
+        if row["outcome"] in ("escalated", "declined"):
             continue
         if not row["question"]:
             without += 1
@@ -145,9 +145,9 @@ def _stored(place: Place, passage: Find) -> Read:
 def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
     facts = row["facts"]
     stated = facts.get("decision")
-    said = stated if isinstance(stated, Mapping) else {"answer": stated}
-    decision: Decision | None = next((each for each in DECISIONS if each == said.get("answer")), None)
-    chances = said.get("probabilities")
+    given = stated if isinstance(stated, Mapping) else {"answer": stated}
+    decision: Decision | None = next((each for each in DECISIONS if each == given.get("answer")), None)
+    chances = given.get("probabilities")
     found = [each for id in facts.get("passages") or () if (each := passage(str(id)))]
     when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
     return Candidate(
@@ -167,16 +167,14 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         outcome=row["outcome"],
         sentences=_count(facts.get("sentences")),
         supported=_count(facts.get("supported")),
-        opinions={"served": _chances(chances)} if isinstance(chances, Mapping) and chances else {},
+        opinions={"served": {each: float(chances.get(each) or 0.0) for each in DECISIONS}}
+        if isinstance(chances, Mapping) and chances
+        else {},
         words=tuple(
             UserFeedback(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
             for each in row["feedback"]
         ),
     )
-
-
-def _chances(said: Mapping[str, Any]) -> dict[str, float]:
-    return {each: float(said.get(each) or 0.0) for each in DECISIONS}
 
 
 def _count(value: Any) -> int | None:
@@ -203,12 +201,8 @@ def _is_pubmedqa(path: Path) -> bool:
 
 def _own(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Read rows as `data.own` does, except that a row needs neither answer nor decision."""
-
-    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) -> tuple[Example | None, str]:
-        return _example(row, columns, fallback)
-
     no_rows = f"{path}: no rows. Give a file with at least one question."
-    return records(rows(path, "own", rejects), rejects, make, "own", path.stem, no_rows, None, needed=_NEEDED)
+    return records(rows(path, "own", rejects), rejects, _example, "own", path.stem, no_rows, None, needed=_NEEDED)
 
 
 def _example(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) -> tuple[Example | None, str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from meditune.operate.drift.signal_tracks import WINDOW, BlockTrack, NumberTrack, ShareTrack
+from meditune.operate.drift.signal_tracks import WINDOW, BlockTrack, Effect, NumberTrack, ShareTrack
 from meditune.operate.drift.signals import BY_NAME
 
 AnyTrack = NumberTrack | ShareTrack | BlockTrack
 Severity = Literal["slight", "small", "medium", "large"]
 SEVERITIES: tuple[Severity, ...] = ("slight", "small", "medium", "large")
-Effect = Literal["Cliff's delta", "Cohen's h", "MMD"]
 
 CUTS: dict[Effect, tuple[float, float, float]] = {
     "Cliff's delta": (0.147, 0.33, 0.474),
@@ -81,13 +80,6 @@ class Alert:
         return asdict(self) | {"state": "open" if self.is_open else "closed"}
 
 
-def effect_name(track: AnyTrack) -> Effect:
-    """Return the effect size that measures changes of a track."""
-    if isinstance(track, NumberTrack):
-        return "Cliff's delta"
-    return "Cohen's h" if isinstance(track, ShareTrack) else "MMD"
-
-
 def severity(effect: float, name: Effect) -> Severity:
     """Return the severity of an effect size."""
     return SEVERITIES[sum(abs(effect) >= cut for cut in CUTS[name])]
@@ -112,10 +104,10 @@ class AlertTracker:
 
     def _while_closed(self, count: int) -> Literal["", "opened"]:
         track = self.track
-        if track.seat.statistic < self.threshold or count < self.cool_until:
+        if track.detector.statistic < self.threshold or count < self.cool_until:
             return ""
-        column, since = track.seat.leading()
-        level = self._level(column, since)
+        column, since = track.detector.leading()
+        level = SEVERITIES.index(severity(track.effect(column, since), track.effect_name))
         if level < SEVERITIES.index(self.policy.least):
             return ""
         self.open, self.column, self.opened, self.level, self.small_for = True, column, count, level, 0
@@ -127,7 +119,7 @@ class AlertTracker:
     def _while_open(self, count: int) -> Literal["", "grew", "closed"]:
         if count % STEP:
             return ""
-        name = effect_name(self.track)
+        name = self.track.effect_name
         effect = abs(self.track.effect(self.column))
         least = CUTS[name][max(0, SEVERITIES.index(self.policy.least) - 1)]
         gone = effect < self.policy.close_at * least and count - self.opened >= WINDOW
@@ -135,7 +127,7 @@ class AlertTracker:
         if self.small_for >= self.policy.hold:
             self.open, self.cool_until = False, count + self.policy.cool_down
             self.track.absorbing = True
-            self.track.seat.restart()
+            self.track.detector.restart()
             return "closed"
         level = SEVERITIES.index(severity(effect, name))
         if level > self.level and count - self.opened >= self.policy.hold:
@@ -151,9 +143,6 @@ class AlertTracker:
         """Restore the state that `saved` returned."""
         for name in _KEPT:
             setattr(self, name, kept[name])
-
-    def _level(self, column: int, since: int) -> int:
-        return SEVERITIES.index(severity(self.track.effect(column, since), effect_name(self.track)))
 
 
 def change_sentence(alert: Alert) -> str:

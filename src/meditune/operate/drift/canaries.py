@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
+from meditune.http_client import Backoff, HttpClient, refuse_transient
 from meditune.operate.drift.signals import decision_of
+from meditune.statistics import mcnemar
 
 ALPHA = 0.05
 MOST_LOOKS = 20
 """Later looks use the level of this one, at which fourteen newly wrong canaries raise an alert."""
 TIMEOUT_S = 180.0
+ATTEMPTS = 3
 _WAYS = (
     "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
 )
@@ -78,26 +83,31 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
 
     The key is read from MEDITUNE_KEY. Raises DataError if the server is unreachable or refuses.
     """
-    import httpx2
-
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    right: dict[str, bool] = {}
+    correct: dict[str, bool] = {}
     models: dict[str, str] = {}
-    with httpx2.Client(timeout=TIMEOUT_S, headers=headers) as client:
+    client = HttpClient(Backoff(ATTEMPTS), timeout=TIMEOUT_S, headers=headers)
+
+    def post(canary: Canary) -> dict[str, Any]:
+        response = client.request("POST", f"{url.rstrip('/')}/v1/ask", json={"question": canary.question})
+        refuse_transient(response)
+        if response.status_code != 200:
+            raise DataError(f"{url} refused canary {canary.id} with HTTP {response.status_code}. Check MEDITUNE_KEY.")
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise DataError(f"{url} didn't answer canary {canary.id} with JSON. Check the address.") from error
+        return answer
+
+    with closing(client):
         for canary in canaries:
-            try:
-                came = client.post(f"{url.rstrip('/')}/v1/ask", json={"question": canary.question})
-                answer = came.json()
-            except (httpx2.HTTPError, ValueError) as error:
-                raise DataError(f"{url} didn't answer canary {canary.id} ({type(error).__name__}).") from error
-            if came.status_code != 200:
-                raise DataError(f"{url} refused canary {canary.id} with HTTP {came.status_code}. Check MEDITUNE_KEY.")
-            right[canary.id] = canary.right(answer)
+            answer = client.retry(partial(post, canary), f"Canary {canary.id}: {url}")
+            correct[canary.id] = canary.right(answer)
             models[canary.id] = str((answer.get("versions") or {}).get("model", ""))
     critical = [canary.id for canary in canaries if canary.critical]
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": now, "right": right, "models": models, "critical": critical}
+    return {"time": now, "right": correct, "models": models, "critical": critical}
 
 
 def keep(run: dict[str, Any], path: Path) -> None:
@@ -112,8 +122,6 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     With a registry's `version`, only answers of that version in the last run count. Raises DataError if there is no
     run.
     """
-    from scipy.stats import binomtest
-
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
         raise DataError(f"{path}: contains no canary runs. Make one: meditune drift canary CANARIES -o {path}")
@@ -124,9 +132,9 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    looks, changed = _looks(runs, {by[id] for id in last if id in by}), len(worse) + len(better)
+    looks = _looks(runs, {by[id] for id in last if id in by})
     level = ALPHA / (min(looks, MOST_LOOKS) * (min(looks, MOST_LOOKS) + 1)) if looks else ALPHA
-    p = float(binomtest(len(worse), changed, 0.5, "greater").pvalue) if changed else 1.0
+    p = mcnemar(len(better), len(worse), "less")
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
     right = sum(last.values())
     said = f"{right} of {len(last)} right"

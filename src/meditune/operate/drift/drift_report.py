@@ -18,7 +18,7 @@ import numpy as np
 from meditune.evaluate.report.formatting import style
 from meditune.files import replace_file
 from meditune.operate.drift.alerts import Alert
-from meditune.operate.drift.check import CheckResult
+from meditune.operate.drift.drift_detection import CheckResult
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
 
@@ -49,7 +49,7 @@ def signals(monitor: Monitor) -> dict[str, dict[str, Any]]:
             "title": signal.title if signal else MEANING_TITLE,
             "about": signal.about if signal else "inputs",
             "state": "open" if name in open_now else "unknown" if unknown else "quiet",
-            "statistic": track.seat.statistic,
+            "statistic": track.detector.statistic,
             "threshold": limits[name],
             "missing": monitor.missing[name],
         }
@@ -138,11 +138,13 @@ def describe_statistics(monitor: Monitor) -> str:
     """Return a description of the plot."""
     limits = monitor.limits()
     highest = max(
-        monitor.tracks, key=lambda name: evidence_share(monitor.tracks[name].seat.statistic, limits[name]), default=""
+        monitor.tracks,
+        key=lambda name: evidence_share(monitor.tracks[name].detector.statistic, limits[name]),
+        default="",
     )
-    said = ", ".join(f"{alert.signal} at request {alert.opened:,}" for alert in monitor.all_alerts) or "none"
+    alerts = ", ".join(f"{alert.signal} at request {alert.opened:,}" for alert in monitor.all_alerts) or "none"
     counted = f"{len(monitor.tracks)} signals over {monitor.count:,} requests"
-    return f"Evidence of {counted}. Alerts: {said}. Highest now: {highest}."
+    return f"Evidence of {counted}. Alerts: {alerts}. Highest now: {highest}."
 
 
 HERE = Path(__file__).parent

@@ -11,16 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from meditune.errors import DataError, MedituneError
-from meditune.operate.drift import check, drift_report
-from meditune.operate.drift.alerts import Policy
-from meditune.operate.drift.check import RequestSource, advance, model_for
+from meditune.operate.drift import drift_detection, drift_report
+from meditune.operate.drift.drift_detection import RequestSource, advance, model_for
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import Channel, Outbox, from_environment, messages
 from meditune.operate.drift.reference import load
@@ -34,7 +33,7 @@ BATCH = 16
 """Number of questions embedded before a rest"""
 RESTS = 3.0
 """Length of a rest as a multiple of the work before it"""
-Told = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Wanted:
     every_s: float = EVERY_S
     link: str = ""
     """The link in alerts"""
-    policy: Policy = field(default_factory=Policy)
-    embedding: str | None = None
 
 
 def state_of(reference: Path) -> Path:
@@ -60,15 +57,6 @@ def outbox_of(reference: Path) -> Path:
     return reference.with_name(f"{reference.name}.alerts.json")
 
 
-def channels_or_none() -> list[Channel]:
-    """Return the channels set in the environment; none, with a warning, if none is set."""
-    try:
-        return from_environment()
-    except DataError as error:
-        log.warning("Drift alerts are shown, but not sent: %s", error)
-        return []
-
-
 class _Ended(Exception):  # noqa: N818 - nothing is wrong
     """Raised when the server stops; the remaining requests are checked next time."""
 
@@ -76,15 +64,15 @@ class _Ended(Exception):  # noqa: N818 - nothing is wrong
 class DriftWatcher:
     """A store that is checked until the watcher is stopped."""
 
-    def __init__(self, wanted: Wanted, told: Told, channels: Sequence[Channel] = ()) -> None:
-        """`told` receives the facts of each check. Raises DataError if the reference cannot be read."""
-        self.wanted, self._told, self._channels = wanted, told, list(channels)
+    def __init__(self, wanted: Wanted, report: Report, channels: Sequence[Channel] = ()) -> None:
+        """`report` receives the facts of each check. Raises DataError if the reference cannot be read."""
+        self.wanted, self._report, self._channels = wanted, report, list(channels)
         self._reference = load(wanted.reference)
         self._notes = Notes(open_store(wanted.store))
         self._outbox = Outbox(outbox_of(wanted.reference))
         self._state = state_of(wanted.reference)
         self._lock = FileLock(self._state.with_name(f".{self._state.name}.lock"))
-        self._model = model_for(self._reference, wanted.embedding) if self._reference.embedding else None
+        self._model = model_for(self._reference, None)
         self._monitor: Monitor | None = None
         self._seen, self._saved, self._kept = -1, 0.0, 0
         self._remarks: list[str] = []
@@ -114,7 +102,7 @@ class DriftWatcher:
             found, problem = {}, f"{type(error).__name__}, see the server's log"
             log.exception("Cannot check drift")
         facts = {"reference": str(self.wanted.reference.resolve()), "problem": problem, "unsent": []} | found
-        self._told(facts)
+        self._report(facts)
         try:
             self._notes.put(f"drift/{self.wanted.reference.resolve()}", facts)
         except MedituneError as error:
@@ -136,13 +124,12 @@ class DriftWatcher:
     def _looked(self) -> dict[str, Any]:
         monitor = self._held()
         source = RequestSource(self.wanted.store)
-        if check.forget_evidence(monitor, source.has):
+        if drift_detection.forget_evidence(monitor, source.has):
             self._kept = -1
             self._save(monitor)
         if (last := source.last()) != self._seen:
             begun = monitor.count, len(monitor.all_alerts), len(monitor.alerts())
             found = advance(source, monitor, self._model, BATCH, self._rest)
-            check.gather_evidence(monitor, found.requests)
             self._seen, self._remarks = last, found.remarks
             changed = begun[1:] != (len(monitor.all_alerts), len(monitor.alerts()))
             if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
@@ -163,9 +150,7 @@ class DriftWatcher:
                     "one ends."
                 ) from error
             there = self._state.exists()
-            self._monitor = (
-                Monitor.load(self._state, self._reference) if there else Monitor(self._reference, self.wanted.policy)
-            )
+            self._monitor = Monitor.load(self._state, self._reference) if there else Monitor(self._reference)
             self._kept = self._monitor.count
         return self._monitor
 
@@ -198,6 +183,11 @@ class DriftWatcher:
         }
 
 
-def watch(wanted: Wanted, told: Told) -> DriftWatcher:
+def watch(wanted: Wanted, report: Report) -> DriftWatcher:
     """Start watching a store. Raises DataError and ModelError if that is impossible."""
-    return DriftWatcher(wanted, told, channels_or_none()).start()
+    channels: list[Channel] = []
+    try:
+        channels = from_environment()
+    except DataError as error:
+        log.warning("Drift alerts are shown, but not sent: %s", error)
+    return DriftWatcher(wanted, report, channels).start()

@@ -1,5 +1,4 @@
-"""The statistics of drift detection: conformal p-values, bets, e-detectors, and block tests. Pure functions over
-arrays.
+"""The statistics of drift detection: conformal p-values, bets, e-detectors, and block tests.
 
 A request's score is ranked among all earlier scores. If requests are exchangeable (every order is equally likely),
 these conformal p-values are independent and uniform (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random
@@ -17,7 +16,7 @@ fixed sample eventually detect the random deviations of that sample.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +37,6 @@ LARGEST = 1e30
 LEAST_P = 1e-12
 _POWERS = np.array(POWERS)
 _EXPONENTS = np.array([*POWERS, ENDS]) - 1
-
-
-def p_values(reference: Floats, stream: Floats, coins: Floats) -> Floats:
-    """Return (n,) the smoothed rank of each stream value (n,) among the reference (m,) and the stream up to it.
-
-    The rank is small for large values. `coins` (n,), uniform on [0, 1], break ties.
-    """
-    pool = sorted(reference.tolist())
-    found = np.empty(len(stream))
-    for place, (value, coin) in enumerate(zip(stream.tolist(), coins.tolist(), strict=True)):
-        found[place] = p_value(pool, value, coin)
-        pool.insert(bisect_right(pool, value), value)
-    return found
 
 
 def p_value(pool: list[float], value: float, coin: float) -> float:
@@ -81,10 +67,7 @@ def share_bets(p: Floats, shares: Floats) -> Floats:
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
     wanted = odds / (1 + odds)
-    paid = np.where(p[:, None] < given, wanted / given, (1 - wanted) / (1 - given))
-    # A missing p-value must stay NaN after the comparison.
-    paid[np.isnan(p)] = np.nan
-    return paid
+    return np.where(p[:, None] < given, wanted / given, (1 - wanted) / (1 - given))
 
 
 def block_bets(p: Floats) -> Floats:
@@ -97,20 +80,6 @@ def block_bets(p: Floats) -> Floats:
 def advanced(statistics: Floats, paid: Floats) -> Floats:
     """Return the e-detectors after one more e-value each: (1 + R) e."""
     return np.minimum((1 + statistics) * paid, LARGEST)
-
-
-def combined(paid: Floats) -> Floats:
-    """Return (n,) the e-detector over time for e-values (n, ...): the mean over all bets."""
-    found, statistics = np.empty(len(paid)), np.zeros(paid.shape[1:])
-    for place, each in enumerate(paid):
-        statistics = advanced(statistics, each)
-        found[place] = statistics.mean()
-    return found
-
-
-def detector(reference: Floats, stream: Floats, coins: Floats) -> Floats:
-    """Return (n,) the e-detector over time for one number: stream (n,) against reference (m,), coins (n,) for ties."""
-    return combined(number_bets(p_values(reference, stream, coins)))
 
 
 def threshold(alarms: float, requests: int, signals: int) -> float:
@@ -138,74 +107,41 @@ def cohens_h(share: float, before: float) -> float:
     return float(2 * np.arcsin(np.sqrt(share)) - 2 * np.arcsin(np.sqrt(before)))
 
 
-class Bank:
-    """The bets (columns, bets) of several signals with consecutive columns."""
+class EDetector:
+    """The e-detector of one signal, with its bets (columns, bets)."""
 
-    def __init__(self, widths: Sequence[int], bets: int) -> None:
-        """`widths` is the number of columns of each signal."""
-        columns = sum(widths)
-        self.statistics = np.zeros((columns, bets))
-        self.sums = np.zeros((columns, bets))
-        self.starts = np.zeros((columns, bets), dtype=np.int64)
-        self.means = np.zeros(len(widths))
-        """The e-detector of each signal: the mean over its bets"""
-        self._offsets = np.cumsum([0, *widths[:-1]]) if widths else np.zeros(0, dtype=np.int64)
-        self._sizes = np.array(widths) * bets
+    def __init__(self, columns: int, bets: int) -> None:
+        self._bets = {name: np.zeros((columns, bets)) for name in ("statistics", "sums", "starts")}
+        self.statistic = 0.0
+        """The mean over all bets"""
 
     def pay(self, paid: Floats, count: int) -> None:
-        """Add the payoffs (columns, bets) of a request; NaN for missing values."""
-        known = paid == paid
-        np.copyto(self.statistics, advanced(self.statistics, paid), where=known)
-        fresh = known & (self.sums < 1)
-        self.starts[fresh] = count
+        """Add the payoffs (columns, bets) of a request."""
+        bets = self._bets
+        bets["statistics"] = advanced(bets["statistics"], paid)
+        self.statistic = float(bets["statistics"].mean())
         # CUSUM, used only to find when the winning bet began to win.
-        np.copyto(self.sums, np.minimum(np.maximum(self.sums, 1) * paid, LARGEST), where=known)
-        self.gather()
-
-    def gather(self) -> None:
-        """Update the means."""
-        if len(self._sizes):
-            self.means[:] = np.add.reduceat(self.statistics.sum(axis=1), self._offsets) / self._sizes
-
-    def seat(self, signal: int) -> Seat:
-        """Return the part of one signal."""
-        start = int(self._offsets[signal])
-        stop = int(self._offsets[signal + 1]) if signal + 1 < len(self._offsets) else len(self.statistics)
-        return Seat(self, signal, slice(start, stop))
-
-
-class Seat:
-    """The part of a bank that belongs to one signal."""
-
-    def __init__(self, bank: Bank, signal: int, rows: slice) -> None:
-        self._bank, self._signal, self.rows = bank, signal, rows
-
-    @property
-    def statistic(self) -> float:
-        """The signal's e-detector."""
-        return float(self._bank.means[self._signal])
+        bets["starts"][bets["sums"] < 1] = count
+        bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * paid, LARGEST)
 
     def leading(self) -> tuple[int, int]:
         """Return the column of the bet with the most evidence, and the request at which that evidence began to grow."""
-        sums = self._bank.sums[self.rows]
+        sums = self._bets["sums"]
         column, bet = np.unravel_index(int(sums.argmax()), sums.shape)
-        return int(column), int(self._bank.starts[self.rows][column, bet])
+        return int(column), int(self._bets["starts"][column, bet])
 
     def restart(self) -> None:
         """Reset all evidence, as after an alert."""
-        for array in (self._bank.statistics, self._bank.sums, self._bank.starts):
-            array[self.rows] = 0
-        self._bank.gather()
+        self.restore({name: np.zeros_like(array) for name, array in self._bets.items()})
 
     def saved(self) -> dict[str, NDArray[Any]]:
-        """Return the signal's evidence as arrays."""
-        return {name: getattr(self._bank, name)[self.rows].copy() for name in ("statistics", "sums", "starts")}
+        """Return the evidence as arrays."""
+        return dict(self._bets)
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        for name in ("statistics", "sums", "starts"):
-            getattr(self._bank, name)[self.rows] = kept[name]
-        self._bank.gather()
+        self._bets = {name: np.array(kept[name], dtype=np.float64) for name in self._bets}
+        self.statistic = float(self._bets["statistics"].mean())
 
 
 Vectors = NDArray[np.float32]

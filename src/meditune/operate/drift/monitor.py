@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from meditune.errors import DataError
 from meditune.operate.drift import e_detectors
-from meditune.operate.drift.alerts import Alert, AlertTracker, AnyTrack, Policy, change_sentence, effect_name, severity
-from meditune.operate.drift.e_detectors import Bank
+from meditune.operate.drift.alerts import SEVERITIES, Alert, AlertTracker, AnyTrack, Policy, change_sentence, severity
 from meditune.operate.drift.reference import Arrays, Reference
 from meditune.operate.drift.reference import read as read_arrays
 from meditune.operate.drift.reference import write as write_arrays
@@ -22,79 +21,13 @@ from meditune.operate.drift.signals import BY_NAME, MEANING, MEANING_TITLE, Requ
 Floats = NDArray[np.float64]
 
 
-class Ensemble:
-    """The tracks of all signals by name, with their banks of bets."""
-
-    def __init__(self, reference: Reference) -> None:
-        self._shape = reference.shape
-        self._numbers = Bank(
-            [values.shape[1] for values in reference.numbers.values()], len(e_detectors.POWERS) * 2 + 2
-        )
-        self._shares = Bank([len(counts) + 1 for counts in reference.shares.values()], len(e_detectors.ODDS))
-        self._blocks = Bank([1] if reference.features is not None else [], len(e_detectors.BLOCK_POWERS))
-        self.numbers: dict[str, NumberTrack] = {}
-        for place, (name, values) in enumerate(reference.numbers.items()):
-            several = values.shape[1] > 1
-            columns = [f"direction {number + 1}" if several else name for number in range(values.shape[1])]
-            self.numbers[name] = NumberTrack(columns, self._numbers.seat(place), values)
-        self.shares: dict[str, ShareTrack] = {}
-        for place, (name, counts) in enumerate(reference.shares.items()):
-            sizes = np.array(list(counts.values()), dtype=np.float64)
-            self.shares[name] = ShareTrack(list(counts), self._shares.seat(place), sizes)
-        self._before = np.concatenate([[], *(track.before for track in self.shares.values())])
-        self.blocks = {}
-        if reference.features is not None:
-            self.blocks[MEANING] = BlockTrack(self._blocks.seat(0), reference.features)
-
-    @property
-    def tracks(self) -> dict[str, NumberTrack | ShareTrack | BlockTrack]:
-        """All tracks, in the order of the reference's signals."""
-        return {**self.numbers, **self.shares, **self.blocks}
-
-    def take(self, request: Request, names: Collection[str], count: int, rng: np.random.Generator) -> list[str]:
-        """Add a request's values for these signals; return the names of signals without a value."""
-        unknown: list[str] = []
-        p = self._ranked(self.numbers, request, names, count, rng, unknown)
-        if p is not None:
-            self._numbers.pay(e_detectors.number_bets(p), count)
-        p = self._ranked(self.shares, request, names, count, rng, unknown)
-        if p is not None:
-            self._shares.pay(e_detectors.share_bets(p, self._before), count)
-        if MEANING in self.blocks and MEANING in names:
-            self._take_vector(request, count, rng, unknown)
-        return unknown
-
-    def _ranked(
-        self,
-        tracks: dict[str, NumberTrack] | dict[str, ShareTrack],
-        request: Request,
-        names: Collection[str],
-        count: int,
-        rng: np.random.Generator,
-        unknown: list[str],
-    ) -> Floats | None:
-        """Return (all columns,) p-values, NaN for missing values; None if all are missing."""
-        found, some = [], False
-        for name, track in tracks.items():
-            p = None
-            if name in names:
-                values = BY_NAME[name].read(request, self._shape)
-                p = track.ranked(values, rng.random(len(track.columns)), count)
-                if p is None:
-                    unknown.append(name)
-            some |= p is not None
-            found.append(np.full(len(track.columns), np.nan) if p is None else p)
-        return np.concatenate(found) if some else None
-
-    def _take_vector(self, request: Request, count: int, rng: np.random.Generator, unknown: list[str]) -> None:
-        kernel = self._shape.kernel
-        if request.vector is None or kernel is None:
-            unknown.append(MEANING)
-            return
-        tested = self.blocks[MEANING].tested(kernel.features(request.vector[None])[0], count, rng)
-        if tested:
-            p, first = tested
-            self._blocks.pay(e_detectors.block_bets(np.array([p])), first)
+def _tracks(reference: Reference) -> dict[str, AnyTrack]:
+    """Return a track for each signal of the reference, by name."""
+    tracks: dict[str, AnyTrack] = {name: NumberTrack(name, values) for name, values in reference.numbers.items()}
+    tracks |= {name: ShareTrack(counts) for name, counts in reference.shares.items()}
+    if reference.features is not None:
+        tracks[MEANING] = BlockTrack(reference.features)
+    return tracks
 
 
 KIND = "state"
@@ -121,8 +54,7 @@ class Monitor:
         """Number of the last request whose outcome is known"""
         self._ids: deque[str] = deque(maxlen=RECENT)
         self._numbers: dict[str, int] = {}
-        self._ensemble = Ensemble(reference)
-        self.tracks: dict[str, AnyTrack] = self._ensemble.tracks
+        self.tracks = _tracks(reference)
         self._prompt = [name for name in self.tracks if name not in LATE]
         self._late = [name for name in self.tracks if name in LATE]
         limit = e_detectors.threshold(self.policy.alarms, self.policy.requests, len(self.tracks))
@@ -136,9 +68,9 @@ class Monitor:
         # Seeded by the request's number, so that a resumed check breaks ties in the same way as an uninterrupted one.
         rng = np.random.default_rng([self.reference.about["seed"], self.count])
         self._take(request, self._prompt, rng)
-        told = self._stepped(self._prompt)
-        self.history.append(np.array([track.seat.statistic for track in self.tracks.values()], dtype=np.float32))
-        return told
+        changed = self._stepped(self._prompt)
+        self.history.append(np.array([track.detector.statistic for track in self.tracks.values()], dtype=np.float32))
+        return changed
 
     def add_outcome(self, request: Request) -> list[Alert]:
         """Add the outcome of an earlier request: its ratings, or that it has none.
@@ -156,7 +88,7 @@ class Monitor:
     def alerts(self) -> list[Alert]:
         """Return the open alerts, the largest first."""
         found = [alert for alert in self.all_alerts if alert.is_open]
-        return sorted(found, key=lambda alert: (-_rank(alert), alert.since))
+        return sorted(found, key=lambda alert: (-SEVERITIES.index(alert.severity), alert.since))
 
     def limits(self) -> dict[str, float]:
         """The threshold of each signal."""
@@ -184,8 +116,17 @@ class Monitor:
     def _take(
         self, request: Request, names: Sequence[str], rng: np.random.Generator, number: int | None = None
     ) -> None:
-        for name in self._ensemble.take(request, names, number or self.count, rng):
-            self.missing[name] += 1
+        shape, vector = self.reference.shape, request.vector
+        for name in names:
+            track = self.tracks[name]
+            if isinstance(track, BlockTrack):
+                features = None
+                if vector is not None and shape.kernel is not None:
+                    features = shape.kernel.features(vector[None])[0]
+                is_known = track.add(features, number or self.count, rng)
+            else:
+                is_known = track.add(BY_NAME[name].read(request, shape), number or self.count, rng)
+            self.missing[name] += not is_known
 
     def _alert(self, name: str, what: str) -> Alert:
         watch = self._watches[name]
@@ -212,7 +153,7 @@ class Monitor:
             said="",
             severity="small",
             effect=0.0,
-            effect_name=effect_name(track),
+            effect_name=track.effect_name,
             before=0.0,
             after=0.0,
             statistic=0.0,
@@ -231,8 +172,8 @@ class Monitor:
         track = watch.track
         alert.effect = track.effect(watch.column, alert.since)
         alert.severity = severity(alert.effect, alert.effect_name)
-        alert.before, alert.after = track.told(watch.column, alert.since)
-        alert.statistic = track.seat.statistic
+        alert.before, alert.after = track.before_and_after(watch.column, alert.since)
+        alert.statistic = track.detector.statistic
         alert.said = change_sentence(alert)
 
     def save(self, path: Path) -> None:
@@ -274,7 +215,3 @@ class Monitor:
             track.restore(mine)
             made._watches[name].restore(about["watches"][name])
         return made
-
-
-def _rank(alert: Alert) -> int:
-    return ("slight", "small", "medium", "large").index(alert.severity)

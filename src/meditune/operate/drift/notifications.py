@@ -18,7 +18,6 @@ import json
 import os
 import smtplib
 import ssl
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,8 +28,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from filelock import FileLock
 
-from meditune.errors import DataError
+from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
+from meditune.http_client import Backoff, TransientError, network_errors, refuse_transient, retry
 from meditune.operate.drift.alerts import Alert
 
 TIMEOUT_S = 10.0
@@ -48,12 +48,8 @@ class Message:
     """Numbers only: no text of a question"""
 
 
-class SendError(Exception):
-    """A failed delivery, described without address or secret; `passing` if a retry may help."""
-
-    def __init__(self, said: str, passing: bool) -> None:
-        super().__init__(said)
-        self.passing = passing
+class SendError(MedituneError):
+    """A failed delivery that a retry can't change, described without address or secret."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Channel:
 
     name: str
     send: Callable[[Message], None]
-    """Raises SendError."""
+    """Raises SendError, or TransientError if a retry may succeed."""
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channel]:
@@ -114,14 +110,13 @@ def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
     if secret:
         headers["X-Meditune-Signature"] = f"sha256={hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()}"
     try:
-        came = httpx2.post(url, content=data, headers=headers, timeout=TIMEOUT_S)
-    except httpx2.HTTPError as error:
-        raise SendError(f"no response ({type(error).__name__})", True) from None
-    except (httpx2.InvalidURL, ValueError):
-        raise SendError("the address is not a valid URL", False) from None
-    if came.status_code >= 300:
-        passing = came.status_code in (408, 425, 429) or came.status_code >= 500
-        raise SendError(f"HTTP {came.status_code}", passing)
+        with network_errors():
+            response = httpx2.post(url, content=data, headers=headers, timeout=TIMEOUT_S)
+    except (DataError, ValueError):
+        raise SendError("the address is not a valid URL") from None
+    refuse_transient(response)
+    if not response.is_success:
+        raise SendError(f"answers {response.status_code}")
 
 
 def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
@@ -141,13 +136,15 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
                 smtp.login(unquote(place.username), unquote(place.password or ""))
             smtp.send_message(mail)
     except smtplib.SMTPAuthenticationError:
-        raise SendError("the mail server refused the user name or password", False) from None
+        raise SendError("the mail server refused the user name or password") from None
     except smtplib.SMTPResponseException as error:
-        raise SendError(f"SMTP {error.smtp_code}", 400 <= error.smtp_code < 500) from None
+        if 400 <= error.smtp_code < 500:
+            raise TransientError(f"SMTP {error.smtp_code}") from None
+        raise SendError(f"SMTP {error.smtp_code}") from None
     except smtplib.SMTPRecipientsRefused:
-        raise SendError("the mail server refused the recipients", False) from None
+        raise SendError("the mail server refused the recipients") from None
     except (OSError, smtplib.SMTPException) as error:
-        raise SendError(f"cannot reach the mail server ({type(error).__name__})", True) from None
+        raise TransientError(f"cannot reach the mail server ({type(error).__name__})") from None
 
 
 def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
@@ -158,6 +155,8 @@ def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
 
 ATTEMPTS = 3
 FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 10.0
+"""If a channel asks for a longer pause, the message waits for the next call."""
 KEPT = 1000
 
 
@@ -184,7 +183,7 @@ class Outbox:
     """The file that records the delivery of each message."""
 
     def __init__(self, path: Path, first_wait_s: float = FIRST_WAIT_S) -> None:
-        self.path, self._wait = path, first_wait_s
+        self.path, self._first_wait = path, first_wait_s
 
     def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
         """Send new messages, with retries at growing intervals; return a sentence for each that could not be sent.
@@ -221,21 +220,19 @@ class Outbox:
 
     def _try(self, channel: Channel, message: Message, entry: dict[str, Any], attempts: int) -> bool:
         """Try to send; return whether it succeeded."""
-        for attempt in range(attempts):
-            if attempt:
-                time.sleep(self._wait * 2 ** (attempt - 1))
+
+        def send() -> None:
             entry["tries"] += 1
             entry["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-            try:
-                channel.send(message)
-            except SendError as error:
-                entry |= {"state": "failed", "error": str(error)}
-                if not error.passing:
-                    break
-            else:
-                entry |= {"state": "sent", "error": ""}
-                return True
-        return False
+            channel.send(message)
+
+        try:
+            retry(send, Backoff(attempts, self._first_wait, longest_requested=LONGEST_WAIT_S), channel.name, SendError)
+        except SendError as error:
+            entry |= {"state": "failed", "error": str(error.__cause__ or error)}
+            return False
+        entry |= {"state": "sent", "error": ""}
+        return True
 
     @staticmethod
     def _is_stale_end(message: Message, channel: str, entries: Mapping[str, Any]) -> bool:

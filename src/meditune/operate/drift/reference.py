@@ -32,10 +32,10 @@ def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> st
 
     Raises MedituneError if the disk is full.
     """
-    said = json.dumps({"kind": kind} | dict(about), ensure_ascii=False, sort_keys=True)
-    digest = _digest(said, arrays)
+    description = json.dumps({"kind": kind} | dict(about), ensure_ascii=False, sort_keys=True)
+    digest = _digest(description, arrays)
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, about=np.array([said, digest]), **arrays)
+    np.savez(stream, allow_pickle=False, about=np.array([description, digest]), **arrays)
     write_bytes(path, stream.getbuffer(), private=True)
     return digest
 
@@ -47,21 +47,21 @@ def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        said, digest = (str(each) for each in arrays.pop("about"))
-        about = json.loads(said)
+        description, digest = (str(each) for each in arrays.pop("about"))
+        about = json.loads(description)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. {what_to_do}") from error
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: it is damaged, or not a drift {kind}. {what_to_do}") from error
     if about.get("kind") != kind:
         raise DataError(f"{path} is a drift {about.get('kind')}, not a {kind}. {what_to_do}")
-    if _digest(said, arrays) != digest:
+    if _digest(description, arrays) != digest:
         raise DataError(f"{path} was changed after it was written: its hash differs. {what_to_do}")
     return about, arrays, digest
 
 
-def _digest(said: str, arrays: Arrays) -> str:
-    found = hashlib.sha256(said.encode())
+def _digest(description: str, arrays: Arrays) -> str:
+    found = hashlib.sha256(description.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         found.update(f"{name} {array.dtype} {array.shape}".encode())

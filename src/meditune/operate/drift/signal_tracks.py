@@ -5,17 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditune.operate.drift import e_detectors
-from meditune.operate.drift.e_detectors import BLOCK, Seat, block_test
+from meditune.operate.drift.e_detectors import BLOCK, EDetector, block_test
 from meditune.operate.drift.signals import Value
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
+Effect = Literal["Cliff's delta", "Cohen's h", "MMD"]
 
 WINDOW = 200
 """Number of requests from which the size of a change is measured"""
@@ -31,8 +32,8 @@ class Track:
     weight = 1
     """Requests per step of the e-detector"""
 
-    def __init__(self, columns: Sequence[str], seat: Seat) -> None:
-        self.columns, self.seat = tuple(columns), seat
+    def __init__(self, columns: Sequence[str], bets: int) -> None:
+        self.columns, self.detector = tuple(columns), EDetector(len(columns), bets)
         self.absorbing = True
         self.window: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
         self.recent: deque[tuple[int, Any]] = deque(maxlen=RECENT)
@@ -44,7 +45,7 @@ class Track:
     def saved(self) -> Arrays:
         """Return the whole state as arrays."""
         window = np.array([values for _, values in self.window], dtype=np.float64)
-        return self.seat.saved() | {
+        return self.detector.saved() | {
             "absorbing": np.array(self.absorbing),
             "window": window.reshape(len(self.window), len(self.columns)),
             "window_at": np.array([count for count, _ in self.window], dtype=np.int64),
@@ -53,7 +54,7 @@ class Track:
 
     def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        self.seat.restore(kept)
+        self.detector.restore(kept)
         self.absorbing = bool(kept["absorbing"])
         self.window.extend(zip(kept["window_at"].tolist(), kept["window"], strict=True))
 
@@ -61,19 +62,25 @@ class Track:
 class NumberTrack(Track):
     """A track of one number, or of one number per direction."""
 
-    def __init__(self, columns: Sequence[str], seat: Seat, reference: Floats) -> None:
+    effect_name: Effect = "Cliff's delta"
+
+    def __init__(self, name: str, reference: Floats) -> None:
         """`reference` holds the reference's values (n, columns)."""
-        super().__init__(columns, seat)
+        count = reference.shape[1]
+        columns = [f"direction {number + 1}" for number in range(count)] if count > 1 else [name]
+        super().__init__(columns, 2 * len(e_detectors.POWERS) + 2)
         self.pools = [sorted(values.tolist()) for values in reference.T]
         self.values: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
 
-    def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
-        """Add a request to the pool; return its (columns,) p-values, or None if it has no values."""
+    def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
+        """Add a request to the evidence and the pool; return False if it has no values."""
+        coins = rng.random(len(self.columns))
         numbers = [float(value) for value in values if value is not None]
         if len(numbers) < len(self.columns):
-            return None
-        told = zip(self.pools, numbers, coins.tolist(), strict=True)
-        p = np.array([e_detectors.p_value(pool, number, coin) for pool, number, coin in told])
+            return False
+        ranked = zip(self.pools, numbers, coins.tolist(), strict=True)
+        p = np.array([e_detectors.p_value(pool, number, coin) for pool, number, coin in ranked])
+        self.detector.pay(e_detectors.number_bets(p), count)
         self.window.append((count, p))
         self.values.append((count, np.array(numbers)))
         if self.absorbing:
@@ -82,7 +89,7 @@ class NumberTrack(Track):
                 if len(pool) >= POOL:
                     del pool[int(coins[place] * 1e9) % len(pool)]
                 insort(pool, number)
-        return p
+        return True
 
     def forget(self, since: int) -> None:
         """Remove the values since a request from the pool."""
@@ -96,7 +103,7 @@ class NumberTrack(Track):
         """Return Cliff's delta of the window against the pool."""
         return e_detectors.delta(self.latest(column, since))
 
-    def told(self, column: int, since: int) -> tuple[float, float]:
+    def before_and_after(self, column: int, since: int) -> tuple[float, float]:
         """Return the median before, and the median in the window since a request."""
         pool = self.pools[column]
         now = [values[column] for count, values in self.values if count >= since]
@@ -122,31 +129,33 @@ class NumberTrack(Track):
 class ShareTrack(Track):
     """A track of one category; the last column counts categories that the reference doesn't have."""
 
+    effect_name: Effect = "Cohen's h"
     OTHER = "something new"
 
-    def __init__(self, columns: Sequence[str], seat: Seat, counts: Floats) -> None:
-        """`counts` are the reference's (columns,); OTHER is added."""
-        super().__init__((*columns, self.OTHER), seat)
-        self.counts = np.append(counts, 0.0)
-        self.total = float(counts.sum())
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        """`counts` are the reference's, by category; OTHER is added."""
+        super().__init__((*counts, self.OTHER), len(e_detectors.ODDS))
+        self.counts = np.array([*counts.values(), 0.0])
+        self.total = float(self.counts.sum())
         self.before = np.clip(self.counts / self.total, 0.5 / self.total, 1 - 0.5 / self.total)
-        self._places = {name: place for place, name in enumerate(columns)}
+        self._places = {name: place for place, name in enumerate(counts)}
 
-    def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
-        """Add a request to the pool; return its (columns,) p-values, or None if its category is unknown."""
-        (value,) = values
+    def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
+        """Add a request to the evidence and the pool; return False if its category is unknown."""
+        coins, (value,) = rng.random(len(self.columns)), values
         if value is None:
-            return None
+            return False
         place = self._places.get(str(value), len(self.columns) - 1)
         inside = np.zeros(len(self.columns), dtype=bool)
         inside[place] = True
         p = e_detectors.share_p_values(self.counts, inside, self.total, coins)
+        self.detector.pay(e_detectors.share_bets(p, self.before), count)
         self.window.append((count, inside))
         if self.absorbing:
             self.recent.append((count, place))
             self.counts[place] += 1
             self.total += 1
-        return p
+        return True
 
     def forget(self, since: int) -> None:
         """Remove the values since a request from the pool."""
@@ -160,7 +169,7 @@ class ShareTrack(Track):
         share = float(latest.mean()) if len(latest) else float(self.before[column])
         return e_detectors.cohens_h(share, float(self.before[column]))
 
-    def told(self, column: int, since: int) -> tuple[float, float]:
+    def before_and_after(self, column: int, since: int) -> tuple[float, float]:
         """Return the share before, and the share in the window since a request."""
         latest = self.latest(column, since)
         return float(self.counts[column] / self.total), float(latest.mean()) if len(latest) else float("nan")
@@ -181,30 +190,34 @@ class BlockTrack(Track):
     """A track of blocks of vectors (`e_detectors.py`)."""
 
     weight = BLOCK
+    effect_name: Effect = "MMD"
 
-    def __init__(self, seat: Seat, reference: NDArray[np.float32]) -> None:
+    def __init__(self, reference: NDArray[np.float32]) -> None:
         """`reference` holds the reference's features (n, features)."""
-        super().__init__(("all",), seat)
+        super().__init__(("all",), len(e_detectors.BLOCK_POWERS))
         self.window = deque(maxlen=WINDOW // BLOCK)
         self._pool = reference
         self._block: list[tuple[int, NDArray[np.float32]]] = []
 
-    def tested(self, features: NDArray[np.float32], count: int, rng: np.random.Generator) -> tuple[float, int] | None:
-        """Add a request's features; return a full block's p-value and first request, None if it isn't full."""
+    def add(self, features: NDArray[np.float32] | None, count: int, rng: np.random.Generator) -> bool:
+        """Add a request's features, and test the block if it is full; return False without features."""
+        if features is None:
+            return False
         self._block.append((count, features))
         if len(self._block) < BLOCK:
-            return None
+            return True
         block = np.stack([each for _, each in self._block])
         first = self._block[0][0]
         self._block.clear()
         p, distance = block_test(self._pool, block, rng)
+        self.detector.pay(e_detectors.block_bets(np.array([p])), first)
         self.window.append((first, np.array([distance])))
         if self.absorbing:
             if len(self._pool) + BLOCK > POOL:
                 self._pool = np.delete(self._pool, rng.choice(len(self._pool), BLOCK, replace=False), axis=0)
             self._pool = np.concatenate([self._pool, block])
             self.recent.append((first, None))
-        return p, first
+        return True
 
     def forget(self, since: int) -> None:
         """Remove blocks that began at a request or later from the pool."""
@@ -217,7 +230,7 @@ class BlockTrack(Track):
         latest = self.latest(column, since)
         return float(np.sqrt(max(0.0, latest.mean()))) if len(latest) else 0.0
 
-    def told(self, column: int, since: int) -> tuple[float, float]:
+    def before_and_after(self, column: int, since: int) -> tuple[float, float]:
         """Return 0, and the MMD in the window since a request."""
         return 0.0, self.effect(column, since)
 

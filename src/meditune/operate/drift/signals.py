@@ -7,10 +7,9 @@ reference learned (`Shape`: words, topics, directions) from its first half. Miss
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.quality.rules import foreign_language
+from meditune.data.quality.quality_filters import foreign_language
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl
 from meditune.operate.drift.e_detectors import Kernel, kernel
+from meditune.store.overview import number
 
 Vector = NDArray[np.float32]
 
@@ -72,23 +72,18 @@ def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
     )
 
 
-def decision_of(said: Mapping[str, Any]) -> str | None:
+def decision_of(facts: Mapping[str, Any]) -> str | None:
     """Return yes, no or maybe from an answer of `/v1/ask` or from stored facts, given as an object or a plain word."""
-    found = said.get("decision")
+    found = facts.get("decision")
     word = found.get("answer") if isinstance(found, Mapping) else found
     return word if isinstance(word, str) else None
 
 
 def from_file(path: Path, after: int = 0) -> Iterator[Request]:
     """Yield the requests in a JSON Lines file, after the first `after`. Raises DataError for an invalid line."""
-    for number, (line, row) in enumerate(numbered_jsonl(path), start=1):
-        if number > after:
-            yield from_row(row, f"{path}, line {line}", number)
-
-
-def questions(requests: Iterable[Request]) -> list[str]:
-    """Return the texts that are present."""
-    return [each.question for each in requests if each.question]
+    for sequence, (line, row) in enumerate(numbered_jsonl(path), start=1):
+        if sequence > after:
+            yield from_row(row, f"{path}, line {line}", sequence)
 
 
 Vectors = NDArray[np.float32]
@@ -211,10 +206,6 @@ READ = 2000
 _OTHER_THAN_LATIN = re.compile("[\u0370-\uffff]")
 
 
-Reader = Callable[[Request, Shape], Sequence[Value]]
-"""Reads one value, or one per direction; None if it is unknown"""
-
-
 @dataclass(frozen=True)
 class Signal:
     """A monitored property of requests."""
@@ -226,7 +217,13 @@ class Signal:
     more: str
     """The word for a rise"""
     less: str
-    read: Reader
+    reader: Callable[[Request, Shape], Value | list[Value]]
+    """Returns the value of a request, or one value per direction; None if it is unknown"""
+
+    def read(self, request: Request, shape: Shape) -> Sequence[Value]:
+        """Return the value of a request, or one value per direction; None if it is unknown."""
+        found = self.reader(request, shape)
+        return found if isinstance(found, list) else (found,)
 
 
 def words(text: str) -> list[str]:
@@ -234,48 +231,47 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _alone(read: Callable[[Request], Value]) -> Reader:
-    """Return a reader that needs only the request."""
-    return lambda request, _: (read(request),)
-
-
-def _length(request: Request) -> Value:
+def _length(request: Request, _: Shape) -> Value:
     return None if request.question is None else float(len(words(request.question)))
 
 
-def _language(request: Request) -> Value:
+def _language(request: Request, _: Shape) -> Value:
     return None if request.question is None else language(request.question)
 
 
-def _unknown(request: Request, shape: Shape) -> Sequence[Value]:
-    return (None if request.question is None else shape.unknown_share(words(request.question)),)
+def _unknown_words(request: Request, shape: Shape) -> Value:
+    return None if request.question is None else shape.unknown_share(words(request.question))
 
 
-def _topic(request: Request, shape: Shape) -> Sequence[Value]:
-    return (None if request.vector is None else shape.topic(request.vector),)
+def _topic(request: Request, shape: Shape) -> Value:
+    return None if request.vector is None else shape.topic(request.vector)
 
 
-def _novelty(request: Request, shape: Shape) -> Sequence[Value]:
-    return (None if request.vector is None else shape.distance(request.vector),)
+def _novelty(request: Request, shape: Shape) -> Value:
+    return None if request.vector is None else shape.distance(request.vector)
 
 
-def _directions(request: Request, shape: Shape) -> Sequence[Value]:
-    if request.vector is None:
-        return (None,) * len(shape.directions)
-    found: list[Value] = shape.placed(request.vector).tolist()
-    return found
+def _directions(request: Request, shape: Shape) -> list[Value]:
+    return [None] * len(shape.directions) if request.vector is None else shape.placed(request.vector).tolist()
 
 
-def _figure(name: str) -> Reader:
-    return _alone(lambda request: _number(request.facts.get(name)))
+def _retrieval(request: Request, _: Shape) -> Value:
+    return number(request.facts.get("retrieval"))
 
 
-def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+def _confidence(request: Request, _: Shape) -> Value:
+    return number(request.facts.get("confidence"))
 
 
-def _unanswerable(request: Request) -> Value:
+def _outcome(request: Request, _: Shape) -> Value:
+    return request.outcome or None
+
+
+def _decision(request: Request, _: Shape) -> Value:
+    return decision_of(request.facts)
+
+
+def _unanswerable(request: Request, _: Shape) -> Value:
     # Emergencies are answered without a search.
     if "sources" not in request.facts or request.outcome in ("escalated", "declined"):
         return None
@@ -284,15 +280,15 @@ def _unanswerable(request: Request) -> Value:
     return "found" if found and request.outcome != "abstained" else "nothing found"
 
 
-def _answer_length(request: Request) -> Value:
+def _answer_length(request: Request, _: Shape) -> Value:
     if request.answer is not None:
         return float(len(words(request.answer)))
     tokens = request.facts.get("tokens")
-    return _number(tokens.get("completion") if isinstance(tokens, dict) else request.facts.get("completion_tokens"))
+    return number(tokens.get("completion") if isinstance(tokens, dict) else request.facts.get("completion_tokens"))
 
 
-def _grade(request: Request) -> Value:
-    given = _number(request.facts.get("reading_grade"))
+def _grade(request: Request, _: Shape) -> Value:
+    given = number(request.facts.get("reading_grade"))
     if given is not None or not request.answer:
         return given
     from meditune.readability import counted
@@ -301,27 +297,23 @@ def _grade(request: Request) -> Value:
     return float(counts.grade) if counts.words else None
 
 
-def _decision(request: Request) -> Value:
-    return decision_of(request.facts)
+def _support(request: Request, _: Shape) -> Value:
+    sentences, supported = number(request.facts.get("sentences")), number(request.facts.get("supported"))
+    return supported / sentences if sentences and supported is not None else None
 
 
-def _support(request: Request) -> Value:
-    said, supported = _number(request.facts.get("sentences")), _number(request.facts.get("supported"))
-    return supported / said if said and supported is not None else None
+def _calibration(request: Request, _: Shape) -> Value:
+    confidence = number(request.facts.get("confidence"))
+    return None if confidence is None or not request.ratings else _up(request.ratings) - confidence
 
 
-def _calibration(request: Request) -> Value:
-    sure = _number(request.facts.get("confidence"))
-    return None if sure is None or not request.ratings else _up(request.ratings) - sure
-
-
-def _feedback(request: Request) -> Value:
+def _feedback(request: Request, _: Shape) -> Value:
     if request.ratings is None:
         return None
     return "rated" if request.ratings else "not rated"
 
 
-def _rating(request: Request) -> Value:
+def _rating(request: Request, _: Shape) -> Value:
     if not request.ratings:
         return None
     return "up" if _up(request.ratings) > 0.5 else "down"
@@ -342,45 +334,25 @@ def language(text: str) -> str:
 
 
 SIGNALS: tuple[Signal, ...] = (
-    Signal("length", "inputs", "number", "Words in a question", "longer", "shorter", _alone(_length)),
-    Signal("language", "inputs", "category", "Language of questions", "more", "less", _alone(_language)),
-    Signal("unknown_words", "inputs", "number", "Share of words not in the reference", "more", "fewer", _unknown),
+    Signal("length", "inputs", "number", "Words in a question", "longer", "shorter", _length),
+    Signal("language", "inputs", "category", "Language of questions", "more", "less", _language),
+    Signal("unknown_words", "inputs", "number", "Share of words not in the reference", "more", "fewer", _unknown_words),
     Signal("topics", "inputs", "category", "Topics of questions", "more", "fewer", _topic),
     Signal("novelty", "inputs", "number", "Distance to the nearest known questions", "farther", "nearer", _novelty),
     Signal("directions", "inputs", "number", "Vectors along the main directions", "higher", "lower", _directions),
+    Signal("retrieval", "retrieval", "number", "Similarity of the best passage", "better", "worse", _retrieval),
+    Signal("unanswerable", "retrieval", "category", "Questions without a passage", "more", "fewer", _unanswerable),
+    Signal("answer_length", "outputs", "number", "Length of answers", "longer", "shorter", _answer_length),
+    Signal("reading_grade", "outputs", "number", "Reading grade of answers", "harder", "easier", _grade),
+    Signal("outcome", "outputs", "category", "Answered, abstained, escalated, declined", "more", "fewer", _outcome),
+    Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer", _decision),
+    Signal("support", "outputs", "number", "Share of sentences that passages support", "more", "less", _support),
+    Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure", _confidence),
     Signal(
-        "retrieval", "retrieval", "number", "Similarity of the best passage", "better", "worse", _figure("retrieval")
+        "calibration", "outputs", "number", "Ratings less confidence", "underconfident", "overconfident", _calibration
     ),
-    Signal(
-        "unanswerable", "retrieval", "category", "Questions without a passage", "more", "fewer", _alone(_unanswerable)
-    ),
-    Signal("answer_length", "outputs", "number", "Length of answers", "longer", "shorter", _alone(_answer_length)),
-    Signal("reading_grade", "outputs", "number", "Reading grade of answers", "harder", "easier", _alone(_grade)),
-    Signal(
-        "outcome",
-        "outputs",
-        "category",
-        "Answered, abstained, escalated, declined",
-        "more",
-        "fewer",
-        _alone(lambda request: request.outcome or None),
-    ),
-    Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer", _alone(_decision)),
-    Signal(
-        "support", "outputs", "number", "Share of sentences that passages support", "more", "less", _alone(_support)
-    ),
-    Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure", _figure("confidence")),
-    Signal(
-        "calibration",
-        "outputs",
-        "number",
-        "Ratings less confidence",
-        "underconfident",
-        "overconfident",
-        _alone(_calibration),
-    ),
-    Signal("feedback", "outcomes", "category", "Share of answers that are rated", "more", "fewer", _alone(_feedback)),
-    Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer", _alone(_rating)),
+    Signal("feedback", "outcomes", "category", "Share of answers that are rated", "more", "fewer", _feedback),
+    Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer", _rating),
 )
 MEANING = "meaning"
 """The signal that compares whole blocks of vectors (`e_detectors.py`)"""

@@ -139,28 +139,28 @@ Verb = tuple[int, int, str, str, bool]
 """Index of the first word, number of words, word moved to the front, verb that stays, whether it is negated"""
 
 
-def _verb(said: list[str]) -> Verb | None:
+def _verb(tokens: list[str]) -> Verb | None:
     """Return the only finite verb, or None if there is none or more than one."""
     found: list[Verb] = []
-    for at in range(1, len(said)):
-        verb = _at(said, at)
+    for at in range(1, len(tokens)):
+        verb = _at(tokens, at)
         if verb and (not found or at >= found[-1][0] + found[-1][1]):
             found.append(verb)
     return found[0] if len(found) == 1 else None
 
 
-def _at(said: list[str], at: int) -> Verb | None:
-    word, before, after = said[at], said[at - 1], said[at + 1] if at + 1 < len(said) else ""
+def _at(tokens: list[str], at: int) -> Verb | None:
+    word, before, after = tokens[at], tokens[at - 1], tokens[at + 1] if at + 1 < len(tokens) else ""
     if before in _BEFORE or before in ",;:":
         return None
     if word in _COPULAS:
         denied = after == "not"
         return (at, 2 if denied else 1, word.capitalize(), "", denied)
-    if word in ("does", "do") and after == "not" and at + 2 < len(said) and said[at + 2] in _BASES:
-        return (at, 3, word.capitalize(), said[at + 2], True)
+    if word in ("does", "do") and after == "not" and at + 2 < len(tokens) and tokens[at + 2] in _BASES:
+        return (at, 3, word.capitalize(), tokens[at + 2], True)
     plural = _is_plural(before)
     base = _SINGULAR.get(word) if not plural else None
-    if base is None and word in _BASES and (plural or "and" in said[:at]):
+    if base is None and word in _BASES and (plural or "and" in tokens[:at]):
         base = word
     if base is None or (base in _ALSO_NOUNS and after in _NOT_AFTER_NOUNS and _GOES_WITH.get(base) != after):
         return None

@@ -22,10 +22,10 @@ from typing import Any
 from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data.example import Example
 from meditune.data.near_duplicates import words
-from meditune.data.quality import rules
+from meditune.data.quality import quality_filters
 from meditune.data.readers import pubmedqa
 from meditune.errors import DataError
-from meditune.files import disk_full, numbered_jsonl
+from meditune.files import disk_full, exclusive_lock
 from meditune.retrieve.collections import FILE as DATABASE_FILE
 from meditune.retrieve.collections import FORMAT, OUT, RETRACTED, SCHEMA, THERE
 from meditune.retrieve.documents.pubmed_articles import (
@@ -38,8 +38,6 @@ from meditune.retrieve.documents.pubmed_articles import (
     Link,
     from_dict,
 )
-from meditune.store.answers import Answers
-from meditune.store.open_store import Place, exists, open_store
 
 LOCK = ".updating.lock"
 _TABLES = """
@@ -67,7 +65,7 @@ class Row:
     article: Article | None
     state: str
     reason: str
-    said: str
+    text_hash: str
 
 
 class Library:
@@ -104,26 +102,26 @@ class Library:
             "INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET record = excluded.record, "
             "state = excluded.state, reason = excluded.reason, said = excluded.said, "
             "change = CASE WHEN ? THEN excluded.change ELSE change END",
-            (row.pmid, record, row.state, row.reason, row.said, change or 0, change is not None),
+            (row.pmid, record, row.state, row.reason, row.text_hash, change or 0, change is not None),
         )
 
     def change(self) -> int:
         """Return the number of the newest change."""
         return int(self._one("SELECT coalesce(max(change), 0) FROM articles")[0])
 
-    def same(self, said: str, pmid: str) -> str:
+    def same(self, text_hash: str, pmid: str) -> str:
         """Return the id of another current article with the same text, or ""."""
         found = self._one(
-            "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid", said, pmid, THERE
+            "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid", text_hash, pmid, THERE
         )
         return str(found[0]) if found else ""
 
-    def waiting_on(self, said: str, pmid: str) -> list[str]:
+    def waiting_on(self, text_hash: str, pmid: str) -> list[str]:
         """Return the articles that this one keeps out, as duplicates or as older versions."""
         return self._column(
             "SELECT pmid FROM articles WHERE said = ? AND said <> '' AND pmid <> ? AND state = ? "
             "UNION SELECT pmid FROM links WHERE notice = ? AND kind = 'UpdateIn'",
-            *(said, pmid, OUT, pmid),
+            *(text_hash, pmid, OUT, pmid),
         )
 
     def standing(self) -> Iterator[Article]:
@@ -276,26 +274,17 @@ def opened(folder: Path) -> Iterator[Library]:
 
     Raises DataError if another process has it open or it cannot be read.
     """
-    from filelock import FileLock, Timeout
-
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file. Give a folder for the library.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(
-            f"{folder}: another process is updating this library. Wait until it ends, then run the same command to "
-            "resume."
-        ) from error
-    try:
+    busy = DataError(
+        f"{folder}: another process is updating this library. Wait until it ends, then run the same command to resume."
+    )
+    with exclusive_lock(folder / LOCK, busy):
         for left in folder.glob(".*.partial"):  # left by a killed process, because this one holds the lock
             left.unlink()
         with closing(_base(folder / DATABASE_FILE)) as base:
             yield Library(folder, base)
-    finally:
-        lock.release()
 
 
 def _base(file: Path) -> sqlite3.Connection:
@@ -351,7 +340,7 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
     """Yield each citation of a retracted article in stored answers, in their order.
 
     `answers` are pairs of an answer's id and the ids of the passages that it cited ("pubmed:PMID#NUMBER"); `retracted`
-    is the mapping that `read` returns. Citations of the same article among PubMedQA's contexts count too.
+    maps PubMed ids to rows of retracted.jsonl. Citations of the same article among PubMedQA's contexts count too.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -361,31 +350,12 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
                 yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
 
 
-def of_store(store: Place) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the answers that a server stored, with the passages they were given; nothing if it has stored none yet.
-
-    Raises DataError if the store cannot be used.
-    """
-    if not exists(store):
-        return
-    for row in Answers(open_store(store)).exported():
-        yield str(row["id"]), row["facts"].get("passages") or []
-
-
-def read(library: Path) -> dict[str, dict[str, str]]:
-    """Return the lines of a library's retracted.jsonl by PubMed id. Raises DataError if the file is missing."""
-    return {str(row["pmid"]): row for _, row in numbered_jsonl(library / FILE)}
-
-
 LEAST_WORDS = 20
 """Minimum length of an abstract; shorter texts ("Editorial.") are none."""
-_OFF = dict.fromkeys(rules.ALL, "off")
+_OFF = dict.fromkeys(quality_filters.ALL, "off")
 _SPECS = {
     asked_for: QualitySpec(
-        rules=QualityRules.model_validate(
-            _OFF | {"language": "drop", "too_short": "drop", "not_medical": "off" if asked_for else "drop"}
-        ),
-        min_answer_words=LEAST_WORDS,
+        rules=QualityRules.model_validate(_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
     )
     for asked_for in (True, False)
 }
@@ -404,15 +374,17 @@ def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
     """
     mended = replace(
         article,
-        title=rules.fix_encoding(article.title),
-        parts=tuple(replace(part, text=rules.fix_encoding(part.text)) for part in article.parts),
+        title=quality_filters.fix_encoding(article.title),
+        parts=tuple(replace(part, text=quality_filters.fix_encoding(part.text)) for part in article.parts),
     )
     if not mended.parts:
         return mended, ""
     example = Example(
         id=article.id, source="pubmed", question=mended.title or article.id, answer=mended.text, group=article.pmid
     )
-    kept, entries = rules.apply_rules(example, _SPECS[asked_for])
+    kept, entries = quality_filters.apply_rules(example, _SPECS[asked_for])
+    if kept and 0 < len(example.answer.split()) < LEAST_WORDS:
+        return mended, _MEANING["too_short"]
     return mended, "" if kept else _MEANING[entries[-1].rule]
 
 
@@ -450,28 +422,25 @@ class LibraryUpdate:
             self.counts[OLDER] += 1
             return
         about = self.library.relink(article.pmid, _links(article))
-        self._ask_for_others(article)
+        # The articles that a notice is about are fetched again, because their own records may have changed.
+        named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
+        self.library.ask_again(self.library.known(named))
         article, refused = checked_article(article, self.asked_for or (row is not None and row.state == THERE))
         self._settle(article, row, refused)
         for pmid in sorted(about - {article.pmid}):
             self._look_again(pmid)
 
-    def _ask_for_others(self, article: Article) -> None:
-        """Queue the articles that a notice is about, because their own records may have changed."""
-        named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
-        self.library.ask_again(self.library.known(named))
-
     def _settle(self, article: Article, row: Row | None, refused: str = "") -> None:
         """Store a record with the state that follows from everything known about it."""
-        said = _said(article)
-        state, reason = self._state(article, said, refused)
-        now = Row(article.pmid, article, state, reason, said)
+        text_hash = _text_hash(article)
+        state, reason = self._state(article, text_hash, refused)
+        now = Row(article.pmid, article, state, reason, text_hash)
         stays = row is not None and row.state == state and (state != THERE or _shows(row.article) == _shows(article))
         self.library.put(now, None if stays else self._change)
         self._count(now, row, stays)
-        before = row.said if row is not None and row.state == THERE else ""
-        if before != (said if state == THERE else ""):
-            waiting = {pmid for text in {before, said} for pmid in self.library.waiting_on(text, article.pmid)}
+        before = row.text_hash if row is not None and row.state == THERE else ""
+        if before != (text_hash if state == THERE else ""):
+            waiting = {pmid for text in {before, text_hash} for pmid in self.library.waiting_on(text, article.pmid)}
             for pmid in sorted(waiting):
                 self._look_again(pmid)
 
@@ -480,7 +449,7 @@ class LibraryUpdate:
         row = self.library.row(pmid)
         if row and row.article:
             refused = row.reason if row.reason in REASONS else checked_article(row.article, True)[1]
-            if self._state(row.article, row.said, refused) != (row.state, row.reason):
+            if self._state(row.article, row.text_hash, refused) != (row.state, row.reason):
                 self._settle(row.article, row, refused)
             return
         link = _first(self.library.links(pmid), RETRACTED_IN)
@@ -491,7 +460,7 @@ class LibraryUpdate:
             self.retracted.append(pmid)
             self.counts[RETRACTED] += 1
 
-    def _state(self, article: Article, said: str, refused: str) -> tuple[str, str]:
+    def _state(self, article: Article, text_hash: str, refused: str) -> tuple[str, str]:
         """Return the state and its reason."""
         links = self.library.links(article.pmid)
         marked = _first(links, RETRACTED_IN) or article.retraction
@@ -508,7 +477,7 @@ class LibraryUpdate:
         for link in links:
             if link.kind == UPDATED_IN and self.library.known([link.pmid]):
                 return OUT, _by("updated", link)
-        same = self.library.same(said, article.pmid) if said else ""
+        same = self.library.same(text_hash, article.pmid) if text_hash else ""
         return (OUT, f"says the same as PMID {same}") if same else (THERE, "")
 
     def _delete(self, pmid: str) -> None:
@@ -522,7 +491,7 @@ class LibraryUpdate:
             return
         self.library.put(Row(pmid, None, OUT, GONE, ""), self._change)
         self.counts[GONE] += 1
-        for other in sorted(about.union(self.library.waiting_on(row.said, pmid)) - {pmid}):
+        for other in sorted(about.union(self.library.waiting_on(row.text_hash, pmid)) - {pmid}):
             self._look_again(other)
 
     def _count(self, row: Row, before: Row | None, stays: bool) -> None:
@@ -560,18 +529,14 @@ def _links(article: Article) -> list[tuple[str, Link]]:
     """Return the links that a record states, each with the id of the publication that is corrected."""
     mine = [(article.pmid, link) for link in article.links if link.kind in _SAID_IN]
     theirs = [
-        (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, _cited(article)))
+        (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, ". ".join(filter(None, (article.journal, article.date)))))
         for link in article.links
         if link.kind in NOTICE_OF and link.pmid
     ]
     return mine + theirs
 
 
-def _cited(article: Article) -> str:
-    return ". ".join(part for part in (article.journal, article.date) if part)
-
-
-def _said(article: Article) -> str:
+def _text_hash(article: Article) -> str:
     """Return a hash of the abstract's words, or "" if there are too few."""
     found = words(article.text)
     return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest() if len(found) >= LEAST_WORDS else ""

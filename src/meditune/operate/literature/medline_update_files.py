@@ -10,7 +10,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote, urljoin
 
 from meditune.data.readers.tables import Rejects
@@ -29,24 +28,8 @@ _LINK = re.compile(r"""href\s*=\s*["']([^"'#?]+)["']""", re.IGNORECASE)
 _MD5 = re.compile(r"\b([0-9a-fA-F]{32})\b")
 
 
-class Place(Protocol):
-    """A place with update files."""
-
-    def names(self) -> list[str]:
-        """Return the names of all files. Raises DataError if the place cannot be read."""
-
-    def md5(self, name: str) -> str:
-        """Return the published MD5 of a file. Raises DataError if there is none."""
-
-    def file(self, name: str, md5: str) -> Path:
-        """Return the path of a local copy with that MD5. Raises DataError if the MD5 differs."""
-
-    def done(self, name: str) -> None:
-        """Release a file that was applied."""
-
-
 @dataclass(frozen=True)
-class Folder:
+class UpdateFileFolder:
     """A folder of update files that something else downloads."""
 
     path: Path
@@ -91,7 +74,7 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Server:
+class UpdateFileServer:
     """A server whose listing page links to the update files."""
 
     url: str
@@ -124,7 +107,7 @@ class Server:
 
     def _content(self, name: str) -> str:
         url = urljoin(self._base, name)
-        return self.http.until_it_works(lambda: self.http.content(url), url).decode(errors="replace")
+        return self.http.retry(lambda: self.http.content(url), url).decode(errors="replace")
 
 
 @dataclass
@@ -132,7 +115,7 @@ class UpdateFileImport:
     """The import of update files into a library."""
 
     library: Library
-    place: Place
+    place: UpdateFileFolder | UpdateFileServer
     applying: LibraryUpdate
     rejects: Rejects
 

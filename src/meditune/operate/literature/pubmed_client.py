@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import random
 import re
-import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from meditune import __version__
 from meditune.errors import DataError
 from meditune.files import disk_full
-from meditune.models.api_client import PassingError, retry_after
+from meditune.http_client import Backoff, HttpClient, TransientError, refuse_transient
 from meditune.progress import Progress
 
 KEY_VARIABLE = "NCBI_API_KEY"
@@ -37,18 +34,14 @@ INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
 SLOWEST = 5.0
 """Maximum interval in seconds; the interval doubles after each 429."""
 ATTEMPTS = 6
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-LONGEST_ASKED_FOR = 300.0
+FIRST_WAIT = 1.0
+LONGEST_REQUESTED = 300.0
 """If a server asks for a longer pause, the update stops, and the user runs it again later."""
-SAID_FROM = 5.0
 CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
 WHOLE_SECONDS = 900.0
 """A response that takes longer in total is abandoned, even if data keeps arriving."""
 LARGEST = 2**28
-_MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
-
-Result = TypeVar("Result")
 
 
 def contact(email: str | None) -> str:
@@ -62,72 +55,45 @@ def contact(email: str | None) -> str:
     )
 
 
-class RateLimitedClient:
-    """An HTTP client for one server, which limits its own request rate. Close it after use."""
+class RateLimitedClient(HttpClient):
+    """An HTTP client for one server, which limits its own request rate."""
 
     def __init__(self, email: str, key: str | None = None) -> None:
         import httpx2
 
-        self._http = httpx2.Client(
+        super().__init__(
+            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=LONGEST_REQUESTED),
+            interval=INTERVAL_WITH_KEY if key else INTERVAL,
             headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
             timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=True,
         )
         self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
         """Parameters that the E-utilities require in each request"""
-        self._interval = INTERVAL_WITH_KEY if key else INTERVAL
-        self._last = float("-inf")
         self.today = ""
         """The server's date at the last response, in ISO 8601"""
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def until_it_works(self, once: Callable[[], Result], what: str) -> Result:
-        """Return the result of `once`, which is retried if it raises PassingError. Raises DataError after the last
-        attempt.
-        """
-        reason = ""
-        for attempt in range(ATTEMPTS):
-            try:
-                return once()
-            except PassingError as passing:
-                reason = passing.reason
-                backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.0)
-                wait = backoff if passing.wait is None else passing.wait
-                if wait > LONGEST_ASKED_FOR:
-                    raise DataError(
-                        f"{what} {reason} and asks for a pause of {wait:.0f} seconds. Run the same command then to "
-                        "resume."
-                    ) from passing
-                if attempt + 1 < ATTEMPTS:
-                    if wait >= SAID_FROM:
-                        print(f"{what} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
-                    time.sleep(wait)
-        raise DataError(f"{what} {reason}; gave up after {ATTEMPTS} attempts. Run the same command later to resume.")
-
     def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
-        """Return the body of a response. Raises PassingError if a retry may work, otherwise DataError."""
-        found = bytearray()
-        with self._answer(url, parameters, post) as pieces:
-            for piece in pieces:
-                found += piece
-                if len(found) > LARGEST:
-                    raise DataError(f"{_shown(url)} sends more than {LARGEST // 2**20} MB. Check the address.")
-        return bytes(found)
+        """Return the body of a response. Raises TransientError if a retry may succeed, otherwise DataError."""
+        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
+        body = bytearray()
+        with self.stream("POST" if post else "GET", url, **options) as response:
+            self._check(response)
+            for part in _in_time(response.iter_bytes()):
+                body += part
+                if len(body) > LARGEST:
+                    raise DataError(
+                        f"{_without_parameters(url)} sends more than {LARGEST // 2**20} MB. Check the address."
+                    )
+        return bytes(body)
 
     def size(self, url: str) -> int:
         """Return the size of a remote file in bytes, or 0 if the server doesn't report it. Raises like `content`."""
-        import httpx2
-
-        self._wait_for_turn()
-        with _told(httpx2):
-            answer = self._http.head(url, headers={"Accept-Encoding": "identity"})
-        if answer.status_code in (405, 501):
+        response = self.request("HEAD", url, headers={"Accept-Encoding": "identity"})
+        if response.status_code in (405, 501):
             return 0
-        self._note(answer)
-        length = answer.headers.get("content-length", "")
+        self._check(response)
+        length = response.headers.get("content-length", "")
         return int(length) if length.isdecimal() else 0
 
     def rest(self, url: str, start: int) -> Iterator[bytes]:
@@ -135,82 +101,46 @@ class RateLimitedClient:
 
         Raises StartedOverError if the server can't start at `start`; otherwise raises like `content`.
         """
-        import httpx2
-
-        self._wait_for_turn()
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with _told(httpx2), self._http.stream("GET", url, headers=headers) as answer:
-            self._note(answer)
-            if start and answer.status_code != 206:
+        with self.stream("GET", url, headers=headers) as response:
+            self._check(response)
+            if start and response.status_code != 206:
                 raise StartedOverError
-            yield from _in_time(answer.iter_raw())
+            yield from _in_time(response.iter_raw())
 
-    @contextmanager
-    def _answer(self, url: str, parameters: dict[str, str] | None, post: bool) -> Iterator[Iterator[bytes]]:
-        """Yield an iterator over the body of a response, as it arrives."""
-        import httpx2
-
-        self._wait_for_turn()
-        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
-        with _told(httpx2), self._http.stream("POST" if post else "GET", url, **options) as answer:
-            self._note(answer)
-            yield _in_time(answer.iter_bytes())
-
-    def _wait_for_turn(self) -> None:
-        time.sleep(max(0.0, self._last + self._interval - time.monotonic()))
-        self._last = time.monotonic()
-
-    def _note(self, answer: Any) -> None:
+    def _check(self, response: Any) -> None:
         """Record the server's date, and raise if the status is not a success."""
-        if date := answer.headers.get("date"):
+        if date := response.headers.get("date"):
             try:
                 self.today = parsedate_to_datetime(date).date().isoformat()
             except ValueError:
                 self.today = self.today or ""
-        status = answer.status_code
+        status = response.status_code
         if status == 429:
             self.slow_down()
-        if status in _MAY_PASS:
-            raise PassingError(f"answers {status}", retry_after(answer.headers))
-        if not answer.is_success and status not in (400, 416):
+        refuse_transient(response)
+        if not response.is_success and status not in (400, 416):
             advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
-            raise DataError(f"{_shown(str(answer.url))} answers {status}. {advice}".rstrip())
+            raise DataError(f"{_without_parameters(str(response.url))} answers {status}. {advice}".rstrip())
 
     def slow_down(self) -> None:
         """Double the interval between requests."""
-        self._interval = min(SLOWEST, self._interval * 2)
+        self.interval = min(SLOWEST, self.interval * 2)
 
 
 class StartedOverError(Exception):
     """The server sends a file from its start although a range was requested."""
 
 
-@contextmanager
-def _told(httpx2: Any) -> Iterator[None]:
-    """Translate connection errors to PassingError."""
-    try:
-        yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-        raise PassingError("can't be reached") from error
-    except httpx2.TimeoutException as error:
-        raise PassingError("didn't answer in time") from error
-    except httpx2.InvalidURL as error:
-        raise DataError(f"{error}: not a valid URL. Write it as https://...") from error
-    except httpx2.UnsupportedProtocol as error:
-        raise DataError(f"{error} Give a URL that begins with https:// or http://.") from error
-    except httpx2.RequestError as error:
-        raise PassingError(f"dropped the connection ({type(error).__name__})") from error
-
-
-def _in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _in_time(parts: Iterator[bytes]) -> Iterator[bytes]:
     end = time.monotonic() + WHOLE_SECONDS
-    for piece in pieces:
-        yield piece
+    for part in parts:
+        yield part
         if time.monotonic() > end:
-            raise PassingError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one response")
+            raise TransientError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one response")
 
 
-def _shown(url: str) -> str:
+def _without_parameters(url: str) -> str:
     """Return a URL without its parameters, which may contain a key."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
@@ -258,9 +188,9 @@ class Eutils:
 
     def search(self, term: str, first: str, last: str, ids: int = 0) -> Found:
         """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
-        asked = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
-        asked |= {"datetype": "mdat", "mindate": first, "maxdate": last}
-        root = ET.fromstring(self._get("esearch.fcgi", asked, "eSearchResult", post=len(term) > LONG))
+        query = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
+        query |= {"datetype": "mdat", "mindate": first, "maxdate": last}
+        root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > LONG))
         count = root.findtext("Count") or ""
         if not count.isdecimal():
             raise DataError(
@@ -278,46 +208,46 @@ class Eutils:
     def page(self, found: tuple[str, str], start: int, size: int) -> bytes:
         """Return the XML of a search's (webenv, key) articles from `start` on. Raises HistoryLostError, DataError."""
         webenv, key = found
-        asked = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
-        return self._get("efetch.fcgi", asked, "PubmedArticleSet")
+        query = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
+        return self._get("efetch.fcgi", query, "PubmedArticleSet")
 
     def by_ids(self, pmids: list[str]) -> bytes:
         """Return the XML of these articles, at most a few hundred. Raises DataError."""
         return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
 
-    def _get(self, tool: str, asked: dict[str, str], root: str, post: bool = False) -> bytes:
-        parameters = {"db": "pubmed"} | asked | self._http.parameters
+    def _get(self, tool: str, query: dict[str, str], root: str, post: bool = False) -> bytes:
+        parameters = {"db": "pubmed"} | query | self._http.parameters
         url = f"{self._url}/{tool}"
-        return self._http.until_it_works(lambda: self._once(url, parameters, root, post), url)
+        return self._http.retry(lambda: self._once(url, parameters, root, post), url)
 
     def _once(self, url: str, parameters: dict[str, str], root: str, post: bool) -> bytes:
-        said = self._http.content(url, parameters, post)
-        if error := _ERROR.search(said):
+        body = self._http.content(url, parameters, post)
+        if error := _ERROR.search(body):
             raise self._refusal(error[1].decode(errors="replace"))
-        beginning = said[:2000]
+        beginning = body[:2000]
         if b"rate limit exceeded" in beginning.lower():
             self._http.slow_down()
-            raise PassingError("reports too many requests")
+            raise TransientError("reports too many requests")
         if f"<{root}".encode() not in beginning:
             what = "an HTML page" if b"<html" in beginning.lower() else "an unknown format"
-            raise PassingError(f"answers with {what}")
-        if not said.rstrip().endswith(f"</{root}>".encode()):
-            raise PassingError("sent an incomplete response")
+            raise TransientError(f"answers with {what}")
+        if not body.rstrip().endswith(f"</{root}>".encode()):
+            raise TransientError("sent an incomplete response")
         if root == "eSearchResult":
             try:
-                ET.fromstring(said)
+                ET.fromstring(body)
             except ET.ParseError as error:
-                raise PassingError(f"answers with malformed XML ({error})") from error
-        return said
+                raise TransientError(f"answers with malformed XML ({error})") from error
+        return body
 
-    def _refusal(self, said: str) -> Exception:
-        shown = " ".join(said.split())[:QUOTED]
+    def _refusal(self, message: str) -> Exception:
+        quoted = " ".join(message.split())[:QUOTED]
         for name, value in self._http.parameters.items():
-            shown = shown.replace(value, f"({name})")
-        if any(each in said.casefold() for each in LOST):
-            return HistoryLostError(shown)
+            quoted = quoted.replace(value, f"({name})")
+        if any(each in message.casefold() for each in LOST):
+            return HistoryLostError(quoted)
         # "Search Backend failed" occurs if the server is busy or if the query is invalid; a retry helps only the first.
-        return PassingError(f'answers with an error: "{shown}"')
+        return TransientError(f'answers with an error: "{quoted}"')
 
 
 WRONG = 3
@@ -332,50 +262,50 @@ def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
     if path.is_file() and _md5(path) == md5:
         return path
     partial = path.with_name(f"{path.name}.part")
-    found = ""
+    actual = ""
     for _ in range(WRONG):
-        http.until_it_works(lambda: _go_on(http, url, partial), url)
-        found = _md5(partial)
-        if found == md5:
+        http.retry(lambda: _resume(http, url, partial), url)
+        actual = _md5(partial)
+        if actual == md5:
             partial.replace(path)
             return path
         partial.unlink()
     raise DataError(
-        f"{url}: downloaded {WRONG} times with the MD5 {found}, but the published one is {md5}. Run the same command "
+        f"{url}: downloaded {WRONG} times with the MD5 {actual}, but the published one is {md5}. Run the same command "
         "later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
     )
 
 
-def _go_on(http: RateLimitedClient, url: str, partial: Path) -> None:
-    """Download the missing part of a file. Raises PassingError if the download is interrupted."""
+def _resume(http: RateLimitedClient, url: str, partial: Path) -> None:
+    """Download the missing part of a file. Raises TransientError if the download is interrupted."""
     size = http.size(url)
-    there = partial.stat().st_size if partial.is_file() else 0
-    if size and there > size:
+    present = partial.stat().st_size if partial.is_file() else 0
+    if size and present > size:
         partial.unlink()
-        there = 0
-    if size and there == size:
+        present = 0
+    if size and present == size:
         return
     try:
-        _fetch(http, url, partial, there, size)
+        _fetch(http, url, partial, present, size)
     except StartedOverError:
         _fetch(http, url, partial, 0, size)
-    there = partial.stat().st_size
-    if size and there != size:
-        raise PassingError(f"stopped after {there:,} of {size:,} bytes")
+    present = partial.stat().st_size
+    if size and present != size:
+        raise TransientError(f"stopped after {present:,} of {size:,} bytes")
 
 
 def _fetch(http: RateLimitedClient, url: str, partial: Path, start: int, size: int) -> None:
     name = url.rpartition("/")[2]
-    pieces = http.rest(url, start)
+    parts = http.rest(url, start)
     try:
         with Progress(f"Fetching {name}", size / 1e6 or None, "MB") as progress:
             progress.advance(start / 1e6)
-            first = next(pieces, b"")
+            first = next(parts, b"")
             with partial.open("ab" if start else "wb") as stream:
                 stream.write(first)
-                for piece in pieces:
-                    stream.write(piece)
-                    progress.advance(len(piece) / 1e6)
+                for part in parts:
+                    stream.write(part)
+                    progress.advance(len(part) / 1e6)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(partial) from error

@@ -15,7 +15,7 @@ from typing import Any
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.operate.literature.article_library import Library, LibraryUpdate
-from meditune.operate.literature.pubmed_client import FOR_EVER, MOST, SINCE_EVER, Eutils, Found, HistoryLostError
+from meditune.operate.literature.pubmed_client import FOR_EVER, MOST, SINCE_EVER, Eutils, HistoryLostError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.documents.pubmed_articles import Article
@@ -95,7 +95,8 @@ class LibrarySearch:
         for _ in range(LOST_SEARCHES):
             if "webenv" not in cursor:
                 found = self.eutils.search(term, low, high)
-                _say_unknown(term, found)
+                if found.unknown:
+                    print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)
                 cursor["today"] = cursor.get("today") or self.eutils.today
                 if found.count > MOST:
                     cursor["windows"][:1] = _halves(term, low, high, self.eutils.today)
@@ -129,7 +130,7 @@ class LibrarySearch:
                     cursor["start"] += size
                     cursor["read"] += len(found)
                     self.library.move(name, cursor)
-                    self._keep_rejects()
+                    self.library.reject(self.rejects.taken())
                 progress.advance(size)
 
     def _page(self, cursor: dict[str, Any], size: int) -> list[Article | str]:
@@ -147,9 +148,6 @@ class LibrarySearch:
     def _articles(self, xml: bytes, where: str) -> Iterator[Article | str]:
         for record in pubmed_articles.of_stream(io.BytesIO(xml)):
             yield from pubmed_articles.of_record(record, where, self.rejects)
-
-    def _keep_rejects(self) -> None:
-        self.library.reject(self.rejects.taken())
 
     def _keep(self, name: str, cursor: dict[str, Any]) -> None:
         with self.library.together():
@@ -176,8 +174,3 @@ def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
         )
     middle = first + (last - first) // 2
     return [[low, middle.strftime("%Y/%m/%d")], [(middle + timedelta(days=1)).strftime("%Y/%m/%d"), high]]
-
-
-def _say_unknown(term: str, found: Found) -> None:
-    if found.unknown:
-        print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)

@@ -30,7 +30,7 @@ from meditune.operate.active_learning import annotation_queue, candidates
 from meditune.operate.literature import abstract_questions
 from meditune.prompts import decision_in
 from meditune.retrieve.index import Index
-from meditune.store.answers import SHADOW, Answers
+from meditune.store.answers import Answers
 from meditune.store.database import FILE
 from meditune.store.open_store import exists, open_store
 
@@ -122,10 +122,10 @@ def _corrections(
     # Callers without a key have an empty name, which must never be trusted.
     named = set(trust) - {""}
     for row in answers.exported():
-        said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
-        if not said or row["route"] == SHADOW:
+        corrections = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
+        if not corrections:
             continue
-        trusted = [each for each in said if each["expert"] or EVERYBODY in named or each["who"] in named]
+        trusted = [each for each in corrections if each["expert"] or EVERYBODY in named or each["who"] in named]
         if not trusted:
             left_out["corrections by untrusted callers (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:
@@ -186,10 +186,10 @@ def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[
     """Yield the rows from judged queues; for rows in several queues, the latest one."""
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        said = annotation_queue.rows(folder)
-        for why, count in said.left_out.items():
+        judged = annotation_queue.rows(folder)
+        for why, count in judged.left_out.items():
             left_out[f"items of {folder.name}: {why}"] += count
-        for row in said.rows:
+        for row in judged.rows:
             source, _, about = str(row["id"]).partition(":")
             if source == candidates.ANSWERS and answers is not None and answers.get(about) is None:
                 left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1

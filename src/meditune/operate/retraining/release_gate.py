@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,18 @@ WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
 """Predictions that belong to no test item"""
 
 
-@dataclass(frozen=True)
-class Gates:
-    """The user's own policies; None: the default policy of `usual`."""
-
-    old: Policy | None = None
-    new: Policy | None = None
-
-
-def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: int) -> dict[str, Any]:
+def judge(
+    run: Path, new: Collection[str], policies: tuple[Policy | None, Policy | None], resamples: int, seed: int
+) -> dict[str, Any]:
     """Compare the base and the tuned model of a finished run on its old and its new test items.
 
+    `policies` are the user's own ones for old and new items; None: the default policy of `usual`.
     Return `passed`, and `on`: for old and new items their number, `figures` of both models, `comparison` and `checks`.
     If too little was measured for a decision, `unjudged` says so in a sentence, and the version does not pass.
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
-    for name, policy in ((OLD, gates.old), (NEW, gates.new)):
+    for name, policy in zip((OLD, NEW), policies, strict=True):
         first, second = (_part(side, new, name == NEW) for side in sides)
         try:
             result = side_by_side([first, second], resamples, seed)
@@ -99,30 +94,30 @@ def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]
     A rule covers only measured metrics. On new items, the perplexity of experts' answers must fall; if experts gave
     only decisions, accuracy must rise.
     """
-    said: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
+    rules: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
     if items == OLD:
-        said["within"] = {name: round(LOSS * before[name], 3) for name in likely}
+        rules["within"] = {name: round(LOSS * before[name], 3) for name in likely}
     else:
-        said["better"] = [name for name in BETTER if name in comparison][:1]
-    return Policy.model_validate(said)
+        rules["better"] = [name for name in BETTER if name in comparison][:1]
+    return Policy.model_validate(rules)
 
 
 def lines(judged: Mapping[str, Any]) -> list[str]:
     """Return the deciding metrics as terminal lines."""
-    said = []
+    found = []
     for items, row in judged["on"].items():
-        said.append(f"On {row['items']:,} {items} items:")
+        found.append(f"On {row['items']:,} {items} items:")
         if row["unjudged"]:
-            said.append(f"  {row['unjudged']}")
+            found.append(f"  {row['unjudged']}")
         for each in row["checks"]:
             name = each["metric"]
             before, after = (row["figures"][side].get(name) for side in ("before", "after"))
             digits = METRICS[name].digits
             figures = "" if before is None or after is None else f"{before:.{digits}f} -> {after:.{digits}f}, "
             mark = "ok    " if each["passed"] else "FAILED"
-            said.append(f"  {mark} {name}: {figures}{each['rule'].replace('_', ' ')}: {each['why']}")
-    return said
+            found.append(f"  {mark} {name}: {figures}{each['rule'].replace('_', ' ')}: {each['why']}")
+    return found
 
 
 def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:

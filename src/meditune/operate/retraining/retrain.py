@@ -12,8 +12,7 @@ import math
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,11 +32,11 @@ from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
 from meditune.engines.exported_model import EXPORT, EXPORTS
 from meditune.errors import DataError, GateError, MedituneError
-from meditune.evaluate.gate import load_policy
-from meditune.files import read_json, sha256, write_json
+from meditune.evaluate import gate
+from meditune.files import exclusive_lock, read_json, sha256, write_json
 from meditune.model_registry import Registry, Version
 from meditune.operate.retraining import new_training_data, release_gate
-from meditune.operate.retraining.new_training_data import DealtRows, NewTrainingData, Shares, TooFewError, Wanted
+from meditune.operate.retraining.new_training_data import NewTrainingData, Shares, TooFewError, Wanted
 from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store.open_store import named
 
@@ -52,26 +51,26 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
     The same share of test items is answered as before. `synthetic` says whether the old rows are the synthetic sample.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
-    said = plain(before)
-    said["model"] |= {"base": str((parent / "model").resolve()), "prune": {"method": "none"}}
-    sources = [source for source in said["data"]["sources"] if source["name"] != OWN]
+    keys = plain(before)
+    keys["model"] |= {"base": str((parent / "model").resolve()), "prune": {"method": "none"}}
+    sources = [source for source in keys["data"]["sources"] if source["name"] != OWN]
     # New rows use the plain style only if all old rows do.
     style = "plain" if all(source.style == "plain" for source in before.data.sources) else "expert"
     sources = [{"name": SAMPLE, "style": style}] if synthetic else sources
-    said["data"] |= {
+    keys["data"] |= {
         "sources": [*sources, *({"name": OWN, "path": str(path), "style": style} for path in files)],
         "decisions": None,
         "fold": None,
         "balance": {},
         "fallback_to_sample": False,
     }
-    said["train"]["learning_rate"] *= GENTLER
-    if before.train.mix.weights or before.train.mix.quota:
+    keys["train"]["learning_rate"] *= GENTLER
+    if before.train.mix.weights:
         # The old mix names the old sources, which are different now.
-        said["train"]["mix"] = MixSpec().model_dump(mode="json")
+        keys["train"]["mix"] = MixSpec().model_dump(mode="json")
     if before.evaluate.answers is not None and old.test:
-        said["evaluate"]["answers"] = math.ceil(before.evaluate.answers * len(new.test) / len(old.test))
-    return Recipe.model_validate(said)
+        keys["evaluate"]["answers"] = math.ceil(before.evaluate.answers * len(new.test) / len(old.test))
+    return Recipe.model_validate(keys)
 
 
 def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recipe:
@@ -134,14 +133,14 @@ class Work:
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
         return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
 
-    def claim(self, parent: str, asked: Mapping[str, Any], or_anew: bool = False) -> None:
+    def claim(self, parent: str, asked: Mapping[str, Any], afresh_if_changed: bool = False) -> None:
         """Resume the unfinished retraining, or start a new one.
 
         Sources that were added since then are used in the next retraining. Raises MedituneError if the options differ
-        from those of the unfinished retraining, unless `or_anew` allows a new start.
+        from those of the unfinished retraining, unless `afresh_if_changed` allows a new start.
         """
         before = self.read()
-        if before and self.facts.is_file() and self._goes_on(before, parent, asked, or_anew):
+        if before and self.facts.is_file() and self._goes_on(before, parent, asked, afresh_if_changed):
             return
         self.drop()
         begun = model_registry.utc_now()
@@ -165,7 +164,9 @@ class Work:
         assert begun is not None, "the caller has claimed the work"
         return begun
 
-    def _goes_on(self, before: UnfinishedRetraining, parent: str, asked: Mapping[str, Any], or_anew: bool) -> bool:
+    def _goes_on(
+        self, before: UnfinishedRetraining, parent: str, asked: Mapping[str, Any], afresh_if_changed: bool
+    ) -> bool:
         if before.parent != parent:
             _say(
                 f"The retraining started at {before.begun} is unfinished and continues from {before.parent}, but "
@@ -173,7 +174,7 @@ class Work:
             )
             return False
         differing = [name for name in asked if name != "wanted" and before.asked.get(name) != asked[name]]
-        if differing and not or_anew:
+        if differing and not afresh_if_changed:
             raise MedituneError(
                 f"A retraining started at {before.begun} with other options ({', '.join(differing)}) is unfinished. "
                 "Give the same options again to resume it, or --afresh to drop it."
@@ -195,9 +196,9 @@ def _say(text: str) -> None:
 
 
 LOCK = ".retrain.lock"
-Then = Literal["promote", "canary", "shadow", "keep"]
+Then = Literal["promote", "canary", "keep"]
 THENS: tuple[Then, ...] = get_args(Then)
-_LATER = {"then", "percent", "afresh", "or_anew"}
+_LATER = {"then", "percent", "afresh", "afresh_if_changed"}
 """Options that don't affect the resulting version"""
 
 
@@ -220,10 +221,10 @@ class Options:
     then: Then = "promote"
     """What to do with a version that passes"""
     percent: float = 10.0
-    """Percentage of the conversations for a canary or shadow"""
+    """Percentage of the conversations for a canary"""
     afresh: bool = False
     """Drop an unfinished retraining"""
-    or_anew: bool = False
+    afresh_if_changed: bool = False
     """Drop an unfinished retraining only if its options differ, for unattended use"""
 
     def asked(self) -> dict[str, Any]:
@@ -254,19 +255,22 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
     registry = Registry(folder)
     work = Work(registry)
     _current(registry)
-    with _alone(folder):
+    busy = MedituneError(
+        f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its result."
+    )
+    with exclusive_lock(folder / LOCK, busy):
         if (made := work.made()) and not options.afresh:
             if not (since := _since(registry, made)):
-                return _ended(registry, work, made, [], options)
-            print(f"{made.id} was finished earlier and {since}. Starting the next one.", file=sys.stderr)
+                return _finish(registry, work, made, [], options)
+            _say(f"{made.id} was finished earlier and {since}. Starting the next one.")
         if made:
             work.end()
         elif options.afresh:
             work.drop()
         current = registry.checked(_current(registry))
-        work.claim(current.id, options.asked(), options.or_anew)
+        work.claim(current.id, options.asked(), options.afresh_if_changed)
         try:
-            recipe, new, fed = _laid_out(registry, current.id, work, options)
+            recipe, new, fed = _prepare_run(registry, current.id, work, options)
         except TooFewError as error:
             work.drop()
             return Outcome(None, [f"{error} Nothing was trained; {current.id} stays in use."])
@@ -274,14 +278,12 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         pipeline.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
         announce("judge")
-        gates = release_gate.Gates(
-            *(load_policy(path) if path else None for path in (options.gate_old, options.gate_new))
-        )
-        judged = release_gate.judge(run, new, gates, recipe.evaluate.resamples, recipe.seed)
+        policies = (gate.policy(options.gate_old), gate.policy(options.gate_new))
+        judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
         index = str(read_json(work.facts)["index"])
         made = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
-        said = [*release_gate.lines(judged), f"{made.id}: {registry.place(made.id).resolve()}"]
-        return _ended(registry, work, made, said, options)
+        report = [*release_gate.lines(judged), f"{made.id}: {registry.place(made.id).resolve()}"]
+        return _finish(registry, work, made, report, options)
 
 
 def next_step(name: str) -> Then:
@@ -289,6 +291,8 @@ def next_step(name: str) -> Then:
     for each in THENS:
         if each == name:
             return each
+    if name == "shadow":
+        raise DataError("--then shadow was removed. Try the version as a canary: --then canary --percent 1")
     raise DataError(f"Unknown --then {name}. Choose from {', '.join(THENS)}.")
 
 
@@ -299,47 +303,30 @@ def _current(registry: Registry) -> str:
     return current
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise MedituneError(
-            f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its "
-            "result."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _laid_out(
+def _prepare_run(
     registry: Registry, current: str, work: Work, options: Options
 ) -> tuple[Recipe, set[str], dict[str, Any]]:
     """Prepare the run's data; return its recipe, the ids of new test items, and the new data by kind."""
     run, facts = work.run, work.facts
     if facts.is_file():
-        said = read_json(facts)
-        print(f"Data gathered then: {', '.join(_counted(said['fed']))}.", file=sys.stderr)
-        return load_recipe(str(run / RECIPE)).recipe, set(said["new"]), said["fed"]
+        stored = read_json(facts)
+        counts = [f"{row['rows']:,} rows of {kind}" for kind, row in stored["fed"].items()]
+        _say(f"Data gathered then: {', '.join(counts)}.")
+        return load_recipe(str(run / RECIPE)).recipe, set(stored["new"]), stored["fed"]
     announce("gather")
     gathered = new_training_data.gather(options.wanted, work.rows)
     for why, count in gathered.left_out.items():
-        print(f"Left out: {count:,} {why}.", file=sys.stderr)
+        _say(f"Left out: {count:,} {why}.")
     parent = registry.place(current)
     before = stored_data(parent / "data")
     known = load_recipe(str(parent / RECIPE)).recipe
-    rows, looked = _rows(gathered, known)
+    rows, checks = _check_rows(gathered, known)
     pool = new_training_data.known_rows(registry, current)
     dealt = new_training_data.deal(
         rows, before.splits, pool, options.shares, known.seed, options.decisions, known.data.incomplete, options.least
     )
     for why, count in dealt.left_out.items():
-        print(f"Left out: {count:,} {why}.", file=sys.stderr)
+        _say(f"Left out: {count:,} {why}.")
     files = [path.resolve() for path in gathered.files.values()]
     recipe = derive_recipe(parent, before.splits, dealt.splits, files, before.synthetic)
     recipe = with_settings(recipe, work.folder / RECIPE, options.settings)
@@ -349,17 +336,21 @@ def _laid_out(
         fed["decisions"] = {"rows": len(dealt.decided.get("actions", {})), "sha256": sha256(options.decisions)}
     measured = dealt.splits.measured(recipe.evaluate.split)
     new = [example.id for example in measured if example.id in dealt.new]
-    checked = leakage.check(dealt.splits, recipe.evaluate.split, recipe.model.base)
+    leaks = leakage.check(dealt.splits, recipe.evaluate.split, recipe.model.base)
     save(recipe, run / RECIPE)
     done = {"decisions": dealt.decided} if dealt.decided else {}
-    data = write_prepared(recipe, run / "data", dealt.splits, looked, checked, done, before.synthetic)
+    data = write_prepared(recipe, run / "data", dealt.splits, checks, leaks, done, before.synthetic)
     note_data(recipe, run, data.sha256)
     write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
-    print(_dealt(dealt), file=sys.stderr)
+    _say(
+        f"{dealt.learnt:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: "
+        f"{len(dealt.splits.test):,} for evaluation and {len(dealt.splits.dev):,} for development, {len(dealt.new):,} "
+        "of them new."
+    )
     return recipe, set(new), fed
 
 
-def _rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
+def _check_rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
     """Return the gathered rows after the checks that all training data goes through."""
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -368,9 +359,9 @@ def _rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], Dat
     }
     audit = Audit(spec.quality, (), hidden=phi.left_in)
     audit.rows(by_kind)
-    said = {kind: {"read": len(rows), "licence": "yours", "rejected": {}} for kind, rows in by_kind.items()}
+    counts = {kind: {"read": len(rows), "licence": "yours", "rejected": {}} for kind, rows in by_kind.items()}
     rows = [example for examples in audit.left.values() for example in examples]
-    return rows, DataCheck(said, audit, rejects, phi)
+    return rows, DataCheck(counts, audit, rejects, phi)
 
 
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
@@ -389,18 +380,18 @@ def _since(registry: Registry, made: Version) -> str:
     return f"{after[-1].what} at {after[-1].when}" if after else ""
 
 
-def _ended(registry: Registry, work: Work, made: Version, said: list[str], options: Options) -> Outcome:
+def _finish(registry: Registry, work: Work, made: Version, report: list[str], options: Options) -> Outcome:
     """Return the outcome once the version is made. What another call cannot do is not left to one."""
     try:
-        said = [*said, *_followed(registry, made, made.parents[0], options)]
+        report = [*report, *_release(registry, made, made.parents[0], options)]
     except (DataError, GateError):
         work.end()
         raise
     work.end()
-    return Outcome(made, said, registry.state().current == made.id)
+    return Outcome(made, report, registry.state().current == made.id)
 
 
-def _followed(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
+def _release(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
     """Apply `then` to the new version; return what was done, in sentences."""
     if registry.state().current == made.id:
         return [f"{made.id} is already served."]
@@ -420,17 +411,5 @@ def _followed(registry: Registry, made: Version, before: str, options: Options) 
     if options.then == "promote":
         registry.promote(made.id, why)
         return [f"{made.id} {why} and is now served."]
-    registry.try_out(made.id, options.then, options.percent, why)
-    return [f"{made.id} {why} and is on trial as a {options.then} in {options.percent:g} % of the conversations."]
-
-
-def _counted(fed: dict[str, Any]) -> list[str]:
-    return [f"{row['rows']:,} rows of {kind}" for kind, row in fed.items()]
-
-
-def _dealt(dealt: DealtRows) -> str:
-    splits = dealt.splits
-    return (
-        f"{dealt.learnt:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: {len(splits.test):,} "
-        f"for evaluation and {len(splits.dev):,} for development, {len(dealt.new):,} of them new."
-    )
+    registry.try_out(made.id, options.percent, why)
+    return [f"{made.id} {why} and is a canary in {options.percent:g} % of the conversations."]

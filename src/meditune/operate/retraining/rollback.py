@@ -56,14 +56,13 @@ def guard(
     folder: Path,
     store: Place | None = None,
     reference: Path | None = None,
-    drift_state: Path | None = None,
     canary: Path | None = None,
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    `store` is a server's store and `reference` the reference of the drift checks. Their state is beside the reference
-    unless `drift_state` is given. `canary` holds the results of `meditune drift canary`. An alert counts only if the
-    store still has the answer that opened it, which identifies the version.
+    `store` is a server's store, and `reference` the reference of the drift checks, whose state is beside it. `canary`
+    holds the results of `meditune drift canary`. An alert counts only if the store still has the answer that opened it,
+    which identifies the version.
     """
     registry = Registry(folder)
     state = registry.state()
@@ -74,7 +73,7 @@ def guard(
         registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
         return VersionCheck(state.trial.version, state.current, why)
     why = [
-        *(_against(_open_alerts(reference, drift_state), answers, state) if reference and answers else ()),
+        *(_against(_open_alerts(reference), answers, state) if reference and answers else ()),
         *(_canaries(canary, state) if canary else ()),
     ]
     return _taken_back(registry, state, why)
@@ -119,7 +118,7 @@ def _taken_back(registry: Registry, state: State, why: list[str]) -> VersionChec
     return VersionCheck(state.current, registry.rollback("; ".join(why), of=state.current), why)
 
 
-def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
+def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
     """Return for each version how many raters mostly rated it down, and how many answers abstained, since a time.
 
     `since` is in seconds since 1970.
@@ -152,7 +151,7 @@ def _named(model: str) -> str:
 
 def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
     """Yield evidence against the version on trial, from the answers since the trial began."""
-    by_version = counted(answers, datetime.fromisoformat(trial.since).timestamp())
+    by_version = counts_by_version(answers, datetime.fromisoformat(trial.since).timestamp())
     mine, theirs = by_version.get(trial.version, {}), by_version.get(current, {})
     for what, counts in mine.items():
         beside = theirs.get(what, Counts())
@@ -160,9 +159,9 @@ def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
             yield " and ".join((SAID[what].format(counts, trial.version), SAID[what].format(beside, current)))
 
 
-def _open_alerts(reference: Path, place: Path | None) -> list[Alert]:
+def _open_alerts(reference: Path) -> list[Alert]:
     """Return the open alerts of the last drift check."""
-    place = place or state_of(reference)
+    place = state_of(reference)
     return Monitor.load(place, load(reference)).alerts() if place.is_file() else []
 
 

@@ -118,11 +118,6 @@ class Article:
         return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None
 
     @property
-    def replaced_by(self) -> Link | None:
-        """The corrected version that replaces it."""
-        return next((link for link in self.links if link.kind in REPLACED_IN), None)
-
-    @property
     def has_concern(self) -> bool:
         """True if its journal has published an expression of concern."""
         return any(link.kind == CONCERN_IN for link in self.links)
@@ -163,42 +158,36 @@ def parsed(xml: bytes) -> Article | str:
         element = ET.fromstring(xml)
     except (ET.ParseError, ValueError) as error:
         return f"malformed XML: {error}"
-    return of_element(element)
-
-
-def of_element(element: ET.Element) -> Article | str:
-    """Return the article in a PubmedArticle element, or the reason why there is none."""
-    citation = element.find("./MedlineCitation")
-    pmid = _text(element.find("./MedlineCitation/PMID"))
+    citation, version = element.find("./MedlineCitation"), element.find("./MedlineCitation/PMID")
+    pmid = _text(version)
     if citation is None or not pmid:
         return "no PubMed id"
     if not pmid.isascii() or not pmid.isdigit() or len(pmid) > 12:
         return f"{pmid[:40]!r} is not a PubMed id"
-    version = element.find("./MedlineCitation/PMID")
-    said = citation.find("./Article")
-    if said is None:
+    article = citation.find("./Article")
+    if article is None:
         return "contains no Article"
     number = version.get("Version", "1") if version is not None else "1"
     return Article(
         pmid=pmid,
         version=int(number) if number.isascii() and number.isdigit() and len(number) < 7 else 1,
         revised=_day(citation.find("./DateRevised")),
-        title=_title(said),
+        title=_title(article),
         parts=tuple(
             Part(text, each.get("Label", ""), each.get("NlmCategory", ""))
-            for each in said.findall("./Abstract/AbstractText")
+            for each in article.findall("./Abstract/AbstractText")
             if (text := _text(each))
         ),
-        language=_text(said.find("./Language")),
-        types=tuple(map(_text, said.findall("./PublicationTypeList/PublicationType"))),
+        language=_text(article.find("./Language")),
+        types=tuple(map(_text, article.findall("./PublicationTypeList/PublicationType"))),
         links=tuple(
             Link(each.get("RefType", ""), _text(each.find("PMID")), _text(each.find("RefSource")))
             for each in citation.findall("./CommentsCorrectionsList/CommentsCorrections")
         ),
         mesh=tuple(map(_text, citation.findall("./MeshHeadingList/MeshHeading/DescriptorName"))),
-        journal=_text(said.find("./Journal/Title")),
-        date=_date(said),
-        licence=_text(said.find("./Abstract/CopyrightInformation")) or LICENCE,
+        journal=_text(article.find("./Journal/Title")),
+        date=_date(article),
+        licence=_text(article.find("./Abstract/CopyrightInformation")) or LICENCE,
     )
 
 
@@ -211,21 +200,21 @@ def deleted(xml: bytes) -> list[str] | str:
     return [pmid for each in element.iter("PMID") if (pmid := _text(each))]
 
 
-def _title(said: ET.Element) -> str:
+def _title(article: ET.Element) -> str:
     """Return the English title without the brackets that mark a translation, or the original title if there is no
     other.
     """
-    title, original = (_text(said.find(name)) for name in ("ArticleTitle", "VernacularTitle"))
+    title, original = (_text(article.find(name)) for name in ("ArticleTitle", "VernacularTitle"))
     if title.casefold() in _NO_TITLE:
         return original
     bare = title.removesuffix(".")
     return f"{bare[1:-1].removesuffix('.')}." if bare.startswith("[") and bare.endswith("]") else title
 
 
-def _date(said: ET.Element) -> str:
+def _date(article: ET.Element) -> str:
     """Return the date of the journal's issue, or of the electronic publication."""
     for place in ("./Journal/JournalIssue/PubDate", "./ArticleDate"):
-        if found := _day(said.find(place)):
+        if found := _day(article.find(place)):
             return found
     return ""
 
@@ -285,13 +274,13 @@ def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
 
     `progress` is advanced by the megabytes read.
     """
-    told = 0
+    position = 0
     with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
         for record in of_stream(cast(BinaryIO, stream)):
             yield record
             if progress:
-                told, before = raw.tell(), told
-                progress.advance((told - before) / 1e6)
+                position, before = raw.tell(), position
+                progress.advance((position - before) / 1e6)
 
 
 def of_stream(stream: BinaryIO) -> Iterator[Record]:

@@ -198,17 +198,17 @@ def read_pdf(path: Path) -> tuple[str, list[Section]]:
     except subprocess.TimeoutExpired as error:
         raise UnreadableError(f"not read within {MOST_SECONDS:.0f} seconds; it may be damaged") from error
     try:
-        said = json.loads(done.stdout)
+        result = json.loads(done.stdout)
     except ValueError as error:
         raise UnreadableError(f"reading it failed or took more than {MOST_GB:.0f} GB of memory") from error
-    if said.get("missing"):
+    if result.get("missing"):
         raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: {install_command('retrieve')}")
-    if said.get("problem"):
-        raise UnreadableError(said["problem"])
-    pages: list[str] = said["pages"]
+    if result.get("problem"):
+        raise UnreadableError(result["problem"])
+    pages: list[str] = result["pages"]
     if sum(len(page.strip()) for page in pages) < FEWEST_CHARACTERS_A_PAGE * max(1, len(pages)):
         raise UnreadableError("images of pages without text; run text recognition (OCR) on it first")
-    return said["title"], [Section(_flowing(page), f"Page {n}") for n, page in enumerate(pages, 1) if page.strip()]
+    return result["title"], [Section(_flowing(page), f"Page {n}") for n, page in enumerate(pages, 1) if page.strip()]
 
 
 def _flowing(page: str) -> str:

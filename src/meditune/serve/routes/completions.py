@@ -1,33 +1,38 @@
-"""The routes `POST /v1/completions`, which continues or scores texts, and `POST /v1/embeddings`."""
+"""The routes of OpenAI's API that generate text: `POST /v1/chat/completions` and `POST /v1/completions`."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import GenerationRequest, TokenLogprob
-from meditune.serve import streaming
+from meditune.serve import moderation
+from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
+from meditune.serve.moderation import StandardReply
 from meditune.serve.schema import (
+    Chat,
+    ChatBody,
+    ChatChoice,
+    ChatLogprobs,
+    ChatMessage,
+    ChatToken,
     Completion,
     CompletionBody,
     CompletionChoice,
     CompletionLogprobs,
-    EmbeddingBody,
-    Embeddings,
-    EmbeddingUsage,
+    GenerationBody,
+    TopToken,
     Usage,
-    Vector,
     errors,
     streams,
 )
@@ -47,33 +52,67 @@ router = APIRouter(tags=["OpenAI"])
 
 
 @router.post(
+    "/v1/chat/completions",
+    response_model=Chat,
+    response_model_exclude_none=False,
+    responses={**streams("The answer, or its chunks as server-sent events."), **errors(404, 504)},
+    summary="Continue a chat",
+)
+async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
+    """Return the model's answer to a chat, in the format that OpenAI's clients expect."""
+    first = next((message.turn().text for message in body.messages if message.role == "user"), "")
+    service = route_request(request, conversation_of(caller, first))
+    service.require_model(body.model)
+    raw, question = moderation.is_raw(service, body, caller), moderation.question_in(body)
+    reply: StandardReply | None = None
+    if raw or question is None or service.assistant is None:
+        await service.access.charge(request, caller)
+    else:
+        # Triage comes first: urgent help must come before any other error of a request.
+        found = await moderation.triage_request(request, service, service.assistant, caller, question)
+        reply = moderation.reply_instead(found)
+    requests = [] if reply else [await _encoded(service, _chat_request, body)]
+    ending = moderation.ending(body, raw)
+    answer = _ChatCompletion(service, body, requests, caller, request.scope[SCOPE_KEY], reply, ending)
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.at_once())
+
+
+@router.post(
     "/v1/completions",
     response_model=Completion,
     responses={**streams("The texts, or their chunks as server-sent events."), **errors(404, 504)},
     summary="Continue or score texts",
 )
 async def complete(
-    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", paying=True))]
+    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", charged=True))]
 ) -> Any:
     """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompt itself.
 
     This route has no triage, so it requires a key with the scope `raw`.
     """
     service = route_request(request, conversation_of(caller, str(body.prompts()[0])))
-    service.must_serve(body.model)
-    jobs = await asyncio.get_running_loop().run_in_executor(service.encoding, _jobs, service, body)
-    answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])
-    if body.stream:
-        return EventStream(answer.events)
-    return await cancel_on_disconnect(request, answer.at_once())
+    service.require_model(body.model)
+    requests = await _encoded(service, _text_requests, body)
+    answer = _TextCompletion(service, body, requests, caller, request.scope[SCOPE_KEY])
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.at_once())
 
 
-def _jobs(service: Service, body: CompletionBody) -> list[GenerationRequest]:
-    settings, prompts = service.settings, service.prompts
+async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: GenerationBody) -> Any:
+    """Return the requests for the engine. Long texts take a while to tokenize, so other threads do it."""
+    return await asyncio.get_running_loop().run_in_executor(service.encoding, make, service, body)
+
+
+def _chat_request(service: Service, body: ChatBody) -> GenerationRequest:
+    prompt = service.prompts.chat([message.turn() for message in body.messages])
+    wanted, logprobs = body.max_completion_tokens or body.max_tokens, body.top_logprobs if body.logprobs else None
+    return _generation_request(service, body, prompt, wanted, "messages", logprobs, body.json_schema)
+
+
+def _text_requests(service: Service, body: CompletionBody) -> list[GenerationRequest]:
     vocabulary = len(service.engine.tokenizer)
-    made = []
+    requests = []
     for given in body.prompts():
-        prompt = prompts.text(given) if isinstance(given, str) else given
+        prompt = service.prompts.text(given) if isinstance(given, str) else given
         if not prompt:
             raise ApiError(
                 400, "prompt is empty, and this model has no start token. Send a text.", "invalid_value", "prompt"
@@ -85,135 +124,249 @@ def _jobs(service: Service, body: CompletionBody) -> list[GenerationRequest]:
                 "invalid_value",
                 "prompt",
             )
-        room = prompts.room(prompt, body.max_tokens, settings.new_tokens, "prompt")
-        made.append(
-            GenerationRequest(
-                prompt,
-                min(room, settings.most_new_tokens),
-                body.temperature,
-                body.top_p,
-                body.small_seed,
-                tuple(body.stop),
-                tuple(body.guided_choice),
-                logprobs=max(1, body.logprobs) if body.logprobs is not None else 0,
-            )
-        )
-    return made
+        requests.append(_generation_request(service, body, prompt, body.max_tokens, "prompt", body.logprobs))
+    return requests
 
 
-class _Completing:
-    """One request in progress."""
+def _generation_request(
+    service: Service,
+    body: GenerationBody,
+    prompt: Sequence[int],
+    wanted: int | None,
+    param: str,
+    logprobs: int | None,
+    json_schema: Mapping[str, Any] | None = None,
+) -> GenerationRequest:
+    """Return the engine's request. Raises ApiError 400 if the prompt is too long for the `wanted` tokens."""
+    room = service.prompts.room(prompt, wanted, service.settings.new_tokens, param)
+    return GenerationRequest(
+        prompt,
+        min(room, service.settings.most_new_tokens),
+        body.temperature,
+        body.top_p,
+        body.small_seed,
+        tuple(body.stop),
+        tuple(body.guided_choice),
+        json_schema,
+        0 if logprobs is None else max(1, logprobs),
+    )
+
+
+class _GenerationResponse:
+    """One request in progress, with the parts of the response that chats and texts share."""
+
+    id_prefix: ClassVar[str]
+    chunk_object: ClassVar[str]
+    response_type: ClassVar[type[Chat] | type[Completion]]
 
     def __init__(
-        self, service: Service, body: CompletionBody, jobs: Sequence[GenerationRequest], caller: Caller, trace: Trace
+        self,
+        service: Service,
+        body: GenerationBody,
+        requests: Sequence[GenerationRequest],
+        caller: Caller,
+        trace: Trace,
     ) -> None:
-        self.service, self.body, self.jobs, self.caller, self.trace = service, body, jobs, caller, trace
-        self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+        self.service, self.requests, self.caller, self.trace = service, requests, caller, trace
+        self.id, self.created = f"{self.id_prefix}-{secrets.token_hex(12)}", int(time.time())
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._fields = {
+            "created": self.created,
+            "model": service.served.name,
+            "system_fingerprint": service.served.fingerprint,
+        }
+
+    def response(self, choices: Sequence[Any], written: GeneratedText) -> Response:
+        """Return the whole response."""
+        made = self.response_type(id=self.id, choices=list(choices), usage=_usage(written), **self._fields)
+        return Response(made.model_dump_json(), media_type="application/json")
+
+    def chunk(self, finish: str | None = None, index: int = 0, logprobs: Any = None, **text: Any) -> bytes:
+        """Return a chunk of a stream; `text` has the field with its text."""
+        scores = logprobs.model_dump() if logprobs else None
+        return self._event([{"index": index, **text, "logprobs": scores, "finish_reason": finish}])
+
+    def last_events(self, written: GeneratedText) -> Iterator[bytes]:
+        """Yield the events at the end of a stream."""
+        if self._with_usage:
+            yield self._event([], usage=_usage(written).model_dump())
+        yield event("[DONE]")
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return event({"id": self.id, "object": self.chunk_object} | self._fields | {"choices": choices} | more)
+
+
+class _ChatCompletion(_GenerationResponse):
+    id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", Chat
+
+    def __init__(
+        self,
+        service: Service,
+        body: ChatBody,
+        requests: Sequence[GenerationRequest],
+        caller: Caller,
+        trace: Trace,
+        reply: StandardReply | None,
+        ending: str,
+    ) -> None:
+        """Prepare an answer: `reply` is the answer if there is no request; `ending` follows the model's text."""
+        super().__init__(service, body, requests, caller, trace)
+        self.body, self.reply, self.ending = body, reply, ending
+        self.started = time.monotonic()
+        self.written = GeneratedText()
+
+    async def at_once(self) -> Response:
+        """Return the whole answer as one response."""
+        texts: list[str] = []
+        likely: list[TokenLogprob] = []
+        async with aclosing(self._answer()) as parts:
+            async for text, some in parts:
+                texts.append(text)
+                likely += some
+        message = ChatMessage(content="".join(texts))
+        choice = ChatChoice(
+            message=message, logprobs=self._logprobs(likely), finish_reason=_finish(self.written.finish)
+        )
+        return self.response([choice], self.written)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the answer as OpenAI's chunks."""
+        opened = False
+        async with aclosing(self._answer()) as parts:
+            async for text, likely in parts:
+                if not opened:
+                    opened = True
+                    yield self.chunk(delta={"role": "assistant", "content": ""})
+                if text or likely:
+                    yield self.chunk(logprobs=self._logprobs(likely), delta={"content": text})
+        yield self.chunk(_finish(self.written.finish), delta={})
+        for each in self.last_events(self.written):
+            yield each
+
+    async def _answer(self) -> AsyncGenerator[tuple[str, Sequence[TokenLogprob]], None]:
+        """Yield the parts of the answer with their tokens. The answer is stored before the generator ends."""
+        texts: list[str] = []
+        async with aclosing(self._parts()) as parts:
+            async for text, likely in parts:
+                texts.append(text)
+                yield text, likely
+        timings = {"total": round(time.monotonic() - self.started, 4)}
+        if "first_token" in self.trace.facts:
+            timings["first_token"] = self.trace.facts["first_token"]
+        facts = {
+            "prompt_tokens": self.written.prompt_tokens,
+            "completion_tokens": self.written.tokens,
+            "finish": self.written.finish,
+            "timings": timings,
+        }
+        question, outcome = self.body.messages[-1].turn().text, self.reply.outcome if self.reply else "answered"
+        await log_answer(self.service, self.caller, self.id, "chat", question, "".join(texts), outcome, facts)
+
+    async def _parts(self) -> AsyncGenerator[tuple[str, Sequence[TokenLogprob]], None]:
+        """Yield the standard reply, or the model's text, without the space at the beginning of its first token."""
+        if self.reply:
+            yield self.reply.text, ()
+            return
+        begun = False
+        async with (
+            wait_for_turn(self.service, self.caller, self.trace) as self.written,
+            aclosing(generate_chunks(self.service, self.requests[0], self.written, self.trace)) as chunks,
+        ):
+            async for chunk in chunks:
+                text = chunk.text if begun else chunk.text.lstrip()
+                begun = begun or bool(text)
+                yield text, chunk.likely
+        if self.ending:
+            yield self.ending, ()
+
+    def _logprobs(self, likely: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        tokenizer = self.service.engine.tokenizer
+        return ChatLogprobs(content=[_chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
+
+
+class _TextCompletion(_GenerationResponse):
+    id_prefix, chunk_object, response_type = "cmpl", "text_completion", Completion
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionBody,
+        requests: Sequence[GenerationRequest],
+        caller: Caller,
+        trace: Trace,
+    ) -> None:
+        super().__init__(service, body, requests, caller, trace)
+        self.body = body
 
     async def at_once(self) -> Response:
         """Return all texts as one response."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
-            with self.service.admission.spare(len(self.jobs) - 1) as more:
-                works = [partial(self._choice, number, job, count) for number, job in enumerate(self.jobs)]
+            with self.service.admission.spare(len(self.requests) - 1) as more:
+                works = [partial(self._choice, number, one, count) for number, one in enumerate(self.requests)]
                 choices = await _together(works, 1 + more)
-        usage = Usage(
-            prompt_tokens=count.prompt_tokens,
-            completion_tokens=count.tokens,
-            total_tokens=count.prompt_tokens + count.tokens,
-        )
-        response = Completion(
-            id=self.id,
-            created=self.created,
-            model=self.service.served.name,
-            system_fingerprint=self.service.served.fingerprint,
-            choices=choices,
-            usage=usage,
-        )
-        return Response(response.model_dump_json(), media_type="application/json")
+        return self.response(choices, count)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the texts as OpenAI's chunks, one prompt after the other."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
-            for number, job in enumerate(self.jobs):
+            for number, request in enumerate(self.requests):
                 offset = 0
-                async with aclosing(generate_chunks(self.service, job, count, self.trace)) as coming:
-                    async for piece in coming:
-                        scores = self._logprobs(piece.likely, offset)
-                        offset += len(piece.text)
-                        finish = None if piece.finish is None else _finish(piece.finish)
-                        yield self._chunk(number, piece.text, scores, finish)
-        if self.body.stream_options and self.body.stream_options.include_usage:
-            usage = {
-                "prompt_tokens": count.prompt_tokens,
-                "completion_tokens": count.tokens,
-                "total_tokens": count.prompt_tokens + count.tokens,
-            }
-            yield event(self._head() | {"choices": [], "usage": usage})
-        yield event("[DONE]")
+                async with aclosing(generate_chunks(self.service, request, count, self.trace)) as chunks:
+                    async for chunk in chunks:
+                        scores = self._logprobs(chunk.likely, offset)
+                        offset += len(chunk.text)
+                        finish = _finish(chunk.finish) if chunk.finish else None
+                        yield self.chunk(finish, number, scores, text=chunk.text)
+        for each in self.last_events(count):
+            yield each
 
-    async def _choice(self, number: int, job: GenerationRequest, count: GeneratedText) -> CompletionChoice:
+    async def _choice(self, number: int, request: GenerationRequest, count: GeneratedText) -> CompletionChoice:
         tokenizer = self.service.engine.tokenizer
         written = GeneratedText(finish="length")
-        if job.max_new_tokens:
-            written = await generate_whole(self.service, job, count, self.trace)
+        if request.max_new_tokens:
+            written = await generate_whole(self.service, request, count, self.trace)
         else:
-            count.prompt_tokens += len(job.prompt)
+            count.prompt_tokens += len(request.prompt)
         scores = self._logprobs(written.likely)
         text = written.text
         if self.body.echo:
-            prompt = tokenizer.decode(job.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            prompt = tokenizer.decode(request.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             text = f"{prompt}{text}"
             if scores is not None:
                 # Evaluation harnesses expect one token after the prompt; if the model ended at once, its end token.
-                ended = bool(job.max_new_tokens) and not written.ids
-                scores = joined(await self._echoed(job, ended), scores, len(prompt))
+                ended = bool(request.max_new_tokens) and not written.ids
+                scores = _joined(await self._echoed(request, ended), scores, len(prompt))
         return CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
 
-    async def _echoed(self, job: GenerationRequest, ended: bool) -> CompletionLogprobs:
+    async def _echoed(self, request: GenerationRequest, ended: bool) -> CompletionLogprobs:
         """Return the prompt's tokens, and the end token if the model `ended` there; the first token has no score."""
         engine = self.service.engine
-        first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
+        first, rest = list(request.prompt[:1]), [*request.prompt[1:]]
+        rest += [engine.tokenizer.eos_token_id] if ended else []
         scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
         likely = (await scored)[0] if rest else []
-        scores = self._logprobs(likely, len(streaming.text_of(engine.tokenizer, first[0])))
+        text = _text_of(engine.tokenizer, first[0])
+        scores = self._logprobs(likely, len(text))
         assert scores is not None, "the request asked for logprobs"
-        return CompletionLogprobs(
-            tokens=[streaming.text_of(engine.tokenizer, first[0]), *scores.tokens],
-            token_logprobs=[None, *scores.token_logprobs],
-            top_logprobs=[None, *scores.top_logprobs],
-            text_offset=[0, *scores.text_offset],
-        )
+        start = CompletionLogprobs(tokens=[text], token_logprobs=[None], top_logprobs=[None], text_offset=[0])
+        return _joined(start, scores, 0)
 
     def _logprobs(self, likely: Sequence[TokenLogprob], offset: int = 0) -> CompletionLogprobs | None:
         if self.body.logprobs is None:
             return None
         tokenizer = self.service.engine.tokenizer
-        texts = [streaming.text_of(tokenizer, each.token) for each in likely]
-        offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
+        texts = [_text_of(tokenizer, each.token) for each in likely]
         return CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[streaming.finite_logprob(each.logprob) for each in likely],
-            top_logprobs=[streaming.named(tokenizer, each.others, each) for each in likely],
-            text_offset=offsets,
+            token_logprobs=[_finite(each.logprob) for each in likely],
+            top_logprobs=[_named(tokenizer, each) for each in likely],
+            text_offset=[offset + sum(map(len, texts[:number])) for number in range(len(texts))],
         )
 
-    def _chunk(self, number: int, text: str, scores: CompletionLogprobs | None, finish: str | None) -> bytes:
-        logprobs = scores.model_dump() if scores else None
-        choice = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        return event(self._head() | {"choices": [choice]})
 
-    def _head(self) -> dict[str, Any]:
-        served = self.service.served
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": served.name,
-            "system_fingerprint": served.fingerprint,
-        }
-
-
-def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> CompletionLogprobs:
+def _joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> CompletionLogprobs:
     """Return the log-probabilities of two parts of one text, of which the second begins at `offset`."""
     return CompletionLogprobs(
         tokens=first.tokens + then.tokens,
@@ -224,7 +377,7 @@ def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> 
 
 
 async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], at_once: int) -> list[CompletionChoice]:
-    """Return the results of all jobs, `at_once` of which run at the same time. If one fails, cancel the others."""
+    """Return all results; `at_once` calls run at the same time. If one fails, cancel the others."""
     places = asyncio.Semaphore(at_once)
 
     async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
@@ -243,49 +396,43 @@ def _finish(finish: str) -> Any:
     return "length" if finish == "length" else "stop"
 
 
-@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Embed texts")
-async def embed(
-    body: EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", paying=True))]
-) -> Any:
-    """Return a vector of length 1 for each text. Texts with similar meanings have similar vectors."""
-    service: Service = request.app.state.service
-    if service.embeds is None:
-        raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")
-    service.must_serve(body.model, embedding=True)
-    model = await asyncio.to_thread(service.embeds)
-    if body.dimensions not in {None, model.size}:
-        raise ApiError(400, f"dimensions must be {model.size} for {body.model}.", "invalid_value", "dimensions")
-    loop = asyncio.get_running_loop()
-    counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
-    async with wait_for_turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
-        count.prompt_tokens = sum(counts)
-        made = await loop.run_in_executor(service.asks, model.embed, body.input)
-    as_text = body.encoding_format == "base64"
-    return Embeddings(
-        data=[
-            Vector(
-                index=n, embedding=base64.b64encode(row.astype("<f4").tobytes()).decode() if as_text else row.tolist()
-            )
-            for n, row in enumerate(made)
-        ],
-        model=body.model,
-        usage=EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
+def _usage(written: GeneratedText) -> Usage:
+    prompt, completion = written.prompt_tokens, written.tokens
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+LEAST = -9999.0
+"""The stand-in for minus infinity, which JSON can't express"""
+
+
+def _text_of(tokenizer: Any, token: int) -> str:
+    """Return a token's text; if that is an incomplete character, its name in the vocabulary, which is unique."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
+
+
+def _named(tokenizer: Any, likely: TokenLogprob) -> dict[str, float]:
+    """Return the log-probabilities of the most likely tokens and of the chosen one, by their text."""
+    every = dict(likely.others) | {likely.token: likely.logprob}
+    found: dict[str, float] = {}
+    for token, logprob in sorted(every.items(), key=lambda entry: -entry[1]):
+        found.setdefault(_text_of(tokenizer, token), _finite(logprob))
+    return found
+
+
+def _chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
+    """Return a token of a chat's answer with the `top` most likely tokens at its position."""
+    ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
+    return ChatToken(
+        **_token_fields(tokenizer, likely.token, likely.logprob),
+        top_logprobs=[TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked],
     )
 
 
-def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Return the number of tokens of each text. Raises ApiError if a text is too long for the model."""
-    counts = []
-    for number, row in enumerate(tokenizer.encode_batch(texts)):
-        most = len(row.ids)
-        excess = sum(len(each.ids) - 2 for each in row.overflowing)
-        if excess > 0:
-            raise ApiError(
-                400,
-                f"input.{number} is {excess:,} token{'s' if excess != 1 else ''} too long: the model reads at most "
-                f"{most} tokens.",
-                "context_length_exceeded",
-                "input",
-            )
-        counts.append(most)
-    return counts
+def _finite(logprob: float) -> float:
+    return max(float(logprob), LEAST)
+
+
+def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
+    text = _text_of(tokenizer, token)
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}

@@ -15,14 +15,14 @@ from meditune.errors import EngineUnavailableError
 from meditune.serve.api_errors import ApiError, unavailable
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.routes.pages import PAGES
-from meditune.serve.schema import Told, errors
+from meditune.serve.schema import ResponseBody, errors
 from meditune.serve.service import Service, facts
 from meditune.store.overview import overview
 
 router = APIRouter(tags=["Operation"])
 
 
-class Health(Told):
+class Health(ResponseBody):
     """The confirmation that the server is alive or ready."""
 
     status: Literal["ok"] = "ok"
@@ -76,7 +76,7 @@ async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metric
 models_router = APIRouter(tags=["OpenAI"])
 
 
-class ServedModel(Told):
+class ServedModel(ResponseBody):
     """A model that requests may name."""
 
     id: str
@@ -85,7 +85,7 @@ class ServedModel(Told):
     owned_by: str = "meditune"
 
 
-class Models(Told):
+class Models(ResponseBody):
     """The list of models."""
 
     object: Literal["list"] = "list"
@@ -104,7 +104,7 @@ def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("gen
     """Return the model of this name."""
     service: Service = request.app.state.service
     if name not in service.models():
-        service.must_serve(name)
+        service.require_model(name)
     return ServedModel(id=name, created=service.served.created)
 
 
@@ -113,7 +113,7 @@ FRESH_S = 5.0
 admin_router = APIRouter()
 
 
-class Status(Told):
+class Status(ResponseBody):
     """The state of the service; docs/how-to/operate.md explains the fields."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())

@@ -9,19 +9,22 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing, nullcontext
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from meditune.assistant.assistant import Assistant
+from meditune.assistant.events import Event
 from meditune.assistant.triage import Triage
 from meditune.phi.detector import mask
-from meditune.serve import moderation, version_router
+from meditune.serve import moderation
 from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
-from meditune.serve.metrics import count_answer, facts_of, outcome_of
+from meditune.serve.metrics import count_answer, facts_of
 from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Thanks, errors, streams
-from meditune.serve.service import AnswersQuestions, Event, Service
+from meditune.serve.service import Service
 from meditune.serve.store_access import run_in_store_thread
 from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
 from meditune.serve.version_router import conversation_of, route_request
@@ -39,81 +42,69 @@ router = APIRouter(tags=["Assistant"])
 )
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """Return an answer that is based on sources and cites them, or the reason why there is no answer."""
-    conversation = conversation_of(caller, body.history[0].question if body.history else body.question)
-    service = route_request(request, conversation)
+    first = body.history[0].question if body.history else body.question
+    service = route_request(request, conversation_of(caller, first))
     if service.assistant is None:
         raise ApiError(404, "This server has no assistant, so it answers only chats.", "not_found")
     past = [each.question for each in body.history]
     length = sum(len(each.question) + len(each.answer) for each in body.history)
     asked = moderation.ChatQuestion(body.question, past, "question", history=length)
     found = await moderation.triage_request(request, service, service.assistant, caller, asked)
-    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY], conversation, found)
+    trace: Trace = request.scope[SCOPE_KEY]
+    if service.settings.log_text:
+        trace.facts["question"] = mask(body.question)
+    run = _AnswerRun(service, service.assistant, body, caller, trace, found)
     if body.stream:
-        return EventStream(asking.events, kind="error")
-    return await cancel_on_disconnect(request, asking.at_once())
+        return EventStream(run.events, kind="error")
+    return await cancel_on_disconnect(request, run.at_once())
 
 
-class _Asking:
+@dataclass(eq=False)
+class _AnswerRun:
     """One question in progress."""
 
-    def __init__(
-        self,
-        service: Service,
-        assistant: AnswersQuestions,
-        body: AskBody,
-        caller: Caller,
-        trace: Trace,
-        conversation: str,
-        found: Triage,
-    ) -> None:
-        """Prepare the answer to a question. `found` is the result of triage."""
-        self.service, self.assistant, self.body, self.caller, self.trace = service, assistant, body, caller, trace
-        self.conversation, self.found = conversation, found
-        self.id = f"ask-{secrets.token_hex(12)}"
-        if service.settings.log_text:
-            trace.facts["question"] = mask(body.question)
+    service: Service
+    assistant: Assistant
+    body: AskBody
+    caller: Caller
+    trace: Trace
+    found: Triage
+    """The result of triage"""
+    id: str = field(default_factory=lambda: f"ask-{secrets.token_hex(12)}")
 
     async def at_once(self) -> dict[str, Any]:
         """Return the answer alone, without the other events."""
-        answer: dict[str, Any] = {}
-        async with aclosing(self._emitted()) as coming:
-            async for kind, content in coming:
-                if kind == "answer":
-                    answer = content
-        return answer
+        async with aclosing(self._contents()) as contents:
+            return [content async for _, content in contents][-1]
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield all events of the assistant as they come."""
-        async with aclosing(self._emitted()) as coming:
-            async for kind, content in coming:
+        async with aclosing(self._contents()) as contents:
+            async for kind, content in contents:
                 yield event(content, kind)
 
-    async def _emitted(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """Yield the kind and content of each event. The answer is stored before the client gets it."""
+    async def _contents(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        """Yield the kind and content of each event. The answer, the last one, is stored before the client gets it."""
         # Urgent help needs no engine, so it doesn't wait for one.
-        urgent = self.found.action == "urgent"
-        needs_engine = self.found.action != "decline"
-        place = (
+        urgent, needs_engine = self.found.action == "urgent", self.found.action != "decline"
+        turn = (
             nullcontext(GeneratedText())
             if urgent
             else wait_for_turn(self.service, self.caller, self.trace, needs_engine)
         )
-        async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
-            async for each in coming:
+        async with turn as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as events:
+            async for each in events:
                 content = each.as_dict()
                 if each.kind == "answer":
                     content = {"id": self.id} | content
-                    await self._keep(content)
+                    await self._store(content)
                 yield each.kind, content
 
-    async def _keep(self, answer: dict[str, Any]) -> None:
+    async def _store(self, answer: dict[str, Any]) -> None:
         count_answer(self.service.metrics, answer)
-        outcome, facts = outcome_of(answer), facts_of(answer)
-        self.trace.facts["outcome"] = outcome
-        text = str(answer.get("text", ""))
-        await log_answer(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
-        if outcome in ("answered", "abstained"):
-            version_router.ask(self.service, self.conversation, self.caller, self.id, self.body, self.found)
+        outcome = self.trace.facts["outcome"] = answer["outcome"]
+        question, text = self.body.question, answer["text"]
+        await log_answer(self.service, self.caller, self.id, "ask", question, text, outcome, facts_of(answer))
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """Yield the assistant's events, and put its token counts into `count`.
@@ -121,8 +112,8 @@ class _Asking:
         The assistant runs in one of these threads (None: the event loop's). If the client disconnects, it is cancelled.
         """
         loop = asyncio.get_running_loop()
-        came: asyncio.Queue[Event | None] = asyncio.Queue()
-        left = threading.Event()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        disconnected = threading.Event()
 
         def work() -> None:
             for each in self.assistant.ask(
@@ -132,23 +123,23 @@ class _Asking:
                 sources=self.body.sources,
                 history=[(past.question, past.answer) for past in self.body.history],
                 max_new_tokens=self.body.max_new_tokens,
-                cancelled=left.is_set,
+                cancelled=disconnected.is_set,
                 found=self.found,
             ):
                 if each.kind == "answer":
-                    used = each.as_dict().get("tokens") or {}
-                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
-                loop.call_soon_threadsafe(came.put_nowait, each)
+                    used = each.as_dict()["tokens"]
+                    count.prompt_tokens, count.tokens = used["prompt"], used["completion"]
+                loop.call_soon_threadsafe(events.put_nowait, each)
 
         # The thread continues the request's trace.
         worker = loop.run_in_executor(threads, copy_context().run, work)
-        worker.add_done_callback(lambda _: came.put_nowait(None))
+        worker.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (each := await came.get()) is not None:
+            while (each := await events.get()) is not None:
                 yield each
             worker.result()
         finally:
-            left.set()
+            disconnected.set()
             # The place in the engine is free only when the work has really ended.
             await asyncio.wait({worker})
             if not worker.cancelled():
@@ -165,7 +156,7 @@ async def feedback(
     overrides that of other keys.
     """
     service: Service = request.app.state.service
-    service.access.says(request, caller)
+    service.access.limit_feedback(request, caller)
     # Without keys, everyone has all scopes, but nobody counts as an expert.
     expert = bool(caller.key) and "expert" in caller.scopes
     answers = await _answers_of(service, body.id, caller, "expert")

@@ -32,6 +32,9 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
+SHOWN_WORDS = 400
+"""Number of words to show around the retrieved passage of a document; whole abstracts fit"""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -59,7 +62,7 @@ class Document:
         }
 
 
-class Searched(Protocol):
+class PassageSearch(Protocol):
     """A source of passages that can be searched with questions."""
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
@@ -72,31 +75,31 @@ class Searched(Protocol):
         """Return a description for the run's records."""
 
 
-def open_search(spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = "") -> Searched:
+def open_search(
+    spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = ""
+) -> PassageSearch:
     """Return the search that the recipe names: an index, or the examples' contexts.
 
     `elsewhere` names a third party that will see the passages, if any. Raises DataError where there is nothing to
     search, or where its content may not be shown to that third party.
     """
     if spec.index in (None, CONTEXTS):
-        return Contexts(contexts, form)
+        return ContextSearch(contexts, form)
     from meditune.retrieve.index import Index
 
-    return InIndex(Index.open(str(spec.index)), spec, form, elsewhere)
+    return IndexSearch(Index.open(str(spec.index)), form, elsewhere)
 
 
-class InIndex:
+class IndexSearch:
     """Search in an index, with all retrieval methods it has."""
 
-    def __init__(self, index: Index, spec: SearchedSpec, form: PromptFormat, elsewhere: str = "") -> None:
-        self.index, self.spec, self.form = index, spec, form
-        self.sources = spec.sources or None
-        restricted = [name for name in index.manifest.restricted if not spec.sources or name in spec.sources]
+    def __init__(self, index: Index, form: PromptFormat, elsewhere: str = "") -> None:
+        self.index, self.form = index, form
+        restricted = index.manifest.restricted
         if elsewhere and restricted:
             raise DataError(
                 f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}: their licence forbids passing "
-                "them to a third party. List only other sources under retrieve.sources, or use a model that runs on "
-                "this machine."
+                "them to a third party. Use an index without them, or a model that runs on this machine."
             )
         self._whole = lru_cache(maxsize=1000)(index.passages)
 
@@ -104,7 +107,7 @@ class InIndex:
         """Return the best `k` documents, best first, without those of groups in `hidden`."""
         wanted = k
         while True:
-            hits = self.index.search(question, wanted, sources=self.sources).hits
+            hits = self.index.search(question, wanted).hits
             found = [hit for hit in hits if hit.passage.group not in hidden]
             if len(found) >= k or len(hits) < wanted or wanted >= 50 * k:
                 break
@@ -113,14 +116,14 @@ class InIndex:
 
     def _shown(self, hit: Any) -> Document:
         passage = hit.passage
-        parts = with_neighbors(self._whole(passage.document), passage.id, self.spec.words)
+        parts = with_neighbors(self._whole(passage.document), passage.id, SHOWN_WORDS)
         title = clean_passage(passage.title, self.form).text
         sections, score = in_sections(parts, self.form), round(float(hit.score), 6)
         return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """Yield every document's id with its text, in pieces."""
-        yield from self.index.texts(self.sources)
+        yield from self.index.texts()
 
     def facts(self) -> dict[str, Any]:
         """Return a description for the run's records."""
@@ -133,7 +136,7 @@ class InIndex:
         }
 
 
-class Contexts:
+class ContextSearch:
     """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples, without their questions."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
@@ -179,19 +182,19 @@ class Contexts:
         return {"index": CONTEXTS, "content": None, "embedding": None, "documents": len(self.examples)}
 
 
-def own_passages(example: Example, form: PromptFormat, words: int) -> list[Section]:
+def own_passages(example: Example, form: PromptFormat) -> list[Section]:
     """Return the passages an example is based on: its context, or the beginning of its answer if it has none."""
     if example.context:
         return _given(example, form)
     parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(split_text(example.answer))]
-    return in_sections(with_neighbors(parts, "0", words), form) if parts else []
+    return in_sections(with_neighbors(parts, "0", SHOWN_WORDS), form) if parts else []
 
 
 def _given(example: Example, form: PromptFormat) -> list[Section]:
     return clean_text([(passage.label.capitalize(), passage.text) for passage in example.context], form)
 
 
-def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
+def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
     """Store each measured item's passages in the run's `folder`, unless they are already stored.
 
     Returns the content of retrieved.json, or None where the recipe retrieves nothing: `index`, `content` (a hash of the
@@ -221,14 +224,14 @@ def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere:
     facts = place.facts() | {
         "k": spec.k,
         "items": len(items),
-        "own": own_found(retrieved_passages.read(folder / retrieved_passages.FOUND), documents),
+        "own": own_document_ranks(retrieved_passages.read(folder / retrieved_passages.FOUND), documents),
         "leaks": leakage.facts(leaks),
     }
     write_json(folder / retrieved_passages.FACTS, facts)
     return facts
 
 
-def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
+def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
     """Return the measured examples with their retrieved passages; none where nothing is retrieved."""
     if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.FOUND).is_file():
         return []
@@ -240,7 +243,7 @@ def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Exa
     ]
 
 
-def own_found(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
+def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
     """Return `items`, whose own document is among the `documents`, and `ranks`: rank (from 1) -> number of items.
 
     An item's own document has the publisher's id of the item, whatever source it was read from: pubmed:123 is the
@@ -263,7 +266,7 @@ def _noting(passages: Any, documents: set[str]) -> Any:
         yield document, text
 
 
-def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
+def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
     """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
 
     The seed decides which examples get passages, which of these lack their own, and the order of passages. No passage
@@ -274,7 +277,7 @@ def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: s
     path = folder / retrieved_passages.TRAINING
     if not spec.share or path.is_file():
         return
-    able = [example for example in splits.train if own_passages(example, recipe.prompt, spec.words)]
+    able = [example for example in splits.train if own_passages(example, recipe.prompt)]
     chance = random.Random(f"{recipe.seed}/retrieved")
     chosen = sorted(chance.sample(range(len(able)), round(spec.share * len(able))))
     alone = set(chance.sample(chosen, round(spec.missing * len(chosen))))
@@ -289,13 +292,15 @@ def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: s
     write_jsonl(path, rows())
 
 
-def _row(example: Example, place: Searched, right: bool, unseen: Collection[str], recipe: Recipe) -> dict[str, Any]:
+def _row(
+    example: Example, place: PassageSearch, right: bool, unseen: Collection[str], recipe: Recipe
+) -> dict[str, Any]:
     spec = recipe.train.retrieve
     wanted = spec.passages - right
     others = place.search(example.question, wanted, {*unseen, example.group}) if wanted else []
-    sections = own_passages(example, recipe.prompt, spec.words)
-    mine = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
+    sections = own_passages(example, recipe.prompt)
+    own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
     # If space is short, the own passage is left out last, and the best of the others before it.
-    passages = [each.stored(rank) for rank, each in enumerate([mine, *others] if right else others)]
+    passages = [each.stored(rank) for rank, each in enumerate([own, *others] if right else others)]
     random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
     return {"id": example.id, "right": right, "passages": passages}

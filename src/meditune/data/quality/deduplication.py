@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,8 @@ from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Thresholds at which near duplicates are counted, to show the effect of another choice"""
-
-
 ANSWERS_ALIKE = 0.5
 """Least Jaccard index of the answers alone: a long question or context must not hide different answers"""
-
 
 Key = tuple[int, int]
 """A digest of 128 bits, so that collisions are practically impossible"""
@@ -47,17 +45,14 @@ class Marks:
     shingles: Hashes
 
 
-class Rows(Protocol):
-    """Rows to compare, in memory or on disk: marks of all rows, and single rows on access."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows to compare, in memory or on disk: the marks of all rows, and single rows on access."""
 
     contents: Keys
     wordings: Keys
     shingles: Sequence[Hashes]
     examples: Sequence[Example]
-
-    def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Return the questions of these rows."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +66,6 @@ class Pair:
     exact: bool = False
 
 
-class InMemory:
-    """Rows in memory."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        made = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
-        self.examples = examples
-        self.shingles: Sequence[Hashes] = [each.shingles for each in made]
-        self.contents, self.wordings = keys(each.content for each in made), keys(each.wording for each in made)
-
-    def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Return the questions of these rows."""
-        return (self.examples[index].question for index in rows)
-
-
 def pairs(examples: Sequence[Example]) -> list[Pair]:
     """Return all pairs of exact or near duplicates (from the lowest of THRESHOLDS on), the earlier row first.
 
@@ -92,27 +73,31 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
     rows share enough of their words and word pairs. Exact duplicates are only paired with their first occurrence, and
     only that one is compared with other rows.
     """
-    return pairs_among(InMemory(examples))
+    made = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
+    contents, wordings = (keys(getattr(each, name) for each in made) for name in ("content", "wording"))
+    return pairs_among(Rows(contents, wordings, [each.shingles for each in made], examples))
 
 
 def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
     """Return the same as `pairs`, for rows that needn't be in memory; unnamed files are created in `folder`."""
-    first = first_occurrences(rows.contents)
-    alone = np.flatnonzero(first == np.arange(len(first)))
-    found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(first != np.arange(len(first)))]
-    hashed = LazySelection(rows.shingles, alone)
+    examples, first = rows.examples, first_occurrences(rows.contents)
+    is_first = first == np.arange(len(first))
+    unique = np.flatnonzero(is_first)
+    found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(~is_first)]
+    hashed = LazySelection(rows.shingles.__getitem__, unique)
     signed = sign(minhash.sign, minhash.texts_to_sign(hashed))
     likely = []
-    near = minhash.near_duplicate_pairs(signed, len(alone), THRESHOLDS[0], folder)
+    near = minhash.near_duplicate_pairs(signed, len(unique), THRESHOLDS[0], folder)
     for one, two in track(near, "Comparing similar rows", unit="pairs"):
         alike = minhash.jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0]:
-            likely.append(Pair(int(alone[one]), int(alone[two]), alike))
-    asked = Questions(
-        _Questions(rows, alone[first_occurrences(rows.wordings[alone]) == np.arange(len(alone))]),
-        ((rows.examples[pair.first].question, rows.examples[pair.again].question) for pair in likely),
+            likely.append(Pair(int(unique[one]), int(unique[two]), alike))
+    one_per_wording = unique[first_occurrences(rows.wordings[unique]) == np.arange(len(unique))]
+    questions = Questions(
+        LazySelection(lambda row: examples[row].question, one_per_wording),
+        ((examples[pair.first].question, examples[pair.again].question) for pair in likely),
     )
-    found += [pair for pair in likely if _same(rows.examples[pair.first], rows.examples[pair.again], asked)]
+    found += [pair for pair in likely if _same(examples[pair.first], examples[pair.again], questions)]
     return sorted(found, key=lambda pair: (pair.again, pair.first))
 
 
@@ -139,7 +124,8 @@ def repeated_questions_among(asked: Keys) -> list[tuple[int, int]]:
 def marks(example: Example) -> Marks:
     """Return the digests and shingles by which a row is compared."""
     wording = _digest(*sorted(set(words(example.question))))
-    return Marks(_content(example), _asked(example), wording, minhash.shingles(text_of(example)))
+    text = f"{example.question} {example.context_text} {example.answer}"
+    return Marks(_content(example), _asked(example), wording, minhash.shingles(text))
 
 
 def keys(found: Iterable[Key]) -> Keys:
@@ -150,46 +136,30 @@ def keys(found: Iterable[Key]) -> Keys:
 def first_occurrences(found: Keys) -> NDArray[np.int64]:
     """Return, for each row, the first row with the same key: itself or an earlier one."""
     order = np.lexsort((found[:, 1], found[:, 0]))
-    said = found[order]
-    begins = np.ones(len(said), bool)
-    begins[1:] = (said[1:] != said[:-1]).any(axis=1)
-    first = np.empty(len(said), np.int64)
-    first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(said)), 0))]
+    ordered = found[order]
+    begins = np.ones(len(ordered), bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.empty(len(ordered), np.int64)
+    first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(ordered)), 0))]
     return first
 
 
 class LazySelection(Sequence[Any]):
-    """Some items of a sequence in a given order, each fetched on access."""
+    """The results of a function for some rows in a given order, each computed on access."""
 
-    def __init__(self, items: Sequence[Any], chosen: NDArray[np.int64]) -> None:
-        self._items, self._chosen = items, chosen
+    def __init__(self, fetch: Callable[[int], Any], rows: NDArray[np.int64]) -> None:
+        self._fetch, self._rows = fetch, rows
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._rows)
 
     def __getitem__(self, at: Any) -> Any:
-        return self._items[int(self._chosen[at])]
-
-
-@dataclass(frozen=True)
-class _Questions:
-    """The questions of some rows; can be iterated repeatedly."""
-
-    rows: Rows
-    chosen: NDArray[np.int64]
-
-    def __iter__(self) -> Iterator[str]:
-        return self.rows.questions(self.chosen)
-
-
-def text_of(example: Example) -> str:
-    """Return all text of a row that is compared."""
-    return " ".join([example.question, *(passage.text for passage in example.context), example.answer])
+        return self._fetch(int(self._rows[at]))
 
 
 def _content(example: Example) -> Key:
     asked, answer = question_key(example.question), question_key(example.answer)
-    return _digest(asked, context_key(example), answer, example.decision or "")
+    return _digest(asked, context_key(example), answer, example.decision or example.label or "")
 
 
 def _asked(example: Example) -> Key:
@@ -199,23 +169,18 @@ def _asked(example: Example) -> Key:
 def _digest(*texts: str) -> Key:
     made = hashlib.blake2b(digest_size=16)
     for text in texts:
-        said = text.encode("utf-8", "surrogatepass")
-        made.update(len(said).to_bytes(8, "little") + said)
-    whole = int.from_bytes(made.digest(), "little")
-    return whole >> 64, whole & 0xFFFFFFFFFFFFFFFF
+        encoded = text.encode("utf-8", "surrogatepass")
+        made.update(len(encoded).to_bytes(8, "little") + encoded)
+    low, high = struct.unpack("<QQ", made.digest())
+    return high, low
 
 
-def _same(one: Example, two: Example, asked: Questions) -> bool:
+def _same(one: Example, two: Example, questions: Questions) -> bool:
     """Return True if questions and answers are the same except for wording."""
-    if one.decision != two.decision or bool(one.answer) != bool(two.answer):
+    if (one.decision, one.label) != (two.decision, two.label) or bool(one.answer) != bool(two.answer):
         return False
-    has_context = bool(one.context) and bool(two.context)
-    if not asked.same(one.question, two.question, (_beside(one), _beside(two)), has_context):
+    texts = f"{one.context_text} {one.answer}", f"{two.context_text} {two.answer}"
+    if not questions.same(one.question, two.question, texts, bool(one.context) and bool(two.context)):
         return False
-    answers = [minhash.shingles(example.answer) for example in (one, two)]
-    alike = minhash.jaccard(*answers) if one.answer else 1.0
+    alike = minhash.jaccard(*(minhash.shingles(example.answer) for example in (one, two))) if one.answer else 1.0
     return alike >= ANSWERS_ALIKE and same_facts(one.answer, two.answer)
-
-
-def _beside(example: Example) -> str:
-    return f"{' '.join(passage.text for passage in example.context)} {example.answer}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.data.quality.duplicates import by_threshold, pairs, repeated_questions
+from meditune.data.quality.deduplication import by_threshold, pairs, repeated_questions
 from meditune.data.readers import liveqa, pubmedqa
 from meditune.data.readers.tables import Rejects
 from tests.data.quality_examples import ANSWER, medquad_rows, row

@@ -6,18 +6,25 @@ One question to one model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from meditune.assistant.cited_answers import Answerer, Writer, ask, open_answerer
+from meditune.assistant.assistant import AssistantSettings, load_assistant
+from meditune.assistant.events import Answer
+from meditune.assistant.retrieval import Retriever
+from meditune.assistant.triage import Triage
+from meditune.assistant.writers import EngineWriter, ask_model
+from meditune.cli.assistant import answer_lines
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError, ModelError
+from meditune.models.api_client import Chat
 from meditune.prompts import prompt_text, save_format
-from meditune.retrieve import citations, collections
+from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
+from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import pack
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
@@ -25,6 +32,7 @@ from meditune.retrieve.index import Index
 from meditune.retrieve.prompt_injection import clean_passage, is_instruction
 from meditune.retrieve.storage import index_storage
 from tests import tiny
+from tests.assistant.saying import Saying, assistant_of
 from tests.commands import meditune
 from tests.data import layouts
 from tests.retrieve import corpus
@@ -49,18 +57,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return Index.open(str(folder / "index"), corpus.TINY)
 
 
-def says(answer: str, seen: list[Sequence[str]] | None = None, room: int = 400) -> Writer:
-    """A model that always gives this answer, and counts words."""
-
-    def write(_: str, texts: Sequence[str]) -> str:
-        if seen is not None:
-            seen.append(texts)
-        return answer
-
-    def count(question: str, texts: Sequence[str]) -> int:
-        return len(" ".join((*texts, question)).split())
-
-    return Writer(FORM, count, write, room)
+def answer_of(
+    index: Index, text: str, question: str, *, nearest: float | None = -1.0, engine: Saying | None = None
+) -> Answer:
+    """The answer to a question that triage lets through, from a model that always says this text."""
+    assistant = assistant_of(engine or Saying(text), index, AssistantSettings(nearest=nearest))
+    *_, answer = assistant.ask(question, style="expert", k=6, found=Triage("answer", question=question))
+    return answer
 
 
 def hits(*texts: str) -> list[Hit]:
@@ -71,90 +74,85 @@ def hits(*texts: str) -> list[Hit]:
     return [Hit(passage, 1.0, 1.0, 1.0) for passage in made]
 
 
-def test_each_sentence_cites_what_bears_it_out_and_the_rest_is_marked(index: Index) -> None:
-    writer = says("Colchicine calms an attack. Combing with a fine comb removes them. Zebras eat green cheese nightly.")
-    answer = Answerer(index, writer, nearest=-1.0).answer("gout attack and lice?", k=6)
-    assert not answer.refusal
-    assert [sentence.citations for sentence in answer.sentences] == [(1,), (2,), ()]
-    assert [source.passage.hit.passage.document for source in answer.sources] == [
-        "clinic:gout.md",
-        "clinic:lice.txt",
-    ]
-    assert [sentence.text for sentence in answer.unsupported] == ["Zebras eat green cheese nightly."]
-    text = "\n".join(citations.as_text(answer))
-    assert "Colchicine calms an attack [1]." in text
-    assert "green cheese nightly [no source]." in " ".join(text.split())
-    assert "replaces no doctor" in text
+def test_each_sentence_cites_what_supports_it_and_the_rest_is_left_out(index: Index) -> None:
+    text = "Colchicine calms an attack. Combing with a fine comb removes them. Zebras eat green cheese nightly."
+    answer = answer_of(index, text, "gout attack and lice?")
+    titles = {source.number: source.id.rpartition("#")[0] for source in answer.sources}
+    cited = [[titles[each.number] for each in sentence.citations] for sentence in answer.sentences]
+    assert cited == [["clinic:gout.md"], ["clinic:lice.txt"], []]
+    lines = "\n".join(answer_lines(answer))
+    number = answer.sentences[0].citations[0].number
+    assert f"Colchicine calms an attack [{number}]." in lines
+    assert "Zebras" not in lines
+    assert "Left out: 1 sentence" in lines
+    assert "replaces no doctor" in lines
+    assert lines.count("your own document") == 2, "only the cited sources"
 
 
-def test_a_passage_of_another_disease_is_no_support(index: Index) -> None:
-    """Though the asked disease is named in the question, and all else stands in the passage."""
-    writer = says("Inhaled steroids help most people with gout.")
-    answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
-    assert answer.refusal
-    assert not answer.sentences[0].supported
+@pytest.mark.parametrize(
+    ("text", "question", "supported"),
+    [
+        # The question names the disease, and everything else is in a passage about another one.
+        ("Inhaled steroids help most people with gout.", "What helps with gout?", [False]),
+        (
+            "Colchicine calms an attack. Insulin calms an attack. Gout is treated with insulin.",
+            "What calms a gout attack?",
+            [True, False, False],
+        ),
+        (
+            "Cool the burn with running water. Cool the burn with running water for 90 minutes.",
+            "First aid for a burn",
+            [True, False],
+        ),
+    ],
+    ids=["another disease", "another drug", "a false number"],
+)
+def test_what_no_passage_says_is_not_supported(index: Index, text: str, question: str, supported: list[bool]) -> None:
+    assert [each.supported for each in answer_of(index, text, question).sentences] == supported
 
 
-def test_another_drug_or_disease_than_the_passages_is_no_support(index: Index) -> None:
-    writer = says("Colchicine calms an attack. Insulin calms an attack. Gout is treated with insulin.")
-    answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
-    assert [sentence.supported for sentence in answer.sentences] == [True, False, False]
-
-
-def test_a_false_number_is_not_cited(index: Index) -> None:
-    writer = says("Cool the burn with running water. Cool the burn with running water for 90 minutes.")
-    answer = Answerer(index, writer, nearest=-1.0).answer("First aid for a burn", k=6)
-    assert [sentence.supported for sentence in answer.sentences] == [True, False]
-
-
-def test_an_answer_of_which_less_than_half_is_borne_out_is_kept_back(index: Index) -> None:
-    writer = says("Colchicine calms an attack. Zebras eat green cheese. Moons sing loudly.")
-    answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)
-    assert "of the 3 sentences" in answer.refusal
-    text = "\n".join(citations.as_text(answer))
-    assert "The sources found:" in text
-    assert "Colchicine calms an attack." in text
-    assert "Zebras" not in text
-    assert "Zebras" not in json.dumps(citations.as_dict(answer))
-    assert "replaces no doctor" in text
-
-
-def test_a_question_far_from_every_passage_is_not_put_to_the_model(index: Index) -> None:
-    seen: list[Sequence[str]] = []
-    answer = Answerer(index, says("Paris.", seen), nearest=0.9).answer("What is the capital of France?", k=3)
-    assert "too far from the question" in answer.refusal
-    assert not seen
-    assert [source.number for source in answer.sources] == list(range(1, len(answer.packed) + 1))
+def test_an_answer_of_which_less_than_half_is_supported_is_withheld(index: Index) -> None:
+    answer = answer_of(index, "Colchicine calms an attack. Zebras eat green cheese. Moons sing loudly.", "gout")
+    assert "of the 3 sentences" in answer.refused
+    lines = "\n".join(answer_lines(answer))
+    assert "The sources found:" in lines
+    assert "Colchicine calms an attack." in lines
+    assert "Zebras" not in lines
+    assert "replaces no doctor" in lines
 
 
 def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(index: Index) -> None:
     question = "What calms a gout attack?"
     first, second = sorted((hit.meaning or 0.0 for hit in index.search(question, 6).hits), reverse=True)[:2]
     assert first > second
-    asked = Answerer(index, says("Colchicine calms an attack."), nearest=(first + second) / 2)
-    far = asked.answer(question, choose=lambda hits, k: sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k])
+    writer = EngineWriter(Saying("Colchicine calms an attack."))
+    far = Retriever(index, writer, 400, (first + second) / 2).retrieve(
+        question, choose=lambda hits, k: sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k]
+    )
     assert "too far" not in far.refusal
 
 
 def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
-    writer = says("Colchicine calms an attack. Colchicine calms an attack. Colchicine calms an")
-    answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)
+    answer = answer_of(index, "Colchicine calms an attack. Colchicine calms an attack. Colchicine calms an", "gout")
     assert [sentence.text for sentence in answer.sentences] == ["Colchicine calms an attack."]
-    assert any("was cut off" in remark for remark in answer.remarks)
-    assert any("repeated" in remark for remark in answer.remarks)
 
 
-def test_what_announces_an_answer_and_stops_there_is_no_answer(index: Index) -> None:
-    writer = says('The answer to the question "What helps with gout?" is: The answer is: What helps with gout?')
-    answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
+@pytest.mark.parametrize(
+    "text", ["", 'The answer to the question "What helps with gout?" is: The answer is: What helps with gout?']
+)
+def test_what_announces_an_answer_and_stops_there_is_no_answer(index: Index, text: str) -> None:
+    answer = answer_of(index, text, "What helps with gout?")
     assert answer.sentences == ()
-    assert answer.refusal == "The model wrote no answer."
-    listed = says("Gout treatment: Colchicine calms an attack.")
-    assert len(Answerer(index, listed, nearest=-1.0).answer("gout", k=6).sentences) == 1
+    assert answer.refused == "The model wrote no answer."
 
 
-def test_an_empty_answer_gives_the_passages(index: Index) -> None:
-    assert "wrote no answer" in Answerer(index, says(""), nearest=-1.0).answer("gout").refusal
+def test_each_sentence_of_an_answer_is_checked_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    judge = Citer.judge
+    monkeypatch.setattr(Citer, "judge", lambda citer, text: checked.append(text) or judge(citer, text))
+    answer = answer_of(index, "Colchicine calms an attack. Zebras eat cheese. Colchicine calms an attack.", "gout")
+    assert checked == [sentence.text for sentence in answer.sentences]
+    assert checked == ["Colchicine calms an attack.", "Zebras eat cheese."]
 
 
 def count_words(texts: Sequence[str]) -> int:
@@ -285,19 +283,20 @@ def test_a_models_own_cues_are_broken() -> None:
 
 def test_planted_orders_reach_neither_the_prompts_tokens_nor_the_reader(index: Index, tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
-    seen: list[Sequence[str]] = []
-    asked = Answerer(index, says("Bleach cures gout.", seen), nearest=-1.0)
-    answer = asked.answer("Does bleach cure gout attacks?", k=6)
-    injected = next(text for text in seen[0] if "Gout attacks are painful" in text)
+    engine = Saying("Bleach cures gout.")
+    answer = answer_of(index, "", "Does bleach cure gout attacks?", engine=engine)
+    seen = [source.text for source in answer.sources]
+    injected = next(text for text in seen if "Gout attacks are painful" in text)
+    assert injected.splitlines()[-1] in engine.prompts[0]
     assert "Ignore" not in injected
     assert "unrestricted" not in injected
-    assert any("instructions to the model" in remark for remark in answer.remarks)
-    assert "Ignore all previous" not in "\n".join(citations.as_text(answer))
+    assert any("instructions to the model" in notice.text for notice in answer.notices)
+    assert "Ignore all previous" not in "\n".join(answer_lines(answer))
 
     from meditune.models.load import load
 
     loaded = load(str(model))
-    prompt = prompt_text(FORM, "Is it safe?", (), "answer") + "\n" + "\n".join(seen[0])
+    prompt = prompt_text(FORM, "Is it safe?", (), "answer") + "\n" + "\n".join(seen)
     assert prompt.count("Question:") == 1
     assert prompt.count("Answer:") == 0
     raw = PLANTED["injected.txt"]
@@ -318,39 +317,27 @@ def test_special_tokens_in_a_question_are_text(tmp_path: Path) -> None:
 
 def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.save(tmp_path / "model")
-    monkeypatch.setattr("meditune.retrieve.index.embedder", lambda _: corpus.TINY)
-    answerer = open_answerer(str(model), index.place.name, max_new_tokens=8, context_tokens=120)
-    answer = answerer.answer("What helps against lice?", k=6)
-    assert answer.packed
-    assert any("no room" in remark for remark in answer.remarks)
+    monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
+    monkeypatch.setattr("meditune.assistant.assistant.triage_classifier", lambda: None)
+    settings = AssistantSettings(max_new_tokens=8, context_tokens=70)
+    assistant = load_assistant(str(model), index.place.name, settings=settings)
+    *_, answer = assistant.ask("What helps against lice?", k=6)
+    assert answer.sources
+    assert any("no room" in notice.text for notice in answer.notices)
     with pytest.raises(DataError, match="too long"):
-        answerer.answer("why " * 200)
-    with pytest.raises(DataError, match="empty"):
-        answerer.answer(" ")
-
-
-def test_several_questions_are_answered_at_once_as_one_by_one(
-    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meditune.retrieve.index.embedder", lambda _: corpus.TINY)
-    opened = open_answerer(str(tiny.save(tmp_path / "model")), index.place.name, max_new_tokens=8)
-    answerer = Answerer(opened.index, opened.writer, nearest=-1.0)
-    questions = ["What calms a gout attack?", "What removes lice?", "What cools a burn?"]
-    together = answerer.answers(questions, k=3)
-    assert together == [answerer.answer(question, k=3) for question in questions]
-    assert [each.question for each in together] == questions
-    assert any(each.sentences for each in together)
-    never = Answerer(opened.index, says("Colchicine calms an attack."), nearest=2.0).answers(questions[:2])
-    assert [bool(each.refusal) for each in never] == [True, True]
+        list(assistant.ask("why " * 200))
+    with pytest.raises(DataError, match="no question"):
+        list(assistant.ask(" "))
+    assistant.writer.close()
 
 
 @pytest.fixture
-def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A tiny sentence model where the real one would be fetched."""
+def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny sentence model where the real one would be fetched, and triage by its rules alone."""
     folder = tiny.sentence_model(tmp_path / "sentences")
     monkeypatch.setattr("meditune.models.package_download.fetch_folder", lambda _: folder)
+    monkeypatch.setattr("meditune.assistant.assistant.triage_classifier", lambda: None)
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
-    return lambda: None
 
 
 @pytest.mark.usefixtures("embedding")
@@ -365,10 +352,13 @@ def test_a_journey(tmp_path: Path) -> None:
     assert "The sources found:" in done.out
     assert "replaces no doctor" in done.out
     said = json.loads(meditune(*asked, "--source-filter", "clinic", "--json").out)
-    assert said["refusal"]
+    assert said["refused"]
     assert said["sources"][0]["licence"] == "your own document"
     assert {"number", "title", "url", "date", "text"} <= set(said["sources"][0])
     assert said["limits"]
+
+    urgent = meditune("ask", model, "My chest hurts and I can't breathe", "--index", index)
+    assert "emergency" in urgent.out
 
     meditune(*asked, "--source", docs / "lice.txt").refused(3, "not both")
     meditune(*asked, "--source-filter", "none").refused(3, "no source 'none'", "clinic")
@@ -386,7 +376,28 @@ def test_a_style_chooses_what_an_answer_rests_on(tmp_path: Path) -> None:
     assert built.code == 0, built
     for style, source in (("plain", "clinic"), ("expert", "pubmed-notes")):
         said = meditune("ask", model, "Are head lice insects?", "--index", index, "-k", 1, "--style", style, "--json")
-        assert [source in each["url"] for each in json.loads(said.out)["sources"]] == [True], said
+        assert [source == each["source"] for each in json.loads(said.out)["sources"]] == [True], said
+
+
+def test_a_model_behind_an_api_answers_from_an_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
+    monkeypatch.setattr("meditune.assistant.assistant.triage_classifier", lambda: None)
+    sent: list[str] = []
+
+    def write(_: Chat, messages: Sequence[dict[str, str]], limit: int) -> str:
+        sent.append(messages[-1]["content"])
+        return f"Colchicine calms an attack. Zebras eat cheese {limit} times."
+
+    monkeypatch.setattr(Chat, "write", write)
+    assistant = load_assistant("api:gpt-4.1-mini", index.place.name, settings=AssistantSettings(nearest=-1.0))
+    *_, answer = assistant.ask("What calms a gout attack?")
+    assert answer.text == "Colchicine calms an attack."
+    assert answer.decision is None
+    assert len(sent) == 1
+    assert "Colchicine" in sent[0]
+    *_, urgent = assistant.ask("My chest hurts and I can't breathe")
+    assert (urgent.outcome, len(sent)) == ("escalated", 1)
 
 
 @pytest.mark.usefixtures("embedding")
@@ -400,11 +411,11 @@ def test_restricted_passages_are_not_sent_to_an_api(tmp_path: Path, monkeypatch:
     meditune(*asked).refused(3, "mimic can't be sent to gpt-4.1-mini", "--source-filter clinic")
 
 
-def test_an_embedding_model_without_a_measured_limit_is_said(index: Index) -> None:
-    said = Answerer(index, says("Colchicine calms an attack.")).answer("gout").remarks
-    assert any(remark.startswith("No similarity limit was measured for the embedding model tiny") for remark in said)
-    chosen = Answerer(index, says("Colchicine calms an attack."), nearest=-1.0).answer("gout")
-    assert not any("No similarity limit was measured" in remark for remark in chosen.remarks)
+@pytest.mark.parametrize(("nearest", "noted"), [(None, True), (-1.0, False)])
+def test_an_embedding_model_without_a_measured_limit_is_noted(index: Index, nearest: float | None, noted: bool) -> None:
+    notices = answer_of(index, "Colchicine calms an attack.", "gout", nearest=nearest).notices
+    start = "No similarity limit was measured for the embedding model tiny"
+    assert any(each.text.startswith(start) for each in notices) is noted
 
 
 @pytest.fixture(scope="module")
@@ -413,23 +424,23 @@ def folder(tmp_path_factory):
 
 
 def test_the_decision_is_the_likeliest_and_the_shares_add_up(folder):
-    answer = ask(str(folder), "Does the drug help?", [], max_new_tokens=4)
+    answer = ask_model(str(folder), "Does the drug help?", [], max_new_tokens=4)
     assert answer.decision == max(answer.probabilities, key=answer.probabilities.get)
     assert answer.probabilities.keys() == {"yes", "no", "maybe"}
     assert sum(answer.probabilities.values()) == pytest.approx(1)
 
 
 def test_sources_are_read(folder):
-    without = ask(str(folder), "Does the drug help?", [], max_new_tokens=4)
-    resting = ask(str(folder), "Does the drug help?", ["Results: pain fell by 30 percent."], max_new_tokens=4)
+    without = ask_model(str(folder), "Does the drug help?", [], max_new_tokens=4)
+    resting = ask_model(str(folder), "Does the drug help?", ["Results: pain fell by 30 percent."], max_new_tokens=4)
     assert resting.probabilities != without.probabilities
 
 
 def test_the_models_own_format_is_used(folder, tmp_path):
     own = tiny.save(tmp_path / "model")
     save_format(PromptFormat(question_cue="Exercise:", decision_cue="Hearts:"), own)
-    plain = ask(str(folder), "Does the drug help?", [], max_new_tokens=4)
-    assert ask(str(own), "Does the drug help?", [], max_new_tokens=4).probabilities != plain.probabilities
+    plain = ask_model(str(folder), "Does the drug help?", [], max_new_tokens=4)
+    assert ask_model(str(own), "Does the drug help?", [], max_new_tokens=4).probabilities != plain.probabilities
 
 
 def test_a_cue_for_plain_words_is_used_where_the_model_has_one(folder, tmp_path):
@@ -437,7 +448,7 @@ def test_a_cue_for_plain_words_is_used_where_the_model_has_one(folder, tmp_path)
     save_format(PromptFormat(plain_cue="In plain words:"), own)
 
     def said(model, style):
-        return ask(str(model), "Does the drug help?", [], max_new_tokens=8, style=style).text
+        return ask_model(str(model), "Does the drug help?", [], max_new_tokens=8, style=style).text
 
     assert said(own, "expert") == said(folder, "expert") == said(folder, "plain")
     assert said(own, "plain") != said(own, "expert")
@@ -456,23 +467,23 @@ def test_asking_shows_the_prompt_that_evaluation_shows(folder):
     loaded = load(str(folder))
     encoder = loaded.encoder(PromptFormat())
     scores = score(loaded, rows_of([encoder.supervised(example, "decision")]), 2048, "", encoder.label_ids())
-    asked = ask(str(folder), "Does it help?", ["It did."], max_new_tokens=2)
+    asked = ask_model(str(folder), "Does it help?", ["It did."], max_new_tokens=2)
     assert asked.probabilities == pytest.approx(probabilities(scores.decisions["t:1"]), abs=1e-6)
 
 
 def test_a_long_source_loses_its_beginning_not_the_question(folder):
     long = " ".join(f"We saw {number} hearts." for number in range(80))
-    answer = ask(str(folder), "Does the drug help?", [long], max_new_tokens=2)
-    other = ask(str(folder), "Does sleep help?", [long], max_new_tokens=2)
+    answer = ask_model(str(folder), "Does the drug help?", [long], max_new_tokens=2)
+    other = ask_model(str(folder), "Does sleep help?", [long], max_new_tokens=2)
     assert answer.probabilities != other.probabilities
 
 
 @pytest.mark.parametrize(("question", "text"), [("", "no question"), ("  ", "no question"), ("why " * 900, "too long")])
 def test_no_question_or_one_too_long(folder, question, text):
     with pytest.raises(DataError, match=text):
-        ask(str(folder), question, [])
+        ask_model(str(folder), question, [])
 
 
 def test_a_model_that_is_not_there():
     with pytest.raises(ModelError, match="Three ways"):
-        ask("/no/model", "Does it help?", [])
+        ask_model("/no/model", "Does it help?", [])

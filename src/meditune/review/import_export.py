@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 from xml.sax.saxutils import quoteattr
@@ -20,36 +20,51 @@ from meditune.files import read_json, replace_file, write_json
 from meditune.review.rating_set import CANNOT, RATE, RatingSet, Task, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rating, Store
 
+COMMENT, BETTER = "comment", "better_answer"
+"""Names of a rater's texts, beside the names of axes"""
 
-@dataclass(frozen=True)
-class RatingsAndNotes:
+
+@dataclass
+class Judgements:
     """Ratings and notes whose `rater` is a name."""
 
+    rating_set: RatingSet
     ratings: list[Rating]
-    notes: list[Note]
+    notes: dict[tuple[str, str, int], Note] = field(default_factory=dict)
+    """The note of each rater, item and round"""
+
+    def add_text(self, rater: str, item: str, round: int, kind: str, text: str, time: str) -> None:
+        """Add a rater's comment or better answer, unless it is the text that was shown for editing."""
+        if kind == BETTER and self.rating_set.unchanged(item, text):
+            return
+        note = self.notes.get((rater, item, round), Note(rater, item, "", "", time, round))
+        changed = replace(note, comment=text) if kind == COMMENT else replace(note, better=text)
+        self.notes[rater, item, round] = replace(changed, time=time or note.time)
+
+    def texts(self) -> Iterator[tuple[Note, str, str]]:
+        """Yield each text that isn't empty, with its note and its name."""
+        for note in self.notes.values():
+            for kind, text in ((COMMENT, note.comment), (BETTER, note.better)):
+                if text:
+                    yield note, kind, text
 
 
-TEXTS = ("comment", "better_answer")
 BESIDE = ("decision", "source", "link")
 
 
-def write(
-    path: Path, rating_set: RatingSet, said: RatingsAndNotes, origins: Mapping[str, tuple[str, str]]
-) -> list[Path]:
+def _write_label_studio(path: Path, given: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
     """Write the tasks and the labeling configuration (.xml) beside them; return both paths."""
+    rating_set = given.rating_set
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for rating in said.ratings:
+    for rating in given.ratings:
         axis = rating_set.axis(rating.axis)
         if axis:
             meta = {"round": rating.round, "seconds": rating.seconds, "time": rating.time}
-            value = {"choices": [axis.label(rating.option)]}
-            found = _result(axis.name, "choices", value) | {"meta": meta}
-            predictions[rating.item][rating.rater, rating.round].append(found)
-    for note in said.notes:
-        for name, text in (("comment", note.comment), ("better_answer", note.better)):
-            if text:
-                found = _result(name, "textarea", {"text": [text]}) | {"meta": {"round": note.round, "time": note.time}}
-                predictions[note.item][note.rater, note.round].append(found)
+            result = _result(axis.name, "choices", {"choices": [axis.label(rating.option)]}, meta)
+            predictions[rating.item][rating.rater, rating.round].append(result)
+    for note, kind, text in given.texts():
+        result = _result(kind, "textarea", {"text": [text]}, {"round": note.round, "time": note.time})
+        predictions[note.item][note.rater, note.round].append(result)
     tasks, shown = [], _shown(rating_set)
     for number, item in enumerate(rating_set.items.values(), start=1):
         sources = "\n\n".join(f"{p.label}: {p.text}" if p.label else p.text for p in item.context)
@@ -73,8 +88,8 @@ def _shown(rating_set: RatingSet) -> list[str]:
     return [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
 
 
-def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
-    return {"from_name": name, "to_name": "answer", "type": kind, "value": value}
+def _result(name: str, kind: str, value: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": "answer", "type": kind, "value": value, "meta": meta}
 
 
 def configuration(rating_set: RatingSet) -> str:
@@ -94,14 +109,14 @@ def configuration(rating_set: RatingSet) -> str:
         hot = [f' hotkey="{key}"' for key in keys] or [""] * len(labels)
         lines += [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, hot, strict=True)]
         lines.append("  </Choices>")
-    for name, title in (("comment", "Comment"), ("better_answer", words.better)):
-        filled = ' value="$answer"' if edits and name == "better_answer" else ""
+    for name, title in ((COMMENT, "Comment"), (BETTER, words.better)):
+        filled = ' value="$answer"' if edits and name == BETTER else ""
         lines.append(f'  <Header value="{title}"/>')
         lines.append(f'  <TextArea name="{name}" toName="answer" rows="3" maxSubmissions="1"{filled}/>')
     return "\n".join([*lines, "</View>", ""])
 
 
-def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
+def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
     """Return the annotations and predictions in a JSON export (not JSON-MIN). Cancelled annotations are skipped.
 
     Raises DataError with the task's number (from 1) if something is invalid.
@@ -109,8 +124,7 @@ def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
     tasks = read_json(path)
     if not isinstance(tasks, list):
         raise DataError(f"{path}: not a Label Studio export, which is a list of tasks.")
-    ratings: list[Rating] = []
-    notes: list[Note] = []
+    given = Judgements(rating_set, [])
     for number, task in enumerate(tasks, start=1):
         where = f"{path}, task {number}"
         data = task.get("data") if isinstance(task, dict) else None
@@ -120,12 +134,13 @@ def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
                 f"{where}: data.item is {item!r}, which isn't in this set. Use the JSON export of a project that was "
                 "created from this set's tasks."
             )
-        for rater, result, seconds in _words(task, where):
-            _take(result, str(item), rater, seconds, rating_set, where, ratings, notes)
-    return RatingsAndNotes(ratings, _joined(notes))
+        for rater, results, seconds in _results(task, where):
+            for result in results:
+                _add_result(given, result, str(item), rater, seconds, where)
+    return given
 
 
-def _words(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], float]]:
+def _results(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], float]]:
     """Yield the rater, the results, and the seconds per choice if known."""
     for kind in ("predictions", "annotations"):
         for each in task.get(kind) or []:
@@ -153,46 +168,25 @@ def _annotator(by: Any) -> str:
     return f"user {by}" if by else ""
 
 
-def _take(
-    result: list[Any], item: str, rater: str, seconds: float, rating_set: RatingSet, where: str,
-    ratings: list[Rating], notes: list[Note],
-) -> None:  # fmt: skip
-    for one in result:
-        try:
-            name, value, meta = one["from_name"], one["value"], one.get("meta") or {}
-            round = ADJUDICATION if meta.get("round") == ADJUDICATION else RATING
-            time = str(meta.get("time", ""))
-            if name in TEXTS:
-                text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
-                if name == "better_answer" and rating_set.unchanged(item, text):
-                    continue
-                words = {"comment" if name == "comment" else "better": text}
-                notes.append(
-                    Note(**{"rater": rater, "item": item, "comment": "", "better": "", **words}, time=time, round=round)
-                )
-                continue
-            axis = rating_set.axis(name)
-            if axis is None:
-                raise DataError(f"{where}: this set has no axis {name!r}.")
-            (label,) = value["choices"]
-            option = axis.number(label)
-            ratings.append(Rating(rater, item, axis.name, option, float(meta.get("seconds", seconds)), time, round))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{where}: {one!r} is neither a choice of this set's labeling configuration nor one of its texts."
-            ) from error
-
-
-def _joined(notes: list[Note]) -> list[Note]:
-    """Merge notes with a comment or a better answer into one per rater and item."""
-    found: dict[tuple[str, str, int], Note] = {}
-    for note in notes:
-        place = (note.rater, note.item, note.round)
-        old = found.get(place, note)
-        found[place] = Note(
-            note.rater, note.item, note.comment or old.comment, note.better or old.better, note.time, note.round
-        )
-    return list(found.values())
+def _add_result(given: Judgements, result: Any, item: str, rater: str, seconds: float, where: str) -> None:
+    try:
+        name, value, meta = result["from_name"], result["value"], result.get("meta") or {}
+        round = ADJUDICATION if meta.get("round") == ADJUDICATION else RATING
+        time = str(meta.get("time", ""))
+        if name in (COMMENT, BETTER):
+            text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
+            given.add_text(rater, item, round, name, text, time)
+            return
+        axis = given.rating_set.axis(name)
+        if axis is None:
+            raise DataError(f"{where}: this set has no axis {name!r}.")
+        (label,) = value["choices"]
+        spent = float(meta.get("seconds", seconds))
+        given.ratings.append(Rating(rater, item, axis.name, axis.number(label), spent, time, round))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where}: {result!r} is neither a choice of this set's labeling configuration nor one of its texts."
+        ) from error
 
 
 Format = Literal["csv", "label-studio"]
@@ -200,8 +194,6 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 COLUMNS = ("item", "rater", "round", "axis", "option", "label", "text", "seconds", "time")
 NEEDED = ("item", "rater", "axis")
 UNBLINDED = ("example", "origin")
-COMMENT, BETTER = "comment", "better_answer"
-"""Values of `axis` in rows that hold a text"""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -224,17 +216,14 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
         raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")
     rating_set, store = read_set(folder, task), Store(folder)
     names = {id: rater.name for id, rater in store.raters().items()}
-    said = RatingsAndNotes(
-        [replace(each, rater=names[each.rater]) for each in store.ratings()],
-        [replace(each, rater=names[each.rater]) for each in store.notes()],
-    )
+    given = Judgements(rating_set, [replace(each, rater=names[each.rater]) for each in store.ratings()])
+    for note in store.notes():
+        note = replace(note, rater=names[note.rater])
+        given.notes[note.rater, note.item, note.round] = note
     origins = {id: (row.example, "+".join(row.origins)) for id, row in read_key(folder)[0].items()} if unblind else {}
     if kind == "csv":
-        path = to or folder / "ratings.csv"
-        _write_csv(path, rating_set, said, origins)
-        return [path]
-    path = to or folder / "label-studio.json"
-    return write(path, rating_set, said, origins)
+        return [_write_csv(to or folder / "ratings.csv", given, origins)]
+    return _write_label_studio(to or folder / "label-studio.json", given, origins)
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
@@ -244,40 +233,33 @@ def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatin
     with the line.
     """
     rating_set, store = read_set(folder, task), Store(folder)
-    said = read(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
-    joining = {each.rater for each in said.ratings if each.round == RATING}
-    names = dict.fromkeys([*(each.rater for each in said.ratings), *(each.rater for each in said.notes)])
+    given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
+    notes = list(given.notes.values())
+    joining = {each.rater for each in given.ratings if each.round == RATING}
+    names = dict.fromkeys([*(each.rater for each in given.ratings), *(each.rater for each in notes)])
     ids = {name: store.rater(name, joins=name in joining).id for name in names}
     before = {(r.rater, r.round, r.item, r.axis): r.option for r in store.ratings()}
-    ratings = [replace(each, rater=ids[each.rater]) for each in said.ratings]
-    known = [(before.get(place), option) for place, option in _places(ratings) if place in before]
-    store.save(ratings, [replace(each, rater=ids[each.rater]) for each in said.notes])
+    ratings = [replace(each, rater=ids[each.rater]) for each in given.ratings]
+    known = [(before[place], r.option) for r in ratings if (place := (r.rater, r.round, r.item, r.axis)) in before]
+    store.save(ratings, [replace(each, rater=ids[each.rater]) for each in notes])
     same = sum(old == new for old, new in known)
     return ImportedRatings(len(ratings) - len(known), len(known) - same, same)
 
 
-def _places(ratings: Sequence[Rating]) -> Iterator[tuple[tuple[str, int, str, str], int | None]]:
-    return (((r.rater, r.round, r.item, r.axis), r.option) for r in ratings)
-
-
-def _write_csv(
-    path: Path, rating_set: RatingSet, said: RatingsAndNotes, origins: Mapping[str, tuple[str, str]]
-) -> None:
+def _write_csv(path: Path, given: Judgements, origins: Mapping[str, tuple[str, str]]) -> Path:
     with replace_file(path, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*COLUMNS, *(UNBLINDED if origins else ())])
-        for rating in said.ratings:
-            axis = rating_set.axis(rating.axis)
-            if axis is None or rating.item not in rating_set.items:
+        for rating in given.ratings:
+            axis = given.rating_set.axis(rating.axis)
+            if axis is None or rating.item not in given.rating_set.items:
                 continue
-            option = rating.option or 0
-            row = [rating.axis, option, axis.label(rating.option), "", rating.seconds, rating.time]
+            row = [rating.axis, rating.option or 0, axis.label(rating.option), "", rating.seconds, rating.time]
             writer.writerow([rating.item, _safe(rating.rater), rating.round, *row, *origins.get(rating.item, ())])
-        for note in said.notes:
-            for kind, text in ((COMMENT, note.comment), (BETTER, note.better)):
-                if text:
-                    row = [kind, "", "", _safe(text), "", note.time]
-                    writer.writerow([note.item, _safe(note.rater), note.round, *row, *origins.get(note.item, ())])
+        for note, kind, text in given.texts():
+            row = [kind, "", "", _safe(text), "", note.time]
+            writer.writerow([note.item, _safe(note.rater), note.round, *row, *origins.get(note.item, ())])
+    return path
 
 
 def _safe(text: str) -> str:
@@ -289,14 +271,12 @@ def _unsafe(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith((*_FORMULA, "'")) else text
 
 
-def _read_csv(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
+def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
     if path.suffix.lower() not in {".csv", ".tsv"}:
         raise DataError(f"{path}: neither CSV (.csv, .tsv) nor a Label Studio export (.json).")
     rejects = Rejects()
-    ratings: list[Rating] = []
-    notes: dict[tuple[str, str, int], Note] = {}
-    found = rows(path, "ratings", rejects)
-    for number, (where, row) in enumerate(found):
+    given = Judgements(rating_set, [])
+    for number, (where, row) in enumerate(rows(path, "ratings", rejects)):
         if not number:
             missing = [column for column in NEEDED if column not in row]
             if missing:
@@ -311,17 +291,13 @@ def _read_csv(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
         round = _round(row, where)
         if row["axis"] in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
-            if row["axis"] == BETTER and rating_set.unchanged(item, text):
-                continue
-            note = notes.get((item, rater, round), Note(rater, item, "", "", _cell(row, "time"), round))
-            changed = replace(note, comment=text) if row["axis"] == COMMENT else replace(note, better=text)
-            notes[item, rater, round] = changed
+            given.add_text(rater, item, round, row["axis"], text, _cell(row, "time"))
         else:
-            ratings.append(_rating(row, where, rating_set, rater, round))
+            given.ratings.append(_rating(row, where, rating_set, rater, round))
     first = next(rejects.rows(), None)
     if first:
         raise DataError(f"{first['where']}: {first['reason']}. Nothing was imported.")
-    return RatingsAndNotes(ratings, list(notes.values()))
+    return given
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from meditune.errors import DataError, ModelError
+from meditune.files import exclusive_lock
+from meditune.models.sentence_encoder import DEFAULT, INT8, SentenceEncoder, load_encoder
 from meditune.operate.drift.alerts import Alert, Policy
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import Reference, fit
 from meditune.operate.drift.signal_tracks import RECENT
 from meditune.operate.drift.signals import BY_NAME, MEANING, Request, from_file, topic_names
 from meditune.phi.detector import mask
-from meditune.retrieve.vector_search import DEFAULT, INT8, Embedder, embedder
-from meditune.store.answers import SHADOW, Answers
+from meditune.store.answers import Answers
 from meditune.store.database import FILE
 from meditune.store.open_store import Place, exists, folder_of, is_url, open_store
 
@@ -59,8 +59,6 @@ class RequestSource:
             yield from from_file(Path(self.named), after)
             return
         for place, answer, ratings in self._answers.in_order(after):
-            if answer.route == SHADOW:
-                continue
             yield Request(
                 answer.id,
                 answer.question,
@@ -112,11 +110,11 @@ def fit_reference(source: RequestSource, last: int | None, embedding: str | None
     chosen = requests[-last:] if last else requests
     if not any(each.question for each in chosen):
         return fit(chosen, None, source.named, seed)
-    model = embedder(embedding or DEFAULT)
+    model = load_encoder(embedding or DEFAULT)
     return fit(list(with_vectors(chosen, model)), model.identity.as_dict(), source.named, seed)
 
 
-def model_for(reference: Reference, name: str | None) -> Embedder | None:
+def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
     """Return the embedding model that matches a reference, or None if the reference has none.
 
     Raises ModelError if another model is named, or the model of that name has changed.
@@ -125,7 +123,7 @@ def model_for(reference: Reference, name: str | None) -> Embedder | None:
     if wanted is None:
         return None
     try:
-        model = embedder(name or wanted["name"])
+        model = load_encoder(name or wanted["name"])
     except ModuleNotFoundError as error:
         raise ModelError(
             f"The reference's embedding model {wanted['name']} needs the package {error.name}. Install it, or fit a "
@@ -147,40 +145,33 @@ def check(
     state: Path | None,
     policy: Policy,
     embedding: str | None = None,
-    evidence: Callable[[Monitor, Sequence[Request]], None] = lambda _, __: None,
 ) -> CheckResult:
-    """Resume from `state` if it exists, add the new requests, and save the state with the `evidence` for alerts.
+    """Resume from `state` if it exists, add the new requests, and save the state with the evidence for alerts.
 
     Raises DataError, ModelError.
     """
     model = model_for(reference, embedding)
     if state is None:
-        found = advance(source, Monitor(reference, policy), model)
-        evidence(found.monitor, found.requests)
-        return found
-    lock = FileLock(state.with_name(f".{state.name}.lock"))
+        return advance(source, Monitor(reference, policy), model)
     state.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock.acquire(timeout=LOCK_S):
-            monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
-            found = advance(source, monitor, model)
-            evidence(found.monitor, found.requests)
-            found.monitor.save(state)
-            return found
-    except Timeout as error:
-        raise DataError(f"Another check is using {state}. Wait until it ends.") from error
+    busy = DataError(f"Another check, or a server with --drift, is using {state}. Wait until it ends.")
+    with exclusive_lock(state.with_name(f".{state.name}.lock"), busy, LOCK_S):
+        monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
+        found = advance(source, monitor, model)
+        monitor.save(state)
+        return found
 
 
 def advance(
     source: RequestSource,
     monitor: Monitor,
-    model: Embedder | None,
+    model: SentenceEncoder | None,
     batch: int = BATCH,
     rest: Callable[[float], None] = lambda _: None,
 ) -> CheckResult:
-    """Add the requests that are new since the last check; after each batch, `rest` receives the seconds it took.
+    """Add the requests that are new since the last check, and gather evidence for alerts.
 
-    Raises DataError if a file has become shorter.
+    After each batch, `rest` receives the seconds it took. Raises DataError if a file has become shorter.
     """
     reference, began = monitor.reference, monitor.count
     same = reference.about["of"] == source.named
@@ -199,12 +190,18 @@ def advance(
         if monitor.number_of(request.id) is None:
             monitor.add(replace(request, ratings=None))
         shown.append(request)
-        _add_outcomes(shown, monitor)
+        if len(shown) > LAG:
+            monitor.add_outcome(shown[-LAG - 1])
+    gather_evidence(monitor, shown)
     return CheckResult(monitor, shown, monitor.count - began, _remarks(monitor, monitor.count - began))
 
 
 def _numbered(
-    requests: Iterable[Request], monitor: Monitor, model: Embedder | None, size: int, rest: Callable[[float], None]
+    requests: Iterable[Request],
+    monitor: Monitor,
+    model: SentenceEncoder | None,
+    size: int,
+    rest: Callable[[float], None],
 ) -> Iterator[Request]:
     """Yield the requests, the new ones with vectors."""
     coming = iter(requests)
@@ -218,15 +215,9 @@ def _numbered(
         begun = time.monotonic()
 
 
-def _add_outcomes(shown: Sequence[Request], monitor: Monitor) -> None:
-    """Add the ratings of the request LAG before the last, unless they were added before."""
-    if len(shown) > LAG:
-        monitor.add_outcome(shown[-LAG - 1])
-
-
-def with_vectors(requests: Sequence[Request], model: Embedder) -> Iterator[Request]:
+def with_vectors(requests: Sequence[Request], model: SentenceEncoder) -> Iterator[Request]:
     """Yield the requests, with vectors for those that have a question."""
-    embed: Callable[[Sequence[str]], Any] = model.embed
+    embed: Callable[[Sequence[str]], Any] = model.encode
     for start in range(0, len(requests), BATCH):
         batch = requests[start : start + BATCH]
         asked = [each for each in batch if each.question and each.vector is None]
@@ -295,10 +286,11 @@ def forget_evidence(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
 
 def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """Return groups of questions unlike all known ones: `name`, `questions`, `share`, `distance`, `examples`."""
-    limit = _far(reference)
+    ranked = reference.numbers.get("novelty")
     known = [each for each in requests if each.vector is not None and each.question]
-    if limit is None or not known:
+    if ranked is None or not known:
         return []
+    limit = float(np.quantile(ranked[:, 0], FAR))
     distances = np.array([reference.shape.distance(each.vector) for each in known if each.vector is not None])
     new = np.flatnonzero(distances > limit)
     if len(new) < LEAST:
@@ -327,16 +319,13 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
     return sorted(found, key=lambda each: -each["questions"])
 
 
-def _far(reference: Reference) -> float | None:
-    values = reference.numbers.get("novelty")
-    return None if values is None else float(np.quantile(values[:, 0], FAR))
-
-
 def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -> list[dict[str, Any]]:
     """Return the requests with the most extreme values in the direction of the change; for a category, its latest."""
     signal = BY_NAME.get(alert.signal) or BY_NAME["novelty"]
-    told = [(each, signal.read(each, reference.shape)) for each in requests]
-    known = [(each, values[alert.column if len(values) > 1 else 0]) for each, values in told if None not in values]
+    values_read = [(each, signal.read(each, reference.shape)) for each in requests]
+    known = [
+        (each, values[alert.column if len(values) > 1 else 0]) for each, values in values_read if None not in values
+    ]
     if signal.kind == "category":
         seen = reference.shares[signal.name]
         own = [pair for pair in known if pair[1] == alert.what or (str(pair[1]) not in seen and not alert.what)]

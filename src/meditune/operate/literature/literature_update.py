@@ -18,10 +18,16 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replace_file, write_json, write_jsonl
+from meditune.models.sentence_encoder import DEFAULT, load_encoder
 from meditune.operate.literature import abstract_questions, article_library
 from meditune.operate.literature.abstract_questions import Pairs
 from meditune.operate.literature.article_library import Flag, Library, LibraryUpdate
-from meditune.operate.literature.medline_update_files import FETCHED, Folder, Server, UpdateFileImport
+from meditune.operate.literature.medline_update_files import (
+    FETCHED,
+    UpdateFileFolder,
+    UpdateFileImport,
+    UpdateFileServer,
+)
 from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils, RateLimitedClient, contact
 from meditune.operate.literature.pubmed_search import LibrarySearch
 from meditune.retrieve import build_index, collections, index, storage
@@ -30,7 +36,7 @@ from meditune.retrieve.collections import FILE, THERE, Collection
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
-from meditune.retrieve.vector_search import DEFAULT, embedder
+from meditune.store.answers import Answers
 from meditune.store.open_store import exists, open_store
 from meditune.store.overview import Notes
 
@@ -48,14 +54,14 @@ def bring_up(
     if place.read(MANIFEST) is None:
         if not documents and not library.counts()[THERE]:
             return None
-        made, changes = build_index.build(place, [mine, *documents], embedder(embedding or DEFAULT))
+        made, changes = build_index.build(place, [mine, *documents], load_encoder(embedding or DEFAULT))
     else:
         before = index.read(place)
         registered = mine.as_dict() in before.collections
         since = library.indexed(place.name, before.content) if registered else 0
         if since == change and registered and not documents:
             return None
-        model = embedder(embedding or before.embedding["name"])
+        model = load_encoder(embedding or before.embedding["name"])
         made, changes = build_index.update(place, [mine, *documents], model, since=since)
     library.is_indexed(place.name, made.content, change)
     return made, changes
@@ -215,7 +221,9 @@ def _take_files(
 ) -> None:
     where = str(wanted.files)
     there = (
-        Server(where, http, here.folder / FETCHED) if http and _is_server(where) else Folder(Path(where).expanduser())
+        UpdateFileServer(where, http, here.folder / FETCHED)
+        if http and _is_server(where)
+        else UpdateFileFolder(Path(where).expanduser())
     )
     before = here.files().keys()
     try:
@@ -233,7 +241,9 @@ def _lists(here: Library) -> None:
 def _flags(here: Library, wanted: Wanted, report: Report) -> None:
     """Find the answers that cite retracted articles, and write the list."""
     known = {row["pmid"]: row for row in here.retracted()}
-    report.flagged = list(article_library.flag(article_library.of_store(str(wanted.store)), known))
+    rows = Answers(open_store(str(wanted.store))).exported() if exists(str(wanted.store)) else ()
+    answers = ((str(row["id"]), row["facts"].get("passages") or []) for row in rows)
+    report.flagged = list(article_library.flag(answers, known))
     write_jsonl(here.folder / article_library.FLAGGED, map(asdict, report.flagged))
 
 
@@ -243,8 +253,8 @@ def _note(folder: Path, wanted: Wanted, report: Report) -> None:
         counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
         failures = [str(failure) for failure in report.failures]
         made = report.index[0].content if report.index else ""
-        told = {"folder": str(folder.resolve()), "index": made, "failures": failures} | counted
-        Notes(open_store(str(wanted.store))).put(f"update/{folder.resolve()}", told)
+        facts = {"folder": str(folder.resolve()), "index": made, "failures": failures} | counted
+        Notes(open_store(str(wanted.store))).put(f"update/{folder.resolve()}", facts)
 
 
 def _index(here: Library, wanted: Wanted, report: Report) -> None:

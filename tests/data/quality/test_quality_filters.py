@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from meditune.data.example import Passage
-from meditune.data.quality.rules import (
+from meditune.data.quality.quality_filters import (
     fix_encoding,
     fix_layout,
     foreign_language,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from meditune import run_passages
+from meditune import retrieval_augmentation
 from meditune.config.data_options import PromptFormat, RetrieveSpec, TrainRetrieveSpec
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.config.training_options import TrainSpec
@@ -17,11 +17,11 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_json
 from meditune.prompts import Encoder, prompt_text
+from meditune.retrieval_augmentation import open_search
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.context_packing import in_sections, with_neighbors
 from meditune.retrieve.storage import index_storage
-from meditune.run_passages import open_search
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.retrieve import corpus
@@ -38,7 +38,7 @@ ANSWER = "Colchicine calms an attack within a day, and allopurinol lowers the ur
 @pytest.fixture(autouse=True)
 def tiny_embedder(monkeypatch):
     """Tiny vectors, by words, wherever an index is opened."""
-    monkeypatch.setattr("meditune.retrieve.index.embedder", lambda _: corpus.TINY)
+    monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def splits(test, train=()):
 
 def test_a_document_is_shown_whole_and_with_its_headings_where_it_is_short(index, tmp_path):
     item = asked(1, "What calms an attack of gout?")
-    said = run_passages.find_for_evaluation(recipe(index), splits([item]), tmp_path)
+    said = retrieval_augmentation.retrieve_for_evaluation(recipe(index), splits([item]), tmp_path)
     (row,) = read_rows(tmp_path / "retrieved.jsonl")
     best = row["passages"][0]
     assert best["source"] == "clinic"
@@ -73,13 +73,13 @@ def test_a_document_is_shown_whole_and_with_its_headings_where_it_is_short(index
         ["Treatment", ANSWER],
     ]
     assert (said["embedding"], said["own"]["items"]) == ("tiny", 0)
-    (shown,) = run_passages.shown(recipe(index), [item], tmp_path)
+    (shown,) = retrieval_augmentation.with_retrieved(recipe(index), [item], tmp_path)
     assert [(part.label, part.text[:4]) for part in shown.context[:3]] == [
         ("", "Gout"),
         ("", "Uric"),
         ("Treatment", "Colc"),
     ]
-    assert run_passages.find_for_evaluation(recipe("nowhere"), splits([item]), tmp_path) == said, (
+    assert retrieval_augmentation.retrieve_for_evaluation(recipe("nowhere"), splits([item]), tmp_path) == said, (
         "what is there isn't looked for again"
     )
 
@@ -133,7 +133,7 @@ def test_passages_without_room_are_left_out_whole_the_worst_first():
 
 def test_an_answer_in_the_index_is_found_and_counted(index, tmp_path):
     items = [asked(1, "What calms gout?", answer=ANSWER), asked(2, "What is asthma?", answer="A disease. " * 8)]
-    said = run_passages.find_for_evaluation(recipe(index), splits(items), tmp_path)
+    said = retrieval_augmentation.retrieve_for_evaluation(recipe(index), splits(items), tmp_path)
     assert said["leaks"]["answer_in_index"]["leaks"] == [
         {"test": "own:1", "train": "clinic:gout.md", "alike": pytest.approx(1, abs=0.2)}
     ]
@@ -162,7 +162,7 @@ def test_training_shows_nothing_of_dev_and_test_and_of_an_answers_own_group(inde
     hidden = asked(3, "What cools a burn?", group="clinic:burn.html")
     spec = TrainRetrieveSpec(share=1.0, passages=3, missing=0.0, index=index)
     made = recipe(index, train=TrainSpec(retrieve=spec))
-    run_passages.find_for_training(made, Splits(train, [], [hidden], "invented"), tmp_path)
+    retrieval_augmentation.retrieve_for_training(made, Splits(train, [], [hidden], "invented"), tmp_path)
     rows = {row["id"]: row for row in read_rows(tmp_path / "retrieved_train.jsonl")}
     for row in rows.values():
         documents = {passage["document"] for passage in row["passages"]}

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from meditune.errors import DataError
-from meditune.review.exchange import export, import_ratings
+from meditune.review.import_export import export, import_ratings
 from meditune.review.rating_set import CANNOT, read_set
 from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 from tests.commands import meditune

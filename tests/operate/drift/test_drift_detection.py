@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from meditune.errors import DataError, ModelError
-from meditune.operate.drift import check, reference
+from meditune.operate.drift import drift_detection, reference
 from meditune.operate.drift.alerts import Policy
-from meditune.operate.drift.check import RequestSource
+from meditune.operate.drift.drift_detection import RequestSource
 from meditune.store import database
 from meditune.store.answers import Feedback
 from tests.commands import meditune
@@ -20,7 +20,9 @@ from tests.operate.drift.streams import fill, requests, write_facts
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     write_facts(folder / "good.jsonl", requests(600, 1))
-    reference.save(check.fit_reference(RequestSource(folder / "good.jsonl"), None, None, 17), folder / "reference")
+    reference.save(
+        drift_detection.fit_reference(RequestSource(folder / "good.jsonl"), None, None, 17), folder / "reference"
+    )
     return folder / "reference"
 
 
@@ -53,19 +55,19 @@ def test_few_requests_are_said_to_be_few(good, tmp_path):
 def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
     folder = tmp_path / "store"
     fill(folder, requests(400, 5), time=2e9)
-    made = reference.save(check.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
+    made = reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
     # The clock jumped back by decades: what came later is later still.
     fill(folder, requests(100, 6, first=401), time=1.0)
     state = tmp_path / "state"
-    found = check.check(RequestSource(folder), made, state, Policy())
+    found = drift_detection.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count, found.monitor.last_id) == (100, 100, "r500")
-    assert check.check(RequestSource(folder), made, state, Policy()).new == 0
+    assert drift_detection.check(RequestSource(folder), made, state, Policy()).new == 0
     # The latest answers go, and their places in the file are given again.
     answers = fill(folder, [])
     for number in range(491, 501):
         assert answers.delete(f"r{number}")
     fill(folder, requests(60, 7, first=601, confidence=(3, 8)))
-    found = check.check(RequestSource(folder), made, state, Policy())
+    found = drift_detection.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count) == (60, 160)
     assert [alert.signal for alert in found.monitor.alerts()] == ["confidence"]
 
@@ -75,11 +77,11 @@ def test_ratings_are_waited_for(tmp_path):
     answers = fill(folder, requests(600, 8))
     for number in range(1, 401, 2):
         answers.say(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
-    made = check.fit_reference(RequestSource(folder), None, None, 17)
+    made = drift_detection.fit_reference(RequestSource(folder), None, None, 17)
     assert made.shares["feedback"].keys() == {"rated", "not rated"}
     made = reference.save(made, tmp_path / "reference")
     fill(folder, requests(300, 9, first=601))
-    found = check.check(RequestSource(folder), made, tmp_path / "state", Policy())
+    found = drift_detection.check(RequestSource(folder), made, tmp_path / "state", Policy())
     # Nobody has rated the latest 200 yet, which says nothing; nobody will rate the 100 before, which does.
     assert found.monitor.outcomes == 100
     assert [alert.signal for alert in found.monitor.alerts()] == ["feedback"]
@@ -126,10 +128,10 @@ def test_neither_store_nor_file_is_refused(good, tmp_path):
 def test_a_file_that_was_cut_is_refused(good, tmp_path):
     made = reference.load(good)
     path = write_facts(tmp_path / "a.jsonl", requests(50, 11))
-    check.check(RequestSource(path), made, tmp_path / "state", Policy())
+    drift_detection.check(RequestSource(path), made, tmp_path / "state", Policy())
     write_facts(path, requests(20, 11))
     with pytest.raises(DataError, match="truncated or replaced"):
-        check.check(RequestSource(path), made, tmp_path / "state", Policy())
+        drift_detection.check(RequestSource(path), made, tmp_path / "state", Policy())
 
 
 @pytest.mark.model
@@ -137,7 +139,7 @@ def test_vectors_of_another_model_are_refused():
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}
     made = reference.fit(requests(300, 12), identity, "test")
     with pytest.raises(ModelError, match="cannot be compared"):
-        check.model_for(made, None)
+        drift_detection.model_for(made, None)
 
 
 def test_a_model_whose_package_is_missing_is_named_with_one_that_needs_none(monkeypatch):
@@ -146,4 +148,4 @@ def test_a_model_whose_package_is_missing_is_named_with_one_that_needs_none(monk
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "any"}
     made = reference.fit(requests(300, 12), identity, "test")
     with pytest.raises(ModelError, match="--embedding all-minilm-l6-v2-int8"):
-        check.model_for(made, None)
+        drift_detection.model_for(made, None)

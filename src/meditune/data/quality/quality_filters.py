@@ -1,9 +1,9 @@
-"""The single-row rules of quality control: each reports a finding and, if possible, the corrected row.
+"""Quality filters and text corrections: the rules that need only one row.
 
-A rule is a pure function of an Example and the recipe's `data.quality`, so rows can be checked in any process and any
-order. The rules check whether a row is a question, is medical, and has a complete answer on topic, and they correct
-wrong decoding, layout residue and boilerplate of web pages. Layout and encoding corrections lose no words; removed
-boilerplate is recorded in the ledger.
+A rule reports a finding and, if possible, the corrected row. It is a pure function of an Example and the recipe's
+`data.quality`, so rows can be checked in any process and any order. The filters check whether a row is a question, is
+medical, and has a complete answer on topic. The corrections repair wrong decoding, layout residue and boilerplate of
+web pages. Layout and encoding corrections lose no words; removed boilerplate is recorded in the ledger.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from meditune.data.quality.ledger import Entry
 from meditune.evidence.words import information_weight, stem
 from meditune.text import sentences
 
-HEALTH = Path(__file__).parent / "health_words.txt"
+MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
 FEW_HEALTH_WORDS = 0.02
 """A text with at most this share of words about health and medicine isn't medical"""
 LEAST_TO_JUDGE, LEAST_CHARACTERS = 8, 40
 """Shorter answers (words, characters) are too short to be judged off topic or in another language"""
-SAYS = 0.3
-"""Words with more information weight count as content words of a question"""
-BEGINNING = 6
+CONTENT_WEIGHT = 0.3
+"""Words with more information weight are content words"""
+PREFIX = 6
 """Number of initial letters that words of one stem share"""
-BEGIN = 120
+OPENING = 120
 """Initial characters of an answer in which "this condition" counts as a mention of the topic"""
 LEAST_SHARED = 0.25
 """Least share of an answer's content words in the context for the answer to be about the context"""
@@ -51,11 +51,10 @@ _CAPITAL = re.compile(r"(?<=[a-z)] )[A-Z][a-z]+")
 _ENDED = re.compile(r"[.!?…:;][\"'”’)\]*]*$|[)\]\"”]$|(?:https?://|www\.)\S+$|\d$")
 _CREDIT = re.compile(r"\W*(?:[A-Z]\S*|of|for|and|the|on|in|&)(?:\s+(?:[A-Z]\S*|of|for|and|the|on|in|&))+$")
 _ITEM = re.compile(r"^\s*(?:[-•*]|\d+[.)])\s")
-_OPEN_TEXT = (
+_NEVER_LAST_TEXT = (
     "a an and are as at be because but by for from has have if in include includes including into is may of on or such "
     "than that the their these this those to was were when which while with without not can"
 )
-"""Words that never end a sentence"""
 _ENGLISH_TEXT = (
     "a about after all also an and any are as at be because been before being between both but by can cannot could did "
     "do does during each for from had has have how however if in including into is it its may more most no not of on "
@@ -69,13 +68,14 @@ _ANY_QUESTION_TEXT = (
     "disease disorder syndrome condition deficiency type familial autosomal dominant recessive congenital patients "
     "person medical doctor health help know daughter husband mother father thank thanks question possible common"
 )
+_NEVER_LAST = frozenset(_NEVER_LAST_TEXT.split())
+"""Words that never end a sentence"""
+_ENGLISH = frozenset(_ENGLISH_TEXT.split())
+_ANY_QUESTION = frozenset(map(stem, _ANY_QUESTION_TEXT.split()))
 _STANDS_FOR = re.compile(
     r"\b(?:[Tt]h(?:is|ese|e)|[Ii]ts) (?:condition|disorder|disease|syndrome|infection|illness|cancer|tumor|defect|"
     r"medication|medicine|drug|test|procedure|problem|prognosis|outlook|treatment|exact)s?\b"
 )
-_OPEN = frozenset(_OPEN_TEXT.split())
-_ENGLISH = frozenset(_ENGLISH_TEXT.split())
-_ANY_QUESTION = frozenset(map(stem, _ANY_QUESTION_TEXT.split()))
 
 
 def is_question(question: str) -> bool:
@@ -87,18 +87,18 @@ def is_medical(example: Example) -> bool:
     """Return True if the question, or enough of the context and answer, has words about health and medicine."""
     if any(map(is_health_word, words(example.question))):
         return True
-    said = words(" ".join([*(passage.text for passage in example.context), example.answer]))
-    return sum(map(is_health_word, said)) > FEW_HEALTH_WORDS * len(said)
+    text = words(f"{example.context_text} {example.answer}")
+    return sum(map(is_health_word, text)) > FEW_HEALTH_WORDS * len(text)
 
 
 @lru_cache(maxsize=65536)
 def is_health_word(word: str) -> bool:
     """Return True if a lowercase word is in health_words.txt, or has a beginning or ending listed there."""
-    whole, beginnings, endings = _health()
+    whole, prefixes, suffixes = _health_words()
     return (
         word in whole
-        or any(word[:length] in beginnings for length in range(4, len(word) + 1))
-        or any(word[-length:] in endings for length in range(3, len(word) - 2))
+        or any(word[:length] in prefixes for length in range(4, len(word) + 1))
+        or any(word[-length:] in suffixes for length in range(3, len(word) - 2))
     )
 
 
@@ -108,7 +108,7 @@ def is_truncated(answer: str) -> str:
     if not lines or not lines[-1].split():
         return ""
     last, word = lines[-1], lines[-1].split()[-1]
-    if word.casefold().strip("\"'(") in _OPEN or word.endswith((",", "...", "…")) or re.search(r"\w-$", word):
+    if word.casefold().strip("\"'(") in _NEVER_LAST or word.endswith((",", "...", "…")) or re.search(r"\w-$", word):
         return f'ends with "{word}"'
     if _ENDED.search(last):
         return ""
@@ -133,87 +133,78 @@ def is_off_topic(example: Example) -> bool:
     The topic is the question's words, except for those common in medical questions, and the source's focus and
     synonyms.
     """
-    said = words(example.answer)
-    if len(said) < LEAST_TO_JUDGE:
+    answer = words(example.answer)
+    if len(answer) < LEAST_TO_JUDGE:
         return False
-    named = _named(example)
-    if any(_stands_in(name, example.answer) for name in named):
-        return False
-    about = " ".join([example.question, *named])
-    sought = {
-        stem(word) for word in words(about) if information_weight(word) > SAYS and stem(word) not in _ANY_QUESTION
-    }
-    told = {stem(word) for word in said}
-    if not sought or sought & told or _begins_alike(sought, told) or _is_short_for(example.answer, named):
-        return False
-    if example.context:
-        context = {stem(word) for passage in example.context for word in words(passage.text)}
-        telling = {stem(word) for word in said if information_weight(word) > SAYS}
-        return len(telling & context) < LEAST_SHARED * len(telling)
-    return not _STANDS_FOR.search(example.answer[:BEGIN])
-
-
-def _named(example: Example) -> list[str]:
-    """Return the topic names (focus and synonyms) that the source gives."""
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return [str(each) for each in given if len(str(each)) > 1]
+    names = [str(each) for each in given if len(str(each)) > 1]
+    if any(_mentions(name, example.answer) for name in names):
+        return False
+    topic = {stem(word) for word in _content_words(words(" ".join([example.question, *names])))} - _ANY_QUESTION
+    stems = {stem(word) for word in answer}
+    if not topic or topic & stems or _share_prefix(topic, stems) or _abbreviates(example.answer, names):
+        return False
+    if example.context:
+        content = {stem(word) for word in _content_words(answer)}
+        return len(content & set(map(stem, words(example.context_text)))) < LEAST_SHARED * len(content)
+    return not _STANDS_FOR.search(example.answer[:OPENING])
 
 
-def _stands_in(name: str, text: str) -> bool:
+def _content_words(text: Sequence[str]) -> list[str]:
+    return [word for word in text if information_weight(word) > CONTENT_WEIGHT]
+
+
+def _mentions(name: str, text: str) -> bool:
     """Return True if the text contains a name; short names must match in case."""
-    return re.search(rf"\b{re.escape(name)}\b", text, 0 if len(name) < BEGINNING else re.IGNORECASE) is not None
+    return re.search(rf"\b{re.escape(name)}\b", text, 0 if len(name) < PREFIX else re.IGNORECASE) is not None
 
 
-def _begins_alike(sought: set[str], told: set[str]) -> bool:
+def _share_prefix(first: set[str], second: set[str]) -> bool:
     """Return True if words of both sets have the same beginning: "cystoscopy", "cystoscopist"."""
-    beginnings = {word[:BEGINNING] for word in told if len(word) >= BEGINNING}
-    return any(word[:BEGINNING] in beginnings for word in sought if len(word) >= BEGINNING)
+    one, two = ({word[:PREFIX] for word in each if len(word) >= PREFIX} for each in (first, second))
+    return not one.isdisjoint(two)
 
 
-def _is_short_for(answer: str, named: Sequence[str]) -> bool:
+def _abbreviates(answer: str, names: Sequence[str]) -> bool:
     """Return True if the answer has the initials of a topic name: "LCH" for Langerhans Cell Histiocytosis."""
     short = {match.upper() for match in re.findall(r"\b[A-Z][A-Za-z]*[A-Z][A-Za-z0-9]*\b", answer)}
-    initials = {"".join(word[0] for word in each.split() if word[0].isalpha()).upper() for each in named}
+    initials = {"".join(word[0] for word in each.split() if word[0].isalpha()).upper() for each in names}
     return any(a[:3] in {b[:3], b[-3:]} for a in short for b in initials if len(a) > 1 and len(b) > 1)
 
 
 def is_english(text: str) -> bool:
     """Return True if enough of a text's words are English function words."""
-    said = words(text)
-    return sum(word in _ENGLISH for word in said) >= ENGLISH * len(said)
+    found = words(text)
+    return sum(word in _ENGLISH for word in found) >= ENGLISH * len(found)
 
 
 def foreign_language(text: str, languages: Sequence[str]) -> str:
     """Return the ISO 639-1 code of a text's language if it is surely none of `languages` (py3langid); else ""."""
-    said = _NO_WORDS.sub(" ", text)[:2000]
-    if len(said.strip()) < LEAST_CHARACTERS:
+    prose = _NO_WORDS.sub(" ", text)[:2000]
+    if len(prose.strip()) < LEAST_CHARACTERS:
         return ""
-    ranked = _identifier().rank(said)
+    ranked = _language_identifier().rank(prose)
     allowed = sum(float(sure) for code, sure in ranked if code in languages)
     return str(ranked[0][0]) if allowed < 1 - SURE else ""
 
 
 @cache
-def _identifier():  # type: ignore[no-untyped-def]
+def _language_identifier():  # type: ignore[no-untyped-def]
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 @cache
-def _health() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Return (words, beginnings, endings), such as "heart", "cardio-", "-itis"."""
-    said = [
-        word
-        for line in HEALTH.read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
-        for word in line.split()
-    ]
+def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Return (words, prefixes, suffixes), such as "heart", "cardio-", "-itis"."""
+    lines = (Path(__file__).parent / "health_words.txt").read_text(encoding="utf-8").splitlines()
+    listed = [word for line in lines if not line.startswith("#") for word in line.split()]
     return (
-        frozenset(word for word in said if "-" not in word) | {f"{word}s" for word in said if "-" not in word},
-        frozenset(word[:-1] for word in said if word.endswith("-")),
-        frozenset(word[1:] for word in said if word.startswith("-")),
+        frozenset(form for word in listed if "-" not in word for form in (word, f"{word}s")),
+        frozenset(word[:-1] for word in listed if word.endswith("-")),
+        frozenset(word[1:] for word in listed if word.startswith("-")),
     )
 
 
@@ -270,11 +261,6 @@ def fix_encoding(text: str) -> str:
     import ftfy
 
     return str(ftfy.fix_encoding(text)).translate(_INVISIBLE)
-
-
-def has_lost_characters(text: str) -> bool:
-    """Return True if characters were lost in a wrong decoding (U+FFFD replaces them)."""
-    return "\ufffd" in text
 
 
 def fix_layout(text: str) -> str:
@@ -351,20 +337,22 @@ def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> 
 
 
 def _encoding(example: Example, _: QualitySpec) -> Finding | None:
-    mended = _changed(
-        example,
-        question=fix_encoding(example.question),
-        answer=fix_encoding(example.answer),
-        context=tuple(Passage(text=fix_encoding(passage.text), label=passage.label) for passage in example.context),
-    )
+    update = {
+        "question": fix_encoding(example.question),
+        "answer": fix_encoding(example.answer),
+        "context": tuple(Passage(text=fix_encoding(each.text), label=each.label) for each in example.context),
+    }
+    mended = example.model_copy(update=update)
     texts = [mended.question, mended.answer, *(passage.text for passage in mended.context)]
-    if any(map(has_lost_characters, texts)):
+    if any("\ufffd" in text for text in texts):
         return Finding("characters were lost and can't be restored", None if mended == example else mended)
     return None if mended == example else Finding("decoding fixed", mended)
 
 
 def _layout(example: Example, _: QualitySpec) -> Finding | None:
-    mended = _changed(example, question=question_text(example.question), answer=fix_layout(example.answer))
+    mended = example.model_copy(
+        update={"question": question_text(example.question), "answer": fix_layout(example.answer)}
+    )
     parts = [name for name in ("question", "answer") if getattr(mended, name) != getattr(example, name)]
     return Finding(f"{' and '.join(parts)} reformatted", mended) if parts else None
 
@@ -373,7 +361,7 @@ def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
     left, gone = without_boilerplate(example.answer)
     if not gone:
         return None
-    mended = _changed(example, answer=left) if left != example.answer else None
+    mended = example.model_copy(update={"answer": left}) if left != example.answer else None
     return Finding(" | ".join(gone[:SHOWN]), mended)
 
 
@@ -393,27 +381,23 @@ def _not_medical(example: Example, _: QualitySpec) -> Finding | None:
     return None if is_medical(example) else Finding("no or hardly any words about health and medicine")
 
 
-def _too_short(example: Example, spec: QualitySpec) -> Finding | None:
+def _too_short(example: Example, _: QualitySpec) -> Finding | None:
     count = len(example.answer.split())
-    return Finding(f"{count} words") if 0 < count < spec.min_answer_words else None
+    return Finding(f"{count} words") if 0 < count < MIN_ANSWER_WORDS else None
 
 
-def _too_long(example: Example, spec: QualitySpec) -> Finding | None:
+def _too_long(example: Example, _: QualitySpec) -> Finding | None:
     count = len(example.answer.split())
-    return Finding(f"{count} words") if count > spec.max_answer_words else None
+    return Finding(f"{count} words") if count > MAX_ANSWER_WORDS else None
 
 
 def _truncated(example: Example, _: QualitySpec) -> Finding | None:
-    shown = is_truncated(example.answer) if example.answer else ""
-    return Finding(shown) if shown else None
+    sign = is_truncated(example.answer)
+    return Finding(sign) if sign else None
 
 
 def _off_topic(example: Example, _: QualitySpec) -> Finding | None:
     return Finding("the answer contains no word of what is asked about") if is_off_topic(example) else None
-
-
-def _changed(example: Example, **changes: object) -> Example:
-    return example.model_copy(update=changes)
 
 
 RULES: dict[str, Rule] = {

@@ -1,0 +1,191 @@
+"""Measure judges of evidence on claims that they didn't learn from, with intervals, false alarms and time.
+
+    python benchmarks/judge.py words runs/evidence              # the detector, and a judge that `meditune run` made
+    python benchmarks/judge.py runs/evidence --items 100 --json judge.json
+    python benchmarks/judge.py qwen2.5-coder-1.5b --untuned     # a base model, asked in the same words
+
+A judge is `words` (the detector that needs no model), the folder of a run that was trained on claims, or any model that
+evaluate.faithfulness_model takes (NLI, lettucedetect:NAME, hhem:NAME). MEDITUNE_DATA names the folder with the sets:
+
+- medhallu: true and hallucinated conclusions of abstracts (Pandit et al. 2025, arXiv:2502.14302), two classes;
+- scifact-dev: claims and sentences of abstracts (Wadden et al. 2020), two classes;
+- citations-test: citing statements and cited passages of Citation-Integrity, three classes;
+- conclusions: authors' true conclusions of structured trial abstracts that no judge learns from (rct-abstracts), for
+  the rate of true statements that a judge calls unsupported.
+
+Longer sets are seeded samples. AUROC is that of supported against the other labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meditune.config.data_options import PromptFormat
+from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
+from meditune.data.sources import locate_own
+from meditune.evaluate.metrics.claims import auroc
+from meditune.evidence.detector import Sources, detect
+from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
+from meditune.files import read_jsonl
+from meditune.models.evidence_judge import EvidenceJudge
+from meditune.models.load import load
+from meditune.models.nli import load_support_model
+from meditune.statistics import bootstrap
+from meditune.text import sentences
+
+SEED = 17
+RESAMPLES = 1000
+TWO = ("supported", "refuted")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with a judge's probability of support."""
+
+    claim: Example
+    supported: float
+
+
+def medhallu(items: int) -> list[Example]:
+    """Return both conclusions of `items` abstracts; the difficulty of an item is in `meta`."""
+    rows = read_jsonl(Path(locate_own("medhallu/training_half.jsonl")))
+    found = []
+    for row in random.Random(SEED).sample(rows, min(items, len(rows))):
+        for column, label in (("ground_truth", "supported"), ("hallucinated_answer", "refuted")):
+            meta = {LABEL: label, CLAIM_LABELS: TWO, "difficulty": row["difficulty"]}
+            found.append(_claim("medhallu", f"{row['pmid']}/{column}", row[column], row["contexts"], meta))
+    return found
+
+
+def conclusions(items: int) -> list[Example]:
+    """Return authors' conclusions of trial abstracts, without those that are training items of PubMedQA."""
+    rows = read_jsonl(Path(locate_own("rct-abstracts/abstracts.jsonl")))
+    rows = [row for row in rows if not row["in_pqal_train"]]
+    chosen = random.Random(SEED).sample(rows, min(items, len(rows)))
+    return [
+        _claim("conclusions", str(number), row["long_answer"], _texts(row), {LABEL: TWO[0]})
+        for number, row in enumerate(chosen)
+    ]
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    return [each["text"] for each in row["contexts"]]
+
+
+def own(source: str, path: str, items: int, **options: Any) -> list[Example]:
+    """Return a seeded sample of a file of claims."""
+    rows = list(user_files.read(locate_own(path), Rejects(), source=source, **options))
+    return random.Random(SEED).sample(rows, min(items, len(rows)))
+
+
+def _claim(source: str, id: str, text: str, evidence: Sequence[str], meta: dict[str, Any]) -> Example:
+    context = tuple(Passage(text=each) for each in evidence)
+    return Example(id=f"{source}:{id}", source=source, question=text, context=context, group=id, meta=meta)
+
+
+def sets(items: int) -> dict[str, list[Example]]:
+    """Return the sets by name, each with up to about `items` claims."""
+    scifact = own("scifact-dev", "scifact-pairs/dev.jsonl", 2 * items, labels={"not_entailment": "refuted"})
+    return {
+        "medhallu": medhallu(items),
+        "scifact-dev": scifact,
+        "citations-test": own("citations-test", "citation-integrity/test.jsonl", 2 * items),
+        "conclusions": conclusions(items),
+    }
+
+
+def by_words(claims: Sequence[Example]) -> Iterator[Judged]:
+    """Yield the detector's score of each claim."""
+    for claim in claims:
+        found = detect(claim.question, Sources([each.text for each in claim.context]))
+        yield Judged(claim, found.score or 0.0)
+
+
+def by_model(model: Any, claims: Sequence[Example]) -> Iterator[Judged]:
+    """Yield a model's score of each claim: that of its worst sentence, or of the claim as a whole by a judge."""
+    parts = [[claim.question] if isinstance(model, EvidenceJudge) else sentences(claim.question) for claim in claims]
+    asked = [
+        SupportQuestion(tuple(each.text for each in claim.context), "", text, 0, len(text))
+        for claim, texts in zip(claims, parts, strict=True)
+        for text in texts
+    ]
+    scores = iter(model.score(asked))
+    for claim, texts in zip(claims, parts, strict=True):
+        yield Judged(claim, min(next(scores).score for _ in texts))
+
+
+def measured(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
+    """Return AUROC with its 95% interval, F1 of unsupported claims, and false alarms in percent of true claims."""
+    references = [each.claim.label for each in judged]
+    result: dict[str, Any] = {"claims": len(judged)}
+    called = np.array([each.supported < threshold for each in judged])
+    true = np.array([label == "supported" for label in references])
+    result["false_alarms"] = 100 * float(called[true].mean())
+    if true.all():
+        return result
+    rows = [
+        {"id": each.claim.id, "reference": label, "logits": {"supported": _logit(each.supported), "refuted": 0.0}}
+        for each, label in zip(judged, references, strict=True)
+    ]
+    statistics = auroc(rows)
+    (drawn,) = bootstrap([(statistics.figure, statistics.items)], RESAMPLES, SEED)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    result |= {"auroc": float(statistics.value()), "auroc_95": [float(low), float(high)]}
+    hits = int((called & ~true).sum())
+    result["f1_unsupported"] = 2 * hits / (int(called.sum()) + int((~true).sum()))
+    return result
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, 1e-9), 1 - 1e-9)
+    return float(np.log(share / (1 - share)))
+
+
+def main() -> None:
+    """Measure each judge on each set, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("judges", nargs="+", help="words, a run's folder, or a model's name")
+    parser.add_argument("--items", type=int, default=150, help="size of each set")
+    parser.add_argument("--untuned", action="store_true", help="the names are base models to ask in the judge's words")
+    parser.add_argument("--json", type=Path, help="file for all probabilities and figures")
+    arguments = parser.parse_args()
+    everything: dict[str, Any] = {}
+    for name in arguments.judges:
+        model: Any = None
+        if arguments.untuned:
+            loaded = load(name)
+            object.__setattr__(loaded, "form", PromptFormat())
+            model = EvidenceJudge(loaded, ClaimCorrection())
+        elif name != "words":
+            model = load_support_model(name)
+        for title, claims in sets(arguments.items).items():
+            started = time.monotonic()
+            judged = list(by_model(model, claims) if model else by_words(claims))
+            seconds = time.monotonic() - started
+            threshold = model.threshold if model else 0.315
+            figures = measured(judged, threshold) | {"seconds_per_claim": seconds / len(claims)}
+            if title == "medhallu":
+                hard = [each for each in judged if each.claim.meta["difficulty"] == "hard"]
+                figures |= {f"hard_{key}": value for key, value in measured(hard, threshold).items() if key != "claims"}
+            everything[f"{name}/{title}"] = figures | {
+                "rows": [[each.claim.id, each.claim.label, each.supported] for each in judged]
+            }
+            shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}
+            print(f"{name} {title} {shown}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(everything), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

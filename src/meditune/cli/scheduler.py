@@ -1,0 +1,296 @@
+"""The scheduler of `meditune loop CONFIG`: runs the commands of the operate stages at intervals, in one process.
+
+A stage of the configuration holds the options of its command and how often it runs. The outcome of each run is saved in
+the registry, so an interrupted stage is due again at the next start. `deploy/schedule/` runs the same commands with
+systemd, cron or Kubernetes instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from meditune.config.recipe_keys import Document, UnreadableError
+from meditune.errors import DataError, DriftError, GateError, MedituneError, RecipeError
+from meditune.files import exclusive_lock, read_json, read_text, write_json
+from meditune.model_registry import Registry
+from meditune.operate.active_learning.candidates import NothingToAskError
+from meditune.operate.retraining.retrain import next_step
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+log = logging.getLogger(__name__)
+Options = dict[str, Any]
+
+
+STAGES = {
+    "update": ("update", "1d"),
+    "drift": ("drift check", "1h"),
+    "canary": ("drift canary", "6h"),
+    "guard": ("registry guard", "10m"),
+    "queue": ("learn queue", "7d"),
+    "retrain": ("retrain", "7d"),
+    "promote": ("", "10m"),
+}
+"""Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run"""
+SHARED = {"registry": ("registry",), "store": ("store", "where", "places"), "index": ("index",)}
+"""Keys of the configuration -> the parameters of commands that they set, unless the stage sets them"""
+OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
+"""Options that the loop reads itself, with their defaults"""
+MOVED = {
+    "queries": "was renamed to `query`",
+    "results": "was renamed to `output`",
+    "settings": "was renamed to `set`",
+    "on_alert": "was removed; set a shorter `every` instead: without enough new rows, nothing is trained",
+}
+"""Keys of earlier versions -> what took their place"""
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def seconds(given: Any) -> float:
+    """Return the seconds in "90s", "10m", "6h" or "7d". Raises DataError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(given).strip())
+    if not found or float(found[1]) <= 0:
+        raise DataError(f"{given!r} is not a duration; write for example 10m, 6h or 7d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+class Config:
+    """The configuration of the loop. Only the stages that it names are run."""
+
+    def __init__(self, path: Path, commands: Any) -> None:
+        """Read a YAML file. `commands` is the group of all commands of `meditune`.
+
+        Raises RecipeError that lists every problem with its line.
+        """
+        try:
+            document = Document(read_text(path))
+        except UnreadableError as error:
+            raise RecipeError(f"{path}, line {error.line}: {error.why}.") from error
+        values = document.value if isinstance(document.value, dict) else {}
+        self.folder = path.resolve().parent
+        self.registry = self.folder / Path(str(values.get("registry", ""))).expanduser()
+        self.shared = {key: value for key, value in values.items() if key in SHARED}
+        self.stages: dict[str, Options] = {
+            name: dict(values[name]) if isinstance(values[name], dict) else {} for name in STAGES if name in values
+        }
+        self.commands = {name: _command(commands, STAGES[name][0]) for name in self.stages if name != "promote"}
+        problems = [(line, ".".join(map(str, key)), text) for key, line, text in document.problems]
+        problems += [
+            (document.lines.get(key, document.lines.get(key[:1], 1)), ".".join(key), text)
+            for key, text in self._problems(values)
+        ]
+        if problems:
+            raise RecipeError("\n".join(f"{path}, line {line}: {key}: {text}" for line, key, text in sorted(problems)))
+        self.every = {name: seconds(options.pop("every", STAGES[name][1])) for name, options in self.stages.items()}
+
+    def options(self, name: str) -> Options:
+        """Return the options of a stage with the shared ones that its command takes."""
+        taken = parameters(self.commands[name])
+        return {to: self.shared[key] for key in self.shared for to in SHARED[key] if to in taken} | self.stages[name]
+
+    def _problems(self, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield each key that is wrong, and why."""
+        yield from (((key,), "no such key") for key in values if key not in {*SHARED, *STAGES})
+        if "registry" not in values:
+            yield ("registry",), "missing; give the folder of the registry"
+        if not self.stages:
+            yield ("stages",), f"no stage is named, so there is nothing to do; the stages are {', '.join(STAGES)}"
+        for name, given in self.stages.items():
+            if values[name] is not None and not isinstance(values[name], dict):
+                yield (name,), "give options, for example {every: 1h}"
+            command = self.commands.get(name)
+            names = [*(parameters(command) if command else ()), *OWN.get(name, ()), "every"]
+            unknown = [key for key in given if key not in names]
+            for key in unknown:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f" of meditune {STAGES[name][0]}"
+                yield (name, key), MOVED.get(key, f"no such option{hint}")
+            for key, check in (("every", seconds), ("after", seconds), ("answers", int), ("then", next_step)):
+                try:
+                    check(given[key]) if key in given else None
+                except (DataError, ValueError) as error:
+                    yield (name, key), str(error)
+            if command and not unknown:
+                options = {key: each for key, each in self.options(name).items() if key not in ("every", "folder")}
+                try:
+                    command.make_context(name, words(command, options | ({"output": "."} if name == "queue" else {})))
+                except typer.BadParameter as error:
+                    yield (name,), error.format_message()
+
+
+def _command(group: Any, name: str) -> TyperCommand:
+    for word in name.split():
+        group = group.commands[word]
+    found: TyperCommand = group
+    return found
+
+
+def parameters(command: TyperCommand) -> dict[str, Any]:
+    """Return the parameters of a command by their names, and by their flags without dashes."""
+    named = {flag[2:].replace("-", "_"): each for each in command.params for flag in each.opts if flag.startswith("--")}
+    return named | {str(each.name): each for each in command.params}
+
+
+def words(command: TyperCommand, options: Options) -> list[str]:
+    """Return options as words of a command line; a list repeats its option, and false or an empty list omit it."""
+    known = parameters(command)
+    flags: list[str] = []
+    arguments: list[str] = []
+    for key, value in options.items():
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            word = str(Path(each).expanduser()) if str(each).startswith("~") else str(each)
+            if known[key].param_type_name == "argument":
+                arguments.append(word)
+            elif not known[key].is_flag:
+                flags += [known[key].opts[0], word]
+            elif each:
+                flags.append(known[key].opts[0])
+    return [*flags, "--", *arguments]
+
+
+Outcome = Literal["", "done", "alert", "failed"]
+
+
+def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
+    """Run a stage; return its outcome, and a sentence about it if its command didn't print one."""
+    registry = Registry(config.registry)
+    if name == "promote":
+        return _promote(config, registry)
+    state, options = registry.state(), config.options(name)
+    if name in ("drift", "guard"):
+        # Both also read what the other stages found.
+        drift, results = config.stages.get("drift", {}), config.stages.get("canary", {}).get("output")
+        options = ({"reference": drift["reference"]} if drift else {}) | options
+        options = ({"canary": results} if results and Path(results).is_file() else {}) | options
+    elif name == "queue":
+        folder = Path(options.pop("folder", "queues"))
+        known = [registry.place(state.current)] if state.current else []
+        options = Options(known=known, done=_queues(config)) | options
+        options["output"] = folder / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    elif name == "retrain":
+        if state.trial:
+            return "done", "another version is on trial, so retraining waits"
+        for key in {"labels", "literature"} & options.keys():  # experts and updates may not have written them yet
+            given = options[key] if isinstance(options[key], list) else [options[key]]
+            options[key] = [each for each in given if Path(each).exists()]
+        options = {"queue": _queues(config), "afresh_if_changed": True} | options
+    command = config.commands[name]
+    with command.make_context(name, words(command, options)) as context:
+        command.invoke(context)
+    return "done", ""
+
+
+def _queues(config: Config) -> list[Path]:
+    """Return the queues that the loop made, oldest first."""
+    folder = Path(config.stages["queue"].get("folder", "queues")) if "queue" in config.stages else None
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir()) if folder else []
+
+
+def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
+    """Promote a canary that has run long enough and given enough answers."""
+    from meditune.operate.retraining.rollback import counts_by_version
+    from meditune.store.answers import Answers
+    from meditune.store.open_store import default_place, open_store
+
+    trial, options = registry.state().trial, OWN["promote"] | config.stages["promote"]
+    if trial is None:
+        return "done", "no version is on trial"
+    since = datetime.fromisoformat(trial.since).timestamp()
+    store = open_store(config.shared.get("store", default_place()))
+    counts = counts_by_version(Answers(store), since).get(trial.version)
+    lasted, answers = time.time() - since, counts["abstained"].all if counts else 0
+    so_far = f"{lasted / 3600:.1f} hours and {answers:,} answers"
+    if lasted < seconds(options["after"]) or answers < int(options["answers"]):
+        return "done", f"{trial.version} stays a canary, after {so_far}"
+    registry.promote(trial.version, f"was a canary for {so_far}")
+    return "done", f"{trial.version} is served from now on, after {so_far} as a canary"
+
+
+FILE = "loop.json"
+"""Name of the state file in the registry"""
+LOCK = ".loop.lock"
+FIRST_RETRY_S = 60.0
+LONGEST_SLEEP_S = 60.0
+"""Short enough to notice soon that the clock was set"""
+
+
+@dataclass
+class StageState:
+    """The last run of a stage."""
+
+    ended: float = 0.0
+    """When it ended, in seconds since 1970; 0 if the stage never ran"""
+    outcome: Outcome = ""
+    said: str = ""
+    failures: int = 0
+    """Consecutive failures"""
+
+    def due_in(self, every: float) -> float:
+        """Return the seconds until the stage is due; it is due at once if the clock was set back."""
+        wait = every if not self.failures else min(every, FIRST_RETRY_S * 2 ** (self.failures - 1))
+        past = time.time() - self.ended
+        return 0.0 if not self.ended or past < 0 else max(0.0, wait - past)
+
+    def line(self, name: str) -> str:
+        """Return the state as a line for the terminal."""
+        return f"{name:8} {self.outcome:6} {datetime.fromtimestamp(self.ended, UTC):%Y-%m-%d %H:%M:%S}  {self.said}"
+
+
+def load_states(registry: Path) -> dict[str, StageState]:
+    """Return the saved states by stage, none if none was saved. Raises DataError if the file is damaged."""
+    path, names = registry / FILE, [field.name for field in fields(StageState)]
+    try:
+        stored = read_json(path)["stages"] if path.is_file() else {}
+        return {stage: StageState(**{name: row[name] for name in names}) for stage, row in stored.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}). Delete it; every stage is then due.") from error
+
+
+def run(config: Config, report: Callable[[str], None], once: bool = False) -> int:
+    """Run the stages that are due, forever or `once`; return how many stages failed in their last run.
+
+    `report` is called with a line about each run. Raises MedituneError if another loop is running in the registry.
+    """
+    registry = config.registry
+    Registry(registry).state()
+    busy = MedituneError(f"Another loop is already running in {registry}. Run only one loop per registry.")
+    with exclusive_lock(registry / LOCK, busy), contextlib.chdir(config.folder):
+        while True:
+            states = load_states(registry)
+            for name, every in config.every.items():
+                state = states.setdefault(name, StageState())
+                if state.due_in(every) > 0:
+                    continue
+                try:
+                    state.outcome, state.said = run_stage(config, name)
+                except NothingToAskError as error:
+                    state.outcome, state.said = "done", str(error)
+                except (DriftError, GateError) as error:
+                    state.outcome, state.said = "alert", str(error)
+                except Exception as error:
+                    # Unexpected errors (out of memory, a dropped connection) must not end the other stages.
+                    expected = isinstance(error, MedituneError | OSError)
+                    if not expected:
+                        log.exception("The stage %s failed unexpectedly", name)
+                    state.outcome, state.said = "failed", f"{'' if expected else f'{type(error).__name__}: '}{error}"
+                state.ended = time.time()
+                state.failures = state.failures + 1 if state.outcome == "failed" else 0
+                write_json(registry / FILE, {"stages": {each: asdict(states[each]) for each in states}})
+                outcome = state.outcome if state.outcome == "done" else state.outcome.upper()
+                report(f"{name}: {outcome}{f': {state.said}' if state.said else ''}")
+            if once:
+                return sum(state.outcome == "failed" for state in states.values())
+            due_in = min(states[name].due_in(every) for name, every in config.every.items())
+            time.sleep(min(LONGEST_SLEEP_S, max(1.0, due_in)))

@@ -1,0 +1,129 @@
+"""The evaluator's back end for a model behind an API.
+
+An API doesn't return the likelihood of given text, so perplexity and forgetting aren't measured. The prompt always
+contains all retrieved passages.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from meditune.config.data_options import PromptFormat, Task
+from meditune.config.recipe import Recipe
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText
+from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
+from meditune.progress import Progress
+from meditune.prompts import DECISION_TOKENS, chat_messages
+
+GRACE_SECONDS = 20.0
+"""Time that a stopped evaluation waits for pending answers, because they are paid for"""
+
+
+class ApiBackend(Backend):
+    """A model behind an API, prompted in `form`."""
+
+    def __init__(self, client: Client, model: ApiModel, form: PromptFormat, recipe: Recipe) -> None:
+        self.client, self.model, self.form = client, model, form
+        self.chat = Chat(client, model.name)
+        self.keeps_text = recipe.evaluate.written_decisions
+
+    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
+        """Request the decisions."""
+        assert not answered, "an API returns no likelihoods of given text"
+
+        def decide(example: Example) -> Callable[[], None]:
+            found = self.chat.decide(chat_messages(self.form, example, "decision", self.model.system))
+            row: dict[str, Any] = {"id": example.id, "reference": example.decision, "prediction": found.prediction}
+            row |= {"logits": found.logits, "by": "likelihood"} if found.logits else {"by": "word"}
+            return lambda: keep("decision", row | ({"text": found.text} if self.keeps_text else {}))
+
+        self._request_all(decide, decided, label, "decisions")
+
+    def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
+        """Request the answers."""
+
+        def write(example: Example) -> Callable[[], None]:
+            text = self.chat.write(chat_messages(self.form, example, task, self.model.system), max_new_tokens)
+            return lambda: keep(example.id, text, 0)
+
+        self._request_all(write, examples, label, "answers")
+
+    def _request_all(
+        self, ask: Callable[[Example], Callable[[], None]], items: Sequence[Example], label: str, unit: str
+    ) -> None:
+        """Request every item, several at a time, and call what `ask` returns when it arrives, one at a time.
+
+        The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
+        interrupt by the user can stop this thread at any point.
+        """
+        changed = threading.Condition()
+        pending = 0
+        refused: list[ApiError] = []
+        stopped = self.client.stopped
+
+        def work(example: Example) -> None:
+            nonlocal pending
+            with changed:
+                if stopped.is_set():
+                    return
+                pending += 1
+            try:
+                store = ask(example)
+                with changed:
+                    store()
+                    progress.advance()
+            except ApiError as error:
+                stopped.set()
+                refused.append(ApiError(f"{example.id}: {error}", error.status, error.reason))
+            except BaseException:
+                stopped.set()
+                raise
+            finally:
+                with changed:
+                    pending -= 1
+                    changed.notify_all()
+
+        with Progress(label, len(items), unit) as progress:
+            pool = ThreadPoolExecutor(self.model.spec.concurrency)
+            try:
+                for future in [pool.submit(work, example) for example in items]:
+                    future.result()
+            except BaseException:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                with changed:
+                    if pending:
+                        print("\nWaiting for pending answers; press ctrl-C again to abandon them.", file=sys.stderr)
+                    changed.wait_for(lambda: pending == 0, GRACE_SECONDS)
+                raise
+            pool.shutdown()
+        if refused:
+            raise refused[0]
+
+
+def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -> tuple[int, int, int]:
+    """Return the number of requests of one evaluation, their estimated input tokens, and their most output tokens.
+
+    Raises DataError if an item exceeds the model's context.
+    """
+    requests = read = written = 0
+    for kind, items in evaluator.items.items():
+        if kind == "written":
+            continue  # the texts of the decisions
+        task: Task = "answer" if kind in WRITTEN else "decision"
+        room = DECISION_TOKENS if task == "decision" else evaluator.spec.max_new_tokens
+        for example in items:
+            length = of_chat(chat_messages(form, example, task, model.system))
+            if length + room > model.spec.context_tokens:
+                raise DataError(
+                    f"{example.id}: the question with its sources has about {length:,} tokens. With {room} tokens "
+                    f"for the answer, it exceeds model.api.context_tokens={model.spec.context_tokens}."
+                )
+            requests, read, written = requests + 1, read + length, written + room
+    return requests, read, written

@@ -1,0 +1,166 @@
+"""The evaluator's back end for a model in this process, and its generation of greedy and sampled answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from meditune.config.data_options import PromptFormat, Task
+from meditune.config.recipe import Recipe
+from meditune.data.example import Example
+from meditune.evaluate import likelihood
+from meditune.evaluate.evaluator import Backend, KeepScore, KeepText
+from meditune.evaluate.general_knowledge import answer_choices, tokens_of
+from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
+from meditune.evaluate.predictions import Kind, Predictions
+from meditune.models.forward import virtual_tokens
+from meditune.models.generation import GreedyDecoder, NotFiniteError, batch_size, sample_texts
+from meditune.models.inference import inference
+from meditune.models.load import LoadedModel
+from meditune.models.shared_prefix_batch import Row, rows_of
+from meditune.progress import Progress
+from meditune.prompts import Encoded, Encoder
+
+
+def generate_answers(
+    loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
+) -> dict[str, str]:
+    """Return the greedy continuation of each prompt up to its end token, by example id.
+
+    With `once`, no sequence of that many tokens occurs twice in an answer.
+    Raises ModelError if the model's logits aren't finite.
+    """
+    written: dict[str, str] = {}
+    texts = [item.prompt for item in prompts]
+    longest = max(map(len, texts), default=0) + virtual_tokens(loaded.model)
+    end = loaded.tokenizer.eos_token_id
+    at_once = batch_size(longest, max_new_tokens, loaded.model)
+    with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
+        try:
+            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
+            for index, ids in greedy.texts():
+                written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                progress.advance()
+        except NotFiniteError as error:
+            raise not_finite(prompts[error.prompt].id, loaded) from None
+    return written
+
+
+def sample_answers(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], count: int, more: int, seed: int, label: str
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each example: `id`, and `predictions` with `count` answers of up to `more` tokens.
+
+    Answers are sampled at temperature 1. The seed reproduces them on the same machine; another batch size (with less
+    free memory) or library version gives different answers.
+    """
+    prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
+    # Prompts of similar length share a batch; the longest come first, so a lack of memory shows at once.
+    order = [name for name in sorted(prompts, key=lambda name: -len(prompts[name])) for _ in range(count)]
+    written: dict[str, list[str]] = {name: [] for name in prompts}
+    torch.manual_seed(seed)
+    with Progress(label, len(order), "answers") as progress:
+        while order:
+            size = batch_size(len(prompts[order[0]]), more, loaded.model)
+            names, order = order[:size], order[size:]
+            for name, ids in zip(names, sample_texts(loaded, [prompts[name] for name in names], more), strict=True):
+                written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())
+            progress.advance(len(names))
+    for name, texts in written.items():
+        yield {"id": name, "predictions": texts}
+
+
+class Scoring:
+    """Scoring of given examples by likelihood, without generation."""
+
+    def __init__(self, encoder: Encoder, decided: Sequence[Example], answered: Sequence[Example]) -> None:
+        """Encode the examples. Raises DataError if a question is too long for the encoder's prompt."""
+        self.decided, self.answered = decided, answered
+        encoded = [encoder.supervised(example, "decision") for example in decided]
+        answers = [encoder.supervised(example, "answer") for example in answered]
+        self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
+        self.bytes = {
+            # If all of the text is scored, its own bytes count, because some tokenizers don't decode losslessly.
+            item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
+            for item, example in zip(answers, answered, strict=True)
+        }
+        self.labels = encoder.label_ids() if decided else {}
+
+    def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
+        """Return decisions and likelihoods; `label` is the title of the progress display."""
+        scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
+        found = Predictions()
+        for example in self.decided:
+            logits = scores.decisions[example.id]
+            prediction = max(logits, key=lambda label: logits[label])
+            row = {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
+            found.decision.append(row)
+        for example in self.answered:
+            found.likelihood.append(_likelihood_row(example.id, scores, self.bytes[example.id]))
+        return found
+
+
+class WeightsBackend(Backend):
+    """A loaded model, prompted in `form`, by default the recipe's. It can measure everything."""
+
+    def __init__(self, loaded: LoadedModel, recipe: Recipe, form: PromptFormat | None = None) -> None:
+        self.loaded, self.spec, self.seed = loaded, recipe.evaluate, recipe.seed
+        self._form = form or recipe.prompt
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of prompts. Raises ModelError if the tokenizer has no end token, which `lm-eval` doesn't need."""
+        return self.loaded.encoder(self._form)
+
+    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
+        """Score decisions and answers together, in shared batches."""
+        found = Scoring(self.encoder, decided, answered).predictions(self.loaded, self.spec.batch_tokens, label)
+        for row in found.decision:
+            keep("decision", row)
+        for row in found.likelihood:
+            keep("likelihood", row)
+
+    def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
+        """Generate the answers in batches."""
+        encoder = self.encoder
+        prompts = [encoder.prompt(example, task) for example in examples]
+        no_repeat = self.spec.no_repeat if task == "answer" else None
+        texts = generate_answers(self.loaded, prompts, max_new_tokens, label, no_repeat)
+        for prompt in prompts:
+            keep(prompt.id, texts[prompt.id], prompt.left_out)
+
+    def decisions_as_lm_eval(self, examples: Sequence[Example], label: str) -> Iterable[dict[str, Any]]:
+        """Return decisions under the `lm-eval` protocol."""
+        return likelihood.decisions(self.loaded, examples, self.spec.batch_tokens, label)
+
+    def rows(self, kind: Kind, items: Sequence[Any], label: str) -> Iterable[dict[str, Any]]:
+        """Return the rows of a kind that needs the weights."""
+        loaded, encoder, spec = self.loaded, self.encoder, self.spec
+        if kind == "unconditional":
+            answers = [encoder.supervised(example, "answer") for example in items]
+            return self._texts(unconditional_rows(loaded, answers), label)
+        if kind == "samples":
+            return sample_answers(loaded, encoder, items, spec.samples, spec.max_new_tokens, self.seed, label)
+        if kind == "choice":
+            return answer_choices(loaded, encoder, items, spec.batch_tokens, label)
+        if kind in ("claim", "dev_claim"):
+            return likelihood.score_claims(loaded, encoder, items, spec.batch_tokens, label)
+        if kind == "preference":
+            return likelihood.score_pairs(loaded, items, encoder, spec.batch_tokens, label)
+        assert kind in ("general", "technical"), f"{kind} is written by another method"
+        (text,) = items
+        windows = self._texts(text.rows(loaded, tokens_of(spec, kind)), label)
+        return (row | text.edition for row in windows)
+
+    def _texts(self, rows: Sequence[Row], label: str) -> Iterator[dict[str, Any]]:
+        """Yield the likelihood of each row's single text."""
+        scores = likelihood.score(self.loaded, rows, self.spec.batch_tokens, label)
+        for item in (row.encoded[0] for row in rows):
+            yield _likelihood_row(item.id, scores, scored_bytes(self.loaded.tokenizer, item))
+
+
+def _likelihood_row(identifier: str, scores: likelihood.Scores, size: int) -> dict[str, Any]:
+    nll, tokens = scores.answers[identifier]
+    return {"id": identifier, "nll": nll, "tokens": tokens, "bytes": size}

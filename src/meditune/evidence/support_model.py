@@ -1,0 +1,107 @@
+"""The interface of models that judge whether sources support a sentence, and the correction of a tuned judge.
+
+The correction is fitted on development claims and stored with the judge's weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from meditune.errors import ModelError
+from meditune.evidence.detector import Span
+from meditune.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class SupportQuestion:
+    """A sentence of an answer, with its sources."""
+
+    sources: tuple[str, ...]
+    question: str
+    answer: str
+    start: int
+    end: int
+
+    @property
+    def sentence(self) -> str:
+        """The text of the sentence."""
+        return self.answer[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """A model's score for a sentence."""
+
+    score: float
+    """The probability that the sources support the sentence"""
+    spans: tuple[Span, ...] = ()
+    """Unsupported parts, with positions in the answer"""
+
+
+class Support(Protocol):
+    """A model that scores how strongly sources support sentences."""
+
+    has_spans: bool
+    threshold: float
+    """Probability of support from which on a sentence counts as supported"""
+
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
+        """Yield one score for each sentence, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """What passages say about a statement."""
+
+    supported: float
+    """Probability that the passages support the statement"""
+    refuted: float
+    unclear: float
+    sentence: str
+    """The sentence of the passages that is closest to the statement in its words; empty if they have none"""
+
+
+CLAIMS = "claims.json"
+"""File in the folder of a model that was trained on claims, with its correction"""
+
+
+@dataclass(frozen=True)
+class ClaimCorrection:
+    """How a judge's logits become probabilities, and which statements then count as supported."""
+
+    temperature: float = 1.0
+    bias: dict[str, float] = field(default_factory=dict)
+    """Label -> what is added to its logit after division by the temperature; 0 for a label that is missing"""
+    threshold: float = 0.5
+    """Probability of support from which on a statement counts as supported"""
+
+    def probabilities(self, logits: Mapping[str, float]) -> dict[str, float]:
+        """Return the probability of each label; of two labels, if a claim's source uses only two."""
+        corrected = {label: value / self.temperature + self.bias.get(label, 0.0) for label, value in logits.items()}
+        top = max(corrected.values())
+        weights = {label: math.exp(value - top) for label, value in corrected.items()}
+        total = sum(weights.values())
+        return {label: weight / total for label, weight in weights.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write the correction into a model's folder."""
+        write_json(folder / CLAIMS, asdict(self))
+
+
+def load_correction(folder: Path) -> ClaimCorrection | None:
+    """Return the correction in a model's folder; None if the model wasn't trained on claims.
+
+    Raises ModelError if the file can't be read.
+    """
+    path = folder / CLAIMS
+    if not path.is_file():
+        return None
+    try:
+        return ClaimCorrection(**read_json(path))
+    except TypeError as error:
+        raise ModelError(f"{path} isn't a correction that this version of Meditune can read: {error}") from error

@@ -1,0 +1,178 @@
+"""HTTP requests with retries: exponential back-off, Retry-After, a minimum interval, and network errors as sentences.
+
+`httpx2.HTTPTransport(retries=...)` retries only a connection that can't be opened, without regard to status codes and
+Retry-After, so it isn't used here.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from meditune.errors import DataError, MedituneError
+from meditune.text import counted
+
+TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+PRINTED_FROM = 5.0
+"""Waits of at least this many seconds are printed."""
+
+Result = TypeVar("Result")
+
+
+class TransientError(Exception):
+    """A failure after which a request may be retried. The message continues a sentence that begins with the server."""
+
+    def __init__(self, reason: str, wait: float | None = None, maybe_processed: bool = True) -> None:
+        """`wait` is the pause in seconds that the server asks for; `maybe_processed` is False if the server rejected
+        the request before processing it.
+        """
+        super().__init__(reason)
+        self.wait, self.maybe_processed = wait, maybe_processed
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How often and after which pauses, in seconds, a request is retried."""
+
+    attempts: int
+    first_wait: float = 1.0
+    """It doubles with each attempt, and up to a quarter is subtracted at random."""
+    longest_wait: float = 30.0
+    longest_requested: float = 120.0
+    """If a server asks for a longer pause, the request fails at once."""
+
+
+def retry(
+    send: Callable[[], Result],
+    backoff: Backoff,
+    subject: str,
+    error: type[MedituneError] = DataError,
+    pause: Callable[[float], object] = time.sleep,
+    find: Callable[[], Result | None] = lambda: None,
+) -> Result:
+    """Return the result of `send`, which is called again after a TransientError.
+
+    `subject` names the server in messages. If `pause` returns True, there is no further attempt. If it is unknown
+    whether the server processed a request, `find` looks for its result first. Raises `error` after the last attempt.
+    """
+    for attempt in range(1, backoff.attempts + 1):
+        try:
+            return send()
+        except TransientError as failure:
+            doubled = backoff.first_wait * 2 ** (attempt - 1)
+            wait = failure.wait
+            if wait is None:
+                wait = min(backoff.longest_wait, doubled) * random.uniform(0.75, 1.0)
+            if wait > backoff.longest_requested:
+                raise error(
+                    f"{subject} {failure} and asks for a pause of {wait:.0f} seconds. Run the same command then to "
+                    "resume."
+                ) from failure
+            last = attempt == backoff.attempts
+            if not last:
+                if wait >= PRINTED_FROM:
+                    print(f"{subject} {failure}; trying again in {wait:.0f} s.", file=sys.stderr)
+                last = pause(wait) is True
+            found = find() if failure.maybe_processed else None
+            if found is not None:
+                return found
+            if last:
+                raise error(
+                    f"{subject} {failure}; gave up after {counted(attempt, 'attempt')}. Run the same command later to "
+                    "resume."
+                ) from failure
+    raise AssertionError("a back-off has at least one attempt")
+
+
+@contextmanager
+def network_errors() -> Iterator[None]:
+    """Translate httpx2's errors to TransientError, and those about an invalid URL to DataError."""
+    import httpx2
+
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+        raise TransientError("can't be reached", maybe_processed=False) from error
+    except httpx2.TimeoutException as error:
+        raise TransientError("didn't answer in time") from error
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise DataError(f"Not a valid URL ({error}). Write it as https://...") from error
+    except httpx2.RequestError as error:
+        raise TransientError(f"closed the connection ({type(error).__name__})") from error
+
+
+def refuse_transient(response: Any) -> None:
+    """Raise TransientError if a response's status says that a retry may succeed."""
+    if response.status_code in TRANSIENT_STATUS:
+        # A rate limit is checked before the request is processed; other errors may come after that.
+        status = response.status_code
+        raise TransientError(f"answers {status}", retry_after(response.headers), maybe_processed=status != 429)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without
+    either header.
+    """
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+
+
+class HttpClient:
+    """A client that translates network errors and retries. It can be used from several threads; close it after use."""
+
+    def __init__(
+        self, backoff: Backoff, error: type[MedituneError] = DataError, interval: float = 0.0, **options: Any
+    ) -> None:
+        """`interval` is the minimum time in seconds between requests; `options` are those of `httpx2.Client`."""
+        import httpx2
+
+        self._http = httpx2.Client(**options)
+        self._backoff, self._error = backoff, error
+        self.interval = interval
+        self._last = float("-inf")
+        self.stopped = threading.Event()
+        """Set to end retries in all threads"""
+
+    def close(self) -> None:
+        """Close the connections, and end retries in all threads."""
+        self.stopped.set()
+        self._http.close()
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        """Return the response to one request. Raises TransientError if the network fails, DataError for a bad URL."""
+        self._wait_for_turn()
+        with network_errors():
+            return self._http.request(method, url, **options)
+
+    @contextmanager
+    def stream(self, method: str, url: str, **options: Any) -> Iterator[Any]:
+        """Yield the response to one request before its body is read. Raises like `request`, also while it is read."""
+        self._wait_for_turn()
+        with network_errors(), self._http.stream(method, url, **options) as response:
+            yield response
+
+    def retry(
+        self, send: Callable[[], Result], subject: str, find: Callable[[], Result | None] = lambda: None
+    ) -> Result:
+        """Return the result of `send` as `retry` does."""
+        return retry(send, self._backoff, subject, self._error, self.stopped.wait, find)
+
+    def _wait_for_turn(self) -> None:
+        if self.interval:
+            time.sleep(max(0.0, self._last + self.interval - time.monotonic()))
+            self._last = time.monotonic()

@@ -1,0 +1,116 @@
+"""From a file of claims to a judge: metrics by source, the stored correction, and answers judged by it."""
+
+import math
+import random
+
+import pytest
+
+from meditune.data.example import LABELS
+from meditune.models.evidence_judge import load_judge
+from meditune.models.nli import check, load_support_model
+from meditune.retrieve.citations import Citer
+from meditune.retrieve.context_packing import PackedPassage
+from meditune.retrieve.documents.document import IndexedPassage
+from meditune.retrieve.hybrid_search import Hit
+from tests.commands import bench, jsonl, meditune, read_rows
+
+WORDS = {"supported": "fell", "refuted": "rose", "not_enough_information": "was not measured"}
+
+
+def claims(count: int, labels=LABELS, seed: int = 0) -> list[dict[str, str]]:
+    """Claims that pain fell, each with evidence that says what happened."""
+    draw = random.Random(seed)
+    made = []
+    for number in range(count):
+        label, group = labels[number % len(labels)], draw.randrange(10_000)
+        evidence = f"We asked {group} adults in group {seed}-{number}. Pain {WORDS[label]} in this group."
+        made.append({"claim": f"In group {seed}-{number}, pain fell.", "evidence": evidence, "label": label})
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on two sources of claims, of which one has no third label; its folder and report."""
+    with bench(tmp_path_factory.mktemp("claims"), "qwen2") as place:
+        three = jsonl(place.folder / "three.jsonl", claims(60))
+        two = jsonl(place.folder / "two.jsonl", claims(40, ("supported", "refuted"), seed=1))
+        sources = f"[{{name: own/three, path: '{three}'}}, {{name: own/two, path: '{two}'}}]"
+        changes = {"data__sources": sources, "data__sources__0__limit": None, "train__tasks": "[claim]"}
+        extra = {"train__replay__share": 0, "train__decision_share": None, "train__class_balance": 0}
+        extra |= {"train__end_weight": 1, "data__split": "group", "data__test_share": 0.3, "data__dev_share": 0.3}
+        extra |= {"train__learning_rate": 0.02, "train__epochs": 6, "model__top_layers": None}
+        result = place.run("judge", *place.settings(**changes, **extra))
+        assert result.code == 0, result.err
+        yield place, place.folder / "judge", place.report("judge")
+
+
+def test_a_run_measures_claims_by_source_with_the_labels_of_each(run):
+    _, folder, report = run
+    stored = read_rows(folder / "predictions" / "tuned-claim.jsonl")
+    assert {(row["source"], len(row["logits"])) for row in stored} == {("own/three", 3), ("own/two", 2)}
+    assert all(row["prediction"] == max(row["logits"], key=row["logits"].get) for row in stored)
+    right = sum(row["prediction"] == row["reference"] for row in stored)
+    assert report["tuned"]["claim_accuracy"] == pytest.approx(100 * right / len(stored))
+    assert set(report["comparison"]) >= {"claim_accuracy", "claim_macro_f1", "claim_auroc", "claim_ece"}
+    by_source = report["claims"]["tuned"]
+    assert sum(each["claims"] for each in by_source.values()) == len(stored) == report["items"]["claim"]
+    chances = {row["id"]: math.exp(row["logits"]["supported"]) for row in stored}
+    chances = {row["id"]: chances[row["id"]] / sum(map(math.exp, row["logits"].values())) for row in stored}
+    good = [chances[row["id"]] for row in stored if row["reference"] == "supported"]
+    other = [chances[row["id"]] for row in stored if row["reference"] != "supported"]
+    wins = sum((a > b) + (a == b) / 2 for a in good for b in other)
+    assert report["tuned"]["claim_auroc"] == pytest.approx(wins / (len(good) * len(other)))
+    assert "Claims, AUROC" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_run_is_a_judge_whose_correction_was_fitted_on_dev(run):
+    _, folder, _ = run
+    assert (folder / "model" / "claims.json").is_file()
+    judge = load_judge(str(folder))
+    assert judge.correction.temperature > 0
+    evidence = "Pain fell in this group."
+    (verdict,) = judge.supports(["Pain fell."], [evidence])
+    assert verdict.supported + verdict.refuted + verdict.unclear == pytest.approx(1)
+    assert verdict.sentence == evidence
+    check(str(folder))
+    assert load_support_model(str(folder)).threshold == judge.threshold
+
+
+def test_a_judge_grades_the_answers_of_another_run(run):
+    place, folder, _ = run
+    result = place.run("graded", **{"evaluate__faithfulness_model": folder, "evaluate__answers": 8})
+    assert result.code == 0, result
+    rows = read_rows(place.folder / "graded" / "predictions" / "tuned-faithfulness.jsonl")
+    assert {row["by"] for row in rows} == {str(folder)}
+    assert all(0 <= sentence["score"] <= 1 for row in rows for sentence in row["sentences"])
+
+
+def test_a_file_of_claims_without_a_task_for_them_says_how_to_train_on_it(run):
+    place, _, _ = run
+    path = jsonl(place.folder / "three-again.jsonl", claims(30))
+    place.run("none", *place.own(path, train__tasks="[decision]")).refused(3, "train.tasks=[claim]")
+    path = jsonl(place.folder / "unknown.jsonl", [row | {"label": "perhaps"} for row in claims(9)])
+    refused = meditune("data", "prepare", "quickstart", "-o", place.folder / "unknown", *place.own(path))
+    refused.refused(3, "no usable rows", "rejected.jsonl")
+    assert "unknown label" in (place.folder / "unknown" / "rejected.jsonl").read_text(encoding="utf-8")
+
+
+def packed(text: str) -> PackedPassage:
+    return PackedPassage(Hit(IndexedPassage("own:1#0", "own:1", "own", text), 1.0, 1.0, 1.0), "Pain", text)
+
+
+def test_citations_follow_the_judge_but_not_against_names_nor_beyond_its_time(run):
+    _, folder, _ = run
+    judge = load_judge(str(folder))
+    passages = [packed("Pain fell in group 7 with Zolpimetin."), packed("Sleep was not measured in group 8.")]
+    statement = "In group 7, pain fell."
+    for lenient, places in ((0.0, {0, 1}), (1.1, set())):
+        judge.threshold = lenient
+        assert set(Citer(passages, judge).judge(statement).places) <= places
+    judge.threshold = 0.0
+    found = Citer(passages, judge).judge(statement)
+    (verdict,) = judge.supports([statement], [passages[0].shown])
+    assert 0 in found.places
+    assert found.score >= verdict.supported
+    assert Citer(passages, judge).judge("In group 7, pain fell with Metazolamine.").places == ()
+    assert Citer(passages, judge, seconds=0).judge(statement) == Citer(passages).judge(statement)
