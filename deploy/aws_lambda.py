@@ -64,7 +64,7 @@ def server() -> Server:
     # Lambda sends one event at a time to each instance of a function.
     settings = Settings(at_once=1, waiting=0)
     anywhere = Place(host="0.0.0.0")
-    settings = safe(settings, anywhere, Keys(open_store(STORE)), open_to_all=True)
+    settings = safe(settings, anywhere, Keys(open_store(STORE)), allow_anonymous=True)
     return Server(open_service(wanted, settings, STORE))
 
 

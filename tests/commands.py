@@ -19,8 +19,7 @@ import pytest
 from meditune.cli import main
 from meditune.errors import Stopped
 from meditune.train import finetune
-from tests import tiny
-from tests.data import layouts
+from tests import layouts, tiny
 
 SMALL = {
     "data.split": "group",

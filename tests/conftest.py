@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meditune.models.quiet_libraries import no_telemetry
-from tests.store.databases import Cluster, cluster
+from tests.postgresql import Cluster, cluster
 
 no_telemetry()
 # Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.

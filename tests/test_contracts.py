@@ -24,7 +24,7 @@ from meditune.config.recipe_keys import declared, dotted, slot
 from meditune.phi.detector import find
 from meditune.serve.settings import Settings
 from tests import commands
-from tests.serve.server import served
+from tests.loopback_server import served
 
 CONTRACTS = Path(__file__).parent / "contracts"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -1,16 +1,195 @@
-"""The documentation site: generated pages are up to date, and the navigation has every page."""
+"""The documentation: commands run, links lead somewhere, options exist, pages are up to date and in plain English.
 
+A bash block after the comment `<!-- run -->` is run as it stands.
+"""
+
+import ast
+import doctest
 import importlib.util
+import os
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
+from meditune.cli import scheduler
+from meditune.cli.main import cli_app
+from meditune.config import load_recipe, shipped
+from meditune.evaluate.gate import load_policy
+from meditune.models.package_download import note_unpacked
+from tests import tiny
+
 PROJECT = Path(__file__).parents[1]
+PAGES = [PROJECT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+PAGES += sorted((PROJECT / "docs").rglob("*.md"))
+README = PAGES[0]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUNNABLE = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(PROJECT)) for page in PAGES])
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
+    note_unpacked(tiny.save(tmp_path / "cache" / "models" / "smollm2-135m"))
+    environment = {name: value for name, value in os.environ.items() if name != "MEDITUNE_DATA"}
+    environment |= {
+        "PATH": f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}",
+        "MEDITUNE_CACHE": str(tmp_path / "cache"),
+        "MEDITUNE_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    folder = tmp_path / "project"
+    folder.mkdir()
+    blocks = RUNNABLE.findall(README.read_text(encoding="utf-8"))
+    assert len(blocks) >= 4
+    for block in blocks:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "runs" / "rehearsal" / "report.html").is_file()
+
+
+@pages
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", _prose(linked), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{page.name} links to {target}"
+
+
+@pages
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    for span in re.findall(r"`([^`\n]+)`", _prose(page)):
+        if re.fullmatch(r"(src|tests|docs|\.ci)/[\w./-]*", span):
+            assert (PROJECT / span).exists(), f"{page.name} names {span}"
+
+
+@pytest.mark.parametrize("page", [README, PROJECT / "ARCHITECTURE.md"], ids=["README.md", "ARCHITECTURE.md"])
+def test_the_tree_shows_what_is_there(page: Path) -> None:
+    (tree,) = [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "text"]
+    folders: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = PROJECT.joinpath(*folders[:depth], name)
+        assert path.is_dir() if name.endswith("/") else path.is_file(), f"{page.name} shows {path}"
+        folders[depth:] = [name]
+
+
+@pages
+def test_every_command_parses(page: Path) -> None:
+    for command in _commands(page):
+        _parse(typer.main.get_command(cli_app), shlex.split(command)[1:], command)
+
+
+@pages
+def test_every_set_option_names_a_key_and_a_fitting_value(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    options = [shlex.split(found)[1] for found in re.findall(r"--set (?:'[^'\n]+'|[^\s`)]+)", text)]
+    for option in options:
+        if "=" in option and not option.startswith("KEY"):
+            load_recipe.load_recipe("quickstart", [option])
+
+
+@pages
+def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
+    for kind, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if kind == "yaml":
+            shown = tmp_path / "shown.yaml"
+            shown.write_text(body, encoding="utf-8")
+            if body.startswith("not_worse:"):
+                load_policy(shown)
+            elif body.startswith("registry:"):
+                scheduler.Config(shown, typer.main.get_command(cli_app))
+            else:
+                load_recipe.load_recipe(str(shown))
+
+
+@pages
+def test_every_dotted_key_is_one_of_a_recipe(page: Path) -> None:
+    groups = "model|data|prompt|train|evaluate"
+    for span in re.findall(r"`([^`\n]+)`", _prose(page)):
+        name = span.partition(":")[0]
+        is_file = name.endswith((".py", ".json", ".jsonl"))
+        if page.name != "report.md" and re.fullmatch(rf"(?:{groups})\.[a-z_.]+", name) and not is_file:
+            assert load_recipe.recipe_keys.slot(tuple(name.split("."))), f"{page.name} names {span}"
+
+
+@pages
+def test_python_sessions_say_what_really_comes_out(page: Path) -> None:
+    for kind, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if kind == "python" and body.startswith(">>> "):
+            session = doctest.DocTestParser().get_doctest(body, {}, page.name, str(page), 0)
+            assert session.examples
+            report: list[str] = []
+            doctest.DocTestRunner(verbose=False).run(session, out=report.append)
+            assert not report, "".join(report)
+
+
+@pages
+def test_no_section_stands_twice(page: Path) -> None:
+    headings = re.findall(r"^## .+$", _prose(page), re.MULTILINE)
+    assert sorted(headings) == sorted(set(headings))
+
+
+@pages
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", text, re.MULTILINE)
+    for target in (first or second for first, second in named):
+        assert target in targets, f"{page.name} names make {target}"
+
+
+def _prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def _commands(page: Path) -> list[str]:
+    """Every `meditune ...` of a page, from its bash blocks and its code spans."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [body for kind, body in FENCE.findall(text) if kind == "bash"]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("meditune ")]
+    spans = [" ".join(span.split()) for span in re.findall(r"`(meditune [^`]+)`", FENCE.sub("", text))]
+    return [re.split(r" [>|] ", command)[0].partition(" # ")[0] for command in lines + spans]
+
+
+def _parse(command: Any, arguments: list[str], whole: str) -> None:
+    """Parse without running; a command alone, without its arguments, only has to exist."""
+    if not hasattr(command, "commands"):
+        if arguments:
+            command.make_context(command.name, arguments)
+        return
+    if not arguments or arguments[0].startswith("-") or arguments[0] == "COMMAND":
+        assert set(arguments) <= {"--help", "--version", "COMMAND"}, whole
+        return
+    assert arguments[0] in command.commands, whole
+    _parse(command.commands[arguments[0]], arguments[1:], whole)
+
+
+def test_every_shipped_recipe_is_in_the_docs() -> None:
+    text = (PROJECT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in shipped())
+
+
 DOCS = PROJECT / "docs"
 CONFIG = yaml.safe_load((PROJECT / "mkdocs.yml").read_text(encoding="utf-8"))
 
@@ -81,3 +260,88 @@ def test_a_link_out_of_the_site_becomes_a_path(link: str, shown: str) -> None:
 
 def test_headings_have_githubs_anchors() -> None:
     assert generate.github_slug("Who's first? A & B, `--set`") == "whos-first-a--b---set"
+
+
+PROSE = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+SOURCES = sorted((PROJECT / "src" / "meditune").rglob("*.py"))
+TEMPLATES = sorted(
+    path for path in (PROJECT / "src" / "meditune").rglob("*") if path.suffix in {".html", ".js"} and path.is_file()
+)
+AVOIDED = {
+    r"\b(?:is|are|was|were|be|not) borne out\b|\bbears? out\b": "supported, supports",
+    r"\b(?:written|writes?|drawn|chosen|picked|answers?) by chance\b": "at random, sampled",
+    r"\blikeness(?:es)?\b": "similarity",
+    r"\bjourney\b": "pipeline, run",
+    r"\bcan(?:'t|not)? be had\b|\bhad back\b": "is (un)available, restored",
+    r"\b(?:go|goes|going|went) on where\b": "resumes",
+    r"\bheld against\b": "compared with",
+    r"\bput right\b": "corrected",
+    r"\bshown to be (?:better|worse)\b": "significantly better, significantly worse",
+    r"\bkept back\b": "withheld",
+    r"\bmade ready\b": "prepared",
+    r"\bas far as (?:they|it) ha(?:ve|s)\b": "say what is used",
+    r"\b[Ww]ho asked may\b": "callers can",
+    r"\bis told by\b|\bis said with\b": "is reported",
+    r"\bof the kind\b|\bof its kind\b": "name the thing",
+    r"\bso many (?:hours|minutes|seconds|days)\b": "this many ..., the number of ...",
+    r"\bthat is said\b": "the message says so",
+    r"\bother work (?:was running|is running|ran)\b": "other programs were running",
+    r"\b[Ii]t (?:isn't|is not|is) reached (?:on|by|over|with|if)\b": "name what reaches or misses the goal",
+    r"\blooked at (?:before|afterwards)\b": "used before, used afterwards",
+    r"\bwhile settings were chosen\b": "to choose settings",
+    r"\bfalsified by\b": "what was changed",
+    r"\bas it ships\b": "as shipped, the shipped ...",
+    r"\bby the same measure\b": "name what was measured",
+    r"\bwith (?:all|the) results known\b": "when the results were known",
+    r"\bthe second look\b": "the classifier",
+}
+"""Each pattern with what to write in its place."""
+
+
+def prose_of_page(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a page outside code blocks."""
+    inside = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            inside = not inside
+        elif not inside:
+            yield number, re.sub(r"`[^`]*`", "", line)
+
+
+def prose_of_module(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a module that hold a blank: docstrings, messages and help texts."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield from ((node.lineno + offset, line) for offset, line in enumerate(node.value.splitlines()))
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line numbers and texts that a person reads."""
+    if path.suffix == ".py":
+        yield from prose_of_module(path)
+    elif path.suffix == ".md":
+        yield from prose_of_page(path)
+    else:
+        yield from enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+
+
+@pytest.mark.parametrize(("pattern", "replacement"), AVOIDED.items(), ids=AVOIDED.values())
+def test_avoided_phrases_stay_away(pattern, replacement):
+    found = [
+        f"{path.relative_to(PROJECT)}:{line}: {match[0]!r}"
+        for path in (*PROSE, *SOURCES, *TEMPLATES)
+        for line, text in prose_of(path)
+        for match in re.finditer(pattern, text)
+    ]
+    assert not found, f"Write {replacement!r} instead:\n" + "\n".join(found)
+
+
+GENERATED = {"command-line.md", "http-api.md", "recipes.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in PROSE if page.name not in GENERATED], ids=lambda page: page.name)
+def test_percent_signs_follow_their_number_without_a_space(page):
+    found = [
+        f"{page.name}:{line}: {match[0]!r}" for line, text in prose_of(page) for match in re.finditer(r"\d %", text)
+    ]
+    assert not found, "Write '95%' instead:\n" + "\n".join(found)

@@ -1,6 +1,8 @@
 """Retries: how often and after which pauses, what a server asks for, and network errors as sentences."""
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -32,23 +34,25 @@ def failing(*failures):
     return send
 
 
-def test_pauses_double_up_to_the_longest_and_retry_after_counts_first():
+def test_pauses_double_up_to_the_longest_and_a_server_can_only_lengthen_them():
     pauses = []
-    failures = [TransientError("answers 503"), TransientError("answers 429", wait=0.0), TransientError("answers 503")]
+    failures = [TransientError("answers 429", wait=0.0), TransientError("answers 429", wait=7), TransientError("cut")]
     assert retry(failing(*failures), BACKOFF, "The server", pause=pauses.append) == 4
     assert 0.75 <= pauses[0] <= 1.0
-    assert pauses[1] == 0.0
+    assert pauses[1] == 7
     assert 2.25 <= pauses[2] <= 3.0
 
 
 def test_the_last_failure_is_a_sentence():
     failures = [TransientError("can't be reached")] * 4
-    with pytest.raises(ModelError, match=r"^The server can't be reached; gave up after 4 attempts\. Run the same"):
-        retry(failing(*failures), BACKOFF, "The server", ModelError, pause=lambda _: None)
+    with pytest.raises(ModelError, match=r"^The server can't be reached; gave up after 4 attempts\. Run it again\.$"):
+        retry(failing(*failures), BACKOFF, "The server", ModelError, pause=lambda _: None, advice="Run it again.")
     with pytest.raises(DataError, match="The server answers 429 and asks for a pause of 61 seconds"):
         retry(failing(TransientError("answers 429", wait=61)), BACKOFF, "The server", pause=lambda _: None)
-    with pytest.raises(DataError, match=r"gave up after 1 attempt\."):
-        retry(failing(*failures), BACKOFF, "The server", pause=lambda _: True)
+    looked: list[None] = []
+    with pytest.raises(DataError, match=r"gave up after 1 attempt\. Try again later\.$"):
+        retry(failing(*failures), BACKOFF, "The server", pause=lambda _: True, find=lambda: looked.append(None))
+    assert not looked, "the client is being closed"
 
 
 @pytest.mark.parametrize(("maybe_processed", "result"), [(True, "found"), (False, 2)])
@@ -70,6 +74,15 @@ def test_network_errors_are_sentences(error, reason):
         raise error
     assert str(raised.value) == reason
     assert raised.value.maybe_processed == (reason != "can't be reached")
+
+
+def test_requests_of_several_threads_keep_their_interval(monkeypatch):
+    client, sent = HttpClient(BACKOFF, interval=0.05), []
+    monkeypatch.setattr(client._http, "request", lambda *_: sent.append(time.monotonic()))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: client.request("GET", "https://example.org"), range(4)))
+    client.close()
+    assert min(later - earlier for earlier, later in itertools.pairwise(sorted(sent))) > 0.04
 
 
 @pytest.mark.parametrize("url", ["ftp://example.org", "example.org"])

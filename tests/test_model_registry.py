@@ -145,6 +145,13 @@ def test_a_trial_of_an_earlier_version_of_meditune_is_read_and_no_shadow_becomes
     assert registry.state().current == "v0002"
 
 
+def test_servers_of_an_earlier_version_can_read_a_trial(tmp_path: Path) -> None:
+    registry = bare(tmp_path / "registry", 2)
+    registry.try_out("v0002", 10, "wanted", force=True)
+    assert json.loads((registry.folder / "registry.json").read_text())["trial"]["mode"] == "canary"
+    assert registry.state().trial is not None
+
+
 def test_programs_that_add_at_once_each_get_a_version(run: Path, tmp_path: Path) -> None:
     """Four processes of their own; and what one that was killed left behind is no version."""
     folder = tmp_path / "registry"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from meditune.evaluate.metrics import METRICS as METRIC_TABLE
+from tests import layouts
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
-from tests.data import layouts
 
 RUN_FOLDER = {
     *("recipe.yaml", "report.json", "report.html"),

@@ -188,28 +188,19 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = Fals
     return count
 
 
-@contextmanager
-def growing_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Replace the content of `path` by these rows, and yield a function that appends one row as a whole line.
-
-    Raises DiskFullError if no space is left.
-    """
-    write_jsonl(path, rows)
-    # Without a buffer a line is one write: readers of the growing file never see half a line.
-    with path.open("ab", buffering=0) as stream:
-
-        def add(row: dict[str, Any]) -> None:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            try:
-                written = stream.write(line)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise disk_full(path) from error
-                raise
-            if written < len(line):
-                raise disk_full(path)
-
-        yield add
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append a row as a whole line. Raises DiskFullError if no space is left."""
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    try:
+        # Without a buffer a line is one write: readers of the growing file never see half a line.
+        with path.open("ab", buffering=0) as stream:
+            written = stream.write(line)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise disk_full(path) from error
+        raise
+    if written < len(line):
+        raise disk_full(path)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from meditune.errors import DataError, MedituneError
 from meditune.evaluate.api_backend import ApiBackend, estimate_tokens
 from meditune.evaluate.evaluator import API, Evaluator
 from meditune.files import read_json, write_json
+from meditune.http_client import RESUME
 from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
 from meditune.retrieval_augmentation import with_retrieved
 from meditune.run_folder import RECIPE, stage
@@ -157,7 +158,7 @@ def cancel(folder: Path) -> str:
 
 def _allowed(model: ApiModel, data: Prepared) -> Client:
     refuse_restricted_for_api((row for rows in data.splits.named().values() for row in rows), model.title)
-    return model.client()
+    return model.client(RESUME)
 
 
 def _evaluator(data: Prepared, recipe: Recipe, folder: Path) -> Evaluator:

@@ -23,6 +23,8 @@ from meditune.text import counted
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 PRINTED_FROM = 5.0
 """Waits of at least this many seconds are printed."""
+AGAIN, RESUME = "Try again later.", "Run the same command later to resume."
+"""The ends of messages about a failed request; the second is for commands that keep finished work"""
 
 Result = TypeVar("Result")
 
@@ -57,38 +59,36 @@ def retry(
     error: type[MedituneError] = DataError,
     pause: Callable[[float], object] = time.sleep,
     find: Callable[[], Result | None] = lambda: None,
+    advice: str = AGAIN,
 ) -> Result:
     """Return the result of `send`, which is called again after a TransientError.
 
-    `subject` names the server in messages. If `pause` returns True, there is no further attempt. If it is unknown
-    whether the server processed a request, `find` looks for its result first. Raises `error` after the last attempt.
+    `subject` names the server in messages, and `advice` ends them. The pause is the computed one or the one that the
+    server asks for, whichever is longer. If `pause` returns True, no further request is sent. If it is unknown whether
+    the server processed a request, `find` looks for its result first. Raises `error` after the last attempt.
     """
     for attempt in range(1, backoff.attempts + 1):
         try:
             return send()
         except TransientError as failure:
-            doubled = backoff.first_wait * 2 ** (attempt - 1)
-            wait = failure.wait
-            if wait is None:
-                wait = min(backoff.longest_wait, doubled) * random.uniform(0.75, 1.0)
-            if wait > backoff.longest_requested:
-                raise error(
-                    f"{subject} {failure} and asks for a pause of {wait:.0f} seconds. Run the same command then to "
-                    "resume."
-                ) from failure
+            requested = failure.wait or 0.0
+            if requested > backoff.longest_requested:
+                pause_text = f"asks for a pause of {requested:.0f} seconds"
+                raise error(f"{subject} {failure} and {pause_text}. {advice}") from failure
+            gave_up = error(f"{subject} {failure}; gave up after {counted(attempt, 'attempt')}. {advice}")
             last = attempt == backoff.attempts
             if not last:
+                doubled = backoff.first_wait * 2 ** (attempt - 1)
+                wait = max(requested, min(backoff.longest_wait, doubled) * random.uniform(0.75, 1.0))
                 if wait >= PRINTED_FROM:
                     print(f"{subject} {failure}; trying again in {wait:.0f} s.", file=sys.stderr)
-                last = pause(wait) is True
+                if pause(wait) is True:
+                    raise gave_up from failure
             found = find() if failure.maybe_processed else None
             if found is not None:
                 return found
             if last:
-                raise error(
-                    f"{subject} {failure}; gave up after {counted(attempt, 'attempt')}. Run the same command later to "
-                    "resume."
-                ) from failure
+                raise gave_up from failure
     raise AssertionError("a back-off has at least one attempt")
 
 
@@ -136,14 +136,22 @@ class HttpClient:
     """A client that translates network errors and retries. It can be used from several threads; close it after use."""
 
     def __init__(
-        self, backoff: Backoff, error: type[MedituneError] = DataError, interval: float = 0.0, **options: Any
+        self,
+        backoff: Backoff,
+        error: type[MedituneError] = DataError,
+        interval: float = 0.0,
+        advice: str = AGAIN,
+        **options: Any,
     ) -> None:
-        """`interval` is the minimum time in seconds between requests; `options` are those of `httpx2.Client`."""
+        """`interval` is the minimum time in seconds between requests; `advice` ends the messages of `retry`; `options`
+        are those of `httpx2.Client`.
+        """
         import httpx2
 
         self._http = httpx2.Client(**options)
-        self._backoff, self._error = backoff, error
+        self._backoff, self._error, self._advice = backoff, error, advice
         self.interval = interval
+        self._turn = threading.Lock()
         self._last = float("-inf")
         self.stopped = threading.Event()
         """Set to end retries in all threads"""
@@ -170,9 +178,10 @@ class HttpClient:
         self, send: Callable[[], Result], subject: str, find: Callable[[], Result | None] = lambda: None
     ) -> Result:
         """Return the result of `send` as `retry` does."""
-        return retry(send, self._backoff, subject, self._error, self.stopped.wait, find)
+        return retry(send, self._backoff, subject, self._error, self.stopped.wait, find, self._advice)
 
     def _wait_for_turn(self) -> None:
         if self.interval:
-            time.sleep(max(0.0, self._last + self.interval - time.monotonic()))
-            self._last = time.monotonic()
+            with self._turn:
+                time.sleep(max(0.0, self._last + self.interval - time.monotonic()))
+                self._last = time.monotonic()

@@ -87,7 +87,10 @@ def utc_now() -> str:
 
 def write(folder: Path, state: State) -> None:
     """Write registry.json atomically."""
-    write_json(folder / FILE, {"format": FORMAT, "current": state.current, **asdict(state)})
+    stored = asdict(state)
+    if state.trial:
+        stored["trial"]["mode"] = "canary"  # earlier versions of Meditune, which may serve this registry, require it
+    write_json(folder / FILE, {"format": FORMAT, "current": state.current, **stored})
 
 
 def read(folder: Path) -> State:

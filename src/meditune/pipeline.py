@@ -8,7 +8,7 @@ Every stage writes its result to the run's folder atomically, so the same comman
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.evidence.support_model import load_correction
 from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
 from meditune.models.api_client import ApiModel, find_api_model
@@ -119,25 +120,26 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
-    if not evaluator.is_done("tuned"):
+    dev = [example for example in data.splits.dev if example.label]
+    corrects = bool(dev) and "claim" in recipe.train.tasks and load_correction(folder / "model") is None
+    if corrects or not evaluator.is_done("tuned"):
         if loaded is None or trained:
             loaded = _load(recipe, str(folder / "model"))
+        backend = WeightsBackend(loaded, recipe)
         with stage(folder, "measure tuned"):
-            evaluator.measure(WeightsBackend(loaded, recipe), "tuned")
-            _correct_claims(WeightsBackend(loaded, recipe), data, folder)
+            evaluator.measure(backend, "tuned")
+            if corrects:
+                _correct_claims(backend, dev, folder)
 
 
-def _correct_claims(backend: WeightsBackend, data: Prepared, folder: Path) -> None:
-    """If the model was trained on claims, fit its correction on the dev claims and store it beside the weights."""
+def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
+    """Fit the correction of a model that was trained on claims, on dev claims, and store it beside the weights."""
     from meditune.evaluate.metrics.claims import fit_correction
     from meditune.evaluate.predictions import once, path_of
 
-    claims = [example for example in data.splits.dev if example.label]
-    if not claims or not any(example.label for example in data.splits.train):
-        return
-    once(folder / "predictions", "tuned", "dev_claim", lambda: backend.rows("dev_claim", claims, "Dev claims of tuned"))
-    rows = read_jsonl(path_of(folder / "predictions", "tuned", "dev_claim"))
-    fit_correction(rows).save(folder / "model")
+    predictions = folder / "predictions"
+    once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", claims, "Dev claims of tuned"))
+    fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
 
 
 def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:

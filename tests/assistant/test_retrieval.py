@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from meditune.assistant.assistant import AssistantSettings, load_assistant
-from meditune.assistant.events import Answer
+from meditune.assistant.events import Answer, Sentence
 from meditune.assistant.retrieval import Retriever
 from meditune.assistant.triage import Triage
-from meditune.assistant.writers import EngineWriter, ask_model
+from meditune.assistant.writers import ApiWriter, EngineWriter, ask_model
 from meditune.cli.assistant import answer_lines
 from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ApiSpec
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError, ModelError
-from meditune.models.api_client import Chat
+from meditune.models.api_client import ApiError, ApiModel, Chat
 from meditune.prompts import prompt_text, save_format
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
@@ -31,11 +32,9 @@ from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
 from meditune.retrieve.prompt_injection import clean_passage, is_instruction
 from meditune.retrieve.storage import index_storage
-from tests import tiny
-from tests.assistant.saying import Saying, assistant_of
+from tests import corpus, layouts, tiny
+from tests.assistants import ScriptedEngine, assistant_of
 from tests.commands import meditune
-from tests.data import layouts
-from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
 
@@ -58,10 +57,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def answer_of(
-    index: Index, text: str, question: str, *, nearest: float | None = -1.0, engine: Saying | None = None
+    index: Index, text: str, question: str, *, nearest: float | None = -1.0, engine: ScriptedEngine | None = None
 ) -> Answer:
     """The answer to a question that triage lets through, from a model that always says this text."""
-    assistant = assistant_of(engine or Saying(text), index, AssistantSettings(nearest=nearest))
+    assistant = assistant_of(engine or ScriptedEngine(text), index, AssistantSettings(nearest=nearest))
     *_, answer = assistant.ask(question, style="expert", k=6, found=Triage("answer", question=question))
     return answer
 
@@ -125,7 +124,7 @@ def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(index: Index) 
     question = "What calms a gout attack?"
     first, second = sorted((hit.meaning or 0.0 for hit in index.search(question, 6).hits), reverse=True)[:2]
     assert first > second
-    writer = EngineWriter(Saying("Colchicine calms an attack."))
+    writer = EngineWriter(ScriptedEngine("Colchicine calms an attack."))
     far = Retriever(index, writer, 400, (first + second) / 2).retrieve(
         question, choose=lambda hits, k: sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k]
     )
@@ -283,7 +282,7 @@ def test_a_models_own_cues_are_broken() -> None:
 
 def test_planted_orders_reach_neither_the_prompts_tokens_nor_the_reader(index: Index, tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
-    engine = Saying("Bleach cures gout.")
+    engine = ScriptedEngine("Bleach cures gout.")
     answer = answer_of(index, "", "Does bleach cure gout attacks?", engine=engine)
     seen = [source.text for source in answer.sources]
     injected = next(text for text in seen if "Gout attacks are painful" in text)
@@ -329,6 +328,19 @@ def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match="no question"):
         list(assistant.ask(" "))
     assistant.writer.close()
+    with pytest.raises(ModelError, match=rf"^{model} reads .* Set a shorter answer with --max-new-tokens\.$"):
+        load_assistant(str(model), index.place.name, settings=AssistantSettings(max_new_tokens=10**6))
+
+
+def test_sentences_that_are_left_out_are_counted_by_reason() -> None:
+    sentences = [Sentence("Rest.", (), True, True)]
+    sentences += [
+        Sentence("No.", (), False, False, why)
+        for why in ("isn't about health", "names an amount", "isn't about health")
+    ]
+    lines = list(answer_lines(Answer("?", "Rest.", "answered", "", "plain", sentences)))
+    assert "Left out: 2 sentences, each of which isn't about health." in lines
+    assert "Left out: 1 sentence that names an amount." in lines
 
 
 @pytest.fixture
@@ -354,11 +366,12 @@ def test_a_journey(tmp_path: Path) -> None:
     said = json.loads(meditune(*asked, "--source-filter", "clinic", "--json").out)
     assert said["refused"]
     assert said["sources"][0]["licence"] == "your own document"
+    assert str(docs) in said["sources"][0]["url"], "the user's own files may be named on the command line"
     assert {"number", "title", "url", "date", "text"} <= set(said["sources"][0])
     assert said["limits"]
 
-    urgent = meditune("ask", model, "My chest hurts and I can't breathe", "--index", index)
-    assert "emergency" in urgent.out
+    urgent = meditune("ask", tmp_path / "none", "My chest hurts and I can't breathe", "--index", tmp_path / "none")
+    assert "emergency" in urgent.out, "urgent help doesn't wait until model and index are loaded"
 
     meditune(*asked, "--source", docs / "lice.txt").refused(3, "not both")
     meditune(*asked, "--source-filter", "none").refused(3, "no source 'none'", "clinic")
@@ -398,6 +411,15 @@ def test_a_model_behind_an_api_answers_from_an_index(index: Index, monkeypatch: 
     assert "Colchicine" in sent[0]
     *_, urgent = assistant.ask("My chest hurts and I can't breathe")
     assert (urgent.outcome, len(sent)) == ("escalated", 1)
+
+
+def test_a_decision_that_an_api_refuses_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ApiError("api.openai.com refused POST /chat/completions (400).", 400)
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setattr(Chat, "decide", refuse)
+    assert ApiWriter(ApiModel("gpt-4.1-mini", ApiSpec())).decide("Does it help?", ()) is None
 
 
 @pytest.mark.usefixtures("embedding")

@@ -121,12 +121,55 @@ def test_every_problem_of_a_configuration_is_reported_with_its_line(tmp_path: Pa
     meditune("loop", path).refused(
         2, "line 3: drift: Missing", "--reference", "line 4: retrain: Invalid value for '--least'", "promote.after"
     )
+    path.write_text(
+        "registry: r\nstore: s\ncanary: {questions: [a, b], output: [c]}\nqueue: {folder: 3}\npromote: {answers: [1]}\n"
+    )
+    meditune("loop", path).refused(
+        2,
+        "line 3: canary: Got unexpected extra argument",
+        "line 3: canary.output: ['c'] is not text",
+        "line 4: queue.folder: 3 is not text",
+        "line 5: promote.answers: [1] is not a whole number",
+    )
     path.write_text("registry: r\n")
     meditune("loop", path).refused(2, "no stage is named")
     path.write_text("guard: {}\n")
     meditune("loop", path).refused(2, "registry: missing")
     path.write_text("registry: r\nguard:\n")
     meditune("loop", path, "--once").refused(3, "is not a registry", "meditune registry add")
+
+
+def test_a_retraining_without_any_training_data_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDITUNE_STORE", raising=False)
+    bare(tmp_path / "registry", 1)
+    (tmp_path / "loop.yaml").write_text(
+        "registry: registry\nqueue: {places: [s], folder: q}\nretrain: {labels: l.jsonl, literature: [l]}\n"
+    )
+    config = Config(tmp_path / "loop.yaml", COMMANDS)
+    assert run_stage(config, "retrain") == ("done", "no training data yet")
+    config.shared["store"] = "s"
+    assert given(config, "retrain", monkeypatch)["least"] == 50
+    config.stages["retrain"]["least"] = 20
+    assert given(config, "retrain", monkeypatch)["least"] == 20
+
+
+def test_paths_in_the_home_folder_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bare(tmp_path / "registry", 1)
+    jsonl(tmp_path / "results.jsonl", [{}])
+    labels = jsonl(tmp_path / "labels.jsonl", rows(1))
+    (tmp_path / "queues" / "first").mkdir(parents=True)
+    (tmp_path / "loop.yaml").write_text(
+        "registry: ~/registry\nstore: ~/store\nguard: {}\ncanary: {questions: ~/q, output: ~/results.jsonl}\n"
+        "queue: {folder: ~/queues}\nretrain: {labels: [~/labels.jsonl, ~/none.jsonl]}\n"
+    )
+    config = Config(tmp_path / "loop.yaml", COMMANDS)
+    assert config.registry == tmp_path / "registry"
+    assert given(config, "guard", monkeypatch)["canary"] == tmp_path / "results.jsonl"
+    retrain = given(config, "retrain", monkeypatch)
+    assert (retrain["labels"], retrain["queue"]) == ([labels], [tmp_path / "queues" / "first"])
+    assert retrain["store"] == str(tmp_path / "store")
+    assert given(config, "queue", monkeypatch)["done"] == [tmp_path / "queues" / "first"]
 
 
 def test_keys_of_earlier_versions_name_what_took_their_place(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ import pytest
 from meditune.data import example
 from meditune.data.readers import mimic
 from meditune.data.readers.tables import Rejects
+from tests import layouts
 from tests.commands import Result, meditune, read_rows, rows
-from tests.data import layouts
 
 ROWS = rows(40)
 LAUGHS = (

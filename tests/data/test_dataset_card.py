@@ -11,8 +11,8 @@ import yaml
 from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
+from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
-from tests.data import layouts
 
 
 @pytest.fixture(autouse=True)

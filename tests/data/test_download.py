@@ -13,7 +13,7 @@ from meditune.data import sources
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.sources import SOURCES, Download, locate_source
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 
 class Publisher(SimpleHTTPRequestHandler):

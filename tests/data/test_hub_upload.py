@@ -9,9 +9,9 @@ import pytest
 from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
+from tests import layouts
 from tests.commands import Result, jsonl, meditune, rows
-from tests.data import layouts
-from tests.data.hub import TOKEN, Hub, hub
+from tests.hub_server import TOKEN, Hub, hub
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
 from meditune.errors import DataError
 from meditune.evidence.words import OPPOSITE
+from tests import layouts
 from tests.commands import jsonl, read_rows
-from tests.data import layouts
 
 
 def example(answer, number=0, context="Pain fell in 47 of 120 adults."):

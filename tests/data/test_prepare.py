@@ -9,8 +9,8 @@ from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare, stored_data
 from meditune.data.quality.ledger import restore
 from meditune.errors import DataError
+from tests import layouts
 from tests.commands import jsonl, read_rows, rows
-from tests.data import layouts
 
 
 @pytest.fixture(autouse=True)

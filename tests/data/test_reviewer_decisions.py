@@ -12,8 +12,8 @@ from meditune.data.quality.ledger import entries
 from meditune.data.reviewer_decisions import RULE, RowDecision, fingerprint, read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
+from tests import layouts
 from tests.commands import meditune, read_rows
-from tests.data import layouts
 from tests.data.test_prepare import own, recipe
 
 

@@ -12,7 +12,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, has_files, hub_names, licence_named, licence_requirements
 from meditune.errors import DataError
 from meditune.files import sha256
-from tests.data import layouts
+from tests import layouts
 
 
 def test_every_source_says_where_it_comes_from() -> None:

@@ -8,7 +8,7 @@ import pytest
 from meditune.data.example import DECISIONS, Example
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.data.splits import by_group, question_key, split
+from meditune.data.splits import by_group, official_tests, question_key, split
 from meditune.errors import DataError
 
 
@@ -125,3 +125,25 @@ def test_every_fold_is_the_publishers_and_its_test_the_official_one(real_data):
         assert {e.group for e in parts.test} == official
         held += [e.id for e in parts.dev]
     assert len(set(held)) == len(held) == 500
+
+
+def test_a_fixed_source_is_whole_in_its_split_and_draws_shared_questions_into_training():
+    sources = {name: [example(n, name) for n in range(20)] for name in ("own/train", "own/test")}
+    free = [example(n, "own/free") for n in range(30)]
+    free += [example(n, "own/free", question=sources["own/train"][n - 30].question) for n in range(30, 35)]
+    found = split(
+        sources | {"own/free": free},
+        official=False,
+        test_share=0.4,
+        dev_share=0.2,
+        seed=3,
+        fixed={"own/train": "train", "own/test": "test"},
+    )
+    assert {e.id for e in found.train} >= {e.id for e in sources["own/train"]}
+    assert {e.id for e in found.test} >= {e.id for e in sources["own/test"]}
+    assert not {question_key(e.question) for e in found.test} & {question_key(e.question) for e in found.train}
+    assert found.test_set == "own/test-fixed-20+own/free-group-12"
+
+
+def test_an_official_test_set_of_a_source_in_a_fixed_split_is_not_looked_for():
+    assert official_tests({"scifact": [example(1, "scifact")]}, {"scifact"}) == set()

@@ -22,7 +22,7 @@ from meditune.errors import ModelError
 from meditune.files import write_json
 from meditune.prompts import save_format
 from tests import tiny
-from tests.engines.asking import ask, tokens
+from tests.engines.engine_jobs import ask, tokens
 
 
 def test_nothing_comes_after_the_last_piece():

@@ -15,7 +15,7 @@ from meditune.errors import ModelError
 from meditune.export import verify
 from meditune.export.export import export
 from tests import tiny
-from tests.engines.asking import ask, collect, text, together, tokens
+from tests.engines.engine_jobs import ask, collect, text, together, tokens
 
 MORE = 24
 

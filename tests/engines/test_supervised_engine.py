@@ -34,7 +34,7 @@ from meditune.export.export import export
 from meditune.serve import startup
 from meditune.serve.settings import Settings
 from tests import tiny
-from tests.serve.server import Running, started
+from tests.loopback_server import Running, started
 from tests.serve.test_store_access import URGENT
 
 ENGINES = {"transformers": "", "openvino": "openvino_genai", "onnx": "onnxruntime"}

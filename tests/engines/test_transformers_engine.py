@@ -14,7 +14,7 @@ from meditune.errors import ModelError
 from meditune.models.generation import GreedyDecoder
 from meditune.models.inference import inference
 from tests import tiny
-from tests.engines.asking import ask, collect, text, together, tokens
+from tests.engines.engine_jobs import ask, collect, text, together, tokens
 
 MORE = 24
 

@@ -1,11 +1,18 @@
-"""Models that judge support: three kinds behind one protocol, and what is said where one can't be used."""
+"""Models that judge support: kinds behind one protocol, the judge, and what is said where one can't be used."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.data.example import LABEL, Example, Passage
 from meditune.errors import ModelError
 from meditune.evidence.detector import placed
-from meditune.models.nli import SupportQuestion, check, load_support_model
+from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
+from meditune.models.evidence_judge import EvidenceJudge
+from meditune.models.nli import check, load_support_model
+from tests import tiny
 
 SOURCES = ("Pain fell in 47 of 120 adults.", "Nobody died. " + "The rest was told at length. " * 40)
 ANSWER = "Pain fell in adults. Bananas cure colds."
@@ -122,3 +129,60 @@ def test_labels_that_mean_something_else_are_refused(tmp_path):
     judge(tmp_path / "three", ["a", "b", "c"], "Token")
     with pytest.raises(ModelError, match="this one has 3"):
         check(f"lettucedetect:{tmp_path / 'three'}")
+
+
+PASSAGES = ("Pain fell by 30 percent in the group with the drug.", "Sleep was not measured in this study.")
+STATEMENTS = ["The drug helps with pain.", "Sleep was measured.", "Exercise helps."]
+
+
+def tiny_evidence_judge(correction=None, **changes):
+    loaded = tiny.loaded("qwen2")
+    form = PromptFormat(**({"max_tokens": 256, "answer_tokens": 32} | changes))
+    return EvidenceJudge(replace(loaded, form=form), correction or ClaimCorrection())
+
+
+def alone(made, statement, passages):
+    """The probabilities by a plain forward pass of the model over the prompt's tokens."""
+    context = tuple(Passage(text=text) for text in passages)
+    example = Example(id="1", source="x", question=statement, context=context, group="1", meta={LABEL: "refuted"})
+    item = made.loaded.encoder(made.loaded.form).supervised(example, "claim")
+    with torch.no_grad():
+        logits = made.loaded.model(torch.tensor([item.prompt])).logits[0, -1, list(item.choices)]
+    return logits.softmax(0).tolist()
+
+
+def test_statements_judged_together_get_the_probabilities_of_each_alone():
+    made = tiny_evidence_judge()
+    for statement, verdict in zip(STATEMENTS, made.supports(STATEMENTS, PASSAGES), strict=True):
+        found = [verdict.supported, verdict.refuted, verdict.unclear]
+        assert found == pytest.approx(alone(made, statement, PASSAGES), abs=1e-5)
+        assert verdict.sentence in PASSAGES
+    asked = [SupportQuestion(PASSAGES[:1], "", STATEMENTS[0], 0, len(STATEMENTS[0]))]
+    (score,) = made.score(asked)
+    assert score.score == pytest.approx(alone(made, STATEMENTS[0], PASSAGES[:1])[0], abs=1e-5)
+
+
+def test_passages_that_dont_fit_are_read_in_windows_and_the_one_that_supports_most_decides():
+    made = tiny_evidence_judge(max_tokens=64)
+    long = tuple(f"Patient {number} was asked and answered at once." for number in range(40))
+    (verdict,) = made.supports(STATEMENTS[:1], long)
+    (same,) = made.supports(STATEMENTS[:1], (" ".join(long),))
+    assert verdict.supported == same.supported
+    assert verdict.supported >= alone(made, STATEMENTS[0], long[:1])[0] - 0.2
+    unbroken = "group " * 150 + "with the drug"
+    (read,) = made.supports(STATEMENTS[:1], [unbroken])
+    assert read.supported != pytest.approx(alone(made, STATEMENTS[0], ())[0], abs=1e-7)
+    with pytest.raises(ModelError, match="too long for the judge"):
+        made.supports(["word " * 80], PASSAGES)
+
+
+def test_the_correction_changes_probabilities_and_travels_with_the_model(tmp_path):
+    correction = ClaimCorrection(2.0, {"supported": 0.0, "refuted": 1.0, "not_enough_information": 0.0}, 0.4)
+    correction.save(tmp_path)
+    assert load_correction(tmp_path) == correction
+    assert load_correction(tmp_path / "elsewhere") is None
+    plain = correction.probabilities({"supported": 2.0, "refuted": 0.0})
+    assert plain == pytest.approx({"supported": 0.5, "refuted": 0.5})
+    (tmp_path / "claims.json").write_text('{"heat": 1}')
+    with pytest.raises(ModelError, match=r"claims\.json"):
+        load_correction(tmp_path)

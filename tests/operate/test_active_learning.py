@@ -1,33 +1,115 @@
 """Which answers and rows are chosen, why, and what is said where nothing can be.
 
-Models that are asked about candidates: their decisions and samples become reasons.
-
-What experts said of a queue, as rows that a recipe reads.
+A queue is worked in a real browser, too, and what experts said of it becomes rows that a recipe reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from meditune.data.example import DECISIONS
+from meditune.data.example import DECISIONS, Example
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import read_json, read_jsonl
+from meditune.models import sentence_encoder
+from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder
 from meditune.operate.active_learning import acquisition
 from meditune.operate.active_learning.acquisition import nearest, novelty
-from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, choose, rows
-from meditune.operate.active_learning.candidates import read
-from meditune.review.rating_set import read_set
+from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, Wanted, choose, queue, rows
+from meditune.operate.active_learning.candidates import Candidate, read
+from meditune.review.rating_set import VERDICT, read_key, read_set
+from meditune.review.ratings_store import Note, Rating, Store
 from meditune.store import database
-from tests import tiny
+from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.open_store import Place, open_store
+from tests import layouts, tiny
+from tests.browser import chromium
 from tests.commands import jsonl, meditune
-from tests.data import layouts
-from tests.operate.active_learning_material import SURE, TORN, candidate, embed, judge, keep, store
+from tests.review.known_ratings import served
+from tests.review.test_page import opened, saved, sign_in
+
+SURE, TORN = {"yes": 0.9, "no": 0.06, "maybe": 0.04}, {"yes": 0.35, "no": 0.33, "maybe": 0.32}
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """Bags of words as vectors of length 1: alike where words are shared."""
+    found = np.zeros((len(texts), 256), dtype=np.float32)
+    for row, text in zip(found, texts, strict=True):
+        for word in text.casefold().split():
+            row[int.from_bytes(hashlib.sha256(word.encode()).digest()[:2]) % 256] += 1
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def candidate(question: str, **known: Any) -> Candidate:
+    """A row that asks this."""
+    answer = known.pop("answer", "")
+    example = Example(id=f"own:{question}", source="own", question=question, answer=answer, group=question)
+    return Candidate(example, **known)
+
+
+def test_a_queue_loads_its_encoder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> SentenceEncoder:
+        loads.append(name)
+        return SentenceEncoder(EncoderIdentity("bags", 256, "bags"), embed)
+
+    monkeypatch.setattr(sentence_encoder, "load_encoder", load)
+    known = jsonl(tmp_path / "known.jsonl", [{"question": "Is tea safe?", "answer": "Yes."}])
+    place = jsonl(tmp_path / "rows.jsonl", [{"question": f"Is herb {n} safe?", "answer": "Yes."} for n in range(3)])
+    queue([place], tmp_path / "queue", Wanted(known=(known,), embedding="bags"))
+    assert loads == ["bags"]
+
+
+def keep(place: Place, id: str, question: str | None, answer: str = "It helps.", **facts: Any) -> Answers:
+    """A store with one more answer."""
+    answers = Answers(open_store(place))
+    outcome = facts.pop("outcome", "answered")
+    chances = facts.pop("chances", None)
+    if chances:
+        best = max(chances, key=lambda each: chances[each])
+        facts["decision"] = {"answer": best, "probabilities": chances, "calibrated": False}
+    answers.keep(Answer(id, "", "ask", "tiny 1", "idx", outcome, facts, question, answer, time=1_700_000_000.0))
+    return answers
+
+
+def store(folder: Place) -> Place:
+    """Six answers: unsure, unsupported, abstained, disliked, corrected, and one with nothing against it."""
+    keep(folder, "unsure", "Does vitamin C prevent colds?", chances=TORN, sentences=1, supported=1)
+    keep(folder, "unsupported", "What causes gout?", "Uric acid.", sentences=3, supported=1)
+    keep(folder, "abstained", "How is rabies treated?", "", outcome="abstained", sentences=0, supported=0)
+    answers = keep(folder, "disliked", "Is asthma curable?", chances=SURE, sentences=1, supported=1)
+    keep(folder, "corrected", "Can children have migraine?", chances=SURE, sentences=1, supported=1)
+    keep(folder, "fine", "Does exercise help the heart?", chances=SURE, sentences=2, supported=2)
+    answers.say(Feedback("disliked", "a", "down", ["wrong"], "My doctor Dr. Jane Miller says otherwise."))
+    answers.say(Feedback("corrected", "a", "down", [], "", "Yes, they can have it as well."))
+    answers.say(Feedback("fine", "a", "up"))
+    return folder
+
+
+def judge(folder: Path, name: str, said: dict[str, tuple[str | None, str | None, str]]) -> None:
+    """Let an expert say decision, verdict and a better text (or nothing of one) of examples by id."""
+    there = Store(folder)
+    rater = there.rater(name).id
+    items = {origin.example: id for id, origin in read_key(folder)[0].items()}
+    assert set(items.values()) == set(read_set(folder).items)
+    for example, (decision, verdict, better) in said.items():
+        item, ratings = items[example], []
+        if decision:
+            number = DECISIONS.index(decision) + 1 if decision in DECISIONS else len(DECISIONS) + 1  # type: ignore[arg-type]
+            ratings.append(Rating(rater, item, "decision", number, 1.0))
+        if verdict:
+            ratings.append(Rating(rater, item, "verdict", VERDICT.number(verdict.capitalize()), 1.0))
+        there.save(ratings, [Note(rater, item, "", better)] if better else [])
 
 
 def ids(chosen):
@@ -301,3 +383,55 @@ def test_a_set_of_another_kind_is_refused(tmp_path):
         3, "was not made by `meditune learn queue`"
     )
     assert read_jsonl(table)
+
+
+@pytest.mark.browser
+def test_an_expert_labels_by_keys_and_writes_what_is_missing(tmp_path):
+    folder = tmp_path / "set"
+    words = ("learn", "queue", store(tmp_path / "store"), "-o", folder, "--strategy", "feedback")
+    assert meditune(*words).code == 0
+    assert meditune("learn", "queue", tmp_path / "store", "-o", tmp_path / "all", "--strategy", "random").code == 0
+    with chromium() as browser, served(folder, command="annotate") as (_, address):
+        page = opened(browser, address)
+        sign_in(page, "expert")
+        for _ in range(2):
+            page.get_by_text("2 of 2 still to rate for this answer.").wait_for()
+            if page.get_by_role("heading", name="Can children have migraine?").is_visible():
+                assert page.get_by_text("Yes, they can have it as well.").is_visible(), "the user's correction is shown"
+                page.keyboard.press("1")  # yes
+                page.keyboard.press("3")  # wrong
+                page.keyboard.press("b")
+                page.locator("#better").fill("Children can have migraine, too.")
+                page.keyboard.press("Escape")
+            else:
+                page.keyboard.press("3")  # maybe
+                page.keyboard.press("1")  # correct
+            saved(page)
+            page.keyboard.press("Enter")
+        page.get_by_role("heading", name="All done. Thank you.").wait_for()
+        assert page.problems == []
+    found = {row["id"]: (row["decision"], row["answer"]) for row in rows(folder).rows}
+    assert found == {
+        "answers:corrected": ("yes", "Children can have migraine, too."),
+        "answers:disliked": ("maybe", "It helps."),
+    }
+
+
+@pytest.mark.browser
+def test_a_question_without_an_answer_asks_for_no_verdict(tmp_path):
+    folder = tmp_path / "set"
+    words = ("learn", "queue", store(tmp_path / "store"), "-o", folder, "--strategy", "uncertainty")
+    assert meditune(*words).code == 0
+    with chromium() as browser, served(folder, command="annotate") as (_, address):
+        page = opened(browser, address)
+        sign_in(page, "expert")
+        while not page.get_by_role("heading", name="How is rabies treated?").is_visible():
+            page.keyboard.press("ArrowRight")
+            page.wait_for_timeout(200)
+        assert page.locator("#axes .axis").count() == 1
+        page.keyboard.press("4")  # neither
+        page.keyboard.press("b")
+        page.locator("#better").fill("By vaccination at once.")
+        page.keyboard.press("Escape")
+        saved(page)
+    assert [(row["decision"], row["answer"]) for row in rows(folder).rows] == [("", "By vaccination at once.")]

@@ -18,9 +18,9 @@ from meditune.model_registry import Registry
 from meditune.operate.active_learning.annotation_queue import examples
 from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
-from tests.operate.active_learning_material import judge
+from tests.loopback_server import Running
+from tests.operate.test_active_learning import judge
 from tests.registry_runs import finished
-from tests.serve.server import Running
 from tests.serve.test_version_router import current, kept, serving, until
 
 pytest.importorskip("lancedb")

@@ -1,8 +1,12 @@
-"""What the detector finds in invented notes, and what it leaves alone."""
+"""What the detector finds in invented notes, and what it leaves alone; Presidio as the engine, without a network."""
+
+import socket
 
 import pytest
 
 from meditune import phi
+from meditune.errors import DataError
+from meditune.phi.detector import engine
 from meditune.phi.spans import placeholders
 
 
@@ -172,3 +176,28 @@ def test_neighbours_and_unclosed_brackets() -> None:
     assert placeholders("[**First Name (un) **] [**Last Name (un) **], [**2-3**]") == "[NAME] [NAME], [DATE]"
     assert placeholders("[** never closed, [**Hospital1 18**]") == "[** never closed, [HOSPITAL]"
     assert placeholders("dose [2 mg] **now**") == "dose [2 mg] **now**"
+
+
+TEXT = "Maria Gonzalez wrote from maria@example.com on March 14, 2012. [**Hospital1 18**] daily"
+
+
+def test_it_finds_kinds_of_ours_and_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("presidio_analyzer")
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    found = {(span.kind, TEXT[span.start : span.end]) for span in engine("presidio")(TEXT, None)}
+    assert {("name", "Maria Gonzalez"), ("email", "maria@example.com"), ("bracket", "[**Hospital1 18**]")} <= found
+    assert "daily" not in {text for _, text in found}
+
+
+def test_without_it_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from meditune.phi import detector
+
+    detector._analyzer.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
+    with pytest.raises(DataError, match=r"pip install --editable .*\[phi\]"):
+        engine("presidio")(TEXT, None)

@@ -14,7 +14,7 @@ from meditune.retrieve import bm25, collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import MANIFEST, index_storage
-from tests.retrieve import corpus
+from tests import corpus
 
 pytest.importorskip("lancedb")
 pytest.importorskip("Stemmer")

@@ -22,7 +22,7 @@ from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import query_focus
 from meditune.retrieve.storage import index_storage
 from meditune.retrieve.vector_search import VectorSearch
-from tests.retrieve import corpus
+from tests import corpus
 
 pytest.importorskip("lancedb")
 

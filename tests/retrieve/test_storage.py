@@ -19,7 +19,7 @@ from meditune.retrieve import collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import index_storage
-from tests.retrieve import corpus
+from tests import corpus
 
 pytest.importorskip("lancedb")
 

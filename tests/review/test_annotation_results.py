@@ -26,7 +26,7 @@ from meditune.review.annotation_results import (
 from meditune.review.rating_set import CANNOT, read_set
 from meditune.review.ratings_store import ADJUDICATION, Rating, Store
 from tests.commands import meditune
-from tests.review.annotation_sets import item_of, judge, key, made, right
+from tests.review.known_ratings import annotated_item, judge, key, made_annotation_set, right
 from tests.review.test_import_export import everything
 
 
@@ -42,7 +42,7 @@ def resolved(folder):
 
 
 def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path):
-    folder = made(tmp_path, 4)
+    folder = made_annotation_set(tmp_path, 4)
     judge(folder, "rater-1", by_number(n0="wrong", n1="unsafe"))
     judge(folder, "rater-2", by_number(n0="wrong"))
     decided, undecided = resolved(folder)
@@ -53,13 +53,13 @@ def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path
     assert resolved(folder)[0]["own:1"].raters == ("R1", "R3")
     store = Store(folder)
     chief = store.rater("rater-4", joins=False).id
-    store.save([Rating(chief, item_of(folder, 1), "verdict", 5, 1.0, round=ADJUDICATION)])
+    store.save([Rating(chief, annotated_item(folder, 1), "verdict", 5, 1.0, round=ADJUDICATION)])
     settled = resolved(folder)[0]["own:1"]
     assert (settled.label, settled.settled, settled.raters) == ("off-topic", True, ("R4",))
 
 
 def test_a_changed_text_counts_where_it_comes_from_those_who_agree(tmp_path):
-    folder = made(tmp_path, 4)
+    folder = made_annotation_set(tmp_path, 4)
     judge(folder, "rater-1", by_number(), n0="Better.", n1="One.", n2="Mine.")
     judge(folder, "rater-2", by_number(n2="incomplete"), n1="Other.")
     judge(folder, "rater-3", by_number(n2="incomplete"))
@@ -71,7 +71,7 @@ def test_a_changed_text_counts_where_it_comes_from_those_who_agree(tmp_path):
 
 
 def test_careless_raters_are_named_and_can_be_left_out(tmp_path):
-    folder = made(tmp_path, 20, rows=8, planted=5)
+    folder = made_annotation_set(tmp_path, 20, rows=8, planted=5)
     judge(folder, "rater-1", right)
     judge(folder, "rater-2", right)
     judge(folder, "rater-3", lambda *_: "correct")
@@ -92,7 +92,7 @@ def test_careless_raters_are_named_and_can_be_left_out(tmp_path):
 
 
 def test_figures_count_rows_of_the_data_only(tmp_path):
-    folder = made(tmp_path, 10, planted=4)
+    folder = made_annotation_set(tmp_path, 10, planted=4)
     judge(folder, "rater-1", by_number(n0="wrong", n1="incomplete"), n2="New words.")
     found = results(read_checked(folder))
     counts = {"correct": 8, "incomplete": 1, "wrong": 1, "unsafe": 0, "off-topic": 0}
@@ -104,7 +104,7 @@ def test_figures_count_rows_of_the_data_only(tmp_path):
 
 def test_a_signal_is_judged_by_what_raters_found(tmp_path):
     odd = {"answer": lambda n: "See above, where all of this was told at length." if n < 2 else f"Row {n} says why."}
-    folder = made(tmp_path, 6, odd, sample="suspicious")
+    folder = made_annotation_set(tmp_path, 6, odd, sample="suspicious")
     judge(folder, "rater-1", by_number(n0="off-topic"))
     found = results(read_checked(folder))
     assert found["suspicions"]["repeated"] == {"rows": 2, "decided": 2, "faulty": 1}
@@ -112,7 +112,7 @@ def test_a_signal_is_judged_by_what_raters_found(tmp_path):
 
 
 def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
-    first, second = made(tmp_path / "a", 6, planted=2), made(tmp_path / "b", 8)
+    first, second = made_annotation_set(tmp_path / "a", 6, planted=2), made_annotation_set(tmp_path / "b", 8)
     path = tmp_path / "decisions.jsonl"
     with pytest.raises(DataError, match="nothing was decided yet"):
         write_decisions(first, path)
@@ -133,7 +133,7 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
 
 
 def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
-    folder = made(tmp_path, 20, rows=6, planted=4)
+    folder = made_annotation_set(tmp_path, 20, rows=6, planted=4)
     judge(folder, "rater-1", right)
     judge(folder, "rater-2", lambda *_: "correct")
     meditune("annotate", "serve", folder, "--adjudicate").refused(1, "nothing to adjudicate")
@@ -145,7 +145,7 @@ def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
 @pytest.fixture
 def judged(tmp_path):
     """A set that two raters judged, with a text that was changed."""
-    folder = made(tmp_path, 20, {"decision": lambda n: "yes" if n % 2 else ""}, rows=6, planted=2)
+    folder = made_annotation_set(tmp_path, 20, {"decision": lambda n: "yes" if n % 2 else ""}, rows=6, planted=2)
     number = next(row.example.partition(":")[2] for row in key(folder).values() if not row.known)
     judge(folder, "rater-1", right, **{f"n{number}": "Said better."})
     judge(folder, "rater-2", lambda *_: "unsafe")
@@ -182,19 +182,21 @@ def test_the_labeling_configuration_is_label_studios(judged, tmp_path):
 
 
 def test_a_text_that_label_studio_filled_in_and_nobody_changed_is_no_text(tmp_path):
-    folder = made(tmp_path, 2)
+    folder = made_annotation_set(tmp_path, 2)
     tasks = []
-    for n, text in ((0, read_set(folder).items[item_of(folder, 0)].answer), (1, "Quite another text.")):
+    for n, text in ((0, read_set(folder).items[annotated_item(folder, 0)].answer), (1, "Quite another text.")):
         choice = {"from_name": "verdict", "to_name": "answer", "type": "choices", "value": {"choices": ["Off-topic"]}}
         area = {"from_name": "better_answer", "to_name": "answer", "type": "textarea", "value": {"text": [text]}}
         annotation = {"completed_by": 4, "result": [choice, area], "lead_time": 9.0, "was_cancelled": False}
-        tasks.append({"id": n, "data": {"item": item_of(folder, n)}, "annotations": [annotation]})
+        tasks.append({"id": n, "data": {"item": annotated_item(folder, n)}, "annotations": [annotation]})
     (tmp_path / "export.json").write_text(json.dumps(tasks))
     assert meditune("annotate", "import", folder, tmp_path / "export.json").code == 0
     store = Store(folder)
     assert [rating.option for rating in store.ratings()] == [5, 5]
-    assert [(note.item, note.better) for note in store.notes()] == [(item_of(folder, 1), "Quite another text.")]
+    assert [(note.item, note.better) for note in store.notes()] == [(annotated_item(folder, 1), "Quite another text.")]
 
 
 def test_an_import_without_anything_to_do_is_told(tmp_path):
-    meditune("annotate", "import", made(tmp_path, 2)).refused(1, "Give a FILE of ratings to import, --output")
+    meditune("annotate", "import", made_annotation_set(tmp_path, 2)).refused(
+        1, "Give a FILE of ratings to import, --output"
+    )

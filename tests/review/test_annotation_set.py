@@ -16,9 +16,9 @@ from meditune.files import read_json
 from meditune.review.annotation_set import Wanted, create
 from meditune.review.rating_set import read_set
 from meditune.review.suspicious_rows import SIGNALS, flagged, suspicion
+from tests import layouts
 from tests.commands import jsonl, meditune
-from tests.data import layouts
-from tests.review.annotation_sets import SUBJECTS, item_of, key, made, table
+from tests.review.known_ratings import SUBJECTS, annotated_item, key, made_annotation_set, table
 
 
 def test_a_table_becomes_a_set_that_names_its_source_and_hides_what_is_known(tmp_path):
@@ -35,7 +35,7 @@ def test_a_table_becomes_a_set_that_names_its_source_and_hides_what_is_known(tmp
 
 
 def test_a_planted_answer_belongs_to_another_question_and_isnt_asked_twice(tmp_path):
-    folder = made(tmp_path, 20, rows=10, planted=5)
+    folder = made_annotation_set(tmp_path, 20, rows=10, planted=5)
     found, rows = read_set(folder), key(folder)
     asked = [item.question for item in found.items.values()]
     assert len(set(asked)) == len(asked)
@@ -46,14 +46,16 @@ def test_a_planted_answer_belongs_to_another_question_and_isnt_asked_twice(tmp_p
 
 
 def test_known_items_and_shared_rows_go_to_everybody_and_the_rest_is_dealt(tmp_path):
-    folder = made(tmp_path, 20, rows=12, planted=3, raters=3, overlap=1, shared=3)
+    folder = made_annotation_set(tmp_path, 20, rows=12, planted=3, raters=3, overlap=1, shared=3)
     found, rows = read_set(folder), key(folder)
     shares = [set(found.work(place)) for place in range(3)]
     for id, row in rows.items():
         assert sum(id in share for share in shares) in ({3} if row.known else {1, 3})
     assert sum(all(id in share for share in shares) for id in rows) == 6
     assert read_json(folder / "set.json")["overlap"] == 1
-    assert read_set(made(tmp_path / "two", 8, raters=3)).overlap == 2, "two raters judge a row unless told otherwise"
+    assert read_set(made_annotation_set(tmp_path / "two", 8, raters=3)).overlap == 2, (
+        "two raters judge a row unless told otherwise"
+    )
 
 
 def test_gold_of_ones_own_is_read_and_a_wrong_verdict_is_told(tmp_path):
@@ -64,7 +66,7 @@ def test_gold_of_ones_own_is_read_and_a_wrong_verdict_is_told(tmp_path):
             {"question": "How to treat gout?", "answer": "Take ten times the dose.", "verdict": "wrong, unsafe"},
         ],
     )
-    folder = made(tmp_path, 6, gold=gold)
+    folder = made_annotation_set(tmp_path, 6, gold=gold)
     assert {row.expected for row in key(folder).values() if row.known} == {("correct",), ("wrong", "unsafe")}
     jsonl(gold, [{"question": "Why?", "answer": "So.", "verdict": "bad"}])
     done = meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--gold", gold)
@@ -73,21 +75,21 @@ def test_gold_of_ones_own_is_read_and_a_wrong_verdict_is_told(tmp_path):
 
 def test_strata_give_the_same_number_each_as_far_as_they_go(tmp_path):
     kinds = {"decision": lambda n: "maybe" if n == 0 else "yes" if n < 12 else "no"}
-    folder = made(tmp_path, 20, kinds, rows=9, strata="decision")
+    folder = made_annotation_set(tmp_path, 20, kinds, rows=9, strata="decision")
     assert Counter(row.stratum for row in key(folder).values()) == {"maybe": 1, "yes": 4, "no": 4}
     with pytest.raises(DataError, match="Choose from none, source, decision, question_type"):
-        made(tmp_path / "other", 4, strata="colour")
+        made_annotation_set(tmp_path / "other", 4, strata="colour")
 
 
 def test_the_most_suspicious_rows_come_first_for_every_rater(tmp_path):
     odd = {"answer": lambda n: "See above." if n in (3, 17) else f"Doctors know why {SUBJECTS[n]} comes, and treat it."}
-    folder = made(tmp_path, 20, odd, sample="suspicious", rows=10)
+    folder = made_annotation_set(tmp_path, 20, odd, sample="suspicious", rows=10)
     found = read_set(folder)
     for place in range(3):
-        assert {item_of(folder, 3), item_of(folder, 17)} <= set(found.work(place)[:8])
+        assert {annotated_item(folder, 3), annotated_item(folder, 17)} <= set(found.work(place)[:8])
     scores = [row.score for row in key(folder).values()]
     assert scores == sorted(scores, reverse=True)
-    assert set(key(folder)[item_of(folder, 3)].reasons) >= {"off_topic", "repeated"}
+    assert set(key(folder)[annotated_item(folder, 3)].reasons) >= {"off_topic", "repeated"}
 
 
 def test_only_rows_to_train_and_develop_on_are_offered_unless_asked(tmp_path, monkeypatch):
@@ -124,7 +126,7 @@ def write_ledger(path, *rows):
 
 
 def test_what_cant_be_checked_is_told(tmp_path):
-    folder = made(tmp_path, 6)
+    folder = made_annotation_set(tmp_path, 6)
     meditune("annotate", "create", tmp_path, "-o", tmp_path / "x").refused(3, "contains no prepared data")
     meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--planted", "9").refused(
         3, "of 9 wrong rows can be planted", "--gold"

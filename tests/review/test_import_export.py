@@ -12,7 +12,7 @@ from meditune.review.import_export import export, import_ratings
 from meditune.review.rating_set import CANNOT, read_set
 from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 from tests.commands import meditune
-from tests.review.rated import item_of, made, rate
+from tests.review.known_ratings import made_rating_set, rate, rated_item
 
 NASTY = '=HYPERLINK("http://evil.example"),\n"quoted" – 5 µg'
 
@@ -28,11 +28,11 @@ def everything(folder):
 @pytest.fixture
 def rated(tmp_path):
     """A set with ratings of all sorts."""
-    folder = made(tmp_path, 3)
+    folder = made_rating_set(tmp_path, 3)
     rate(folder, "Ann", lambda n, _: 1 + n)
     rate(folder, "=Bo", lambda n, _: None if n else 2, only=("helpfulness",))
     store = Store(folder)
-    chief, item = store.rater("Chief", joins=False).id, item_of(folder, 0, "base")
+    chief, item = store.rater("Chief", joins=False).id, rated_item(folder, 0, "base")
     store.save(
         [Rating(chief, item, "helpfulness", 3, 7.5, round=ADJUDICATION)],
         [Note(chief, item, "", "Better.", round=ADJUDICATION), Note(store.rater("Ann").id, item, NASTY, "'=1")],
@@ -77,8 +77,8 @@ def test_only_when_asked_for_files_tell_whose_an_answer_is(rated):
 
 
 def test_a_form_filled_in_elsewhere_needs_few_columns(tmp_path):
-    folder = made(tmp_path, 1)
-    item = item_of(folder, 0, "tuned")
+    folder = made_rating_set(tmp_path, 1)
+    item = rated_item(folder, 0, "tuned")
     path = tmp_path / "by-hand.csv"
     path.write_text(f"item,rater,axis,option,label\n{item},Ann,intent,2,\n{item},Ann,helpfulness,,{CANNOT}\n")
     done = meditune("review", "import", folder, path)
@@ -106,9 +106,9 @@ HEAD = "item,rater,round,axis,option,seconds\n"
     ],
 )
 def test_bad_csv_is_told_with_its_line_and_nothing_is_taken(tmp_path, text, told):
-    folder = made(tmp_path, 1)
+    folder = made_rating_set(tmp_path, 1)
     path = tmp_path / "bad.csv"
-    path.write_text(text.replace("{item}", item_of(folder, 0, "tuned")))
+    path.write_text(text.replace("{item}", rated_item(folder, 0, "tuned")))
     meditune("review", "import", folder, path).refused(3, f"{path}", told)
     assert Store(folder).ratings() == []
 
@@ -123,11 +123,11 @@ def annotated(folder, **changes):
     }
     note = {"from_name": "better_answer", "to_name": "answer", "type": "textarea", "value": {"text": ["Say no."]}}
     annotation = {"completed_by": {"id": 3, "email": "a@example.org"}, "result": [choice, note], "lead_time": 12.5}
-    return {"id": 5, "data": {"item": item_of(folder, 0, "tuned")}, "annotations": [annotation | changes]}
+    return {"id": 5, "data": {"item": rated_item(folder, 0, "tuned")}, "annotations": [annotation | changes]}
 
 
 def test_label_studios_own_annotations_are_read(tmp_path):
-    folder = made(tmp_path, 1)
+    folder = made_rating_set(tmp_path, 1)
     path = tmp_path / "export.json"
     tasks = [
         annotated(folder),
@@ -158,7 +158,7 @@ def test_label_studios_own_annotations_are_read(tmp_path):
     ],
 )
 def test_bad_tasks_are_told_with_their_number(tmp_path, change, told):
-    folder = made(tmp_path, 1)
+    folder = made_rating_set(tmp_path, 1)
     task = annotated(folder)
     change(task)
     path = tmp_path / "export.json"
@@ -179,7 +179,7 @@ def test_files_of_other_kinds_are_refused(rated, tmp_path):
 
 @pytest.mark.parametrize("axes", ["lay", "expert"])
 def test_the_labeling_configuration_has_every_axis_and_option(tmp_path, axes):
-    folder = made(tmp_path, 1, axes)
+    folder = made_rating_set(tmp_path, 1, axes)
     tasks, config = export(folder, None, "label-studio", False)
     tree = ElementTree.parse(config)
     found = {

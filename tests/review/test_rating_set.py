@@ -9,7 +9,7 @@ from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.review.rating_set import BLOCK, create, read_key, read_set
 from tests.commands import meditune
-from tests.review.runs import finished
+from tests.review.known_ratings import finished
 
 
 def made(tmp_path, questions=6, axes="expert", raters=None, overlap=None, seed=17, **changed):

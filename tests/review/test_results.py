@@ -16,8 +16,7 @@ from meditune.review.results import of_run, results, write_pairs
 from tests.commands import meditune
 from tests.data.test_preference_pairs import recipe, splits
 from tests.evaluate.test_report import finished_run
-from tests.review.rated import item_of, made, rate
-from tests.review.runs import ANSWERS
+from tests.review.known_ratings import ANSWERS, made_rating_set, rate, rated_item
 
 BEST = {"reference": 1, "tuned": 2, "base": 3}
 
@@ -27,7 +26,7 @@ def by_origin(_, origin):
 
 
 def test_scores_run_from_0_to_100_with_the_best_option_on_top(tmp_path):
-    folder = made(tmp_path)
+    folder = made_rating_set(tmp_path)
     rate(folder, "Ann", by_origin)
     axis = results(folder)["axes"]["helpfulness"]
     assert {name: row["score"] for name, row in axis["origins"].items()} == {"base": 0, "tuned": 50, "reference": 100}
@@ -39,7 +38,7 @@ def test_scores_run_from_0_to_100_with_the_best_option_on_top(tmp_path):
 
 def test_the_difference_is_paired_by_question(tmp_path):
     """Questions differ much, tuning gains a little on each: only pairing can show it."""
-    folder = made(tmp_path, 12)
+    folder = made_rating_set(tmp_path, 12)
     rate(folder, "Ann", lambda n, origin: 1 + n % 2 + (origin == "base"))
     row = results(folder)["axes"]["understandability"]
     assert row["difference"]["ci95"] == [50, 50]
@@ -49,7 +48,7 @@ def test_the_difference_is_paired_by_question(tmp_path):
 
 def test_questions_of_one_group_count_as_one(tmp_path):
     run = tmp_path / "run"
-    folder = made(tmp_path, 8)
+    folder = made_rating_set(tmp_path, 8)
     rate(folder, "Ann", lambda n, origin: 1 + (origin == "base") * (n % 2))
     apart = results(folder)["overall"]["difference"]["ci95"]
     key = read_json(folder / "key.json")
@@ -62,7 +61,7 @@ def test_questions_of_one_group_count_as_one(tmp_path):
 
 
 def test_no_consensus_and_cant_judge_are_counted_and_never_scored(tmp_path):
-    folder = made(tmp_path, 4, "expert")
+    folder = made_rating_set(tmp_path, 4, "expert")
     rate(folder, "Ann", lambda _, origin: None if origin == "tuned" else 2, only=("consensus",))
     found = results(folder)
     axis = found["axes"]["consensus"]
@@ -75,7 +74,7 @@ def test_no_consensus_and_cant_judge_are_counted_and_never_scored(tmp_path):
 
 
 def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
-    folder = made(tmp_path, 2)
+    folder = made_rating_set(tmp_path, 2)
     rate(folder, "Ann", lambda _, __: 1)
     rate(folder, "Bo", lambda _, __: 3)
     before = results(folder)
@@ -84,7 +83,9 @@ def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
     assert before["disputed"][0]["said"]["Helpfulness"] == {"Yes, it helps": 1, "It doesn't help": 1}
     store = Store(folder)
     chief = store.rater("Chief", joins=False).id
-    store.save([Rating(chief, item_of(folder, n, "base"), "helpfulness", 1, 1.0, round=ADJUDICATION) for n in (0, 1)])
+    store.save(
+        [Rating(chief, rated_item(folder, n, "base"), "helpfulness", 1, 1.0, round=ADJUDICATION) for n in (0, 1)]
+    )
     after = results(folder)
     assert after["axes"]["helpfulness"]["origins"]["base"]["score"] == 100
     assert after["axes"]["helpfulness"]["origins"]["tuned"]["score"] == 50
@@ -94,18 +95,18 @@ def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
 
 
 def test_disputes_stand_by_how_far_apart_the_words_are(tmp_path):
-    folder = made(tmp_path, 3)
+    folder = made_rating_set(tmp_path, 3)
     rate(folder, "Ann", lambda _, __: 1, only=("helpfulness",))
     rate(folder, "Bo", lambda n, origin: 1 + n if origin == "base" else 1, only=("helpfulness",))
     found = results(folder)["disputed"]
     assert [(row["item"], row["distance"]) for row in found] == [
-        (item_of(folder, 2, "base"), 1.0),
-        (item_of(folder, 1, "base"), 0.5),
+        (rated_item(folder, 2, "base"), 1.0),
+        (rated_item(folder, 1, "base"), 0.5),
     ]
 
 
 def test_agreement_names_raters_by_codes_and_one_rater_gives_none(tmp_path):
-    folder = made(tmp_path, 8)
+    folder = made_rating_set(tmp_path, 8)
     rate(folder, "Ann Secret", lambda n, _: 1 + n % 3)
     alone = results(folder)["axes"]["helpfulness"]["agreement"]
     assert (alone["alpha"]["value"], alone["fleiss"], alone["cohen"]) == (None, None, [])
@@ -122,14 +123,14 @@ def test_agreement_names_raters_by_codes_and_one_rater_gives_none(tmp_path):
 
 
 def test_a_shared_answer_counts_for_both(tmp_path):
-    folder = made(tmp_path, 2, base={0: "Same.", 1: "Same."}, tuned={0: "Same.", 1: "Same."})
+    folder = made_rating_set(tmp_path, 2, base={0: "Same.", 1: "Same."}, tuned={0: "Same.", 1: "Same."})
     rate(folder, "Ann", lambda _, __: 2)
     difference = results(folder)["overall"]["difference"]
     assert (difference["delta"], difference["better"], difference["questions"]) == (0, None, 2)
 
 
 def test_what_is_unfinished_or_outdated_is_said(tmp_path):
-    folder = made(tmp_path, 2)
+    folder = made_rating_set(tmp_path, 2)
     rate(folder, "Ann", by_origin, only=("helpfulness",))
     assert results(folder)["remarks"] == ["R1 gave 6 of 18 ratings."]
     path = folder.parent / "predictions" / "tuned-answer.jsonl"
@@ -138,7 +139,7 @@ def test_what_is_unfinished_or_outdated_is_said(tmp_path):
 
 
 def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):
-    folder = made(tmp_path)
+    folder = made_rating_set(tmp_path)
     empty = meditune("review", "results", folder)
     assert empty.code == 0
     assert "There are no ratings yet" in (folder / "results.html").read_text()
@@ -156,7 +157,7 @@ def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):
 
 
 def test_the_report_shows_what_raters_said(tmp_path):
-    folder = made(tmp_path)
+    folder = made_rating_set(tmp_path)
     assert of_run(folder.parent) is None, "nothing was rated yet"
     rate(folder, "Ann", by_origin)
     found = of_run(folder.parent)
@@ -171,7 +172,7 @@ def test_the_report_shows_what_raters_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["key.json", "items.jsonl", "set.json"])
 def test_a_damaged_set_is_told(tmp_path, name):
-    folder = made(tmp_path)
+    folder = made_rating_set(tmp_path)
     assert len(read_set(folder).items) == 18
     (folder / name).write_text("{}\n")
     meditune("review", "results", folder).refused(3, name)
@@ -182,7 +183,7 @@ def said(n, origin):
 
 
 def test_the_better_rated_answer_is_preferred_and_the_existing_reader_takes_it(tmp_path):
-    folder = made(tmp_path, 4)
+    folder = made_rating_set(tmp_path, 4)
     rate(folder, "Ann", lambda _, origin: BEST[origin])
     path = tmp_path / "pairs.jsonl"
     assert write_pairs(folder, path, 1.0, 10).rated == 12
@@ -198,7 +199,7 @@ def test_the_better_rated_answer_is_preferred_and_the_existing_reader_takes_it(t
 
 
 def test_answers_as_good_as_each_other_make_no_pair(tmp_path):
-    folder = made(tmp_path, 2)
+    folder = made_rating_set(tmp_path, 2)
     rate(folder, "Ann", lambda _, origin: 1 if origin == "reference" else 2)
     made_of = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
     read = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
@@ -210,10 +211,10 @@ def test_answers_as_good_as_each_other_make_no_pair(tmp_path):
 
 
 def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
-    folder = made(tmp_path, 2, tuned={1: ""})
+    folder = made_rating_set(tmp_path, 2, tuned={1: ""})
     store = Store(folder)
     ann, bo = (store.rater(name).id for name in ("Ann", "Bo"))
-    item, empty = item_of(folder, 0, "tuned"), item_of(folder, 1, "tuned")
+    item, empty = rated_item(folder, 0, "tuned"), rated_item(folder, 1, "tuned")
     store.save([], [Note(ann, item, "", " It may help some. "), Note(bo, item, "Fine.", said(0, "tuned"))])
     store.save([], [Note(ann, empty, "", "Something.")])
     done = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
@@ -224,7 +225,7 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
 
 
 def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
-    folder = made(tmp_path, 2)
+    folder = made_rating_set(tmp_path, 2)
     rate(folder, "Ann", lambda _, origin: BEST[origin], only=("helpfulness",))
     meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").refused(
         3, "its ratings give no pairs", "--margin"
@@ -233,7 +234,7 @@ def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
 
 
 def test_a_run_trains_on_them(tmp_path, capsys):
-    folder = made(tmp_path, 12)
+    folder = made_rating_set(tmp_path, 12)
     rate(folder, "Ann", lambda _, origin: BEST[origin])
     done = meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl")
     assert done.code == 0
@@ -245,7 +246,7 @@ def test_a_run_trains_on_them(tmp_path, capsys):
 
 @pytest.mark.parametrize("margin", [0.5, 2.0, 3.9])
 def test_the_margin_is_on_a_scale_of_1_to_5(tmp_path, margin):
-    folder = made(tmp_path, 1)
+    folder = made_rating_set(tmp_path, 1)
     rate(folder, "Ann", lambda _, origin: BEST[origin], only=("helpfulness", "understandability"))
     rate(folder, "Ann", lambda _, __: 1, only=("intent",))
     gaps = [4 / 3, 4 / 3, 8 / 3]

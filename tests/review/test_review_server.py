@@ -14,7 +14,7 @@ from meditune.review.rating_set import create, read_key
 from meditune.review.ratings_store import Rating, Store
 from meditune.review.review_server import BODY_BYTES
 from tests.commands import meditune
-from tests.review.runs import finished, served
+from tests.review.known_ratings import finished, served
 
 
 @pytest.fixture(scope="module")

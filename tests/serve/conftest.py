@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from meditune.serve.settings import Settings
-from tests.serve.server import Running, served
+from tests.loopback_server import Running, served
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from meditune.serve.admission import Admission, TriageQueue
 from meditune.serve.api_errors import ApiError
 from meditune.serve.settings import Settings
-from tests.serve.server import served, slowed
+from tests.loopback_server import served, slowed
 
 
 async def settled():

@@ -11,8 +11,8 @@ from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
-from tests.assistant.asking import Plain
-from tests.serve.server import served, service, slowed, started
+from tests.assistants import ModelAlone
+from tests.loopback_server import served, service, slowed, started
 from tests.serve.test_streaming import request
 
 
@@ -159,7 +159,7 @@ def test_the_log_holds_no_question_and_no_key(tmp_path):
 def test_who_leaves_early_has_used_what_was_written(tmp_path):
     settings = Settings(daily_tokens=10_000)
     with served(tmp_path, settings, slowed(0.01)) as server:
-        server.service.assistant = Plain(server.service.engine)
+        server.service.assistant = ModelAlone(server.service.engine)
         used, before = server.service.access.usage, 0
         chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 400}
         for path, body in (

@@ -12,9 +12,9 @@ from meditune.retrieve.index import Index
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
-from tests.assistant.saying import Saying, assistant_of, index_of
-from tests.review.browser import chromium
-from tests.serve.server import served
+from tests.assistants import ScriptedEngine, assistant_of, index_of
+from tests.browser import chromium
+from tests.loopback_server import served
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.browser
@@ -41,7 +41,7 @@ def index(tmp_path_factory) -> Index:
 
 @contextmanager
 def chat(tmp_path, index, said=SAID, settings=None, delay=0.0, likeliest="yes"):
-    engine = Saying(said, delay, likeliest)
+    engine = ScriptedEngine(said, delay, likeliest)
     assistant = assistant_of(engine, index, AssistantSettings(nearest=-1.0))
     with served(tmp_path / "store", settings, assistant=assistant, index="some" if index else "") as server:
         server.saying = engine

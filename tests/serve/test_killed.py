@@ -1,4 +1,10 @@
-"""Real servers killed in the middle of their work: whatever a client was told of is in the store."""
+"""Real servers killed in the middle of their work: whatever a client was told of is in the store.
+
+`python -m tests.serve.test_killed STORE` starts a server for each line that it reads, and tells its id and port.
+Everything is imported once and each server is a fork of that, so that many take seconds, not minutes.
+"""
+
+from __future__ import annotations
 
 import http.client
 import json
@@ -10,15 +16,67 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from meditune.serve.app import app_for
+from meditune.serve.auth import Authenticator
+from meditune.serve.chat_prompts import ChatPrompts
+from meditune.serve.http_server import Place, listening, server_of
+from meditune.serve.service import Served, Service
+from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
+from meditune.store.api_keys import Keys, Usage
 from meditune.store.open_store import open_store
+from tests.assistants import ScriptedEngine, assistant_of
 
 KILLS = 20
 CLIENTS = 3
+
+
+@cache
+def scripted_engine() -> ScriptedEngine:
+    """An engine that all servers share, as its tokenizer is trained in threads, which a fork has none of."""
+    return ScriptedEngine("Rest helps most people.")
+
+
+def service(store: str) -> Service:
+    """A service whose model says always the same; all the rest is real."""
+    engine, settings, base = scripted_engine(), Settings(feedback_per_minute=0), open_store(store)
+    return Service(
+        Served("saying", "v1", 1_700_000_000, "c0ffee"),
+        engine,
+        ChatPrompts(engine.tokenizer, None, engine.context_tokens),
+        settings,
+        Authenticator(settings, Keys(base), Usage(base)),
+        Answers(base),
+        assistant_of(engine),
+    )
+
+
+def serve(store: str, told: int) -> None:
+    """Serve until killed."""
+    place = Place(port=0)
+    sock = listening(place)
+    server = server_of(service(store), place)
+    os.write(told, f"server {os.getpid()} {sock.getsockname()[1]}\n".encode())
+    server.run(sockets=[sock])
+
+
+def main() -> None:
+    """A server a line."""
+    store = sys.argv[1]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # What is imported late is there before the first fork, too, and so is the engine.
+    app_for(service(store))
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            serve(store, 1)
+            os._exit(0)
+        os.waitpid(child, 0)
 
 
 class Servers:
@@ -27,7 +85,7 @@ class Servers:
     def __init__(self, store):
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serve.killing", store],
+            [sys.executable, "-m", "tests.serve.test_killed", store],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,3 +161,7 @@ def test_what_was_told_is_there_after_twenty_kills(store):
     if store.startswith("/"):
         with open_store(store).opened() as base:
             assert base.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+if __name__ == "__main__":
+    main()

@@ -25,8 +25,8 @@ from meditune.serve.startup import safe
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
 from tests import tiny
-from tests.assistant.saying import Saying, assistant_of, index_of
-from tests.serve.server import Running, served
+from tests.assistants import ScriptedEngine, assistant_of, index_of
+from tests.loopback_server import Running, served
 
 STROKE = "My dad suddenly can't speak and one side of his face droops. What is it?"
 PLAIN = "What helps against an attack of gout?"
@@ -35,7 +35,7 @@ PLAIN = "What helps against an attack of gout?"
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     # The assistant's engine is never asked: chats use the server's.
-    assistant = assistant_of(Saying("never said"), None)
+    assistant = assistant_of(ScriptedEngine("never said"), None)
     with served(tmp_path_factory.mktemp("store"), assistant=assistant, form=PromptFormat()) as made:
         yield made
 
@@ -71,7 +71,7 @@ def test_an_emergency_that_was_told_in_two_messages(running):
 
 
 def test_an_emergency_is_told_beyond_the_rate_and_not_without_end(tmp_path):
-    assistant = assistant_of(Saying("never said"), None)
+    assistant = assistant_of(ScriptedEngine("never said"), None)
     with served(tmp_path, Settings(per_minute=3), assistant=assistant, form=PromptFormat()) as few:
         statuses = [few.chat(PLAIN).status for _ in range(4)]
         assert statuses == [200, 200, 200, 429]
@@ -98,7 +98,7 @@ def test_an_ordinary_answer_says_its_limits_once_and_begins_without_a_space(runn
 
 def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
     settings = Settings(at_once=1, waiting=0)
-    with served(tmp_path, settings, assistant=assistant_of(Saying("never said"), None)) as made:
+    with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
         made.service.admission.inside = 1
         try:
             assert made.chat(PLAIN).status == 429
@@ -118,7 +118,7 @@ def test_an_emergency_gets_help_whatever_else_is_wrong_with_the_request(running)
 
 
 def test_an_emergency_gets_help_where_the_store_fails(tmp_path):
-    with served(tmp_path, assistant=assistant_of(Saying("never said"), None)) as made:
+    with served(tmp_path, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
         base = made.service.answers.base
         with base.changing():  # locked
             assert "stroke" in said(made.chat(STROKE))
@@ -131,7 +131,7 @@ def test_an_emergency_gets_help_where_the_store_fails(tmp_path):
 
 def test_bare_chats_are_the_models_words(tmp_path):
     settings = Settings(bare_chat=True)
-    with served(tmp_path, settings, tiny.loaded(), assistant=assistant_of(Saying("never said"), None)) as made:
+    with served(tmp_path, settings, tiny.loaded(), assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
         assert LIMITS_LINE not in said(made.chat(STROKE))
         assert made.ask("/v1/completions", {"model": "tiny", "prompt": STROKE, "max_tokens": 4}).status == 200
 
@@ -168,7 +168,7 @@ def keyed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keyed")
     keys = Keys(SQLiteDatabase(folder))
     usual, raw = keys.create("Ann")[1], keys.create("Harness", ["generate", "raw"])[1]
-    assistant = assistant_of(Saying("never said"), None)
+    assistant = assistant_of(ScriptedEngine("never said"), None)
     with served(folder, Settings(keys_needed=True), assistant=assistant, form=FORM) as made:
         yield made, usual, raw
 
@@ -187,7 +187,7 @@ def test_nothing_skips_triage_without_the_scope_raw(running, keyed, name):
 
 def test_strangers_of_an_open_server_have_no_scope_raw(tmp_path):
     settings = safe(Settings(), Place("0.0.0.0"), Keys(SQLiteDatabase(tmp_path)), allow_anonymous=True)
-    with served(tmp_path, settings, assistant=assistant_of(Saying("never said"), None), form=FORM) as made:
+    with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None), form=FORM) as made:
         for text, more in PROGRAMS.values():
             assert "stroke" in said(made.chat(text, **more))
         assert made.ask("/v1/completions", {"model": "tiny", "prompt": PLAIN}).status == 403
@@ -233,7 +233,7 @@ def test_a_long_message_is_refused_by_name(running):
 
 def test_system_messages_and_earlier_turns_have_limits_of_their_own(tmp_path):
     settings = Settings(message_characters=200, context_characters=3_000, history_characters=3_000)
-    with served(tmp_path, settings, assistant=assistant_of(Saying("never said"), None)) as made:
+    with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
 
         def reply(context=0, history=0, text=PLAIN):
             messages = [
@@ -276,7 +276,7 @@ def test_triage_and_support_checks_run_once_for_each_request(tmp_path, monkeypat
     monkeypatch.setattr("meditune.assistant.assistant.triage", counted("triage", triage))
     monkeypatch.setattr(Citer, "judge", counted("support", Citer.judge))
     text = "Colchicine calms an attack. Zebras eat cheese. Colchicine calms an attack."
-    assistant = assistant_of(Saying(text), index_of(tmp_path), AssistantSettings(nearest=-1.0))
+    assistant = assistant_of(ScriptedEngine(text), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with served(tmp_path / "store", Settings(per_minute=6), assistant=assistant, form=FORM) as made:
         for message, support in ((PLAIN, 2), (STROKE, 0)):
             reply = made.ask("/v1/ask", {"question": message, "stream": stream})
@@ -291,7 +291,7 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
     """The engine is full and the flood comes from the same address: what would be worst without a queue that orders."""
     flood = ("a\n" * 2_000)[:4_000]
     settings = Settings(at_once=1, waiting=0)
-    with served(tmp_path, settings, assistant=assistant_of(Saying("never said"), None)) as made:
+    with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
         made.service.admission.inside = 1
         over, refused = threading.Event(), []
 

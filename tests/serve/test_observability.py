@@ -17,17 +17,17 @@ from meditune.errors import ModelError
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.open_store import open_store
-from tests.assistant.saying import Saying, assistant_of, index_of
-from tests.review.browser import chromium
-from tests.serve.server import served
+from tests.assistants import ScriptedEngine, assistant_of, index_of
+from tests.browser import chromium
+from tests.busy_store import MARKUP, fill_busy_store
+from tests.loopback_server import served
 from tests.serve.test_version_router import until
-from tests.store.busy import MARKUP, fill
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
 
 def test_figures_need_a_key_with_the_scope_admin(store):
-    keys = Keys(fill(store, 60))
+    keys = Keys(fill_busy_store(store, 60))
     usual, admin = keys.create("Ann")[1], keys.create("Ops", ["admin"])[1]
     with served(store, Settings(keys_needed=True)) as server:
         assert server.ask("/admin").status == 200
@@ -70,7 +70,7 @@ def browser():
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser, tmp_path, colours, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    keys = Keys(fill(tmp_path))
+    keys = Keys(fill_busy_store(tmp_path))
     usual, admin = keys.create("Ann")[1], keys.create("Ops", ["admin"])[1]
     with served(tmp_path, Settings(keys_needed=True)) as server:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
@@ -126,7 +126,7 @@ def test_tokens_read_before_and_costs_are_counted(tmp_path):
 def test_answers_with_sources_are_counted_whole(tmp_path):
     pytest.importorskip("lancedb")
     said = "Inhaled steroids help most people. Zebras cure asthma quickly."
-    assistant = assistant_of(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
+    assistant = assistant_of(ScriptedEngine(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with served(tmp_path / "store", assistant=assistant) as server:
         assert server.ask("/v1/ask", {"question": "What helps people with asthma?"}).status == 200
         assert server.ask("/v1/ask", {"question": "I want to kill myself"}).json["outcome"] == "escalated"
@@ -185,7 +185,7 @@ def attributes(span):
 def test_a_question_is_one_trace_of_its_parts_without_its_words(tmp_path, monkeypatch):
     question = f"Do inhaled steroids help with {SECRET} asthma?"
     said = f"Inhaled steroids help most people. The {SECRET} zebra."
-    assistant = assistant_of(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
+    assistant = assistant_of(ScriptedEngine(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with receiver() as (address, got):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         assert observability.set_up_tracing()

@@ -11,15 +11,15 @@ from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
-from tests.assistant.asking import Plain
-from tests.serve.server import served, slowed
+from tests.assistants import ModelAlone
+from tests.loopback_server import served, slowed
 from tests.serve.test_streaming import request
 
 QUESTION = {"question": "Does colchicine help John Miller, born 03/04/1956?"}
 
 
 def with_assistant(server):
-    server.service.assistant = Plain(server.service.engine)
+    server.service.assistant = ModelAlone(server.service.engine)
     return server
 
 
@@ -179,7 +179,7 @@ def test_bad_questions(server, body, param):
 def test_many_long_asks_leave_the_others_their_threads(tmp_path):
     go = threading.Event()
 
-    class Slow(Plain):
+    class Slow(ModelAlone):
         def ask(self, *words, **named):
             go.wait(20)
             return super().ask(*words, **named)
@@ -204,7 +204,7 @@ def test_an_experts_word_overrides_and_belongs_to_the_exact_versions(tmp_path):
     ann, bo, expert = keys.create("Ann")[1], keys.create("Bo")[1], keys.create("Dr Cy", ["feedback", "expert"])[1]
     with served(tmp_path, Settings(keys_needed=True)) as server:
         server.service.goes_over_to("c0ffee")
-        server.service.assistant = Plain(server.service.engine)
+        server.service.assistant = ModelAlone(server.service.engine)
         id = server.ask("/v1/ask", {"question": "Does it help?"}, key=ann).json["id"]
         server.service.assistant = None
         server.service.goes_over_to("another")

@@ -1,9 +1,7 @@
-"""A clock that jumps makes nothing look old enough to be deleted.
-
-A store that is locked, full or away while a server runs: named, survived, and nothing that was told is lost.
-"""
+"""Stores of running servers: a clock that jumps, a store that is locked, full, away, or shared by several servers."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -22,8 +20,9 @@ from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
 from meditune.store.database import FILE, SQLiteDatabase
 from meditune.store.open_store import open_store
-from tests.assistant.saying import Saying, assistant_of
-from tests.serve.server import served, service
+from tests.assistants import ScriptedEngine, assistant_of
+from tests.commands import meditune
+from tests.loopback_server import served, service
 
 YEAR = 365 * 86_400.0
 
@@ -97,7 +96,7 @@ def locked(folder):
 
 def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 1.5)
-    assistant = assistant_of(Saying("Rest helps most people."))
+    assistant = assistant_of(ScriptedEngine("Rest helps most people."))
     with served(tmp_path, Settings(keep_text=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         id = server.chat().json["id"]
         holder = locked(tmp_path)
@@ -125,7 +124,7 @@ def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_
 
 def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 6.0)
-    assistant = assistant_of(Saying("Rest helps most people."))
+    assistant = assistant_of(ScriptedEngine("Rest helps most people."))
     key = Keys(SQLiteDatabase(tmp_path)).create("Ann")[1]
     settings = Settings(keys_needed=True, keep_text=True)
     with served(tmp_path, settings, assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
@@ -148,7 +147,7 @@ def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tm
         monkeypatch.setattr(module, "METRICS_S", 0.3)
     keys = Keys(SQLiteDatabase(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]
-    assistant = assistant_of(Saying("Rest helps most people."))
+    assistant = assistant_of(ScriptedEngine("Rest helps most people."))
     with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         holder = locked(tmp_path)
         asked = {"question": "Does rest help with a cold?"}
@@ -214,7 +213,7 @@ def test_a_full_disk_is_named_and_what_was_told_before_stays(tmp_path):
 def test_a_database_that_is_away_is_a_503_until_it_is_back(postgres):
     pytest.importorskip("psycopg")
     url = postgres.new()
-    assistant = assistant_of(Saying("Rest helps most people."))
+    assistant = assistant_of(ScriptedEngine("Rest helps most people."))
     with served(url, Settings(keep_text=True), assistant=assistant) as server:
         id = server.chat().json["id"]
         postgres.stop()
@@ -239,3 +238,41 @@ def test_the_clock_may_jump_between_answers(tmp_path, monkeypatch):
             assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
             assert server.ask("/v1/admin/status").status == 200
     assert [len(each["feedback"]) for each in Answers(SQLiteDatabase(tmp_path)).exported()] == [1] * 4
+
+
+def test_two_servers_share_keys_answers_feedback_and_quotas(postgres, tmp_path):
+    url = postgres.new()
+    made = meditune("keys", "create", "Ann", "--daily-tokens", "60", "--store", url)
+    key = made.out.strip().splitlines()[-1]
+    settings = Settings(keys_needed=True, keep_text=True)
+    with served(url, settings) as first, served(url, settings) as second:
+        id = first.chat("Call 555-867-5309: does it help?", key=key).json["id"]
+        said = {"id": id, "rating": "down", "correction": "It doesn't."}
+        assert second.ask("/v1/feedback", said, key=key).status == 200
+        while (reply := first.chat(key=key)).status == 200:
+            pass
+        assert reply.error()["code"] == second.chat(key=key).error()["code"] == "insufficient_quota"
+    exported = meditune("answers", "export", "-o", tmp_path / "answers.jsonl", "--store", url)
+    assert exported.code == 0, exported.err
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    (kept,) = [row for row in rows if row["id"] == id]
+    assert (kept["model"], kept["feedback"][0]["correction"]) == ("tiny v1", "It doesn't.")
+    assert "867-5309" not in str(rows)
+    (owner,) = Keys(open_store(url)).all()
+    gone = meditune("answers", "delete", "--key", owner.id, "--store", url)
+    assert f"{len(rows)} answers" in gone.out
+    assert "0 answers" in meditune("answers", "prune", "--days", "0", "--store", url).out
+
+
+def test_a_drift_check_reads_a_database(postgres, tmp_path):
+    from meditune.store.answers import Answer, Answers
+
+    url = postgres.new()
+    answers = Answers(open_store(url))
+    for number in range(220):
+        answers.keep(Answer(f"a{number}", "", "ask", "m", facts={"confidence": 0.5 + number % 7 / 20}))
+    fitted = meditune("drift", "fit", url, "-o", tmp_path / "reference")
+    assert fitted.code == 0, fitted.err
+    found = meditune("drift", "check", url, "--reference", tmp_path / "reference")
+    assert found.code == 0, found.err
+    assert "nothing to check yet" in found.out + found.err

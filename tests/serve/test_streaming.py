@@ -7,7 +7,7 @@ import time
 import pytest
 
 from meditune.serve.settings import Settings
-from tests.serve.server import MODEL, served, slowed
+from tests.loopback_server import MODEL, served, slowed
 
 
 def request(path, body, headers=""):

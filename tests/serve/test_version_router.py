@@ -21,11 +21,11 @@ from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import JUDGED, VersionParts, VersionRouter
-from tests.assistant.asking import Plain
+from tests import loopback_server
+from tests.assistants import ModelAlone
 from tests.commands import Bench, bench
+from tests.loopback_server import Running, started
 from tests.registry_runs import PASSED, bare, finished, passed, with_versions
-from tests.serve import server
-from tests.serve.server import Running, started
 
 QUICK = Settings(follow_s=0.05, at_once=8, keep_text=True)
 
@@ -232,7 +232,7 @@ def broken(engine: Any) -> None:
 INDEX = "content-1"
 
 
-class Assistant(Plain):
+class Assistant(ModelAlone):
     def __init__(self, engine: Any, index: str) -> None:
         super().__init__(engine)
         self.versions = {"index": index}
@@ -244,20 +244,20 @@ def serving_versions(
     store: Path,
     settings: Settings | None = None,
     load: Callable[[Version, VersionParts], VersionParts] = lambda _, parts: parts,
-    make: Callable[[Any], Plain] = lambda engine: Assistant(engine, INDEX),
+    make: Callable[[Any], ModelAlone] = lambda engine: Assistant(engine, INDEX),
 ) -> Iterator[Running]:
     """A server of versions that all have the same tiny model; `load` may change what is loaded."""
     settings = settings or Settings(follow_s=0.05, at_once=4)
     told: list[str] = []
 
     def parts(found: Version) -> VersionParts:
-        made = server.service(store, settings)
-        served = Served(server.MODEL, f"{found.id}-{found.weights}", 1, INDEX)
+        made = loopback_server.service(store, settings)
+        served = Served(loopback_server.MODEL, f"{found.id}-{found.weights}", 1, INDEX)
         opened = VersionParts(served, made.engine, ChatPrompts(made.engine.tokenizer, None, 256), make(made.engine))
         return load(found, opened)
 
     def service(parts: VersionParts) -> Any:
-        made = server.service(store, settings)
+        made = loopback_server.service(store, settings)
         made.served, made.engine, made.prompts, made.assistant = (
             parts.served,
             parts.engine,

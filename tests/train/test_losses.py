@@ -1,15 +1,22 @@
-"""The loss in pieces is that of plain logits, and is only taken where it may be."""
+"""The loss in pieces is that of plain logits; penalties without big matrices are the formulas of their papers."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from meditune.config.data_options import PromptFormat
-from meditune.config.training_options import LoraSpec
+from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
 from meditune.data.example import CLAIM_LABELS, LABEL
 from meditune.models.adapters import add_lora
 from meditune.models.forward import predict
-from meditune.models.shared_prefix_batch import collate, rows_of
+from meditune.models.hidden_state_cache import HiddenStateCache
+from meditune.models.shared_prefix_batch import collate, rows_of, windows
 from meditune.train import losses
+from meditune.train.dataset import TokenWeights
+from meditune.train.regularization import EWC, L2SP, Fisher, StartingPoint, estimate
+from meditune.train.replay import plan_replay
+from meditune.train.trainer import TrainingRows, plan_steps, train
 from tests import tiny
 from tests.models.test_forward import EXAMPLES
 
@@ -72,3 +79,180 @@ def test_a_claim_competes_only_with_the_labels_of_its_source_and_other_targets_a
     weights = torch.rand(len(each), generator=torch.Generator().manual_seed(0))
     found, _ = losses.loss_of_rows(loaded.model, loaded.frozen, rows, weights.tolist(), 1)
     assert found.detach().item() == pytest.approx(float((each * weights).sum()), rel=1e-5)
+
+
+STRENGTH = 0.3
+SPEC = LoraSpec(r=4, alpha=10.0)
+FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
+
+
+def moved(model, seed=7):
+    """The model with every trained parameter somewhere else, and FP32 master copies of them."""
+    torch.manual_seed(seed)
+    masters = {}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+                masters[parameter] = parameter.detach().float().clone()
+    return masters
+
+
+def with_lora(architecture="llama"):
+    loaded = tiny.loaded(architecture)
+    return loaded, add_lora(loaded.model, SPEC, seed=1)
+
+
+def text_rows(loaded, length=24):
+    ids = loaded.tokenizer(tiny.WORDS, add_special_tokens=False)["input_ids"]
+    return windows("text", ids, length, loaded.start_ids())[:4]
+
+
+def check(penalty, masters, formula):
+    """Value and gradients of `penalty` are those of `formula`, a function of leaf tensors, by autograd."""
+    leaves = {parameter: master.clone().requires_grad_() for parameter, master in masters.items()}
+    expected = formula(leaves)
+    expected.backward()
+    assert penalty.add_gradients(masters) == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, leaf in leaves.items():
+        torch.testing.assert_close(masters[parameter].grad, leaf.grad, rtol=1e-4, atol=1e-6)
+    penalty.add_gradients(masters)
+    for parameter, leaf in leaves.items():
+        torch.testing.assert_close(masters[parameter].grad, 2 * leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_l2_sp_of_lora_is_the_norm_of_the_whole_change(architecture):
+    _, model = with_lora(architecture)
+    start = StartingPoint(model)
+    assert start.pairs
+    assert not start.others
+
+    def formula(leaves):
+        changes = [2.5 * leaves[pair.b] @ leaves[pair.a] for pair in start.pairs]
+        return STRENGTH / 2 * sum(change.square().sum() for change in changes)
+
+    check(L2SP(start, STRENGTH), moved(model), formula)
+
+
+def test_l2_sp_of_other_parameters_is_the_distance_from_where_they_were():
+    model = tiny.model("llama")
+    start = StartingPoint(model)
+    before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
+
+    def formula(leaves):
+        return STRENGTH / 2 * sum((leaf - before[parameter]).square().sum() for parameter, leaf in leaves.items())
+
+    check(L2SP(start, STRENGTH), moved(model), formula)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_fisher_of_lora_is_that_of_the_base_weights(architecture):
+    """Against gradients of the base weights themselves, one row at a time, through transformers' own loss."""
+    loaded, model = with_lora(architecture)
+    rows = text_rows(loaded)
+    start = StartingPoint(model)
+    found = estimate(model, loaded.pad_id, rows, HiddenStateCache(model, 0), start)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    weights = [pair.layer.base_layer.weight for pair in start.pairs]
+    expected = [torch.zeros_like(weight) for weight in weights]
+    for weight in weights:
+        weight.requires_grad_()
+    for row in rows:
+        ids = torch.tensor([row.encoded[0].prompt + row.encoded[0].target])
+        tokens = len(row.targets)
+        loss = model(input_ids=ids, labels=ids).loss * tokens  # transformers gives the mean over all but the first
+        for total, slope in zip(expected, torch.autograd.grad(loss, weights), strict=True):
+            total += slope.square() / tokens / len(rows)
+    assert len(found.pairs) == len(expected) > 0
+    for mine, theirs in zip(found.pairs, expected, strict=True):
+        theirs = theirs.T if architecture == "gpt2" else theirs  # its Conv1D keeps (inputs, outputs)
+        assert theirs.max() > 0
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-9)
+
+
+def test_the_fisher_of_other_parameters_is_that_of_each():
+    loaded = tiny.loaded()
+    model, rows = loaded.model, text_rows(loaded)
+    start = StartingPoint(model)
+    found = estimate(model, loaded.pad_id, rows, HiddenStateCache(model, 0), start)
+    for (parameter, _), mine in zip(start.others, found.others, strict=True):
+        expected = torch.zeros_like(parameter)
+        for row in rows:
+            ids = torch.tensor([row.encoded[0].prompt + row.encoded[0].target])
+            loss = model(input_ids=ids, labels=ids).loss * len(row.targets) ** 0.5
+            expected += torch.autograd.grad(loss, parameter)[0].square() / len(rows)
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_the_fisher_knows_remembered_layers_too():
+    fishers = []
+    for frozen in (0, 1):
+        loaded = tiny.loaded()
+        model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
+        layers, rows = HiddenStateCache(model, frozen), text_rows(loaded)
+        for _ in range(2):  # the second time from memory
+            fisher = estimate(model, loaded.pad_id, rows, layers, StartingPoint(model))
+        fishers.append(fisher.pairs)
+    for plain, remembered in zip(*fishers, strict=True):
+        torch.testing.assert_close(remembered, plain, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "full"])
+def test_ewc_is_the_weighted_norm_of_the_change(lora):
+    model = with_lora()[1] if lora else tiny.model("llama")
+    start = StartingPoint(model)
+    torch.manual_seed(5)
+    fisher = Fisher(
+        [torch.rand(pair.b.shape[0], pair.a.shape[1]) for pair in start.pairs],
+        [torch.rand_like(value) for _, value in start.others],
+    )
+    before = {parameter: parameter.detach().clone() for parameter, _ in start.others}
+
+    def formula(leaves):
+        changes = [2.5 * leaves[pair.b] @ leaves[pair.a] for pair in start.pairs]
+        changes += [leaves[parameter] - value for parameter, value in before.items()]
+        importances = [*fisher.pairs, *fisher.others]
+        return STRENGTH / 2 * sum((f * c**2).sum() for f, c in zip(importances, changes, strict=True))
+
+    check(EWC(start, fisher, STRENGTH), moved(model), formula)
+
+
+def steps_of(penalize, rehearse=False, batch_size=8, accumulation=1, pieces=10_000):
+    loaded, model = with_lora()
+    encoder = loaded.encoder(FORMAT)
+    many = [example.model_copy(update={"id": f"{example.id}-{n}"}) for n in range(4) for example in EXAMPLES]
+    rows = rows_of([encoder.supervised(example, "answer") for example in many])
+    spec = TrainSpec(
+        batch_size=batch_size, accumulation=accumulation, epochs=3, learning_rate=1e-2, micro_batch_tokens=pieces
+    )
+    start, frozen = StartingPoint(model), HiddenStateCache(model, 0)
+    penalties = []
+    if penalize:
+        fisher = estimate(model, loaded.pad_id, text_rows(loaded), frozen, start)
+        penalties = [L2SP(start, 0.05), EWC(start, fisher, 50.0)]
+    weights, replay = TokenWeights(many, rows, spec), None
+    if rehearse:
+        steps = plan_steps(len(rows), spec, 3)
+        replay = plan_replay(text_rows(loaded), steps, weights, ReplaySpec(share=0.3, weight=0.5), 3)
+    in_training = replace(loaded, model=model, frozen=frozen)
+    return list(train(in_training, TrainingRows(rows, weights, replay=replay), spec, 3, penalties))
+
+
+def test_a_step_with_replay_and_penalties_is_the_same_however_it_is_cut():
+    whole = steps_of(penalize=True, rehearse=True)
+    assert whole[0].penalty == 0
+    assert all(step.penalty > 0 for step in whole[1:])
+    for cut in (steps_of(True, True, batch_size=1, accumulation=8), steps_of(True, True, pieces=64)):
+        for column in ("loss", "replay_loss", "penalty", "grad_norm", "tokens"):
+            expected = [getattr(step, column) for step in whole]
+            assert [getattr(step, column) for step in cut] == pytest.approx(expected, rel=1e-3, abs=1e-6), column
+
+
+def test_the_loss_that_is_told_is_that_of_the_tokens():
+    """At the start a penalty has no gradient, so that the second step's loss is the same with and without."""
+    free, held = steps_of(penalize=False), steps_of(penalize=True)
+    assert {step.penalty for step in free} == {0.0}
+    assert [step.loss for step in held[:2]] == [step.loss for step in free[:2]]
+    assert held[1].penalty > 0
+    assert [step.loss for step in held[2:]] != [step.loss for step in free[2:]]

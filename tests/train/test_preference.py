@@ -12,6 +12,7 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec
+from meditune.data.preference.pairs import Pair
 from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
@@ -21,7 +22,22 @@ from meditune.train.losses import PairLoss, dpo, log_likelihoods
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
 from tests.data.test_preference_pairs import pair_rows
-from tests.train.preference_rows import PAIRS
+from tests.models.test_forward import EXAMPLES
+
+REJECTED = ("The drug does not help.", "Exercise was not measured in this study of hearts.", "Diet helps with sleep.")
+PAIRS = [
+    Pair(
+        id=f"{example.id}/own",
+        question=example.question,
+        context=example.context,
+        chosen=example.answer,
+        rejected=rejected,
+        group=example.group,
+        kind="own",
+    )
+    for example, rejected in zip(EXAMPLES, REJECTED, strict=True)
+]
+
 
 QUICK = {
     "data__sources__0__limit": 24,

@@ -18,9 +18,8 @@ from meditune.train.dataset import TokenWeights, marked
 from meditune.train.replay import plan_replay
 from meditune.train.trainer import TrainingRows, plan_steps, train
 from meditune.train.training_plan import plan
-from tests import tiny
+from tests import layouts, tiny
 from tests.commands import bench, meditune, read_rows
-from tests.data import layouts
 from tests.models.test_forward import EXAMPLES
 
 FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)

@@ -1,28 +1,33 @@
 """What a step does depends on its examples alone, not on how they are cut into pieces.
 
-The weights that training ends with are the mean of the last steps' where the recipe says so.
-
-A training that breaks down stops with the step, the rows' ids, and a checkpoint from before it.
+The weights that training ends with are the mean of the last steps' where the recipe says so. A training that breaks
+down stops with the step, the rows' ids, and a checkpoint from before it. A checkpoint is taken up by the settings
+that made it. Which tuned models can be tuned further.
 """
 
 import math
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
+from meditune.errors import MedituneError, ModelError
+from meditune.files import read_json, write_json
 from meditune.models.adapters import add_lora, make_trainable
 from meditune.models.hidden_state_cache import blocks_of
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, with_prompt
-from meditune.train import losses
+from meditune.train import checkpoint, losses
 from meditune.train.dataset import TokenWeights, encode
 from meditune.train.early_stopping import dev_loss
 from meditune.train.optimizer import MasterOptimizer, learning_rate
-from meditune.train.trainer import STREAK, LossGuard, TrainingRows, plan_steps, probe, train
+from meditune.train.trainer import STREAK, LossGuard, Step, TrainingRows, plan_steps, probe, train
+from meditune.train.training_plan import check_start
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.models.test_forward import EXAMPLES
@@ -454,3 +459,63 @@ def test_a_training_that_begins_high_is_judged_by_what_it_comes_down_to():
     for _ in range(STREAK):
         guard.add(30)
     assert not guard.exploded
+
+
+@pytest.fixture
+def stored(tmp_path):
+    found = tmp_path / "checkpoint"
+    checkpoint.write(found, [], {"master.0": torch.ones(2)}, Recipe(name="run"), sharded=False)
+    return found
+
+
+def changed(stored, change):
+    state = read_json(stored / "state.json")
+    change(state["recipe"])
+    write_json(stored / "state.json", state)
+
+
+def test_an_option_that_came_later_had_its_default(stored):
+    changed(stored, lambda recipe: (recipe["train"].pop("average_last"), recipe["model"].pop("prune")))
+    model = torch.nn.Linear(1, 1)
+    log, tensors = checkpoint.read(stored, model, Recipe(name="run"))
+    assert log == []
+    assert torch.equal(tensors["master.0"], torch.ones(2))
+    with pytest.raises(MedituneError, match="other training settings"):
+        checkpoint.read(stored, model, Recipe(name="run", train={"average_last": 0.5}))
+
+
+def test_a_removed_option_had_its_default(stored):
+    old = {"preference": {"source": "corrupted", "rated": {"margin": 1.0}}, "ewc": {"samples": 64}}
+    changed(stored, lambda recipe: (recipe["train"].update(old), recipe["data"]["quality"].update(alike=0.7)))
+    changed(stored, lambda recipe: recipe["data"]["quality"].pop("near_duplicate_similarity"))
+    assert checkpoint.read(stored, torch.nn.Linear(1, 1), Recipe(name="run"))
+
+
+@pytest.mark.parametrize("train", [{"epochs": 7.0}, {"ewc": {"samples": 9}}, {"an_unknown_option": 1}])
+def test_other_settings_are_refused(stored, train):
+    changed(stored, lambda recipe: recipe["train"].update(train))
+    with pytest.raises(MedituneError, match="other training settings"):
+        checkpoint.read(stored, torch.nn.Linear(1, 1), Recipe(name="run"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_what_was_read_doesnt_hold_the_file(stored):
+    """A network disk can't remove the folder of a file that is mapped, and the next checkpoint takes its place."""
+    _, tensors = checkpoint.read(stored, torch.nn.Linear(1, 1), Recipe(name="run"))
+    assert tensors
+    assert str(stored) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_the_tokens_of_finished_steps_are_known(tmp_path):
+    stored = tmp_path / "checkpoint"
+    assert checkpoint.tokens_read(stored) == 0
+    steps = [Step(number, 0.1, 1.0, 1e-4, 1.0, 100 * number, 10, 1.0) for number in (1, 2)]
+    checkpoint.write(stored, steps, {"master.0": torch.ones(2)}, Recipe(name="run"), sharded=False)
+    assert checkpoint.tokens_read(stored) == 300
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
+def test_virtual_tokens_of_any_kind_cant_be_tuned_further(kind, tmp_path):
+    kind(task_type="CAUSAL_LM", num_virtual_tokens=3).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is an adapter of virtual tokens"):
+        check_start(Recipe(name="further", model={"base": str(tmp_path)}))

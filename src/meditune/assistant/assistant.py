@@ -53,6 +53,7 @@ from meditune.retrieve.context_packing import PackedPassage, chooser, grade
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
+from meditune.text import counted
 
 
 @dataclass
@@ -87,12 +88,13 @@ class AnswerInProgress:
         self.notices.append(notice)
         return notice
 
-    def add_retrieved(self, retrieved: Retrieved | None) -> Event:
+    def add_retrieved(self, retrieved: Retrieved | None, on_this_machine: bool) -> Event:
         """Record the passages (None without an index), and return the event about them."""
         self._lap("search")
         if retrieved is None:
             return self.add_notice(Notice("remark", FROM_MEMORY))
-        self.sources = tuple(_source(number, each) for number, each in enumerate(retrieved.passages, start=1))
+        numbered = enumerate(retrieved.passages, start=1)
+        self.sources = tuple(_source(number, each, on_this_machine) for number, each in numbered)
         self.notices += [Notice("remark", text) for text in retrieved.remarks]
         return Sources(self.sources)
 
@@ -160,15 +162,16 @@ class AnswerInProgress:
         self.timings.setdefault(name, round(time.monotonic() - self.started, 4))
 
 
-def _source(number: int, packed: PackedPassage) -> Source:
+def _source(number: int, packed: PackedPassage, on_this_machine: bool) -> Source:
     passage = packed.hit.passage
+    # The address of the operator's own document is a path on this machine, which a server's users must not see.
+    is_public = passage.url.startswith(("https://", "http://"))
     return Source(
         number,
         passage.id,
         packed.title or passage.document,
         passage.section,
-        # The address of the operator's own document is a path on this machine, which users must not see.
-        passage.url if passage.url.startswith(("https://", "http://")) else "",
+        passage.url if is_public or on_this_machine else "",
         passage.date,
         passage.licence,
         passage.source,
@@ -246,6 +249,11 @@ class SentenceChecker:
             if sentence not in self._checked:
                 yield self._check(sentence)
 
+    @property
+    def unjudged(self) -> int:
+        """The number of sentences that the judge had no time for."""
+        return self._citer.unjudged if self._citer else 0
+
     def refusal(self) -> str:
         """Return why too little of the complete answer is supported; empty if enough is, or without an index."""
         if self._citer is None:
@@ -283,6 +291,7 @@ REPEATS = 3
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
+UNJUDGED = "The judge of evidence had no time for {} of this answer; words alone were compared there."
 NO_ANSWER = "The model wrote nothing that can be shown."
 
 
@@ -298,6 +307,8 @@ class AssistantSettings:
     """The minimum cosine similarity of the nearest passage (see `retrieval.Retriever`)"""
     correction: Correction | None = None
     """The calibration of decisions, fitted on the development split"""
+    on_this_machine: bool = False
+    """True on the command line, whose user may see paths of files"""
 
 
 class Assistant:
@@ -324,9 +335,12 @@ class Assistant:
         limit = self.settings.max_new_tokens
         self._room = min(self.settings.context_tokens, writer.context_tokens - limit)
         if self._room < 64:
+            name, hint = "The model", ""
+            if self.settings.on_this_machine:
+                name, hint = (versions or {}).get("model", name), " Set a shorter answer with --max-new-tokens."
             raise ModelError(
-                f"The model reads {writer.context_tokens} tokens. With an answer of {limit} tokens, only {self._room} "
-                "are left for question and passages; at least 64 are required."
+                f"{name} reads {writer.context_tokens} tokens. With an answer of {limit} tokens, only {self._room} are "
+                f"left for question and passages; at least 64 are required.{hint}"
             )
         self._retriever = Retriever(index, writer, self._room, self.settings.nearest) if index else None
         content = index.manifest.content if index else ""
@@ -385,7 +399,7 @@ class Assistant:
         with span("retrieve") as made:
             retrieved = self._retrieve(question, style, k, sources)
             made.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
-        yield progress.add_retrieved(retrieved)
+        yield progress.add_retrieved(retrieved, self.settings.on_this_machine)
         if found.action == "bound":
             yield from progress.add_lead(found)
         if retrieved and retrieved.refusal:
@@ -409,6 +423,8 @@ class Assistant:
         chunks.close()
         for sentence in checker.rest():
             yield from progress.add_sentence(sentence)
+        if checker.unjudged:
+            yield progress.add_notice(Notice("remark", UNJUDGED.format(counted(checker.unjudged, "sentence"))))
         refusal = checker.refusal()
         if refusal or not any(each.shown for each in progress.sentences):
             yield progress.refuse(refusal or NO_ANSWER)
@@ -446,6 +462,21 @@ def open_judge(name: str) -> Judge:
     return load_judge(name)
 
 
+def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
+    """Return how to handle a message, and its answer if that needs no model, so that urgent help waits for no loading.
+
+    Raises DataError if the message is empty.
+    """
+    if not question.strip():
+        raise DataError("There is no question.")
+    found = triage(question, emergency_numbers(), (), triage_classifier())
+    if found.action not in ("urgent", "decline"):
+        return found, None
+    progress = AnswerInProgress(question, style, safety={"action": found.action, "kind": found.kind})
+    list(progress.without_model(found))
+    return found, progress.answer({"meditune": __version__})
+
+
 def load_assistant(
     model: str,
     index: str,
@@ -464,14 +495,16 @@ def load_assistant(
     if remote:
         refuse_restricted(opened, sources, remote.title)
     reader = open_judge(judge) if judge else None
+    settings = replace(settings or AssistantSettings(), on_this_machine=True)
+    versions = {"model": model}
     if remote:
-        return open_assistant(ApiWriter(remote), Path(model), opened, settings, judge=reader)
+        return open_assistant(ApiWriter(remote), Path(model), opened, settings, versions, reader)
     from meditune.engines.transformers_engine import TransformersEngine
     from meditune.models.load import load
 
     loaded = load(model)
     writer = EngineWriter(TransformersEngine(loaded), loaded.form)
-    return open_assistant(writer, Path(model).expanduser(), opened, settings, judge=reader)
+    return open_assistant(writer, Path(model).expanduser(), opened, settings, versions, reader)
 
 
 def open_index(index: str) -> Index:

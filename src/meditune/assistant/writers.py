@@ -17,7 +17,7 @@ from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
 from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 from meditune.errors import DataError, ModelError
-from meditune.models.api_client import ApiModel, Chat, find_api_model, of_chat
+from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
 from meditune.observability import span
 from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, prompt_text
 
@@ -153,9 +153,12 @@ class ApiWriter:
 
     def decide(self, question: str, texts: Sequence[str]) -> Mapping[str, float] | None:
         """See Writer."""
-        with self._model.client() as client:
-            messages = chat_messages(self.form, _example(question, texts), "decision", self._model.system)
-            return Chat(client, self._model.name).decide(messages).logits
+        messages = chat_messages(self.form, _example(question, texts), "decision", self._model.system)
+        try:
+            with self._model.client() as client:
+                return Chat(client, self._model.name).decide(messages).logits
+        except ApiError:
+            return None
 
     def close(self) -> None:
         """See Writer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from json import dumps
@@ -73,15 +74,17 @@ def ask(
     if index:
         if source:
             raise DataError("Give --source or --index, not both. To add files to an index, use --documents FOLDER.")
-        from meditune.assistant.assistant import AssistantSettings, load_assistant
+        from meditune.assistant.assistant import AssistantSettings, load_assistant, triage_first
 
-        limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
-        assistant = load_assistant(model, index, source_filter, limits, api, judge)
-        try:
-            *_, last = assistant.ask(question, style=style, k=k, sources=source_filter)
-        finally:
-            assistant.writer.close()
-        answer = cast("Answer", last)
+        found, answer = triage_first(question, style)
+        if answer is None:
+            limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
+            assistant = load_assistant(model, index, source_filter, limits, api, judge)
+            try:
+                *_, last = assistant.ask(question, style=style, k=k, sources=source_filter, found=found)
+            finally:
+                assistant.writer.close()
+            answer = cast("Answer", last)
         for line in [dumps(answer.as_dict(), ensure_ascii=False)] if json else answer_lines(answer):
             typer.echo(line)
         return
@@ -105,9 +108,9 @@ def answer_lines(answer: Answer) -> Iterator[str]:
     shown = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
     leads = [each.text for each in answer.notices if each.level == "limit"]
     yield from _wrapped("\n\n".join((*leads, " ".join(map(_with_citations, shown)))) if shown else answer.text)
-    left_out = len(answer.sentences) - len(shown) if shown else 0
-    if left_out:
-        yield from ("", f"Left out: {counted(left_out, 'sentence')} that can't be shown, as no passage supports it.")
+    withheld = Counter(each.why for each in answer.sentences if not each.shown) if shown else Counter()
+    for why, count in withheld.items():
+        yield from ("", f"Left out: {counted(count, 'sentence')}{' that' if count == 1 else ', each of which'} {why}.")
     if answer.decision:
         shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.decision.probabilities.items())
         yield from ("", f"As a yes/no question: {answer.decision.answer or 'not certain enough'} ({shares})")

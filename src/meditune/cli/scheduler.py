@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import os.path
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ from meditune.operate.retraining.retrain import next_step
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
+USAGE_ERROR: Any = typer.BadParameter.__base__
 log = logging.getLogger(__name__)
 Options = dict[str, Any]
 
@@ -66,6 +68,28 @@ def seconds(given: Any) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+def _count(given: Any) -> None:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise DataError(f"{given!r} is not a whole number of at least 0")
+
+
+def _text(given: Any) -> None:
+    if not isinstance(given, str):
+        raise DataError(f"{given!r} is not text")
+
+
+CHECKS: dict[str, Callable[[Any], object]] = {
+    "every": seconds,
+    "after": seconds,
+    "answers": _count,
+    "then": next_step,
+    "folder": _text,
+    "output": _text,
+    "reference": _text,
+}
+"""Options of stages that are checked here, and how; the others are checked by their commands"""
+
+
 class Config:
     """The configuration of the loop. Only the stages that it names are run."""
 
@@ -78,9 +102,9 @@ class Config:
             document = Document(read_text(path))
         except UnreadableError as error:
             raise RecipeError(f"{path}, line {error.line}: {error.why}.") from error
-        values = document.value if isinstance(document.value, dict) else {}
+        values = _expanded(document.value) if isinstance(document.value, dict) else {}
         self.folder = path.resolve().parent
-        self.registry = self.folder / Path(str(values.get("registry", ""))).expanduser()
+        self.registry = self.folder / str(values.get("registry", ""))
         self.shared = {key: value for key, value in values.items() if key in SHARED}
         self.stages: dict[str, Options] = {
             name: dict(values[name]) if isinstance(values[name], dict) else {} for name in STAGES if name in values
@@ -103,7 +127,7 @@ class Config:
     def _problems(self, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield each key that is wrong, and why."""
         yield from (((key,), "no such key") for key in values if key not in {*SHARED, *STAGES})
-        if "registry" not in values:
+        if not isinstance(values.get("registry"), str):
             yield ("registry",), "missing; give the folder of the registry"
         if not self.stages:
             yield ("stages",), f"no stage is named, so there is nothing to do; the stages are {', '.join(STAGES)}"
@@ -117,17 +141,26 @@ class Config:
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f" of meditune {STAGES[name][0]}"
                 yield (name, key), MOVED.get(key, f"no such option{hint}")
-            for key, check in (("every", seconds), ("after", seconds), ("answers", int), ("then", next_step)):
+            for key, check in CHECKS.items():
                 try:
                     check(given[key]) if key in given else None
-                except (DataError, ValueError) as error:
+                except DataError as error:
                     yield (name, key), str(error)
             if command and not unknown:
                 options = {key: each for key, each in self.options(name).items() if key not in ("every", "folder")}
                 try:
                     command.make_context(name, words(command, options | ({"output": "."} if name == "queue" else {})))
-                except typer.BadParameter as error:
+                except USAGE_ERROR as error:
                     yield (name,), error.format_message()
+
+
+def _expanded(value: Any) -> Any:
+    """Return the value with the user's home folder in place of each leading `~`."""
+    if isinstance(value, dict):
+        return {key: _expanded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return list(map(_expanded, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (not each text is a path)
 
 
 def _command(group: Any, name: str) -> TyperCommand:
@@ -150,7 +183,7 @@ def words(command: TyperCommand, options: Options) -> list[str]:
     arguments: list[str] = []
     for key, value in options.items():
         for each in value if isinstance(value, list) else [] if value is None else [value]:
-            word = str(Path(each).expanduser()) if str(each).startswith("~") else str(each)
+            word = str(each)
             if known[key].param_type_name == "argument":
                 arguments.append(word)
             elif not known[key].is_flag:
@@ -184,10 +217,12 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
             return "done", "another version is on trial, so retraining waits"
         for key in {"labels", "literature"} & options.keys():  # experts and updates may not have written them yet
             given = options[key] if isinstance(options[key], list) else [options[key]]
-            options[key] = [each for each in given if Path(each).exists()]
-        options = {"queue": _queues(config), "afresh_if_changed": True} | options
+            options[key] = [each for each in given if Path(str(each)).exists()]
+        options = {"queue": _queues(config), "least": 50, "afresh_if_changed": True} | options
     command = config.commands[name]
     with command.make_context(name, words(command, options)) as context:
+        if name == "retrain" and not any(context.params[key] for key in ("store", "labels", "queue", "literature")):
+            return "done", "no training data yet"
         command.invoke(context)
     return "done", ""
 

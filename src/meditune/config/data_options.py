@@ -273,6 +273,11 @@ class DataSpec(Spec):
     )
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
+    @property
+    def fixed_splits(self) -> dict[str, str]:
+        """Return the split of each source whose rows all belong to one."""
+        return {source.name: source.split for source in self.sources if source.split}
+
 
 class PromptFormat(Spec):
     """Wording and token budget of the prompt, saved with every model as `prompt.json`."""

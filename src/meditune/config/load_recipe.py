@@ -19,7 +19,7 @@ from meditune.config import recipe_keys, shipped
 from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
-from meditune.config.removed_keys import REMOVED, RENAMED, drop_removed_keys, note_renamed, rename_keys
+from meditune.config.removed_keys import REMOVED, REMOVED_KEY, RENAMED, drop_removed_keys, note_renamed, rename_keys
 from meditune.errors import RecipeError
 from meditune.files import replace_file
 
@@ -123,7 +123,11 @@ class _Draft:
             # A removed key may have any value here; `resolve` checks it.
             inside = here.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
             if inside is None:
-                self._refuse(key, recipe_keys.unknown(key))
+                removed = dotted(key[:-1])
+                if removed in REMOVED:
+                    self._refuse(key[:-1], REMOVED_KEY.format(REMOVED[removed][1]))
+                else:
+                    self._refuse(key, recipe_keys.unknown(key))
                 return None
             here = inside
         return key

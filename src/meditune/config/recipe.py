@@ -45,8 +45,8 @@ class EvaluateSpec(Spec):
     faithfulness_model: str = Field(
         "none",
         min_length=1,
-        description="Model that judges whether sources support an answer: an NLI model's folder or hub id, "
-        "lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model.",
+        description="Model that judges whether sources support an answer: a judge's run, an NLI model's "
+        "folder or hub id, lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model.",
     )
     samples: int = Field(
         0,

@@ -17,7 +17,11 @@ _SHOWN_WORDS = "400 words around each passage are shown"
 
 REMOVED: Mapping[str, tuple[Any, str]] = {
     "data.balance.share": (None, "set data.balance.cap, the maximum number of examples per group"),
-    "data.balance.weights": ({}, "use train.class_balance for rare decisions, or data.balance.cap for large groups"),
+    "data.balance.weights": (
+        {},
+        "for rare decisions, use train.class_balance and remove data.balance.by; for large groups, use "
+        "data.balance.cap",
+    ),
     "data.quality.max_answer_words": (2000, "the rule too_long applies to answers of more than 2,000 words"),
     "data.quality.min_answer_words": (3, "the rule too_short applies to answers of fewer than 3 words"),
     "evaluate.retrieve.sources": ([], _WHOLE_INDEX),
@@ -46,6 +50,7 @@ REMOVED: Mapping[str, tuple[Any, str]] = {
     "train.preference.sampled": ({}, _PAIRS),
 }
 """Dotted key -> its last default, and what took its place"""
+REMOVED_KEY = "this key was removed; {}"
 REMOVED_VALUES: Mapping[tuple[str, str], str] = {("train.objective", "orpo"): "use dpo"}
 """Dotted key and removed value -> what took the value's place"""
 RENAMED: Mapping[str, str] = {"data.quality.alike": "data.quality.near_duplicate_similarity"}
@@ -69,7 +74,7 @@ def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if group is not None and name in group:
             value = group.pop(name)
             if value is not None and value != default:
-                yield key, f"this key was removed; {replacement}"
+                yield key, REMOVED_KEY.format(replacement)
     for (key, value), replacement in REMOVED_VALUES.items():
         group, name = _group_of(values, key), key.rpartition(".")[2]
         if group is not None and group.get(name) == value:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from meditune.config.data_options import TASKS, Spec, Task, TrainRetrieveSpec
+from meditune.config.data_options import Spec, Task, TrainRetrieveSpec
 
 Objective = Literal["sft", "dpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
@@ -124,7 +124,9 @@ class TrainSpec(Spec):
     """
 
     tasks: list[Task] = Field(
-        default_factory=lambda: list(TASKS), min_length=1, description="Targets to learn from each example."
+        default_factory=lambda: list[Task](("decision", "answer")),
+        min_length=1,
+        description="Targets to learn from each example.",
     )
     batch_size: int = Field(8, ge=1, description="Number of examples in a batch.")
     accumulation: int = Field(

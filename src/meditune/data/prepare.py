@@ -161,7 +161,9 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
 
     The text of rows whose ids are in `hidden` is never shown as an example.
     """
-    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else (), hidden=hidden)
+    audit = Audit(
+        spec.quality, official_tests(by_source, spec.fixed_splits) if spec.split == "official" else (), hidden=hidden
+    )
     audit.rows(by_source)
     return audit
 
@@ -180,7 +182,7 @@ def split_rows(
         newest=spec.split == "newest",
         traits=spec.stratify,
         whole=whole,
-        fixed={source.name: source.split for source in spec.sources if source.split},
+        fixed=spec.fixed_splits,
     )
 
 

@@ -154,15 +154,23 @@ def check_sources(spec: DataSpec) -> None:
             "data.fold selects one of the folds that PubMedQA's publisher made of the training items. It needs "
             "pubmedqa in data.sources, and data.split: official."
         )
+    splits: dict[str, str | None] = {}
     for source in spec.sources:
+        if splits.setdefault(source.name, source.split) != source.split:
+            raise DataError(
+                f"data.sources: {source.name} occurs twice with different values of `split`. Give your own files "
+                "different names, such as own/train and own/test."
+            )
         if source.is_own:
             if source.path is None:
                 raise DataError("data.sources: name: own needs a path: a file, or the id of a Hugging Face data set.")
             locate_own(source.path, source.citation)
             continue
+        if source.labels:
+            raise DataError(f"data.sources: {source.name} has labels of its own; `labels` is for your own files.")
         if known_source(source.name).reader is None:
             raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
-        if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
+        if source.limit is not None and spec.split == "official" and source.name in OFFICIAL and not source.split:
             raise DataError(
                 f"data.sources: {source.name} has an official split (data.split: official), which needs all of its "
                 "rows, so it can't have a limit. To use a sample of the rows: --set data.split=group."

@@ -90,8 +90,9 @@ def split(
             test += [there[example.id] for example in held if example.id in there]
         else:
             free += examples
-    same, general = same_questions([*rest, *test, *free]), backgrounds([*rest, *test, *free])
-    known = {key for example in (*rest, *test) for key in _shared(example, same, general)}
+    settled = [*rest, *test, *(example for examples in placed.values() for example in examples)]
+    same, general = same_questions([*settled, *free]), backgrounds([*settled, *free])
+    known = {key for example in settled for key in _shared(example, same, general)}
     new = [not known.intersection(_shared(example, same, general)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
     unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
@@ -103,8 +104,9 @@ def split(
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
-                f"The {name} split is empty: {len(rest)} training and {len(test)} test examples are left after "
-                "the checks. Add more examples, or change data.dev_share and data.test_share."
+                f"The {name} split is empty: {len(train) + len(dev)} training and {len(test)} test examples are left "
+                "after the checks. Add more examples, or change data.dev_share and data.test_share"
+                f"{', or data.sources.N.split' if fixed else ''}."
             )
     counts = Counter(example.source for example in test)
     other = "newest" if newest else "group"
@@ -170,12 +172,15 @@ def by_year(
     return _parted(examples, held)
 
 
-def official_tests(by_source: Mapping[str, list[Example]]) -> set[str]:
-    """Return the ids of the official test items. Raises DataError if the rows don't include all of them."""
+def official_tests(by_source: Mapping[str, list[Example]], fixed: Container[str] = ()) -> set[str]:
+    """Return the ids of the official test items of sources that aren't `fixed`.
+
+    Raises DataError if the rows don't include all of them.
+    """
     return {
         example.id
         for source, examples in by_source.items()
-        if source in OFFICIAL
+        if source in OFFICIAL and source not in fixed
         for example in OFFICIAL[source](examples)[1]
     }
 

@@ -37,7 +37,7 @@ from meditune.evaluate.predictions import (
     path_of,
     written_row,
 )
-from meditune.files import growing_jsonl, read_jsonl, write_jsonl
+from meditune.files import append_jsonl, read_jsonl, write_jsonl
 from meditune.prompts import DECISION_TOKENS
 
 Row = dict[str, Any]
@@ -167,7 +167,7 @@ class Evaluator:
         }
         self.items = self._items(recipe, examples, pairs, dev, retrieved)
         """The items of each kind; kinds without items are absent"""
-        without = [example.id for example in examples if not example.answer.strip()]
+        without = [example.id for example in examples if not example.answer.strip() and not example.label]
         self.remark = (
             f"{len(without)} of {len(examples)} items have no reference answer and are measured by their decision "
             f"only, such as {without[0]}."
@@ -305,8 +305,7 @@ class _Rows:
     def __init__(self, path: Path, items: Sequence[Example], resumes: bool) -> None:
         self.path, self.items = path, items
         self._begun = path.with_name(f"{path.name}.begun") if resumes else None
-        self._append: Callable[[Row], None] | None = None
-        self._stack = ExitStack()
+        self._is_begun = False
         self.rows = _read_begun(self._begun) if self._begun else {}
 
     @property
@@ -315,19 +314,19 @@ class _Rows:
         return [item for item in self.items if item.id not in self.rows]
 
     def keep(self, row: Row) -> None:
-        """Keep a finished row."""
+        """Keep a finished row, also one that arrives after an error ended the block."""
         if self._begun:
             # The file is made when there is something to store, so a refused first request leaves nothing behind.
-            if not self._append:
-                self._append = self._stack.enter_context(growing_jsonl(self._begun, self.rows.values()))
-            self._append(row)
+            if not self._is_begun:
+                write_jsonl(self._begun, self.rows.values())  # without the cut-off line of a killed program
+                self._is_begun = True
+            append_jsonl(self._begun, row)
         self.rows[row["id"]] = row
 
     def __enter__(self) -> _Rows:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._stack.close()
         if error is None:
             write_jsonl(self.path, (self.rows[item.id] for item in self.items))
             if self._begun:

@@ -6,6 +6,7 @@ The correction is fitted on development claims and stored with the judge's weigh
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +92,23 @@ class ClaimCorrection:
     def save(self, folder: Path) -> None:
         """Write the correction into a model's folder."""
         write_json(folder / CLAIMS, asdict(self))
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a model, also where `name` is its run's folder."""
+    folder = Path(name).expanduser()
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def is_judge(name: str) -> bool:
+    """Return whether this is the folder of a run or model that was trained on claims."""
+    return (model_folder(name) / CLAIMS).is_file()
+
+
+def copy_correction(model: Path, derived: Path) -> None:
+    """Copy the correction of a model, if it has one, into the folder of a model that was made from it."""
+    if (model / CLAIMS).is_file():
+        shutil.copyfile(model / CLAIMS, derived / CLAIMS)
 
 
 def load_correction(folder: Path) -> ClaimCorrection | None:

@@ -17,6 +17,7 @@ from meditune.data.leakage import copy_record
 from meditune.engines.exported_model import EXPORT, EXPORTS, stop_tokens, weights_digest
 from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
+from meditune.evidence.support_model import copy_correction
 from meditune.export import hub
 from meditune.export.verify import Check, ModelOutput, items
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
@@ -112,6 +113,7 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
         save_format(form, partial)
         if Path(place).is_dir():
             copy_record(Path(place), partial)
+            copy_correction(Path(place), partial)
         facts = _facts(partial, kind, made_from, to, tools)
         write_json(partial / EXPORT, facts)
         facts["drift"] = _checked(name, partial, home, form)

@@ -14,6 +14,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec, Quantize
 from meditune.data.leakage import copy_record
 from meditune.errors import ModelError
+from meditune.evidence.support_model import copy_correction
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models import merging
 from meditune.models.api_client import find_api_model
@@ -84,6 +85,7 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
             save_format(form, partial)
         write_json(partial / MERGED, facts)
         copy_record(adapter, partial)
+        copy_correction(adapter, partial)
         (partial / "README.md").write_text(_card(facts, form or PromptFormat(), adapter), encoding="utf-8")
     return facts
 

@@ -17,6 +17,7 @@ from meditune.config.training_options import ApiSpec, ModelSpec
 from meditune.data.leakage import copy_record
 from meditune.data.prepare import Prepared, prepare
 from meditune.errors import DataError, ModelError, RecipeError
+from meditune.evidence.support_model import copy_correction
 from meditune.files import is_result_of, read_json, replace_folder, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, PRUNING, public_name
@@ -96,6 +97,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         if loaded.form:
             save_format(loaded.form, partial)
         copy_record(Path(place), partial)
+        copy_correction(Path(place), partial)
         loaded.model = loaded.frozen = None  # type: ignore[assignment]
         written = _load(str(partial), str(dtype).removeprefix("torch."))
         _check_same(expected, _logits(written.model, texts), name)

@@ -17,7 +17,7 @@ from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
-from meditune.http_client import Backoff, HttpClient, refuse_transient
+from meditune.http_client import AGAIN, Backoff, HttpClient, refuse_transient
 from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
@@ -60,7 +60,7 @@ ADVICE = {
 }
 
 TIMEOUT_SECONDS = 120.0
-"""Time limit for an answer; after it the request is repeated"""
+"""Maximum time without a byte from the server; after it, a request counts as failed and is retried"""
 
 Finder = Callable[[], dict[str, Any] | None]
 Texts = Callable[[], Iterable[str]]
@@ -68,7 +68,7 @@ Texts = Callable[[], Iterable[str]]
 
 
 class ApiError(ModelError):
-    """A request that the API refused."""
+    """A request that the API refused, or that failed several times."""
 
     def __init__(self, message: str, status: int | None = None, reason: str = "") -> None:
         """`reason` is the API's own message, with the name of the parameter that it refused."""
@@ -79,7 +79,8 @@ class ApiError(ModelError):
 class Client:
     """A client of one API. It can be used from several threads; close it when done."""
 
-    def __init__(self, spec: ApiSpec, key: str | None) -> None:
+    def __init__(self, spec: ApiSpec, key: str | None, advice: str = AGAIN) -> None:
+        """`advice` ends the message about a request that failed several times."""
         import httpx2
 
         self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
@@ -87,6 +88,7 @@ class Client:
         self._http = HttpClient(
             BACKOFF,
             ApiError,
+            advice=advice,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=min(10.0, TIMEOUT_SECONDS)),
         )
@@ -287,9 +289,9 @@ class ApiModel:
         """Name and host, for display."""
         return f"{self.name} at {self.spec.host}"
 
-    def client(self) -> Client:
-        """Return a client of the model's API. Raises ModelError as `key` does."""
-        return Client(self.spec, self.key())
+    def client(self, advice: str = AGAIN) -> Client:
+        """Return a client of the model's API, as `Client` describes. Raises ModelError as `key` does."""
+        return Client(self.spec, self.key(), advice)
 
     def key(self) -> str | None:
         """Return the key to the model's API; None if the API needs none.

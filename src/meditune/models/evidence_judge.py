@@ -7,10 +7,10 @@ statements about the same passages share one pass over them.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from meditune.data.example import LABEL, LABELS, Example, Passage
 from meditune.errors import ModelError
@@ -22,6 +22,7 @@ from meditune.evidence.support_model import (
     SupportQuestion,
     SupportScore,
     load_correction,
+    model_folder,
 )
 from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
@@ -31,17 +32,20 @@ from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 from meditune.text import sentences
 
 BATCH_TOKENS = 2048
+AT_ONCE = 64
+"""Sentences that are scored before the first score is given"""
 
 
 class EvidenceJudge:
-    """A judge of statements by passages; it implements `models.nli.Support`."""
+    """A judge of statements by passages; it implements `evidence.support_model.Support`."""
 
     has_spans = False
 
-    def __init__(self, loaded: LoadedModel, correction: ClaimCorrection) -> None:
+    def __init__(self, loaded: LoadedModel, correction: ClaimCorrection, name: str = "") -> None:
+        """Prepare the judge; `name` is shown to users. Raises ModelError if the model has no prompt format."""
         if loaded.form is None:
             raise ModelError(f"{loaded.name} has no prompt.json, so it wasn't trained on claims by Meditune.")
-        self.loaded, self.correction, self.name = loaded, correction, loaded.name
+        self.loaded, self.correction, self.name = loaded, correction, name or loaded.name
         self.threshold = correction.threshold
         self._encoder = loaded.encoder(loaded.form)
         # Faster products replace the layers' own while a batch runs, so batches can't overlap.
@@ -51,16 +55,29 @@ class EvidenceJudge:
         """Return a verdict for each statement, in order.
 
         Passages that don't fit into the prompt together are read in several windows; the window that supports a
-        statement most decides.
+        statement most decides. Raises ModelError if a statement is too long.
         """
-        return self._verdicts([(statement, tuple(passages)) for statement in statements])
+        found = self._probabilities([(statement, tuple(passages)) for statement in statements])
+        sources = Sources(passages)
+        return [
+            ClaimVerdict(
+                each["supported"],
+                each["refuted"],
+                each["not_enough_information"],
+                evidence(Sentence(statement), sources).likest,
+            )
+            for statement, each in zip(statements, found, strict=True)
+        ]
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield the probability of support for each sentence, in order."""
-        for verdict in self._verdicts([(each.sentence, each.sources) for each in asked]):
-            yield SupportScore(verdict.supported)
+        for start in range(0, len(asked), AT_ONCE):
+            few = asked[start : start + AT_ONCE]
+            for each in self._probabilities([(question.sentence, question.sources) for question in few]):
+                yield SupportScore(each["supported"])
 
-    def _verdicts(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[ClaimVerdict]:
+    def _probabilities(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, float]]:
+        """Return the probabilities of LABELS for each statement and its passages."""
         encoded: list[Encoded] = []
         keys: list[tuple[str, ...]] = []
         for number, (statement, passages) in enumerate(asked):
@@ -69,19 +86,15 @@ class EvidenceJudge:
                 keys.append(window)
         best: dict[int, dict[str, float]] = {}
         for item, logits in self._logits(encoded, keys):
+            if not all(map(math.isfinite, logits)):
+                raise ModelError(
+                    f"The judge {self.name} computes numbers that aren't finite; its weights may be damaged."
+                )
             found = self.correction.probabilities(dict(zip(LABELS, logits, strict=True)))
-            if found["supported"] >= best.get(int(item.id), {"supported": -1.0})["supported"]:
-                best[int(item.id)] = found
-        sources = {passages: Sources(passages) for passages in {passages for _, passages in asked}}
-        return [
-            ClaimVerdict(
-                best[number]["supported"],
-                best[number]["refuted"],
-                best[number]["not_enough_information"],
-                evidence(Sentence(statement), sources[passages]).likest,
-            )
-            for number, (statement, passages) in enumerate(asked)
-        ]
+            number = int(item.id)
+            if number not in best or found["supported"] > best[number]["supported"]:
+                best[number] = found
+        return [best[number] for number in range(len(asked))]
 
     def _logits(
         self, encoded: Sequence[Encoded], keys: Sequence[tuple[str, ...]]
@@ -101,24 +114,15 @@ class EvidenceJudge:
 
 def load_judge(name: str) -> EvidenceJudge:
     """Return the judge in a model's or run's folder. Raises ModelError if it can't be used."""
-    loaded = load(name)
-    correction = load_correction(model_folder(name))
+    folder = model_folder(name)
+    correction = load_correction(folder)
     if correction is None:
         raise ModelError(
-            f"{name} wasn't trained on claims. Make a judge with `meditune run evidence`, and name its run."
+            f"{name} holds no judge: {folder / CLAIMS} is missing. Make a judge with `meditune run evidence`, and name "
+            "its run. If the run was stopped, the same command finishes it."
         )
-    return EvidenceJudge(loaded, correction)
-
-
-def model_folder(name: str) -> Path:
-    """Return the folder of a model, also where `name` is its run's folder."""
-    folder = Path(name).expanduser()
-    return folder / "model" if (folder / "model").is_dir() else folder
-
-
-def is_judge(name: str) -> bool:
-    """Return whether this is the folder of a model or run that was trained on claims."""
-    return (model_folder(name) / CLAIMS).is_file()
+    run = folder.parent if folder.name == "model" else folder
+    return EvidenceJudge(load(name), correction, run.resolve().name)
 
 
 def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str]) -> Encoded:
@@ -129,18 +133,34 @@ def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str])
 
 def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the passages in windows that fit into the prompt; usually one window with all of them."""
+
+    def fits(texts: Sequence[str]) -> bool:
+        item = _encoded(encoder, "0", statement, texts)
+        return not item.dropped_sentences and len(item.prompt) < encoder.format.max_tokens
+
     try:
-        if not _encoded(encoder, "0", statement, passages).dropped_sentences:
+        if fits(passages):
             return [passages]
     except QuestionTooLongError as error:
-        raise ModelError(
-            f"A statement of {len(statement.split())} words is too long for the judge's prompt."
-        ) from error
-    windows: list[list[str]] = [[]]
+        raise ModelError(f"A statement of {len(statement.split())} words is too long for the judge.") from error
+    windows: list[str] = []
     for text in (each for passage in passages for each in sentences(passage)):
-        wider = [*windows[-1], text]
-        if windows[-1] and _encoded(encoder, "0", statement, [" ".join(wider)]).dropped_sentences:
-            windows.append([text])
-        else:
-            windows[-1] = wider
-    return [(" ".join(window),) for window in windows if window]
+        # A sentence that doesn't fit, such as a table without stops, is read in pieces.
+        for piece in [text] if fits([text]) else _pieces(text, fits):
+            wider = f"{windows[-1]} {piece}" if windows else piece
+            if windows and fits([wider]):
+                windows[-1] = wider
+            else:
+                windows.append(piece)
+    return [(window,) for window in windows]
+
+
+def _pieces(text: str, fits: Callable[[Sequence[str]], bool]) -> Iterator[str]:
+    """Yield the words of a text in pieces that fit, halving a piece until it does."""
+    words = text.split()
+    if len(words) < 2 or fits([text]):
+        yield text
+        return
+    middle = len(words) // 2
+    for half in (words[:middle], words[middle:]):
+        yield from _pieces(" ".join(half), fits)

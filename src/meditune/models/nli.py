@@ -15,7 +15,14 @@ from typing import Any
 
 from meditune.errors import ModelError
 from meditune.evidence.detector import Span
-from meditune.evidence.support_model import CLAIMS, Support, SupportQuestion, SupportScore
+from meditune.evidence.support_model import (
+    Support,
+    SupportQuestion,
+    SupportScore,
+    is_judge,
+    load_correction,
+    model_folder,
+)
 from meditune.models.load import device, is_hub_id, loading, offline_reason, source
 from meditune.models.quiet_libraries import no_telemetry
 
@@ -53,6 +60,7 @@ def check(name: str) -> None:
             f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub id.\n{_ways(place)}"
         )
     if kind == "judge":
+        load_correction(model_folder(place))
         return
     from transformers import AutoConfig
 
@@ -66,7 +74,7 @@ def kind_and_model(name: str) -> tuple[str, str]:
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
     folder = Path(place).expanduser()
-    if kind == "nli" and any((each / CLAIMS).is_file() for each in (folder, folder / "model")):
+    if kind == "nli" and is_judge(place):
         return "judge", str(folder)
     return kind, str(folder) if folder.is_dir() else place
 

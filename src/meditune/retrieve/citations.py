@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from math import exp
 from typing import Protocol
 
+from meditune.errors import ModelError
 from meditune.evidence import detector
 from meditune.evidence.detector import Evidence, SpanKind, evidence, placed, sentence_logit
 from meditune.evidence.support_model import ClaimVerdict
+from meditune.observability import LOGGER
 from meditune.retrieve.context_packing import PackedPassage
 
 MOST_CITED = 2
@@ -71,28 +73,41 @@ class Citer:
         self._passages = passages
         self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
+        self.unjudged = 0
+        """The number of sentences that the detector checked although there is a judge"""
 
     def judge(self, text: str) -> SupportEvidence:
         """Return which passages support a sentence."""
         sentence = detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
-        if self._judge and self._left > 0:
-            started = time.monotonic()
+        if self._judge:
             judged = self._read(self._judge, text, judged)
-            self._left -= time.monotonic() - started
         ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[:MOST_CITED]
         top = max((each.score for each in judged), default=0.0)
         return SupportEvidence(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings on the passages with most of the sentence's words; the others don't bear it."""
+        """Return the judge's findings on the passages with most of the sentence's words; the others don't bear it.
+
+        Without time, or if the judge fails, these are the detector's findings.
+        """
+        if self._left <= 0:
+            self.unjudged += 1
+            return list(judged)
+        started = time.monotonic()
         found = [replace(each, score=0.0, bears=False) for each in judged]
         best = sorted(range(len(judged)), key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]
-        for n in best:
-            (verdict,) = judge.supports([text], [self._passages[n].shown])
-            missing = any(span.kind in MISSING for span in judged[n].evidence.spans)
-            bears = verdict.supported >= judge.threshold and not missing
-            found[n] = replace(judged[n], score=verdict.supported, bears=bears)
+        try:
+            for n in best:
+                (verdict,) = judge.supports([text], [self._passages[n].shown])
+                missing = any(span.kind in MISSING for span in judged[n].evidence.spans)
+                bears = verdict.supported >= judge.threshold and not missing
+                found[n] = replace(judged[n], score=verdict.supported, bears=bears)
+        except ModelError as error:
+            LOGGER.warning("the judge can't check a sentence", extra={"why": str(error)})
+            self.unjudged += 1
+            return list(judged)
+        self._left -= time.monotonic() - started
         return found
 
 

@@ -194,6 +194,11 @@ def learn_words(place: IndexStorage, table: Any) -> str:
 
 def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
     """Return the reranker's knowledge of an index. Raises DataError if the file is missing or damaged."""
+    if not manifest.knowledge:
+        raise DataError(
+            f"{place.name} was made by an earlier version of Meditune. Build it again with its sources: "
+            f"meditune index build ... -o {place.name} --replace"
+        )
     return reranker.read(place.get(manifest.knowledge), f"{place.name}/{manifest.knowledge}", space)
 
 

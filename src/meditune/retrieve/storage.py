@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from meditune.errors import DataError, ModelError, install_command
-from meditune.files import write_bytes
+from meditune.files import exclusive_lock, write_bytes
 from meditune.retrieve.documents.document import IndexedPassage
 
 MANIFEST = "index.json"
@@ -120,15 +119,13 @@ class FolderStorage(IndexStorage):
         if self.path.is_file():
             raise DataError(f"{self.path} is a file. Give a folder for the index.")
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".writing.lock", timeout=0):
-                for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
-                    left.unlink()
-                yield
-        except Timeout as error:
-            raise DataError(
-                f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
-            ) from error
+        busy = DataError(
+            f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
+        )
+        with exclusive_lock(self.path / ".writing.lock", busy):
+            for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
+                left.unlink()
+            yield
 
     def unlock(self) -> str:
         """See IndexStorage. The system releases a folder's lock, so there is nothing to do."""

@@ -16,7 +16,7 @@ from meditune.engines.engine import Engine
 from meditune.engines.exported_model import EXPORTS
 from meditune.engines.open_engine import open_engine
 from meditune.engines.supervised_engine import SupervisedEngine
-from meditune.errors import ModelError
+from meditune.errors import DataError, ModelError
 from meditune.model_registry import Registry, Version, is_registry
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.models.sentence_encoder import onnx_sentence_model
@@ -76,6 +76,8 @@ def lockout(settings: Settings, keys: Keys) -> str:
 
 def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -> Service:
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
+    if wanted.judge and not wanted.index:
+        raise DataError("--judge checks answers against the passages of an index; name the index with --index.")
     base, metrics = open_store(store), Metrics()
     place = Path(wanted.model).expanduser()
 
@@ -84,7 +86,10 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
         """Open the index once, after the first engine, which determines whether torch is loaded."""
         return open_index(wanted.index) if wanted.index else None
 
-    judge = open_judge(wanted.judge) if wanted.judge else None
+    @cache
+    def judge() -> Judge | None:
+        """Open the judge once, after the index, because it loads torch."""
+        return open_judge(wanted.judge) if wanted.judge else None
 
     def made(parts: VersionParts) -> Service:
         return Service(
@@ -125,7 +130,7 @@ def _parts(
     version: str,
     changed: Callable[[], bool],
     metrics: Metrics,
-    judge: Judge | None,
+    judge: Callable[[], Judge | None],
 ) -> VersionParts:
     """Open the model with its engine and assistant. `changed` checks whether the model's files have changed."""
     place = Path(wanted.model).expanduser()
@@ -149,7 +154,9 @@ def _parts(
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
     try:
         writer = EngineWriter(engine, form, _third_party(wanted.url))
-        assistant = open_assistant(writer, place, index(), AssistantSettings(wanted.country), {"model": version}, judge)
+        assistant = open_assistant(
+            writer, place, index(), AssistantSettings(wanted.country), {"model": version}, judge()
+        )
         engine.opened()
     except BaseException:
         engine.close()

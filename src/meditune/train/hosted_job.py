@@ -21,7 +21,7 @@ from meditune.data.example import Example
 from meditune.errors import DataError, ModelError, RecipeError, Stopped
 from meditune.files import numbered_jsonl, read_json, replace_folder, write_json, write_jsonl
 from meditune.models.api_client import ApiError, ApiModel, Client, of_chat, without_echo
-from meditune.prompts import chat_messages, save_format
+from meditune.prompts import WORD_OF_LABEL, chat_messages, save_format
 
 FOLDER = "api"
 """Subfolder of a run."""
@@ -239,7 +239,11 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
     dropped = 0
     for example in examples:
         for task in supported_tasks(example, recipe.train.tasks):
-            target = str(example.decision) if task == "decision" else example.answer.strip()
+            target = example.answer.strip()
+            if task == "decision":
+                target = str(example.decision)
+            elif task == "claim" and example.label:
+                target = WORD_OF_LABEL[example.label]
             messages = chat_messages(recipe.prompt, example, task, model.system, target)
             length = of_chat(messages)
             if length > model.spec.context_tokens:

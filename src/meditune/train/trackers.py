@@ -21,7 +21,7 @@ from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import TrackerName
 from meditune.errors import MedituneError, install_command
-from meditune.files import growing_jsonl
+from meditune.files import append_jsonl, write_jsonl
 from meditune.models.quiet_libraries import no_telemetry
 from meditune.train.trainer import Step
 
@@ -60,13 +60,13 @@ def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Call
     tracking = _Tracking(recipe, folder, log)
     finished = False
     try:
-        with growing_jsonl(folder / LOG, map(asdict, log)) as add_line:
+        write_jsonl(folder / LOG, map(asdict, log))
 
-            def follow(step: Step) -> None:
-                add_line(asdict(step))
-                tracking.add(step)
+        def follow(step: Step) -> None:
+            append_jsonl(folder / LOG, asdict(step))
+            tracking.add(step)
 
-            yield follow
+        yield follow
         finished = True
     finally:
         tracking.close(finished)

@@ -1,11 +1,17 @@
 """Every rule with its switch, official test items untouched, and each row to be had back.
 
-Counts, lengths, and the proof that splits are disjoint.
+Counts, lengths, and the proof that splits are disjoint. Rows read as a stream are judged as rows in memory are, here,
+in workers and on Ray.
 """
 
+import importlib.util
 import json
+import random
 from itertools import pairwise
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from meditune.config.data_options import DataSpec, QualityRules, QualitySpec, SourceSpec
@@ -13,14 +19,19 @@ from meditune.config.load_recipe import load_recipe, save
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
+from meditune.data.quality import audit_folder as folders
+from meditune.data.quality import minhash
 from meditune.data.quality.audit import BINS, Audit, facts, shared
+from meditune.data.quality.audit_folder import audit_folder, recipe_for
 from meditune.data.quality.ledger import entries, restore
 from meditune.data.quality.quality_filters import ALL, MEANING, RULES, apply_rules
+from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
 from meditune.errors import DataError, RecipeError
+from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
-from tests.data import layouts
-from tests.data.quality_examples import ANSWER, row
+from tests.data.quality.test_quality_filters import ANSWER, example_row
 
 BAD = {
     "encoding": {"answer": ANSWER.replace("medicine", "médicine").encode().decode("latin-1")},
@@ -60,18 +71,18 @@ def done(audit):
 def test_every_rule_has_a_meaning_and_a_switch():
     assert set(BAD) == set(RULES) == set(ALL) - {name for name in ALL if name not in RULES}
     assert all(MEANING[name].endswith(".") for name in ALL)
-    assert set(audited([row(1)]).facts()["rules"]) == set(ALL)
+    assert set(audited([example_row(1)]).facts()["rules"]) == set(ALL)
 
 
 def test_a_good_row_passes_every_rule():
-    assert apply_rules(row(1), QualitySpec()) == (row(1), [])
+    assert apply_rules(example_row(1), QualitySpec()) == (example_row(1), [])
 
 
 @pytest.mark.parametrize("rule", BAD)
 def test_each_rule_can_drop_flag_and_be_off(rule):
-    bad = row(1, **BAD[rule])
+    bad = example_row(1, **BAD[rule])
     off = dict.fromkeys(RULES, "off")
-    dropped = audited([bad, row(2, question="How is asthma cared for?")], rules=off | {rule: "drop"})
+    dropped = audited([bad, example_row(2, question="How is asthma cared for?")], rules=off | {rule: "drop"})
     assert left(dropped) == ["own:2"]
     assert done(dropped) == {rule: {"drop": 1}}
     flagged = audited([bad], rules=off | {rule: "flag"})
@@ -82,20 +93,20 @@ def test_each_rule_can_drop_flag_and_be_off(rule):
 
 @pytest.mark.parametrize("rule", ["encoding", "layout", "boilerplate"])
 def test_what_can_be_mended_is(rule):
-    audit = audited([row(1, **BAD[rule])])
+    audit = audited([example_row(1, **BAD[rule])])
     [after] = audit.left["own"]
     assert after.answer == (ANSWER.replace("medicine", "médicine") if rule == "encoding" else ANSWER)
     assert audit.facts()["changed"] == 1
 
 
 def test_characters_that_are_lost_can_only_be_flagged():
-    assert done(audited([row(1, answer=ANSWER.replace("every", "ever\ufffd"))])) == {"encoding": {"flag": 1}}
+    assert done(audited([example_row(1, answer=ANSWER.replace("every", "ever\ufffd"))])) == {"encoding": {"flag": 1}}
 
 
 def test_official_test_items_and_rows_to_keep_are_only_looked_at():
     for spec in ({"protected": ["own:1"]}, {"keep": ["own:1"]}):
         for changes in BAD.values():
-            bad = row(1, **changes)
+            bad = example_row(1, **changes)
             audit = audited([bad], rules=dict.fromkeys(RULES, "drop"), **spec)
             assert audit.left == {"own": [bad]}
             assert all(set(actions) == {"flag"} for actions in done(audit).values())
@@ -103,7 +114,12 @@ def test_official_test_items_and_rows_to_keep_are_only_looked_at():
 
 def test_the_first_of_two_alike_stays_but_an_official_item_always():
     near = ANSWER.replace("Most people", "Many people")
-    twins = [row(1), row(2), row(3, answer=near), row(4, answer=near, source="other", id="other:4")]
+    twins = [
+        example_row(1),
+        example_row(2),
+        example_row(3, answer=near),
+        example_row(4, answer=near, source="other", id="other:4"),
+    ]
     assert left(audited(twins)) == ["own:1"]
     assert done(audited(twins)) == {
         "exact_duplicate": {"drop": 1},
@@ -115,8 +131,8 @@ def test_the_first_of_two_alike_stays_but_an_official_item_always():
 
 
 def test_a_training_row_goes_that_says_what_a_test_item_says():
-    near = row(3, answer=ANSWER.replace("Most people", "Many people"))
-    audit = audited([row(1), row(2, question="What is gout?"), near], protected=["own:3"])
+    near = example_row(3, answer=ANSWER.replace("Most people", "Many people"))
+    audit = audited([example_row(1), example_row(2, question="What is gout?"), near], protected=["own:3"])
     assert left(audit) == ["own:1", "own:2", "own:3"]
     one, two, three = audit.left["own"]
     splits = audit.between(Splits([one], [two], [three], "official"))
@@ -135,7 +151,7 @@ def test_a_training_row_goes_that_says_what_a_test_item_says():
 )
 def test_a_question_asked_again(action, ids, groups):
     other = "Inhaled steroids come first, and asthma tablets where these don't do."
-    audit = audited([row(1), row(2, answer=other)], rules={"repeated_question": action})
+    audit = audited([example_row(1), example_row(2, answer=other)], rules={"repeated_question": action})
     assert [(e.id, e.group) for e in audit.left["own"]] == list(zip(ids, groups, strict=True))
     if action == "merge":
         assert audit.left["own"][0].references() == [ANSWER, other]
@@ -143,14 +159,17 @@ def test_a_question_asked_again(action, ids, groups):
 
 def test_a_question_asked_again_takes_no_row_from_its_own_group():
     """Else the patient's other rows could come into another split."""
-    others = [row(2, answer="Asthma tablets help where sprays don't."), row(3, question="Is asthma for life?")]
+    others = [
+        example_row(2, answer="Asthma tablets help where sprays don't."),
+        example_row(3, question="Is asthma for life?"),
+    ]
     others = [each.model_copy(update={"group": "patient-2"}) for each in others]
-    audit = audited([row(1), *others], rules={"repeated_question": "group"})
+    audit = audited([example_row(1), *others], rules={"repeated_question": "group"})
     assert [e.group for e in audit.left["own"]] == ["group-1", "patient-2", "patient-2"]
 
 
 def test_restricted_rows_are_shown_by_their_id_only():
-    audit = audited([row(1, **BAD["truncated"], meta={"restricted": True})])
+    audit = audited([example_row(1, **BAD["truncated"], meta={"restricted": True})])
     (shown,) = audit.facts()["rules"]["truncated"]["examples"]
     assert {name: text for name, text in shown.items() if text} == {"id": "own:1", "action": "flag"}
 
@@ -347,3 +366,130 @@ def test_what_two_splits_share_is_counted():
         "train and test": {"ids": 1, "groups": 1, "questions": 1, "contexts": 0},
         "dev and test": {"ids": 0, "groups": 0, "questions": 1, "contexts": 0},
     }
+
+
+DRUGS = ("aspirin", "ibuprofen", "insulin", "metformin", "warfarin", "codeine", "heparin", "naproxen", "digoxin")
+PARTS = ("heart", "liver", "kidney", "skin", "lung", "stomach", "bladder", "thyroid", "knee", "spine", "retina")
+
+
+def planted(count=150, seed=5):
+    """Good rows, and among them every defect, copies, rewrites, rewrites of rewrites, and questions asked again."""
+    chance = random.Random(seed)
+    rows = []
+    for n in range(count):
+        drug, part = chance.choice(DRUGS), chance.choice(PARTS)
+        told = " ".join(chance.choices(DRUGS + PARTS, k=30))
+        rows.append(
+            {
+                "question": f"How does {drug} of kind {n} harm the {part}?",
+                "answer": f"In the {part}, {drug} acts on {told}. Doctors watch for pain and fever number {n}.",
+            }
+        )
+    for number, changes in enumerate(BAD.values()):
+        rows.append({"question": f"How is asthma number {number} treated?", "answer": ANSWER} | changes)
+    for row in chance.sample(rows[:count], 12):
+        rows.append(row | {"answer": row["answer"].replace(", ", " ")})
+        nearly = row | {"answer": row["answer"].replace("Doctors watch", "Physicians watch")}
+        rows += [nearly, nearly | {"answer": nearly["answer"].replace("acts on", "works on")}]
+        rows.append(row | {"answer": "Nothing is known of it, but doctors look for pain in the body."})
+    rows += [{"question": "", "answer": "x"}, {"question": "How is gout treated?"}]
+    chance.shuffle(rows)
+    return [row | {"id": str(n), "group": f"group {n}", "topic": "x"} for n, row in enumerate(rows)]
+
+
+def parquet(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=50)
+    return path
+
+
+def ledger(folder):
+    return [row for row in entries(folder) if row["rule"] != "cross_split"]
+
+
+def audited_folder(path, folder, *settings, **how):
+    quality = audit_folder(recipe_for(str(path), list(settings)), folder, **how)
+    return quality, ledger(folder)
+
+
+SETTINGS = {
+    "by default": (),
+    "merged": ("data.quality.rules.repeated_question=merge", 'data.quality.keep=["own:100","own:120"]'),
+    "grouped": ("data.quality.rules.repeated_question=group", "data.quality.rules.near_duplicate=flag"),
+    "masked": ("data.phi.action=mask", "data.quality.near_duplicate_similarity=0.9"),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_stream_finds_what_is_found_in_memory(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr("meditune.data.quality.audit_folder.BATCH", 40)
+    monkeypatch.setattr("meditune.data.quality.minhash.TEXTS", 16)
+    path = jsonl(tmp_path / "mine.jsonl", planted())
+    whole, expected = audited_folder(path, tmp_path / "whole", *settings, stream=False)
+    streamed, found = audited_folder(path, tmp_path / "streamed", *settings, stream=True)
+    assert found == expected
+    rules = {row["rule"] for row in expected}
+    assert rules >= {"exact_duplicate", "near_duplicate", "repeated_question", "truncated", "layout"}
+    for quality in (whole, streamed):
+        quality["audit"]["rules"].pop("cross_split")
+    assert streamed["audit"] == whole["audit"]
+    assert streamed["lengths"] == whole["lengths"]
+    assert streamed["phi"] == whole["phi"]
+    assert streamed["sources"] == whole["sources"]
+    assert read_rows(tmp_path / "streamed" / "rejected.jsonl") == read_rows(tmp_path / "whole" / "rejected.jsonl")
+
+
+def test_the_rows_that_are_left_are_written_in_order(tmp_path):
+    path = parquet(tmp_path / "mine.parquet", planted())
+    recipe = recipe_for(str(path), [])
+    audit = Audit(recipe.data.quality, ())
+    audit.rows({"own": list(read(path, Rejects()))})
+    quality, _ = audited_folder(path, tmp_path / "out", stream=True, workers=2)
+    left = pyarrow.parquet.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    assert [row["id"] for row in left] == [example.id for example in audit.left["own"]]
+    assert [row["answer"] for row in left] == [example.answer for example in audit.left["own"]]
+    assert left[0]["meta"] == '{"topic": "x"}'
+    assert quality["stream"] == {"engine": "local", "workers": 2, "rows": len(left)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray isn't installed")
+def test_ray_finds_the_same(tmp_path):
+    path = jsonl(tmp_path / "mine.jsonl", planted(60))
+    _, expected = audited_folder(path, tmp_path / "whole", stream=False)
+    quality, found = audited_folder(path, tmp_path / "ray", engine="ray", workers=2)
+    assert found == expected
+    assert quality["stream"]["engine"] == "ray"
+
+
+def test_nothing_is_left_where_it_fails(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(jsonl(tmp_path / "good.jsonl", planted()).read_text(encoding="utf-8") + '{"question": ', "utf-8")
+    with pytest.raises(DataError, match="line 21"):
+        audit_folder(recipe_for(str(path), []), tmp_path / "out", stream=True)
+    assert {each.name for each in tmp_path.iterdir()} == {"mine.jsonl", "good.jsonl"}
+
+
+def test_the_command_streams_a_large_file_by_itself(tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "mine.jsonl", planted(30))
+    assert meditune("data", "audit", path, "--output", tmp_path / "small").code == 0
+    monkeypatch.setattr(folders, "STREAM_BYTES", 1000)
+    result = meditune("data", "audit", path, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "the file is read as a stream" in result.err
+    assert "no splits" in result.out
+    names = {each.name for each in (tmp_path / "out").iterdir()}
+    assert names == {"audit.html", "quality.json", "ledger.parquet", "rejected.jsonl", "rows.jsonl"}
+    assert "truncated" in (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    meditune("data", "audit", path, "-o", tmp_path / "out", "--no-stream", "--engine", "ray").refused(1, "--no-stream")
+    meditune("data", "audit", "quickstart", "-o", tmp_path / "new", "--stream").refused(1, "one file of your own")
+
+
+def test_rows_that_all_say_nearly_the_same_cost_no_square():
+    """1,500 rewrites of one text have over a million pairs; each row still meets one that came before it."""
+    chance = np.random.default_rng(3)
+    form = minhash.shingles(ANSWER * 2)
+    rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(1500)]
+    pairs = minhash.near_duplicate_pairs(map(minhash.sign, minhash.texts_to_sign(rows)), len(rows), 0.5)
+    assert len(pairs) < len(rows) * minhash.WINDOW * 6
+    assert set(pairs[:, 1]) == set(range(1, len(rows)))
+    assert (pairs[:, 0] < pairs[:, 1]).all()

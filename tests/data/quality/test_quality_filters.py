@@ -1,14 +1,17 @@
-"""What can be told of one row.
+"""What can be told of one row, texts put right without losing a word, and rows that say the same."""
 
-Texts put right, without losing a word.
-"""
+from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from meditune.data.example import Passage
+from meditune.data.example import Example, Passage
+from meditune.data.quality.deduplication import by_threshold, pairs, repeated_questions
 from meditune.data.quality.quality_filters import (
     fix_encoding,
     fix_layout,
@@ -21,7 +24,32 @@ from meditune.data.quality.quality_filters import (
     question_text,
     without_boilerplate,
 )
-from tests.data.quality_examples import ANSWER, medquad_rows, row
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
+
+ANSWER = (
+    "Asthma is treated with inhaled medicine. A reliever opens the airways within minutes when breathing gets hard. "
+    "A controller is taken every day and keeps the swelling down. Most people need both, and a plan for attacks. "
+    "The plan says which medicine to take, how often, and when to call for help."
+)
+
+
+@cache
+def medquad_rows(real_data: Path) -> list[Example]:
+    """All answered pairs, read once."""
+    return list(medquad.read(real_data / "medquad", Rejects()))
+
+
+def example_row(number: int, **changes: Any) -> Example:
+    """One good row of the user's own."""
+    fields: dict[str, Any] = {
+        "id": f"own:{number}",
+        "source": "own",
+        "question": "How is asthma treated?",
+        "answer": ANSWER,
+        "group": f"group-{number}",
+    }
+    return Example(**fields | changes)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +84,7 @@ def test_questions(text, does):
     ],
 )
 def test_medicine(question, answer, medical):
-    assert is_medical(row(1, question=question, answer=answer)) is medical
+    assert is_medical(example_row(1, question=question, answer=answer)) is medical
 
 
 @pytest.mark.parametrize(
@@ -92,18 +120,20 @@ def test_answers_that_are_whole(answer):
 
 def test_an_answer_about_something_else():
     other = "Gout is caused by crystals of uric acid that build up in a joint, most often in the big toe."
-    assert is_off_topic(row(1, answer=other))
-    assert not is_off_topic(row(1))
-    assert not is_off_topic(row(1, answer="This condition is treated with medicine that is inhaled twice daily."))
-    assert not is_off_topic(row(1, question="What is GERD?", answer=other, meta={"focus": "uric acid"}))
-    assert not is_off_topic(row(1, answer="Rest."))
+    assert is_off_topic(example_row(1, answer=other))
+    assert not is_off_topic(example_row(1))
+    assert not is_off_topic(
+        example_row(1, answer="This condition is treated with medicine that is inhaled twice daily.")
+    )
+    assert not is_off_topic(example_row(1, question="What is GERD?", answer=other, meta={"focus": "uric acid"}))
+    assert not is_off_topic(example_row(1, answer="Rest."))
 
 
 def test_with_a_context_the_answer_may_speak_of_that():
     told = "Budesonide lowered eosinophil counts in sputum without a change in spirometry or methacholine response."
     context = (Passage(text="We measured eosinophil counts, spirometry and methacholine response under budesonide."),)
-    assert is_off_topic(row(1, answer=told))
-    assert not is_off_topic(row(1, answer=told, context=context))
+    assert is_off_topic(example_row(1, answer=told))
+    assert not is_off_topic(example_row(1, answer=told, context=context))
 
 
 def test_languages():
@@ -183,3 +213,97 @@ def test_no_word_of_medquad_is_lost_by_its_layout(real_data):
             assert words(before) == words(after), example.id
             mended += before != after
     assert mended > 1_000
+
+
+FORM = [
+    example_row(
+        100 + n, question=f"What are the treatments for {name} syndrome?", answer=f"{name} can be treated in {n} ways."
+    )
+    for n, name in enumerate(("Alba", "Bernt", "Corvin", "Dorsey", "Eltham", "Farrow"))
+]
+
+
+def found(*examples):
+    return [(pair.first, pair.again, pair.exact) for pair in pairs(examples)]
+
+
+def test_the_same_but_for_case_and_punctuation():
+    again = example_row(2, question="HOW is asthma treated", answer=ANSWER.replace(",", "").upper())
+    assert found(example_row(1), again) == [(0, 1, True)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER.replace("Most people", "Many people").replace("gets hard", "is hard"),
+        "In short: " + ANSWER,
+        ANSWER.replace("A controller is taken every day and keeps the swelling down. ", ""),
+        " ".join(reversed(ANSWER.split(". "))),
+    ],
+)
+def test_nearly_the_same(answer):
+    [pair] = pairs([example_row(1), example_row(2, question="how is asthma treatd?", answer=answer)])
+    assert not pair.exact
+    assert pair.alike >= 0.7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"answer": ANSWER.replace("within minutes", "within 5 minutes")},
+        {"answer": ANSWER.replace("Most people need", "Most people do not need")},
+        {"question": "How is asthma prevented?"},
+        {"question": "How is eczema treated?"},
+        {"decision": "no"},
+        {"answer": "Gout is treated with rest, cold packs and pills against the pain."},
+    ],
+)
+def test_other_facts_make_another_row(changes):
+    assert found(example_row(1), example_row(2, **changes)) == []
+
+
+def test_one_form_with_other_names_is_another_question():
+    told = "There is no cure. Treatment is aimed at the symptoms, and a team of specialists takes part in it."
+    first, second = (
+        example_row(n, question=f"What are the treatments for {name} syndrome?", answer=f"{told} See {name}.")
+        for n, name in ((1, "Bart"), (2, "Barth"))
+    )
+    assert found(first, second, *FORM) == []
+    misspelt = first.model_copy(update={"id": "own:3", "question": first.question.replace("Bart", "Barrt")})
+    assert found(first, misspelt, *FORM) == [(0, 1, False)]
+
+
+def test_a_lower_threshold_finds_no_fewer():
+    found_all = pairs(
+        [example_row(1), example_row(2, answer=ANSWER.replace("Most people need both, and a plan for attacks. ", ""))]
+    )
+    counts = [each["pairs"] for each in by_threshold(found_all)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 1
+
+
+def test_questions_asked_again():
+    asked = [
+        example_row(1),
+        example_row(2, answer="Rest."),
+        example_row(3, question="Other?"),
+        example_row(4, question="how IS asthma treated"),
+    ]
+    assert repeated_questions(asked) == [(0, 1), (0, 3)]
+
+
+@pytest.mark.real
+def test_the_known_duplicates_of_medquad_are_found(real_data):
+    examples = medquad_rows(real_data)
+    exact = [pair for pair in pairs(examples) if pair.exact]
+    plain = len(examples) - len({(each.question, each.answer) for each in examples})
+    assert len(exact) >= plain >= 48
+    gone = {pair.again for pair in exact}
+    left = [example for index, example in enumerate(examples) if index not in gone]
+    assert len(repeated_questions(left)) >= 2_062 - len(exact)
+
+
+@pytest.mark.real
+def test_pubmedqa_and_liveqa_hardly_repeat_themselves(real_data):
+    assert pairs(list(pubmedqa.read(real_data / "pubmedqa", Rejects()))) == []
+    assert len(pairs(list(liveqa.read(real_data / "liveqa", Rejects())))) < 20

@@ -17,7 +17,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, has_files
 from meditune.data.splits import OFFICIAL, Splits, split
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 
 def json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from meditune.data.readers import liveqa
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 TEST = "TestDataset/TREC-2017-LiveQA-Medical-Test.xml"
 SUMMARIES = "TestDataset/TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml"

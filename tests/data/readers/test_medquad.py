@@ -8,7 +8,7 @@ from meditune.data.readers import medquad
 from meditune.data.readers.medquad import parse_xml, texts, tidy, xml_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 PAIRS = [
     ("information", "What is (are) Gout ?", "Gout is   a disease.\n\n   It hurts."),

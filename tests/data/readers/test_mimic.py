@@ -7,7 +7,7 @@ import pytest
 from meditune.data.readers import mimic
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 
 def test_a_discharge_summary_becomes_questions(tmp_path: Path) -> None:

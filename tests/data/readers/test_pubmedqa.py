@@ -13,7 +13,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, locate_source
 from meditune.errors import DataError
-from tests.data import layouts
+from tests import layouts
 
 
 def test_an_item_becomes_an_example(tmp_path: Path) -> None:

@@ -267,3 +267,13 @@ def test_a_source_with_two_labels_has_no_third_and_columns_and_words_can_be_mapp
     assert all(each.labels == ("supported", "refuted") for each in found)
     with pytest.raises(DataError, match="no column for the label"):
         claims(tmp_path, [{"claim": "A.", "evidence": "B."}])
+
+
+def test_questions_stay_questions_beside_columns_named_like_those_of_claims(tmp_path):
+    row = {"question": "Is it flu?", "answer": "Perhaps.", "context": "Cough.", "statement": "S-7", "label": "yes"}
+    (example,) = user_files.read(json_lines(tmp_path / "a.jsonl", [row]), Rejects())
+    assert (example.question, example.decision, example.label) == ("Is it flu?", "yes", None)
+    row = {"claim": "Is it flu?", "evidence": "Cough.", "verdict": "no"}
+    fields = {"question": "claim", "context": "evidence", "decision": "verdict"}
+    (example,) = user_files.read(json_lines(tmp_path / "b.jsonl", [row]), Rejects(), fields=fields)
+    assert (example.question, example.decision, example.label) == ("Is it flu?", "no", None)

@@ -21,7 +21,7 @@ NEWS = Message(
 
 
 @contextmanager
-def listening(answers=(), reply=b"{}"):
+def listening(answers=(), reply=b"{}", headers=None):
     """A web server that keeps what it gets and answers with these codes, then with 200."""
     got, codes = [], list(answers)
 
@@ -30,7 +30,8 @@ def listening(answers=(), reply=b"{}"):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             got.append((self.path, dict(self.headers), body))
             self.send_response(codes.pop(0) if codes else 200)
-            self.send_header("Content-Length", str(len(reply)))
+            for name, value in {"Content-Length": str(len(reply)), **(headers or {})}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(reply)
 

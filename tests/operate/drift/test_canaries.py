@@ -1,11 +1,13 @@
 """Questions whose answers are known, asked of a real server on this machine."""
 
 import json
+from functools import partial
 
 import pytest
 
 from meditune.assistant.events import Answer, Decision
 from meditune.errors import DataError
+from meditune.http_client import Backoff
 from meditune.operate.drift import canaries
 from meditune.operate.drift.notifications import messages
 from meditune.operate.drift.signals import BY_NAME, Request
@@ -126,8 +128,21 @@ def test_a_run_says_which_model_answered_each_canary(tmp_path, monkeypatch):
     assert canaries.verdict(tmp_path / "runs.jsonl", "v0001")["of"] == 0
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "requests"), [(429, {}, 14), (503, {"Retry-After": "0"}, 14), (503, {}, 1), (500, {}, 1)]
+)
+def test_a_question_is_repeated_only_if_the_server_rejected_it(tmp_path, monkeypatch, status, headers, requests):
+    monkeypatch.setattr(canaries, "Backoff", partial(Backoff, first_wait=0.01))
+    with listening([status], json.dumps(ANSWER).encode(), headers) as (url, got):
+        try:
+            canaries.ask(canaries.read(canary_file(tmp_path)), url)
+        except DataError as error:
+            assert f"answered canary c0 with HTTP {status}. Check that server." in str(error)  # noqa: PT017
+    assert len(got) == requests
+
+
 def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"Canary c0: .* can't be reached; gave up after 3 attempts"):
+    with pytest.raises(DataError, match=r"Canary c0: .* can't be reached; gave up after 3 attempts\. Try again"):
         canaries.ask(canaries.read(canary_file(tmp_path)), "http://127.0.0.1:9")
     (tmp_path / "bad").write_text('{"question": "a"}\n')
     with pytest.raises(DataError, match="line 1: no expected answer"):

@@ -13,7 +13,7 @@ from meditune.operate.drift.drift_detection import RequestSource
 from meditune.store import database
 from meditune.store.answers import Feedback
 from tests.commands import meditune
-from tests.operate.drift.streams import fill, requests, write_facts
+from tests.operate.drift.request_streams import fill_store, requests, write_facts
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +54,19 @@ def test_few_requests_are_said_to_be_few(good, tmp_path):
 
 def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
     folder = tmp_path / "store"
-    fill(folder, requests(400, 5), time=2e9)
+    fill_store(folder, requests(400, 5), time=2e9)
     made = reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
     # The clock jumped back by decades: what came later is later still.
-    fill(folder, requests(100, 6, first=401), time=1.0)
+    fill_store(folder, requests(100, 6, first=401), time=1.0)
     state = tmp_path / "state"
     found = drift_detection.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count, found.monitor.last_id) == (100, 100, "r500")
     assert drift_detection.check(RequestSource(folder), made, state, Policy()).new == 0
     # The latest answers go, and their places in the file are given again.
-    answers = fill(folder, [])
+    answers = fill_store(folder, [])
     for number in range(491, 501):
         assert answers.delete(f"r{number}")
-    fill(folder, requests(60, 7, first=601, confidence=(3, 8)))
+    fill_store(folder, requests(60, 7, first=601, confidence=(3, 8)))
     found = drift_detection.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count) == (60, 160)
     assert [alert.signal for alert in found.monitor.alerts()] == ["confidence"]
@@ -74,13 +74,13 @@ def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_s
 
 def test_ratings_are_waited_for(tmp_path):
     folder = tmp_path / "store"
-    answers = fill(folder, requests(600, 8))
+    answers = fill_store(folder, requests(600, 8))
     for number in range(1, 401, 2):
         answers.say(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
     made = drift_detection.fit_reference(RequestSource(folder), None, None, 17)
     assert made.shares["feedback"].keys() == {"rated", "not rated"}
     made = reference.save(made, tmp_path / "reference")
-    fill(folder, requests(300, 9, first=601))
+    fill_store(folder, requests(300, 9, first=601))
     found = drift_detection.check(RequestSource(folder), made, tmp_path / "state", Policy())
     # Nobody has rated the latest 200 yet, which says nothing; nobody will rate the 100 before, which does.
     assert found.monitor.outcomes == 100
@@ -88,7 +88,7 @@ def test_ratings_are_waited_for(tmp_path):
 
 
 def test_a_locked_store_is_named(tmp_path, good, monkeypatch):
-    fill(tmp_path, requests(3, 10))
+    fill_store(tmp_path, requests(3, 10))
     monkeypatch.setattr(database, "BUSY_S", 0.1)
     with sqlite3.connect(tmp_path / database.FILE, isolation_level=None) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -15,7 +15,7 @@ from meditune.store.answers import Answers
 from meditune.store.database import SQLiteDatabase
 from meditune.store.overview import overview
 from tests.commands import meditune
-from tests.operate.drift.streams import fill, requests
+from tests.operate.drift.request_streams import fill_store, requests
 from tests.operate.drift.test_alerts import listening
 
 
@@ -27,7 +27,7 @@ def _no_waiting(monkeypatch):
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
-    fill(folder, requests(400, 5))
+    fill_store(folder, requests(400, 5))
     return reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), folder / "reference")
 
 
@@ -39,7 +39,7 @@ def watched(good, tmp_path):
 
 
 def drifted(folder, first=601, seed=7):
-    fill(folder, requests(80, seed, first=first, confidence=(3, 8)))
+    fill_store(folder, requests(80, seed, first=first, confidence=(3, 8)))
 
 
 def figure(metrics, line):
@@ -50,7 +50,7 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     metrics = Metrics()
     with listening() as (url, got):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
-        fill(tmp_path, requests(100, 6, first=401))
+        fill_store(tmp_path, requests(100, 6, first=401))
         quiet = watching.look()
         assert (quiet["requests"], quiet["alerts"], got) == (100, [], [])
         assert figure(metrics, "meditune_drift_checked ") == 100
@@ -107,7 +107,7 @@ def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
         first = DriftWatcher(watched, lambda _: None, channels)
         drifted(tmp_path)
         first.look()
-        fill(tmp_path, requests(30, 8, first=901))
+        fill_store(tmp_path, requests(30, 8, first=901))
         first.look()
         # Killed: the lock goes with the process, what came since the state was kept is read again.
         first._lock.release()

@@ -14,7 +14,7 @@ from meditune.operate.drift import drift_detection, e_detectors
 from meditune.operate.drift.e_detectors import BLOCK, block_test
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import fit, load, save
-from tests.operate.drift.streams import requests
+from tests.operate.drift.request_streams import requests
 
 EMBEDDING = {"name": "invented", "dimension": 24, "space": "0"}
 

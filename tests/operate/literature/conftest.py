@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from meditune.operate.literature import literature_update, pubmed_client
-from tests.data import layouts
+from tests import corpus, layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import PubMed
-from tests.retrieve import corpus
 
 
 @pytest.fixture

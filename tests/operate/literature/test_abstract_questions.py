@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 
 from meditune.operate.literature.abstract_questions import is_supported_by_conclusion, question_of_title
-from tests.data import layouts
-from tests.operate.literature.medline import METHODS, Paper
-from tests.operate.literature.pubmed_server import PubMed
-from tests.operate.literature.updates import ask, found, row
+from tests import layouts
+from tests.operate.literature.pubmed_server import (
+    METHODS,
+    Paper,
+    PubMed,
+    documents_found,
+    library_rows,
+    update_by_query,
+)
 
 pytest.importorskip("lancedb")
 
@@ -30,9 +35,9 @@ def test_test_items_are_kept_out_of_the_pairs(served: PubMed, tmp_path: Path) ->
         Paper(301, title=item["QUESTION"], parts=sections),  # by its question
         Paper(302),
     )
-    result = ask(served, tmp_path)
+    result = update_by_query(served, tmp_path)
     assert result.code == 0, result
-    assert [each["id"] for each in row(tmp_path, "pairs.jsonl")] == ["302"]
+    assert [each["id"] for each in library_rows(tmp_path, "pairs.jsonl")] == ["302"]
     assert "2 excluded as test items" in result.out
     card = (tmp_path / "library" / "README.md").read_text()
     assert "2 articles are left out because they are, or closely match, test items of PubMedQA" in card
@@ -43,11 +48,11 @@ def test_without_pubmedqa_no_pairs_are_written(served: PubMed, tmp_path: Path, m
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "nothing"))
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "nothing"))
     served.add(Paper(101))
-    result = ask(served, tmp_path, "--index", tmp_path / "index")
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index")
     assert result.code == 3
     assert "No training pairs were written" in result.err
     assert not (tmp_path / "library" / "pairs.jsonl").exists()
-    assert "pubmed:101" in found(tmp_path, "treatment 101")
+    assert "pubmed:101" in documents_found(tmp_path, "treatment 101")
 
 
 def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Pa
         ),
         Paper(104, conclusion="Treatment 104 may lower the number of attacks."),
     )
-    assert ask(served, tmp_path).code == 0
+    assert update_by_query(served, tmp_path).code == 0
     rejects = Rejects()
     examples = {each.group: each for each in user_files.read(tmp_path / "library" / "pairs.jsonl", rejects)}
     assert len(rejects) == 0

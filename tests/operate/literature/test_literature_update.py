@@ -12,23 +12,30 @@ import pytest
 
 from meditune.operate.literature import article_library
 from meditune.retrieve.index import Index
+from tests import corpus
 from tests.commands import meditune
-from tests.operate.literature.medline import Paper, deletes, notice, update_file
-from tests.operate.literature.pubmed_server import PubMed
-from tests.operate.literature.updates import ask, found, row
-from tests.retrieve import corpus
+from tests.operate.literature.pubmed_server import (
+    Paper,
+    PubMed,
+    deletes,
+    documents_found,
+    library_rows,
+    notice,
+    update_by_query,
+    update_file,
+)
 
 pytest.importorskip("lancedb")
 
 
 def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_path: Path) -> None:
     served.add(*(Paper(pmid) for pmid in range(101, 106)))
-    result = ask(served, tmp_path, "--index", tmp_path / "index")
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index")
     assert result.code == 0, result
     assert "5 articles added or revised" in result.out
     assert "5 new" in result.out
-    assert "pubmed:103" in found(tmp_path, "treatment 103")
-    assert {each["id"] for each in row(tmp_path, "pairs.jsonl")} == {"101", "102", "103", "104", "105"}
+    assert "pubmed:103" in documents_found(tmp_path, "treatment 103")
+    assert {each["id"] for each in library_rows(tmp_path, "pairs.jsonl")} == {"101", "102", "103", "104", "105"}
 
     served.add(
         Paper(
@@ -45,15 +52,15 @@ def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_pa
         ),
     )
     served.clock += 86_400
-    result = ask(served, tmp_path, "--index", tmp_path / "index")
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index")
     assert result.code == 0, result
     assert "RETRACTED: PMID 103 (notice: PMID 901): Treatment 103 reduces attacks of asthma." in result.out
     assert "1 changed" in result.out
-    assert "pubmed:103" not in found(tmp_path, "treatment 103")
-    pairs = {each["id"]: each for each in row(tmp_path, "pairs.jsonl")}
+    assert "pubmed:103" not in documents_found(tmp_path, "treatment 103")
+    pairs = {each["id"]: each for each in library_rows(tmp_path, "pairs.jsonl")}
     assert sorted(pairs) == ["101", "102", "104", "105"]
     assert pairs["102"]["answer"] == "Treatment 102 raises the number of attacks."
-    (gone,) = row(tmp_path, "retracted.jsonl")
+    (gone,) = library_rows(tmp_path, "retracted.jsonl")
     assert (gone["pmid"], gone["notice"]) == ("103", "901")
     said = json.loads((tmp_path / "library" / "update.json").read_text())
     assert said["counts"] == {"as they were": 3, "changed": 1, "retracted": 1}
@@ -62,10 +69,10 @@ def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_pa
 
     # A record that is as new, without the notice, takes the retraction back.
     served.add(Paper(103, revised="2026-03-01"))
-    result = ask(served, tmp_path, "--index", tmp_path / "index")
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index")
     assert "1 no longer retracted" in result.out
-    assert "pubmed:103" in found(tmp_path, "treatment 103")
-    assert row(tmp_path, "retracted.jsonl") == []
+    assert "pubmed:103" in documents_found(tmp_path, "treatment 103")
+    assert library_rows(tmp_path, "retracted.jsonl") == []
 
 
 def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_path: Path) -> None:
@@ -78,12 +85,12 @@ def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_p
         facts = facts_of({"sources": [{"id": f"pubmed:{pmid}#0", "restricted": False}], "sentences": []})
         kept.keep(Answer(name, "", "/v1/ask", "tiny 1", facts=facts))
     served.add(Paper(101), Paper(102, types=("Retracted Publication",)))
-    result = ask(served, tmp_path, "--store", tmp_path / "store")
+    result = update_by_query(served, tmp_path, "--store", tmp_path / "store")
     assert result.code == 0, result
     assert "FLAGGED: 1 stored answer cited" in result.out
     assert "Answer two cites PMID 102" in result.out
-    assert [each["answer"] for each in row(tmp_path, "flagged.jsonl")] == ["two"]
-    assert ask(served, tmp_path, "--store", tmp_path / "nothing").code == 0
+    assert [each["answer"] for each in library_rows(tmp_path, "flagged.jsonl")] == ["two"]
+    assert update_by_query(served, tmp_path, "--store", tmp_path / "nothing").code == 0
 
 
 def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: Path) -> None:
@@ -99,16 +106,16 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
     )
     result = meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
     assert result.code == 0, result
-    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["102", "101"]
-    assert {each["notice"] for each in row(tmp_path, "retracted.jsonl")} == {"901", "902"}
-    assert sorted(set(found(tmp_path, "treatment"))) == ["pubmed:105", "pubmed:107"]
+    assert [each["pmid"] for each in library_rows(tmp_path, "retracted.jsonl")] == ["102", "101"]
+    assert {each["notice"] for each in library_rows(tmp_path, "retracted.jsonl")} == {"901", "902"}
+    assert sorted(set(documents_found(tmp_path, "treatment"))) == ["pubmed:105", "pubmed:107"]
     hits = Index.open(tmp_path / "index", corpus.TINY).search("treatment 107").hits
     assert any(hit.passage.title.startswith("[Expression of concern] ") for hit in hits)
-    assert [each["id"] for each in row(tmp_path, "pairs.jsonl")] == ["105"]
+    assert [each["id"] for each in library_rows(tmp_path, "pairs.jsonl")] == ["105"]
     # The newer version goes; the older one stands again.
     update_file(served.folder, 1342, deletes(105))
     meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
-    assert sorted(set(found(tmp_path, "treatment"))) == ["pubmed:103", "pubmed:107"]
+    assert sorted(set(documents_found(tmp_path, "treatment"))) == ["pubmed:103", "pubmed:107"]
 
 
 def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tmp_path: Path) -> None:
@@ -122,36 +129,39 @@ def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tm
         [collections.collection_named("pubmedqa"), collections.pubmed_files(str(old))],
         corpus.TINY,
     )
-    assert "pubmedqa:20000001" in found(tmp_path, "treatment 1")
+    assert "pubmedqa:20000001" in documents_found(tmp_path, "treatment 1")
     retracted = {"types": ("Retracted Publication",), "links": [("RetractionIn", 900, "J. 2026;1:3")]}
     served.add(Paper(20_000_001, **retracted), Paper(501, **retracted), Paper(777, **retracted), Paper(101))
-    result = ask(served, tmp_path, "--index", tmp_path / "index", query="nothing fits")
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index", query="nothing fits")
     assert result.code == 0, result
     assert "RETRACTED: PMID 20000001" in result.out
-    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["20000001", "501"]
-    assert not {"pubmedqa:20000001", "pubmed:501"} & set(found(tmp_path, "treatment 1 gout"))
+    assert [each["pmid"] for each in library_rows(tmp_path, "retracted.jsonl")] == ["20000001", "501"]
+    assert not {"pubmedqa:20000001", "pubmed:501"} & set(documents_found(tmp_path, "treatment 1 gout"))
     # What comes into the index later is looked for among what was listed before.
     late = corpus.articles(tmp_path / "late.xml", corpus.article(777, "Late", "A late article about gout."))
     update(index_storage(tmp_path / "index"), [collections.pubmed_files(str(late))], corpus.TINY)
-    assert "pubmed:777" in found(tmp_path, "late article gout")
-    assert "RETRACTED: PMID 777" in ask(served, tmp_path, "--index", tmp_path / "index", query="nothing fits").out
-    assert "pubmed:777" not in found(tmp_path, "late article gout")
+    assert "pubmed:777" in documents_found(tmp_path, "late article gout")
+    assert (
+        "RETRACTED: PMID 777"
+        in update_by_query(served, tmp_path, "--index", tmp_path / "index", query="nothing fits").out
+    )
+    assert "pubmed:777" not in documents_found(tmp_path, "late article gout")
     # And they stay away when one source is read again, or all are.
     update(index_storage(tmp_path / "index"), [collections.collection_named("pubmedqa")], corpus.TINY)
-    assert "pubmedqa:20000001" not in found(tmp_path, "treatment 1")
+    assert "pubmedqa:20000001" not in documents_found(tmp_path, "treatment 1")
     update(index_storage(tmp_path / "index"), [], corpus.TINY)
-    assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(found(tmp_path, "treatment 1 gout"))
-    assert "pubmedqa:20000002" in found(tmp_path, "treatment 2")
+    assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(documents_found(tmp_path, "treatment 1 gout"))
+    assert "pubmedqa:20000002" in documents_found(tmp_path, "treatment 2")
 
 
 def test_of_two_that_say_the_same_one_stands(served: PubMed, tmp_path: Path) -> None:
     served.add(Paper(101), Paper(102, parts=Paper(101).sections))
-    assert "Left out: 1 says the same as" in ask(served, tmp_path).out
-    (stands,) = row(tmp_path, "pairs.jsonl")
+    assert "Left out: 1 says the same as" in update_by_query(served, tmp_path).out
+    (stands,) = library_rows(tmp_path, "pairs.jsonl")
     # The one that stands is worded anew, so that the other one stands too.
     served.add(Paper(int(stands["id"]), conclusion="It lowers them a great deal.", revised="2026-02-01"))
-    assert ask(served, tmp_path).code == 0
-    assert sorted(each["id"] for each in row(tmp_path, "pairs.jsonl")) == ["101", "102"]
+    assert update_by_query(served, tmp_path).code == 0
+    assert sorted(each["id"] for each in library_rows(tmp_path, "pairs.jsonl")) == ["101", "102"]
 
 
 def test_what_isnt_fit_is_left_out_with_the_reason(served: PubMed, tmp_path: Path) -> None:
@@ -203,12 +213,12 @@ def test_guidelines_come_from_a_folder(served: PubMed, tmp_path: Path) -> None:
     corpus.folder(tmp_path / "guidelines", {"gout.md": "# Gout\n\nColchicine calms an attack.\n", "x.pdf": "no pdf"})
     served.add(Paper(101))
     words = ("--documents", f"guidelines={tmp_path / 'guidelines'}", "--index", tmp_path / "index")
-    result = ask(served, tmp_path, *words)
+    result = update_by_query(served, tmp_path, *words)
     assert result.code == 0, result
     assert "Not indexed of guidelines: 1" in result.out
-    assert found(tmp_path, "colchicine attack")[0] == "guidelines:gout.md"
+    assert documents_found(tmp_path, "colchicine attack")[0] == "guidelines:gout.md"
     (tmp_path / "guidelines" / "gout.md").write_text("# Gout\n\nCold packs help.\n", encoding="utf-8")
-    assert "1 changed" in ask(served, tmp_path, *words).out
+    assert "1 changed" in update_by_query(served, tmp_path, *words).out
     meditune("update", tmp_path / "library", "--documents", tmp_path / "guidelines").refused(3, "--index")
 
 
@@ -216,18 +226,18 @@ def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
     from meditune.operate.literature import article_library
 
     with article_library.opened(tmp_path / "library"):
-        ask(served, tmp_path).refused(3, "another process is updating this library")
+        update_by_query(served, tmp_path).refused(3, "another process is updating this library")
     meditune("update", tmp_path / "new").refused(3, "Nothing to import")
-    ask(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
+    update_by_query(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
     (tmp_path / "library" / "library.sqlite").write_text("this is no database at all")
-    ask(served, tmp_path).refused(3, "not a readable library")
+    update_by_query(served, tmp_path).refused(3, "not a readable library")
 
 
 def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     from meditune.operate.literature import article_library
 
     served.add(Paper(101))
-    assert ask(served, tmp_path).code == 0
+    assert update_by_query(served, tmp_path).code == 0
     real = article_library._base
 
     def small(file):
@@ -237,11 +247,11 @@ def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path,
 
     monkeypatch.setattr(article_library, "_base", small)
     served.add(*(Paper(pmid, revised="2026-02-01") for pmid in range(201, 260)))
-    result = ask(served, tmp_path)
+    result = update_by_query(served, tmp_path)
     assert result.code == 1
     assert "The disk is full" in result.err
     monkeypatch.setattr(article_library, "_base", real)
-    assert "59 new" in ask(served, tmp_path).out
+    assert "59 new" in update_by_query(served, tmp_path).out
 
 
 def test_answers_are_flagged_by_what_they_cited() -> None:

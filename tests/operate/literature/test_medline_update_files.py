@@ -10,9 +10,15 @@ import pytest
 from meditune.errors import DataError
 from meditune.operate.literature.medline_update_files import UpdateFileFolder
 from tests.commands import meditune
-from tests.operate.literature.medline import Paper, deletes, document, update_file
-from tests.operate.literature.pubmed_server import PubMed
-from tests.operate.literature.updates import found, row
+from tests.operate.literature.pubmed_server import (
+    Paper,
+    PubMed,
+    deletes,
+    document,
+    documents_found,
+    library_rows,
+    update_file,
+)
 
 pytest.importorskip("lancedb")
 
@@ -25,7 +31,7 @@ def test_a_malformed_record_is_named_and_the_rest_goes_on(served: PubMed, tmp_pa
     result = meditune("update", tmp_path / "library", "--files", served.folder)
     assert result.code == 0, result
     assert "3 new" in result.out
-    rejects = row(tmp_path, "rejects.jsonl")
+    rejects = library_rows(tmp_path, "rejects.jsonl")
     places = [each["where"].rpartition("/")[2] for each in rejects]
     assert [place.partition(",")[0] for place in places] == ["pubmed26n1340.xml.gz"] * 3
     assert "PMID 102" in places[0]
@@ -44,13 +50,13 @@ def test_update_files_are_applied_once_and_in_order(served: PubMed, tmp_path: Pa
     assert result.code == 0, result
     assert "Update files applied: 2 (pubmed26n1340.xml.gz to pubmed26n1341.xml.gz)" in result.out
     assert "1 older than what is there" in result.out
-    assert {each["id"] for each in row(tmp_path, "pairs.jsonl")} == {"101", "103"}
-    assert sorted(set(found(tmp_path, "treatment"))) == ["pubmed:101", "pubmed:103"]
+    assert {each["id"] for each in library_rows(tmp_path, "pairs.jsonl")} == {"101", "103"}
+    assert sorted(set(documents_found(tmp_path, "treatment"))) == ["pubmed:101", "pubmed:103"]
 
     update_file(folder, 1342, Paper(101), deletes(103))
     again = meditune("update", tmp_path / "library", "--files", folder, "--index", tmp_path / "index")
     assert "Update files applied: 1 (pubmed26n1342.xml.gz)" in again.out
-    assert found(tmp_path, "treatment") == ["pubmed:101"]
+    assert documents_found(tmp_path, "treatment") == ["pubmed:101"]
     nothing = meditune("update", tmp_path / "library", "--files", folder, "--index", tmp_path / "index")
     assert nothing.code == 0
     assert "Update files" not in nothing.out

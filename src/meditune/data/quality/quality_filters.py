@@ -412,4 +412,4 @@ RULES: dict[str, Rule] = {
     "truncated": _truncated,
     "off_topic": _off_topic,
 }
-"""The single-row rules of `data.quality.rules`; rules that compare rows are in duplicates.py"""
+"""The single-row rules of `data.quality.rules`; rules that compare rows are in deduplication.py"""

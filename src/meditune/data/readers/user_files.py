@@ -276,7 +276,10 @@ def from_rows(
 
     `name` is the prefix of generated ids; `place` names the source of the rows in error messages.
     """
-    no_rows = f"{place or name}: no rows. Provide a file with at least one question and its answer or decision."
+    no_rows = (
+        f"{place or name}: no rows. Provide a file with at least one question and its answer or decision, "
+        "or one claim with its evidence and label."
+    )
 
     def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
         return _example(row, columns, source, fallback_id)
@@ -286,11 +289,17 @@ def from_rows(
     if first is None:
         raise DataError(no_rows)
     found = itertools.chain([first], stream)
-    if "claim" in (fields or {}) or all(
-        has_column(each, first[1], {}, CLAIM_GUESSES) for each in ("claim", "evidence")
-    ):
+    if _holds_claims(first[1], fields or {}):
         return iter(_claims(found, rejects, fields, labels or {}, source, name, no_rows))
     return records(found, rejects, make, source, name, no_rows, fields)
+
+
+def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
+    """Return whether a file holds claims, by its `fields` or its columns."""
+    if fields:
+        return "claim" in fields
+    names_both = all(has_column(each, row, {}, CLAIM_GUESSES) for each in ("claim", "evidence"))
+    return names_both and not has_column("question", row, {}, GUESSES)
 
 
 def _claims(
@@ -335,15 +344,15 @@ def _claim(
         return None, "no evidence"
     if stated.casefold() not in words:
         return None, f"unknown label (not {', '.join(LABELS)})"
-    others = {column: value for column, value in row.items() if column not in columns.values()}
-    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    if problem := _problem_in_keys(values):
+        return None, problem
     return Example(
         id=f"{source}:{cell(values.get('id')) or fallback_id}",
         source=source,
         question=claim,
         context=evidence,
         group=group_of(cell(values.get("group")), evidence[0].text),
-        meta=_with_year(plain_text(others | dict(nested))) | {LABEL: words[stated.casefold()]},
+        meta=_meta(row, columns) | {LABEL: words[stated.casefold()]},
     ), ""
 
 
@@ -364,11 +373,8 @@ def _example(
         return None, "neither answer nor decision"
     if context is None:
         return None, NO_CONTEXT
-    for field in ("id", "group"):
-        if not cell(values.get(field)) and not is_empty(values.get(field)):
-            return None, f"{field} is not text or a number"
-    others = {column: value for column, value in row.items() if column not in columns.values()}
-    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    if problem := _problem_in_keys(values):
+        return None, problem
     return Example(
         id=f"{source}:{cell(values.get('id')) or fallback_id}",
         source=source,
@@ -377,8 +383,22 @@ def _example(
         answer=answer,
         decision=decision,
         group=group_of(cell(values.get("group")), question),
-        meta=_with_year(plain_text(others | dict(nested))),
+        meta=_meta(row, columns),
     ), ""
+
+
+def _problem_in_keys(values: Mapping[str, Any]) -> str:
+    for field in ("id", "group"):
+        if not cell(values.get(field)) and not is_empty(values.get(field)):
+            return f"{field} is not text or a number"
+    return ""
+
+
+def _meta(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return the other columns, with those of a nested `meta` beside them."""
+    others = {column: value for column, value in row.items() if column not in columns.values()}
+    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    return _with_year(plain_text(others | dict(nested)))
 
 
 def _with_year(meta: dict[str, Any]) -> dict[str, Any]:

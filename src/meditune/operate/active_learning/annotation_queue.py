@@ -11,8 +11,9 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -58,6 +59,9 @@ from meditune.review.rating_set import (
     write_set,
 )
 from meditune.store.open_store import Place, named
+
+if TYPE_CHECKING:
+    from meditune.models.sentence_encoder import SentenceEncoder
 
 SEED = 17
 
@@ -154,12 +158,13 @@ def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str
 def _embed(name: str | None = None) -> Embed:
     """Return the `encode` of a sentence encoder that is loaded at the first call; None: the default encoder."""
 
-    def encode(texts: Sequence[str]) -> Vectors:
+    @cache
+    def encoder() -> SentenceEncoder:
         from meditune.models.sentence_encoder import load_encoder
 
-        return (load_encoder(name) if name else load_encoder()).encode(texts)
+        return load_encoder(name) if name else load_encoder()
 
-    return encode
+    return lambda texts: encoder().encode(texts)
 
 
 FORM = "label"

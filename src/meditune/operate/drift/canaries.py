@@ -20,7 +20,7 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
-from meditune.http_client import Backoff, HttpClient, refuse_transient
+from meditune.http_client import Backoff, HttpClient, TransientError, refuse_transient
 from meditune.operate.drift.signals import decision_of
 from meditune.statistics import mcnemar
 
@@ -81,7 +81,8 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
     """Ask all canaries once; return `time`, whether each canary was `right`, which of the `models` answered it, and the
     `critical` ones.
 
-    The key is read from MEDITUNE_KEY. Raises DataError if the server is unreachable or refuses.
+    A question is repeated only if the server can't have processed it, so that none is stored or counted twice. The key
+    is read from MEDITUNE_KEY. Raises DataError if the server is unreachable or refuses.
     """
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -90,10 +91,18 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
     client = HttpClient(Backoff(ATTEMPTS), timeout=TIMEOUT_S, headers=headers)
 
     def post(canary: Canary) -> dict[str, Any]:
-        response = client.request("POST", f"{url.rstrip('/')}/v1/ask", json={"question": canary.question})
-        refuse_transient(response)
-        if response.status_code != 200:
-            raise DataError(f"{url} refused canary {canary.id} with HTTP {response.status_code}. Check MEDITUNE_KEY.")
+        try:
+            response = client.request("POST", f"{url.rstrip('/')}/v1/ask", json={"question": canary.question})
+        except TransientError as failure:
+            if failure.maybe_processed:
+                raise DataError(f"Canary {canary.id}: {url} {failure}. Check that server.") from failure
+            raise
+        status = response.status_code
+        if status == 429 or (status == 503 and "retry-after" in response.headers):
+            refuse_transient(response)
+        if status != 200:
+            advice = "Check MEDITUNE_KEY." if status < 500 else "Check that server."
+            raise DataError(f"{url} answered canary {canary.id} with HTTP {status}. {advice}")
         try:
             answer: dict[str, Any] = response.json()
         except ValueError as error:

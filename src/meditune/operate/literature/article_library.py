@@ -66,6 +66,7 @@ class Row:
     state: str
     reason: str
     text_hash: str
+    """The column `said`, whose name is that of earlier versions"""
 
 
 class Library:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from meditune import __version__
 from meditune.errors import DataError
 from meditune.files import disk_full
-from meditune.http_client import Backoff, HttpClient, TransientError, refuse_transient
+from meditune.http_client import RESUME, Backoff, HttpClient, TransientError, refuse_transient
 from meditune.progress import Progress
 
 KEY_VARIABLE = "NCBI_API_KEY"
@@ -64,6 +64,7 @@ class RateLimitedClient(HttpClient):
         super().__init__(
             Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=LONGEST_REQUESTED),
             interval=INTERVAL_WITH_KEY if key else INTERVAL,
+            advice=RESUME,
             headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
             timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=True,

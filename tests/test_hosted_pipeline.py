@@ -1,27 +1,106 @@
-"""The journey of a model behind an API: what is asked, sent, kept, and reported.
+"""A model behind an API: what is asked, sent, stored and reported, from training files to the safety battery.
 
-A run that is stopped or killed anywhere goes on, and pays for nothing twice.
-
-The safety battery asked of a model behind an API.
-
-An API that is slow, busy, broken or strict: what passes is waited for, the rest is said in a sentence.
+A run that is stopped or killed anywhere goes on, and pays for nothing twice. An API that is slow, busy, broken or
+strict: what passes is waited for, the rest is said in a sentence.
 """
+
+from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meditune.errors import DataError
 from meditune.evaluate.safety_battery import chosen_messages
-from meditune.models.api_client import without_echo
+from meditune.http_client import Backoff
+from meditune.models.api_client import estimated_tokens, label_logits, of_chat, without_echo
 from meditune.prompts import LIMITS
-from tests.commands import jsonl, meditune, read_rows, rows
-from tests.data import layouts
-from tests.hosted.server import KEY
+from meditune.train import hosted_job
+from meditune.train.hosted_job import check
+from tests import layouts
+from tests.commands import Bench, Result, jsonl, meditune, read_rows, rows
+from tests.hosted_api import KEY, Api, serving
+
+QUICK = {
+    "model.base": "gpt-3.5-turbo",
+    "data.split": "group",
+    "evaluate.resamples": "100",
+    "evaluate.general_tokens": "0",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test works."""
+
+    api: Api
+    folder: Path
+    data: Path
+
+    def settings(self, **changes: Any) -> list[str]:
+        """`--set` options; a keyword's "__" stands for a dot, None removes an option."""
+        sources = f"[{{name: own, path: '{self.data}'}}]"
+        values: dict[str, Any] = QUICK | {"model.api.url": self.api.url, "data.sources": sources}
+        values |= {key.replace("__", "."): value for key, value in changes.items()}
+        return [word for key, value in values.items() if value is not None for word in ("--set", f"{key}={value}")]
+
+    def words(self, command: str, *more: str, **changes: Any) -> list[Any]:
+        """A command with the quickstart's recipe into the run's folder."""
+        return [command, "quickstart", "-o", self.run, *self.settings(**changes), *more]
+
+    def call(self, command: str, *more: str, **changes: Any) -> Result:
+        """The command, approved of beforehand."""
+        return meditune(*self.words(command, "--yes", *more, **changes))
+
+    def evaluate(self, model: str = "gpt-3.5-turbo", *more: str, **changes: Any) -> Result:
+        """`meditune evaluate`, approved of beforehand."""
+        return meditune("evaluate", model, "-o", self.run, *self.settings(**changes), "--yes", *more)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder / "run"
+
+    @property
+    def bench(self) -> Bench:
+        """To start commands in processes of their own."""
+        return Bench(self.folder, self.folder, {"OPENAI_API_KEY": KEY})
+
+    def predictions(self, name: str) -> list[dict[str, Any]]:
+        """Stored predictions, such as of base-decision."""
+        return read_rows(self.run / "predictions" / f"{name}.jsonl")
+
+    def asked_twice(self) -> list[str]:
+        """Prompts that one model was shown more than once; a request whose sender was killed midway has no content."""
+        shown = [(chat["model"], chat["messages"][-1]["content"]) for chat in self.api.chats if chat]
+        return [prompt for model, prompt in shown if shown.count((model, prompt)) > 1]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("meditune.train.hosted_job.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("meditune.models.api_client.BACKOFF", Backoff(attempts=8, first_wait=0.02))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with serving() as api:
+        yield Place(api, tmp_path, jsonl(tmp_path / "own.jsonl", rows(40)))
+
 
 TEST_ITEMS = 9
 PRICES = {
@@ -533,3 +612,65 @@ def test_an_echo_is_masked_and_nothing_else():
     assert without_echo(f"Line 3 is bad: {secret} Mend it", [secret]) == "Line 3 is bad: … Mend it"
     assert without_echo("Key sk-1 is wrong", ["sk-1"]) == "Key … is wrong"
     assert without_echo("Nothing to hide", [secret, ""]) == "Nothing to hide"
+
+
+USER = {"role": "user", "content": "Does it help?"}
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
+def write(path, *odd, count=10):
+    """A training file whose last rows are the odd ones."""
+    lines = [{"messages": [USER, ANSWER]}] * (count - len(odd)) + list(odd)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_file_that_keeps_the_rules(tmp_path):
+    check(write(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({}, "no messages"),
+        ({"messages": []}, "no messages"),
+        ({"messages": [ANSWER]}, "there is no user message"),
+        ({"messages": [USER]}, "the last message isn't the assistant's"),
+        ({"messages": [USER, ANSWER, USER]}, "the last message isn't the assistant's"),
+        ({"messages": [USER, ANSWER | {"role": "doctor"}]}, "role is not one of"),
+        ({"messages": [USER, ANSWER | {"content": " "}]}, "the assistant message is empty"),
+        ({"messages": [USER | {"content": None}, ANSWER]}, "the user message is empty"),
+        ({"messages": [USER, "yes"]}, "role is not one of"),
+    ],
+)
+def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
+    with pytest.raises(DataError, match=f"rows.jsonl, line 10: .*{problem}"):
+        check(write(tmp_path / "rows.jsonl", odd))
+
+
+def test_too_few_rows_and_too_large_a_file(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="9 rows; the fine-tuning API needs at least 10"):
+        check(write(tmp_path / "rows.jsonl", count=9))
+    monkeypatch.setattr(hosted_job, "LARGEST_BYTES", 100)
+    with pytest.raises(DataError, match="the API accepts files of up to"):
+        check(write(tmp_path / "rows.jsonl"))
+
+
+def test_a_label_has_the_likelihood_of_all_its_spellings():
+    logits = label_logits({"Yes": -1.0, " yes": -2.0, "NO": -3.0, " May": -4.0, "The": -5.0, "\n": -6.0})
+    assert logits["yes"] == pytest.approx(math.log(math.exp(-1) + math.exp(-2)))
+    assert (logits["no"], logits["maybe"]) == (-3.0, -4.0)
+
+
+def test_a_label_that_is_not_told_has_the_least_that_is():
+    assert label_logits({"Yes": -0.1, "Well": -7.0}) == {"yes": -0.1, "no": -7.0, "maybe": -7.0}
+    assert set(label_logits({"Well": -0.1, "not": -7.0}).values()) == {-7.0}
+    assert label_logits({}) is None
+
+
+def test_tokens_are_counted_by_the_stated_rule():
+    assert estimated_tokens("") == 0
+    assert estimated_tokens("a" * 40) == 10
+    assert estimated_tokens("a b c d e f") == 8
+    assert estimated_tokens("治疗有效") == 4
+    assert of_chat([{"role": "user", "content": "a" * 40}, {"role": "assistant", "content": ""}]) == 3 + 4 + 10 + 4

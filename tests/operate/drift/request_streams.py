@@ -37,7 +37,7 @@ def requests(count, seed, topics=("heart", "skin", "sleep"), first=1, words=(5, 
     return found
 
 
-def fill(folder, given, time=1.0):
+def fill_store(folder, given, time=1.0):
     """The requests' figures in a store, in one transaction: one for each would take a disk's time for each."""
     answers = Answers(SQLiteDatabase(folder))
     with answers.base.changing() as base:

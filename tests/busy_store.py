@@ -42,7 +42,7 @@ SIGNALS = {
 }
 
 
-def fill(place, count=400, hours=23.5):
+def fill_busy_store(place, count=400, hours=23.5):
     """Answers of the last hours with feedback, a lost server, a drift alert and an update."""
     rng, now = np.random.default_rng(3), time.time()
     base = open_store(place)

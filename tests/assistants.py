@@ -1,13 +1,17 @@
-"""An engine that says what a test wants, and an index of a few small documents."""
+"""Assistants for tests: one only asks the model, one has an engine that says what a test wants, and a small index."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from meditune.assistant.assistant import Assistant, AssistantSettings
+from meditune.assistant.triage import Triage
 from meditune.assistant.writers import EngineWriter
 from meditune.config.data_options import PromptFormat
 from meditune.engines.engine import Engine, EngineLoad, GenerationChunk, GenerationRequest, TokenLogprob
@@ -15,11 +19,58 @@ from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import index_storage
-from tests import tiny
-from tests.retrieve import corpus
+from tests import corpus, tiny
 
 
-class Saying:
+@dataclass
+class Told:
+    """An event."""
+
+    kind: str
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)["said"]
+
+
+class ModelAlone:
+    """Asks the engine, and tells its pieces."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.asked: list[dict[str, Any]] = []
+
+    def judge(self, question: str, _: Sequence[str] = ()) -> Triage:
+        return Triage("answer", question=question)
+
+    def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Iterator[Told]:
+        self.asked.append(options | {"question": question})
+        if "nonsense" in question:
+            raise ZeroDivisionError(question)
+        yield Told("sources", {"sources": [{"number": 1, "title": "Gout"}]})
+        prompt = self.engine.tokenizer(question)["input_ids"]
+        came: queue.Queue[GenerationChunk] = queue.Queue()
+        job = GenerationRequest(prompt, options["max_new_tokens"] or 8, temperature=1.5, seed=3)
+        running = self.engine.start(job, came.put)
+        text, tokens = "", 0
+        while True:
+            if cancelled():
+                running.cancel()
+            piece = came.get(timeout=10)
+            text, tokens = text + piece.text, tokens + len(piece.tokens)
+            if piece.text:
+                yield Told("text", {"text": piece.text})
+            if piece.finish:
+                break
+        sentences = [{"text": text, "supported": True}, {"text": "", "supported": False}]
+        counted = {"prompt": len(prompt), "completion": tokens}
+        sources = [{"number": 1, "id": "gout", "title": "Gout", "meaning": 0.7, "restricted": False}]
+        answer = {"question": question, "text": text, "sentences": sentences, "sources": sources, "tokens": counted}
+        answer |= {"decision": "yes", "confidence": 0.8, "outcome": "answered", "timings": {}, "style": "plain"}
+        yield Told("answer", answer | {"reading_grade": None})
+
+
+class ScriptedEngine:
     """Continues every prompt with the same text, word by word, from a thread of its own."""
 
     name = "saying"
@@ -31,10 +82,10 @@ class Saying:
         self.prompts: list[str] = []
         self.cancelled = 0
 
-    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> Going:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> ScriptedAnswer:
         prompt = self.tokenizer.decode(job.prompt)
         self.prompts.append(prompt)
-        going = Going(self)
+        going = ScriptedAnswer(self)
         said = self.text(prompt) if callable(self.text) else self.text
         threading.Thread(target=going.say, args=(said, deliver), daemon=True).start()
         return going
@@ -56,10 +107,10 @@ class Saying:
         pass
 
 
-class Going:
+class ScriptedAnswer:
     """What is being said."""
 
-    def __init__(self, engine: Saying) -> None:
+    def __init__(self, engine: ScriptedEngine) -> None:
         self.engine = engine
         self.over = False
         self.ended = False
