@@ -20,7 +20,7 @@ import pytest
 import typer.main
 import yaml
 
-from meditune.cli import scheduler
+from meditune.cli.loop import Config as LoopConfig
 from meditune.cli.main import cli_app
 from meditune.config import load_recipe, shipped
 from meditune.evaluate.gate import load_policy
@@ -117,7 +117,7 @@ def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
             if body.startswith("not_worse:"):
                 load_policy(shown)
             elif body.startswith("registry:"):
-                scheduler.Config(shown, typer.main.get_command(cli_app))
+                LoopConfig(shown, typer.main.get_command(cli_app))
             else:
                 load_recipe.load_recipe(str(shown))
 

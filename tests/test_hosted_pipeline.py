@@ -559,7 +559,7 @@ def test_decisions_by_word_where_no_likelihoods_are_told(place):
     place.api.answer = lambda prompt, _: "**No**, it doesn't." if "treatment 4 " in prompt else "Hard to say."
     result = place.evaluate()
     assert result.code == 0, result
-    assert "9 of 9 decisions of model are based on the written word" in result.err
+    assert "9 of 9 decisions of model are based on the written text" in result.err
     decided = place.predictions("model-decision")
     assert {row["by"] for row in decided} == {"word"}
     assert {row["prediction"] for row in decided} <= {"no", None}

@@ -36,7 +36,7 @@ def crossval(
 ) -> dict[str, Any]:
     """Run or resume each fold in `folder/fold-N`, and return the content of crossval.json.
 
-    Raises MedituneError where the folder holds something else.
+    Raises MedituneError if the folder holds something else.
     """
     _refuse_foreign(folder)
     for fold, recipe in recipes.items():

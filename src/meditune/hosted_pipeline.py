@@ -99,7 +99,7 @@ def tune(
 ) -> None:
     """Tune through the API, and measure the model before and after unless `measured` is false; keep finished parts.
 
-    Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved.
+    Raises DataError if a row may not leave this machine, and MedituneError if the cost isn't approved.
     """
     evaluator = _evaluator(data, recipe, folder) if measured else None
     tuned, form = find_api_model(str(folder / "model"), recipe.model.api), recipe.prompt

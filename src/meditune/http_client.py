@@ -46,7 +46,7 @@ class Backoff:
 
     attempts: int
     first_wait: float = 1.0
-    """It doubles with each attempt, and up to a quarter is subtracted at random."""
+    """The pause doubles with each attempt, and up to a quarter of it is subtracted at random."""
     longest_wait: float = 30.0
     longest_requested: float = 120.0
     """If a server asks for a longer pause, the request fails at once."""

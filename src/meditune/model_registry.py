@@ -89,12 +89,12 @@ def write(folder: Path, state: State) -> None:
     """Write registry.json atomically."""
     stored = asdict(state)
     if state.trial:
-        stored["trial"]["mode"] = "canary"  # earlier versions of Meditune, which may serve this registry, require it
+        stored["trial"]["mode"] = "canary"  # required by earlier versions of Meditune, which may serve this registry
     write_json(folder / FILE, {"format": FORMAT, "current": state.current, **stored})
 
 
 def read(folder: Path) -> State:
-    """Return the content of registry.json; raise DataError where it is missing or damaged."""
+    """Return the content of registry.json; raise DataError if it is missing or damaged."""
     path = folder / FILE
     if not path.is_file():
         raise DataError(
@@ -148,7 +148,7 @@ class Version:
     figures: dict[str, float] = field(default_factory=dict)
     """Metrics on its own test items"""
     gate: dict[str, Any] | None = None
-    """`passed`, and for each set of items its `checks`, `figures` and `comparison`; None where nothing was compared"""
+    """`passed`, and for each set of items its `checks`, `figures` and `comparison`; None if nothing was compared"""
     index: str = ""
     """Hash of the content of the index that was served when it was made; empty without an index"""
     meditune: str = ""
@@ -193,7 +193,7 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def damaged_files(folder: Path, version: Version) -> str:
-    """Return a description of the first damaged file of a version; empty where all are intact."""
+    """Return a description of the first damaged file of a version; empty if all are intact."""
     for name, row in version.files.items():
         path = folder / name
         if not path.is_file():
@@ -212,7 +212,7 @@ def write_version(folder: Path, version: Version) -> str:
 
 
 def read_version(folder: Path) -> Version:
-    """Return the version in a folder; raise DataError where version.json is missing or invalid."""
+    """Return the version in a folder; raise DataError if version.json is missing or invalid."""
     stored = read_json(folder / VERSION_FILE)
     try:
         return Version(**stored | {"parents": tuple(stored["parents"])})
@@ -223,7 +223,7 @@ def read_version(folder: Path) -> Version:
 
 
 def refuse_unservable(run: Path) -> None:
-    """Raise ModelError where the run's model isn't on this machine, so a server couldn't open it."""
+    """Raise ModelError if the run's model isn't on this machine, so a server couldn't open it."""
     model = run / "model"
     if not any((model / name).is_file() for name in ("config.json", ADAPTER_FILE)):
         raise ModelError(
@@ -251,7 +251,7 @@ class Registry:
         self.folder = folder
 
     def state(self) -> State:
-        """Return the registry's state; raise DataError where there is no registry."""
+        """Return the registry's state; raise DataError if there is no registry."""
         return read(self.folder)
 
     def place(self, id: str) -> Path:
@@ -259,7 +259,7 @@ class Registry:
         return self.folder / VERSIONS / id
 
     def get(self, id: str) -> Version:
-        """Return a version's record; raise DataError where it is missing or its version.json was changed."""
+        """Return a version's record; raise DataError if it is missing or its version.json was changed."""
         known = self.state().versions
         if id not in known:
             raise DataError(f"{self.folder} has no version {id!r}. Versions: {', '.join(known) or 'none'}.")
@@ -281,7 +281,7 @@ class Registry:
     def servable(self, report: Callable[[str], None]) -> Version:
         """Return the served version, or the last one before it whose files are intact.
 
-        `report` is called with a message for each damaged version. Raises DataError where no version is intact.
+        `report` is called with a message for each damaged version. Raises DataError if no version is intact.
         """
         standing = self.state().standing
         if not standing:
@@ -307,7 +307,7 @@ class Registry:
     ) -> Version:
         """Store a finished run as a version; the run's folder stays unchanged.
 
-        Raises DataError where the run isn't finished, and ModelError where its model can't be served from this machine.
+        Raises DataError if the run isn't finished, and ModelError if its model can't be served from this machine.
         """
         refuse_unfinished(run)
         refuse_unservable(run)
@@ -348,8 +348,8 @@ class Registry:
     def promote(self, id: str, why: str = "", force: bool = False) -> None:
         """Make this version the served one, and end its trial.
 
-        The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError where
-        the version didn't pass the gate against the served one and isn't forced, and DataError where a forced one has
+        The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError if
+        the version didn't pass the gate against the served one and isn't forced, and DataError if a forced one has
         no reason or its files are damaged.
         """
         if force and not why.strip():
@@ -371,7 +371,7 @@ class Registry:
         """Serve the last intact version before the current one and return its id; a trial ends, too.
 
         With `of`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
-        another. Raises DataError where there is no version to roll back to.
+        another. Raises DataError if there is no version to roll back to.
         """
         with self._changing() as was:
             if of is not None and was.current != of:
@@ -444,7 +444,7 @@ class Registry:
 
 
 def _unfit(found: Version, state: State) -> str:
-    """Return why the gate rejects a version; empty where it passes."""
+    """Return why the gate rejects a version; empty if it passes."""
     if found.id in state.withdrawn:
         return "was rolled back before"
     if found.gate is None:

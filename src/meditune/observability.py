@@ -89,7 +89,7 @@ class _Tracing:
 def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
     """Start sending traces if the environment names an endpoint, and return whether it does.
 
-    Raises ModelError where the packages are missing.
+    Raises ModelError if the packages are missing.
     """
     if not any(environment.get(name) for name in VARIABLES) or environment.get("OTEL_SDK_DISABLED") == "true":
         return False

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
     """Run or resume the whole pipeline in `folder`, and return the content of report.json.
 
-    `approve` is called before anything is sent to an API. Raises MedituneError where the folder holds another run.
+    `approve` is called before anything is sent to an API. Raises MedituneError if the folder holds another run.
     """
     with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
@@ -84,7 +84,7 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, Api
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
-    """Raise MedituneError where several processes can't share this training."""
+    """Raise MedituneError if several processes can't share this training."""
     if distributed.world() == 1:
         return
     if remote:
@@ -173,7 +173,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
-    """Return the pruned base, loaded; None where the recipe prunes nothing."""
+    """Return the pruned base, loaded; None if the recipe prunes nothing."""
     if recipe.model.prune.method == "none":
         return None
     from meditune.export.pruned import prune
@@ -261,7 +261,7 @@ def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) ->
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """Compute report.json from the stored predictions, update the model card and render report.html.
 
-    Raises DataError where the folder holds no finished run.
+    Raises DataError if the folder holds no finished run.
     """
     from meditune.evaluate.answer_grading import grade
     from meditune.evaluate.predictions import read, write_pubmedqa
@@ -316,8 +316,8 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
     """Return the run's data, prepared now or earlier, and prepare preference pairs if the recipe needs them.
 
-    Raises DataError where test items leaked: into the training data, into their own prompts, or into the training data
-    of `model` (by default the recipe's base). Raises ModelError where the model that judges faithfulness is
+    Raises DataError if test items leaked: into the training data, into their own prompts, or into the training data
+    of `model` (by default the recipe's base). Raises ModelError if the model that judges faithfulness is
     unavailable, so that this error comes before training.
     """
     data = _data(recipe, folder)
@@ -386,7 +386,7 @@ def _is_official(data: Prepared, recipe: Recipe) -> bool:
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
-    """Load a model for tuning or evaluation; raise RecipeError where it doesn't accept rows of this length."""
+    """Load a model for tuning or evaluation; raise RecipeError if it doesn't accept rows of this length."""
     from meditune.models.load import load, refuse_unreadable
 
     loaded = load(name, recipe.model, on)
@@ -395,7 +395,7 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
 
 
 def _refuse_other_model(earlier: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
-    """Raise MedituneError where `folder` holds predictions of another model, or of this one's earlier weights."""
+    """Raise MedituneError if `folder` holds predictions of another model, or of this one's earlier weights."""
     if not _same_model(earlier["model"], model):
         raise MedituneError(f"{folder} holds the evaluation of another model. Choose another --output.")
     # Earlier versions stored no digests of weights.
@@ -411,7 +411,7 @@ def _same_model(first: str, second: str) -> bool:
 
 
 def _earlier_command(path: Path) -> str | None:
-    """Return the report's command; None where it is missing, or its file is damaged and about to be replaced."""
+    """Return the report's command; None if it is missing, or its file is damaged and about to be replaced."""
     try:
         command = read_json(path)["command"] if path.is_file() else None
     except (DataError, KeyError, TypeError):

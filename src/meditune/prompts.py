@@ -138,7 +138,7 @@ class Encoded:
     left_out: int = 0
     """Retrieved passages that were left out for lack of room."""
     choices: tuple[int, ...] = ()
-    """Token ids of which the single target of a claim is one; the others of the vocabulary don't compete with it."""
+    """The token ids among which the single target of a claim is chosen; no other tokens compete with it."""
 
 
 class QuestionTooLongError(DataError):

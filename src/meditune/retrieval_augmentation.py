@@ -80,7 +80,7 @@ def open_search(
 ) -> PassageSearch:
     """Return the search that the recipe names: an index, or the examples' contexts.
 
-    `elsewhere` names a third party that will see the passages, if any. Raises DataError where there is nothing to
+    `elsewhere` names a third party that will see the passages, if any. Raises DataError if there is nothing to
     search, or where its content may not be shown to that third party.
     """
     if spec.index in (None, CONTEXTS):
@@ -140,7 +140,7 @@ class ContextSearch:
     """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples, without their questions."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
-        """Build the BM25 index; raise DataError where no example has a context."""
+        """Build the BM25 index; raise DataError if no example has a context."""
         import bm25s
 
         self.examples = [example for example in examples if example.context]
@@ -197,7 +197,7 @@ def _given(example: Example, form: PromptFormat) -> list[Section]:
 def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
     """Store each measured item's passages in the run's `folder`, unless they are already stored.
 
-    Returns the content of retrieved.json, or None where the recipe retrieves nothing: `index`, `content` (a hash of the
+    Returns the content of retrieved.json, or None if the recipe retrieves nothing: `index`, `content` (a hash of the
     index's content), `embedding`, `documents`, `k`, `items`, `own` (the number of items whose own document is in the
     index, and how often it is among the passages), and `leaks` in the format of leakage.json. `elsewhere` names a third
     party that will see the passages.
@@ -244,7 +244,7 @@ def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) ->
 
 
 def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
-    """Return `items`, whose own document is among the `documents`, and `ranks`: rank (from 1) -> number of items.
+    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (from 1) -> items.
 
     An item's own document has the publisher's id of the item, whatever source it was read from: pubmed:123 is the
     document of pubmedqa:123.

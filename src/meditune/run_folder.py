@@ -38,11 +38,11 @@ UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "reje
 
 @contextmanager
 def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
-    """Claim `folder` for this recipe, or check that it belongs to it, and lock it inside the block.
+    """Claim `folder` for this recipe, or check that the recipe owns it, and lock it inside the block.
 
     `model` must be available before anything is written. While nothing in the folder was measured or trained, the
     settings can still change, so that a mistake in the first ones costs nothing; prepared data must still match the
-    recipe. Raises MedituneError where the folder holds something else or another process uses it, and ModelError where
+    recipe. Raises MedituneError if the folder holds something else or another process uses it, and ModelError if
     the model is unavailable, or can't be tuned although `to_tune` is set.
     """
     from filelock import FileLock, Timeout
@@ -171,7 +171,7 @@ def _process_of(item: Path) -> int | None:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Raise DataError, with the command that resumes it, where the folder's run isn't finished."""
+    """Raise DataError, with the command that resumes it, if the folder's run isn't finished."""
     from meditune.evaluate.answer_grading import BY_PASSAGES, GRADERS
     from meditune.evaluate.predictions import KINDS
 
@@ -183,7 +183,7 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    # Grades of predictions, and ratings, may come later, and for one model only; dev claims are the tuned model's.
+    # Grades and ratings may be added later, and for one model only; dev claims are the tuned model's.
     later = {*GRADERS, *BY_PASSAGES, "rating", "dev_claim"}
     made = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
     base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))

@@ -166,4 +166,4 @@ def test_real_conclusions_are_clearly_above_their_corruptions_more_often_than_be
 def test_a_misspelled_name_is_not_supported_but_another_spelling_or_form_is(answer, near):
     sources = Sources(["Allopurinol lowers uric acid and prevents gout. Hypoglycaemia was rare in patients."])
     found = [span.why for span in detect(answer, sources).spans if span.kind == "name"]
-    assert found == ([f"No source contains {answer.split()[0]}; they have {near}."] if near else [])
+    assert found == ([f"No source contains {answer.split()[0]}; the sources have {near}."] if near else [])

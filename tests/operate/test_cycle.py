@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from meditune.cli.scheduler import FILE
+from meditune.cli.loop import FILE
 from meditune.files import cache_folder
 from meditune.model_registry import Registry
 from meditune.operate.active_learning.annotation_queue import examples

@@ -291,7 +291,7 @@ REPEATS = 3
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
-UNJUDGED = "The judge of evidence had no time for {} of this answer; words alone were compared there."
+UNJUDGED = "The judge ran out of time for {} of this answer; in that part, only words were compared."
 NO_ANSWER = "The model wrote nothing that can be shown."
 
 
@@ -463,7 +463,8 @@ def open_judge(name: str) -> Judge:
 
 
 def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
-    """Return how to handle a message, and its answer if that needs no model, so that urgent help waits for no loading.
+    """Return how to handle a message, and its answer if that needs no model, so that urgent help doesn't wait until a
+    model is loaded.
 
     Raises DataError if the message is empty.
     """

@@ -1,7 +1,7 @@
 """Rules that detect an emergency in a message, and the answer to it: whom to call, and what to do until help comes.
 
-The patterns of signs.yaml detect signs of danger, also misspelled ones, but not signs that are denied, asked about in
-general, or long past.
+The patterns of signs.yaml detect signs of danger, including misspelled ones, but not signs that are denied, asked about
+in general, or long past.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def emergency_kinds() -> tuple[EmergencyKind, ...]:
 
 
 def emergency_numbers(country: str = "") -> Numbers:
-    """Return the emergency numbers of a country (ISO 3166, such as GB); without one, texts that hold everywhere.
+    """Return the emergency numbers of a country (ISO 3166, such as GB); without a country, texts that apply everywhere.
 
     Raises DataError if the country is unknown.
     """

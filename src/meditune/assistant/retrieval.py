@@ -1,4 +1,4 @@
-"""The passages for an answer: search, packing into the prompt, and when the passages are too far from the question."""
+"""The passages for an answer: searching, packing into the prompt, and rejecting passages too far from the question."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Triage of a message before any model sees it: give urgent help, decline, bound the answer, or answer.
+"""Triage of a message before any model sees it: give urgent help, decline, restrict the answer, or answer.
 
-Rules decide first, on messages that must never be missed; the classifier decides on messages that say it differently.
-The classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the
-mean of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` holds them. The adapter is merged
-into the 8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
+Rules decide first, on messages that must never be missed; the classifier then detects such messages in other words. The
+classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the mean
+of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` holds them. The adapter is merged into the
+8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
 """
 
 from __future__ import annotations

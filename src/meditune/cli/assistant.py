@@ -57,7 +57,7 @@ def ask(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Run of a judge of evidence, which checks the sentences of an answer."),
+        typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of an answer."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -215,7 +215,7 @@ def survey(what: str, output: Path, other: str | None, count: int, overrides: Se
 
     A recipe's data are prepared in `output`, as by `meditune data prepare`, unless they are there already. `other` is
     an earlier state of the data; if it is a recipe, its data are prepared in `output/before`. The survey has `count`
-    clusters of questions if the sentence model is available. Raise DataError and RecipeError as preparing does.
+    clusters of questions if the sentence model is available. Raises DataError and RecipeError like `prepare`.
     """
     from meditune.data.diversity import coverage
     from meditune.evaluate.report.data_sections import render_page

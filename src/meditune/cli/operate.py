@@ -47,7 +47,7 @@ def fit(
     embedding: Embedding = None,
     seed: Annotated[int, typer.Option(help="Seed of the split into a half to fit and a half to calibrate.")] = 17,
 ) -> None:
-    """Learn from normal requests the reference for later checks.
+    """Learn the reference for later checks from normal requests.
 
     Example: `meditune drift fit store --output drift/reference`.
 

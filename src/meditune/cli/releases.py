@@ -153,7 +153,7 @@ def guard(
     ] = None,
     canary: Annotated[Path | None, typer.Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
 ) -> None:
-    """Roll back or end the trial if answers got worse; exit code 6 means it did.
+    """Roll back or end the trial if answers got worse; the exit code is then 6.
 
     Example: `meditune registry guard clinic --store store --reference drift/reference`.
 
@@ -278,14 +278,14 @@ def loop(
 
     Guide: docs/how-to/retrain-and-release.md#the-loop.
     """
-    from meditune.cli import scheduler
+    from meditune.cli.loop import Config, load_states, run
 
-    found = scheduler.Config(config, context.find_root().command)
+    found = Config(config, context.find_root().command)
     if status:
-        for name, state in scheduler.load_states(found.registry).items():
+        for name, state in load_states(found.registry).items():
             typer.echo(state.line(name))
         return
-    if failed := scheduler.run(found, typer.echo, once):
+    if failed := run(found, typer.echo, once):
         raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
 
 

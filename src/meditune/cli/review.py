@@ -19,7 +19,7 @@ app = typer.Typer(
 
 Set = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the rating set.")]
 Host = Annotated[str, typer.Option(help="Address to listen on. For other machines the page needs a token.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[
     Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")

@@ -56,7 +56,7 @@ def serve(
     index: Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Run of a judge of evidence, which checks the sentences of answers."),
+        typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers."),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")
@@ -69,7 +69,7 @@ def serve(
         str, typer.Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")
     ] = 8000,
     store: Store = None,
     require_key: Annotated[
@@ -301,7 +301,7 @@ def rotate(
     grace_hours: Annotated[float, typer.Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
-    """Give a key a new secret; the old one works for some more hours.
+    """Give a key a new secret; the old secret keeps working for a while.
 
     Example: `meditune keys rotate ID --grace-hours 48`.
 
@@ -335,7 +335,7 @@ def delete(
     ] = None,
     store: Store = None,
 ) -> None:
-    """Delete an answer, or all answers to a key's questions, with feedback.
+    """Delete an answer, or all answers to a key's questions, and their feedback.
 
     Example: `meditune answers delete --key KEY`.
 

@@ -78,7 +78,7 @@ def live(address: str) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines for an overview (`store.overview`) and the servers' metrics, which `metrics` has by address."""
+    """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
     yield f"Last {_span(found['hours'])}, until {_when(found['time'])}"
     yield ""
     yield from _answers(found)

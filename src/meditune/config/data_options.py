@@ -22,7 +22,7 @@ class QualityRules(Spec):
     """The action for rows in which the rule of that name finds something.
 
     `drop` leaves the row out, `mend` corrects it, `flag` keeps and counts it, and `off` disables the rule. The rules
-    run in this order. Official test items are never dropped or changed.
+    run in the order of the fields. Official test items are never dropped or changed.
     """
 
     encoding: Mend = Field("mend", description="Wrongly decoded text (Ã© for é).")

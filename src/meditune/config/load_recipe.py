@@ -368,7 +368,7 @@ def show(resolved: Resolved) -> str:
 
 
 def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file atomically; it loads as an equal recipe.
+    """Write every option to a YAML file atomically; loading the file returns an equal recipe.
 
     `made_with` (versions, hashes) becomes comments at the top.
     """

@@ -1,4 +1,4 @@
-"""Recipe keys and their YAML: what each key may hold, error messages with near names, and the line of every key.
+"""Recipe keys and their YAML: what each key may hold, error messages with similar names, and the line of every key.
 
 Plain scalars follow the core rules of YAML 1.2, not PyYAML's YAML 1.1: `5e-5` is a number, and `yes`, `no` and `on` are
 text (here they are medical answers, not booleans).

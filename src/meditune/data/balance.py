@@ -109,8 +109,8 @@ def _easiest(train: Sequence[Example], highest: float | None) -> str:
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
     """Return the splits with a style in the meta of each row from a source with the plain style.
 
-    Training examples get the style of their answer. Evaluation items ask for plain words, even if their reference is
-    hard to read.
+    Training examples get the style of their answer. The prompts of evaluation items ask for plain language, even if
+    their reference is hard to read.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:

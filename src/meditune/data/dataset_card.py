@@ -28,7 +28,7 @@ LIMITS = {
     "medquad": "answers as collected from US public websites; three MedlinePlus collections come without answers.",
     "liveqa": "few questions; the publisher's training files repeat some of the test questions.",
     "mimic": "notes from the intensive care units of one US hospital, 2001 to 2012; note sections serve as answers.",
-    "evidence-inference": "sentences made from judgements of trials by rule; half of them state another result.",
+    "evidence-inference": "sentences that rules built from judgements of trials; half of them state a wrong result.",
     "scifact": "claims written from citations; the evidence is an abstract, not the whole article.",
     "healthver": "claims about COVID-19 from 2020; the published splits share evidence.",
     "citation-integrity": "citing sentences with markers; the refuted ones are inaccurate in various ways.",
@@ -173,7 +173,7 @@ def _preparation(recipe: Recipe, quality: dict[str, Any]) -> Iterator[str]:
         yield (
             f"Of the {sum(counts.values()):,} training answers from sources with two styles, "
             f"{counts.get('plain', 0):,} are in plain words by their reading grade. Evaluation items from these "
-            "sources ask for plain words, even if the reference is hard."
+            "sources ask for plain language, even if the reference is hard to read."
         )
 
 

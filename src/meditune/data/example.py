@@ -22,7 +22,7 @@ Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 Label = Literal["supported", "refuted", "not_enough_information"]
 LABELS: tuple[Label, ...] = get_args(Label)
-"""What a text can say about a claim"""
+"""The labels of claims: whether the evidence supports the claim, refutes it, or leaves it open"""
 LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
 """Keys in a claim's meta: its label, and the labels that its source uses, if it doesn't use all of LABELS"""
 ANSWERED_QUESTION = "answered_question"
@@ -81,7 +81,7 @@ class Example(BaseModel):
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Return the labels between which the source of this claim distinguishes, in the order of LABELS."""
+        """Return the labels that the source of this claim uses, in the order of LABELS."""
         found = self.meta.get(CLAIM_LABELS)
         return tuple(label for label in LABELS if label in found) if found else LABELS
 

@@ -78,7 +78,7 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def _with_answered_questions(examples: Iterable[Example]) -> list[Example]:
-    """Return the examples, and a copy of each claim that has the question that the claim answers."""
+    """Return the examples, and for each claim that answers a question a copy with that question in its place."""
     examples = list(examples)
     asked = ((example, example.meta.get(ANSWERED_QUESTION)) for example in examples)
     return [*examples, *(example.model_copy(update={"question": str(text)}) for example, text in asked if text)]

@@ -72,8 +72,8 @@ def split(
 
     Rows of other sources that share a question or context with an official set go to training: a test item that leaks
     that way is detected and rejected later (leakage.py). The development set is drawn from the rows that aren't test
-    items, by group, stratified by source and decision; with `fold` it is exactly that one of PubMedQA's published
-    folds. Raises DataError if a split is empty.
+    items, by group, stratified by source and decision; with `fold` it is exactly the PubMedQA fold with that number.
+    Raises DataError if a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []

@@ -1,8 +1,8 @@
 """The engine for models exported with `meditune export --to onnx`, which uses onnxruntime.
 
-It is for machines on which no other engine runs, and for checking an export.
-Answers take turns in one thread: each has its own keys and values, and every step reads one token of each answer in its
-own pass. The other engines are faster for several users.
+It is for machines on which no other engine runs, and for checking an export. One thread generates all answers. Each
+answer has its own keys and values, and in every step each answer's next token is computed in a separate pass. The other
+engines are faster for several users.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ def open_engine(
 ) -> Engine:
     """Open a model by catalogue name, hub id, or folder of a run, a model or an exported model.
 
-    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `at_once` limits the answers
-    that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with the `key` or that in
-    MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the server has several
-    models, MEDITUNE_ENGINE_MODEL holds the id of the one to use.
-    `apart`, for servers, runs an engine that would block its process in a process of its own (subprocess_engine.py).
-    `scores` prepares that process for scoring texts while it opens, instead of at the first request for scores.
+    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `at_once` limits the number of
+    answers that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with the `key` or
+    that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the server has
+    several models, MEDITUNE_ENGINE_MODEL holds the id of the one to use. `apart`, for servers, starts a separate
+    process for an engine that would block its process (subprocess_engine.py). `scores` prepares that process for
+    scoring texts while it opens, instead of at the first request for scores.
 
     Raises ModelError if the model is unavailable or the engine can't open it.
     """

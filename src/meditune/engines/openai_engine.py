@@ -78,7 +78,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
     ) -> None:
         """Connect to the server. `served_as` is the model's id on the server, required if it has several models.
 
-        Raises EngineError if no such server answers at the address, or if the model isn't clear.
+        Raises EngineError if no such server answers at the address, or if it is unclear which model to use.
         """
         import httpx2
 
@@ -255,7 +255,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
 
 
 def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
-    """Return the server's entry of the requested model. Raises EngineError if the model isn't clear."""
+    """Return the server's entry of the requested model. Raises EngineError if it is unclear which model to use."""
     if not served:
         raise EngineError(f"{url} serves no model.")
     ids = ", ".join(one["id"] for one in served)

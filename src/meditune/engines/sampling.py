@@ -26,7 +26,7 @@ class TokenSampler:
                 self._generator.manual_seed(request.seed % 2**63)
 
     def next_token(self, logits: torch.Tensor, best: int) -> int:
-        """Return a token chosen from (vocabulary,) logits, of which `best` has the highest."""
+        """Return a token chosen by the (vocabulary,) logits; `best` is the token with the highest one."""
         if self.constraint is None:
             return best if self._generator is None else self._sample(logits.float())
         allowed = torch.as_tensor(self.constraint.allowed(), device=logits.device)

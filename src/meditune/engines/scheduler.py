@@ -77,7 +77,7 @@ class ScheduledRequest:
     def choose(
         self, score: Callable[[Sequence[int], list[list[int]]], Sequence[Sequence[TokenLogprob]]], end: int
     ) -> None:
-        """Write one of the request's choices, by the scores of all of them followed by the token `end`."""
+        """Answer with one of the request's choices, by their scores; each is scored with the token `end` after it."""
         request = self.request
         texts = ChoiceConstraint(self._tokenizer, request.choices, end).texts
         scored = score(request.prompt, [[*text, end] for text in texts])

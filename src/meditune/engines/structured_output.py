@@ -1,4 +1,4 @@
-"""Constraints for engines that choose each token themselves: answers that are JSON of a schema or one of given texts.
+"""Constraints for engines that choose each token themselves: JSON that follows a schema, or one of the given texts.
 
 llguidance computes the tokens that a JSON schema allows. Separators are those of `json.dumps`: with free white space, a
 small model may write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
@@ -126,7 +126,7 @@ class ChoiceConstraint:
 
 
 def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
-    """Return one of several scored texts, as an engine would generate it that may generate no other.
+    """Return one of several scored texts, chosen as if an engine had generated it and could generate only these.
 
     In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the temperature. Each
     text is scored with its end token and returned without it.

@@ -1,8 +1,8 @@
 """OpenVINO's engine in a process of its own, for a server that must answer while the model computes.
 
-OpenVINO GenAI holds Python's lock during each step, for up to seconds while prompts are read. In the server's own
-process, nothing else could run meanwhile: no answer to an emergency, no rejection of a request. In its own process, the
-engine opens while the server opens its index, and the server reports it if the engine dies.
+OpenVINO GenAI holds Python's global interpreter lock (GIL) during each step, for up to seconds while prompts are read.
+In the server's own process, nothing else could run meanwhile: no answer to an emergency, no rejection of a request. In
+its own process, the engine opens while the server opens its index, and the server reports it if the engine dies.
 
 Messages are sent over a pipe as a length and a pickled tuple. Both ends are Meditune in processes of the same user, and
 nothing else writes into the pipe.
@@ -53,7 +53,7 @@ class MessageReader:
     def read(self) -> list[Any]:
         """Return all complete messages, at least one, or none if the other end was closed.
 
-        They are returned together, because each return from a system call waits for Python's lock, for as long as the
+        They are returned together, because each return from a system call waits for the GIL, for as long as the
         engine's step.
         """
         while True:

@@ -276,7 +276,7 @@ class SupervisedGeneration:
         self._running: RunningGeneration | None = None
 
     def runs(self, running: RunningGeneration) -> None:
-        """Note the running request, and cancel it if that was requested."""
+        """Store the running request, and cancel it if its cancellation was requested earlier."""
         self._running = running
         if self._cancelled:
             running.cancel()

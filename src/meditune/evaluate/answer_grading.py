@@ -1,7 +1,7 @@
 """Grading of stored answers: faithfulness to their sources, and similarity to the references.
 
-A grader reads a model's stored predictions and their examples, and returns rows of a kind of its own, which are stored
-beside them. `meditune report` can therefore add new metrics to an older run without its model.
+A grader reads a model's stored predictions and their examples, and returns one row for each answer. The rows are stored
+beside the predictions. `meditune report` can therefore add new metrics to an older run without its model.
 
 The detector of meditune.evidence grades faithfulness. If the recipe names a support model, the scores come from that
 model, and the detector's spans are kept. Answers to examples without passages aren't graded.

@@ -57,7 +57,7 @@ class ApiBackend(Backend):
     def _request_all(
         self, ask: Callable[[Example], Callable[[], None]], items: Sequence[Example], label: str, unit: str
     ) -> None:
-        """Request every item, several at a time, and call what `ask` returns when it arrives, one at a time.
+        """Call `ask` for several items at a time, and the functions that it returns one at a time.
 
         The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
         interrupt by the user can stop this thread at any point.
@@ -108,7 +108,7 @@ class ApiBackend(Backend):
 
 
 def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -> tuple[int, int, int]:
-    """Return the number of requests of one evaluation, their estimated input tokens, and their most output tokens.
+    """Return the number of requests of one evaluation, their estimated input tokens, and their maximum output tokens.
 
     Raises DataError if an item exceeds the model's context.
     """

@@ -48,15 +48,15 @@ def compare(
     - `p`, two-sided: from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
       `test` names the test. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
     - `better`: True or False if the interval excludes 0 on the good or the bad side; None if it doesn't, or if there
-      are fewer than FEWEST groups, because draws of so few groups hardly vary. Their bootstrap's p is 1.
+      are fewer than FEWEST groups, because draws of so few groups hardly vary. In that case, the bootstrap's p is 1.
     - `effect`: delta over the standard deviation of one item's contribution, which is Cohen's d of paired differences
       (Cohen 1988, d_z), computed from the bootstrap's spread; None if the difference never varies.
     - `base_ci95`, `tuned_ci95`: each model's own interval; Wilson's (Wilson 1927) for shares of independent items.
     - `items`, `groups`: their numbers.
     - `gained`, `lost`: if each item is right or wrong, the number that only the tuned or only the base model got right.
-    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_beside`,
-      or None if the reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the
-      references; `difference` is its value without regard to them.
+    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_beside`, or
+      None if the reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the
+      references; `difference` is what `better` would be without regard to the references.
 
     Raises DataError if the models were measured on different items.
     """

@@ -44,7 +44,8 @@ Row = dict[str, Any]
 KeepScore = Callable[[Literal["decision", "likelihood"], Row], None]
 """Receives each row when it is finished, in any order and from any thread, but only one at a time"""
 KeepText = Callable[[str, str, int], None]
-"""The same for a text: the id of its example, the text, and how many retrieved passages didn't fit into the prompt"""
+"""Receives each text in the same way: the id of its example, the text, and how many retrieved passages didn't fit into
+the prompt"""
 SCORED: tuple[tuple[DecisionKind, LikelihoodKind | None, str], ...] = (
     ("decision", "likelihood", ""),
     ("dev_decision", None, ", dev split"),
@@ -83,13 +84,13 @@ SAMPLED = 50
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a kind of back end can measure."""
+    """The capabilities of a kind of back end."""
 
     kinds: frozenset[Kind]
     refuses_lm_eval: str = ""
-    """Why it can't follow the `lm-eval` protocol; empty if it can"""
+    """The reason why the back end can't follow the `lm-eval` protocol; empty if it can"""
     no_repeat: bool = False
-    """True if it follows `evaluate.no_repeat`"""
+    """True if the back end follows `evaluate.no_repeat`"""
     resumes: bool = False
     """True if each row takes long or costs money, so rows are stored as they arrive"""
 
@@ -240,7 +241,7 @@ class Evaluator:
 
             def keep(task: Literal["decision", "likelihood"], row: Row) -> None:
                 rows = of_task[task]
-                assert rows is not None, f"no {task} was asked for"
+                assert rows is not None, f"no {task} was requested"
                 rows.keep(row)
 
             backend.score(decided, scored, label, keep)
@@ -249,7 +250,7 @@ class Evaluator:
             by_word = sum(row.get("by") == "word" for row in rows)
             if by_word:
                 print(
-                    f"{by_word} of {len(rows)} {TITLES[decision]} of {name} are based on the written word, because the "
+                    f"{by_word} of {len(rows)} {TITLES[decision]} of {name} are based on the written text, because the "
                     "API returned no likelihoods; the calibration error can't be measured.",
                     file=sys.stderr,
                 )
@@ -284,7 +285,7 @@ class Evaluator:
             if empty:
                 print(
                     f"{name} gave empty answers to {len(empty)} items, such as {empty[0]}: it stopped at once, or "
-                    "wrote only whitespace. They count as answers without a word.",
+                    "wrote only whitespace. They are scored as empty texts.",
                     file=sys.stderr,
                 )
 

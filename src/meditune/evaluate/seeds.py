@@ -99,13 +99,15 @@ class _Run:
 
 
 Pairs = list[tuple[Statistics, Statistics]]
-"""Each run's subtrahend and minuend"""
+"""For each run, what is subtracted and what it is subtracted from"""
 
 
 def _compared(metric: Metric, runs: Sequence[_Run]) -> dict[str, Any]:
-    """Return `change`, the pairs of base and tuned; `of`, the worse model, and `excess`, its references and itself.
+    """Return `change`, `of` and `excess` of the runs.
 
-    `excess` is empty unless the metric is a detector's and all runs have graded references.
+    `change` has the pairs of base and tuned, `of` is the worse model, and `excess` has the pairs of that model's
+    references and the model itself. `excess` is empty unless the metric is a detector's and all runs have graded
+    references.
     """
     change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
     of = "tuned" if is_wrong(metric, float(_gaps(metric, change).mean())) else "base"

@@ -120,9 +120,10 @@ class Sources:
         return name.kind == "abbreviation" and len(letters) > 1 and letters in self._initials
 
     def nearly_spelled(self, word: str) -> str:
-        """Return the rare word of the sources of which this unknown word is a misspelling; empty if there is none.
+        """Return the rare word in the sources that this unknown word misspells; empty if there is none.
 
-        Names of drugs and diseases differ in a letter or two ("allupurinol"); British and American spellings are equal.
+        A misspelled name of a drug or disease differs in a letter or two ("allupurinol"); British and American
+        spellings count as equal.
         """
         from rapidfuzz.distance import OSA
 
@@ -135,7 +136,7 @@ class Sources:
 
 
 def _is_rare(word: str) -> bool:
-    """Return whether a word is long and in no list of common words, as names of drugs and diseases are."""
+    """Return whether a word is long and not a common word, like the names of most drugs and diseases."""
     return len(word) >= LEAST_LETTERS and word.isalpha() and rarity(word) == 1
 
 
@@ -145,7 +146,7 @@ def _same_root(one: str, other: str) -> bool:
 
 
 def _american(word: str) -> str:
-    """Return a word in lower case with the letters in which American and British spelling differ made equal."""
+    """Return a lowercase word in a form that is the same for its American and its British spelling."""
     return re.sub("ae|oe", "e", word).replace("our", "or").replace("ph", "f").replace("is", "iz").replace("ys", "yz")
 
 
@@ -165,9 +166,9 @@ LIKE = 0.6
 NEAR = 0.4
 """Two positions are about the same thing if they share at least this weighted share of the words around them."""
 LEAST_LETTERS, LONG = 7, 9
-"""A word of fewer letters isn't compared with others in its spelling; from LONG on, two letters may differ"""
+"""Minimum length of a word that can be a misspelling; from LONG letters on, two letters may differ"""
 ENDING = 3
-"""Letters at the end of a word in which forms of the same word differ"""
+"""Number of letters at the end of a word in which forms of the same word differ"""
 SHORT = 8
 """Sentences with fewer words than this count as having this length."""
 CLEAR = 0.5
@@ -282,7 +283,7 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         near = sources.nearly_spelled(token.text) if name is None else ""
         if near:
             missing += 1
-            why = f"No source contains {token.text}; they have {near}."
+            why = f"No source contains {token.text}; the sources have {near}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif name is None:
             much = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0

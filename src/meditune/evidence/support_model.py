@@ -48,7 +48,7 @@ class Support(Protocol):
 
     has_spans: bool
     threshold: float
-    """Probability of support from which on a sentence counts as supported"""
+    """Minimum probability of support for a sentence to count as supported"""
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
@@ -57,14 +57,14 @@ class Support(Protocol):
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """What passages say about a statement."""
+    """A judge's verdict on a statement and its passages."""
 
     supported: float
     """Probability that the passages support the statement"""
     refuted: float
     unclear: float
     sentence: str
-    """The sentence of the passages that is closest to the statement in its words; empty if they have none"""
+    """The sentence in the passages whose words are most similar to the statement's; empty if there is none"""
 
 
 CLAIMS = "claims.json"
@@ -73,13 +73,13 @@ CLAIMS = "claims.json"
 
 @dataclass(frozen=True)
 class ClaimCorrection:
-    """How a judge's logits become probabilities, and which statements then count as supported."""
+    """The correction that turns a judge's logits into probabilities, with the threshold for support."""
 
     temperature: float = 1.0
     bias: dict[str, float] = field(default_factory=dict)
     """Label -> what is added to its logit after division by the temperature; 0 for a label that is missing"""
     threshold: float = 0.5
-    """Probability of support from which on a statement counts as supported"""
+    """Minimum probability of support for a statement to count as supported"""
 
     def probabilities(self, logits: Mapping[str, float]) -> dict[str, float]:
         """Return the probability of each label; of two labels, if a claim's source uses only two."""
@@ -95,7 +95,7 @@ class ClaimCorrection:
 
 
 def model_folder(name: str) -> Path:
-    """Return the folder of a model, also where `name` is its run's folder."""
+    """Return the folder of a model; `name` may also be its run's folder."""
     folder = Path(name).expanduser()
     return folder / "model" if (folder / "model").is_dir() else folder
 
@@ -106,7 +106,7 @@ def is_judge(name: str) -> bool:
 
 
 def copy_correction(model: Path, derived: Path) -> None:
-    """Copy the correction of a model, if it has one, into the folder of a model that was made from it."""
+    """Copy the correction of a model, if it has one, into the folder of a model derived from it."""
     if (model / CLAIMS).is_file():
         shutil.copyfile(model / CLAIMS, derived / CLAIMS)
 

@@ -79,7 +79,7 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
     The export goes to `output`, or to `export/KIND` in the run's or model's folder. An export from the same weights is
-    left unchanged. Raises ModelError where the model can't be exported or the export deviates from the original, and
+    left unchanged. Raises ModelError if the model can't be exported or the export deviates from the original, and
     then leaves nothing behind.
     """
     if to not in KINDS:
@@ -165,7 +165,7 @@ def _facts(
 
 
 def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> dict[str, Any]:
-    """Return how the export deviates from the model; raise ModelError where the deviation is too large."""
+    """Return how the export deviates from the model; raise ModelError if the deviation is too large."""
     check = Check(items(home), form)
     with closing(open_engine(str(folder))) as exported:
         after = check.outputs(exported)

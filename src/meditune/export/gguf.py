@@ -25,7 +25,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 
 def add_vocabulary(writer: Any, source: Path) -> None:
-    """Write the tokenizer of a plain folder; raise ModelError where llama.cpp would tokenize differently."""
+    """Write the tokenizer of a plain folder; raise ModelError if llama.cpp would tokenize differently."""
     spec = read_json(source / "tokenizer.json")
     model = spec["model"]
     if model.get("type") != "BPE":
@@ -126,7 +126,7 @@ TYPE_Q8_0 = 7
 def write_gguf(source: Path, folder: Path) -> dict[str, str]:
     """Write the model of a plain folder into `folder` as one file, and return the packages that made it.
 
-    Raises ModelError where llama.cpp uses a different layout for the architecture, or tokenizes differently.
+    Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
     """
     import importlib.metadata
 
@@ -185,7 +185,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
 
 
 def _rope_base(config: dict[str, Any]) -> float:
-    """Return the base of rotary positions; raise ModelError where they are scaled."""
+    """Return the base of rotary positions; raise ModelError if they are scaled."""
     spec = config.get("rope_parameters") or {}
     full = spec.get("full_attention", spec)
     if full.get("rope_type", "default") != "default":
@@ -249,7 +249,7 @@ def write_ollama(source: Path, folder: Path) -> dict[str, str]:
 
 
 def modelfile(form: PromptFormat, stops: list[str], context: int) -> str:
-    """Return the Modelfile's text; raise ModelError where the prompt format contains Ollama's own syntax.
+    """Return the Modelfile's text; raise ModelError if the prompt format contains Ollama's own syntax.
 
     Ollama's template is made from the prompt format, so a question reaches the model as in training. The tuned model
     never saw a system message, so SYSTEM holds the limits for people (`ollama show`), not for the model. Source:

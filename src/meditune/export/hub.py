@@ -56,7 +56,7 @@ class ModelUpload:
 def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
     """Return the upload of a finished run whose merged model exists already.
 
-    Raises DataError where it may not be uploaded: restricted rows, personal identifiers that were left in the text, or
+    Raises DataError if it may not be uploaded: restricted rows, personal identifiers that were left in the text, or
     a run whose data isn't here to be checked.
     """
     refuse_without_data(run)
@@ -79,7 +79,7 @@ def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpl
 
 
 def refuse_without_data(run: Path) -> None:
-    """Raise ModelError where a folder isn't a run whose data is here to be checked."""
+    """Raise ModelError if a folder isn't a run whose data is here to be checked."""
     if not (run / "data" / "quality.json").is_file():
         raise ModelError(
             f"{run} isn't a run with its data, so Meditune can't check whether its model may be shared. Nothing was "
@@ -90,7 +90,7 @@ def refuse_without_data(run: Path) -> None:
 def push(upload: ModelUpload) -> str:
     """Create the repository unless it exists, upload the files in one commit, and return its address.
 
-    Raises MedituneError where the hub rejects the upload.
+    Raises MedituneError if the hub rejects the upload.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -27,7 +27,7 @@ from meditune.prompts import LIMITS, load_format, save_format
 def write_merged(place: str, folder: Path) -> None:
     """Write the model of a folder or hub id into `folder`: merge its adapter in FP32 and round once to BF16.
 
-    Raises ModelError where it can't be merged or read.
+    Raises ModelError if it can't be merged or read.
     """
     if (Path(place) / ADAPTER_FILE).is_file():
         merged = merging.merge(Path(place))
@@ -59,8 +59,8 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
     """Merge the adapter of a run or a folder into its base, and write the model to `folder` atomically.
 
     Returns the content of merged.json. With `keep_zeros`, weights that are zero in a pruned base are zero afterwards.
-    An existing result isn't made again. Raises ModelError where there is nothing to merge or it can't be merged, and
-    MedituneError where `folder` holds something else.
+    An existing result isn't made again. Raises ModelError if there is nothing to merge or it can't be merged, and
+    MedituneError if `folder` holds something else.
     """
     adapter = _adapter(name)
     made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_zeros}
@@ -117,7 +117,7 @@ def remarks(facts: dict[str, Any]) -> list[str]:
 
 
 def _adapter(name: str) -> Path:
-    """Return the adapter's folder; raise ModelError where the name means a model without one."""
+    """Return the adapter's folder; raise ModelError if the name means a model without one."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to merge.")
     place = Path(locate(name))

@@ -107,7 +107,7 @@ BLOCK = 32
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
     """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
 
-    Raises ModelError where a package is missing or the architecture can't be traced.
+    Raises ModelError if a package is missing or the architecture can't be traced.
     """
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
@@ -133,7 +133,7 @@ def load_for_tracing(source: Path) -> Any:
 
 @contextmanager
 def tracing(model: Any, form: str) -> Iterator[None]:
-    """Trace quietly and without gradients; raise ModelError where the architecture can't be traced."""
+    """Trace quietly and without gradients; raise ModelError if the architecture can't be traced."""
     try:
         with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -30,7 +30,7 @@ from meditune.export.onnx import (
 def write_openvino(source: Path, folder: Path) -> dict[str, str]:
     """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
 
-    Raises ModelError where a package is missing or the architecture can't be traced.
+    Raises ModelError if a package is missing or the architecture can't be traced.
     """
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")

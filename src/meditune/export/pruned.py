@@ -63,8 +63,8 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     """Prune a model by `recipe.model.prune` and write it to `folder` atomically; keep an existing result.
 
     Calibrates on `data`'s training examples and measures on its development examples; without `data`, on WikiText-2's
-    validation and test text. Returns the content of pruning.json. Raises ModelError where the model can't be pruned,
-    DataError where there is no text, and MedituneError where `folder` holds something else.
+    validation and test text. Returns the content of pruning.json. Raises ModelError if the model can't be pruned,
+    DataError if there is no text, and MedituneError if `folder` holds something else.
     """
     from meditune.models import merging
     from meditune.models.pruning import check_count
@@ -133,7 +133,7 @@ def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any
 
 
 def _whole_model(name: str) -> str:
-    """Return where the model is; raise ModelError where it isn't one model with all its weights."""
+    """Return where the model is; raise ModelError if it isn't one model with all its weights."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to prune.")
     place = locate(name)

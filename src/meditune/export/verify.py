@@ -147,7 +147,7 @@ class Check:
     def compare(self, before: ModelOutput, after: ModelOutput, original: Engine) -> Deviation:
         """Return the deviation of the exported model's outputs from the original's; `original` scores generated text.
 
-        Raises ModelError where the two tokenize a prompt differently.
+        Raises ModelError if the two tokenize a prompt differently.
         """
         if before.prompts != after.prompts:
             raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")

@@ -33,11 +33,11 @@ from meditune.text import sentences
 
 BATCH_TOKENS = 2048
 AT_ONCE = 64
-"""Sentences that are scored before the first score is given"""
+"""Number of sentences that are scored before the first score is returned"""
 
 
 class EvidenceJudge:
-    """A judge of statements by passages; it implements `evidence.support_model.Support`."""
+    """A judge that decides whether passages support statements; it implements `evidence.support_model.Support`."""
 
     has_spans = False
 
@@ -145,7 +145,7 @@ def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> lis
         raise ModelError(f"A statement of {len(statement.split())} words is too long for the judge.") from error
     windows: list[str] = []
     for text in (each for passage in passages for each in sentences(passage)):
-        # A sentence that doesn't fit, such as a table without stops, is read in pieces.
+        # A sentence that doesn't fit, such as a table without full stops, is read in pieces.
         for piece in [text] if fits([text]) else _pieces(text, fits):
             wider = f"{windows[-1]} {piece}" if windows else piece
             if windows and fits([wider]):

@@ -80,7 +80,7 @@ def check_trainable(model: Any) -> None:
 def keep_number_format(model: Any) -> None:
     """Make (IA)³ over quantized layers return its output in the number format of its input.
 
-    peft's layers return FP32, so attention would get queries and keys of two formats.
+    peft's layers return FP32, so attention would get queries and keys in different formats.
     """
 
     def as_asked(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

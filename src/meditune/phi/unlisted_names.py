@@ -2,7 +2,8 @@
 
 Two consecutive capitalized words that are neither ordinary English nor shaped like a disease or drug are a name. So is
 a listed name, or a word next to a word for a person ("phlebotomist", "agent:") or a verb for people's actions. The
-detector runs this only if a number or a name was already found, so that papers and leaflets don't get false findings.
+detector applies these rules only if a number or a name was already found, so that papers and leaflets don't get false
+findings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Citations: which passages support each sentence of an answer.
 
-The detector of meditune.evidence compares words; a judge (models/evidence_judge.py) also reads their meaning. With a
-judge, a sentence is checked by it as long as the answer's time for judging lasts, and by the detector afterwards.
+The detector of meditune.evidence compares words; a judge (models/evidence_judge.py) also reads their meaning. If there
+is a judge, it checks an answer's sentences until the time for judging is used up; the detector checks the rest.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SUPPORT = 0.437
 SHARE = 0.8
 """... if it also has this weighted share of the sentence's words"""
 MOST_JUDGED = 3
-"""Maximum number of passages that a judge reads for a sentence, those with most of its words"""
+"""Maximum number of passages that a judge reads for a sentence: those with the most words in common with it"""
 JUDGE_SECONDS = 20.0
-"""Time for judging the sentences of one answer"""
+"""Maximum time for judging the sentences of one answer"""
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
-"""Kinds of spans that rule a passage out whatever a judge says: names and numbers are part of what is supported"""
+"""Kinds of spans that rule out a passage whatever a judge says, because it must contain the names and numbers, too"""
 
 
 class Judge(Protocol):
-    """A judge of statements by passages."""
+    """A judge that decides whether passages support statements."""
 
     name: str
     threshold: float
@@ -49,11 +49,11 @@ class SupportEvidence:
     """The support for a sentence: which passages back it, and how strongly."""
 
     places: tuple[int, ...]
-    """Indices (from 0) of the passages that support it, the most certain first"""
+    """Indices (from 0) of the passages that support the sentence, the most certain first"""
     words: tuple[str, ...]
-    """For each of these, the sentence that states it"""
+    """For each of these passages, its sentence that states the same"""
     score: float
-    """The highest probability that a passage supports it"""
+    """The highest probability that a passage supports the sentence"""
 
 
 class Citer:
@@ -87,9 +87,9 @@ class Citer:
         return SupportEvidence(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings on the passages with most of the sentence's words; the others don't bear it.
+        """Return the judge's findings on the passages that share the most words with the sentence; others don't count.
 
-        Without time, or if the judge fails, these are the detector's findings.
+        If no time is left or the judge fails, return the detector's findings.
         """
         if self._left <= 0:
             self.unjudged += 1
@@ -125,7 +125,7 @@ class _Compared:
 
     @property
     def likest(self) -> str:
-        """The sentence of the passage that is closest to the sentence."""
+        """The sentence of the passage that is most similar to the checked sentence."""
         return self.evidence.likest
 
 

@@ -53,7 +53,7 @@ class ChatPrompts:
         return not self.templated and text.strip().endswith(tuple(filter(None, cues)))
 
     def room(self, prompt: Sequence[int], wanted: int | None, usual: int, param: str) -> int:
-        """Return how many tokens may be generated after a prompt: those wanted, else as many as `usual` or as fit.
+        """Return how many tokens may be generated after a prompt: the wanted number, else `usual` or as many as fit.
 
         Raises ApiError, with the number of excess tokens, if they don't fit.
         """

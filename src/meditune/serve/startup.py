@@ -51,11 +51,11 @@ class ServerOptions:
     url: str | None = None
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
-    """The folder of a run that was trained on claims, which checks the sentences of the assistant's answers"""
+    """The run folder of a judge, which checks the sentences of the assistant's answers"""
 
 
 def safe(settings: Settings, place: Place, keys: Keys, allow_anonymous: bool) -> Settings:
-    """Return the settings, made safe for the place.
+    """Return the settings, with access restricted as the address requires.
 
     Keys are required if there are any, or if other machines can reach the server. In the latter case nobody gets in
     until there is a key, unless the server is `allow_anonymous`.

@@ -17,7 +17,7 @@ from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
 SHADOW = "shadow"
-"""The route of answers that earlier versions of Meditune stored without showing them; they are read as if absent"""
+"""The route of answers that earlier versions of Meditune stored without showing them; such answers are ignored"""
 PAGE = 1000
 """Answers that are read from the database at once"""
 

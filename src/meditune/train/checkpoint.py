@@ -57,9 +57,9 @@ def tokens_read(place: Path) -> int:
 
 
 def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
-    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None where there is no checkpoint.
+    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None if there is no checkpoint.
 
-    Raises MedituneError where the checkpoint was made with settings that differ from the recipe's.
+    Raises MedituneError if the checkpoint was made with settings that differ from the recipe's.
     """
     if not distributed.broadcast((place / "state.json").is_file()):
         return None

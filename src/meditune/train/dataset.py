@@ -24,7 +24,7 @@ from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
     """Return the number of examples with passages, of those with their own passage, and of passages left out.
 
-    The keys are `examples`, `right` and `left_out`; empty where the run doesn't train with passages.
+    The keys are `examples`, `right` and `left_out`; empty if the run doesn't train with passages.
     """
     path = folder / retrieved_passages.TRAINING
     if not path.is_file():
@@ -127,7 +127,7 @@ def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:
 
 
 def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
-    """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can run early."""
+    """Raise DataError if no example teaches any of the tasks; needs no tokenizer, so it can run early."""
     if not any(supported_tasks(example, tasks) for example in examples):
         others = [task for task in TASKS if any(supported_tasks(example, [task]) for example in examples)]
         hint = f" To train on what they have, add --set 'train.tasks=[{others[0]}]'" if others else ""
@@ -161,7 +161,7 @@ def encode(
 ) -> tuple[list[Row], TokenFacts]:
     """Return rows in the order of `examples`, one for each that teaches at least one task, and counts.
 
-    With `prompts`, the prompts are trained on, too. Raises DataError where nothing is left to train on.
+    With `prompts`, the prompts are trained on, too. Raises DataError if nothing is left to train on.
     """
     encoded: list[Encoded] = []
     dropped = 0
@@ -215,7 +215,7 @@ def marked(row: Row, tokenizer: Any) -> str:
 
 
 def check_masks(rows: Sequence[Row]) -> None:
-    """Raise DataError where a row has no supervised tokens, or only its end token."""
+    """Raise DataError if a row has no supervised tokens, or only its end token."""
     for row in rows:
         for number, item in enumerate(row.encoded):
             if len(item.target) < (1 if item.task == "claim" else 2) or number not in row.of:

@@ -112,7 +112,7 @@ class DevMonitor:
 
 
 def check_dev(splits: Splits, recipe: Recipe) -> None:
-    """Raise DataError where the dev split has no example for `train.dev.metric`."""
+    """Raise DataError if the dev split has no example for `train.dev.metric`."""
     metric = recipe.train.dev.metric
     if recipe.train.dev.is_on and not measured_on(splits.dev, recipe):
         raise DataError(
@@ -137,7 +137,7 @@ def _tasks(recipe: Recipe) -> Any:
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
     """Return a function that computes the training loss, with the recipe's token weights, on other examples.
 
-    Raises DataError where none of them fits into the prompt's budget.
+    Raises DataError if none of them fits into the prompt's budget.
     """
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)

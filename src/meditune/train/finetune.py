@@ -62,7 +62,7 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
     """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
 
     `tokens` is the number that the whole training reads. `try_a_piece` computes the gradients of one batch and discards
-    them; it tests compiled layers. Raises ModelError where `train.compile` is on but compiling fails.
+    them; it tests compiled layers. Raises ModelError if `train.compile` is on but compiling fails.
     """
     with ExitStack() as fast:
         fast.enter_context(fuse_lora(model))
@@ -70,7 +70,7 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
 
 
 def check_compile(recipe: Recipe) -> None:
-    """Raise ModelError where `train.compile` is on and certain to fail; needs no loaded model."""
+    """Raise ModelError if `train.compile` is on and certain to fail; needs no loaded model."""
     if recipe.train.compile != "on":
         return
 

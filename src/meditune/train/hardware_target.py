@@ -68,7 +68,7 @@ GPUS: dict[str, Gpu] = {
 def gpu_named(name: str) -> Gpu:
     """Return the GPU of that name, ignoring case and separators ("RTX 4090").
 
-    Raises RecipeError with similar names where the table has none, or several.
+    Raises RecipeError with similar names if the table has none, or several.
     """
     wanted = _bare(name)
     for known in GPUS.values():
@@ -152,7 +152,7 @@ BLOCK, OUTER_BLOCK = 64, 256
 def config_of(spec: ModelSpec) -> Any:
     """Return the configuration of the recipe's base model, without downloads for the catalogue's models.
 
-    Raises ModelError where the model is unknown here.
+    Raises ModelError if the model is unknown here.
     """
     no_telemetry()
     from transformers import AutoConfig

@@ -65,7 +65,7 @@ class State:
 def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Upload `folder`'s training rows, create the job and follow it, skipping finished steps; return the finished job.
 
-    Raises ModelError where the job didn't succeed; the next call then creates a new one.
+    Raises ModelError if the job didn't succeed; the next call then creates a new one.
     """
     state = State.of(folder)
     if state.job is None:
@@ -230,7 +230,7 @@ class RowFacts:
 def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:
     """Return a chat for each task that an example teaches, in the examples' order, and counts.
 
-    Raises DataError where fewer rows are left than the API requires.
+    Raises DataError if fewer rows are left than the API requires.
     """
     from meditune.train.dataset import supported_tasks
 
@@ -299,9 +299,9 @@ STRATEGY = "api"
 
 
 def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
-    """Write and check the training file, unless a job was started with it, and return its counts.
+    """Check the rows, write the training file unless a job was already started with it, and return its counts.
 
-    Raises RecipeError where the API doesn't support the recipe, and DataError where it would reject the rows.
+    Raises RecipeError if the API doesn't support the recipe, and DataError if it would reject the rows.
     """
     if recipe.train.epochs != int(recipe.train.epochs) or recipe.train.epochs > 50:
         raise RecipeError(

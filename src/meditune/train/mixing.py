@@ -62,9 +62,9 @@ class SourceMix:
 
 
 def mix_of(sources: Sequence[str], spec: MixSpec, epochs: float = 1.0) -> SourceMix | None:
-    """Return the mix of rows with these `sources` over `epochs`; None where each row occurs once in an epoch.
+    """Return the mix of rows with these `sources` over `epochs`; None if each row occurs once in an epoch.
 
-    Raises DataError where a source with a weight has no rows, or `max_epochs` leaves none.
+    Raises DataError if a source with a weight has no rows, or `max_epochs` leaves none.
     """
     rows: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
@@ -95,9 +95,9 @@ def endless_order(count: int, seed: str) -> Iterator[int]:
 
 
 def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float, repeats: bool) -> dict[str, int]:
-    """Return each source's largest number of rows per epoch that repeats none more than `most` times in all epochs.
+    """Return each source's maximum rows per epoch, so that no row occurs more than `most` times in all epochs.
 
-    Empty where no row can occur more often, because every row occurs once in an epoch or `repeats` is false.
+    The result is empty if no row can occur more often, because every row occurs once in an epoch or `repeats` is false.
     """
     if most is None or (most >= epochs and not repeats):
         return {}

@@ -112,7 +112,7 @@ class MasterOptimizer:
 
 
 def check_optimizer(name: OptimizerName, device: str) -> None:
-    """Raise ModelError where the optimizer doesn't work on this machine; try a step with 8-bit states."""
+    """Raise ModelError if the optimizer doesn't work on this machine; try a step with 8-bit states."""
     if name != "adamw8bit":
         return
     require("train.optimizer adamw8bit")

@@ -32,7 +32,7 @@ REFERENCE = "reference.jsonl"
 def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
     """Plan the preference tuning of `loaded`, which must still be at its starting point, on the run's pairs.
 
-    Raises DataError where no pair fits.
+    Raises DataError if no pair fits.
     """
     spec, pairs = recipe.train, stored_pairs(folder)
     rows, fitting = rows_of_pairs(pairs.train, loaded.encoder(recipe.prompt))

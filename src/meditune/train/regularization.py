@@ -122,7 +122,7 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCa
 
     The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
     itself needs none and may be quantized; only one layer's gradient is kept at a time. The model isn't changed.
-    Several processes share the rows. Raises ModelError where the estimate isn't finite.
+    Several processes share the rows. Raises ModelError if the estimate isn't finite.
     """
     found = Fisher(
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],

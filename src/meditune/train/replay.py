@@ -156,7 +156,7 @@ def rows_needed(spec: TrainSpec) -> int:
 
 
 def check_source(recipe: Recipe) -> None:
-    """Raise DataError, with a remedy, where the recipe's replay text is unavailable."""
+    """Raise DataError, with a remedy, if the recipe's replay text is unavailable."""
     if rows_needed(recipe.train):
         if recipe.train.replay.source == "general":
             _general_file()
@@ -167,7 +167,7 @@ def check_source(recipe: Recipe) -> None:
 def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Path) -> list[Row]:
     """Return up to the number of rows that the recipe needs, in a seeded order; `loaded` must be the base model.
 
-    Generated text is stored in `folder/replay.jsonl`, so that a resumed run has the same text. Raises DataError where
+    Generated text is stored in `folder/replay.jsonl`, so that a resumed run has the same text. Raises DataError if
     there is nothing to replay.
     """
     count, spec = rows_needed(recipe.train), recipe.train.replay
@@ -186,7 +186,7 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
 def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
     """Return up to `count` seeded windows of WikiText-2's validation text, of `tokens` tokens each.
 
-    Raises DataError where the text is missing.
+    Raises DataError if the text is missing.
     """
     with quiet_transformers():
         ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]

@@ -208,8 +208,8 @@ class Planned:
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
     """Predict the training by the recipe and by the other strategies, on the named GPU or on this machine.
 
-    It needs only the model's configuration, and for the catalogue's models no download. Raises MedituneError where the
-    GPU is unknown or the model doesn't accept rows of this length, and ModelError where the model is unknown.
+    It needs only the model's configuration, and for the catalogue's models no download. Raises MedituneError if the
+    GPU is unknown or the model doesn't accept rows of this length, and ModelError if the model is unknown.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
     refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)

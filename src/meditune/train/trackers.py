@@ -43,7 +43,7 @@ class Tracker(Protocol):
 
 
 def check_tracker(name: TrackerName) -> None:
-    """Raise MedituneError, with the install command, where the tracker's package is missing."""
+    """Raise MedituneError, with the install command, if the tracker's package is missing."""
     if name != "none" and find_spec(name) is None:
         raise MedituneError(f"train.tracker {name} needs the package {name}. Install it with: {install_command(name)}")
 

@@ -248,7 +248,7 @@ class Step:
     penalty: float = 0.0
     """Amount that L2-SP and EWC added to the loss before the step."""
     dev: float | None = None
-    """Metric on the dev split after the step; None where it wasn't measured."""
+    """Metric on the dev split after the step; None if it wasn't measured."""
 
 
 class Weights(Protocol):
@@ -319,7 +319,7 @@ def train(
     With several processes, each computes its share of every step and yields the same steps; all must call this with the
     same arguments.
 
-    Raises DivergenceError where loss or gradient aren't finite or the loss explodes; the last checkpoint then has the
+    Raises DivergenceError if loss or gradient aren't finite or the loss explodes; the last checkpoint then has the
     state before the step where that began.
     """
     model, rows, replay = loaded.model, data.rows, data.replay

@@ -101,7 +101,7 @@ def base_records(name: str) -> list[Record]:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raise ModelError where the base is a tuned model that can't be tuned further, or not with this prompt."""
+    """Raise ModelError if the base is a tuned model that can't be tuned further, or not with this prompt."""
     name, place = recipe.model.base, Path(locate(recipe.model.reference))
     if (place / ADAPTER_FILE).is_file():
         if is_virtual(place):
@@ -126,7 +126,7 @@ def check_start(recipe: Recipe) -> None:
 
 
 def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
-    """Raise DataError where `prompt.plain_cue` is set but no training answer teaches it."""
+    """Raise DataError if `prompt.plain_cue` is set but no training answer teaches it."""
     cue, name = recipe.prompt.plain_cue, recipe.model.reference
     known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
     if not cue or (known and known.plain_cue == cue):
@@ -188,7 +188,7 @@ class Plan(TrainingRows):
     further: dict[str, Any] = field(default_factory=dict)
     """Additional facts for the run's records"""
     sources: list[str] = field(default_factory=list)
-    """Source of each row; empty where rows aren't examples"""
+    """Source of each row; empty if rows aren't examples"""
 
     @property
     def epoch_rows(self) -> int:

@@ -84,9 +84,9 @@ class Audit:
         return replace(splits, train=left["train"], dev=left["dev"], test=left["test"])
 
     def note_row(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
-        """Record an entry made elsewhere, given as a ledger row and as an example to show.
+        """Record an entry that the caller made, given as a ledger row and as an example to show.
 
-        The affected rows are then also counted elsewhere and passed to `facts`.
+        The caller also counts the affected rows, and passes them to `facts`.
         """
         self.ledger.add_row(row)
         examples = self._shown[str(row["rule"])]

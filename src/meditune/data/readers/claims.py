@@ -41,11 +41,11 @@ TEST_SPLITS = {
     CITATION_INTEGRITY: ("test",),
     NLI4CT: ("test", "dev"),
 }
-"""Source -> the published splits that can be its test set, the first existing one is used. SciFact's labels of the test
-split are not published; NLI4CT's are only in the later, complete archive."""
+"""Source -> the published splits that can be its test set; the first one with rows is used. The labels of SciFact's
+test split are not published; those of NLI4CT's are only in the later, complete archive."""
 
 LEVELS = ("", "*/", "*/*/")
-"""Publishers' archives and repositories have their files in folders, such as `data`"""
+"""Folders in which files are searched for: publishers put them into subfolders such as `data`"""
 
 Maker = Callable[[Mapping[str, Any]], Sequence[Example] | str]
 """Returns the claims of a row, or the reason for rejecting it"""
@@ -79,7 +79,7 @@ def claim_of(
     group: str,
     **meta: Any,
 ) -> Example:
-    """Return a claim; `meta` without a licence gets that of the source, and values that are None are left out."""
+    """Return a claim, whose `meta` has no values that are None and, if no licence is given, the source's licence."""
     known = {"licence": LICENCES.get(source), LABEL: label} | meta
     return Example(
         id=f"{source}:{identifier}",
@@ -94,10 +94,10 @@ def claim_of(
 def official_split(
     examples: Iterable[Example], test_splits: Sequence[str] = ("test",)
 ) -> tuple[list[Example], list[Example]]:
-    """Return the other rows and the rows of the published test split, the first of `test_splits` that has rows.
+    """Return the rows of the other splits, and those of the first of `test_splits` that has any.
 
-    Other rows with a group (document, trial) of the test split are left out, as the leakage check would refuse them.
-    Raises DataError if there are no test rows.
+    Rows of other splits that share a group (document, trial) with a test row are left out, because the leakage check
+    would reject them. Raises DataError if there are no test rows.
     """
     examples = list(examples)
     stated = {example.meta.get("split") for example in examples}
@@ -164,7 +164,7 @@ def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:
         identifier, abstract = cell(row.get("doc_id")), row.get("abstract")
         problem = problem_in_text(row)
         if not problem and (not identifier or not isinstance(abstract, list)):
-            problem = "no doc_id, or an abstract that is no list of sentences"
+            problem = "no doc_id, or the abstract isn't a list of sentences"
         if problem:
             rejects.add(source, where, problem, row)
             continue

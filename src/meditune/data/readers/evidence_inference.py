@@ -35,9 +35,9 @@ NO_DIFFERENCE, INCREASED, DECREASED = DIRECTIONS = (
 PARAGRAPH_CHARACTERS = 1200
 """From a longer paragraph, only the sentences around the quotation are evidence"""
 MOST_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
-"""Longest neighbourhood: a table without sentence ends can have many thousand characters"""
+"""Maximum length of evidence from one paragraph; a table without full stops can have thousands of characters"""
 SAME_WORDS = 0.5
-"""Share of a quotation's words that must be at its offsets; some offsets are a few characters off, few are wrong"""
+"""Share of a quotation's words that must be at its offsets; some offsets are slightly off, and a few are wrong"""
 
 _PROMPT_COLUMNS = ("PromptID", "PMCID", "Outcome", "Intervention", "Comparator")
 _ANNOTATION_COLUMNS = (
@@ -65,8 +65,8 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     If the folder contains `prompts.jsonl` instead, the evidence is the abstract from `abstracts.jsonl` if it contains
     the quotation, and otherwise the quotation.
 
-    `meta` has `split` (train, validation, test), `pmcid`, `outcome`, `intervention`, `comparator` and `result`, the
-    annotators' one. Raises DataError if files or columns are missing.
+    `meta` has `split` (train, validation, test), `pmcid`, `outcome`, `intervention`, `comparator` and `result` (the
+    annotators'). Raises DataError if files or columns are missing.
     """
     needed = "Unpack v2.0.tar.gz of Evidence Inference there."
     file = find_files(path, ("prompts.jsonl", "prompts_merged.csv"), needed)[0]
@@ -193,8 +193,8 @@ def _offset(value: Any) -> int:
 def widened(article: str, quotation: str, start: int, end: int) -> str:
     """Return a quotation with the rest of its paragraph, or with the sentences around it if the paragraph is long.
 
-    `start` and `end` are the publisher's offsets in the article's text. If the quotation isn't there, it is searched;
-    an unknown quotation is returned as it is.
+    `start` and `end` are the publisher's offsets in the article's text. If the quotation isn't there, it is searched
+    for in the article; if it isn't found, it is returned unchanged.
     """
     words = set(re.findall(r"\w+", quotation.casefold()))
     there = set(re.findall(r"\w+", article[start:end].casefold())) if 0 <= start < end <= len(article) else set()

@@ -51,7 +51,7 @@ CLAIM_GUESSES: dict[str, tuple[str, ...]] = {
     "label": ("label", "verdict", "gold_label"),
     "group": ("group", "group_id", "document_id", "doc_id", "pmid"),
 }
-"""The same for files of claims"""
+"""Default column names of each field in a file of claims"""
 CLAIM_NEEDED = (("claim",), ("evidence",), ("label",))
 LABEL_WORDS: dict[str, Label] = {
     **dict.fromkeys(("supported", "supports", "support", "entailment", "entailed", "true"), "supported"),
@@ -61,7 +61,7 @@ LABEL_WORDS: dict[str, Label] = {
         "not_enough_information",
     ),
 }
-"""The words for labels that publishers use, in lower case"""
+"""Words of publishers, in lowercase -> label"""
 
 
 def columns_for(
@@ -252,7 +252,7 @@ def read(
 
     A file with columns for a claim and its evidence holds claims. Their labels are those of LABEL_WORDS or of `labels`,
     which maps the file's words to labels; rows with any other label go to `rejects`. If the file uses only two of the
-    three labels, the third is no alternative for its claims (`Example.labels`).
+    three labels, the model needn't consider the third for its claims (`Example.labels`).
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:

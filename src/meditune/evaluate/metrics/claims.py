@@ -1,4 +1,4 @@
-"""Metrics of claims: how well a model tells supported from refuted and unclear claims, and the fit of its correction.
+"""Metrics of claims: how well a model distinguishes supported, refuted and unclear claims; and its calibration.
 
 A row has `id`, `source`, `reference`, `prediction` and `logits` {label: logit}, with the labels that its source uses.
 """

@@ -16,7 +16,7 @@ GIVEN = {
     metric.name: metric
     for metric in (*decision.METRICS, *perplexity.METRICS, *text_overlap.METRICS, *faithfulness.METRICS)
 }
-"""The same metrics with the given context"""
+"""Name -> metric of the given context, from which the metrics under other conditions are derived"""
 
 
 def _metrics(condition: Condition) -> list[Metric]:

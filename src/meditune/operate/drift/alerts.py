@@ -17,8 +17,8 @@ CUTS: dict[Effect, tuple[float, float, float]] = {
     "Cohen's h": (0.2, 0.5, 0.8),
     "MMD": (0.05, 0.15, 0.3),
 }
-"""Lower bounds of small, medium and large: Romano et al. 2006, Cohen 1988, and for the MMD values that agree with these
-two on the same streams (`benchmarks/drift.py`)
+"""Lower bounds of small, medium and large effects. The first two rows are from Romano et al. 2006 and Cohen 1988; the
+bounds of the MMD agree with them on the same streams (`benchmarks/drift.py`).
 """
 STEP = 10
 """Number of requests between measurements of an open alert"""

@@ -2,8 +2,9 @@
 
 Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
 spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
-MOST_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run
-with the same canaries right as the previous run is no new look. A failed `critical` canary raises an alert at once.
+MOST_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run in
+which exactly the same canaries are right as in the previous one doesn't count as a look. A failed `critical` canary
+raises an alert at once.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def keep(run: dict[str, Any], path: Path) -> None:
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     """Compare the last run with the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`,
-    and `since`, the time from which on all current failures have been failing.
+    and `since`, the time since which all canaries that fail now have been failing.
 
     With a registry's `version`, only answers of that version in the last run count. Raises DataError if there is no
     run.

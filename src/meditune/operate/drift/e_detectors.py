@@ -60,9 +60,9 @@ def number_bets(p: Floats) -> Floats:
 
 
 def share_bets(p: Floats, shares: Floats) -> Floats:
-    """Return (k, 5) what bets on the shares (k,) of categories having changed by ODDS pay for p-values (k,).
+    """Return the (k, 5) payoffs, for p-values (k,), of bets that the categories' shares (k,) changed by ODDS.
 
-    `shares` are the fixed ones of the reference: bets that depend on the pool wouldn't be independent of earlier ones.
+    `shares` are fixed, those of the reference: bets that depend on the pool wouldn't be independent of earlier bets.
     """
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)

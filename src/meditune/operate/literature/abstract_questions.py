@@ -1,4 +1,4 @@
-"""Training pairs from structured abstracts, in the way of PubMedQA (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
+"""Training pairs from structured abstracts, built like PubMedQA's (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
 
 The title is the question or is turned into one, the conclusion is the answer, and the other sections are the context.
 Test items are kept out, by PubMed id and by text. The card in the library's folder describes the pairs.
@@ -174,9 +174,7 @@ def _is_plural(word: str) -> bool:
 
 
 def _small(subject: str, written: str) -> str:
-    """Return the subject with its first word in lowercase, if the text writes it so or it is an English word and no
-    name.
-    """
+    """Return the subject, with its first word in lowercase if the text has it so or it is an English word."""
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
     is_word = small.isalpha() and small.islower() and rarity(small) < 1

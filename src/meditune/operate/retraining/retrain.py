@@ -48,7 +48,8 @@ OWN, SAMPLE = "own", "sample"
 def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
     """Return the recipe that continues from the version in the folder `parent` (splits `old`) with `files` of new rows.
 
-    The same share of test items is answered as before. `synthetic` says whether the old rows are the synthetic sample.
+    Long answers are measured on the same share of test items as before. `synthetic` says whether the old rows are the
+    synthetic sample.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
     keys = plain(before)

@@ -1,8 +1,8 @@
 """Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
 
 A change in the questions is not a version's fault. A trial's answers are compared with those of the current version to
-the same share of questions at the same time. Alerts about inputs never cause a rollback. A version that was rolled back
-to stays.
+the same share of questions at the same time. Alerts about inputs never cause a rollback. A version that a rollback
+restored isn't rolled back.
 """
 
 from __future__ import annotations

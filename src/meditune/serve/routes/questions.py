@@ -109,7 +109,7 @@ class _AnswerRun:
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """Yield the assistant's events, and put its token counts into `count`.
 
-        The assistant runs in one of these threads (None: the event loop's). If the client disconnects, it is cancelled.
+        The assistant runs in one of `threads`, by default the event loop's. If the client disconnects, it is cancelled.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | None] = asyncio.Queue()

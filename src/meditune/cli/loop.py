@@ -177,7 +177,7 @@ def parameters(command: TyperCommand) -> dict[str, Any]:
 
 
 def words(command: TyperCommand, options: Options) -> list[str]:
-    """Return options as words of a command line; a list repeats its option, and false or an empty list omit it."""
+    """Return options as words of a command line: one option for each item of a list, and none for false."""
     known = parameters(command)
     flags: list[str] = []
     arguments: list[str] = []

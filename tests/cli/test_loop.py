@@ -13,9 +13,9 @@ import pytest
 import typer.main
 
 from meditune import model_registry
-from meditune.cli import scheduler
+from meditune.cli import loop
+from meditune.cli.loop import FILE, Config, StageState, load_states, run, run_stage
 from meditune.cli.main import cli_app
-from meditune.cli.scheduler import FILE, Config, StageState, load_states, run, run_stage
 from meditune.errors import DriftError
 from meditune.model_registry import Registry, Trial
 from meditune.store.answers import Answer, Answers
@@ -242,12 +242,12 @@ def test_any_error_of_a_stage_is_recorded_and_stops_no_other(
 ) -> None:
     real = run_stage
 
-    def broken(config: Config, name: str) -> tuple[scheduler.Outcome, str]:
+    def broken(config: Config, name: str) -> tuple[loop.Outcome, str]:
         if name == "queue":
             raise error
         return real(config, name)
 
-    monkeypatch.setattr(scheduler, "run_stage", broken)
+    monkeypatch.setattr(loop, "run_stage", broken)
     SQLiteDatabase(tmp_path / "store")
     lines: list[str] = []
     assert run(loop_config, lines.append, once=True) == failed
