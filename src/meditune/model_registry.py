@@ -324,7 +324,7 @@ class Registry:
             with replace_folder(self.place(id)) as partial:
                 copy_run(run, partial)
                 stored_data(partial / "data")
-                made = Version(
+                version = Version(
                     id,
                     utc_now(),
                     str(run.resolve()),
@@ -340,10 +340,10 @@ class Registry:
                     note,
                     list_files(partial),
                 )
-                digest = write_version(partial, made)
+                digest = write_version(partial, version)
             now = replace(was, versions=was.versions | {id: digest}).with_event("added", id, note)
             write(self.folder, now)
-        return made
+        return version
 
     def promote(self, id: str, why: str = "", force: bool = False) -> None:
         """Make this version the served one, and end its trial.

@@ -122,9 +122,9 @@ def span(name: str) -> Iterator[Span]:
     if _Tracing.tracer is None:
         yield Span()
         return
-    made = _Tracing.tracer.start_span(name)
-    with _ended(made):
-        yield made
+    trace_span = _Tracing.tracer.start_span(name)
+    with _ended(trace_span):
+        yield trace_span
 
 
 @contextmanager
@@ -137,21 +137,21 @@ def request(headers: Mapping[str, str]) -> Iterator[tuple[Span, str]]:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     above = TraceContextTextMapPropagator().extract(dict(headers))
-    made = _Tracing.tracer.start_span("request", context=above, kind=SpanKind.SERVER)
-    with _ended(made), use_span(made, record_exception=False, set_status_on_exception=False):
-        yield made, f"{made.get_span_context().trace_id:032x}"
+    trace_span = _Tracing.tracer.start_span("request", context=above, kind=SpanKind.SERVER)
+    with _ended(trace_span), use_span(trace_span, record_exception=False, set_status_on_exception=False):
+        yield trace_span, f"{trace_span.get_span_context().trace_id:032x}"
 
 
 @contextmanager
-def _ended(made: Any) -> Iterator[None]:
+def _ended(trace_span: Any) -> Iterator[None]:
     from opentelemetry.trace import Status, StatusCode
 
     try:
         yield
     except BaseException as error:
         # Messages may hold what people asked.
-        made.set_attribute("error.type", type(error).__name__)
-        made.set_status(Status(StatusCode.ERROR))
+        trace_span.set_attribute("error.type", type(error).__name__)
+        trace_span.set_status(Status(StatusCode.ERROR))
         raise
     finally:
-        made.end()
+        trace_span.end()

@@ -39,8 +39,8 @@ class Progress:
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        shown = not self._terminal and self._shown == self.done
-        if time.monotonic() - self._started >= QUIET_SECONDS and not shown:
+        printed = not self._terminal and self._shown == self.done
+        if time.monotonic() - self._started >= QUIET_SECONDS and not printed:
             self._show(end="\n")
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:

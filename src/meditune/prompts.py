@@ -246,10 +246,10 @@ class Encoder:
         """Return the example without the retrieved passages that don't fit, and their number."""
         if RANKS not in example.meta:
             return example, 0
-        fitted, whole = example, count(example)
+        fitted, total = example, count(example)
         while count(fitted) > 1 and len(self._start(self._text(fitted, task))) > room:
             fitted = with_best(fitted, count(fitted) - 1)
-        return fitted, whole - count(fitted)
+        return fitted, total - count(fitted)
 
     def _text(self, example: Example, task: Task) -> str:
         return prompt_text(self.format, example.question, example.context, task, example.style)
@@ -302,7 +302,7 @@ def _without(pieces: list[tuple[int, str]], head: int, dropped: int) -> list[tup
 
 def _rejoined(context: tuple[Passage, ...], pieces: list[tuple[int, str]]) -> tuple[Passage, ...]:
     """Return the passages reduced to the given sentences, each of which comes with the index of its passage."""
-    kept: dict[int, list[str]] = {}
+    by_passage: dict[int, list[str]] = {}
     for index, text in pieces:
-        kept.setdefault(index, []).append(text)
-    return tuple(context[index].model_copy(update={"text": " ".join(texts)}) for index, texts in kept.items())
+        by_passage.setdefault(index, []).append(text)
+    return tuple(context[index].model_copy(update={"text": " ".join(texts)}) for index, texts in by_passage.items())

@@ -105,13 +105,13 @@ class IndexSearch:
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
         """Return the best `k` documents, best first, without those of groups in `hidden`."""
-        wanted = k
+        limit = k
         while True:
-            hits = self.index.search(question, wanted).hits
+            hits = self.index.search(question, limit).hits
             found = [hit for hit in hits if hit.passage.group not in hidden]
-            if len(found) >= k or len(hits) < wanted or wanted >= 50 * k:
+            if len(found) >= k or len(hits) < limit or limit >= 50 * k:
                 break
-            wanted *= 3
+            limit *= 3
         return [document for hit in found[:k] if (document := self._shown(hit)).sections]
 
     def _shown(self, hit: Any) -> Document:
@@ -250,14 +250,14 @@ def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[s
     document of pubmedqa:123.
     """
     known = {retrieved_passages.publishers_id(document) for document in documents}
-    there = [row for row in rows.values() if retrieved_passages.publishers_id(row["id"]) in known]
+    matching = [row for row in rows.values() if retrieved_passages.publishers_id(row["id"]) in known]
     ranks: dict[str, int] = {}
-    for row in there:
+    for row in matching:
         for rank, passage in enumerate(row["passages"], start=1):
             if retrieved_passages.is_own(passage, row["id"]):
                 ranks[str(rank)] = ranks.get(str(rank), 0) + 1
                 break
-    return {"items": len(there), "ranks": dict(sorted(ranks.items(), key=lambda pair: int(pair[0])))}
+    return {"items": len(matching), "ranks": dict(sorted(ranks.items(), key=lambda pair: int(pair[0])))}
 
 
 def _noting(passages: Any, documents: set[str]) -> Any:
@@ -296,8 +296,8 @@ def _row(
     example: Example, place: PassageSearch, right: bool, unseen: Collection[str], recipe: Recipe
 ) -> dict[str, Any]:
     spec = recipe.train.retrieve
-    wanted = spec.passages - right
-    others = place.search(example.question, wanted, {*unseen, example.group}) if wanted else []
+    limit = spec.passages - right
+    others = place.search(example.question, limit, {*unseen, example.group}) if limit else []
     sections = own_passages(example, recipe.prompt)
     own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
     # If space is short, the own passage is left out last, and the best of the others before it.

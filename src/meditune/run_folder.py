@@ -47,7 +47,7 @@ def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bo
     """
     from filelock import FileLock, Timeout
 
-    made = not folder.exists()
+    is_new = not folder.exists()
     _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -63,7 +63,7 @@ def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bo
     finally:
         if not (folder / RECIPE).is_file():
             (folder / LOCK).unlink(missing_ok=True)
-            if made:
+            if is_new:
                 folder.rmdir()
         lock.release()
 
@@ -185,8 +185,10 @@ def refuse_unfinished(folder: Path) -> None:
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
     # Grades and ratings may be added later, and for one model only; dev claims are the tuned model's.
     later = {*GRADERS, *BY_PASSAGES, "rating", "dev_claim"}
-    made = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
-    base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
+    required = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
+    base, tuned = (
+        {kind for name, kind in predicted if name == model and kind in required} for model in ("base", "tuned")
+    )
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
             f"{folder} holds a run that isn't finished. Resume it with: "

@@ -273,9 +273,9 @@ class SentenceChecker:
         citations: tuple[Citation, ...] = ()
         score = 0.0
         if self._citer is not None:
-            with span("check") as made:
+            with span("check") as trace_span:
                 support = self._citer.judge(text)
-                made.set_attribute("meditune.supported", bool(support.places))
+                trace_span.set_attribute("meditune.supported", bool(support.places))
             quotes = zip(support.places, support.words, strict=True)
             citations = tuple(Citation(place + 1, quote) for place, quote in quotes)
             score = round(support.score, 4)
@@ -379,9 +379,9 @@ class Assistant:
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
         """Return how to handle a message; `before` holds earlier messages of the same person, oldest first."""
-        with span("triage") as made:
+        with span("triage") as trace_span:
             found = triage(question, self._numbers, before, self._classifier)
-            made.set_attribute("meditune.action", found.action)
+            trace_span.set_attribute("meditune.action", found.action)
             return found
 
     def _answer(
@@ -396,9 +396,9 @@ class Assistant:
         question, style = found.question, progress.style
         for text in found.remarks:
             yield progress.add_notice(Notice("remark", text))
-        with span("retrieve") as made:
+        with span("retrieve") as trace_span:
             retrieved = self._retrieve(question, style, k, sources)
-            made.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
+            trace_span.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
         yield progress.add_retrieved(retrieved, self.settings.on_this_machine)
         if found.action == "bound":
             yield from progress.add_lead(found)

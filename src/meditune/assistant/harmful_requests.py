@@ -88,8 +88,8 @@ def without_instructions(message: str) -> tuple[str, int]:
     The message is empty if it consists only of such sentences.
     """
     every = [sentence for line in message.splitlines() for sentence in sentences(line)]
-    kept = [sentence for sentence in every if not is_override(sentence)]
-    return (message, 0) if len(kept) == len(every) else (" ".join(kept), len(every) - len(kept))
+    remaining = [sentence for sentence in every if not is_override(sentence)]
+    return (message, 0) if len(remaining) == len(every) else (" ".join(remaining), len(every) - len(remaining))
 
 
 def _is_health_word(word: str) -> bool:

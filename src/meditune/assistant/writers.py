@@ -102,8 +102,8 @@ class EngineWriter:
 
     def _generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Chunks:
         chunks: queue.Queue[GenerationChunk] = queue.Queue()
-        with span("generate") as made:
-            made.set_attribute("meditune.prompt_tokens", len(request.prompt))
+        with span("generate") as trace_span:
+            trace_span.set_attribute("meditune.prompt_tokens", len(request.prompt))
             running = self.engine.start(request, chunks.put)
             try:
                 while True:

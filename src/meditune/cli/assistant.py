@@ -105,16 +105,16 @@ def answer_lines(answer: Answer) -> Iterator[str]:
     """
     from meditune.prompts import LIMITS
 
-    shown = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
+    displayed = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
     leads = [each.text for each in answer.notices if each.level == "limit"]
-    yield from _wrapped("\n\n".join((*leads, " ".join(map(_with_citations, shown)))) if shown else answer.text)
-    withheld = Counter(each.why for each in answer.sentences if not each.shown) if shown else Counter()
+    yield from _wrapped("\n\n".join((*leads, " ".join(map(_with_citations, displayed)))) if displayed else answer.text)
+    withheld = Counter(each.why for each in answer.sentences if not each.shown) if displayed else Counter()
     for why, count in withheld.items():
         yield from ("", f"Left out: {counted(count, 'sentence')}{' that' if count == 1 else ', each of which'} {why}.")
     if answer.decision:
         shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.decision.probabilities.items())
         yield from ("", f"As a yes/no question: {answer.decision.answer or 'not certain enough'} ({shares})")
-    cited = {citation.number for sentence in shown for citation in sentence.citations}
+    cited = {citation.number for sentence in displayed for citation in sentence.citations}
     sources = [each for each in answer.sources if each.number in cited or answer.outcome == "abstained"]
     if sources:
         yield from ("", "Sources" if cited else "The sources found:")
@@ -230,8 +230,8 @@ def build(
     from meditune.retrieve.storage import index_storage
 
     chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
-    made, changes = make(index_storage(output), chosen, load_encoder(embedding or DEFAULT), replace)
-    _print_changes(made, changes, output)
+    manifest, changes = make(index_storage(output), chosen, load_encoder(embedding or DEFAULT), replace)
+    _print_changes(manifest, changes, output)
 
 
 @app.command()
@@ -260,8 +260,8 @@ def update(
 
     where = index_storage(index)
     name = embedding or read_manifest(where).embedding["name"]
-    made, changes = bring_up(where, _collections(source, documents, pubmed), load_encoder(name), remove or ())
-    _print_changes(made, changes, index)
+    manifest, changes = bring_up(where, _collections(source, documents, pubmed), load_encoder(name), remove or ())
+    _print_changes(manifest, changes, index)
 
 
 @app.command()
@@ -355,16 +355,16 @@ def _collections(sources: list[str] | None, documents: list[str] | None, pubmed:
     ]
 
 
-def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
+def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
     for source, reasons in changes.left_out.items():
         for reason, count in reasons.items():
             some = changes.where.get((source, reason), [])
             more = ", ..." if count > len(some) else ""
             typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
-    for name in made.restricted:
+    for name in manifest.restricted:
         typer.echo(f"{name} is restricted: its licence forbids sharing this index or its passages.")
     typer.echo(
-        f"{counted(made.passages, 'passage')} of {counted(made.documents, 'document')}: "
+        f"{counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}: "
         f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
         f"{changes.kept:,} unchanged."
     )

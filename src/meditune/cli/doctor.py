@@ -221,8 +221,8 @@ def _missing(source: Source) -> Finding:
 
 
 def _models(registry: Finding) -> Iterator[Finding]:
-    here = [name for name, model in CATALOGUE.items() if where(model) == HERE]
-    yield Finding("Local models", ", ".join(here) or "none")
+    local_models = [name for name, model in CATALOGUE.items() if where(model) == HERE]
+    yield Finding("Local models", ", ".join(local_models) or "none")
     base = CATALOGUE[load_recipe("quickstart").recipe.model.base]
     source = where(base)
     if source == HERE:

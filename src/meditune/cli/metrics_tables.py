@@ -44,17 +44,17 @@ def _short_names(names: list[str]) -> dict[str, str]:
     return last if len(set(last.values())) == len(names) else {name: name for name in names}
 
 
-def _print_changes(rows: list[dict[str, Any]], shown: int) -> None:
+def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
     out = console()
     for kind, counts in count_changes(rows).items():
         what = "decisions" if kind == "decision" else "written answers (by ROUGE-L)"
         out.print(f"Changed {what}: {counts['gained']} gained, {counts['lost']} lost, {counts['neither']} neither.")
-    lost = [row for row in rows if row["change"] == "lost"][:shown]
-    gained = [row for row in rows[::-1] if row["change"] == "gained"][:shown]
+    lost = [row for row in rows if row["change"] == "lost"][:limit]
+    gained = [row for row in rows[::-1] if row["change"] == "gained"][:limit]
     for row in (*lost, *gained):
-        said = f"{_short(row['base'])} -> {_short(row['tuned'])} (reference: {_short(row['reference'])})"
+        comparison = f"{_short(row['base'])} -> {_short(row['tuned'])} (reference: {_short(row['reference'])})"
         out.print(f"  {row['change']}  {row['id']}  {_short(row['question'], 80)}", markup=False)
-        out.print(f"        {said}", markup=False, style="dim")
+        out.print(f"        {comparison}", markup=False, style="dim")
 
 
 def _short(text: str | None, most: int = 60) -> str:
@@ -226,7 +226,7 @@ def print_worse(result: dict[str, Any]) -> None:
     if not result["worse"]:
         console().print("[green]No metric got worse.[/]")
         return
-    shown: list[str] = []
+    significant: list[str] = []
     noise: list[str] = []
     within: list[str] = []
     for name in result["worse"]:
@@ -236,8 +236,8 @@ def print_worse(result: dict[str, Any]) -> None:
         if row["better"] is not False and is_shown(row) is False:
             within.append(f"{moved} (references {_references(row, digits) or 'not graded'})")
         else:
-            (shown if row["better"] is False else noise).append(moved)
-    parts = [f"SIGNIFICANTLY WORSE: {'; '.join(shown)}"] if shown else []
+            (significant if row["better"] is False else noise).append(moved)
+    parts = [f"SIGNIFICANTLY WORSE: {'; '.join(significant)}"] if significant else []
     parts += [f"WORSE, but not beyond the references: {'; '.join(within)}"] if within else []
     parts += [f"WORSE, but no significant change: {'; '.join(noise)}"] if noise else []
     console().print(f"[bold red]{'. '.join(parts)}[/]")

@@ -218,8 +218,8 @@ def print_pruning(facts: dict[str, Any]) -> None:
     print_table(("", "before", "after", "change"), cells)
     out = console()
     if "removed_layers" in facts:
-        shown = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
-        out.print(f"Removed layers, counted from 0, with their influence: {shown}.")
+        removed = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
+        out.print(f"Removed layers, counted from 0, with their influence: {removed}.")
     for remark in facts["remarks"]:
         out.print(remark)
 

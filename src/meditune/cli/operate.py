@@ -56,10 +56,10 @@ def fit(
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
-    made = reference.save(fit_reference(RequestSource(where), last, embedding, seed), output)
-    typer.echo(f"Reference of {made.about['requests']:,} requests: {output.resolve()}")
-    typer.echo(f"Watched: {', '.join(made.signals)}")
-    for remark in made.about["remarks"]:
+    fitted = reference.save(fit_reference(RequestSource(where), last, embedding, seed), output)
+    typer.echo(f"Reference of {fitted.about['requests']:,} requests: {output.resolve()}")
+    typer.echo(f"Watched: {', '.join(fitted.signals)}")
+    for remark in fitted.about["remarks"]:
         typer.echo(f"Note: {remark}", err=True)
 
 
@@ -107,11 +107,11 @@ def check(
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
-    said = drift_report.as_dict(found) | {"canary": verdict}
+    result = drift_report.as_dict(found) | {"canary": verdict}
     if json:
         from json import dumps
 
-        typer.echo(dumps(said, ensure_ascii=False, indent=2))
+        typer.echo(dumps(result, ensure_ascii=False, indent=2))
     else:
         for line in [*drift_report.lines(found), *(canaries.lines(verdict) if verdict else ())]:
             typer.echo(line)
@@ -176,11 +176,11 @@ def _notify(found: CheckResult, verdict: dict[str, object] | None, reference: Pa
 
 def _refuse(found: CheckResult, verdict: dict[str, object] | None) -> None:
     """Raise DriftError, which names every open alert."""
-    said = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in found.monitor.alerts()]
+    reasons = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in found.monitor.alerts()]
     if verdict and verdict["alert"]:
-        said.append(f"canaries: {verdict['said']}")
-    if said:
-        raise DriftError("Drift: " + " ".join(said))
+        reasons.append(f"canaries: {verdict['said']}")
+    if reasons:
+        raise DriftError("Drift: " + " ".join(reasons))
 
 
 SHOWN = 10
@@ -250,7 +250,7 @@ def update(
 
     if since and not _DATE.fullmatch(since):
         raise DataError(f"--since {since}: write the date as in 2026-01-31.")
-    wanted = literature_update.Wanted(
+    options = literature_update.Wanted(
         queries=tuple(query or ()),
         since=since,
         files=files,
@@ -263,7 +263,7 @@ def update(
         store=store,
         tests=tuple(tests or ()),
     )
-    report = literature_update.update(library, wanted)
+    report = literature_update.update(library, options)
     for line in lines(report, library):
         typer.echo(line)
     for failure in report.failures[:-1]:
@@ -278,34 +278,34 @@ def lines(report: Report, library: Path) -> list[str]:
 
 
 def _taken(report: Report) -> list[str]:
-    said = [f"PubMed, {term}: {counted(count, 'article')} added or revised." for term, count in report.read.items()]
+    messages = [f"PubMed, {term}: {counted(count, 'article')} added or revised." for term, count in report.read.items()]
     if report.files:
         span = report.files[0] if len(report.files) == 1 else f"{report.files[0]} to {report.files[-1]}"
-        said.append(f"Update files applied: {len(report.files):,} ({span}).")
+        messages.append(f"Update files applied: {len(report.files):,} ({span}).")
     done = ", ".join(f"{count:,} {what}" for what, count in report.counts.most_common() if what != "out" and count)
     if done:
-        said.append(f"Articles: {done}.")
+        messages.append(f"Articles: {done}.")
     for reason, count in report.left_out.most_common():
-        said.append(f"Left out: {count:,} {reason}")
+        messages.append(f"Left out: {count:,} {reason}")
     for reason, count in report.set_aside.most_common():
-        said.append(f"Set aside: {count:,} {reason}")
-    return said
+        messages.append(f"Set aside: {count:,} {reason}")
+    return messages
 
 
 def _retracted(report: Report) -> list[str]:
-    said = [
+    messages = [
         f"RETRACTED: PMID {row['pmid']}"
         + (f" (notice: PMID {row['notice']})" if row["notice"] else "")
         + (f": {row['title']}" if row["title"] else "")
         for row in report.retracted[:SHOWN]
     ]
     more = len(report.retracted) - SHOWN
-    said += [f"... and {more:,} more"] if more > 0 else []
+    messages += [f"... and {more:,} more"] if more > 0 else []
     if report.flagged:
         answers = len({flag.answer for flag in report.flagged})
-        said.append(f"FLAGGED: {counted(answers, 'stored answer')} cited retracted articles; see flagged.jsonl.")
-        said += [flag.sentence for flag in report.flagged[:SHOWN]]
-    return said
+        messages.append(f"FLAGGED: {counted(answers, 'stored answer')} cited retracted articles; see flagged.jsonl.")
+        messages += [flag.sentence for flag in report.flagged[:SHOWN]]
+    return messages
 
 
 def _library(report: Report, library: Path) -> list[str]:
@@ -318,24 +318,24 @@ def _library(report: Report, library: Path) -> list[str]:
 def _index(report: Report) -> list[str]:
     if report.index is None:
         return []
-    made, changes = report.index
+    manifest, changes = report.index
     return [
         *(f"Not indexed of {name}: {n:,} {why}" for name, some in changes.left_out.items() for why, n in some.items()),
-        f"Index: {counted(made.passages, 'passage')} of {counted(made.documents, 'document')}; {changes.added:,} new, "
-        f"{changes.changed:,} changed, {changes.removed:,} removed.",
+        f"Index: {counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}; "
+        f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed.",
     ]
 
 
 def _pairs(report: Report, library: Path) -> list[str]:
     if report.pairs is None:
         return []
-    made, file = report.pairs, library / "pairs.jsonl"
-    kept_out = f"; {len(made.kept_out):,} excluded as test items" if made.kept_out else ""
-    if not made.examples:
+    pairs, file = report.pairs, library / "pairs.jsonl"
+    kept_out = f"; {len(pairs.kept_out):,} excluded as test items" if pairs.kept_out else ""
+    if not pairs.examples:
         return [f"Pairs: none{kept_out}. {library / 'README.md'} explains why."]
-    decisions = ", ".join(f"{count:,} {name}" for name, count in made.decisions.most_common())
+    decisions = ", ".join(f"{count:,} {name}" for name, count in pairs.decisions.most_common())
     return [
-        f"Pairs: {len(made.examples):,} in {file} (decisions: {decisions}){kept_out}.",
+        f"Pairs: {len(pairs.examples):,} in {file} (decisions: {decisions}){kept_out}.",
         f"Train on them: --set 'data.sources=[{{name: own, path: {file.resolve()}}}]'",
     ]
 
@@ -405,7 +405,7 @@ def queue(
     """
     from meditune.operate.active_learning import annotation_queue
 
-    wanted = annotation_queue.Wanted(
+    options = annotation_queue.Wanted(
         budget=budget,
         strategy=strategy,
         known=tuple(known or ()),
@@ -419,7 +419,7 @@ def queue(
         overlap=overlap,
         seed=seed,
     )
-    found = annotation_queue.queue(places, output, wanted)
+    found = annotation_queue.queue(places, output, options)
     if json:
         typer.echo(as_json(found, output))
         return
@@ -473,13 +473,13 @@ def queue_lines(found: Queued, most: int) -> Iterator[str]:
 
 def as_json(found: Queued, folder: Path) -> str:
     """Return a JSON object with `folder`, `pool`, `chosen` and `remarks`."""
-    said = {
+    content = {
         "folder": str(folder.resolve()),
         "pool": found.pool,
         "chosen": [as_dict(each) for each in found.chosen],
         "remarks": found.remarks,
     }
-    return json.dumps(said, ensure_ascii=False, indent=2)
+    return json.dumps(content, ensure_ascii=False, indent=2)
 
 
 def as_dict(chosen: Chosen) -> dict[str, Any]:

@@ -68,11 +68,11 @@ def add(
     Guide: docs/how-to/retrain-and-release.md.
     """
     found = _registry(registry)
-    made = found.add(run, tuple(parent or ()), note=note)
-    typer.echo(f"{made.id}: {(found.place(made.id)).resolve()}")
+    version = found.add(run, tuple(parent or ()), note=note)
+    typer.echo(f"{version.id}: {(found.place(version.id)).resolve()}")
     if found.state().current is None:
-        found.promote(made.id, "the first version")
-        typer.echo(f"{made.id} is served from now on, as the first version.")
+        found.promote(version.id, "the first version")
+        typer.echo(f"{version.id} is served from now on, as the first version.")
 
 
 @registry_app.command()
@@ -236,11 +236,11 @@ def retrain(
 
     # The empty name stands for callers without a key.
     trusted = tuple(key for key in trust or () if key)
-    wanted = Wanted(store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index)
-    if wanted.is_empty:
+    sources = Wanted(store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index)
+    if sources.is_empty:
         raise DataError("There are no new data. Give --store, --labels, --queue or --literature.")
     options = retraining.Options(
-        wanted,
+        sources,
         Shares(held_out, dev_share, replay),
         tuple(overrides or ()),
         decisions,
@@ -345,8 +345,8 @@ def details(registry: Registry, id: str) -> Iterator[str]:
     yield from _judged(found)
     wrong = damaged_files(registry.place(id), found)
     total = sum(row["bytes"] for row in found.files.values()) / 1e6
-    whole = f"DAMAGED: {wrong}" if wrong else "undamaged"
-    yield f"Files: {len(found.files)}, {total:.1f} MB, {whole}; weights {found.weights}"
+    condition = f"DAMAGED: {wrong}" if wrong else "undamaged"
+    yield f"Files: {len(found.files)}, {total:.1f} MB, {condition}; weights {found.weights}"
     for event in state.history:
         if event.version == id:
             why = f": {event.why}" if event.why else ""

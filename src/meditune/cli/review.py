@@ -52,10 +52,12 @@ def create(
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
-    made = make(run, folder, questions, axes, raters, overlap, seed)
-    typer.echo(f"{made['answers']} answers to {made['questions']} questions, in random order, with hidden origin.")
-    if made["alike"]:
-        typer.echo(f"{made['alike']} of them come from more than one of base, tuned and reference; each is rated once.")
+    counts = make(run, folder, questions, axes, raters, overlap, seed)
+    typer.echo(f"{counts['answers']} answers to {counts['questions']} questions, in random order, with hidden origin.")
+    if counts["alike"]:
+        typer.echo(
+            f"{counts['alike']} of them come from more than one of base, tuned and reference; each is rated once."
+        )
     typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
 
 
@@ -145,9 +147,9 @@ def pairs(
     """
     from meditune.review.results import write_pairs
 
-    made = write_pairs(folder, output, margin, per_question)
-    typer.echo(f"{made.rated} pairs of rated answers, {made.corrected} with an answer that a rater wrote.")
-    for reason, count in made.left_out.items():
+    summary = write_pairs(folder, output, margin, per_question)
+    typer.echo(f"{summary.rated} pairs of rated answers, {summary.corrected} with an answer that a rater wrote.")
+    for reason, count in summary.left_out.items():
         typer.echo(f"Left out: {count} {reason}")
     typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs of questions that it tests on.")
 
@@ -187,9 +189,9 @@ def _difference(row: dict[str, Any] | None) -> tuple[str, str, str, str]:
         return "", "", "", ""
     low, high = row["ci95"]
     p = row.get("p_holm")
-    shown = "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    p_text = "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
     verdict = None if row["better"] and p is not None and p >= LEVEL else row["better"]
-    return f"{row['delta']:+.1f}", f"{low:+.1f} to {high:+.1f}", shown, VERDICTS[verdict]
+    return f"{row['delta']:+.1f}", f"{low:+.1f} to {high:+.1f}", p_text, VERDICTS[verdict]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -248,16 +250,16 @@ def create_annotation_set(
     from meditune.review.annotation_set import Wanted
     from meditune.review.annotation_set import create as make
 
-    made = make(
+    counts = make(
         source,
         output,
         Wanted(rows, sample, strata, raters, overlap, shared, gold, planted, test, seed, tuple(overrides or ())),
     )
-    typer.echo(f"{made.rows} rows to check, and {made.known} known items among them.")
+    typer.echo(f"{counts.rows} rows to check, and {counts.known} known items among them.")
     for count, what in (
-        (made.decided, "rows were checked before and aren't included again."),
-        (made.rejected, "rows of the table couldn't be read."),
-        (made.restricted, "rows are restricted: only people who may read that data may check them."),
+        (counts.decided, "rows were checked before and aren't included again."),
+        (counts.rejected, "rows of the table couldn't be read."),
+        (counts.restricted, "rows are restricted: only people who may read that data may check them."),
     ):
         if count:
             typer.echo(f"{count} {what}")
@@ -353,8 +355,8 @@ def import_annotations(
         taken = take(folder, file, VALIDATE)
         typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
     if output is not None:
-        made = write_decisions(folder, output, without or (), without_careless)
-        typer.echo(f"{made.decided} rows decided, {made.undecided} undecided; {made.others} of other sets kept.")
+        counts = write_decisions(folder, output, without or (), without_careless)
+        typer.echo(f"{counts.decided} rows decided, {counts.undecided} undecided; {counts.others} of other sets kept.")
         typer.echo(f"Decisions: {output.resolve()}. Use them: --set data.decisions={output}")
 
 

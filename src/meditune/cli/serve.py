@@ -290,8 +290,8 @@ def show(store: Store = None) -> None:
             f"{key.per_minute} a minute" if key.per_minute else "",
             f"{key.daily_tokens:,} tokens a day" if key.daily_tokens else "",
         ]
-        made = datetime.fromtimestamp(key.created).date()
-        words = [key.id, key.state, str(made), key.name, ",".join(sorted(key.scopes)), *limits]
+        created = datetime.fromtimestamp(key.created).date()
+        words = [key.id, key.state, str(created), key.name, ",".join(sorted(key.scopes)), *limits]
         typer.echo("  ".join(word for word in words if word))
 
 
@@ -429,8 +429,8 @@ def _print_check(settings: Settings, place: Place, store: str, allow_anonymous: 
     with TemporaryDirectory() as nowhere:
         known = _keys(store if exists(store) else nowhere)
         settings = safe(settings, place, known, allow_anonymous)
-        made = known.all()
-    found = findings(settings, place, made, store, time.time(), classifier_error())
+        stored_keys = known.all()
+    found = findings(settings, place, stored_keys, store, time.time(), classifier_error())
     for finding in found:
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)

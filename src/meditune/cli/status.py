@@ -185,8 +185,8 @@ def _updates(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"last update   {_when(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
 
 
-def _share(part: float, whole: float) -> str:
-    return f" ({100 * part / whole:.1f} %)" if whole else ""
+def _share(part: float, total: float) -> str:
+    return f" ({100 * part / total:.1f} %)" if total else ""
 
 
 def _s(value: float | None) -> str:

@@ -85,10 +85,10 @@ class _Draft:
         key = self._key(_present_name(name.strip()))
         if key is None:
             return
-        here = recipe_keys.slot(key)
-        if here and here.is_text and not text.lstrip().startswith(("'", '"')):
+        slot = recipe_keys.slot(key)
+        if slot and slot.is_text and not text.lstrip().startswith(("'", '"')):
             # Shells remove quotes, and YAML would read "Question:" or "2024" as something other than text.
-            value: Any = None if here.may_be_null and text.strip() in {"", "~", "null"} else text
+            value: Any = None if slot.may_be_null and text.strip() in {"", "~", "null"} else text
         else:
             try:
                 document = Document(text)
@@ -116,12 +116,12 @@ class _Draft:
     def _key(self, name: str) -> Key | None:
         """Return the key of a dotted name; if there is none, record the problem and return None."""
         key: Key = ()
-        here = recipe_keys.ROOT
+        slot = recipe_keys.ROOT
         for part in name.split("."):
-            step = int(part) if here.is_list and re.fullmatch(r"[0-9]{1,6}", part) else part
+            step = int(part) if slot.is_list and re.fullmatch(r"[0-9]{1,6}", part) else part
             key = (*key, step)
             # A removed key may have any value here; `resolve` checks it.
-            inside = here.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
+            inside = slot.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
             if inside is None:
                 removed = dotted(key[:-1])
                 if removed in REMOVED:
@@ -129,23 +129,23 @@ class _Draft:
                 else:
                     self._refuse(key, recipe_keys.unknown(key))
                 return None
-            here = inside
+            slot = inside
         return key
 
     def _assign(self, key: Key, value: Any) -> None:
-        here = recipe_keys.slot(key)
-        if here and here.group and isinstance(value, dict) and not isinstance(key[-1], int):
+        slot = recipe_keys.slot(key)
+        if slot and slot.group and isinstance(value, dict) and not isinstance(key[-1], int):
             # The group's other keys keep their values; an item of a list is replaced as a whole.
             for name, inner_value in value.items():
                 inner = (*key, name)
                 if dotted(inner) in RENAMED:
                     inner = _split(_present_name(dotted(inner)))
-                if here.inside(inner[-1]) is None and dotted(inner) not in REMOVED:
+                if slot.inside(inner[-1]) is None and dotted(inner) not in REMOVED:
                     self._refuse(inner, recipe_keys.unknown(inner))
                 else:
                     self._assign(inner, inner_value)
             return
-        if here and here.group and not isinstance(value, dict):
+        if slot and slot.group and not isinstance(value, dict):
             self._refuse(key, recipe_keys.mismatch(key, value))
             return
         container: Any = self.values
@@ -216,9 +216,9 @@ class _Draft:
             if each["type"] == "extra_forbidden":
                 self._problem(key, recipe_keys.unknown(key))
             elif each["type"] == "missing":
-                here = recipe_keys.slot(key)
-                assert here is not None, f"{dotted(key)} is no key"
-                self._problem(key, f"missing; it needs {here.words()}")
+                slot = recipe_keys.slot(key)
+                assert slot is not None, f"{dotted(key)} is no key"
+                self._problem(key, f"missing; it needs {slot.words()}")
             else:
                 self._problem(key, recipe_keys.mismatch(key, _at(self.values, key)))
         return concerned
@@ -279,16 +279,16 @@ def _find(name_or_path: str) -> Path:
     raise RecipeError(f"{what}. Shipped recipes: {', '.join(recipes)}.{hint}")
 
 
-def _fill_empty_groups(value: Any, here: recipe_keys.Slot) -> None:
+def _fill_empty_groups(value: Any, slot: recipe_keys.Slot) -> None:
     """Replace null by an empty group, because an empty `train:` in a file means a group without keys."""
     if isinstance(value, list):
         for position, item in enumerate(value):
-            inside = here.inside(position)
+            inside = slot.inside(position)
             if inside and isinstance(item, dict):
                 _fill_empty_groups(item, inside)
     elif isinstance(value, dict):
         for name, inner in value.items():
-            inside = here.inside(name)
+            inside = slot.inside(name)
             if inside is None:
                 continue
             if inner is None and (inside.group or inside.is_map):
@@ -299,8 +299,8 @@ def _fill_empty_groups(value: Any, here: recipe_keys.Slot) -> None:
 
 def _beginning(key: Key) -> Any:
     """Return the default that an option in a group or list starts from."""
-    here = recipe_keys.slot(key)
-    if here is None or not here.is_list:
+    slot = recipe_keys.slot(key)
+    if slot is None or not slot.is_list:
         return {}
     parent = recipe_keys.slot(key[:-1])
     assert parent is not None, f"{dotted(key)} is no key"
@@ -313,13 +313,13 @@ def _beginning(key: Key) -> Any:
 def _real_key(location: tuple[str | int, ...]) -> Key:
     """Return pydantic's location without its markers for the options of a union."""
     key: Key = ()
-    here: recipe_keys.Slot | None = recipe_keys.ROOT
+    slot: recipe_keys.Slot | None = recipe_keys.ROOT
     for part in location:
-        inside = here.inside(part) if here else None
-        if inside is None and not (here and here.group):
+        inside = slot.inside(part) if slot else None
+        if inside is None and not (slot and slot.group):
             break
         key = (*key, part)
-        here = inside
+        slot = inside
     return key
 
 
@@ -386,18 +386,18 @@ def reference() -> str:
 
 def _lines(value: Spec, key: Key, indent: str, origin: Mapping[str, str]) -> Iterator[str]:
     for name in type(value).model_fields:
-        inner, here = getattr(value, name), (*key, name)
+        inner, inner_key = getattr(value, name), (*key, name)
         if isinstance(inner, Spec):
             yield f"{indent}{name}:"
-            yield from _lines(inner, here, f"{indent}  ", origin)
+            yield from _lines(inner, inner_key, f"{indent}  ", origin)
         elif isinstance(inner, list) and inner and isinstance(inner[0], Spec):
             yield f"{indent}{name}:"
             for position, item in enumerate(inner):
-                lines = _lines(item, (*here, position), f"{indent}    ", origin)
+                lines = _lines(item, (*inner_key, position), f"{indent}    ", origin)
                 yield f"{indent}  - {next(lines).strip()}"
                 yield from lines
         else:
-            source = origin.get(dotted(here))
+            source = origin.get(dotted(inner_key))
             text = f"{indent}{name}: {flow(inner)}"
             yield f"{text:<{COMMENT_COLUMN}}  # {source}" if source else text
 
@@ -440,19 +440,19 @@ def _tables(group: type[Spec], key: Key) -> Iterator[str]:
     inner: list[tuple[type[Spec], Key]] = []
     rows = []
     for name, info in group.model_fields.items():
-        slot, here = recipe_keys.Slot(info.annotation, info.metadata), (*key, name)
+        slot, inner_key = recipe_keys.Slot(info.annotation, info.metadata), (*key, name)
         item = slot.inside(0) if slot.is_list else None
         if slot.group:
-            inner.append((slot.group, here))
+            inner.append((slot.group, inner_key))
             continue
         if item and item.group:
-            inner.append((item.group, (*here, "N")))
+            inner.append((item.group, (*inner_key, "N")))
         default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
-        rows.append(f"| `{dotted(here)}` | {slot.words()} | {default or 'required'} | {info.description} |")
+        rows.append(f"| `{dotted(inner_key)}` | {slot.words()} | {default or 'required'} | {info.description} |")
     yield from (f"## `{dotted(key)}`" if key else "## Top level", "", str(inspect.getdoc(group)), "")
     yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
-    for each, here in inner:
-        yield from _tables(each, here)
+    for each, inner_key in inner:
+        yield from _tables(each, inner_key)
 
 
 def _plain(value: Any) -> Any:

@@ -97,8 +97,8 @@ class Document:
         try:
             return _scalar(node)
         except ValueError:
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "its value"
-            self.problems.append((key, line, f"{shown} can't be read as {node.tag.removeprefix(_PREFIX)}"))
+            text = node.value if isinstance(node, yaml.ScalarNode) else "its value"
+            self.problems.append((key, line, f"{text} can't be read as {node.tag.removeprefix(_PREFIX)}"))
             return None
 
     def _group(self, node: yaml.MappingNode, key: Key, around: tuple[yaml.Node, ...]) -> dict[str, Any]:
@@ -249,10 +249,10 @@ def dotted(key: Key) -> str:
 def declared(group: type[Spec] = Recipe, above: Key = ()) -> Iterator[Key]:
     """Yield every key that isn't a group, in declared order; 0 stands for any position in a list."""
     for name, info in group.model_fields.items():
-        here = Slot(info.annotation)
-        item = here.inside(0) if here.is_list else None
-        if here.group:
-            yield from declared(here.group, (*above, name))
+        option = Slot(info.annotation)
+        item = option.inside(0) if option.is_list else None
+        if option.group:
+            yield from declared(option.group, (*above, name))
             continue
         yield (*above, name)
         if item and item.group:
@@ -273,23 +273,23 @@ def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 def mismatch(key: Key, value: Any) -> str:
     """Return the error message for a value that the key doesn't allow."""
-    here = slot(key)
-    assert here is not None, f"{dotted(key)} is no key"
-    text = f"expected {here.words()}, found {_found(value)}"
+    expected = slot(key)
+    assert expected is not None, f"{dotted(key)} is no key"
+    text = f"expected {expected.words()}, found {_found(value)}"
     if isinstance(value, str):
-        near = difflib.get_close_matches(value.lower(), here.choices(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(value.lower(), expected.choices(), n=1, cutoff=0.5)
         if near:
             return f"{text}; did you mean {near[0]}?"
-        item = here.inside(0) if here.is_list else None
+        item = expected.inside(0) if expected.is_list else None
         if item and item.group:
             first = next(iter(item.group.model_fields))
             return f"{text}; write a list of groups as [{{{first}: {value}}}]"
-        if here.is_list:
+        if expected.is_list:
             return f"{text}; write a list as [{value}]"
-        numeric = {int, float, bool} & set(here.options)
+        numeric = {int, float, bool} & set(expected.options)
         if numeric and re.fullmatch(r"\s*(?:[-+]?[\d._]+(?:[eE][-+]?\d+)?|true|false)\s*", value, re.IGNORECASE):
             return f"{text}, which is text; remove the quotes"
-    elif str in here.options and isinstance(value, bool | int | float):
+    elif str in expected.options and isinstance(value, bool | int | float):
         return f"{text}; put it in quotes"
     return text
 

@@ -127,11 +127,11 @@ def send(repository: str, kind: str, folder: Path, files: Sequence[str], private
     except HFValidationError as error:
         raise MedituneError(f"{repository}: not a repository name ({error}). Use OWNER/NAME.") from error
     except HfHubHTTPError as error:
-        said = error.server_message or f"status {error.response.status_code}"
+        message = error.server_message or f"status {error.response.status_code}"
         advice = "Check the name and that the token has write access, then run the same command again to resume."
         if error.response.status_code == 401:
             advice = "Set HF_TOKEN to a token with write access, or run hf auth login."
-        raise MedituneError(f"{endpoint()} rejected the upload to {repository}: {said}. {advice}") from error
+        raise MedituneError(f"{endpoint()} rejected the upload to {repository}: {message}. {advice}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise MedituneError(
             f"{endpoint()}: the upload was interrupted ({error}). Run the same command again."

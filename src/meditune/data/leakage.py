@@ -162,13 +162,13 @@ def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
     All splits other than the evaluated one count as training data, except the test set.
     """
     measured, test = splits.measured(split), split == "test"
-    shown = [*splits.train, *splits.dev] if test else splits.train
+    training = [*splits.train, *splits.dev] if test else splits.train
     return {
         "split": split,
         "items": len(measured),
-        "training": len(shown),
+        "training": len(training),
         "model": {"name": model, "recorded": None, "run": 0},
-        "found": facts(find(shown, measured, () if test else splits.test)),
+        "found": facts(find(training, measured, () if test else splits.test)),
     }
 
 
@@ -195,16 +195,18 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
         if (example.source, example.group) in groups
     ]
     general = instructions([*train, *measured])
-    asked, mine = (
+    asked, tested = (
         [each for each in _with_answered_questions(part) if question_key(each.question) not in general]
         for part in (train, measured)
     )
     near = partial(near_questions, others=[example.question for example in others])
-    alike = sorted(_alike("question", asked, mine, lambda example: example.question, near, 1), key=lambda it: it.alike)
+    alike = sorted(
+        _alike("question", asked, tested, lambda example: example.question, near, 1), key=lambda it: it.alike
+    )
     found += {leak.test: leak for leak in alike}.values()
     common = backgrounds([*train, *measured, *others])
-    asked, mine = ([each for each in part if context_key(each) not in common] for part in (train, measured))
-    found += _alike("context", asked, mine, lambda example: example.context_text, near_passages, LEAST_WORDS)
+    asked, tested = ([each for each in part if context_key(each) not in common] for part in (train, measured))
+    found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, LEAST_WORDS)
     return [*found, *in_prompt(measured)]
 
 
@@ -218,8 +220,8 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
             if share >= COPIED:
                 found.append(Leak("answer_in_prompt", example.id, "its own prompt", share))
                 break
-        said = {match[1].lower() for match in _DECISION.finditer(prompt)}
-        if example.decision and example.decision in said:
+        stated = {match[1].lower() for match in _DECISION.finditer(prompt)}
+        if example.decision and example.decision in stated:
             found.append(Leak("decision_in_prompt", example.id, "its own prompt", 1.0))
     return found
 
@@ -269,13 +271,13 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
     """Return kind -> number of test `items`, number of `exact` ones, the lowest `alike`, and the first `leaks`."""
     found: dict[str, Any] = {}
     for kind in KINDS:
-        mine = sorted((leak for leak in leaks if leak.kind == kind), key=lambda leak: -leak.alike)
-        if mine:
+        of_kind = sorted((leak for leak in leaks if leak.kind == kind), key=lambda leak: -leak.alike)
+        if of_kind:
             found[kind] = {
-                "items": len(mine),
-                "exact": sum(leak.alike == 1 for leak in mine),
-                "alike": min(leak.alike for leak in mine),
-                "leaks": [{"test": leak.test, "train": leak.train, "alike": leak.alike} for leak in mine[:KEPT]],
+                "items": len(of_kind),
+                "exact": sum(leak.alike == 1 for leak in of_kind),
+                "alike": min(leak.alike for leak in of_kind),
+                "leaks": [{"test": leak.test, "train": leak.train, "alike": leak.alike} for leak in of_kind[:KEPT]],
             }
     return found
 
@@ -327,19 +329,19 @@ def _alike(
     least: int,
 ) -> list[Leak]:
     """Return a leak to the most similar training item for each test item of at least `least` words that has one."""
-    theirs, ours = (defaultdict[str, list[Example]](list) for _ in range(2))
-    for examples, by_text in ((measured, theirs), (train, ours)):
+    measured_by_text, train_by_text = (defaultdict[str, list[Example]](list) for _ in range(2))
+    for examples, by_text in ((measured, measured_by_text), (train, train_by_text)):
         for example in examples:
             found = words(text_of(example))
             if len(found) >= least:
                 by_text[" ".join(found)].append(example)
-    best = {text: (text, 1.0) for text in theirs if text in ours}
-    others, texts = [text for text in theirs if text not in best], list(ours)
+    best = {text: (text, 1.0) for text in measured_by_text if text in train_by_text}
+    others, texts = [text for text in measured_by_text if text not in best], list(train_by_text)
     for row, column, alike in near(others, texts):
         if alike > best.get(others[row], ("", 0.0))[1]:
             best[others[row]] = (texts[column], alike)
     return [
-        Leak(kind, example.id, ours[other][0].id, alike)
+        Leak(kind, example.id, train_by_text[other][0].id, alike)
         for text, (other, alike) in best.items()
-        for example in theirs[text]
+        for example in measured_by_text[text]
     ]

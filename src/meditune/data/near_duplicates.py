@@ -151,10 +151,10 @@ class Questions:
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
         for pair in pairs:
-            mine, yours = map(_asked, pair)
-            if mine != yours:
-                self._fillings[frozenset(mine) & frozenset(yours)] = 0
-                about |= {*mine, *yours}
+            first, second = map(_asked, pair)
+            if first != second:
+                self._fillings[frozenset(first) & frozenset(second)] = 0
+                about |= {*first, *second}
         self._holders: Counter[str] = Counter()
         if about:
             for question in questions:
@@ -176,22 +176,24 @@ class Questions:
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
         """Return True if both ask the same; `texts` are the context and answer of each question."""
-        mine, yours = map(_asked, (first, second))
-        if mine == yours:
+        first_words, second_words = map(_asked, (first, second))
+        if first_words == second_words:
             return True
-        change = _change(mine, yours)
-        is_template = self._is_template(frozenset(mine) & frozenset(yours))
+        change = _change(first_words, second_words)
+        is_template = self._is_template(frozenset(first_words) & frozenset(second_words))
         if change is not None:
             return has_context and change.is_light and not is_template
-        return self._are_slips(mine, yours, texts, is_template)
+        return self._are_slips(first_words, second_words, texts, is_template)
 
-    def _are_slips(self, mine: Sequence[str], yours: Sequence[str], texts: tuple[str, str], surely: bool) -> bool:
+    def _are_slips(
+        self, first_words: Sequence[str], second_words: Sequence[str], texts: tuple[str, str], surely: bool
+    ) -> bool:
         """Return True if the words that differ by a letter are misspellings of one word, not two words of the texts.
 
         With `surely`, evidence is required: a row's own text doesn't contain the word but contains the other question's
         spelling, or only this question contains the word while others contain the other spelling.
         """
-        left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
+        left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]
         twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
         if not surely:
@@ -215,9 +217,10 @@ def same_facts(first: str, second: str) -> bool:
 
     "50 mg" for "5 mg", or "is not safe" for "is safe", changes the meaning of an otherwise identical text.
     """
-    mine, yours = Counter(words(first)), Counter(words(second))
+    first_counts, second_counts = Counter(words(first)), Counter(words(second))
     left, right = sorted(
-        (list((mine - yours).elements()), list((yours - mine).elements())), key=lambda side: bool(_marks(side))
+        (list((first_counts - second_counts).elements()), list((second_counts - first_counts).elements())),
+        key=lambda side: bool(_marks(side)),
     )
     return not _marks(right) or (not _marks(left) and len(right) - len(left) > PUT_IN)
 
@@ -278,12 +281,12 @@ class _Change:
 
 def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     """Return the difference; None if only order, function words and typing errors differ."""
-    mine, yours = Counter(first), Counter(second)
-    meant = sum(word not in _FUNCTION_WORDS for word in (mine & yours).elements())
+    first_counts, second_counts = Counter(first), Counter(second)
+    meant = sum(word not in _FUNCTION_WORDS for word in (first_counts & second_counts).elements())
     # With few content words, "is it" instead of "what is" makes a different question.
     free = _FUNCTION_WORDS if meant >= LEAST_MEANT else frozenset()
-    left = [word for word in (mine - yours).elements() if word not in free]
-    right = [word for word in (yours - mine).elements() if word not in free]
+    left = [word for word in (first_counts - second_counts).elements() if word not in free]
+    right = [word for word in (second_counts - first_counts).elements() if word not in free]
     for word in tuple(left):
         twin = next((other for other in right if _one_slip(word, other)), None)
         if twin:
@@ -293,7 +296,7 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     if not left and not right and same_marks:
         return None
     light = same_marks and max(len(left), len(right)) <= min(len(first), len(second)) // WORDS_PER_CHANGE
-    return _Change(frozenset(mine & yours), light)
+    return _Change(frozenset(first_counts & second_counts), light)
 
 
 def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], fillings: int) -> set[frozenset[str]]:

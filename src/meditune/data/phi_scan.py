@@ -180,6 +180,6 @@ def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]
         before = masked(text[: span.start], spans[:number])[-_AROUND:]
         rest = [Span(each.start - span.end, each.end - span.end, each.kind) for each in spans[number + 1 :]]
         after = masked(text[span.end :], rest)[:_AROUND]
-        here = masked(text[span.start : span.end], [Span(0, span.end - span.start, span.kind)])
-        lines.append(f"{place} ({span.kind}): {' '.join(f'{before}{here}{after}'.split())}")
+        mask = masked(text[span.start : span.end], [Span(0, span.end - span.start, span.kind)])
+        lines.append(f"{place} ({span.kind}): {' '.join(f'{before}{mask}{after}'.split())}")
     return lines

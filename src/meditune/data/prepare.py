@@ -74,9 +74,9 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
     }
-    made = write_prepared(recipe, folder, splits, DataCheck(read, audit, rejects, phi), checked, done, synthetic)
+    prepared = write_prepared(recipe, folder, splits, DataCheck(read, audit, rejects, phi), checked, done, synthetic)
     beside.unlink(missing_ok=True)
-    return made
+    return prepared
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,14 @@ def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
     """
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
-        said: dict[str, Any] = {}
+        terms: dict[str, Any] = {}
         if spec.licence and (not spec.is_own or not example.meta.get("licence")):
-            said["licence"] = spec.licence
+            terms["licence"] = spec.licence
         if spec.citation or (homepage and not example.meta.get("url")):
-            said["citation"] = spec.citation or homepage
+            terms["citation"] = spec.citation or homepage
         if spec.restricted and not is_restricted(example):
-            said["restricted"] = True
-        yield example.model_copy(update={"meta": example.meta | said}) if said else example
+            terms["restricted"] = True
+        yield example.model_copy(update={"meta": example.meta | terms}) if terms else example
 
 
 def terms_of(examples: Iterable[Example]) -> Terms:

@@ -136,10 +136,10 @@ def _decided(
         if decided is None:
             yield example
             continue
-        action, kept = _outcome(example, decided, incomplete)
-        entries.append(_entry(example, decided, action, kept))
-        if kept is not None:
-            yield kept
+        action, result = _outcome(example, decided, incomplete)
+        entries.append(_entry(example, decided, action, result))
+        if result is not None:
+            yield result
 
 
 def _outcome(example: Example, decided: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:

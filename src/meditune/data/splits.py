@@ -84,10 +84,10 @@ def split(
         if source in (fixed or {}):
             placed[(fixed or {})[source]] += examples
         elif official and source in OFFICIAL:
-            there = {example.id: example for example in examples}
-            kept, held = OFFICIAL[source](read[source])
-            rest += [there[example.id] for example in kept if example.id in there]
-            test += [there[example.id] for example in held if example.id in there]
+            by_id = {example.id: example for example in examples}
+            remaining, held = OFFICIAL[source](read[source])
+            rest += [by_id[example.id] for example in remaining if example.id in by_id]
+            test += [by_id[example.id] for example in held if example.id in by_id]
         else:
             free += examples
     settled = [*rest, *test, *(example for examples in placed.values() for example in examples)]
@@ -96,8 +96,10 @@ def split(
     new = [not known.intersection(_shared(example, same, general)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
     unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
-    kept, held = by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same, traits)
-    rest += kept
+    remaining, held = (
+        by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same, traits)
+    )
+    rest += remaining
     test += held
     train, dev = by_group(rest, dev_share, seed + 1, same, traits) if fold is None else _fold(read, rest, fold)
     train, dev, test = [*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *placed["test"]]
@@ -135,9 +137,9 @@ def by_group(
     for name in sorted(strata):
         groups = strata[name]
         random.Random(f"{seed}/{name}").shuffle(groups)
-        wanted, taken = share * sum(map(len, groups)), 0
+        target, taken = share * sum(map(len, groups)), 0
         for members in groups:
-            if taken + len(members) / 2 > wanted:
+            if taken + len(members) / 2 > target:
                 continue  # a smaller group may still fit
             held.update(members)
             taken += len(members)
@@ -268,9 +270,9 @@ def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[li
 def _shared(example: Example, same: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
     """Return the keys that connect an example to others of any source: its question, and its context if long enough."""
     question, context = same[question_key(example.question)], context_key(example)
-    kept = [("question of", question)] if question else []
+    keys = [("question of", question)] if question else []
     is_telling = len(context.split()) >= LEAST_WORDS and context not in general
-    return [*kept, ("context of", context)] if is_telling else kept
+    return [*keys, ("context of", context)] if is_telling else keys
 
 
 def _root(parent: dict[Any, Any], node: Any) -> Any:

@@ -114,8 +114,10 @@ def why_outdated(export: Path, model: Path) -> str:
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
         return "another prompt format"
     files = _weights(model)
-    made = (export / EXPORT).stat().st_mtime
-    if sum(path.stat().st_size for path in files) > READ_BYTES and all(path.stat().st_mtime <= made for path in files):
+    exported_at = (export / EXPORT).stat().st_mtime
+    if sum(path.stat().st_size for path in files) > READ_BYTES and all(
+        path.stat().st_mtime <= exported_at for path in files
+    ):
         return ""
     return "other weights" if weights_digest(model) != read_exported_model(export).made_from.get("sha256") else ""
 

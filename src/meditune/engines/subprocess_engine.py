@@ -207,13 +207,13 @@ class SubprocessEngine:
 
     def _read(self) -> None:
         while messages := self._in.read():
-            for kind, *said in messages:
-                self._take(kind, said)
+            for kind, *values in messages:
+                self._take(kind, values)
         self._end_all()
 
-    def _take(self, kind: str, said: list[Any]) -> None:
+    def _take(self, kind: str, values: list[Any]) -> None:
         if kind == "chunk":
-            number, chunk = said
+            number, chunk = values
             last = chunk.finish is not None or chunk.error is not None
             with self._lock:
                 deliver = self._delivered.pop(number, None) if last else self._delivered.get(number)
@@ -221,18 +221,18 @@ class SubprocessEngine:
                 self._deliver(number, deliver, chunk)
         elif kind == "scored":
             with self._lock:
-                future = self._scored.pop(said[0])
-            future.set_result(said[1])
+                future = self._scored.pop(values[0])
+            future.set_result(values[1])
         elif kind == "not scored":
             with self._lock:
-                future = self._scored.pop(said[0])
-            future.set_exception(said[1])
+                future = self._scored.pop(values[0])
+            future.set_exception(values[1])
         elif kind == "ready":
             self._ready.set_result(None)
         elif kind == "failed":
-            self._ready.set_exception(said[0])
+            self._ready.set_exception(values[0])
         elif kind == "log":
-            log.log(said[0], "The engine's process: %s", said[1])
+            log.log(values[0], "The engine's process: %s", values[1])
 
     def _deliver(self, number: int, deliver: Callable[[GenerationChunk], None], chunk: GenerationChunk) -> None:
         try:

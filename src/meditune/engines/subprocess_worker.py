@@ -48,8 +48,8 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
     threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
     out.write("ready")
     while messages := incoming.read():
-        for kind, *said in messages:
-            serving.do(kind, said)
+        for kind, *values in messages:
+            serving.do(kind, values)
     closing.set()
     serving.engine.close()
 

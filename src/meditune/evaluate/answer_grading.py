@@ -107,10 +107,13 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         for sentence, support in zip(result["sentences"], supports, strict=True):
             sentence |= {"score": support.score, "supported": support.score >= model.threshold}
         own = [asdict(span) for support in supports for span in support.spans]
-        kept = [span for span in result["spans"] if span["kind"] != "unsupported"]
-        unsupported = [] if model.has_spans else _unsupported(result["sentences"], kept)
+        other_spans = [span for span in result["spans"] if span["kind"] != "unsupported"]
+        unsupported = [] if model.has_spans else _unsupported(result["sentences"], other_spans)
         score = min((support.score for support in supports), default=None)
-        yield result | {"score": score, "spans": sorted((*own, *kept, *unsupported), key=lambda span: span["start"])}
+        yield result | {
+            "score": score,
+            "spans": sorted((*own, *other_spans, *unsupported), key=lambda span: span["start"]),
+        }
 
 
 def _progressing(model: Support, asked: Sequence[SupportQuestion]) -> Iterator[Any]:

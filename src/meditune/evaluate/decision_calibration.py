@@ -104,8 +104,8 @@ def threshold_for(rows: Rows, target: float) -> float | None:
     """Return the lowest confidence at which at least the share `target` of rows is correct; None if there is none."""
     sure, right = confidences(rows)
     for candidate in sorted(set(sure.tolist())):
-        kept = sure >= candidate
-        if kept.sum() >= FEWEST and right[kept].mean() >= target:
+        selected = sure >= candidate
+        if selected.sum() >= FEWEST and right[selected].mean() >= target:
             return float(candidate)
     return None
 
@@ -117,8 +117,8 @@ def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
     Wilson's interval (1927) of the accuracy. Accuracy and interval are None if no decision is kept.
     """
     sure, right = confidences(rows)
-    kept = sure >= threshold
-    count, hits = int(kept.sum()), int(right[kept].sum())
+    selected = sure >= threshold
+    count, hits = int(selected.sum()), int(right[selected].sum())
     return {
         "kept": count,
         "of": len(rows),

@@ -23,9 +23,9 @@ def decided_on(
     kinds: dict[DecisionKind, list[Example]] = {"decision": _decided_items(examples)}
     if spec.fits_on_dev:
         kinds["dev_decision"] = _decided_items(dev)
-    for condition, shown in under_conditions(examples, spec, found).items():
-        kinds[condition] = _decided_items(shown)
-    return {kind: shown for kind, shown in kinds.items() if shown}
+    for condition, items in under_conditions(examples, spec, found).items():
+        kinds[condition] = _decided_items(items)
+    return {kind: items for kind, items in kinds.items() if items}
 
 
 def under_conditions(
@@ -41,7 +41,7 @@ def under_conditions(
         "closed": closed if spec.closed_book else [],
         "retrieved": [example for example in found if example.id in ids],
     }
-    return {kind: shown for kind, shown in kinds.items() if shown}
+    return {kind: items for kind, items in kinds.items() if items}
 
 
 def _decided_items(examples: Sequence[Example]) -> list[Example]:
@@ -76,8 +76,8 @@ def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Exa
         if not rows:
             continue
         _refuse_unknown_items(rows, known, f"{name}-{kind}.jsonl")
-        there = {row["id"] for row in rows} | set(predictions.no_reference if kind == "answer" else ())
-        missing = [each for each in ids if each not in there]
+        predicted = {row["id"] for row in rows} | set(predictions.no_reference if kind == "answer" else ())
+        missing = [each for each in ids if each not in predicted]
         if missing:
             found.append(
                 f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({list_ids(missing)}); "

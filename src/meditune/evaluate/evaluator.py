@@ -189,8 +189,8 @@ class Evaluator:
         items: dict[Kind, Sequence[Any]] = {
             **decided,
             **dict.fromkeys(("likelihood", "unconditional", "answer"), answered),
-            **{LIKELIHOOD[condition]: shown for condition, shown in under.items()},
-            **{ANSWER[condition]: shown for condition, shown in under.items()},
+            **{LIKELIHOOD[condition]: conditioned for condition, conditioned in under.items()},
+            **{ANSWER[condition]: conditioned for condition, conditioned in under.items()},
             "written": decided.get("decision", []) if spec.written_decisions else [],
             "samples": chosen_answers(answered, SAMPLED, recipe.seed) if spec.samples else [],
             "preference": pairs,
@@ -235,8 +235,8 @@ class Evaluator:
         if not kinds:
             return
         with ExitStack() as stack:
-            made = {kind: stack.enter_context(self._rows(name, kind)) for kind in kinds}
-            of_task = {"decision": made.get(decision), "likelihood": made.get(likelihood) if likelihood else None}
+            by_kind = {kind: stack.enter_context(self._rows(name, kind)) for kind in kinds}
+            of_task = {"decision": by_kind.get(decision), "likelihood": by_kind.get(likelihood) if likelihood else None}
             decided, scored = (rows.left if rows else [] for rows in of_task.values())
 
             def keep(task: Literal["decision", "likelihood"], row: Row) -> None:
@@ -245,8 +245,8 @@ class Evaluator:
                 rows.keep(row)
 
             backend.score(decided, scored, label, keep)
-        if decision in made:
-            rows = made[decision].rows.values()
+        if decision in by_kind:
+            rows = by_kind[decision].rows.values()
             by_word = sum(row.get("by") == "word" for row in rows)
             if by_word:
                 print(

@@ -65,15 +65,15 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
     Empty answers need no rating. Raises DataError if a model has no stored answers, or if a rated question isn't among
     them.
     """
-    there = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
-    if not there:
+    models = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
+    if not models:
         raise DataError(f"{folder} contains no answers to rate. Name the folder of a run.")
     stored = []
     for model, found in ratings.items():
-        name = model or there[0]
-        if name not in there:
+        name = model or models[0]
+        if name not in models:
             raise DataError(
-                f"The ratings are for {name!r}, but {folder} contains only answers of {' and '.join(there)}."
+                f"The ratings are for {name!r}, but {folder} contains only answers of {' and '.join(models)}."
             )
         answers = {row["id"]: row["prediction"] for row in read(folder, name).answer}
         unknown = [row["id"] for row in found if row["id"] not in answers]

@@ -150,19 +150,19 @@ class Predictions:
 
 def _filled(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows in the order of `others`, which replace missing rows; empty without rows."""
-    there = {row["id"]: row for row in rows}
-    return [there.get(row["id"], row) for row in others] if rows else []
+    by_id = {row["id"]: row for row in rows}
+    return [by_id.get(row["id"], row) for row in others] if rows else []
 
 
 def answer_row(example: Example, written: str, left_out: int = 0) -> dict[str, Any]:
     """Return the stored row of a written answer; `left_out` retrieved passages didn't fit into the prompt."""
-    shown = {"passages": count(example) - left_out} if RANKS in example.meta else {}
+    passages = {"passages": count(example) - left_out} if RANKS in example.meta else {}
     return {
         "id": example.id,
         "reference": example.answer,
         "references": example.references(),
         "prediction": written,
-        **shown,
+        **passages,
     }
 
 
@@ -212,9 +212,9 @@ def _check_ids(rows: list[dict[str, Any]], path: Path) -> None:
         raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id. Add the id of the item to each row.")
     twice = [each for each, count in Counter(row["id"] for row in rows).items() if count > 1]
     if twice:
-        shown = ", ".join(twice[:5]) + (f" and {len(twice) - 5} more" if len(twice) > 5 else "")
+        listed = ", ".join(twice[:5]) + (f" and {len(twice) - 5} more" if len(twice) > 5 else "")
         raise DataError(
-            f"{path}: {len(twice)} ids occur more than once ({shown}), so their items would count more than others. "
+            f"{path}: {len(twice)} ids occur more than once ({listed}), so their items would count more than others. "
             "Keep one row for each id."
         )
 
@@ -276,10 +276,10 @@ def measured_model(name: str) -> MeasuredModel:
         raise DataError(
             f"{folder} contains no predictions. Name the output folder of `meditune evaluate` or `meditune run`."
         )
-    there = [each for each in SIDES if any(path_of(place, each, kind).is_file() for kind in KINDS)]
-    side = side or ("model" if "model" in there else "tuned")
-    if side not in there:
-        raise DataError(f"{folder} contains no predictions of {side!r}, only of {', '.join(there) or 'no model'}.")
+    sides = [each for each in SIDES if any(path_of(place, each, kind).is_file() for kind in KINDS)]
+    side = side or ("model" if "model" in sides else "tuned")
+    if side not in sides:
+        raise DataError(f"{folder} contains no predictions of {side!r}, only of {', '.join(sides) or 'no model'}.")
     checked = folder / FILE_NAME
     known = examples_of(folder), read_json(checked) if checked.is_file() else None
     predictions = read(place, side)

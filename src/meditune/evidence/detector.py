@@ -93,10 +93,10 @@ class Sources:
         texts = list(passages)
         self.sentences = [Sentence(each) for text in texts for each in sentences(text)]
         self.question = Sentence(question)
-        whole = " ".join((*texts, question))
+        joined = " ".join((*texts, question))
         both = (*self.sentences, self.question)
         self.known = {stem for each in both for stem in each.weights}
-        self.numbers = [number for each in both for number in each.numbers] + shares(whole)
+        self.numbers = [number for each in both for number in each.numbers] + shares(joined)
         self.numbers_about = [
             (each, number, each.about(number.start, number.end)) for each in self.sentences for number in each.numbers
         ]
@@ -109,8 +109,8 @@ class Sources:
             (rate, each, each.about(rate.start, rate.end)) for each in self.sentences for rate in each.rates
         ]
         self._rare = {token.text.lower() for each in both for token in each.tokens if _is_rare(token.text)}
-        self._initials = initials(whole)
-        self._introduced = {each.casefold() for each in defined(whole)}
+        self._initials = initials(joined)
+        self._introduced = {each.casefold() for each in defined(joined)}
 
     def has_name(self, name: Name) -> bool:
         """Return whether the sources contain the name or, for an abbreviation, successive words with its initials."""
@@ -237,28 +237,34 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     for number in sentence.numbers:
         if any(rate.start <= number.start < rate.end for rate in rates):
             continue  # twice a day is every 12 hours; _rates checks whether it is about the same thing
-        said = sentence.text[number.start : number.end]
-        here = sentence.about(number.start, number.end)
-        same = max((alike(here, there) for _, there in _places(sources, number, agreeing=True)), default=0.0)
+        text = sentence.text[number.start : number.end]
+        context = sentence.about(number.start, number.end)
+        same = max(
+            (alike(context, source_context) for _, source_context in _places(sources, number, agreeing=True)),
+            default=0.0,
+        )
         place, other = max(
-            ((each, alike(here, there)) for each, there in _places(sources, number, agreeing=False)),
+            (
+                (each, alike(context, source_context))
+                for each, source_context in _places(sources, number, agreeing=False)
+            ),
             key=lambda pair: pair[1],
             default=("", 0.0),
         )
         place = place if other >= NEAR else ""
         if is_supported_number(number, sources.numbers):
-            if here:
+            if context:
                 elsewhere += max(0.0, other - same) + 0.3 * (1 - same)
-            if here and other - same > CLEAR:
-                why = f"The sources give {said} for something else, and a different number here."
+            if context and other - same > CLEAR:
+                why = f"The sources give {text} for something else, and a different number here."
                 found.spans.append(Span(number.start, number.end, "number", why, place))
         elif any(number.same_value(each) and number.clashes(each) for each in sources.numbers):
             units += 1
-            why = f"The sources have the number in {said} with a different unit."
+            why = f"The sources have the number in {text} with a different unit."
             found.spans.append(Span(number.start, number.end, "unit", why, place))
         else:
             missing += 1
-            found.spans.append(Span(number.start, number.end, "number", f"No source contains {said}.", place))
+            found.spans.append(Span(number.start, number.end, "number", f"No source contains {text}.", place))
     found.features |= {
         "numbers_missing": min(missing, 2.0),
         "units": min(units, 1.0),
@@ -268,8 +274,8 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 def _places(sources: Sources, number: Number, agreeing: bool) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield source sentences with a number that supports this one (or doesn't), and the words around that number."""
-    for each, theirs, about in sources.numbers_about:
-        if number.agrees(theirs) is agreeing:
+    for each, source_number, about in sources.numbers_about:
+        if number.agrees(source_number) is agreeing:
             yield each.text, about
 
 
@@ -286,8 +292,8 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             why = f"No source contains {token.text}; the sources have {near}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif name is None:
-            much = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0
-            rarest, rare = max(rarest, much), rare + much**4
+            weight = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0
+            rarest, rare = max(rarest, weight), rare + weight**4
         elif not sources.has_name(name):
             missing += 1
             why = f"No source contains the {name.kind} {name.text}."
@@ -299,8 +305,10 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     """Add whether source sentences with some of these words are negated or report no effect, as this one does."""
     denying, affirming = (
-        max((sentence.share_in(each.weights) for each in sources.sentences if each.finds_nothing is said), default=0.0)
-        for said in (True, False)
+        max(
+            (sentence.share_in(each.weights) for each in sources.sentences if each.finds_nothing is denies), default=0.0
+        )
+        for denies in (True, False)
     )
     found.features["negated"] = float(sentence.negated)
     found.features["denies_against"] = float(sentence.finds_nothing) * max(0.0, affirming - denying)
@@ -309,15 +317,15 @@ def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     turned = unseen = against = 0.0
     for word in directions(sentence.text):
-        here = sentence.about(word.start, word.end)
+        context = sentence.about(word.start, word.end)
         same = opposite = 0.0
         place = ""
-        for said, each, there in sources.directions_about:
-            much = alike(here, there)
-            if said == word.said:
-                same = max(same, much)
-            elif said == word.opposite and much > opposite:
-                opposite, place = much, each.text
+        for direction, each, source_context in sources.directions_about:
+            similarity = alike(context, source_context)
+            if direction == word.said:
+                same = max(same, similarity)
+            elif direction == word.opposite and similarity > opposite:
+                opposite, place = similarity, each.text
         clear = opposite >= NEAR and opposite - same > CLEAR / 2
         if not word.only_turned:
             unseen += word.said not in sources.known
@@ -346,21 +354,21 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
     features["in_order"] = sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(sentence.stems))
     if sentence.negated != likest.negated:
         features["negation_turned"] = features["best"] * features["in_order"]
-        said = NEGATIVE.search(sentence.text)
-        start, end = said.span() if said else (0, len(sentence.text))
-        why = "The source doesn't deny this." if said else "The source denies this."
+        negation = NEGATIVE.search(sentence.text)
+        start, end = negation.span() if negation else (0, len(sentence.text))
+        why = "The source doesn't deny this." if negation else "The source denies this."
         if found.follows:
             found.spans.append(Span(start, end, "negation", why, likest.text))
     for tag, start, end, first, last in matcher.get_opcodes():
-        mine, theirs = sentence.tokens[start:end], likest.tokens[first:last]
-        said_most = max((information_weight(token.text) for token in mine if not token.is_number), default=0.0)
+        own, source = sentence.tokens[start:end], likest.tokens[first:last]
+        said_most = max((information_weight(token.text) for token in own if not token.is_number), default=0.0)
         if tag == "replace":
-            both_numbers = any(token.is_number for token in mine) and any(token.is_number for token in theirs)
+            both_numbers = any(token.is_number for token in own) and any(token.is_number for token in source)
             features["number_replaced"] += both_numbers
             if both_numbers and found.follows:
-                _other_number(mine, theirs, likest, found)
+                _other_number(own, source, likest, found)
             features["replaced"] += said_most * any(
-                information_weight(each.text) for each in theirs if not each.is_number
+                information_weight(each.text) for each in source if not each.is_number
             )
         elif tag == "delete":
             features["inserted"] += said_most
@@ -369,15 +377,15 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
 def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     """Add spans for rates for which the sources give a different rate."""
     for rate in sentence.rates:
-        here = sentence.about(rate.start, rate.end)
+        context = sentence.about(rate.start, rate.end)
         same = other = 0.0
         place = ""
-        for theirs, each, there in sources.rates_about:
-            much = alike(here, there)
-            if rate.agrees(theirs):
-                same = max(same, much)
-            elif much > other:
-                other, place = much, each.text
+        for source_rate, each, source_context in sources.rates_about:
+            similarity = alike(context, source_context)
+            if rate.agrees(source_rate):
+                same = max(same, similarity)
+            elif similarity > other:
+                other, place = similarity, each.text
         if other >= NEAR and other - same > (CLEAR if same else CLEAR / 2):
             found.features["units"] = 1.0
             if not _marked(found, rate.start, rate.end):
@@ -390,12 +398,12 @@ def _marked(found: Evidence, start: int, end: int) -> bool:
     return any(span.start < end and span.end > start for span in found.spans)
 
 
-def _other_number(mine: Sequence[Token], theirs: Sequence[Token], likest: Sentence, found: Evidence) -> None:
+def _other_number(own: Sequence[Token], source: Sequence[Token], likest: Sentence, found: Evidence) -> None:
     """Add a span for numbers where the source has different numbers, unless they have a span already."""
-    mine = [token for token in mine if token.is_number]
-    start, end = mine[0].start, mine[-1].end
+    own = [token for token in own if token.is_number]
+    start, end = own[0].start, own[-1].end
     if not _marked(found, start, end):
-        instead = ", ".join(token.text for token in theirs if token.is_number)
+        instead = ", ".join(token.text for token in source if token.is_number)
         found.spans.append(Span(start, end, "number", f"The source has {instead} here.", likest.text))
 
 
@@ -462,9 +470,9 @@ def placed(answer: str) -> Iterator[tuple[int, str]]:
 
 def _ended(answer: str) -> str:
     """Return the answer, without its last word if the answer is so long that it was probably cut off in that word."""
-    whole = answer.rstrip()
-    if whole and whole[-1].isalnum() and whole.count(" ") >= BROKEN_OFF:
-        return whole.rpartition(" ")[0]
+    stripped = answer.rstrip()
+    if stripped and stripped[-1].isalnum() and stripped.count(" ") >= BROKEN_OFF:
+        return stripped.rpartition(" ")[0]
     return answer
 
 

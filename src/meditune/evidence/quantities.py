@@ -129,8 +129,13 @@ class Number:
 
     def _same_base(self, other: Number) -> bool:
         """Return whether both are per the same things. A "per day", longer period or "per dose" may be in one only."""
-        mine, theirs = self._bases(), other._bases()
-        lone = {kind: size for each in (mine, theirs) for kind, size in each.items() if kind in mine.keys() ^ theirs}
+        own_bases, other_bases = self._bases(), other._bases()
+        lone = {
+            kind: size
+            for each in (own_bases, other_bases)
+            for kind, size in each.items()
+            if kind in own_bases.keys() ^ other_bases
+        }
         if "dose" in lone and "time" in lone:
             return False
         return all(kind == "dose" or (kind == "time" and size >= 1) for kind, size in lone.items())
@@ -160,9 +165,9 @@ def shares(text: str) -> list[Number]:
     """Return the percentages that follow from counts in the text: "45 of 60" is 75 %."""
     found = []
     for match in _OF.finditer(text):
-        part, whole = (float(each.replace(",", "")) for each in match.groups())
-        if 0 < part <= whole:
-            found.append(Number(100 * part / whole, "%", match.start(), match.end(), 9))
+        part, total = (float(each.replace(",", "")) for each in match.groups())
+        if 0 < part <= total:
+            found.append(Number(100 * part / total, "%", match.start(), match.end(), 9))
     return found
 
 
@@ -173,9 +178,9 @@ def is_supported_number(number: Number, known: Iterable[Number]) -> bool:
 
 def _found(text: str) -> Iterator[Number]:
     for match in _NUMBER.finditer(text):
-        said = match["value"].lower()
+        literal = match["value"].lower()
         start, end = match.span("value")
-        value, decimals = amount(said), len(said.partition(".")[2])
+        value, decimals = amount(literal), len(literal.partition(".")[2])
         p = match["p"] and "p" + {"≤": "<", "≥": ">"}.get(match["p"], match["p"])
         unit = p or match["sign"] or _singular((match["unit"] or "").lower())
         per, last = _per(text, match.end()) if unit and not p else ((), match.end())
@@ -186,8 +191,8 @@ def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
     """Return what an amount that ends at `start` is given per, and the end of that text."""
     found: list[str] = []
     while match := _PER_EACH.match(text, start):
-        said = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
-        found.append(_OFTEN.get(said, said))
+        unit_name = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
+        found.append(_OFTEN.get(unit_name, unit_name))
         start = match.end()
     return tuple(found), start
 

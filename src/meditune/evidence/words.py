@@ -249,8 +249,8 @@ def directions(text: str) -> Iterator[Direction]:
         if not _DENIED.search(text[max(0, match.start() - _REACH) : match.start()]):
             value = amount(match["number"]) if match["number"] else ""
             sides = (f"above {value}", f"below {value}")
-            said, opposite = sides if match["above"] else sides[::-1]
-            yield Direction(match.start(), match.start() + len(word), said, opposite, only_turned=True)
+            stated, opposite = sides if match["above"] else sides[::-1]
+            yield Direction(match.start(), match.start() + len(word), stated, opposite, only_turned=True)
 
 
 def value(number: str) -> float:

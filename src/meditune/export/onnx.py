@@ -115,11 +115,11 @@ def write_onnx(source: Path, folder: Path) -> dict[str, str]:
     import_package("onnx", "onnx_ir")
     model = load_for_tracing(source)
     with TemporaryDirectory() as temporary:
-        whole = Path(temporary) / NAME
+        traced_file = Path(temporary) / NAME
         with tracing(model, "ONNX"):
-            _write_traced(model, whole)
+            _write_traced(model, traced_file)
         del model
-        onnx.save(_rounded(onnx.load(whole)), folder / NAME)
+        onnx.save(_rounded(onnx.load(traced_file)), folder / NAME)
     return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
 
 

@@ -38,11 +38,11 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
 
     model = load_for_tracing(source)
     with tracing(model, "OpenVINO"):
-        made = _stateful(_traced(model))
+        converted = _stateful(_traced(model))
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(sys.stderr):
-        made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    ov.save_model(made, folder / "openvino_model.xml")
+        converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    ov.save_model(converted, folder / "openvino_model.xml")
     # GenAI reads the vocabulary for grammars from these files.
     for name, part in zip(
         ("openvino_tokenizer", "openvino_detokenizer"),
@@ -57,19 +57,19 @@ def _traced(model: Any) -> Any:
     """Return an OpenVINO model with dynamic shapes, whose cache is passed as inputs and outputs."""
     ov = import_package("openvino", "openvino")
     shapes = cache_shapes(model)
-    made = ov.convert_model(Traced(model), example_input=example(shapes))
+    converted = ov.convert_model(Traced(model), example_input=example(shapes))
     past = past_names(len(shapes))
     names = [*INPUTS, *past]
     open_shapes = [[-1, -1]] * len(INPUTS) + [[-1, heads, -1, size] for heads, size in shapes]
-    for port, name, shape in zip(made.inputs, names, open_shapes, strict=True):
+    for port, name, shape in zip(converted.inputs, names, open_shapes, strict=True):
         port.get_tensor().set_names({name})
         # GenAI's paged attention identifies nodes by their friendly names.
         port.get_node().set_friendly_name(name)
         port.get_node().set_partial_shape(ov.PartialShape(shape))
-    for port, name in zip(made.outputs, ["logits", *map(present, past)], strict=True):
+    for port, name in zip(converted.outputs, ["logits", *map(present, past)], strict=True):
         port.get_tensor().set_names({name})
-    made.validate_nodes_and_infer_types()
-    return made
+    converted.validate_nodes_and_infer_types()
+    return converted
 
 
 def _stateful(model: Any) -> Any:

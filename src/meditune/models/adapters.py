@@ -128,9 +128,9 @@ def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
     if spec.strategy == "prompt":
         return forward.add_prompt(model, spec.virtual_tokens, seed)
     if spec.strategy == "ia3":
-        made = add_ia3(model, spec.top_layers)
-        quantization.keep_number_format(made)
-        return made
+        adapted = add_ia3(model, spec.top_layers)
+        quantization.keep_number_format(adapted)
+        return adapted
     return add_lora(model, spec.lora, seed, spec.top_layers, spec.strategy)
 
 
@@ -262,17 +262,17 @@ class _Lora(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        kept = flat if seen is None else seen.reshape(-1, x.shape[-1])
-        thin = kept @ a.t()
+        adapter_input = flat if seen is None else seen.reshape(-1, x.shape[-1])
+        thin = adapter_input @ a.t()
         wide = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         wide = wide.addmm_(thin, b.t(), alpha=scale)
-        ctx.save_for_backward(kept, weight, a, b, thin)
+        ctx.save_for_backward(adapter_input, weight, a, b, thin)
         ctx.scale, ctx.shape, ctx.alike = scale, x.shape, seen is None
         return wide.view(*x.shape[:-1], wide.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept, weight, a, b, thin = ctx.saved_tensors
+        adapter_input, weight, a, b, thin = ctx.saved_tensors
         slope = above[0].reshape(-1, above[0].shape[-1])
         through = (slope @ b) * ctx.scale
         down = down_seen = None
@@ -281,4 +281,4 @@ class _Lora(torch.autograd.Function):
             down = (down.addmm_(through, a) if ctx.alike else down).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             down_seen = (through @ a).view(ctx.shape)
-        return down, down_seen, None, None, through.t() @ kept, (slope.t() @ thin) * ctx.scale, None
+        return down, down_seen, None, None, through.t() @ adapter_input, (slope.t() @ thin) * ctx.scale, None

@@ -29,16 +29,16 @@ WINDOW = 20
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
     """Return the beginning of the message, with repeated parts of the secrets masked."""
-    shown = " ".join(message[:SHOWN].split())
-    masked = [False] * len(shown)
+    text = " ".join(message[:SHOWN].split())
+    masked = [False] * len(text)
     for secret in map(_plain, secrets):
         window = min(WINDOW, len(secret))
-        for start in range(len(shown) - window + 1) if window else ():
-            if shown[start : start + window] in secret:
+        for start in range(len(text) - window + 1) if window else ():
+            if text[start : start + window] in secret:
                 masked[start : start + window] = [True] * window
     return "".join(
         "" if hidden and masked[index - 1 : index] == [True] else "…" if hidden else character
-        for index, (character, hidden) in enumerate(zip(shown, masked, strict=True))
+        for index, (character, hidden) in enumerate(zip(text, masked, strict=True))
     )
 
 

@@ -73,11 +73,11 @@ def add_prefix(model: Any, count: int, seed: int) -> Any:
         task_type="CAUSAL_LM", num_virtual_tokens=count, token_dim=heads * size, num_attention_heads=heads
     )
     with quiet_transformers():
-        made = get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     with torch.no_grad():
         flat = [part.transpose(0, 1).reshape(count, -1) for pair in pairs for part in pair]
-        made.prompt_encoder["default"].embedding.weight.copy_(torch.cat(flat, dim=1))
-    return made
+        adapted.prompt_encoder["default"].embedding.weight.copy_(torch.cat(flat, dim=1))
+    return adapted
 
 
 def virtual_tokens(model: Any) -> int:

@@ -54,12 +54,12 @@ class Decoder:
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append one token to every text, and return the (N, vocabulary) logits of the tokens after it."""
         last = torch.tensor(tokens, device=self.device)
-        here = torch.tensor(self.lengths, device=self.device)
+        positions = torch.tensor(self.lengths, device=self.device)
         self.slots.grow(max(self.lengths) + 1)
         keys = torch.arange(self.slots.length, device=self.device).expand(len(tokens), -1)
-        masks = attention_masks(self.model, (keys <= here[:, None])[:, None, :], here[:, None], keys)
-        inputs = {"input_ids": last[:, None], "attention_mask": masks, "position_ids": here[:, None]}
-        inputs[forward.cache_name(self.model)] = self.slots.writing(here)
+        masks = attention_masks(self.model, (keys <= positions[:, None])[:, None, :], positions[:, None], keys)
+        inputs = {"input_ids": last[:, None], "attention_mask": masks, "position_ids": positions[:, None]}
+        inputs[forward.cache_name(self.model)] = self.slots.writing(positions)
         logits: torch.Tensor = self.called(**inputs, use_cache=True).logits[:, -1]
         self.lengths = [length + 1 for length in self.lengths]
         return logits
@@ -288,7 +288,7 @@ def sample_texts(
 
     model, end = loaded.model, loaded.tokenizer.eos_token_id
     tokens, mask = left_pad(prompts, loaded.pad_id)
-    whole = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=True,
         temperature=temperature,
         top_k=0,
@@ -304,7 +304,7 @@ def sample_texts(
     try:
         with torch.inference_mode():
             output = model.generate(
-                input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=whole
+                input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=settings
             )
     finally:
         model.generation_config = usual

@@ -52,7 +52,7 @@ class HiddenStateCache:
         self._groups = {}
         for row in unique:
             self._kept.pop(_key(row), None)  # computed in another batch
-        self.bytes = sum(len(kept) * self._token_bytes for kept in self._kept.values())
+        self.bytes = sum(len(cached) * self._token_bytes for cached in self._kept.values())
         if self.bytes + sum(map(self._size, unique)) > self.max_bytes:
             self.forget()
         for indices in by_length(unique, max_tokens):
@@ -136,9 +136,9 @@ class HiddenStateCache:
             hook.remove()
 
     @contextmanager
-    def _given(self, kept: Sequence[torch.Tensor], length: int) -> Iterator[None]:
+    def _given(self, cached: Sequence[torch.Tensor], length: int) -> Iterator[None]:
         """Replace the frozen layers by the cache: the last one returns the cached states, those below do nothing."""
-        hidden = torch.nn.utils.rnn.pad_sequence(list(kept), batch_first=True)
+        hidden = torch.nn.utils.rnn.pad_sequence(list(cached), batch_first=True)
         assert hidden.shape[1] == length
 
         def nothing(states: torch.Tensor, *_: Any, **__: Any) -> Any:

@@ -84,8 +84,8 @@ def tokens_at_once(model: Any, most: int) -> int:
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return rows @ weight.T + bias by oneDNN: (..., inputs), (outputs, inputs), (outputs) to (..., outputs)."""
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return made
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
 
 
 def matmuls(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

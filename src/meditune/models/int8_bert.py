@@ -80,7 +80,7 @@ class Int8MatMul:
         # four times as long.
         small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
         small = small.view(torch.uint8).bitwise_xor_(128)
-        made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             small,
             self.step,
             self.zero,
@@ -95,7 +95,7 @@ class Int8MatMul:
             [],
             "none",
         )
-        return made
+        return product
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ class Int8Bert:
             found[batch] = self._vectors([rows[index] for index in batch])
             return sum(len(rows[index]) for index in batch)
 
-        shown = Progress(label, sum(map(len, rows)), "tokens") if label else None
+        progress = Progress(label, sum(map(len, rows)), "tokens") if label else None
         readers = self._readers
         for tokens in (readers.map if readers else map)(read, _batches(rows, self.threads)):
-            if shown:
-                shown.advance(tokens)
-        if shown:
-            shown.__exit__(None, None, None)
+            if progress:
+                progress.advance(tokens)
+        if progress:
+            progress.__exit__(None, None, None)
         return found
 
     @cached_property
@@ -171,8 +171,8 @@ class Int8Bert:
             states = self._states(rows)
             ends = np.cumsum([len(row) for row in rows])
             means = torch.stack([states[end - len(row) : end].mean(dim=0) for row, end in zip(rows, ends, strict=True)])
-            made: Vectors = torch.nn.functional.normalize(means, dim=-1).numpy()
-        return made
+            vectors: Vectors = torch.nn.functional.normalize(means, dim=-1).numpy()
+        return vectors
 
     def _states(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return (tokens of all rows, size) in FP32; rows of the same length must be adjacent."""
@@ -191,7 +191,7 @@ class Int8Bert:
     def _attention(self, qkv: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return the attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
         width = self.size // self.heads
-        made = torch.empty(len(qkv), self.size)
+        output = torch.empty(len(qkv), self.size)
         start = 0
         for length, count in alike:
             end = start + length * count
@@ -201,17 +201,17 @@ class Int8Bert:
             )
             likely = torch.softmax(torch.bmm(queries * width**-0.5, keys.transpose(1, 2)), dim=-1)
             context = torch.bmm(likely, values).view(count, self.heads, length, width)
-            made[start:end] = context.transpose(1, 2).reshape(length * count, self.size)
+            output[start:end] = context.transpose(1, 2).reshape(length * count, self.size)
             start = end
-        return made
+        return output
 
 
 def fits(bert: Any) -> bool:
     """Return whether this is a BERT on a CPU that has fast 8-bit products, so that `Int8Bert` can be used."""
     config = bert.config
     plain = getattr(config, "model_type", "") == "bert" and getattr(config, "hidden_act", "") == "gelu"
-    here = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    return plain and here and CPU_INFO.is_file() and "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8")
+    on_cpu = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return plain and on_cpu and CPU_INFO.is_file() and "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8")
 
 
 class _Calibrator:
@@ -224,8 +224,8 @@ class _Calibrator:
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
         self.low = torch.minimum(self.low, rows.amin(dim=0))
         self.high = torch.maximum(self.high, rows.amax(dim=0))
-        made = torch.nn.functional.linear(rows, self.weight, self.bias)
-        return (torch.nn.functional.gelu(made) if after == "gelu" else made).to(dtype)
+        product = torch.nn.functional.linear(rows, self.weight, self.bias)
+        return (torch.nn.functional.gelu(product) if after == "gelu" else product).to(dtype)
 
     def quantized(self) -> Int8MatMul:
         size = torch.maximum(self.high, -self.low).clamp_min(1e-3) ** SMOOTHING

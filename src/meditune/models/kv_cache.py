@@ -40,9 +40,9 @@ class KVCache:
                 values = torch.cat([before[layer][1], values], dim=2)
             self.grow(keys.shape[2])
             self._layer(layer, keys)
-            for kept, new in zip(self.kept[layer], (keys, values), strict=True):
+            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
                 for slot, row in zip(slots, new, strict=True):
-                    kept[slot, :, : row.shape[1]] = row
+                    buffer[slot, :, : row.shape[1]] = row
             return keys, values
 
         return _cache(update)
@@ -56,10 +56,10 @@ class KVCache:
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
             self._layer(layer, keys)
-            for kept, new in zip(self.kept[layer], (keys, values), strict=True):
+            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
                 for slot, (row, start, length) in enumerate(zip(new, starts, lengths, strict=True), first):
-                    kept[slot, :, start : start + length] = row[:, :length]
-            return tuple(kept[first : first + len(starts)] for kept in self.kept[layer])
+                    buffer[slot, :, start : start + length] = row[:, :length]
+            return tuple(buffer[first : first + len(starts)] for buffer in self.kept[layer])
 
         return _cache(update)
 
@@ -71,17 +71,17 @@ class KVCache:
         rows = torch.arange(len(places), device=places.device)
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
-            for kept, new in zip(self.kept[layer], (keys, values), strict=True):
-                kept[rows, :, places] = new[:, :, 0]
-            return tuple(kept[: len(places)] for kept in self.kept[layer])
+            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
+                buffer[rows, :, places] = new[:, :, 0]
+            return tuple(buffer[: len(places)] for buffer in self.kept[layer])
 
         return _cache(update)
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot over another."""
         for pair in self.kept:
-            for kept in pair:
-                kept[target] = kept[source]
+            for buffer in pair:
+                buffer[target] = buffer[source]
 
     def copied(self, slot: int, tokens: int) -> Pairs:
         """Return a copy of a slot's first keys and values, (key heads, tokens, size)."""
@@ -92,8 +92,8 @@ class KVCache:
         self.grow(pairs[0][0].shape[1], slot + 1)
         for layer, pair in enumerate(pairs):
             self._layer(layer, pair[0])
-            for kept, given in zip(self.kept[layer], pair, strict=True):
-                kept[slot, :, : given.shape[1]] = given
+            for buffer, given in zip(self.kept[layer], pair, strict=True):
+                buffer[slot, :, : given.shape[1]] = given
 
     def grow(self, tokens: int, texts: int = 0) -> None:
         """Make room for texts of `tokens` tokens, and for `texts` texts."""
@@ -150,10 +150,10 @@ class PrefixCache:
 
         The last token is never included: the model must read it to predict the next one.
         """
-        wanted = np.asarray(text[:-1])
+        query = np.asarray(text[:-1])
         best, found = 0, None
         for tokens, (ids, _) in self._texts.items():
-            common = shared_prefix(wanted, ids)
+            common = shared_prefix(query, ids)
             if common > best:
                 best, found = common, tokens
         if found is None or best < WORTH:
@@ -164,8 +164,8 @@ class PrefixCache:
 
     def has(self, text: Sequence[int]) -> bool:
         """Return whether this whole text is cached."""
-        wanted = np.asarray(text)
-        return any(shared_prefix(wanted, ids) == len(wanted) for ids, _ in self._texts.values())
+        query = np.asarray(text)
+        return any(shared_prefix(query, ids) == len(query) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
         """Cache a text's keys and values, which replace those of its own prefixes, unless they exceed the room."""

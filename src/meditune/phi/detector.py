@@ -63,8 +63,8 @@ def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list
 
 @cache
 def _entities() -> tuple[str, ...]:
-    there = set(_analyzer().get_supported_entities("en"))
-    return tuple(entity for entity in _KINDS if entity in there)
+    supported = set(_analyzer().get_supported_entities("en"))
+    return tuple(entity for entity in _KINDS if entity in supported)
 
 
 @cache

@@ -129,9 +129,9 @@ def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
         kind, _, phrases = line.partition(": ")
         if line.startswith("#"):
             continue
-        kept, cue = (labels, _AFTER_COLON[kind]) if kind in _AFTER_COLON else (plain, Cue[kind.upper()])
+        cues, cue = (labels, _AFTER_COLON[kind]) if kind in _AFTER_COLON else (plain, Cue[kind.upper()])
         for phrase in phrases.split(" | "):
-            kept[phrase] = max(cue, kept.get(phrase, cue))
+            cues[phrase] = max(cue, cues.get(phrase, cue))
     return plain, labels
 
 
@@ -205,8 +205,8 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
         if stem(written) != written:
             break
         piece = NEXT.match(view.text, end)
-    whole = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
-    if not whole or not _is_enough(view.text[place:end], whole, cue):
+    full_words = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
+    if not full_words or not _is_enough(view.text[place:end], full_words, cue):
         return None
     return Span(place, end, "name")
 

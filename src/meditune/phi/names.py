@@ -113,20 +113,22 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
 
 def _last_words(view: View, token: re.Match[str]) -> Span | None:
     """Return the words up to and including `token` that can be a name."""
-    kept: list[re.Match[str]] = []
+    pieces: list[re.Match[str]] = []
     begin = view.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
     for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
         word = plain(piece[0])
-        apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : kept[0].start()])
+        apart = pieces and not re.fullmatch(
+            r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : pieces[0].start()]
+        )
         english = name_words.is_ordinary(word) and word not in name_words.WORD_NAMES and len(word) > 2
         # "Jane Sunshine, MD": an English word is a surname after a given name.
-        surname = english and not kept and _follows_given(view, piece.start())
+        surname = english and not pieces and _follows_given(view, piece.start())
         if apart or name_words.is_other(word) or (english and not surname):
             break
-        kept.insert(0, piece)
-    if not kept or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in kept):
+        pieces.insert(0, piece)
+    if not pieces or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in pieces):
         return None
-    return Span(kept[0].start(), kept[-1].end(), "name")
+    return Span(pieces[0].start(), pieces[-1].end(), "name")
 
 
 def _follows_given(view: View, place: int) -> bool:

@@ -206,16 +206,16 @@ class Surrogates:
     def _shaped(self, written: str, kind: Kind) -> str:
         """Replace digits by other digits and letters by other letters."""
         stream = self._stream(kind, "".join(sign for sign in written.lower() if sign.isalnum()))
-        made = []
+        characters = []
         for sign in written:
             if sign.isdecimal():
-                made.append(str(next(stream) % 10))
+                characters.append(str(next(stream) % 10))
             elif sign.isalpha() and kind not in {"phone", "fax", "address"}:
                 letter = string.ascii_lowercase[next(stream) % 26]
-                made.append(letter.upper() if sign.isupper() else letter)
+                characters.append(letter.upper() if sign.isupper() else letter)
             else:
-                made.append(sign)
-        return "".join(made)
+                characters.append(sign)
+        return "".join(characters)
 
     def _stream(self, kind: str, value: str) -> Iterator[int]:
         """Yield pseudorandom numbers (HMAC in counter mode)."""

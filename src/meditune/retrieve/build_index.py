@@ -107,10 +107,10 @@ def update(
         reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
         changes = _fill(table, reading, encoder, everything=False, remove=remove)
         changes.resumed = resumed
-        kept = [each for each in known if each.source not in remove]
-        new = [each for each in chosen if each not in kept]
+        remaining = [each for each in known if each.source not in remove]
+        new = [each for each in chosen if each not in remaining]
         replaced = {each.source for each in new if not each.adds_only}
-        together = [each for each in kept if each.source not in replaced] + new
+        together = [each for each in remaining if each.source not in replaced] + new
         manifest = _finish(place, table, before.table, chosen, together, encoder, changes, before)
     return manifest, changes
 
@@ -170,12 +170,12 @@ def _fill(
             changes.kept += len(batch) - len(fresh)
             changes.removed += len(dropped)
             progress.advance(len(batch))
-    whole = {each.source for each in reading.collections if not each.adds_only} | set(remove)
+    complete_sources = {each.source for each in reading.collections if not each.adds_only} | set(remove)
 
     def vanished(passage: str) -> bool:
         document = passage.rpartition("#")[0]
         source = document.partition(":")[0]
-        return everything or source in whole or document in lengths or document in reading.withdrawn
+        return everything or source in complete_sources or document in lengths or document in reading.withdrawn
 
     gone = [name for name in known if vanished(name)]
     withdrawn = [f"{name}#{number}" for name in reading.withdrawn for number in range(lengths.get(name, 0))]

@@ -86,18 +86,18 @@ def _fits(count: Callable[[Sequence[str]], int], room: int, before: Sequence[str
     return count([*before, text]) <= room
 
 
-def _fitting(hit: Hit, title: str, whole: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
+def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
     """Return the most sentences from the start that fit, by bisection; None if not even the first does."""
-    low, high = 0, len(whole)
-    if fits(PackedPassage(hit, title, " ".join(whole)).shown):
+    low, high = 0, len(texts)
+    if fits(PackedPassage(hit, title, " ".join(texts)).shown):
         low = high
     while low < high:
         middle = (low + high + 1) // 2
-        if middle < len(whole) and fits(PackedPassage(hit, title, " ".join(whole[:middle])).shown):
+        if middle < len(texts) and fits(PackedPassage(hit, title, " ".join(texts[:middle])).shown):
             low = middle
         else:
             high = middle - 1
-    return PackedPassage(hit, title, " ".join(whole[:low]), len(whole) - low) if low else None
+    return PackedPassage(hit, title, " ".join(texts[:low]), len(texts) - low) if low else None
 
 
 def _no_room(cut: PackedPassage | None, others: int) -> list[str]:
@@ -148,13 +148,13 @@ def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
 
 def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
     """Return the sections as they may appear in a prompt, without headings that look like its cues."""
-    kept = []
+    cleaned = []
     for heading, text in sections:
-        said = clean_passage(text, form).text
-        if said:
-            is_safe = clean_passage(f"{heading}: {said}", form).text == f"{heading}: {said}"
-            kept.append((heading if is_safe else "", said))
-    return kept
+        body = clean_passage(text, form).text
+        if body:
+            is_safe = clean_passage(f"{heading}: {body}", form).text == f"{heading}: {body}"
+            cleaned.append((heading if is_safe else "", body))
+    return cleaned
 
 
 def _length(part: Part) -> int:

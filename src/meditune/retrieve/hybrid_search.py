@@ -383,12 +383,12 @@ def _limited(ids: list[int], rows: Rows, per_document: int | None) -> list[int]:
     if per_document is None:
         return ids
     count: Counter[int] = Counter()
-    kept: list[int] = []
+    kept_rows: list[int] = []
     for row, document in zip(ids, rows.documents[rows.places(ids)].tolist(), strict=True):
         count[document] += 1
         if count[document] <= per_document:
-            kept.append(row)
-    return kept
+            kept_rows.append(row)
+    return kept_rows
 
 
 def _diverse(rows: Rows, ranked: _Ranked, k: int, diversity: float) -> list[int]:

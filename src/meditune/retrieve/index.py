@@ -63,8 +63,8 @@ class Manifest:
 
     def check_encoder(self, identity: EncoderIdentity, place: IndexStorage) -> None:
         """Raise ModelError if questions would be embedded by a different model from the index's."""
-        mine = (self.embedding["space"], self.embedding["dimension"])
-        if mine != (identity.space, identity.dimension):
+        own = (self.embedding["space"], self.embedding["dimension"])
+        if own != (identity.space, identity.dimension):
             raise ModelError(
                 f"{place.name} was built with the embedding model {self.embedding['name']} "
                 f"({self.embedding['dimension']} numbers per vector). The vectors of {identity.name} "

@@ -87,8 +87,8 @@ def goes_with_order(sentence: str) -> bool:
     words = re.findall(r"[^\W\d_]+", plain)
     if len(words) <= BESIDE and _BESIDE.search(plain):
         return True
-    told = _IMPERATIVE(plain) or re.search(r"\byour?\b", plain, re.IGNORECASE)
-    return bool(len(words) <= MOST_BESIDE and told) and not any(is_health_word(word.lower()) for word in words)
+    addressed = _IMPERATIVE(plain) or re.search(r"\byour?\b", plain, re.IGNORECASE)
+    return bool(len(words) <= MOST_BESIDE and addressed) and not any(is_health_word(word.lower()) for word in words)
 
 
 def _is_dense(text: str) -> bool:
@@ -316,14 +316,14 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     orders: list[str] = []
     seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, _visible(text), orders), orders)
     plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
-    kept: list[str] = []
+    remaining: list[str] = []
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
     is_one = [is_instruction(sentence) for sentence in found]
     if any(is_one):
         is_one = _with_neighbours(found, is_one)
-    for sentence, told in zip(found, is_one, strict=True):
-        (orders if told else kept).append(sentence)
-    broken = (_broken(sentence, form) for sentence in kept)
+    for sentence, is_order in zip(found, is_one, strict=True):
+        (orders if is_order else remaining).append(sentence)
+    broken = (_broken(sentence, form) for sentence in remaining)
     return CleanedText(" ".join(sentence for sentence in broken if sentence), tuple(orders))
 
 
@@ -339,12 +339,12 @@ def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
 
 def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]:
     """Return which sentences are orders or belong to an adjacent one, as "I am the administrator." may."""
-    told = list(is_one)
+    are_orders = list(is_one)
     for places in (range(1, len(found)), range(len(found) - 2, -1, -1)):
         for place in places:
             beside = place - 1 if places.step > 0 else place + 1
-            told[place] = told[place] or (told[beside] and goes_with_order(found[place]))
-    return told
+            are_orders[place] = are_orders[place] or (are_orders[beside] and goes_with_order(found[place]))
+    return are_orders
 
 
 def _visible(text: str) -> str:

@@ -212,11 +212,11 @@ class Reranker:
         if vectors is None:
             return self.title_vectors.of(headlines, self.encode)
         places = [self.title_vectors.place(headline) for headline in headlines]
-        made = np.array(vectors)
+        result = np.array(vectors)
         known = [index for index, place in enumerate(places) if place is not None]
         if known:
-            made[known] = self.title_vectors.vectors[[place for place in places if place is not None]]
-        return made
+            result[known] = self.title_vectors.vectors[[place for place in places if place is not None]]
+        return result
 
 
 def _share(message_words: set[str], text: str) -> float:

@@ -205,13 +205,13 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
     """Compact the table and index its columns; existing indices are extended by new rows."""
     from lancedb.index import FTS, Bitmap, IvfPq
 
-    there = {tuple(index.columns): _kind(index) for index in table.list_indices()}
-    if (SEARCHED,) not in there:
+    indices = {tuple(index.columns): _kind(index) for index in table.list_indices()}
+    if (SEARCHED,) not in indices:
         table.optimize()
         table.create_index(SEARCHED, config=FTS(stem=True, remove_stop_words=True))
-    if ("source",) not in there:
+    if ("source",) not in indices:
         table.create_index("source", config=Bitmap())
-    if approximate and there.get((VECTOR,)) != APPROXIMATE:
+    if approximate and indices.get((VECTOR,)) != APPROXIMATE:
         # A quarter of LanceDB's training vectors and rounds is enough, because full vectors order the candidates.
         near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
         table.create_index(VECTOR, config=near, replace=True)
@@ -288,8 +288,8 @@ class ObjectStorage(IndexStorage):
         from pyarrow.fs import FileSelector
 
         with _reached(self.name):
-            there = self._files().get_file_info(FileSelector(self._path, allow_not_found=True))
-        return sorted(each.base_name for each in there if each.base_name.startswith(start))
+            entries = self._files().get_file_info(FileSelector(self._path, allow_not_found=True))
+        return sorted(each.base_name for each in entries if each.base_name.startswith(start))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -297,12 +297,12 @@ class ObjectStorage(IndexStorage):
         with _reached(self.name):
             self._check_bucket()
             database = connect(self)
-            mine = self._take(database)
+            own_mark = self._take(database)
         try:
             yield
         finally:
             # Keep another process's lock, in case this one was released in the meantime.
-            if LOCK in database.list_tables().tables and _mark(database) == mine:
+            if LOCK in database.list_tables().tables and _mark(database) == own_mark:
                 database.drop_table(LOCK)
 
     def unlock(self) -> str:
@@ -328,19 +328,19 @@ class ObjectStorage(IndexStorage):
         import pyarrow as pa
 
         me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
-        mine = f"{uuid.uuid4()} {me}"
+        own_mark = f"{uuid.uuid4()} {me}"
         try:
-            database.create_table(LOCK, pa.table({"who": [mine]}))
+            database.create_table(LOCK, pa.table({"who": [own_mark]}))
         except (ValueError, RuntimeError, OSError) as error:
             if LOCK not in database.list_tables().tables:
                 raise
             raise self._taken(_who(database)) from error
         # Without conditional writes, two processes can create the lock at the same moment; the last one's entry stays.
         time.sleep(SETTLING_SECONDS)
-        there = _mark(database)
-        if there != mine:
-            raise self._taken(there.partition(" ")[2])
-        return mine
+        stored_mark = _mark(database)
+        if stored_mark != own_mark:
+            raise self._taken(stored_mark.partition(" ")[2])
+        return own_mark
 
     def _taken(self, who: str) -> DataError:
         return DataError(

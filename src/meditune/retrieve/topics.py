@@ -205,11 +205,11 @@ class Synonyms:
 
     def expand(self, text: str, most: int = 8) -> str:
         """Return the text with misspellings corrected, followed by at most `most` other names of its topics."""
-        there = set(words(text))
+        text_words = set(words(text))
         more: list[str] = []
         for mention in sorted(self.find(text), key=lambda mention: -mention.weight):
             names = [mention.name, *sorted(name for topic in mention.topics for name in self.names(topic))]
-            more.extend(name for name in names if name not in more and not set(words(name)) <= there)
+            more.extend(name for name in names if name not in more and not set(words(name)) <= text_words)
         return "\n".join([text, *more[:most]])
 
     def _corrected(self, word: str) -> str:
@@ -243,14 +243,14 @@ def _tells(name: tuple[str, ...]) -> bool:
 
 def _variants(name: str) -> list[str]:
     """Return the variants of a name: as written, without and within brackets, and with "kind - of" reversed."""
-    made = [name]
+    variants = [name]
     inner = _BRACKETS.findall(name)
     if inner:
-        made = [_BRACKETS.sub(" ", name), *inner]
-    head, dash, tail = made[0].partition(" - ")
+        variants = [_BRACKETS.sub(" ", name), *inner]
+    head, dash, tail = variants[0].partition(" - ")
     if dash:
-        made.append(f"{tail} {head}")
-    return made
+        variants.append(f"{tail} {head}")
+    return variants
 
 
 def words(text: str) -> list[str]:

@@ -65,8 +65,8 @@ class VectorSearch:
             places = _highest(rough, WIDER * most)
             cosines = self.vectors[places] @ vector
         if allowed is not None:
-            kept = allowed[places]
-            places, cosines = places[kept], cosines[kept]
+            selected = allowed[places]
+            places, cosines = places[selected], cosines[selected]
         best = _highest(cosines, most)
         # Ties are ordered by position, so that the same question always gives the same hits.
         order = best[np.lexsort((places[best], -cosines[best]))]

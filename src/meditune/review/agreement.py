@@ -130,8 +130,8 @@ def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
-def _kept(clusters: Sequence[Any] | None, kept: AnyArray) -> list[Any] | None:
-    return None if clusters is None else [each for each, keep in zip(clusters, kept, strict=True) if keep]
+def _kept(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
+    return None if clusters is None else [each for each, keep in zip(clusters, mask, strict=True) if keep]
 
 
 def _estimated(

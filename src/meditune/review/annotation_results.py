@@ -144,8 +144,8 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
             if name.casefold() in (each.rater.name.casefold(), each.rater.code.casefold())
         ]
         if not found:
-            there = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
-            raise DataError(f"{folder}: no rater {name!r}. Raters: {there}.")
+            raters = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
+            raise DataError(f"{folder}: no rater {name!r}. Raters: {raters}.")
         left_out |= set(found)
     return CheckedRatings(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
 
@@ -241,10 +241,10 @@ def _counts(verdicts: Any) -> dict[str, int]:
     return {verdict: counted[verdict] for verdict in VERDICTS}
 
 
-def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Origin], wanted: Mapping[str, str]) -> dict[str, Any]:
+def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Origin], filters: Mapping[str, str]) -> dict[str, Any]:
     """Return the number of decided rows of a kind, and the percentage that is correct as it is."""
     chosen = [
-        each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in wanted.items())
+        each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in filters.items())
     ]
     right = sum(each.label == "correct" and not each.answer for each in chosen)
     return {
@@ -335,7 +335,7 @@ def write_decisions(
             f"{folder}: nothing was decided yet. Let raters check the set: meditune annotate serve {folder}"
         )
     earlier = read_decisions(path) if path.is_file() else {}
-    kept = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
-    write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()), private=True)
+    others = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
+    write_jsonl(path, (each.model_dump(mode="json") for each in (others | found).values()), private=True)
     open_ = sum(not checked.rated.key[id].known for id in undecided)
-    return WrittenDecisions(len(found), open_, len(kept))
+    return WrittenDecisions(len(found), open_, len(others))

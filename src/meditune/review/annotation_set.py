@@ -285,13 +285,13 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
     )
 
 
-def _known(wanted: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
+def _known(options: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
     """Return the known items from the file, and the planted ones."""
-    known = read_gold(wanted.gold) if wanted.gold else []
-    if wanted.planted:
+    known = read_gold(options.gold) if options.gold else []
+    if options.planted:
         # A question that occurs twice with different answers would reveal the planted item.
         others = [row for row in rows if row.id not in taken]
-        known += plant(others if len(others) > wanted.planted else rows, wanted.planted, wanted.seed)
+        known += plant(others if len(others) > options.planted else rows, options.planted, options.seed)
     return known
 
 

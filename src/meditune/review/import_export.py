@@ -65,11 +65,11 @@ def _write_label_studio(path: Path, given: Judgements, origins: Mapping[str, tup
     for note, kind, text in given.texts():
         result = _result(kind, "textarea", {"text": [text]}, {"round": note.round, "time": note.time})
         predictions[note.item][note.rater, note.round].append(result)
-    tasks, shown = [], _shown(rating_set)
+    tasks, field_names = [], _shown(rating_set)
     for number, item in enumerate(rating_set.items.values(), start=1):
         sources = "\n\n".join(f"{p.label}: {p.text}" if p.label else p.text for p in item.context)
         data = {"item": item.id, "question": item.question, "sources": sources, "answer": item.answer}
-        data |= {name: getattr(item, name) for name in shown}
+        data |= {name: getattr(item, name) for name in field_names}
         if item.id in origins:
             data |= dict(zip(("example", "origin"), origins[item.id], strict=True))
         earlier = [

@@ -421,9 +421,11 @@ class RatingSet:
             return list(questions)
         teams = list(combinations(range(self.raters), self.overlap))
         random.Random(f"{self.shuffle}/teams").shuffle(teams)
-        mine = place % self.raters
+        rater_index = place % self.raters
         dealt = [asked for asked in questions if asked not in self.everyone]
-        given = {asked for number, asked in enumerate(dealt) if mine in teams[number % len(teams)]} | self.everyone
+        given = {
+            asked for number, asked in enumerate(dealt) if rater_index in teams[number % len(teams)]
+        } | self.everyone
         return [asked for asked in questions if asked in given]
 
 

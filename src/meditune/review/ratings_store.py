@@ -100,19 +100,19 @@ class Store:
 
         A rater who `joins` gets a share of the first round.
         """
-        shown = " ".join(name.split())
+        display_name = " ".join(name.split())
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")
             base.execute(
                 "INSERT INTO raters VALUES (?, ?, ?, (SELECT COUNT(*) + 1 FROM raters), NULL) ON CONFLICT DO NOTHING",
-                (secrets.token_hex(8), shown, shown.casefold()),
+                (secrets.token_hex(8), display_name, display_name.casefold()),
             )
             if joins:
                 base.execute(
                     "UPDATE raters SET place = (SELECT COUNT(place) FROM raters) WHERE key = ? AND place IS NULL",
-                    (shown.casefold(),),
+                    (display_name.casefold(),),
                 )
-            row = base.execute("SELECT id, name, number, place FROM raters WHERE key = ?", (shown.casefold(),))
+            row = base.execute("SELECT id, name, number, place FROM raters WHERE key = ?", (display_name.casefold(),))
             found = Rater(*row.fetchone())
             base.execute("COMMIT")
             return found

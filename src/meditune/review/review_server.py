@@ -91,7 +91,7 @@ class ReviewApp:
 
     def shown(self, item: Item, rater: Rater) -> dict[str, Any]:
         """Return the content of an item for the page, with this rater's ratings and texts."""
-        mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
+        ratings = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
         notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
         dispute = self.disputes.get(item.id)
         known = {"decision": item.decision, "source": item.source, "link": item.link}
@@ -100,7 +100,7 @@ class ReviewApp:
             "question": item.question,
             "context": [passage.model_dump(mode="json") for passage in item.context],
             "answer": item.answer,
-            "ratings": {rating.axis: rating.option for rating in mine},
+            "ratings": {rating.axis: rating.option for rating in ratings},
             "comment": notes[0].comment if notes else "",
             "better": notes[0].better if notes else "",
             "said": dispute.said if dispute else {},
@@ -297,14 +297,14 @@ def serve(
     """
     import uvicorn
 
-    here = ReviewApp(read_set(folder, task), Store(folder), disputes)
-    if here.adjudicating and not here.disputes:
+    review_app = ReviewApp(read_set(folder, task), Store(folder), disputes)
+    if review_app.adjudicating and not review_app.disputes:
         raise MedituneError(
             f"No answer in {folder} was judged differently by two raters; there is nothing to adjudicate."
         )
     listening = _bound(host, port)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
-    app = app_for(here, LOCAL if token is None else set(), token)
+    app = app_for(review_app, LOCAL if token is None else set(), token)
     named = socket.gethostname() if host in EVERYWHERE else host
     at = f"[{named}]" if ":" in named else named
     address = f"http://{at}:{listening.getsockname()[1]}/"
@@ -326,13 +326,13 @@ def in_dispute(folder: Path) -> list[Dispute]:
 def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
     except OSError as error:
         raise MedituneError(
             f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
             "free port."
         ) from error
-    return made
+    return listener

@@ -99,13 +99,13 @@ def _described(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, with OpenAI's 400 instead of FastAPI's 422, and this server's models and keys."""
     if app.openapi_schema is None:
         service: Service = app.state.service
-        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for path, methods in made["paths"].items():
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path, methods in document["paths"].items():
             for route in methods.values():
                 route["responses"].pop("422", None)
                 if service.settings.keys_needed and path not in OPEN:
                     route["security"] = [{"key": []}]
-        components = made["components"]
+        components = document["components"]
         for unused in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(unused, None)
         names = {"ChatBody": service.served.name, "CompletionBody": service.served.name}
@@ -113,5 +113,5 @@ def _described(app: FastAPI) -> dict[str, Any]:
             components["schemas"][body]["properties"]["model"]["enum"] = [name]
         if service.settings.keys_needed:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = made
+        app.openapi_schema = document
     return app.openapi_schema

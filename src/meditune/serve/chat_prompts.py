@@ -84,9 +84,9 @@ class ChatPrompts:
             elif turn.role == "assistant" and past:
                 past[-1] += f" {turn.text.strip()}"
         earlier = "".join(f"{text}\n" for text in past)
-        whole = prompt_text(form, last, context, "answer")
+        prompt = prompt_text(form, last, context, "answer")
         begin = len(prompt_text(form, "", context, "answer")) - len(prompt_text(form, "", (), "answer"))
-        return f"{whole[:begin]}{earlier}{whole[begin:]}"
+        return f"{prompt[:begin]}{earlier}{prompt[begin:]}"
 
     def _by_template(self, turns: Sequence[Turn]) -> list[int]:
         from jinja2.exceptions import TemplateError

@@ -78,16 +78,16 @@ def listening(place: Place) -> socket.socket:
     """Return a socket that listens at the place. Raises MedituneError if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(512)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
     except OSError as error:
         raise MedituneError(
             f"Can't listen on {place.host}:{place.port} ({error.strerror}). Choose another --host or --port; "
             "--port 0 chooses a free port."
         ) from error
-    return made
+    return listener
 
 
 def server_of(service: Service, place: Place) -> uvicorn.Server:
@@ -260,13 +260,13 @@ _PHRASES = {
 
 def _keep_short(transport: asyncio.Transport) -> None:
     """Limit the send buffer, and let the system detect clients that vanished without closing the connection."""
-    made = transport.get_extra_info("socket")
-    if made is None or made.family not in {socket.AF_INET, socket.AF_INET6}:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

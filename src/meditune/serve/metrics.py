@@ -40,12 +40,12 @@ class Costs(Collector):
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """Yield the metric for prometheus_client."""
-        made = CounterMetricFamily(
+        metric = CounterMetricFamily(
             "meditune_cost", "Cost of tokens and machine, at the prices of --price and --hourly-cost", labels=["part"]
         )
         for part, spent in self.by_part().items():
-            made.add_metric([part], spent)
-        yield made
+            metric.add_metric([part], spent)
+        yield metric
 
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)

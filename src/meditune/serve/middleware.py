@@ -137,12 +137,12 @@ class Guard:
     def _bounded(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
         """Return a `receive` that raises ApiError 413 or 408 if the body is too large or too slow."""
         size = 0
-        whole = False
+        complete = False
         until = time.monotonic() + self.settings.body_s
 
         async def bounded() -> Message:
-            nonlocal size, whole
-            if whole:
+            nonlocal size, complete
+            if complete:
                 return await receive()
             try:
                 async with asyncio.timeout(max(0.001, until - time.monotonic())):
@@ -150,7 +150,7 @@ class Guard:
             except TimeoutError:
                 raise ApiError(408, "The body didn't arrive in time.", "timeout") from None
             size += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             if size > self.settings.body_bytes:
                 raise self._too_large()
             return message

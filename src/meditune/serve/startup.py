@@ -91,7 +91,7 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
         """Open the judge once, after the index, because it loads torch."""
         return open_judge(wanted.judge) if wanted.judge else None
 
-    def made(parts: VersionParts) -> Service:
+    def service_for(parts: VersionParts) -> Service:
         return Service(
             parts.served,
             parts.engine,
@@ -113,10 +113,12 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
             return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics, judge)
 
         releases = VersionRouter(registry, load, settings.follow_s)
-        service, changed = releases.begin(made), releases.goes_over_to
+        service, changed = releases.begin(service_for), releases.goes_over_to
     else:
         version = _version(place)
-        service = made(_parts(wanted, settings, index, version, lambda: _version(place) != version, metrics, judge))
+        service = service_for(
+            _parts(wanted, settings, index, version, lambda: _version(place) != version, metrics, judge)
+        )
         changed = service.goes_over_to
     if (opened := index()) is not None:
         follow_index(opened, changed)
@@ -124,7 +126,7 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
 
 
 def _parts(
-    wanted: ServerOptions,
+    options: ServerOptions,
     settings: Settings,
     index: Callable[[], Index | None],
     version: str,
@@ -133,10 +135,10 @@ def _parts(
     judge: Callable[[], Judge | None],
 ) -> VersionParts:
     """Open the model with its engine and assistant. `changed` checks whether the model's files have changed."""
-    place = Path(wanted.model).expanduser()
+    place = Path(options.model).expanduser()
     form = _format(place)
     # Only a model that was tuned to decide in this format scores decisions (assistant/assistant.py).
-    scores = bool(wanted.index and form)
+    scores = bool(options.index and form)
     begun = False
 
     def opened() -> Engine:
@@ -146,22 +148,22 @@ def _parts(
                 f"{place} is missing, or its model has changed since the server started. Restart the server."
             )
         begun = True
-        return open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True, scores=scores)
+        return open_engine(options.model, options.engine, settings.at_once, options.url, apart=True, scores=scores)
 
     # A model on another server returns with that server, so ending this process wouldn't help.
-    restarts = None if wanted.url else settings.restarts
+    restarts = None if options.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
     try:
-        writer = EngineWriter(engine, form, _third_party(wanted.url))
+        writer = EngineWriter(engine, form, _third_party(options.url))
         assistant = open_assistant(
-            writer, place, index(), AssistantSettings(wanted.country), {"model": version}, judge()
+            writer, place, index(), AssistantSettings(options.country), {"model": version}, judge()
         )
         engine.opened()
     except BaseException:
         engine.close()
         raise
-    name = wanted.name or _name(place, wanted.model)
+    name = options.name or _name(place, options.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return VersionParts(served, engine, prompts, assistant)
 

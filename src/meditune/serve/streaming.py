@@ -234,8 +234,8 @@ async def generate_chunks(
     begun = time.monotonic()
     into.prompt_tokens += len(request.prompt)
     first = True
-    with span("generate") as made:
-        made.set_attribute("meditune.prompt_tokens", len(request.prompt))
+    with span("generate") as trace_span:
+        trace_span.set_attribute("meditune.prompt_tokens", len(request.prompt))
         async with aclosing(stream_chunks(service.engine, request)) as chunks:
             async for chunk in chunks:
                 if first:

@@ -176,10 +176,10 @@ class VersionRouter:
             self._failed = (seen, time.monotonic() + PAUSES * self._follow_s)
             return
         # Forget failed versions that the registry no longer names, so that a forced new promotion or trial is served.
-        wanted = {*state.standing, *([state.trial.version] if state.trial else [])}
+        named = {*state.standing, *([state.trial.version] if state.trial else [])}
         with self._lock:
-            self._refused -= refused - wanted
-        self._seen = (state.standing, state.trial, refused & wanted)
+            self._refused -= refused - named
+        self._seen = (state.standing, state.trial, refused & named)
 
     def _done(self, step: Callable[[], None]) -> bool:
         try:
@@ -321,10 +321,10 @@ def fingerprint(place: Path) -> str:
     if place.is_file():
         files = [place]
     else:
-        wanted = (
+        candidates = (
             path for path in place.rglob("*") if path.suffix in ENDINGS or path.name in {ADAPTER_FILE, "config.json"}
         )
-        files = sorted(path for path in wanted if path.is_file())
+        files = sorted(path for path in candidates if path.is_file())
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size

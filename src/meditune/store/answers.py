@@ -126,16 +126,16 @@ class Answers:
 
     def exported(self) -> Iterator[dict[str, Any]]:
         """Yield every answer with its feedback, oldest first."""
-        for _, answer, said in self._pages(0):
-            yield asdict(answer) | {"feedback": [_feedback(row) for row in said]}
+        for _, answer, feedback in self._pages(0):
+            yield asdict(answer) | {"feedback": [_feedback(row) for row in feedback]}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
         """Yield place, answer and ratings of each answer whose place is after `after`, in the order of storing.
 
         The order doesn't depend on the clock. No place is used twice.
         """
-        for place, answer, said in self._pages(after):
-            yield place, answer, tuple(row["rating"] for row in said)
+        for place, answer, feedback in self._pages(after):
+            yield place, answer, tuple(row["rating"] for row in feedback)
 
     def last_place(self) -> int:
         """Return the latest answer's place; 0 without answers."""
@@ -159,15 +159,15 @@ class Answers:
                 if not rows:
                     return
                 first, after = after, rows[-1]["place"]
-                said: dict[str, list[Row]] = {}
+                feedback: dict[str, list[Row]] = {}
                 for row in base.execute(
                     "SELECT feedback.* FROM feedback JOIN answers ON answers.id = feedback.answer "
                     "WHERE answers.place > ? AND answers.place <= ? ORDER BY feedback.time",
                     (first, after),
                 ):
-                    said.setdefault(row["answer"], []).append(row)
+                    feedback.setdefault(row["answer"], []).append(row)
             for row in rows:
-                yield row["place"], _answer(row), said.get(row["id"], [])
+                yield row["place"], _answer(row), feedback.get(row["id"], [])
 
 
 def _masked(text: str) -> str:

@@ -93,15 +93,15 @@ def overview(base: Database, hours: float = 24.0, now: float | None = None) -> d
     """
     now = time.time() if now is None else now
     since = now - hours * _HOUR_S
-    seen, said = _answers(base, since), _feedback(base, since)
+    seen, feedback = _answers(base, since), _feedback(base, since)
     notes = Notes(base)
     return {
         "hours": hours,
         "time": now,
         "answers": _counted(seen),
-        "feedback": _feedback_counts(said, len(seen)),
+        "feedback": _feedback_counts(feedback, len(seen)),
         "versions": _versions(seen),
-        "over_time": _over_time(seen, said, since, now),
+        "over_time": _over_time(seen, feedback, since, now),
         "servers": [_server(note, now) for note in notes.all("server")],
         "drift": [_note_facts(note) for note in notes.all("drift")],
         "updates": [_note_facts(note) for note in notes.all("update")],
@@ -162,14 +162,14 @@ def _counted(seen: Sequence[_Seen]) -> dict[str, Any]:
     }
 
 
-def _feedback_counts(said: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[str, Any]:
-    ratings = Counter(rating for _, rating, _, _ in said)
+def _feedback_counts(feedback: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[str, Any]:
+    ratings = Counter(rating for _, rating, _, _ in feedback)
     return {
         "up": ratings["up"],
         "down": ratings["down"],
-        "corrections": sum(corrected for _, _, corrected, _ in said),
-        "experts": sum(expert for *_, expert in said),
-        "rated": len(said) / answers if answers else None,
+        "corrections": sum(corrected for _, _, corrected, _ in feedback),
+        "experts": sum(expert for *_, expert in feedback),
+        "rated": len(feedback) / answers if answers else None,
     }
 
 
@@ -186,7 +186,7 @@ def _versions(seen: Sequence[_Seen]) -> list[dict[str, Any]]:
 
 
 def _over_time(
-    seen: Sequence[_Seen], said: Sequence[tuple[float, str, bool, bool]], since: float, now: float
+    seen: Sequence[_Seen], feedback: Sequence[tuple[float, str, bool, bool]], since: float, now: float
 ) -> list[dict[str, Any]]:
     """Return the metrics of BINS equal parts of the time span, oldest first."""
     width = (now - since) / BINS
@@ -194,7 +194,7 @@ def _over_time(
     for each in seen:
         if (place := int((each.time - since) // width)) < BINS:
             parts[place].append(each)
-    ratings = Counter((int((when - since) // width), rating) for when, rating, _, _ in said)
+    ratings = Counter((int((when - since) // width), rating) for when, rating, _, _ in feedback)
     return [
         {
             "from": since + place * width,

@@ -99,8 +99,8 @@ class Postgres:
             migrate(connection, 0, self.place, postgres=True)
 
     def _version(self, connection: Connection) -> int:
-        (there,) = connection.execute("SELECT to_regclass('versions')").fetchone()
-        if there is None:
+        (table,) = connection.execute("SELECT to_regclass('versions')").fetchone()
+        if table is None:
             return 0
         (found,) = connection.execute("SELECT max(version) FROM versions").fetchone()
         refuse_later(found or 0, self.place)

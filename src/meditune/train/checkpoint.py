@@ -74,19 +74,19 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     if (place / SHARDS).is_dir():
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        wanted = empty_state(trained)
+        state = empty_state(trained)
         with warnings.catch_warnings():
             # PyTorch warns that a single process reads, even if that was requested.
             warnings.simplefilter("ignore", UserWarning)
-            load(wanted, checkpoint_id=str(place / SHARDS), no_dist=distributed.world() == 1)
-        return log, wanted
+            load(state, checkpoint_id=str(place / SHARDS), no_dist=distributed.world() == 1)
+        return log, state
     from safetensors.torch import load_file
 
     # Copy the tensors: a mapped file can't be replaced on a network disk.
     tensors = {key: value.clone() for key, value in load_file(place / WHOLE).items()}
     if is_sharded(model):
-        wanted = empty_state(trained)
-        tensors = {key: share(value, like=wanted[key]) for key, value in tensors.items()}
+        state = empty_state(trained)
+        tensors = {key: share(value, like=state[key]) for key, value in tensors.items()}
     return log, tensors
 
 

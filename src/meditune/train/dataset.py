@@ -30,11 +30,11 @@ def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     found = retrieved_passages.read(path)
-    mine = [row for row in rows if row.encoded[0].id in found]
+    matching = [row for row in rows if row.encoded[0].id in found]
     return {
-        "examples": len(mine),
-        "right": sum(bool(found[row.encoded[0].id]["right"]) for row in mine),
-        "left_out": sum(max(item.left_out for item in row.encoded) for row in mine),
+        "examples": len(matching),
+        "right": sum(bool(found[row.encoded[0].id]["right"]) for row in matching),
+        "left_out": sum(max(item.left_out for item in row.encoded) for row in matching),
     }
 
 
@@ -167,11 +167,11 @@ def encode(
     dropped = 0
     for example in examples:
         try:
-            mine = [encoder.supervised(example, task) for task in supported_tasks(example, tasks)]
+            encodings = [encoder.supervised(example, task) for task in supported_tasks(example, tasks)]
         except QuestionTooLongError:
-            mine = []
-        dropped += not mine
-        encoded += mine
+            encodings = []
+        dropped += not encodings
+        encoded += encodings
     rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
     if not rows:
         raise DataError(

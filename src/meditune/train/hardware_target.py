@@ -70,13 +70,13 @@ def gpu_named(name: str) -> Gpu:
 
     Raises RecipeError with similar names if the table has none, or several.
     """
-    wanted = _bare(name)
+    bare_name = _bare(name)
     for known in GPUS.values():
-        if _bare(known.name) == wanted:
+        if _bare(known.name) == bare_name:
             return known
     bare = {_bare(known): known for known in GPUS}
-    near = [known for known in GPUS if wanted and _bare(known).startswith(wanted)]
-    near = near or [bare[each] for each in difflib.get_close_matches(wanted, bare, n=3)]
+    near = [known for known in GPUS if bare_name and _bare(known).startswith(bare_name)]
+    near = near or [bare[each] for each in difflib.get_close_matches(bare_name, bare, n=3)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known GPUs: {', '.join(GPUS)}."
     raise RecipeError(f"--gpu: unknown GPU {name!r}. {hint} Without --gpu, the plan is for this machine.")
 
@@ -187,13 +187,13 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
     config.pad_token_id = None
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        made = make_trainable(model, spec, seed)
+        trainable = make_trainable(model, spec, seed)
     if spec.quantize != "none":
         # Adapters of a quantized layer keep the format in which they are created.
-        for parameter in made.parameters():
+        for parameter in trainable.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    return made
+    return trainable
 
 
 def weight_bytes(model: Any, quantize: Quantize) -> int:

@@ -197,10 +197,10 @@ def _listed(client: Client, path: str, **parameters: str) -> Iterator[dict[str, 
         after = {"after": objects[-1]["id"]}
 
 
-def _id(made: dict[str, Any], client: Client) -> str:
-    if not isinstance(made.get("id"), str):
+def _id(response: dict[str, Any], client: Client) -> str:
+    if not isinstance(response.get("id"), str):
         raise ApiError(f"{client.host} returned no id. Does it support fine-tuning as OpenAI's API does?")
-    return str(made["id"])
+    return str(response["id"])
 
 
 def _ending(job: dict[str, Any], folder: Path) -> str:

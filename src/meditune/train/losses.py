@@ -122,13 +122,13 @@ class _FusedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for here, logits in _pieces(hidden, matrix, bias):
+        for rows, logits in _pieces(hidden, matrix, bias):
             for few, exact in _in_fp32(logits):
-                target, weight = targets[here][few, None], weights[here][few, None].float()
+                target, weight = targets[rows][few, None], weights[rows][few, None].float()
                 target_logits, normalizer = _normalized(exact, target)
                 total += ((normalizer - target_logits) * weight).sum()
                 logits[few] = _slope(exact, target, weight)
-            torch.mm(logits, matrix, out=gradient[here])
+            torch.mm(logits, matrix, out=gradient[rows])
         ctx.save_for_backward(gradient)
         return total
 
@@ -147,22 +147,22 @@ class _TokenLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, matrix, bias, targets)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for here, logits in _pieces(hidden, matrix, bias):
+        for rows, logits in _pieces(hidden, matrix, bias):
             for few, exact in _in_fp32(logits):
-                target_logits, normalizer = _normalized(exact, targets[here][few, None])
-                losses[here][few] = (normalizer - target_logits)[:, 0]
+                target_logits, normalizer = _normalized(exact, targets[rows][few, None])
+                losses[rows][few] = (normalizer - target_logits)[:, 0]
         return losses
 
     @staticmethod
     def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, matrix, bias, targets = ctx.saved_tensors
         gradient = torch.empty_like(hidden)
-        for here, logits in _pieces(hidden, matrix, bias):
+        for rows, logits in _pieces(hidden, matrix, bias):
             for few, exact in _in_fp32(logits):
-                target = targets[here][few, None]
+                target = targets[rows][few, None]
                 _normalized(exact, target)
-                logits[few] = _slope(exact, target, above[0][here][few, None])
-            torch.mm(logits, matrix, out=gradient[here])
+                logits[few] = _slope(exact, target, above[0][rows][few, None])
+            torch.mm(logits, matrix, out=gradient[rows])
         return gradient, None, None, None
 
 
@@ -172,13 +172,13 @@ def _pieces(
     """Yield slices of up to PIECE hidden states with their (n, vocabulary) logits, in memory that is reused."""
     memory = hidden.new_empty((min(PIECE, len(hidden)), matrix.shape[0]))
     for start in range(0, len(hidden), PIECE):
-        here = slice(start, min(start + PIECE, len(hidden)))
-        logits = memory[: here.stop - here.start]
+        rows = slice(start, min(start + PIECE, len(hidden)))
+        logits = memory[: rows.stop - rows.start]
         if bias is None:
-            torch.mm(hidden[here], matrix.t(), out=logits)
+            torch.mm(hidden[rows], matrix.t(), out=logits)
         else:
-            torch.addmm(bias, hidden[here], matrix.t(), out=logits)
-        yield here, logits
+            torch.addmm(bias, hidden[rows], matrix.t(), out=logits)
+        yield rows, logits
 
 
 def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -132,19 +132,19 @@ def check_optimizer(name: OptimizerName, device: str) -> None:
 
 def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
     shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
-    made: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     if spec.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
         # Use the recipe's learning rate unscaled: relative steps hardly move LoRA's B, which starts at zero.
-        made = Adafactor(masters, **shared, scale_parameter=False, relative_step=False, warmup_init=False)
+        optimizer = Adafactor(masters, **shared, scale_parameter=False, relative_step=False, warmup_init=False)
     elif spec.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        made = AdamW8bit(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
+        optimizer = AdamW8bit(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
     else:
-        made = torch.optim.AdamW(masters, **shared, betas=BETAS, eps=EPSILON)
-    return made
+        optimizer = torch.optim.AdamW(masters, **shared, betas=BETAS, eps=EPSILON)
+    return optimizer
 
 
 def _restored_value(value: torch.Tensor, master: torch.Tensor) -> Any:

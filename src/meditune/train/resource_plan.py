@@ -96,18 +96,18 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         counted = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
         if counted in flop_registry:
-            self.flops += flop_registry[counted](*args, **(kwargs or {}), out_val=made)
+            self.flops += flop_registry[counted](*args, **(kwargs or {}), out_val=result)
         given = {_storage(each)._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
-        for each in tree_leaves(made):
+        for each in tree_leaves(result):
             if isinstance(each, torch.Tensor) and (storage := _storage(each))._cdata not in given | self._known.keys():
                 size = storage.nbytes()
                 self.now += size
                 self._known[storage._cdata] = weakref.ref(storage, self._on_release(storage._cdata, size))
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
     def _on_release(self, key: int, size: int) -> Callable[[Any], None]:
         def released(_: Any) -> None:

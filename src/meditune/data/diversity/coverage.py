@@ -196,9 +196,9 @@ def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
 def differences(first: Counts, second: Counts) -> dict[str, float]:
     """Return the distance of two sets in each dimension that is known for both and should be similar."""
     return {
-        name: round(distance(mine.groups, second[name].groups), 4)
-        for name, mine in first.items()
-        if BY_NAME[name].compared and mine.groups and second[name].groups
+        name: round(distance(own.groups, second[name].groups), 4)
+        for name, own in first.items()
+        if BY_NAME[name].compared and own.groups and second[name].groups
     }
 
 

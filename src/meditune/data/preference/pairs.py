@@ -180,10 +180,10 @@ def _direction(example: Example, chance: random.Random) -> str | None:
 
 
 def _another(example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
-    mine = _plain(example.answer)
+    own_answer = _plain(example.answer)
     for _ in range(20):
         other = chance.choice(others)
-        if other.group != example.group and _plain(other.answer) != mine:
+        if other.group != example.group and _plain(other.answer) != own_answer:
             return other.answer
     return None
 

@@ -224,9 +224,9 @@ class Audit:
             self._dropped.add(entry.before.id)
         elif entry.after is not entry.before:
             self._changed.add(entry.before.id)
-        shown = self._shown[entry.rule]
-        if len(shown) < EXAMPLES:
-            shown.append(excerpt(entry, entry.before.id in self.hidden))
+        examples = self._shown[entry.rule]
+        if len(examples) < EXAMPLES:
+            examples.append(excerpt(entry, entry.before.id in self.hidden))
 
     def _is_fixed(self, example: Example) -> bool:
         """Return True if the row is never dropped or changed."""
@@ -242,18 +242,18 @@ def excerpt(entry: Entry, hidden: bool = False) -> dict[str, str]:
     before, after = entry.before, entry.after
     if hidden or is_restricted(before):
         return {"id": before.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
-    shown = {
+    row = {
         "id": before.id,
         "action": entry.action,
         "detail": entry.detail[:CHARACTERS],
         "question": before.question[:CHARACTERS],
     }
     if after is None or after.answer == before.answer:
-        return shown | {"answer": before.answer[:CHARACTERS]}
+        return row | {"answer": before.answer[:CHARACTERS]}
     pairs = enumerate(zip(before.answer, after.answer, strict=False))
     start = max(0, next((at for at, (one, two) in pairs if one != two), 0) - CHARACTERS // 4)
     window = slice(start, start + CHARACTERS)
-    return shown | {"answer": before.answer[window], "after": after.answer[window]}
+    return row | {"answer": before.answer[window], "after": after.answer[window]}
 
 
 BINS = 20

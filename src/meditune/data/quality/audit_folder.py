@@ -84,8 +84,8 @@ class Spool:
 
     def keys(self) -> tuple[Keys, Keys, Keys]:
         """Return Marks.content, Marks.asked and Marks.wording of all rows."""
-        whole = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
-        return whole[:, :2], whole[:, 2:4], whole[:, 4:]
+        rows = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
+        return rows[:, :2], rows[:, 2:4], rows[:, 4:]
 
     def examples(self, order: NDArray[np.int64]) -> LazySelection:
         """Return these rows, each read on access."""
@@ -152,8 +152,8 @@ def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Bat
         after, entries = quality_filters.apply_rules(example, spec, stays)
         for entry in entries:
             found[entry.rule] += 1
-            shown = excerpt(entry, example.id in result.phi.left_in) if found[entry.rule] <= EXAMPLES else None
-            result.entries.append((entry.row(), shown))
+            preview = excerpt(entry, example.id in result.phi.left_in) if found[entry.rule] <= EXAMPLES else None
+            result.entries.append((entry.row(), preview))
         if after is not None:
             marks = deduplication.marks(after)
             result.rows.append((after.model_dump_json().encode(), marks, stays, after is not example))
@@ -244,8 +244,8 @@ def _check_rows(
         for result in mapped(partial(audit_batch, spec=spec.quality, phi=spec.phi), batches):
             audit.read += result.read
             phi.join(result.phi)
-            for entry, shown in result.entries:
-                audit.note_row(entry, shown)
+            for entry, preview in result.entries:
+                audit.note_row(entry, preview)
             for row in result.rows:
                 spool.add(*row)
             progress.advance(result.read)

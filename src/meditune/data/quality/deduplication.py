@@ -73,9 +73,9 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
     rows share enough of their words and word pairs. Exact duplicates are only paired with their first occurrence, and
     only that one is compared with other rows.
     """
-    made = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
-    contents, wordings = (keys(getattr(each, name) for each in made) for name in ("content", "wording"))
-    return pairs_among(Rows(contents, wordings, [each.shingles for each in made], examples))
+    row_marks = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
+    contents, wordings = (keys(getattr(each, name) for each in row_marks) for name in ("content", "wording"))
+    return pairs_among(Rows(contents, wordings, [each.shingles for each in row_marks], examples))
 
 
 def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
@@ -167,11 +167,11 @@ def _asked(example: Example) -> Key:
 
 
 def _digest(*texts: str) -> Key:
-    made = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
-        made.update(len(encoded).to_bytes(8, "little") + encoded)
-    low, high = struct.unpack("<QQ", made.digest())
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    low, high = struct.unpack("<QQ", digest.digest())
     return high, low
 
 

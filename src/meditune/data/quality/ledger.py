@@ -113,16 +113,16 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
 
     Raises DataError with the nearest ids if the ledger has no such row.
     """
-    known, mine = [], []
+    known, matching = [], []
     for row in entries(folder):
         if identifier in (row["id"], row["id"].partition(":")[2]):
-            mine.append(row)
+            matching.append(row)
         elif row["before"]:
             known.append(row["id"])
-    first = next((row["before"] for row in mine if row["before"]), None)
+    first = next((row["before"] for row in matching if row["before"]), None)
     if first is None:
         near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
-        if mine:
+        if matching:
             raise DataError(
                 f"{identifier}: the row was only flagged, not dropped or changed. It is in the splits as it was read."
             )
@@ -130,7 +130,7 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
             f"{identifier}: according to {FILE_NAME} in {folder}, no row with this id was dropped or changed."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
-    return Example.model_validate_json(first), mine
+    return Example.model_validate_json(first), matching
 
 
 def put_back(example: Example, path: Path) -> bool:

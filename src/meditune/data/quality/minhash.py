@@ -87,15 +87,15 @@ def sign(texts: Texts) -> SignedTexts:
     A signature is the smallest hash under each permutation; the share of equal values of two texts estimates their
     Jaccard index. A text without words gets the largest values.
     """
-    made = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
+    signatures = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
     filled = np.flatnonzero(texts.lengths)
     starts = np.cumsum([0, *texts.lengths[filled]])[:-1]
     for column in range(PERMUTATIONS if len(filled) else 0):
         hashed = ((texts.joined * _FACTORS[column] + _OFFSETS[column]) >> np.uint64(32)).astype(np.uint32)
-        made[filled, column] = np.minimum.reduceat(hashed, starts)
-    bands = made.reshape(len(made), BANDS, ROWS).astype(np.uint64)
+        signatures[filled, column] = np.minimum.reduceat(hashed, starts)
+    bands = signatures.reshape(len(signatures), BANDS, ROWS).astype(np.uint64)
     keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
-    return SignedTexts(texts.kind, texts.members, keys, made.astype(np.uint8))
+    return SignedTexts(texts.kind, texts.members, keys, signatures.astype(np.uint8))
 
 
 def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:

@@ -94,9 +94,9 @@ def is_medical(example: Example) -> bool:
 @lru_cache(maxsize=65536)
 def is_health_word(word: str) -> bool:
     """Return True if a lowercase word is in health_words.txt, or has a beginning or ending listed there."""
-    whole, prefixes, suffixes = _health_words()
+    full_words, prefixes, suffixes = _health_words()
     return (
-        word in whole
+        word in full_words
         or any(word[:length] in prefixes for length in range(4, len(word) + 1))
         or any(word[-length:] in suffixes for length in range(3, len(word) - 2))
     )

@@ -58,11 +58,11 @@ def accepted(source: str, found: Iterable[Row], make: Maker, rejects: Rejects) -
     """
     claims: dict[str, Example] = {}
     for where, row in found:
-        made = problem_in_text(row) or make(row)
-        if isinstance(made, str):
-            rejects.add(source, where, made, row)
+        result = problem_in_text(row) or make(row)
+        if isinstance(result, str):
+            rejects.add(source, where, result, row)
             continue
-        for claim in made:
+        for claim in result:
             if claim.id in claims:
                 rejects.add(source, where, "duplicate id", row)
             else:
@@ -214,7 +214,7 @@ def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
             return NOT_SCIFACT
         if not found and not _first_cited(row):
             return "neither evidence nor a cited document"
-        made = []
+        claims = []
         for document, stated in (found or {_first_cited(row): {"nei"}}).items():
             labels = {LABEL_WORDS.get(word.casefold()) for word in stated}
             label = labels.pop() if len(labels) == 1 else None
@@ -224,8 +224,8 @@ def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
                 return NOT_IN_CORPUS
             evidence = (Passage(text=corpus[document]),)
             key = f"{identifier}-{document}"
-            made.append(claim_of(SCIFACT, key, claim, evidence, label, document, split=row["split"]))
-        return made
+            claims.append(claim_of(SCIFACT, key, claim, evidence, label, document, split=row["split"]))
+        return claims
 
     yield from accepted(SCIFACT, _rows_of_splits(files, SCIFACT, rejects, "id", "claim", "evidence"), make, rejects)
 
@@ -445,15 +445,17 @@ def read_medhallu(path: Path, rejects: Rejects) -> Iterator[Example]:
             "pmid": pmid,
             "url": f"https://pubmed.ncbi.nlm.nih.gov/{pmid}/" if pmid else None,
         }
-        made = []
+        claims = []
         labels: tuple[Label, ...] = ("supported", "refuted")
         for label in labels:
             claim = cell(values[label])
             if not claim:
                 return "no ground truth or no hallucinated answer"
             identifier = f"{pmid or row['number']}-{label}"
-            made.append(claim_of(MEDHALLU, identifier, claim, evidence, label, pmid or group_of("", question), **meta))
-        return made
+            claims.append(
+                claim_of(MEDHALLU, identifier, claim, evidence, label, pmid or group_of("", question), **meta)
+            )
+        return claims
 
     def numbered() -> Iterator[Row]:
         counts: Counter[str] = Counter()

@@ -197,8 +197,10 @@ def widened(article: str, quotation: str, start: int, end: int) -> str:
     for in the article; if it isn't found, it is returned unchanged.
     """
     words = set(re.findall(r"\w+", quotation.casefold()))
-    there = set(re.findall(r"\w+", article[start:end].casefold())) if 0 <= start < end <= len(article) else set()
-    if not words or len(words & there) < SAME_WORDS * len(words):
+    article_words = (
+        set(re.findall(r"\w+", article[start:end].casefold())) if 0 <= start < end <= len(article) else set()
+    )
+    if not words or len(words & article_words) < SAME_WORDS * len(words):
         start = article.find(quotation)
         end = start + len(quotation)
         if start < 0:

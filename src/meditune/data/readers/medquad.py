@@ -141,8 +141,8 @@ def parse_xml(data: bytes) -> ET.Element:
 
 def children(element: ET.Element, *names: str) -> Iterator[ET.Element]:
     """Return all descendants with one of the `names`, in any letter case."""
-    wanted = {name.lower() for name in names}
-    return (each for each in element.iter() if isinstance(each.tag, str) and each.tag.lower() in wanted)
+    tags = {name.lower() for name in names}
+    return (each for each in element.iter() if isinstance(each.tag, str) and each.tag.lower() in tags)
 
 
 def texts(element: ET.Element, *names: str) -> list[str]:

@@ -129,8 +129,8 @@ class Rejects:
         except RecursionError:
             text = "(nested too deep to show)"
         self._counts[source, reason] += 1
-        shown = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
-        line = {"source": source, "where": where, "reason": reason, "row": shown}
+        excerpt = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
+        line = {"source": source, "where": where, "reason": reason, "row": excerpt}
         line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
         self._spool.seek(0, 2)
         self._spool.write(json.dumps(line) + "\n")

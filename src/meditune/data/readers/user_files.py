@@ -159,14 +159,14 @@ def records(
     seen: set[str] = set()
     for number, (where, row) in enumerate(itertools.chain(first, stream), start=1):
         problem = problem_in_text(row)
-        made, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
-        if made is not None and made.id in seen:
+        record, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
+        if record is not None and record.id in seen:
             problem = "duplicate id"
-        if made is None or problem:
+        if record is None or problem:
             rejects.add(source, where, problem, row)
             continue
-        seen.add(made.id)
-        yield made
+        seen.add(record.id)
+        yield record
 
 
 def cell(value: object) -> str:
@@ -317,8 +317,8 @@ def _claims(
         return _claim(row, columns, words, source, fallback_id)
 
     schema = {"guesses": CLAIM_GUESSES, "needed": CLAIM_NEEDED}
-    made = list(records(found, rejects, make, source, name, no_rows, fields, **schema))
-    return with_labels(made)
+    claims = list(records(found, rejects, make, source, name, no_rows, fields, **schema))
+    return with_labels(claims)
 
 
 def with_labels(claims: Sequence[Example]) -> list[Example]:

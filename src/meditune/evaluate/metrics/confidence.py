@@ -77,9 +77,9 @@ def risk_area(rows: Rows) -> Statistics:
     items[every, groups], items[every, count + groups] = 1, ~right
 
     def area(sums: Array) -> Array:
-        kept, missed = sums[..., :count].cumsum(axis=-1), sums[..., count:].cumsum(axis=-1)
-        risks = missed / np.maximum(kept, 1)
-        return np.asarray((sums[..., :count] * risks).sum(axis=-1) / kept[..., -1])
+        covered, missed = sums[..., :count].cumsum(axis=-1), sums[..., count:].cumsum(axis=-1)
+        risks = missed / np.maximum(covered, 1)
+        return np.asarray((sums[..., :count] * risks).sum(axis=-1) / covered[..., -1])
 
     return Statistics(_ids(rows), items, area)
 

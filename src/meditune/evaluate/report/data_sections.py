@@ -53,15 +53,15 @@ def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
 
 def clusters(found: dict[str, Any]) -> dict[str, Any]:
     """Return the table of clusters with their share of each set, and the diversity of each set."""
-    wholes = Counter[str]()
+    totals = Counter[str]()
     for row in found["clusters"]:
-        wholes.update(row["where"])
-    most = max(100 * count / wholes[name] for row in found["clusters"] for name, count in row["where"].items())
+        totals.update(row["where"])
+    most = max(100 * count / totals[name] for row in found["clusters"] for name, count in row["where"].items())
     rows = [
-        row | {"shares": {name: 100 * row["where"].get(name, 0) / whole for name, whole in wholes.items()}}
+        row | {"shares": {name: 100 * row["where"].get(name, 0) / total for name, total in totals.items()}}
         for row in found["clusters"]
     ]
-    return found | {"rows": rows, "sets": list(wholes), "most": most}
+    return found | {"rows": rows, "sets": list(totals), "most": most}
 
 
 def _place(x: float, y: float) -> tuple[float, float]:
@@ -71,15 +71,15 @@ def _place(x: float, y: float) -> tuple[float, float]:
 def _labels(points: list[dict[str, Any]], names: dict[int, str]) -> list[tuple[str, float, float]]:
     """Return each cluster's name and position: the middle of its points, moved up or down to avoid overlaps."""
     placed: list[tuple[str, float, float]] = []
-    wanted = []
+    labels = []
     for cluster, name in names.items():
         members = [point for point in points if point["cluster"] == cluster]
         if members:
             x, y = _place(*(median(point[axis] for point in members) for axis in ("x", "y")))
             name = ", ".join(name.split(", ")[:WORDS])
             half = len(name) * _LETTER / 2
-            wanted.append((name, min(max(x, half), WIDE - half), y))
-    for name, x, y in sorted(wanted, key=lambda label: label[2]):
+            labels.append((name, min(max(x, half), WIDE - half), y))
+    for name, x, y in sorted(labels, key=lambda label: label[2]):
         free = [y + step * _LINE / 2 for step in sorted(range(-24, 25), key=abs)]
         clear = (at for at in free if _LINE <= at <= HIGH - 6 and not any(_touch(name, x, at, *one) for one in placed))
         placed.append((name, x, next(clear, y)))

@@ -164,8 +164,8 @@ def _ways(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, An
         for name in measured:
             figures = report.get(name) or {}
             if f"{prefix}accuracy" in figures:
-                shown = {key: figures.get(prefix + key) for key in ("accuracy", "macro_f1", "ece")}
-                rows.append({"way": title, "model": MODELS[name]} | shown)
+                values = {key: figures.get(prefix + key) for key in ("accuracy", "macro_f1", "ece")}
+                rows.append({"way": title, "model": MODELS[name]} | values)
     return rows if len(rows) > len(measured) else []
 
 
@@ -232,12 +232,12 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     rows = {kind: _by_id(folder, kind) for kind in ("retrieved", "retrieved_answer", "decision")}
     files = [folder / "data" / f"{split}.jsonl" for split in ("test", "dev")]
     items = {example.id: example for file in files if file.is_file() for example in read_examples(file)}
-    shown = []
+    examples = []
     for id in list(rows["retrieved_answer"] or rows["retrieved"])[:SHOWN]:
         answer = rows["retrieved_answer"].get(id, {})
         decided, given = rows["retrieved"].get(id), rows["decision"].get(id)
         room = answer.get("passages", len(found[id]["passages"])) if id in found else 0
-        shown.append(
+        examples.append(
             {
                 "question": items[id].question if id in items else id,
                 "passages": [
@@ -250,7 +250,7 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
                 "reference": decided and decided["reference"],
             }
         )
-    return shown
+    return examples
 
 
 def _by_id(folder: Path, kind: Any) -> dict[str, dict[str, Any]]:

@@ -59,8 +59,8 @@ def stored(candidates: Sequence[Candidate], path: Path) -> list[Candidate]:
                 f"{path}, line {number}: neither logits nor sampled predictions. Give a file from a run's "
                 "predictions/, such as tuned-decision.jsonl or tuned-samples.jsonl."
             )
-    there = {each.id for each in candidates}
-    if not there & (chances.keys() | samples.keys()):
+    ids = {each.id for each in candidates}
+    if not ids & (chances.keys() | samples.keys()):
         raise DataError(f"{path}: none of its ids matches a candidate. Are these predictions for other rows?")
     return with_samples(with_opinion(candidates, path.stem, chances), samples)
 

@@ -95,21 +95,23 @@ def choose(
     passed. The seed breaks ties. Raises DataError for an unknown strategy, or if no candidate matches it; ModelError if
     the sentence model is unavailable.
     """
-    wanted = check_strategy(strategy)
+    checked_strategy = check_strategy(strategy)
     if not candidates:
         return []
     embed = embed or _embed()
-    if wanted in MEANING:
+    if checked_strategy in MEANING:
         vectors = embed([each.example.question for each in candidates]) if vectors is None else vectors
         known_vectors = embed(known) if known_vectors is None and known else known_vectors
     seen = [_seen(each) for each in candidates]
-    if wanted in ("mix", "disagreement"):
+    if checked_strategy in ("mix", "disagreement"):
         _add(seen, "scattered", "disagreement", [scattered(each, embed) for each in candidates])
     if vectors is not None and known_vectors is not None and len(known_vectors):
         _add(seen, "novel", "novelty", list(map(novel, *novelty(vectors, known_vectors))))
     scores = {family: _scores(seen, family) for family in FAMILIES}
-    found = picks(wanted, scores, vectors, known_vectors, budget, np.random.default_rng(seed))
-    return [Chosen(candidates[pick.place], pick.score, _reasons(seen[pick.place], pick, wanted)) for pick in found]
+    found = picks(checked_strategy, scores, vectors, known_vectors, budget, np.random.default_rng(seed))
+    return [
+        Chosen(candidates[pick.place], pick.score, _reasons(seen[pick.place], pick, checked_strategy)) for pick in found
+    ]
 
 
 _Signals = dict[str, tuple[Family, SignalScore]]
@@ -209,14 +211,14 @@ def examples(folder: Path) -> dict[str, Example]:
 def _shown(candidate: Candidate) -> dict[str, Any]:
     """Return what the page shows. User feedback on an answer is shown, but is not part of the training row."""
     example = candidate.example
-    said = [
+    comments = [
         {"label": label, "text": text}
         for word in candidate.words
         for label, text in ((_CORRECTION, word.correction), (_COMMENT, word.comment))
         if text
     ]
     row = shown_row(example, _source(candidate))
-    return row | {"context": [*said, *row["context"]], "axes": _axes(candidate)}
+    return row | {"context": [*comments, *row["context"]], "axes": _axes(candidate)}
 
 
 def _source(candidate: Candidate) -> str:
@@ -347,12 +349,14 @@ def _remarks(unread: int, gone: int, pool: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], wanted: Wanted) -> list[str]:
-    if len(chosen) >= wanted.budget:
+def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], options: Wanted) -> list[str]:
+    if len(chosen) >= options.budget:
         return []
     if len(chosen) == len(pool):
-        return [f"The budget is {wanted.budget:,}, but there are only {len(pool):,} candidates; all are in the queue."]
-    return [f"The budget is {wanted.budget:,}, but only {len(chosen):,} candidates match --strategy {wanted.strategy}."]
+        return [f"The budget is {options.budget:,}, but there are only {len(pool):,} candidates; all are in the queue."]
+    return [
+        f"The budget is {options.budget:,}, but only {len(chosen):,} candidates match --strategy {options.strategy}."
+    ]
 
 
 def _in_index(where: str) -> Find:
@@ -444,7 +448,7 @@ def _row(
     label: Resolved | None,
     campaign: str,
 ) -> dict[str, Any]:
-    said = [each for each in (verdict, label) if each]
+    resolved = [each for each in (verdict, label) if each]
     return {
         "id": example.id,
         "question": example.question,
@@ -457,9 +461,9 @@ def _row(
             "expert": {
                 "verdict": verdict.label if verdict else None,
                 "rewritten": bool(answer) and answer != example.answer,
-                "raters": sorted({code for each in said for code in each.raters}),
-                "settled": any(each.settled for each in said),
-                "when": max(each.when for each in said),
+                "raters": sorted({code for each in resolved for code in each.raters}),
+                "settled": any(each.settled for each in resolved),
+                "when": max(each.when for each in resolved),
                 "campaign": campaign,
             },
         },

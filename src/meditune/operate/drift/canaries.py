@@ -147,15 +147,15 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     p = mcnemar(len(better), len(worse), "less")
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
     right = sum(last.values())
-    said = f"{right} of {len(last)} right"
+    summary = f"{right} of {len(last)} right"
     if looks:
-        said += f", {sum(first.values())} of {len(first)} in the first run; {len(worse)} worse, {len(better)} better"
-        said += f" (p {p:.2g}, alert below {level:.2g})"
+        summary += f", {sum(first.values())} of {len(first)} in the first run; {len(worse)} worse, {len(better)} better"
+        summary += f" (p {p:.2g}, alert below {level:.2g})"
     if failed:
-        said += f"; critical canaries wrong: {', '.join(failed)}"
+        summary += f"; critical canaries wrong: {', '.join(failed)}"
     return {
         "alert": bool(failed) or p < level,
-        "said": f"{said}.",
+        "said": f"{summary}.",
         "right": right,
         "of": len(last),
         "worse": worse,

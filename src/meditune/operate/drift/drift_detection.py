@@ -119,22 +119,22 @@ def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
 
     Raises ModelError if another model is named, or the model of that name has changed.
     """
-    wanted = reference.embedding
-    if wanted is None:
+    expected = reference.embedding
+    if expected is None:
         return None
     try:
-        model = load_encoder(name or wanted["name"])
+        model = load_encoder(name or expected["name"])
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"The reference's embedding model {wanted['name']} needs the package {error.name}. Install it, or fit a "
+            f"The reference's embedding model {expected['name']} needs the package {error.name}. Install it, or fit a "
             f"reference for servers without it: meditune drift fit STORE -o REFERENCE --embedding {INT8}"
         ) from error
-    if model.identity.space != wanted["space"]:
+    if model.identity.space != expected["space"]:
         raise ModelError(
-            f"The reference was made with the embedding model {wanted['name']} ({wanted['space'][:12]}). The vectors "
-            f"of {model.identity.name} ({model.identity.space[:12]}) cannot be compared with it. Give the reference's "
-            "model with --embedding, or fit a new reference: meditune drift fit STORE -o REFERENCE --embedding "
-            f"{model.identity.name}"
+            f"The reference was made with the embedding model {expected['name']} ({expected['space'][:12]}). The "
+            f"vectors of {model.identity.name} ({model.identity.space[:12]}) cannot be compared with it. Give the "
+            "reference's model with --embedding, or fit a new reference: meditune drift fit STORE -o REFERENCE "
+            f"--embedding {model.identity.name}"
         )
     return model
 
@@ -185,15 +185,15 @@ def advance(
     # Some are read again: they may have been rated, and deletions change positions in a store.
     first = int(reference.about["last"]) if same else 0
     after = max(first, min(start, last) - RECENT) if began else start
-    shown: list[Request] = []
+    requests: list[Request] = []
     for request in _numbered(source.requests(after), monitor, model, batch, rest):
         if monitor.number_of(request.id) is None:
             monitor.add(replace(request, ratings=None))
-        shown.append(request)
-        if len(shown) > LAG:
-            monitor.add_outcome(shown[-LAG - 1])
-    gather_evidence(monitor, shown)
-    return CheckResult(monitor, shown, monitor.count - began, _remarks(monitor, monitor.count - began))
+        requests.append(request)
+        if len(requests) > LAG:
+            monitor.add_outcome(requests[-LAG - 1])
+    gather_evidence(monitor, requests)
+    return CheckResult(monitor, requests, monitor.count - began, _remarks(monitor, monitor.count - began))
 
 
 def _numbered(
@@ -208,8 +208,8 @@ def _numbered(
     begun = time.monotonic()
     while batch := list(islice(coming, size)):
         new = [each for each in batch if monitor.number_of(each.id) is None]
-        made = {each.id: each for each in (with_vectors(new, model) if model else new)}
-        yield from (made.get(each.id, each) for each in batch)
+        by_id = {each.id: each for each in (with_vectors(new, model) if model else new)}
+        yield from (by_id.get(each.id, each) for each in batch)
         if new:
             rest(time.monotonic() - begun)
         begun = time.monotonic()

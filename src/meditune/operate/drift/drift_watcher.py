@@ -149,8 +149,8 @@ class DriftWatcher:
                     f"Another server or check is using {self._state}. This one will start checking when the other "
                     "one ends."
                 ) from error
-            there = self._state.exists()
-            self._monitor = Monitor.load(self._state, self._reference) if there else Monitor(self._reference)
+            exists = self._state.exists()
+            self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
             self._kept = self._monitor.count
         return self._monitor
 

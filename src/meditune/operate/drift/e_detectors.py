@@ -66,8 +66,8 @@ def share_bets(p: Floats, shares: Floats) -> Floats:
     """
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
-    wanted = odds / (1 + odds)
-    return np.where(p[:, None] < given, wanted / given, (1 - wanted) / (1 - given))
+    shifted = odds / (1 + odds)
+    return np.where(p[:, None] < given, shifted / given, (1 - shifted) / (1 - given))
 
 
 def block_bets(p: Floats) -> Floats:

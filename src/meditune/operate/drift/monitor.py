@@ -202,16 +202,16 @@ class Monitor:
         about, stored, _ = read_arrays(path, KIND, _AFRESH)
         if about["reference"] != reference.sha256:
             raise DataError(f"{path} belongs to another reference. {_AFRESH}")
-        made = cls(reference, Policy(**about["policy"]))
+        monitor = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
-            setattr(made, name, about[name])
-        made._ids.extend(about["ids"])
-        first = made.count - len(made._ids) + 1
-        made._numbers = {id: first + place for place, id in enumerate(made._ids)}
-        made.all_alerts = [Alert(**each) for each in about["alerts"]]
-        made.history.extend(stored["history"])
-        for name, track in made.tracks.items():
-            mine = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
-            track.restore(mine)
-            made._watches[name].restore(about["watches"][name])
-        return made
+            setattr(monitor, name, about[name])
+        monitor._ids.extend(about["ids"])
+        first = monitor.count - len(monitor._ids) + 1
+        monitor._numbers = {id: first + place for place, id in enumerate(monitor._ids)}
+        monitor.all_alerts = [Alert(**each) for each in about["alerts"]]
+        monitor.history.extend(stored["history"])
+        for name, track in monitor.tracks.items():
+            arrays = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
+            track.restore(arrays)
+            monitor._watches[name].restore(about["watches"][name])
+        return monitor

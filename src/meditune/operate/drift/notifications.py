@@ -240,8 +240,10 @@ class Outbox:
         name, _, what = message.key.rpartition("/")
         if what != "closed":
             return False
-        told = any(key.startswith(f"{channel} {name}/") and each["state"] == "sent" for key, each in entries.items())
-        return not told
+        delivered = any(
+            key.startswith(f"{channel} {name}/") and each["state"] == "sent" for key, each in entries.items()
+        )
+        return not delivered
 
     def _read(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = read_json(self.path) if self.path.exists() else {}

@@ -60,9 +60,9 @@ def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
     if question is None and not facts and not row.get("outcome"):
         raise DataError(f"{where}: has neither question, facts nor outcome. Each line needs at least a question.")
     ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
-    made = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    fallback_id = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Request(
-        str(row.get("id") or made),
+        str(row.get("id") or fallback_id),
         question,
         answer,
         outcome=str(row.get("outcome") or ""),

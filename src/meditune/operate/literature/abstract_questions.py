@@ -221,22 +221,22 @@ class Pairs:
 
 def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
     """Return the pairs of the articles, without those that would leak `tests` (the items used for evaluation)."""
-    made = Pairs()
+    pairs = Pairs()
     pmids = {example.group: example.id for example in tests if example.source == pubmedqa.SOURCE}
     examples: list[Example] = []
     for article in track(articles, "Making pairs", unit="articles"):
         found = pair_of_article(article)
         if isinstance(found, str):
-            made.without[found] += 1
+            pairs.without[found] += 1
         elif article.pmid in pmids:
-            made.kept_out[article.pmid] = pmids[article.pmid]
+            pairs.kept_out[article.pmid] = pmids[article.pmid]
         else:
             examples.append(found)
-    examples = _without_tests(examples, tests, made.kept_out)
-    made.audit = Audit(_SPEC, ())
-    made.audit.rows({SOURCE: examples})
-    made.examples = made.audit.left[SOURCE]
-    return made
+    examples = _without_tests(examples, tests, pairs.kept_out)
+    pairs.audit = Audit(_SPEC, ())
+    pairs.audit.rows({SOURCE: examples})
+    pairs.examples = pairs.audit.left[SOURCE]
+    return pairs
 
 
 def pair_of_article(article: Article) -> Example | str:

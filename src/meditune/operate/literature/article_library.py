@@ -291,12 +291,12 @@ def opened(folder: Path) -> Iterator[Library]:
 def _base(file: Path) -> sqlite3.Connection:
     try:
         base = sqlite3.connect(file, timeout=30, isolation_level=None)
-        made = base.execute("PRAGMA user_version").fetchone()[0]
-        if made == 0:
+        version = base.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
             base.executescript(f"BEGIN; {SCHEMA} {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-        elif made != FORMAT:
+        elif version != FORMAT:
             raise DataError(
-                f"{file}: this library has format {made}, but this version of Meditune reads format {FORMAT}."
+                f"{file}: this library has format {version}, but this version of Meditune reads format {FORMAT}."
             )
     except sqlite3.DatabaseError as error:
         if "full" in str(error):
@@ -383,10 +383,10 @@ def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
     example = Example(
         id=article.id, source="pubmed", question=mended.title or article.id, answer=mended.text, group=article.pmid
     )
-    kept, entries = quality_filters.apply_rules(example, _SPECS[asked_for])
-    if kept and 0 < len(example.answer.split()) < LEAST_WORDS:
+    accepted, entries = quality_filters.apply_rules(example, _SPECS[asked_for])
+    if accepted and 0 < len(example.answer.split()) < LEAST_WORDS:
         return mended, _MEANING["too_short"]
-    return mended, "" if kept else _MEANING[entries[-1].rule]
+    return mended, "" if accepted else _MEANING[entries[-1].rule]
 
 
 NEW, CHANGED, SAME, OLDER = "new", "changed", "as they were", "older than what is there"
@@ -528,13 +528,13 @@ def _is_older(article: Article, than: Article) -> bool:
 
 def _links(article: Article) -> list[tuple[str, Link]]:
     """Return the links that a record states, each with the id of the publication that is corrected."""
-    mine = [(article.pmid, link) for link in article.links if link.kind in _SAID_IN]
-    theirs = [
+    own = [(article.pmid, link) for link in article.links if link.kind in _SAID_IN]
+    others = [
         (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, ". ".join(filter(None, (article.journal, article.date)))))
         for link in article.links
         if link.kind in NOTICE_OF and link.pmid
     ]
-    return mine + theirs
+    return own + others
 
 
 def _text_hash(article: Article) -> str:

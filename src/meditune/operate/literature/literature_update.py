@@ -50,21 +50,21 @@ def bring_up(
     Retracted and deleted articles are removed from the index, whatever their source. Raises DataError and ModelError
     like `build_index.update`.
     """
-    change, mine = library.change(), collections.library_in(library.folder)
+    change, collection = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
         if not documents and not library.counts()[THERE]:
             return None
-        made, changes = build_index.build(place, [mine, *documents], load_encoder(embedding or DEFAULT))
+        manifest, changes = build_index.build(place, [collection, *documents], load_encoder(embedding or DEFAULT))
     else:
         before = index.read(place)
-        registered = mine.as_dict() in before.collections
+        registered = collection.as_dict() in before.collections
         since = library.indexed(place.name, before.content) if registered else 0
         if since == change and registered and not documents:
             return None
         model = load_encoder(embedding or before.embedding["name"])
-        made, changes = build_index.update(place, [mine, *documents], model, since=since)
-    library.is_indexed(place.name, made.content, change)
-    return made, changes
+        manifest, changes = build_index.update(place, [collection, *documents], model, since=since)
+    library.is_indexed(place.name, manifest.content, change)
+    return manifest, changes
 
 
 def pmids(place: IndexStorage) -> set[str]:
@@ -139,15 +139,15 @@ def update(folder: Path, wanted: Wanted) -> Report:
     if wanted.documents and not wanted.index:
         raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
-    with article_library.opened(folder) as here:
-        _attempt(report, lambda: _take_in(here, wanted, email, report))
-        report.library = here.counts()
-        _attempt(report, lambda: _lists(here))
+    with article_library.opened(folder) as library:
+        _attempt(report, lambda: _take_in(library, wanted, email, report))
+        report.library = library.counts()
+        _attempt(report, lambda: _lists(library))
         if wanted.store:
-            _attempt(report, lambda: _flags(here, wanted, report))
+            _attempt(report, lambda: _flags(library, wanted, report))
         if wanted.index:
-            _attempt(report, lambda: _index(here, wanted, report))
-        _attempt(report, lambda: _pairs(here, wanted, report))
+            _attempt(report, lambda: _index(library, wanted, report))
+        _attempt(report, lambda: _pairs(library, wanted, report))
         if wanted.store:
             _attempt(report, lambda: _note(folder, wanted, report))
         write_json(folder / REPORT_FILE, facts(report))
@@ -156,7 +156,7 @@ def update(folder: Path, wanted: Wanted) -> Report:
 
 def facts(report: Report) -> dict[str, Any]:
     """Return the content of update.json, for programs that monitor updates."""
-    made, changes = report.index or (None, None)
+    manifest, changes = report.index or (None, None)
     return {
         "meditune": __version__,
         "when": article_library.now(),
@@ -168,7 +168,9 @@ def facts(report: Report) -> dict[str, Any]:
         "retracted": report.retracted,
         "flagged": len({each.answer for each in report.flagged}),
         "library": report.library,
-        "index": {"content": made.content, "passages": made.passages, "documents": made.documents} if made else None,
+        "index": {"content": manifest.content, "passages": manifest.passages, "documents": manifest.documents}
+        if manifest
+        else None,
         "changes": {name: getattr(changes, name) for name in ("added", "changed", "removed")} if changes else None,
         "pairs": len(report.pairs.examples) if report.pairs else None,
         "failures": [str(failure) for failure in report.failures],
@@ -182,100 +184,100 @@ def _attempt(report: Report, step: Callable[[], None]) -> None:
         report.failures.append(error)
 
 
-def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
+def _take_in(library: Library, options: Wanted, email: str, report: Report) -> None:
     rejects = Rejects()
     http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
-    asked, whole = LibraryUpdate(here, asked_for=True), LibraryUpdate(here, asked_for=False)
+    asked, from_files = LibraryUpdate(library, asked_for=True), LibraryUpdate(library, asked_for=False)
     try:
         # Files first, because their records are older.
-        if wanted.files:
-            _take_files(here, wanted, http, whole, rejects, report)
-        if wanted.queries and http:
-            searching = LibrarySearch(here, Eutils(http, wanted.eutils), asked, rejects)
-            for term in wanted.queries:
-                report.read[term] = searching.query(term, wanted.since)
-            held = pmids(index_storage(wanted.index)) if wanted.index else set()
-            searching.retractions((here.pmids() | held) - {row["pmid"] for row in here.retracted()})
+        if options.files:
+            _take_files(library, options, http, from_files, rejects, report)
+        if options.queries and http:
+            searching = LibrarySearch(library, Eutils(http, options.eutils), asked, rejects)
+            for term in options.queries:
+                report.read[term] = searching.query(term, options.since)
+            held = pmids(index_storage(options.index)) if options.index else set()
+            searching.retractions((library.pmids() | held) - {row["pmid"] for row in library.retracted()})
             searching.again()
     finally:
         if http:
             http.close()
-        with here.together():
-            here.reject(rejects.taken())
-        report.counts = asked.counts + whole.counts
-        report.left_out = asked.left_out + whole.left_out
+        with library.together():
+            library.reject(rejects.taken())
+        report.counts = asked.counts + from_files.counts
+        report.left_out = asked.left_out + from_files.left_out
         report.set_aside = Counter(
             {reason: count for reasons in rejects.counts().values() for reason, count in reasons.items()}
         )
-        mine = {*asked.retracted, *whole.retracted}
-        report.retracted = [row for row in here.retracted() if row["pmid"] in mine]
+        retracted = {*asked.retracted, *from_files.retracted}
+        report.retracted = [row for row in library.retracted() if row["pmid"] in retracted]
 
 
 def _take_files(
-    here: Library,
-    wanted: Wanted,
+    library: Library,
+    options: Wanted,
     http: RateLimitedClient | None,
-    whole: LibraryUpdate,
+    library_update: LibraryUpdate,
     rejects: Rejects,
     report: Report,
 ) -> None:
-    where = str(wanted.files)
-    there = (
-        UpdateFileServer(where, http, here.folder / FETCHED)
+    where = str(options.files)
+    source = (
+        UpdateFileServer(where, http, library.folder / FETCHED)
         if http and _is_server(where)
         else UpdateFileFolder(Path(where).expanduser())
     )
-    before = here.files().keys()
+    before = library.files().keys()
     try:
-        UpdateFileImport(here, there, whole, rejects).all(wanted.first)
+        UpdateFileImport(library, source, library_update, rejects).all(options.first)
     finally:
-        report.files = sorted(here.files().keys() - before)
+        report.files = sorted(library.files().keys() - before)
 
 
-def _lists(here: Library) -> None:
+def _lists(library: Library) -> None:
     """Write the lists of retracted articles and rejected records beside the database."""
-    write_jsonl(here.folder / article_library.FILE, here.retracted())
-    write_jsonl(here.folder / REJECTS_FILE, here.rejects())
+    write_jsonl(library.folder / article_library.FILE, library.retracted())
+    write_jsonl(library.folder / REJECTS_FILE, library.rejects())
 
 
-def _flags(here: Library, wanted: Wanted, report: Report) -> None:
+def _flags(library: Library, options: Wanted, report: Report) -> None:
     """Find the answers that cite retracted articles, and write the list."""
-    known = {row["pmid"]: row for row in here.retracted()}
-    rows = Answers(open_store(str(wanted.store))).exported() if exists(str(wanted.store)) else ()
+    known = {row["pmid"]: row for row in library.retracted()}
+    rows = Answers(open_store(str(options.store))).exported() if exists(str(options.store)) else ()
     answers = ((str(row["id"]), row["facts"].get("passages") or []) for row in rows)
     report.flagged = list(article_library.flag(answers, known))
-    write_jsonl(here.folder / article_library.FLAGGED, map(asdict, report.flagged))
+    write_jsonl(library.folder / article_library.FLAGGED, map(asdict, report.flagged))
 
 
-def _note(folder: Path, wanted: Wanted, report: Report) -> None:
+def _note(folder: Path, options: Wanted, report: Report) -> None:
     """Record in the server's store what was imported."""
-    if exists(str(wanted.store)):
+    if exists(str(options.store)):
         counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
         failures = [str(failure) for failure in report.failures]
-        made = report.index[0].content if report.index else ""
-        facts = {"folder": str(folder.resolve()), "index": made, "failures": failures} | counted
-        Notes(open_store(str(wanted.store))).put(f"update/{folder.resolve()}", facts)
+        content = report.index[0].content if report.index else ""
+        facts = {"folder": str(folder.resolve()), "index": content, "failures": failures} | counted
+        Notes(open_store(str(options.store))).put(f"update/{folder.resolve()}", facts)
 
 
-def _index(here: Library, wanted: Wanted, report: Report) -> None:
-    report.index = bring_up(here, index_storage(str(wanted.index)), wanted.documents, wanted.embedding)
+def _index(library: Library, options: Wanted, report: Report) -> None:
+    report.index = bring_up(library, index_storage(str(options.index)), options.documents, options.embedding)
 
 
-def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
+def _pairs(library: Library, options: Wanted, report: Report) -> None:
     """Make all pairs again if anything has changed; the rules compare pairs with each other."""
-    made_from = {"change": here.change(), "tests": [str(path.resolve()) for path in wanted.tests]}
-    if here.cursor("pairs") == made_from and (here.folder / abstract_questions.FILE).is_file():
+    made_from = {"change": library.change(), "tests": [str(path.resolve()) for path in options.tests]}
+    if library.cursor("pairs") == made_from and (library.folder / abstract_questions.FILE).is_file():
         return
-    made = abstract_questions.make_pairs(here.standing(), abstract_questions.tests(wanted.tests))
-    abstract_questions.write(here.folder / abstract_questions.FILE, made.examples)
-    if made.audit:
-        write_json(here.folder / "quality.json", made.audit.facts())
-        made.audit.ledger.write(here.folder / "ledger.parquet")
-    with replace_file(here.folder / "README.md") as stream:
-        stream.write(abstract_questions.card(made, here.counts(), here.sources()))
-    with here.together():
-        here.move("pairs", made_from)
-    report.pairs = made
+    pairs = abstract_questions.make_pairs(library.standing(), abstract_questions.tests(options.tests))
+    abstract_questions.write(library.folder / abstract_questions.FILE, pairs.examples)
+    if pairs.audit:
+        write_json(library.folder / "quality.json", pairs.audit.facts())
+        pairs.audit.ledger.write(library.folder / "ledger.parquet")
+    with replace_file(library.folder / "README.md") as stream:
+        stream.write(abstract_questions.card(pairs, library.counts(), library.sources()))
+    with library.together():
+        library.move("pairs", made_from)
+    report.pairs = pairs
 
 
 def _is_server(where: str | None) -> bool:

@@ -126,12 +126,12 @@ class UpdateFileImport:
         the same call resumes after them.
         """
         applied = self.library.files()
-        there = sorted(name for name in set(self.place.names()) if _NAME.fullmatch(name))
+        names = sorted(name for name in set(self.place.names()) if _NAME.fullmatch(name))
         if begin and not _NAME.fullmatch(begin):
             raise DataError(f"{begin!r} is not the name of an update file; write for example pubmed26n1340.xml.gz.")
         newest = max(applied, default="")
         taken: list[str] = []
-        for name in there:
+        for name in names:
             if name < (begin or "") or name <= newest:
                 continue
             _refuse_gap(max([*applied, *taken], default=""), name, begin)
@@ -153,12 +153,12 @@ class UpdateFileImport:
 
 def _refuse_gap(before: str, name: str, begin: str | None) -> None:
     """Raise DataError if a file is missing between two files of the same year."""
-    here, last = _NAME.fullmatch(name), _NAME.fullmatch(before)
-    if here is None or last is None or here[1] != last[1] or name == begin:
+    current, last = _NAME.fullmatch(name), _NAME.fullmatch(before)
+    if current is None or last is None or current[1] != last[1] or name == begin:
         return
-    number, least = int(here[2]), int(last[2]) + 1
+    number, least = int(current[2]), int(last[2]) + 1
     if number > least:
-        missing = f"pubmed{here[1]}n{least:0{len(here[2])}}.xml.gz"
+        missing = f"pubmed{current[1]}n{least:0{len(current[2])}}.xml.gz"
         raise DataError(
             f"{missing} is missing: the last file applied is {before}, and the next one available is {name}. Files "
             f"are applied in order, so download the missing one, or continue without it: --first {name}."

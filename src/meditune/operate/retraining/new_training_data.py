@@ -293,16 +293,16 @@ def deal(
     for example in fresh:
         dealt[had.get(example.id) or place_of(example.group, shares)].append(example)
     changed = {example.id for example in fresh}
-    kept = {
+    unchanged = {
         "dev": [example for example in old.dev if example.id not in changed],
         "test": [example for example in old.test if example.id not in changed],
     }
     test = _unlike(
-        dealt["test"], [*pool.values(), *kept["dev"]], left_out, "held out, but similar to a row trained on before"
+        dealt["test"], [*pool.values(), *unchanged["dev"]], left_out, "held out, but similar to a row trained on before"
     )
-    measured = [*kept["test"], *test]
+    measured = [*unchanged["test"], *test]
     dev = _unlike(dealt["dev"], measured, left_out, "for development, but similar to a test item")
-    learnt = _unlike(dealt["train"], [*measured, *kept["dev"], *dev], left_out, "similar to a held-out item")
+    learnt = _unlike(dealt["train"], [*measured, *unchanged["dev"], *dev], left_out, "similar to a held-out item")
     left_out = +left_out
     if not learnt or not test:
         raise TooFewError(
@@ -311,11 +311,11 @@ def deal(
             + "). Gather more data before retraining."
         )
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
-    shown = Splits(old_rows, kept["dev"], kept["test"], old.test_set)
-    shown, applied = apply(str(decisions) if decisions else None, incomplete, shown)
-    replayed = rehearsed(shown.train, round(shares.replay * len(learnt)), seed)
+    old_splits = Splits(old_rows, unchanged["dev"], unchanged["test"], old.test_set)
+    old_splits, applied = apply(str(decisions) if decisions else None, incomplete, old_splits)
+    replayed = rehearsed(old_splits.train, round(shares.replay * len(learnt)), seed)
     name = f"{old.test_set}+new-{len(test)}"
-    splits = Splits([*replayed, *learnt], [*shown.dev, *dev], measured, name)
+    splits = Splits([*replayed, *learnt], [*old_splits.dev, *dev], measured, name)
     new = frozenset(example.id for example in (*dev, *test))
     return DealtRows(splits, new, len(learnt), len(replayed), left_out, applied.facts)
 

@@ -123,19 +123,19 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
 def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
     """Return what was measured on the new items, or on all others."""
 
-    def wanted(id: str) -> bool:
+    def is_selected(id: str) -> bool:
         return (id in new) == is_new
 
-    examples: dict[str, Example] = {id: each for id, each in side.examples.items() if wanted(id)}
-    kept: dict[str, Any] = {}
+    examples: dict[str, Example] = {id: each for id, each in side.examples.items() if is_selected(id)}
+    selected: dict[str, Any] = {}
     for field in fields(Predictions):
         rows = getattr(side.predictions, field.name)
         if field.name in WITHOUT_ITEMS:
-            kept[field.name] = [] if is_new else rows
+            selected[field.name] = [] if is_new else rows
         elif field.name == "no_reference":
-            kept[field.name] = [id for id in rows if wanted(id)]
+            selected[field.name] = [id for id in rows if is_selected(id)]
         elif field.name in ("calibration", "dev_decision", "preference"):
-            kept[field.name] = []
+            selected[field.name] = []
         else:
-            kept[field.name] = [row for row in rows if wanted(row["id"])]
-    return replace(side, examples=examples, predictions=Predictions(**kept))
+            selected[field.name] = [row for row in rows if is_selected(row["id"])]
+    return replace(side, examples=examples, predictions=Predictions(**selected))

@@ -78,9 +78,9 @@ def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recip
     """Return the recipe with `--set` options, saved at `place`. Raises RecipeError that lists every problem."""
     save(recipe, place, versions(recipe))
     changed: Any = load_recipe(str(place), list(settings))
-    made: Recipe = changed.recipe
-    save(made, place, versions(made))
-    return made
+    resolved: Recipe = changed.recipe
+    save(resolved, place, versions(resolved))
+    return resolved
 
 
 WORK, ROWS = "work", "rows"
@@ -230,9 +230,9 @@ class Options:
 
     def asked(self) -> dict[str, Any]:
         """Return the options that affect the resulting version, for JSON, without a database password."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _LATER}
-        kept["wanted"]["store"] = None if self.wanted.store is None else named(self.wanted.store)
-        found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+        values = {name: value for name, value in asdict(self).items() if name not in _LATER}
+        values["wanted"]["store"] = None if self.wanted.store is None else named(self.wanted.store)
+        found: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return found
 
 
@@ -260,11 +260,11 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its result."
     )
     with exclusive_lock(folder / LOCK, busy):
-        if (made := work.made()) and not options.afresh:
-            if not (since := _since(registry, made)):
-                return _finish(registry, work, made, [], options)
-            _say(f"{made.id} was finished earlier and {since}. Starting the next one.")
-        if made:
+        if (version := work.made()) and not options.afresh:
+            if not (since := _since(registry, version)):
+                return _finish(registry, work, version, [], options)
+            _say(f"{version.id} was finished earlier and {since}. Starting the next one.")
+        if version:
             work.end()
         elif options.afresh:
             work.drop()
@@ -282,9 +282,9 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         policies = (gate.policy(options.gate_old), gate.policy(options.gate_new))
         judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
         index = str(read_json(work.facts)["index"])
-        made = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
-        report = [*release_gate.lines(judged), f"{made.id}: {registry.place(made.id).resolve()}"]
-        return _finish(registry, work, made, report, options)
+        version = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
+        report = [*release_gate.lines(judged), f"{version.id}: {registry.place(version.id).resolve()}"]
+        return _finish(registry, work, version, report, options)
 
 
 def next_step(name: str) -> Then:
@@ -369,48 +369,49 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
     """Export to the given formats, or to those of the previous version."""
     from meditune.export.export import export
 
-    there = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))
-    for kind in there if exports is None else exports:
+    existing = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))
+    for kind in existing if exports is None else exports:
         announce(f"export to {kind}")
         export(str(run), kind)
 
 
-def _since(registry: Registry, made: Version) -> str:
+def _since(registry: Registry, version: Version) -> str:
     """Return what happened to a version after it was added, or "" if nothing did."""
-    after = [each for each in registry.state().history if each.version == made.id and each.what != "added"]
+    after = [each for each in registry.state().history if each.version == version.id and each.what != "added"]
     return f"{after[-1].what} at {after[-1].when}" if after else ""
 
 
-def _finish(registry: Registry, work: Work, made: Version, report: list[str], options: Options) -> Outcome:
+def _finish(registry: Registry, work: Work, version: Version, report: list[str], options: Options) -> Outcome:
     """Return the outcome once the version is made. What another call cannot do is not left to one."""
     try:
-        report = [*report, *_release(registry, made, made.parents[0], options)]
+        report = [*report, *_release(registry, version, version.parents[0], options)]
     except (DataError, GateError):
         work.end()
         raise
     work.end()
-    return Outcome(made, report, registry.state().current == made.id)
+    return Outcome(version, report, registry.state().current == version.id)
 
 
-def _release(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
+def _release(registry: Registry, version: Version, before: str, options: Options) -> list[str]:
     """Apply `then` to the new version; return what was done, in sentences."""
-    if registry.state().current == made.id:
-        return [f"{made.id} is already served."]
-    if not made.passed:
-        judged = made.gate["on"].values() if made.gate else ()
+    if registry.state().current == version.id:
+        return [f"{version.id} is already served."]
+    if not version.passed:
+        judged = version.gate["on"].values() if version.gate else ()
         if all(each["passed"] for row in judged for each in row["checks"]):
-            by_hand = f"meditune registry promote {registry.folder} {made.id} --force --why REASON"
+            by_hand = f"meditune registry promote {registry.folder} {version.id} --force --why REASON"
             return [
-                f"The gate cannot judge {made.id}: {before} stays in use. If reviewers find {made.id} better: {by_hand}"
+                f"The gate cannot judge {version.id}: {before} stays in use. If reviewers find {version.id} better: "
+                f"{by_hand}"
             ]
-        return [f"{made.id} did not pass its gate: {before} stays in use."]
+        return [f"{version.id} did not pass its gate: {before} stays in use."]
     why = f"passed its gate against {before}"
     if registry.state().current != before:
-        return [f"{made.id} {why}, but {registry.state().current} is served now, so {made.id} is only stored."]
+        return [f"{version.id} {why}, but {registry.state().current} is served now, so {version.id} is only stored."]
     if options.then == "keep":
-        return [f"{made.id} {why}. Serve it with: meditune registry promote {registry.folder} {made.id}"]
+        return [f"{version.id} {why}. Serve it with: meditune registry promote {registry.folder} {version.id}"]
     if options.then == "promote":
-        registry.promote(made.id, why)
-        return [f"{made.id} {why} and is now served."]
-    registry.try_out(made.id, options.percent, why)
-    return [f"{made.id} {why} and is a canary in {options.percent:g} % of the conversations."]
+        registry.promote(version.id, why)
+        return [f"{version.id} {why} and is now served."]
+    registry.try_out(version.id, options.percent, why)
+    return [f"{version.id} {why} and is a canary in {options.percent:g} % of the conversations."]

@@ -132,8 +132,8 @@ def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[st
         counts = found.setdefault(version, {"rated down": Counts(), "abstained": Counts()})
         if row["outcome"] in ("answered", "abstained"):
             counts["abstained"].add(row["outcome"] == "abstained")
-        for said in row["feedback"]:
-            votes[version, said["who"]] += 1 if said["rating"] == "down" else -1
+        for feedback in row["feedback"]:
+            votes[version, feedback["who"]] += 1 if feedback["rating"] == "down" else -1
     for (version, _), down in votes.items():
         found[version]["rated down"].add(down > 0)
     return found
@@ -152,9 +152,9 @@ def _named(model: str) -> str:
 def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
     """Yield evidence against the version on trial, from the answers since the trial began."""
     by_version = counts_by_version(answers, datetime.fromisoformat(trial.since).timestamp())
-    mine, theirs = by_version.get(trial.version, {}), by_version.get(current, {})
-    for what, counts in mine.items():
-        beside = theirs.get(what, Counts())
+    trial_counts, current_counts = by_version.get(trial.version, {}), by_version.get(current, {})
+    for what, counts in trial_counts.items():
+        beside = current_counts.get(what, Counts())
         if is_worse(counts, beside):
             yield " and ".join((SAID[what].format(counts, trial.version), SAID[what].format(beside, current)))
 

@@ -147,7 +147,9 @@ class Article:
 
 def from_dict(value: dict[str, Any]) -> Article:
     """Return the article that `as_dict` describes."""
-    parts, links = (tuple(made(**each) for each in value[key]) for key, made in (("parts", Part), ("links", Link)))
+    parts, links = (
+        tuple(factory(**each) for each in value[key]) for key, factory in (("parts", Part), ("links", Link))
+    )
     lists = {key: tuple(value[key]) for key in ("types", "mesh")}
     return Article(**value | lists | {"parts": parts, "links": links})
 
@@ -285,7 +287,7 @@ def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
 
 def of_stream(stream: BinaryIO) -> Iterator[Record]:
     """Yield the records of a stream in order; only one is in memory."""
-    held, line, ended, problem, rooted, whole = b"", 1, False, "", False, True
+    held, line, ended, problem, rooted, complete = b"", 1, False, "", False, True
     while not ended:
         try:
             more = stream.read(CHUNK)
@@ -299,11 +301,11 @@ def of_stream(stream: BinaryIO) -> Iterator[Record]:
             line += held.count(b"\n", counted, start)
             counted = start
             if kind:
-                whole = not wrong
+                complete = not wrong
                 yield Record(kind, line, held[start:done], wrong)
         line += held.count(b"\n", counted, done)
         held = held[done:]
-    if rooted and whole and not problem:
+    if rooted and complete and not problem:
         problem = "the file is truncated: its last tag is missing"
     if problem:
         yield Record("", line, b"", problem)

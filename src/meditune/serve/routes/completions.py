@@ -104,8 +104,8 @@ async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: 
 
 def _chat_request(service: Service, body: ChatBody) -> GenerationRequest:
     prompt = service.prompts.chat([message.turn() for message in body.messages])
-    wanted, logprobs = body.max_completion_tokens or body.max_tokens, body.top_logprobs if body.logprobs else None
-    return _generation_request(service, body, prompt, wanted, "messages", logprobs, body.json_schema)
+    max_tokens, logprobs = body.max_completion_tokens or body.max_tokens, body.top_logprobs if body.logprobs else None
+    return _generation_request(service, body, prompt, max_tokens, "messages", logprobs, body.json_schema)
 
 
 def _text_requests(service: Service, body: CompletionBody) -> list[GenerationRequest]:
@@ -178,8 +178,8 @@ class _GenerationResponse:
 
     def response(self, choices: Sequence[Any], written: GeneratedText) -> Response:
         """Return the whole response."""
-        made = self.response_type(id=self.id, choices=list(choices), usage=_usage(written), **self._fields)
-        return Response(made.model_dump_json(), media_type="application/json")
+        content = self.response_type(id=self.id, choices=list(choices), usage=_usage(written), **self._fields)
+        return Response(content.model_dump_json(), media_type="application/json")
 
     def chunk(self, finish: str | None = None, index: int = 0, logprobs: Any = None, **text: Any) -> bytes:
         """Return a chunk of a stream; `text` has the field with its text."""

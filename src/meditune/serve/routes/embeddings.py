@@ -33,14 +33,14 @@ async def embed(
     counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
     async with wait_for_turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
         count.prompt_tokens = sum(counts)
-        made = await loop.run_in_executor(service.asks, model.encode, body.input)
+        vectors = await loop.run_in_executor(service.asks, model.encode, body.input)
     as_text = body.encoding_format == "base64"
     return Embeddings(
         data=[
             Vector(
                 index=n, embedding=base64.b64encode(row.astype("<f4").tobytes()).decode() if as_text else row.tolist()
             )
-            for n, row in enumerate(made)
+            for n, row in enumerate(vectors)
         ],
         model=body.model,
         usage=EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
