@@ -71,14 +71,14 @@ def near_questions(
     returned once.
     """
     from scipy.sparse import diags
-    from sklearn.feature_extraction.text import CountVectorizer
 
-    if not any(map(words, first)) or not any(map(words, second)):
+    if not first or not second:
         return []
     least, fillings = (LOOSELY, LOOSE_FILLINGS) if loosely else (QUESTIONS_ALIKE, FILLINGS)
-    texts = [*first] if first is second else [*first, *second]
-    everything = CountVectorizer(analyzer=_trigrams, dtype=np.float64).fit_transform(texts)
-    grams = [everything[: len(first)], everything[-len(second) :]]
+    vocabulary: dict[str, int] = {}
+    grams = [_matrix([_trigrams(text, vocabulary) for text in texts], 0) for texts in (first, second)]
+    for matrix in grams:
+        matrix.resize(matrix.shape[0], len(vocabulary))
     shared = sum(np.asarray(matrix.sum(axis=0)).ravel() for matrix in grams)
     weights = np.log((len(first) + len(second) + 1) / shared)
     order = np.argsort(-weights, kind="stable")
@@ -112,22 +112,17 @@ def near_passages(first: Sequence[str], second: Sequence[str], least_alike: floa
     This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
     """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    sizes: list[int] = []
-
-    def triples(text: str) -> set[tuple[str, ...]]:
-        runs = word_runs(text, 3)
-        sizes.append(len(runs))
-        return runs
-
-    if not any(len(words(text)) > 2 for text in first) or not second:
-        return []
-    vectorizer = CountVectorizer(analyzer=triples)
-    one, two = vectorizer.fit_transform(first), vectorizer.transform(second)
+    known: dict[str, int] = {}
+    triples, sizes = [], []
+    for texts in (first, second):
+        ids = [np.array([known.setdefault(word, len(known)) for word in words(text)], dtype=np.int64) for text in texts]
+        triples.append([_triples(each) for each in ids])
+        sizes.append(np.array([len(each) for each in triples[-1]], dtype=np.float64))
+    everything = np.unique(np.concatenate([np.empty(0, np.int64), *triples[0]]))
+    columns = [[_indices(each, everything) for each in part] for part in triples]
+    one, two = (_matrix(part, len(everything)) for part in columns)
     shared = (one @ two.T).tocoo()
-    lengths = np.array(sizes)
-    least = np.minimum(lengths[shared.row], lengths[len(first) + shared.col])
+    least = np.minimum(sizes[0][shared.row], sizes[1][shared.col])
     alike = shared.data / np.maximum(least, 1)
     long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
     chosen = np.flatnonzero(long & (alike >= least_alike))
@@ -237,9 +232,36 @@ def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(found[at : at + length]) for at in range(len(found) - length + 1)}
 
 
-def _trigrams(text: str) -> set[str]:
+def _trigrams(text: str, vocabulary: dict[str, int]) -> NDArray[np.int64]:
     padded = [f" {word} " for word in words(text)]
-    return {word[at : at + 3] for word in padded for at in range(len(word) - 2)}
+    grams = {word[at : at + 3] for word in padded for at in range(len(word) - 2)}
+    return np.array([vocabulary.setdefault(gram, len(vocabulary)) for gram in sorted(grams)], dtype=np.int64)
+
+
+def _triples(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each run of three words once, as a number."""
+    base = np.int64(1 << 21)
+    return np.unique((ids[:-2] * base + ids[1:-1]) * base + ids[2:]) if len(ids) > 2 else np.empty(0, np.int64)
+
+
+def _indices(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices in `among` of the values that it contains."""
+    places = np.searchsorted(among, values)
+    inside = places < len(among)
+    places, values = places[inside], values[inside]
+    found: NDArray[np.int64] = places[among[places] == values]
+    return found
+
+
+def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
+    """Return a sparse matrix with ones at the given columns of each row."""
+    # Every run compares texts, so this does without scikit-learn, which takes a second and 100 MB to import.
+    from scipy.sparse import csr_matrix
+
+    ends = np.cumsum([0, *map(len, rows)])
+    columns = np.concatenate([np.empty(0, np.int64), *rows])
+    width = width or int(columns.max(initial=0)) + 1
+    return csr_matrix((np.ones(len(columns)), columns, ends), shape=(len(rows), width))
 
 
 def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
