@@ -114,6 +114,7 @@ CATALOGUE: dict[str, BaseModel] = {
                 tuple(_QWEN_05B.format(part) for part in range(1, 7)),
                 "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
                 491,
+                "99a5b822202b35a0d265d1ebc67665edc2504f5b82dd9babc548fe95ce43f132",
             ),
             shape=_QWEN
             | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
@@ -130,6 +131,7 @@ CATALOGUE: dict[str, BaseModel] = {
                 tuple(_QWEN_15B.format(part) for part in range(1, 23)),
                 "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
                 1117,
+                "47815d3d449e2e87b4e8985e8ede38681ead6a6d466ccb94e6ef8ad95fb59d85",
             ),
             shape=_QWEN
             | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
