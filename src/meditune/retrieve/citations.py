@@ -61,9 +61,10 @@ class Citer:
 
     Every sentence is compared with each passage alone, more strictly than whole answers with their context. A passage
     may be about something other than the question; the critical error is a sentence in the same words about another
-    drug or disease. So a number, name, negation or direction that the passage doesn't have rules it out, and so do too
-    many unknown words. The passage's title counts as known, but the question doesn't: otherwise, a passage about
-    another disease would support whatever is said about the one in question.
+    drug or disease. So a name or number that the passage doesn't have rules the passage out. Without a judge, a
+    differing negation or direction and too many unknown words do so, too. The passage's title counts as known, but the
+    question doesn't: otherwise, a passage about another disease would support a sentence about the disease that was
+    asked about.
     """
 
     def __init__(
