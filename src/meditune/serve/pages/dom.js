@@ -38,13 +38,11 @@ export function hidden(text) {
 
 export const $ = (id) => document.getElementById(id);
 
-// Opens a dialog. Its button, Escape or a click outside closes it, and the focus returns to where it was.
+// Opens a dialog. Its button, Escape or a click outside closes it, and the browser returns the focus to where it was.
 export function open(dialog) {
-  const before = document.activeElement;
   dialog.showModal();
   dialog.scrollTop = 0;
   dialog.querySelector("h2[tabindex]")?.focus();
-  dialog.addEventListener("close", () => before?.isConnected && before.focus(), { once: true });
 }
 
 export function closable(dialog) {
