@@ -34,13 +34,12 @@ from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
+from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.evaluate.metrics.claims import auroc
 from meditune.evidence.detector import Sources, detect
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
 from meditune.files import read_jsonl
-from meditune.models.evidence_judge import EvidenceJudge
 from meditune.models.load import load
-from meditune.models.nli import load_support_model
 from meditune.statistics import bootstrap
 from meditune.text import sentences
 
@@ -166,7 +165,7 @@ def main() -> None:
         if arguments.untuned:
             loaded = load(name)
             object.__setattr__(loaded, "form", PromptFormat())
-            model = EvidenceJudge(loaded, ClaimCorrection())
+            model = EvidenceJudge(TorchLabelModel(loaded), ClaimCorrection(), name)
         elif name != "words":
             model = load_support_model(name)
         for title, claims in sets(arguments.items).items():

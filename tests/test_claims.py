@@ -2,12 +2,13 @@
 
 import math
 import random
+import shutil
 
 import pytest
 
 from meditune.data.example import LABELS
-from meditune.models.evidence_judge import load_judge
-from meditune.models.nli import check, load_support_model
+from meditune.engines.evidence_judge import load_judge, load_support_model
+from meditune.models.nli import check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
@@ -114,3 +115,26 @@ def test_citations_follow_the_judge_but_not_against_names_nor_beyond_its_time(ru
     assert found.score >= verdict.supported
     assert Citer(passages, judge).judge("In group 7, pain fell with Metazolamine.").places == ()
     assert Citer(passages, judge, seconds=0).judge(statement) == Citer(passages).judge(statement)
+
+
+def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages_once(run, tmp_path):
+    pytest.importorskip("openvino_genai")
+    _, folder, _ = run
+    copy = tmp_path / "judge"
+    shutil.copytree(folder, copy)
+    expected = load_judge(str(copy))
+    result = meditune("export", copy, "--to", "openvino")
+    assert result.code == 0, result
+    exported = load_judge(str(copy))
+    assert exported.name == "judge (openvino int8)"
+    assert exported.threshold == expected.threshold
+    passages = ["Pain fell by 30 percent in the group with the drug.", "Sleep was not measured in this study."]
+    statements = ["The drug helps with pain.", "Sleep was measured.", "The drug helps with sleep."]
+    first = exported.supports(statements, passages)
+    for one, other in zip(first, expected.supports(statements, passages), strict=True):
+        assert one.supported == pytest.approx(other.supported, abs=0.03)
+    # The remembered passages change nothing: each statement alone, in another order, with other passages between.
+    for place in (2, 0, 1):
+        exported.supports(["Exercise helps."], passages[::-1])
+        (alone,) = exported.supports(statements[place : place + 1], passages)
+        assert alone.supported == pytest.approx(first[place].supported, abs=1e-3)

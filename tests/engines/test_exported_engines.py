@@ -20,7 +20,11 @@ from tests.engines.engine_jobs import ask, collect, text, together, tokens
 MORE = 24
 
 
-KINDS = [("llama", "openvino"), ("gemma3", "openvino"), ("llama", "gguf"), ("llama", "onnx"), ("gemma3", "onnx")]
+KINDS = [
+    *[(architecture, "openvino") for architecture in ("llama", "gemma3", "qwen2")],
+    *[(architecture, "gguf") for architecture in ("llama", "qwen2")],
+    *[(architecture, "onnx") for architecture in ("llama", "gemma3")],
+]
 PACKAGES = {"openvino": "openvino_genai", "gguf": "xllamacpp", "onnx": "onnx"}
 
 

@@ -7,11 +7,11 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
+from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.errors import ModelError
 from meditune.evidence.detector import placed
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
-from meditune.models.evidence_judge import EvidenceJudge
-from meditune.models.nli import check, load_support_model
+from meditune.models.nli import check
 from tests import tiny
 
 SOURCES = ("Pain fell in 47 of 120 adults.", "Nobody died. " + "The rest was told at length. " * 40)
@@ -138,16 +138,16 @@ STATEMENTS = ["The drug helps with pain.", "Sleep was measured.", "Exercise help
 def tiny_evidence_judge(correction=None, **changes):
     loaded = tiny.loaded("qwen2")
     form = PromptFormat(**({"max_tokens": 256, "answer_tokens": 32} | changes))
-    return EvidenceJudge(replace(loaded, form=form), correction or ClaimCorrection())
+    return EvidenceJudge(TorchLabelModel(replace(loaded, form=form)), correction or ClaimCorrection(), "tiny")
 
 
 def alone(made, statement, passages):
     """The probabilities by a plain forward pass of the model over the prompt's tokens."""
     context = tuple(Passage(text=text) for text in passages)
     example = Example(id="1", source="x", question=statement, context=context, group="1", meta={LABEL: "refuted"})
-    item = made.loaded.encoder(made.loaded.form).supervised(example, "claim")
+    item = made.model.encoder.supervised(example, "claim")
     with torch.no_grad():
-        logits = made.loaded.model(torch.tensor([item.prompt])).logits[0, -1, list(item.choices)]
+        logits = made.model.loaded.model(torch.tensor([item.prompt])).logits[0, -1, list(item.choices)]
     return logits.softmax(0).tolist()
 
 

@@ -53,6 +53,8 @@ def test_parameters_and_bytes_are_those_of_the_real_model(architecture: str, str
     [
         ("smollm2-135m", 134_515_008),
         ("gemma3-270m", 268_098_176),
+        ("qwen2.5-coder-0.5b", 494_032_768),
+        ("qwen2.5-coder-1.5b", 1_543_714_304),
         ("distilgpt2", 81_912_576),
         ("gpt2", 124_439_808),
         ("llama2-7b", 6_738_415_616),

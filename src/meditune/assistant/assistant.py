@@ -457,7 +457,7 @@ def open_assistant(
 
 def open_judge(name: str) -> Judge:
     """Return the judge in the folder of a run. Raises ModelError if it can't be used."""
-    from meditune.models.evidence_judge import load_judge
+    from meditune.engines.evidence_judge import load_judge
 
     return load_judge(name)
 

@@ -22,6 +22,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
 from meditune.errors import DataError
+from meditune.evidence.support_model import CLAIMS
 from meditune.files import cache_folder
 from meditune.hardware import cores, gpu, memory_gb
 from meditune.models.catalogue import CATALOGUE
@@ -50,7 +51,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Return the findings about the machine, installation, network, data and models. It takes a few seconds."""
     registry, hub = _network()
-    return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry)]
+    return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry), _judge()]
 
 
 def render(findings: list[Finding]) -> str:
@@ -238,6 +239,19 @@ def _models(registry: Finding) -> Iterator[Finding]:
         "ok" if available else "bad",
         "" if available else advice,
     )
+
+
+def _judge() -> Finding:
+    """Return which judges of evidence stand in the runs below this folder, and how they would run."""
+    folders = sorted(path.parents[1] for path in Path().glob(f"runs/*/model/{CLAIMS}"))
+    if not folders:
+        advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that reads meaning."
+        return Finding("Evidence judge", "none in runs/", advice=advice)
+    shown = ", ".join(
+        f"{folder} ({'OpenVINO' if (folder / 'export' / 'openvino').is_dir() else 'transformers'})"
+        for folder in folders
+    )
+    return Finding("Evidence judge", shown, advice=f"To use one: meditune ask RUN --index INDEX --judge {folders[0]}")
 
 
 def _switched_on(*names: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from meditune.engines.engine import Engine
@@ -53,7 +54,7 @@ def open_engine(
         return _at_server(model, at_once, url, key)
     if url:
         raise ModelError(f"--url needs --engine vllm, but the engine is {engine}.")
-    place = _exported_at(Path(model).expanduser(), engine)
+    place = exported_at(Path(model).expanduser(), engine)
     if place is None:
         if engine in EXPORTED:
             raise ModelError(
@@ -102,15 +103,19 @@ def _with_transformers(model: str, at_once: int) -> Engine:
     return TransformersEngine(load(model), at_once)
 
 
-def _exported_at(place: Path, engine: str) -> Path | None:
-    """Return the folder of the exported model to open; None if the transformers engine opens the model itself."""
+def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Path | None:
+    """Return the folder of the exported model to open; None if the transformers engine opens the model itself.
+
+    `automatic` holds the engines among which `auto` chooses. Raises ModelError if the export that `engine` names is
+    outdated.
+    """
     if (place / EXPORT).is_file():
         return place
     if engine != "transformers":
         for name, kind in EXPORTED.items():
             folder = place / EXPORTS / kind
             if not (folder / EXPORT).is_file() or not (
-                engine == name or (engine == "auto" and name in AUTO and is_installed(name))
+                engine == name or (engine == "auto" and name in automatic and is_installed(name))
             ):
                 continue
             changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)

@@ -35,6 +35,10 @@ MOST_KERNELS = 64
 megabytes in a server"""
 
 
+REMEMBERED = 8
+"""Number of prompts whose states are remembered for prompts that begin like them"""
+
+
 class Scorer:
     """An exported model, compiled for scoring texts.
 
@@ -47,7 +51,9 @@ class Scorer:
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
+        self._tensor = ov.Tensor
         self._request = core.compile_model(model, "CPU", {KERNELS: MOST_KERNELS}).create_infer_request()
+        self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=REMEMBERED)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """Return the log-probability of every token of each text after the prompt."""
@@ -63,6 +69,29 @@ class Scorer:
                 places = [first] if rest is None else [first, *rest[row, : len(text) - 1]]
                 scored[number] = [_likely(logits, token) for logits, token in zip(places, text, strict=True)]
         return scored
+
+    def next_logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Return the logits of some tokens as the next one after the prompt.
+
+        The states of the last prompts are remembered, so only what differs from the most similar of them is read.
+        """
+        shared, nearest = 0, None
+        for number, (earlier, _) in enumerate(self._remembered):
+            length = _common_length(earlier, prompt[:-1])
+            if length > shared:
+                shared, nearest = length, number
+        if nearest is None:
+            self._request.reset_state()
+        else:
+            state = self._remembered[nearest][1]
+            for variable in self._request.query_state():
+                variable.state = self._tensor(np.ascontiguousarray(state[variable.name][:, :, :shared]))
+            if shared > len(self._remembered[nearest][0]) // 2:
+                del self._remembered[nearest]
+        logits = self._logits(np.array([prompt[shared:]], dtype=np.int64), shared, 1)[0, -1]
+        state = {variable.name: variable.state.data.copy() for variable in self._request.query_state()}
+        self._remembered.append((list(prompt), state))
+        return [float(logits[token]) for token in tokens]
 
     def _read_prompt(self, prompt: Sequence[int]) -> Any:
         """Read the prompt into the model's state, and return the (vocabulary,) logits after it."""
@@ -105,6 +134,11 @@ def _head_reads_last(model: Any) -> None:
     node.input(0).replace_source_output(part.output(0))
     model.add_parameters([last])
     model.validate_nodes_and_infer_types()
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of tokens with which both texts begin."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _likely(logits: Any, token: int) -> TokenLogprob:

@@ -22,12 +22,12 @@ import numpy as np
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example
 from meditune.data.retrieved_passages import with_best
+from meditune.engines.evidence_judge import load_support_model
 from meditune.errors import ModelError
 from meditune.evaluate import decision_calibration
 from meditune.evaluate.predictions import Kind, Predictions, once, read, references
 from meditune.evidence.detector import Sources, Verdict, detect
 from meditune.evidence.support_model import Support, SupportQuestion
-from meditune.models.nli import load_support_model
 from meditune.progress import Progress
 
 if TYPE_CHECKING:

@@ -24,6 +24,12 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 """llama.cpp's token types"""
 
 
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The pattern by which Qwen2's pre-tokenizer cuts texts"""
+
+
 def add_vocabulary(writer: Any, source: Path) -> None:
     """Write the tokenizer of a plain folder; raise ModelError if llama.cpp would tokenize differently."""
     spec = read_json(source / "tokenizer.json")
@@ -93,6 +99,8 @@ def _pre_tokenizer(spec: dict[str, Any]) -> str:
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") == QWEN2_WORDS:
+        return "qwen2"
     raise ModelError(
         "Meditune doesn't know llama.cpp's name for this tokenizer's pre-tokenizer. Export the model as merged, and "
         "convert that folder with llama.cpp's convert_hf_to_gguf.py."
@@ -117,7 +125,7 @@ def _add_special(writer: Any, source: Path, numbers: dict[str, int], spec: dict[
 
 
 NAME = "model-Q8_0.gguf"
-ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3"}
+ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3", "qwen2": "qwen2"}
 """transformers' model types -> llama.cpp's names"""
 TYPE_Q8_0 = 7
 """llama.cpp's number for files that are mostly Q8_0"""
@@ -175,7 +183,9 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(TYPE_Q8_0)
     writer.add_rope_freq_base(_rope_base(config))
-    if kind == "llama":
+    if kind != "gemma3":
+        if config.get("use_sliding_window"):
+            raise ModelError("GGUF export doesn't support Qwen2 with sliding windows. Export the model as merged.")
         writer.add_rope_dimension_count(size)
         return
     kinds = config["layer_types"]
@@ -209,6 +219,8 @@ def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any
     if kind == "gemma3":
         # transformers multiplies by 1 + weight, llama.cpp by the stored value.
         return tensor + 1 if name.endswith("norm.weight") else tensor
+    if kind == "qwen2":
+        return tensor
     heads = config["num_attention_heads"]
     if name.endswith("k_proj.weight"):
         heads = config.get("num_key_value_heads") or heads

@@ -31,13 +31,9 @@ UNSUPPORTED = 0.5
 """A token whose probability of being unsupported is higher is marked."""
 
 
-def load_support_model(name: str) -> Support:
+def load_nli(name: str) -> Support:
     """Load the model of that name. Raises ModelError, with the ways to get a model, if it can't be used."""
     kind, place = kind_and_model(name)
-    if kind == "judge":
-        from meditune.models.evidence_judge import load_judge
-
-        return load_judge(place)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 

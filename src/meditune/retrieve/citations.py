@@ -1,6 +1,6 @@
 """Citations: which passages support each sentence of an answer.
 
-The detector of meditune.evidence compares words; a judge (models/evidence_judge.py) also reads their meaning. If there
+The detector of meditune.evidence compares words; a judge (engines/evidence_judge.py) also reads their meaning. If there
 is a judge, it checks an answer's sentences until the time for judging is used up; the detector checks the rest.
 """
 

@@ -1,8 +1,8 @@
 """A judge of evidence: a causal language model, tuned on claims, that decides whether passages support a statement.
 
 The model reads the passages and is asked "Is it true that ...?". The probabilities of its answers yes, no and maybe are
-those of supported, refuted and unclear, after a correction that was fitted on development claims (`CLAIMS`). All
-statements about the same passages share one pass over them.
+those of supported, refuted and unclear, after a correction that was fitted on development claims (`CLAIMS`). Statements
+about the same passages share one pass over them. The model runs with torch, or as an OpenVINO export without torch.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
 
 from meditune.data.example import LABEL, LABELS, Example, Passage
+from meditune.engines.exported_model import read_exported_model
+from meditune.engines.open_engine import exported_at
+from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.evidence.detector import Sentence, Sources, evidence
 from meditune.evidence.support_model import (
     CLAIMS,
     ClaimCorrection,
     ClaimVerdict,
+    Support,
     SupportQuestion,
     SupportScore,
+    is_judge,
     load_correction,
     model_folder,
 )
-from meditune.models.forward import label_logits
-from meditune.models.inference import inference, tokens_at_once
-from meditune.models.load import LoadedModel, load
-from meditune.models.shared_prefix_batch import by_length, join
-from meditune.prompts import Encoded, Encoder, QuestionTooLongError
+from meditune.prompts import Encoded, Encoder, QuestionTooLongError, load_format
 from meditune.text import sentences
 
 BATCH_TOKENS = 2048
@@ -36,20 +39,29 @@ AT_ONCE = 64
 """Number of sentences that are scored before the first score is returned"""
 
 
+Evidence = tuple[str, ...]
+"""The passages that a claim is about"""
+
+
+class LabelModel(Protocol):
+    """A model that reads claims."""
+
+    encoder: Encoder
+
+    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
+        """Yield each claim with the logits of its choices, in any order. It may be called from several threads."""
+        ...
+
+
 class EvidenceJudge:
     """A judge that decides whether passages support statements; it implements `evidence.support_model.Support`."""
 
     has_spans = False
 
-    def __init__(self, loaded: LoadedModel, correction: ClaimCorrection, name: str = "") -> None:
-        """Prepare the judge; `name` is shown to users. Raises ModelError if the model has no prompt format."""
-        if loaded.form is None:
-            raise ModelError(f"{loaded.name} has no prompt.json, so it wasn't trained on claims by Meditune.")
-        self.loaded, self.correction, self.name = loaded, correction, name or loaded.name
+    def __init__(self, model: LabelModel, correction: ClaimCorrection, name: str) -> None:
+        """Prepare the judge; `name` is shown to users."""
+        self.model, self.correction, self.name = model, correction, name
         self.threshold = correction.threshold
-        self._encoder = loaded.encoder(loaded.form)
-        # Faster products replace the layers' own while a batch runs, so batches can't overlap.
-        self._lock = threading.Lock()
 
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
         """Return a verdict for each statement, in order.
@@ -78,14 +90,12 @@ class EvidenceJudge:
 
     def _probabilities(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, float]]:
         """Return the probabilities of LABELS for each statement and its passages."""
-        encoded: list[Encoded] = []
-        keys: list[tuple[str, ...]] = []
+        claims: list[tuple[Encoded, Evidence]] = []
         for number, (statement, passages) in enumerate(asked):
-            for window in _windows(self._encoder, statement, passages):
-                encoded.append(_encoded(self._encoder, str(number), statement, window))
-                keys.append(window)
+            for window in _windows(self.model.encoder, statement, passages):
+                claims.append((_encoded(self.model.encoder, str(number), statement, window), window))
         best: dict[int, dict[str, float]] = {}
-        for item, logits in self._logits(encoded, keys):
+        for item, logits in self.model.logits(claims):
             if not all(map(math.isfinite, logits)):
                 raise ModelError(
                     f"The judge {self.name} computes numbers that aren't finite; its weights may be damaged."
@@ -96,12 +106,25 @@ class EvidenceJudge:
                 best[number] = found
         return [best[number] for number in range(len(asked))]
 
-    def _logits(
-        self, encoded: Sequence[Encoded], keys: Sequence[tuple[str, ...]]
-    ) -> Iterator[tuple[Encoded, list[float]]]:
-        """Yield the logits of LABELS for each item; neighbours with the same key share the pass over their evidence."""
-        pairs = zip(encoded, keys, strict=True)
-        rows = [join([item for item, _ in group]) for _, group in groupby(pairs, key=lambda pair: pair[1])]
+
+class TorchLabelModel:
+    """A judge's weights, read by torch in batches of many claims."""
+
+    def __init__(self, loaded: Any) -> None:
+        """Use a loaded model (`models.load.LoadedModel`). Raises ModelError if it has no prompt format."""
+        if loaded.form is None:
+            raise ModelError(f"{loaded.name} has no prompt.json, so it wasn't trained on claims by Meditune.")
+        self.loaded, self.encoder = loaded, loaded.encoder(loaded.form)
+        # Faster products replace the layers' own while a batch runs, so batches can't overlap.
+        self._lock = threading.Lock()
+
+    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
+        """See `LabelModel`. Neighbours with the same evidence share the pass over it."""
+        from meditune.models.forward import label_logits
+        from meditune.models.inference import inference, tokens_at_once
+        from meditune.models.shared_prefix_batch import by_length, join
+
+        rows = [join([item for item, _ in group]) for _, group in groupby(claims, key=lambda claim: claim[1])]
         loaded, head = self.loaded, self.loaded.model.get_output_embeddings()
         with self._lock, inference(loaded.model):
             for indices in by_length(rows, tokens_at_once(loaded.model, BATCH_TOKENS)):
@@ -112,8 +135,34 @@ class EvidenceJudge:
                     yield item, label_logits(head, hidden, item.choices).tolist()
 
 
+class OpenvinoLabelModel:
+    """A judge's OpenVINO export, which reads one claim at a time and remembers the last passages."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the export. Raises ModelError if it can't be used."""
+        from meditune.engines.openvino_engine import Scorer
+
+        form = load_format(folder)
+        if form is None:
+            raise ModelError(f"{folder} has no prompt.json. Export the judge again.")
+        self.encoder = Encoder(PlainTokenizer(folder), form)
+        self._scorer = Scorer(folder)
+        self._lock = threading.Lock()
+
+    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
+        """See `LabelModel`."""
+        for item, _ in claims:
+            with self._lock:
+                found = self._scorer.next_logits(item.prompt, item.choices)
+            yield item, found
+
+
 def load_judge(name: str) -> EvidenceJudge:
-    """Return the judge in a model's or run's folder. Raises ModelError if it can't be used."""
+    """Return the judge in the folder of a run, a model or an OpenVINO export.
+
+    A run's OpenVINO export is used if it is up to date and OpenVINO is installed, because it is faster and needs less
+    memory. Raises ModelError if the folder holds no judge or it can't be used.
+    """
     folder = model_folder(name)
     correction = load_correction(folder)
     if correction is None:
@@ -121,8 +170,38 @@ def load_judge(name: str) -> EvidenceJudge:
             f"{name} holds no judge: {folder / CLAIMS} is missing. Make a judge with `meditune run evidence`, and name "
             "its run. If the run was stopped, the same command finishes it."
         )
-    run = folder.parent if folder.name == "model" else folder
-    return EvidenceJudge(load(name), correction, run.resolve().name)
+    exported = exported_at(Path(name).expanduser(), "auto", ("openvino",))
+    if exported is None:
+        from meditune.models.load import load
+
+        run = folder.parent if folder.name == "model" else folder
+        return EvidenceJudge(TorchLabelModel(load(name)), correction, run.resolve().name)
+    found = read_exported_model(exported)
+    if found.engine != "openvino":
+        raise ModelError(
+            f"{exported} is an export for the {found.engine} engine; a judge runs from its own weights or from an "
+            "OpenVINO export: meditune export RUN --to openvino"
+        )
+    correction = load_correction(exported) or correction
+    return EvidenceJudge(OpenvinoLabelModel(exported), correction, f"{_named(exported)} (openvino {found.weights})")
+
+
+def _named(exported: Path) -> str:
+    """Return the name of an export's run: the folder that holds `export/openvino`, or the export's own folder."""
+    home = exported.resolve()
+    return home.parents[1].name if home.parent.name == "export" and (home.parents[1] / "model").is_dir() else home.name
+
+
+def load_support_model(name: str) -> Support:
+    """Return the model that `evaluate.faithfulness_model` names: a judge, or an NLI, MiniCheck or LettuceDetect model.
+
+    Raises ModelError, with the ways to get a model, if it can't be used.
+    """
+    if is_judge(name):
+        return load_judge(name)
+    from meditune.models.nli import load_nli
+
+    return load_nli(name)
 
 
 def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str]) -> Encoded:
