@@ -103,6 +103,64 @@ def test_a_note_on_one_person_is_read_closer(text: str, masked: str) -> None:
     assert phi.mask(f"MRN: 4471123\n{text}") == f"MRN: [ID]\n{masked}"
 
 
+@pytest.mark.parametrize(
+    ("query", "masked"),
+    [
+        (
+            "Statins in a 63-year-old woman, Ottilie R., seen at Quillhaven on 4/2/2021?",
+            "Statins in a 63-year-old woman, [NAME], seen at [HOSPITAL] on [DATE]?",
+        ),
+        (
+            "pt w/ hx of CHF, Hank B seen at QVMC, tx options? ref# 784-55-2943",
+            "pt w/ hx of CHF, [NAME] seen at [HOSPITAL], tx options? ref# [ID]",
+        ),
+        ("Is warfarin safe for Dr. J.?", "Is warfarin safe for Dr. [NAME]?"),
+        ("Rx alternatives for K.L., 55F, seen @ QVH", "Rx alternatives for [NAME], 55F, seen @ [HOSPITAL]"),
+        (
+            "COPD in a 70-year-old man with gout, Zebulon Tarkanian, admitted to City Hospital in May 2021?",
+            "COPD in a 70-year-old man with gout, [NAME], admitted to [HOSPITAL] in [DATE]?",
+        ),
+        (
+            "Stroke risk in patients like Gwen T. from Tulsa, who had one on March 4, 2021?",
+            "Stroke risk in patients like [NAME] from [LOCATION], who had one on [DATE]?",
+        ),
+        (
+            "A 40-year-old man who visited our Tulsa office; biopsy at Westmere Clinic, Fresno.",
+            "A 40-year-old man who visited our [LOCATION] office; biopsy at [HOSPITAL], [LOCATION].",
+        ),
+        (
+            "Case review of Anna K., contact: (555) 010-4567, visit soon.",
+            "Case review of [NAME], contact: [PHONE], visit soon.",
+        ),
+        ("EMR: 456123789 has asthma.", "EMR: [ID] has asthma."),
+        (
+            "tx for maria gonzalez, 60 yo f from tulsa, seen at quillhaven clinic on 4/5/22?",
+            "tx for [NAME], 60 yo f from [LOCATION], seen at [HOSPITAL] on [DATE]?",
+        ),
+        ("STATINS FOR MARIA R., SEEN AT QUILLHAVEN?", "STATINS FOR [NAME], SEEN AT [HOSPITAL]?"),
+    ],
+)
+def test_a_short_query_about_a_person(query: str, masked: str) -> None:
+    assert phi.mask(query) == masked
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Is metoprolol better for a 65-year-old man with HFrEF according to the COPERNICUS trial of 2001?",
+        "A 55-year-old male admitted to the ICU at night, transferred to Step Down, seen in Dermatology at baseline.",
+        "Vitamin D. and hepatitis B. in a 40-year-old woman, Hispanic, with Type 2 Diabetes, CKD Stage 3.",
+        "In a 50-year-old male with Lynch syndrome, Peutz Jeghers, or FAP, when is colonoscopy due?",
+        "Does a 65-year-old man who visits Kenya need prophylaxis? What does a positive Chaddock reflex mean?",
+        "A 5-year-old girl is at the 95th percentile; the mass displaced the LEFT kidney. She was seen by Mom at home.",
+        "is metformin safe at low egfr in ckd, seen at baseline, per ada guidelines, with crohn's disease?",
+        "Smith J., Allan K., and Mary B. et al. report patients treated at the Mayo Clinic between 2001 and 2004.",
+    ],
+)
+def test_a_query_about_nobody_is_left_alone(query: str) -> None:
+    assert phi.mask(query) == query
+
+
 def test_what_nobody_vouches_for_stays_where_nobody_is_named_or_numbered() -> None:
     text = "Gladwyn Trevanion patented it in 4 parts; reference 8841277."
     assert found(text) == []

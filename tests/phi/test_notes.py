@@ -55,6 +55,8 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "a@",
         "a:",
         "Smith, ",
+        "seen at Aa ",
+        "40-year-old, Aa ",
         "The Hospital ",
         ", MA",
         "12345 ",

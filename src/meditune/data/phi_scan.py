@@ -58,13 +58,13 @@ def scan(
     if finder is not None and finder not in ENGINES:
         raise DataError(f"--engine {finder}: no such engine. Choose from {' and '.join(ENGINES)}.")
     if action is not None and (action not in ACTIONS or output is None):
-        raise DataError(f"--action {action}: must be {' or '.join(ACTIONS)}, together with --mask OUT.")
+        raise DataError(f"--action {action}: must be {' or '.join(ACTIONS)}, together with --output OUT.")
     if output is not None and output.exists():
-        raise DataError(f"--mask {output}: the file already exists and isn't overwritten. Choose another name.")
+        raise DataError(f"--output {output}: the file already exists and isn't overwritten. Choose another name.")
     if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
         if output or group:
             raise DataError(
-                "--mask and --group only work with a file. For a recipe's data: --set data.phi.action=mask."
+                "--output and --patient-column only work with a file. For a recipe's data: --set data.phi.action=mask."
             )
         return _scan_recipe(what, overrides, chosen, finder)
     find = engine(finder or "rules")
@@ -139,7 +139,9 @@ def _scan_table(
     def changed_rows() -> Iterator[dict[str, Any]]:
         for place, row in track(tables.rows(file, "file", rejects), "Searching for identifiers", unit="rows"):
             if group is not None and group not in row:
-                raise DataError(f"{place}: no column {group} (--group). The columns are {', '.join(map(str, row))}.")
+                raise DataError(
+                    f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
+                )
             texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
             found = found_in(texts, find, kinds, headed=texts)
             result.counts.add([span for spans in found.values() for span in spans])
@@ -152,7 +154,7 @@ def _scan_table(
     if output is None:
         deque(changed_rows(), maxlen=0)
     elif output.suffix.lower() not in WRITABLE:
-        raise DataError(f"--mask {output}: the name must end in one of {', '.join(WRITABLE)}.")
+        raise DataError(f"--output {output}: the name must end in one of {', '.join(WRITABLE)}.")
     else:
         with replace_file(output) as stream:
             _write(changed_rows(), stream, output.suffix.lower())

@@ -35,7 +35,8 @@ _BIRTH_LABEL = re.compile(
     r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|born(?: on)?)[ \t]?[:#-]?[ \t]{0,10}$"
 )
 _DAY_MONTH = re.compile(
-    rf"{_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}\b\.?,?(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?"
+    rf"{_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}(?:\b\.?,?|(?=(?:{_YEAR}|\d\d)(?!\w)))"
+    rf"(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?"
     r"(?![^\W_])"
 )
 _ORDINAL = re.compile(
@@ -51,7 +52,8 @@ _MONTH_DAY = re.compile(
     rf"(?:,? ?{_YEAR}|,? ['’]\d\d)?|(?:,? (?:of )?|-|/){_YEAR}| ?['’]\d\d)(?![^\W_])"
 )
 _ALONE = re.compile(
-    r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+    r"(?:January|February|March|April|May|June|July|August|September|October|November|December|"
+    r"(?:Jan|Feb|Apr|Aug|Sept?|Oct|Nov|Dec)\b\.?(?= |,|;|\)|\n|$))"
     r"(?![^\W_]|['’ ][A-Z][a-z])"
 )
 _BEFORE_ALONE = re.compile(
@@ -62,10 +64,13 @@ _BEFORE_SHORT = re.compile(
     r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
     r"scheduled|by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
     r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
-    r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
+    r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken|mon|tues?|wed|thu(?:rs?)?|fri|sat|sun|[a-z]{3,6}day)|"
+    r"\(|^|\n[ \t-]{0,6}|"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
 )
-_TIME = re.compile(r",? (?:at )?\d{1,2}:\d\d")
+_TIME = re.compile(
+    r",? (?:at )?\d{1,2}:\d\d| (?:appt|appointment|visit|labs|surgery|biopsy|admission|discharge)(?![a-z])"
+)
 _SCORED = re.compile(
     r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
     r"bottles|rating|index|of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
@@ -188,4 +193,6 @@ def _is_age(view: View, start: int, end: int) -> bool:
 def _is_month(written: str) -> bool:
     """Return False for words such as "may 5", "march 2" or "10 mar", unless they have a capital letter or a year."""
     month = re.search(r"[A-Za-z]{3,}", re.sub(r"\d(?:st|nd|rd|th)|day of|day| of ", " ", written))
+    if month and len(month[0]) > 3 and month[0] != "march":
+        return True
     return bool(month and (month[0][0].isupper() or re.search(r"\d{4}", written)))

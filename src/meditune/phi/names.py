@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from meditune.phi import name_words
+from meditune.phi import described_names, name_words
+from meditune.phi.described_names import beside_description, with_initial
 from meditune.phi.name_words import (
     ALSO_NAMES,
     BEFORE,
@@ -64,6 +65,7 @@ _VERBS = frozenset(_VERBS_TEXT.split())
 def find(view: View) -> Iterator[Span]:
     """Yield names of people."""
     found = [*_written_large(view), *_signatures(view), *_written_small(view)]
+    found += described_names.initials(view)
     yield from found
     yield from repeated_names(view, found)
 
@@ -75,6 +77,8 @@ def _written_large(view: View) -> Iterator[Span]:
         if token.start() < done:
             continue
         name = _after_cue(view, token) or _before_proof(view, token) or _listed(view, token)
+        if name is None or name.end == token.end():
+            name = with_initial(view, token, name) or name or beside_description(view, token)
         if name:
             name = _with_first(view, name)
             yield name
@@ -93,6 +97,9 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     if before:
         start = before.start()
     cue = name_words.before(view, start)
+    possessive = view.text[token.end() : token.end() + 2] in {"'s", "’s"}
+    if cue is Cue.DOUBTFUL and possessive and plain(token[0]) in name_words.EPONYMS:
+        return None
     return name_at(view, start, cue) if cue else None
 
 

@@ -51,7 +51,7 @@ _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
 _COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
 _STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
 _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
-_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![A-Za-z])")
+_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![A-Za-z]|[ ]?[:#]| [A-Z][a-z])")
 _ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
 _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
 _POSTCODE = re.compile(
@@ -114,7 +114,7 @@ def find(view: View) -> Iterator[Span]:
         if start is not None:
             yield Span(start, house.end(), "hospital")
             town = _TOWN_AFTER.match(view.text, house.end())
-            if town and _is_town(town[1].lower(), sure=town[0][0] != " " or town[0][1] == "("):
+            if town and is_town(town[1].lower(), sure=town[0][0] != " " or town[0][1] == "("):
                 yield Span(*town.span(1), "city")
 
 
@@ -134,7 +134,7 @@ def _addresses(view: View) -> Iterator[Span]:
         if end - start <= 5 and (found := _ADDRESS.match(text, start)):
             yield Span(start, found.end(), "address")
             town = _TOWN_AFTER.match(text, found.end())
-            if town and _is_town(town[1].lower(), sure=True):
+            if town and is_town(town[1].lower(), sure=True):
                 yield Span(*town.span(1), "city")
         elif box := _BOX.search(view.before(start, 26)):
             yield Span(start - len(box[0]), end, "address")
@@ -162,7 +162,7 @@ def _towns(view: View) -> Iterator[Span]:
         town = _TOWN_AT.match(text, found.start())
         if town and (
             town[0].lower() in name_words.CITIES
-            or (_is_dwelt_in(before) and _is_town(town[0].lower(), not _HOME.isdisjoint(before)))
+            or (_is_dwelt_in(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
 
@@ -192,6 +192,8 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
             break
     before = view.before(start, 12).split()
     located = bool(before) and before[-1].strip(":") in _LOCATIVES
+    if view.text[end : end + 4].strip(" ,").startswith("ID") and (not located or "," not in view.text[end : end + 2]):
+        return
     if (sure or located) and not set(town.split()) & name_words.PLACES and not name_words.is_other(town):
         yield Span(start, end, "city")
 
@@ -205,7 +207,7 @@ def _is_dwelt_in(before: list[str]) -> bool:
     return any(word.strip(",:()") in _DWELLING for word in before[-6:])
 
 
-def _is_town(low: str, sure: bool) -> bool:
+def is_town(low: str, sure: bool) -> bool:
     """Return True if this may be a town; English words only count if a place surely follows (`sure`)."""
     if low in name_words.CITIES:
         return True

@@ -13,20 +13,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from meditune.phi import name_words
-from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, plain, stem
+from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, plain, stem
 from meditune.phi.spans import Span, View
 
-_MEDICAL = re.compile(
-    r"(?:hyper|hypo|cardio|neuro|gastro|hepat|electro|echo|ultra|immuno|chemo|radio|osteo|arthro|angio|broncho|laparo|"
-    r"endo|retro|peri|trans|poly|micro|anti|inter|intra|thrombo|ha?emo|nephro|lympho|pneumo|cranio|thorac|psych|derma|"
-    r"ophthal|oto|sub|post|pre|non|bi(?=l)|staph|strep|pseudo|entero|cyto|spiro|tachy|brady|orth)\w+"
-    r"|\w+(?:itis|osis|oma|emia|uria|pathy|plasty|tomy|scopy|graphy|gram|logy|logist|algia|penia|plegia|cillin|mycin|"
-    r"floxacin|azole|olol|pril|sartan|statin|mab|nib|vir|pam|zine|caine|[dtp]ine|mine|lide|mide|zide|side|ride|ate|sone|"
-    r"lone|rone|done|oxin|arin|phen|ium|ous|[^v]ic|ical|onal|eal|ular|ive|tion|sion|ment|ness|ary|ory|ings?|ed|ly|"
-    r"ism|ity|ics|oid|opril|pine|prazole|ac|ase|coccus|ella|trophy|rhea|rrhoea|phagia|pnea|pnoea|cele|xia|sthesia|"
-    r"metry|meter|scope|scan|able|ible|less|ful|tis|sis|therapy|therapist|cath|lyte|lytes|cyte|cytes|gen|tor|pathic)"
-)
-"""Typical forms of words for diseases, drugs, findings and procedures"""
 _PERSONS = re.compile(
     r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|midwife|"
     r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
@@ -84,7 +73,7 @@ def is_unlisted(word: str) -> bool:
         and low not in name_words.GENERIC
         and low not in _HEADS
         and (word.isupper() or all(_WRITTEN.sub("", part).istitle() for part in stem(word).split("-")))
-        and not _MEDICAL.fullmatch(low)
+        and not is_medical(low)
     )
 
 
@@ -102,7 +91,7 @@ def is_perhaps_place(word: str) -> bool:
         or low in name_words.EPONYMS
         or low in name_words.EPONYMOUS
         or low in _HEADS
-        or _MEDICAL.fullmatch(low)
+        or is_medical(low)
     )
 
 
@@ -125,7 +114,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
             known = name_words.is_name(word) or (word in ALSO_NAMES and (first_known or is_unlisted(token[0])))
             closed = _ENDS.match(view.text, piece.end()) or _ACTING.match(view.text, piece.end())
             english = last is None and not name_words.is_other(word) and closed
-            surname = english and piece[1].istitle() and word not in _HEADS and not _MEDICAL.fullmatch(word)
+            surname = english and piece[1].istitle() and word not in _HEADS and not is_medical(word)
             if not known and not is_unlisted(piece[1]) and not surname:
                 break
             last = piece
@@ -188,7 +177,7 @@ _COUNTED = re.compile(
     r" ?(?:%|/|mg|mcg|g\b|ml|l\b|units?|iu|u\b|k\b|cells|copies|mm|cm|kg|cfu|steps|meq|dollars|patients|people|"
     r"colon|bpm|ng|pg|iu)"
 )
-_YEARS = re.compile(r"(?:19|20)\d\d(?:[-/](?:19|20)?\d\d)?")
+_YEARS = re.compile(r"(?:19|20)\d\d(?:[-/](?:19|20)?\d\d)?|(?:19|20)\d\d-\d\d-\d\dT\d\d")
 _FREE = re.compile(r"(?:1-)?8(?:00|88|77|66|55|44|33|22)[- ]")
 _PUBLIC = re.compile(
     r"pmid|pmcid|doi|nct|isrctn|cpt|icd|grant|snomed|loinc|ndc|genbank|rs$|\$$|platelets?|count|copies|load"
@@ -233,7 +222,8 @@ _PLACED = re.compile(
 _AFTER_STREET = re.compile(r",[ \n]{1,2}((?:[A-Z][a-z'’.-]{1,20} ){0,2}[A-Z][a-z'’-]{2,20})(?=[,.;)\n]| [A-Z]{2}\b)")
 _ENDINGS = (
     r"(?:Hospitals?|Infirmary|Clinics?|Hospice|Health(?:care)?|Rehab(?:ilitation)?|Surgery|Practice|Polyclinic|"
-    r"Nursing (?:Home|Facility)|Care Home|Medical (?:Cent(?:er|re)|Group|Practice|Associates|Pavilion|Campus)|"
+    r"Nursing (?:Home|Facility)|Care Home|Med(?:ical|\.)? (?:Cent(?:er|re)|Ctr|Cntr|Group|Practice|Associates|"
+    r"Pavilion|Campus)|"
     r"(?:Health|Cancer|Surgical|Trauma|Imaging|Dialysis|Birth|Wellness|Heart|Day|Treatment|Memorial|Regional|"
     r"Children['’]s) Cent(?:er|re)|Memorial|General|Regional|NHS(?: Foundation)? Trust|Lodge|Manor|Pharmacy|"
     r"Laborator(?:y|ies)|Living|Senior Living|Villas?|Sanatorium|Pavilion|Institute|Urgent Care|Radiology|Imaging)"
