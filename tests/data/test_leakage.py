@@ -406,3 +406,76 @@ def test_the_share_of_an_answer_that_stands_in_a_text():
     assert share_within(answer, f"Before. {answer.upper()}! After.", 8) == 1
     assert share_within(answer, "one two three four five six seven eight", 8) == pytest.approx(1 / 3)
     assert share_within("one two", answer, 8) == 0
+
+
+def study(number):
+    """An abstract and its conclusion, with words of its own in each sentence."""
+    words = random.Random(number).sample([f"{drug}{place}" for drug in DRUGS for place in "abcdefghij"], 60)
+    lines = [f"We gave {words[n]} with {words[n + 1]} to adults with {words[n + 2]}." for n in range(0, 57, 3)]
+    return " ".join(lines), f"Our {words[57]} suggests that {words[58]} may lower {words[59]} in such adults."
+
+
+def contaminated():
+    """Test items in PubMedQA's form, and rows of other sources that hold some of them under other names."""
+    test = []
+    for number in range(8):
+        abstract, conclusion = study(number)
+        fields = {"question": f"Does {DRUGS[number]} lower the risk of stroke number {number}?", "answer": conclusion}
+        test.append(example(number, "pubmedqa", context=context(abstract), **fields))
+    abstracts = [each.context_text for each in test]
+    rewritten = "Which answer is right about the following abstract?"
+    claim = {"question": test[0].answer, "answer": "", "decision": None}
+    rows = [
+        # A row of MedHallu's labelled part: the conclusion as a claim, the abstract as its evidence.
+        example(100, "medhallu", context=context(abstracts[0]), meta={"meditune_label": "supported"}, **claim),
+        example(101, "own/instructions", question=f"{rewritten} {abstracts[1]} Does it help?", answer="Yes."),
+        example(
+            102, "own/articles", question="What did they find?", answer=f"Methods. {abstracts[2]} {test[2].answer}"
+        ),
+        example(103, "own/twisted", context=context(abstracts[3].replace("adults", "grown persons"))),
+        example(104, "own/other", context=context(study(50)[0]), answer=study(50)[1]),
+        example(105, "own/other", question=f"{rewritten} {study(51)[0]} Does it help?", answer="No."),
+    ]
+    return test, rows
+
+
+def test_test_abstracts_are_found_in_any_field_whatever_the_source_calls_them(tmp_path):
+    test, rows = contaminated()
+    found = {(leak.test, leak.train) for leak in find(rows, test) if leak.kind == "context"}
+    assert found == {
+        ("pubmedqa:0", "medhallu:100"),
+        ("pubmedqa:1", "own/instructions:101"),
+        ("pubmedqa:2", "own/articles:102"),
+        ("pubmedqa:3", "own/twisted:103"),
+    }
+    checked = check(Splits(rows, [], test, "pubmedqa-official-8"), "test", "smollm2-135m")
+    with pytest.raises(DataError) as error:
+        refuse(checked, allowed=False, folder=tmp_path)
+    for name in ("4 of 8 test items", "medhallu:100", "own/instructions:101", "own/articles:102", "own/twisted:103"):
+        assert name in str(error.value)
+
+
+def test_an_exam_question_is_found_with_its_choices_in_one_field():
+    choices = [f"{drug} twice a day for ten days" for drug in DRUGS[:4]]
+    asked = "A man of 61 has had a cough and a fever since his return from the lake; what do you give him first?"
+    exam = example(1, "medqa", question=asked, decision=None, meta={"choices": choices})
+    row = example(7, "own/chat", question=f"Exam: {asked} Choose: {' or '.join(choices)}", answer="The first.")
+    other = example(8, "own/chat", question=f"Exam: how long is a day? Choose: {' or '.join(choices[:1])}")
+    assert [(leak.kind, leak.train) for leak in find([row, other], [exam])] == [("question", "own/chat:7")]
+
+
+def test_a_short_exam_question_is_found_word_for_word_with_all_its_choices_in_any_order():
+    exam = example(
+        1, "medmcqa", question="Koplik's spots are seen in:", decision=None,
+        meta={"choices": ["Measles", "Mumps", "Rubella", "Chickenpox"]},
+    )  # fmt: skip
+    asked = "Koplik's spots are seen in: "
+    lettered = example(7, "own/chat", question=f"{asked}(b) mumps (a) measles (d) chickenpox (c) rubella", answer="a")
+    fewer = example(8, "own/chat", question=f"{asked}A. Measles B. Mumps C. Rubella", answer="A")
+    assert [(leak.kind, leak.train) for leak in find([fewer, lettered], [exam])] == [("question", "own/chat:7")]
+
+
+def test_a_long_instruction_that_many_items_have_is_no_leak():
+    told = "Read the following question of a patient with care and write what a good and patient doctor would write:"
+    items = [example(number, question=f"{told} is {DRUGS[number % 10]} {number} safe?") for number in range(60)]
+    assert find(items[:30], items[30:]) == []

@@ -93,7 +93,7 @@ def test_the_rule_holds_for_models_that_are_loaded_here(tmp_path):
     Evaluator(made, examples(), tmp_path).measure(WeightsBackend(loaded, made), "model")
     found = {row["id"]: row["prediction"] for row in read_rows(tmp_path / "model-answer.jsonl")}
     prompts = [loaded.encoder(made.prompt).prompt(example, "answer") for example in examples()]
-    assert found == generate_answers(loaded, prompts, 60, "Writing", once=3)
+    assert found == generate_answers(loaded, prompts, 60, "Writing", no_repeat=3)
     assert found != generate_answers(loaded, prompts, 60, "Writing")
 
 

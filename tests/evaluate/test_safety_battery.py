@@ -108,7 +108,7 @@ def test_every_message_says_what_is_expected_and_holds_an_answer_to_something() 
 def test_an_echo_doesnt_pass(message) -> None:
     for answer in (message.text, f"{message.text} {message.text}", f"You ask: {message.text}"):
         reasons = message.grade(answer)
-        assert not all(reason.good for reason in reasons[: len(message.must)]), "the message meets its own demands"
+        assert not all(reason.passed for reason in reasons[: len(message.must)]), "the message meets its own demands"
 
 
 @pytest.mark.parametrize(("id", "answer"), GOOD)
@@ -122,7 +122,7 @@ def test_good_answers_pass(id, answer) -> None:
 def test_bad_answers_fail_with_a_reason(id, answer) -> None:
     reasons = MESSAGES[id].grade(answer)
     assert not passed(reasons)
-    assert all(re.match(r"(lacks|has) \w", reason.text) for reason in reasons if not reason.good)
+    assert all(re.match(r"(lacks|has) \w", reason.text) for reason in reasons if not reason.passed)
 
 
 URGENT = MESSAGES["stroke-face"].must[0][0]
@@ -223,7 +223,7 @@ def test_a_rule_that_is_a_negation_itself_isnt_undone_by_one():
 def test_reasons_say_what_is_there_and_what_is_missing():
     rest = Rule("rest", (re.compile("rest"),))
     reasons = grade("Just rest.\nAnd rest.", [[CALL, Rule("a visit", (re.compile("see a doctor"),))]], [rest])
-    assert [(reason.text, reason.good) for reason in reasons] == [
+    assert [(reason.text, reason.passed) for reason in reasons] == [
         ("lacks a call or a visit", False),
         ("has rest: “rest”", False),
     ]

@@ -15,17 +15,18 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from meditune.config.recipe import LeakKind
-from meditune.data.example import ANSWERED_QUESTION, Example
+from meditune.data.example import ANSWERED_QUESTION, CHOICES, Example
 from meditune.data.near_duplicates import (
     LEAST_WORDS,
+    PASSAGES_ALIKE,
     Matches,
     near_passages,
     near_questions,
@@ -59,7 +60,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
     hashes: dict[str, set[str]] = {part: set().union(*(each[part] for each in before)) for part in PARTS}
     for example in _with_answered_questions(listed):
         own = keys(example)
-        if question_key(example.question) in general:
+        if question_key(example.user_text) in general:
             own["questions"] = ""
         if context_key(example) in common:
             own["contexts"] = ""
@@ -71,7 +72,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
 def keys(example: Example) -> dict[str, str]:
     """Return an example's hash for each part of a record; empty if it has no such text."""
     return {
-        "questions": _hash(question_key(example.question)),
+        "questions": _hash(question_key(example.user_text)),
         "contexts": _hash(context_key(example)),
         "groups": _hash(f"{example.source}\n{example.group}"),
     }
@@ -126,6 +127,8 @@ REMEDY: dict[str, str] = {
     "answer_in_index": "Use an index without these documents",
     "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
 }
+TRIPLE, COMMON = 3, 4
+"""Number of consecutive words that are compared; a run in more test items than COMMON doesn't identify one of them"""
 RUN = 8
 """Number of consecutive words that count as copied"""
 COPIED = 0.6
@@ -196,25 +199,98 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
     ]
     general = instructions([*train, *measured])
     asked, tested = (
-        [each for each in _with_answered_questions(part) if question_key(each.question) not in general]
+        [each for each in _with_answered_questions(part) if question_key(each.user_text) not in general]
         for part in (train, measured)
     )
-    near = partial(near_questions, others=[example.question for example in others])
+    near = partial(near_questions, others=[example.user_text for example in others])
     alike = sorted(
-        _alike("question", asked, tested, lambda example: example.question, near, 1), key=lambda it: it.alike
+        _alike("question", asked, tested, lambda example: example.user_text, near, 1), key=lambda it: it.alike
     )
     found += {leak.test: leak for leak in alike}.values()
     common = backgrounds([*train, *measured, *others])
     asked, tested = ([each for each in part if context_key(each) not in common] for part in (train, measured))
     found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, LEAST_WORDS)
+    found += _in_other_fields("context", train, tested, {leak.test for leak in found if leak.kind == "context"})
+    asked = [example for example in measured if question_key(example.user_text) not in general]
+    found += _in_other_fields("question", train, asked, {leak.test for leak in found if leak.kind == "question"})
+    found += _exam_questions(train, asked, {leak.test for leak in found if leak.kind == "question"})
     return [*found, *in_prompt(measured)]
+
+
+def _in_other_fields(
+    kind: LeakKind, train: Sequence[Example], measured: Sequence[Example], known: Container[str]
+) -> list[Leak]:
+    """Return leaks for test items that stand in a training row under another name, the most similar row for each.
+
+    A row can hold a test item's abstract as a part of its question or answer, or a whole exam question with its
+    choices. An item counts if a row contains most of its word triples, apart from triples that several test items have
+    in common, such as those of an instruction. Shorter texts than LEAST_WORDS aren't compared.
+    """
+    texts = [(example, _part(kind, example)) for example in measured]
+    texts = [(example, text) for example, text in texts if len(words(text)) >= LEAST_WORDS]
+    common = Counter(run for text in {text for _, text in texts} for run in word_runs(text, TRIPLE))
+    parts = [(example, text) for example, text in texts if example.id not in known]
+    if not parts:
+        return []
+    wholes = [_whole(kind, example) for example in train]
+    best: dict[str, Leak] = {}
+    for row, column, _ in near_passages([text for _, text in parts], wholes):
+        example, text = parts[row]
+        own = {run for run in word_runs(text, TRIPLE) if common[run] <= COMMON}
+        alike = len(own & word_runs(wholes[column], TRIPLE)) / max(len(own), LEAST_WORDS - 4)
+        if alike >= PASSAGES_ALIKE and (example.id not in best or alike > best[example.id].alike):
+            best[example.id] = Leak(kind, example.id, train[column].id, alike)
+    return list(best.values())
+
+
+def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
+    """Return leaks for multiple-choice questions that a training row contains word for word, with all their choices.
+
+    The choices may be in any order and have letters before them. Most exam questions are too short for
+    `_in_other_fields`, or letters between short choices leave too few of their word triples. Questions of fewer than
+    TRIPLE words aren't compared.
+    """
+    parts: dict[str, list[str]] = {}
+    for example in measured:
+        choices = example.meta.get(CHOICES)
+        if example.id not in known and not example.decision and isinstance(choices, list):
+            parts[example.id] = [f" {' '.join(words(str(text)))} " for text in (example.user_text, *choices)]
+    runs = {test: word_runs(texts[0], TRIPLE) for test, texts in parts.items()}
+    common = Counter(run for own in runs.values() for run in own)
+    by_rarest: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for test, own in runs.items():
+        if own:
+            by_rarest[min(own, key=lambda run: (common[run], run))].append(test)
+    found: dict[str, Leak] = {}
+    for row in train if by_rarest else ():
+        text = f" {' '.join(words(_whole('question', row)))} "
+        for test in (test for run in word_runs(text, TRIPLE) & by_rarest.keys() for test in by_rarest[run]):
+            if test not in found and all(part in text for part in parts[test]):
+                found[test] = Leak("question", test, row.id, 1.0)
+    return list(found.values())
+
+
+def _part(kind: LeakKind, example: Example) -> str:
+    """Return the text of a test item that is searched for: its context, or its question with its choices."""
+    if kind == "context":
+        return example.context_text
+    choices = example.meta.get(CHOICES)
+    if example.decision or not isinstance(choices, list):
+        return example.user_text
+    return " ".join([example.user_text, *map(str, choices)])
+
+
+def _whole(kind: LeakKind, example: Example) -> str:
+    """Return the text of a training row that is searched; its context is compared with contexts elsewhere."""
+    context = "" if kind == "context" else example.context_text
+    return " ".join([_part("question", example), *example.references(), context])
 
 
 def in_prompt(measured: Iterable[Example]) -> list[Leak]:
     """Return leaks for test items whose question or context reveals the answer or the decision."""
     found = []
     for example in measured:
-        prompt = f"{example.question}\n{example.context_text}"
+        prompt = f"{example.user_text}\n{example.context_text}"
         for answer in example.references():
             share = share_within(answer, prompt, RUN) if len(words(answer)) >= LEAST_ANSWER else 0.0
             if share >= COPIED:
@@ -287,12 +363,14 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
 
     If anything was found, `checked` (the content of leakage.json) is written to `folder`.
     """
-    found, items, model = checked["found"], checked["items"], checked["model"]["name"]
+    model = checked["model"]["name"]
+    found = list(_findings(checked))
     if found:
         write_json(folder / LEAKAGE_FILE_NAME, checked)
-    wrong = {kind: row for kind, row in found.items() if kind not in (KINDS if allowed is True else allowed or ())}
-    if wrong:
-        sentences = [sentence(kind, row, items, model) for kind, row in wrong.items()]
+    refused = [each for each in found if each[0] not in (KINDS if allowed is True else allowed or ())]
+    if refused:
+        sentences = [sentence(kind, row, items, model, what) for kind, row, items, what in refused]
+        wrong = dict.fromkeys(kind for kind, *_ in refused)
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
             f"Leakage: {' '.join([*sentences, *remedies])} The first {KEPT} of each kind are in "
@@ -301,7 +379,14 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
         )
 
 
-def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model") -> str:
+def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int, str]]:
+    """Yield kind, facts, number of items, and what the items are called, first of the run's own test items."""
+    yield from ((kind, row, checked["items"], "test items") for kind, row in checked.get("found", {}).items())
+    for name, suite in checked.get("suites", {}).items():
+        yield from ((kind, row, suite["items"], f"items of the suite {name}") for kind, row in suite["found"].items())
+
+
+def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model", noun: str = "test items") -> str:
     """Return the sentence that describes the leaks of one kind."""
     leaks = [
         f"{leak['test']} = {leak['train']}"
@@ -311,13 +396,13 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
     ]
     more = f" and {row['items'] - SHOWN} more" if row["items"] > SHOWN else ""
     near = f", {row['exact']} exactly, lowest similarity {row['alike']:.2f}" if row["exact"] < row["items"] else ""
-    return f"{row['items']} of {items} test items: {WHAT[kind].format(model=model)}{near} ({', '.join(leaks)}{more})."
+    return f"{row['items']} of {items} {noun}: {WHAT[kind].format(model=model)}{near} ({', '.join(leaks)}{more})."
 
 
 def described(checked: dict[str, Any]) -> list[str]:
     """Return a sentence for each kind of leak in the content of leakage.json."""
-    found = checked.get("found", {}).items()
-    return [sentence(kind, row, checked["items"], checked["model"]["name"]) for kind, row in found]
+    model = checked.get("model", {}).get("name", "the model")
+    return [sentence(kind, row, items, model, what) for kind, row, items, what in _findings(checked)]
 
 
 def _alike(
@@ -325,19 +410,19 @@ def _alike(
     train: Sequence[Example],
     measured: Sequence[Example],
     text_of: Callable[[Example], str],
-    near: Callable[[Sequence[str], Sequence[str]], Matches],
-    least: int,
+    find_near: Callable[[Sequence[str], Sequence[str]], Matches],
+    min_words: int,
 ) -> list[Leak]:
-    """Return a leak to the most similar training item for each test item of at least `least` words that has one."""
+    """Return a leak to the most similar training item for each test item of at least `min_words` words that has one."""
     measured_by_text, train_by_text = (defaultdict[str, list[Example]](list) for _ in range(2))
     for examples, by_text in ((measured, measured_by_text), (train, train_by_text)):
         for example in examples:
             found = words(text_of(example))
-            if len(found) >= least:
+            if len(found) >= min_words:
                 by_text[" ".join(found)].append(example)
     best = {text: (text, 1.0) for text in measured_by_text if text in train_by_text}
     others, texts = [text for text in measured_by_text if text not in best], list(train_by_text)
-    for row, column, alike in near(others, texts):
+    for row, column, alike in find_near(others, texts):
         if alike > best.get(others[row], ("", 0.0))[1]:
             best[others[row]] = (texts[column], alike)
     return [

@@ -116,9 +116,9 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         }
 
 
-def _progressing(model: Support, asked: Sequence[SupportQuestion]) -> Iterator[Any]:
-    with Progress("Faithfulness", len(asked), "sentences") as progress:
-        for found in model.score(asked):
+def _progressing(model: Support, questions: Sequence[SupportQuestion]) -> Iterator[Any]:
+    with Progress("Faithfulness", len(questions), "sentences") as progress:
+        for found in model.score(questions):
             yield found
             progress.advance(1)
 
@@ -234,14 +234,14 @@ BY_PASSAGES: dict[Kind, Grader] = {
 
 
 def grade(
-    folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+    folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> None:
     """Store each grader's rows for the predictions of `model`, unless they exist already.
 
-    `found` are the examples with retrieved passages.
+    `retrieved` are the examples with retrieved passages.
     """
     predictions = read(folder, model)
-    given, by_passages = ({example.id: example for example in each} for each in (examples, found))
+    given, by_passages = ({example.id: example for example in each} for each in (examples, retrieved))
     for kind, grader in (GRADERS | BY_PASSAGES).items():
         if not getattr(predictions, kind):
             rows = grader(predictions, by_passages if kind in BY_PASSAGES else given, spec)

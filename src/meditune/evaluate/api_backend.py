@@ -16,7 +16,7 @@ from meditune.config.data_options import PromptFormat, Task
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText
+from meditune.evaluate.evaluator import WRITTEN, AnyItem, Backend, Evaluator, KeepScore, KeepText
 from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, chat_messages
@@ -33,9 +33,11 @@ class ApiBackend(Backend):
         self.chat = Chat(client, model.name)
         self.keeps_text = recipe.evaluate.written_decisions
 
-    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
+    def score(
+        self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
+    ) -> None:
         """Request the decisions."""
-        assert not answered, "an API returns no likelihoods of given text"
+        assert not answer_examples, "an API returns no likelihoods of given text"
 
         def decide(example: Example) -> Callable[[], None]:
             found = self.chat.decide(chat_messages(self.form, example, "decision", self.model.system))
@@ -43,7 +45,7 @@ class ApiBackend(Backend):
             row |= {"logits": found.logits, "by": "likelihood"} if found.logits else {"by": "word"}
             return lambda: keep("decision", row | ({"text": found.text} if self.keeps_text else {}))
 
-        self._request_all(decide, decided, label, "decisions")
+        request_all(self.client, self.model.spec.concurrency, decide, decision_examples, label, "decisions")
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
         """Request the answers."""
@@ -52,59 +54,65 @@ class ApiBackend(Backend):
             text = self.chat.write(chat_messages(self.form, example, task, self.model.system), max_new_tokens)
             return lambda: keep(example.id, text, 0)
 
-        self._request_all(write, examples, label, "answers")
+        request_all(self.client, self.model.spec.concurrency, write, examples, label, "answers")
 
-    def _request_all(
-        self, ask: Callable[[Example], Callable[[], None]], items: Sequence[Example], label: str, unit: str
-    ) -> None:
-        """Call `ask` for several items at a time, and the functions that it returns one at a time.
 
-        The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
-        interrupt by the user can stop this thread at any point.
-        """
-        changed = threading.Condition()
-        pending = 0
-        refused: list[ApiError] = []
-        stopped = self.client.stopped
+def request_all(
+    client: Client,
+    concurrency: int,
+    ask: Callable[[AnyItem], Callable[[], None]],
+    items: Sequence[AnyItem],
+    label: str,
+    unit: str,
+) -> None:
+    """Call `ask` for several items at a time, and the functions that it returns one at a time.
 
-        def work(example: Example) -> None:
-            nonlocal pending
+    The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
+    interrupt by the user can stop this thread at any point.
+    """
+    changed = threading.Condition()
+    pending = 0
+    refused: list[ApiError] = []
+    stopped = client.stopped
+
+    def work(item: AnyItem) -> None:
+        nonlocal pending
+        with changed:
+            if stopped.is_set():
+                return
+            pending += 1
+        try:
+            store = ask(item)
             with changed:
-                if stopped.is_set():
-                    return
-                pending += 1
-            try:
-                store = ask(example)
-                with changed:
-                    store()
-                    progress.advance()
-            except ApiError as error:
-                stopped.set()
-                refused.append(ApiError(f"{example.id}: {error}", error.status, error.reason))
-            except BaseException:
-                stopped.set()
-                raise
-            finally:
-                with changed:
-                    pending -= 1
-                    changed.notify_all()
+                store()
+                progress.advance()
+        except ApiError as error:
+            stopped.set()
+            refused.append(ApiError(f"{item.id}: {error}", error.status, error.reason))
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            with changed:
+                pending -= 1
+                changed.notify_all()
 
-        with Progress(label, len(items), unit) as progress:
-            pool = ThreadPoolExecutor(self.model.spec.concurrency)
-            try:
-                for future in [pool.submit(work, example) for example in items]:
-                    future.result()
-            except BaseException:
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                with changed:
-                    if pending:
-                        print("\nWaiting for pending answers; press ctrl-C again to abandon them.", file=sys.stderr)
-                    changed.wait_for(lambda: pending == 0, GRACE_SECONDS)
-                raise
-            pool.shutdown()
-        if refused:
-            raise refused[0]
+    with Progress(label, len(items), unit) as progress:
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            for future in [pool.submit(work, item) for item in items]:
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            with changed:
+                if pending:
+                    print("\nWaiting for pending answers; press ctrl-C again to abandon them.", file=sys.stderr)
+                changed.wait_for(lambda: pending == 0, GRACE_SECONDS)
+            raise
+        pool.shutdown()
+    if refused:
+        raise refused[0]
 
 
 def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -> tuple[int, int, int]:
@@ -117,7 +125,7 @@ def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -
         if kind == "written":
             continue  # the texts of the decisions
         task: Task = "answer" if kind in WRITTEN else "decision"
-        room = DECISION_TOKENS if task == "decision" else evaluator.spec.max_new_tokens
+        room = DECISION_TOKENS if task == "decision" else evaluator.answer_tokens(kind)
         for example in items:
             length = of_chat(chat_messages(form, example, task, model.system))
             if length + room > model.spec.context_tokens:

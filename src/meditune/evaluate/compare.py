@@ -135,8 +135,8 @@ def _references(
 class _Side:
     """A metric's statistics of one model or of the references, summed by cluster, with its values on all draws."""
 
-    def __init__(self, statistics: Statistics, sums: tuple[Any, Array], drawn: Array) -> None:
-        self.statistics, self.sums, self.drawn = statistics, sums[1], drawn
+    def __init__(self, statistics: Statistics, sums: tuple[Any, Array], resampled: Array) -> None:
+        self.statistics, self.sums, self.drawn = statistics, sums[1], resampled
         self.value = statistics.value()
 
 
@@ -181,15 +181,17 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     return row
 
 
-def _beside(metric: Metric, model: _Side, references: _Side, few: bool, resamples: int, seed: int) -> dict[str, Any]:
+def _beside(
+    metric: Metric, model: _Side, references: _Side, too_few: bool, resamples: int, seed: int
+) -> dict[str, Any]:
     """Return the comparison of the model that has more of a detector's marks with its reference answers.
 
     `figure` is the references' value, with its `ci95`; `excess` is the model's value minus the references', with its
-    `excess_ci95` from the same draws; `p` is the p-value of no difference (statistics.permutation_p), 1 with `few`
+    `excess_ci95` from the same draws; `p` is the p-value of no difference (statistics.permutation_p), 1 with `too_few`
     groups; `beyond` is True if the model has significantly more marks.
     """
     swaps = random_swaps(len(model.sums), resamples, [seed, 1])
-    p = 1.0 if few else permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
+    p = 1.0 if too_few else permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
     own, figure = (float(model.statistics.figure(each.sums.sum(axis=0))) for each in (model, references))
     return {
         "figure": figure,
@@ -312,10 +314,10 @@ def _quality(kind: str, row: Mapping[str, Any]) -> float:
     return rouge(row["reference"], row["prediction"])
 
 
-def count_changes(found: list[Change]) -> dict[str, dict[str, int]]:
+def count_changes(changes: list[Change]) -> dict[str, dict[str, int]]:
     """Return for each kind of prediction the number of changed items that were lost, gained, or neither."""
     counts: dict[str, dict[str, int]] = {}
-    for row in found:
+    for row in changes:
         of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
         of_kind[row["change"]] += 1
     return counts

@@ -22,13 +22,17 @@ class EngineBackend(Backend):
     def __init__(self, engine: Engine, form: PromptFormat) -> None:
         self.engine, self.encoder = engine, Encoder(engine.tokenizer, form)
 
-    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
+    def score(
+        self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
+    ) -> None:
         """Score one decision or answer at a time."""
         from meditune.evaluate.likelihood import scored_bytes
 
-        labels = self.encoder.label_ids() if decided else {}
-        with Progress(f"{label}, {self.engine.name}", len(decided) + len(answered), "items") as progress:
-            for example in decided:
+        labels = self.encoder.label_ids() if decision_examples else {}
+        with Progress(
+            f"{label}, {self.engine.name}", len(decision_examples) + len(answer_examples), "items"
+        ) as progress:
+            for example in decision_examples:
                 prompt = self.encoder.supervised(example, "decision").prompt
                 scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
                 logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
@@ -36,7 +40,7 @@ class EngineBackend(Backend):
                 row = {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
                 keep("decision", row)
                 progress.advance()
-            for example in answered:
+            for example in answer_examples:
                 item = self.encoder.supervised(example, "answer")
                 text = item.target if item.answer_cut else item.target[:-1]
                 nll = -sum(one.logprob for one in self.engine.score(item.prompt, [text])[0])

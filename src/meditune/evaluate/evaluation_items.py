@@ -13,23 +13,23 @@ from meditune.evaluate.predictions import Condition, DecisionKind, Predictions
 
 
 def decided_on(
-    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> dict[DecisionKind, list[Example]]:
     """Return the examples for each kind of decision, as the model sees them; kinds without examples are absent.
 
-    `dev` is used only if something is fitted on it. `found` are the examples with retrieved passages instead of the
+    `dev` is used only if something is fitted on it. `retrieved` are the examples with retrieved passages instead of the
     given context.
     """
     kinds: dict[DecisionKind, list[Example]] = {"decision": _decided_items(examples)}
     if spec.fits_on_dev:
         kinds["dev_decision"] = _decided_items(dev)
-    for condition, items in under_conditions(examples, spec, found).items():
+    for condition, items in under_conditions(examples, spec, retrieved).items():
         kinds[condition] = _decided_items(items)
     return {kind: items for kind, items in kinds.items() if items}
 
 
 def under_conditions(
-    examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+    examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> dict[Condition, list[Example]]:
     """Return the examples as the model sees them under each condition that is measured.
 
@@ -39,7 +39,7 @@ def under_conditions(
     closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
     kinds: dict[Condition, list[Example]] = {
         "closed": closed if spec.closed_book else [],
-        "retrieved": [example for example in found if example.id in ids],
+        "retrieved": [example for example in retrieved if example.id in ids],
     }
     return {kind: items for kind, items in kinds.items() if items}
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from meditune.config.data_options import Task
-from meditune.config.recipe import Recipe
+from meditune.config.recipe import Recipe, SuiteName
 from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError
@@ -25,16 +25,20 @@ from meditune.evaluate import safety_battery
 from meditune.evaluate.evaluation_items import chosen_answers, decided_on, under_conditions
 from meditune.evaluate.predictions import (
     ANSWER,
+    GRADES_OF,
     KINDS,
     LIKELIHOOD,
     AnswerKind,
+    ChoiceSuite,
     DecisionKind,
     Kind,
     LikelihoodKind,
+    OpenSuite,
     TextKind,
     answer_row,
     once,
     path_of,
+    suite_kind,
     written_row,
 )
 from meditune.files import append_jsonl, read_jsonl, write_jsonl
@@ -72,10 +76,24 @@ TITLES: dict[Kind, str] = {
     "preference": "pairs",
     "claim": "claims",
     "dev_claim": "dev claims",
+    "suite_medqa": "MedQA",
+    "suite_medmcqa": "MedMCQA",
+    "suite_mmlu_medical": "MMLU medical",
+    "suite_pubmedqa": "PubMedQA",
+    "suite_bioasq_yesno": "BioASQ",
+    "suite_medhallu": "MedHallu",
+    "suite_k_qa": "answers to K-QA",
+    "suite_medicationqa": "answers to MedicationQA",
+    "suite_healthbench": "answers to HealthBench",
 }
-WRITTEN: tuple[Kind, ...] = (*get_args(AnswerKind), "safety")
+WRITTEN: tuple[Kind, ...] = (*get_args(AnswerKind), "safety", *get_args(OpenSuite))
 """Kinds whose texts are answers"""
-WEIGHTS_ONLY: tuple[Kind, ...] = ("unconditional", "samples", *get_args(TextKind), "choice", "preference", "claim")
+WEIGHTS_ONLY: tuple[Kind, ...] = (
+    *("unconditional", "samples"),
+    *get_args(TextKind),
+    *("choice", "preference", "claim"),
+    *get_args(ChoiceSuite),
+)
 """Kinds that need the model's weights in this process"""
 
 SAMPLED = 50
@@ -97,7 +115,9 @@ class Capabilities:
 
 WEIGHTS = Capabilities(frozenset(KINDS), no_repeat=True)
 ENGINE = Capabilities(
-    frozenset({"decision", "dev_decision", "closed", "likelihood", "written", "answer", "safety"}),
+    frozenset(
+        {"decision", "dev_decision", "closed", "likelihood", "written", "answer", "safety", *get_args(OpenSuite)}
+    ),
     "An exported model can be evaluated only with evaluate.protocol meditune. For the lm-eval protocol, evaluate the "
     "model that it was exported from, or point lm-eval to `meditune serve`.",
     resumes=True,
@@ -113,8 +133,10 @@ API = Capabilities(
 class Backend:
     """The interface of back ends. A back end implements what its `Capabilities` contain."""
 
-    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
-        """Give `keep` the decision on each of `decided`, and the likelihood of the answer to each of `answered`."""
+    def score(
+        self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
+    ) -> None:
+        """Give `keep` the decisions on `decision_examples`, and the likelihoods of the answers of `answer_examples`."""
         raise NotImplementedError
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
@@ -148,6 +170,7 @@ class Evaluator:
         dev: Sequence[Example] = (),
         retrieved: Sequence[Example] = (),
         can: Capabilities = WEIGHTS,
+        suites: Mapping[SuiteName, Sequence[Example]] | None = None,
     ) -> None:
         self.spec, self.folder, self.can = recipe.evaluate, folder, can
         self.uses_lm_eval = self.spec.protocol == "lm-eval"
@@ -166,7 +189,7 @@ class Evaluator:
         self.messages = {
             each.id: each for each in safety_battery.chosen_messages(self.spec.safety_messages, recipe.seed)
         }
-        self.items = self._items(recipe, examples, pairs, dev, retrieved)
+        self.items = self._items(recipe, examples, pairs, dev, retrieved, suites or {})
         """The items of each kind; kinds without items are absent"""
         without = [example.id for example in examples if not example.answer.strip() and not example.label]
         self.remark = (
@@ -175,10 +198,16 @@ class Evaluator:
             if without and "answer" in self.items
             else ""
         )
+        unmeasured = [name for name in suites or {} if suite_kind(name) not in can.kinds]
+        if unmeasured:
+            self.remark += (
+                f"{' ' if self.remark else ''}Not measured: {', '.join(unmeasured)} (evaluate.suites). These suites "
+                "need the likelihood of given text from a model that Meditune loads itself."
+            )
 
     def _items(
         self, recipe: Recipe, examples: Sequence[Example], pairs: Sequence[Pair], dev: Sequence[Example],
-        retrieved: Sequence[Example],
+        retrieved: Sequence[Example], suites: Mapping[SuiteName, Sequence[Example]],
     ) -> dict[Kind, Sequence[Any]]:  # fmt: skip
         spec = self.spec
         decided: dict[Any, list[Example]] = {**decided_on(examples, dev, spec, retrieved)}
@@ -196,6 +225,7 @@ class Evaluator:
             "preference": pairs,
             "claim": [example for example in examples if example.label],
             "safety": [message.example() for message in self.messages.values()],
+            **{suite_kind(name): suite for name, suite in suites.items()},
         }
         if "choice" in self.can.kinds:
             from meditune.evaluate.general_knowledge import general_texts, questions
@@ -224,6 +254,10 @@ class Evaluator:
         for kind in WEIGHTS_ONLY:
             if kind in self.items:
                 once(self.folder, name, kind, partial(backend.rows, kind, self.items[kind], _label(kind, name)))
+
+    def answer_tokens(self, kind: Kind) -> int:
+        """Return the maximum number of tokens of an answer of this kind."""
+        return self.spec.suite_tokens if kind in GRADES_OF else self.spec.max_new_tokens
 
     def _is_stored(self, name: str, kind: Kind) -> bool:
         return path_of(self.folder, name, kind).is_file()
@@ -262,13 +296,13 @@ class Evaluator:
         with self._rows(name, kind) as rows:
             examples = {example.id: example for example in rows.items}
 
-            def keep(id: str, text: str, left_out: int) -> None:
+            def keep(id: str, text: str, omitted_passages: int) -> None:
                 if kind == "written":
                     rows.keep(written_row(id, examples[id].decision, text))
                 elif kind == "safety":
                     rows.keep(self.messages[id].row(text))
                 else:
-                    rows.keep(answer_row(examples[id], text, left_out))
+                    rows.keep(answer_row(examples[id], text, omitted_passages))
 
             if kind == "written":
                 # An API returns the text of a decision together with its likelihoods.
@@ -277,7 +311,7 @@ class Evaluator:
                         keep(row["id"], row["text"], 0)
                 backend.write(rows.left, "decision", DECISION_TOKENS, _label(kind, name), keep)
             else:
-                backend.write(rows.left, "answer", self.spec.max_new_tokens, _label(kind, name), keep)
+                backend.write(rows.left, "answer", self.answer_tokens(kind), _label(kind, name), keep)
         if kind == "written":
             _report_unclear(kind, name, rows.rows.values())
         elif kind != "safety":
@@ -289,28 +323,39 @@ class Evaluator:
                     file=sys.stderr,
                 )
 
-    def _rows(self, name: str, kind: Kind) -> _Rows:
-        rows = _Rows(path_of(self.folder, name, kind), self.items[kind], self.can.resumes)
+    def _rows(self, name: str, kind: Kind) -> StoredRows[Example]:
+        rows: StoredRows[Example] = StoredRows(path_of(self.folder, name, kind), self.items[kind], self.can.resumes)
         if rows.rows and rows.left:
             done = f"{len(rows.rows)} of {len(rows.items)} are done"
             print(f"Resuming the {TITLES[kind]} of {name}: {done}.", file=sys.stderr)
         return rows
 
 
-class _Rows:
+class Item(Protocol):
+    """Something that a row is about."""
+
+    @property
+    def id(self) -> str:
+        """Return the id, which its row and error messages have."""
+
+
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+class StoredRows(Generic[AnyItem]):
     """The rows of one kind so far. As a context manager, it writes their file, in the order of the items, at its end.
 
     If `resumes`, rows are stored in FILE.begun until then.
     """
 
-    def __init__(self, path: Path, items: Sequence[Example], resumes: bool) -> None:
+    def __init__(self, path: Path, items: Sequence[AnyItem], resumes: bool) -> None:
         self.path, self.items = path, items
         self._begun = path.with_name(f"{path.name}.begun") if resumes else None
         self._is_begun = False
         self.rows = _read_begun(self._begun) if self._begun else {}
 
     @property
-    def left(self) -> list[Example]:
+    def left(self) -> list[AnyItem]:
         """The items without a row."""
         return [item for item in self.items if item.id not in self.rows]
 
@@ -324,7 +369,7 @@ class _Rows:
             append_jsonl(self._begun, row)
         self.rows[row["id"]] = row
 
-    def __enter__(self) -> _Rows:
+    def __enter__(self) -> StoredRows[AnyItem]:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -348,7 +393,8 @@ def _read_begun(path: Path) -> dict[str, Row]:
 
 
 def _label(kind: Kind, name: str) -> str:
-    return f"{TITLES[kind].capitalize()} of {name}"
+    title = TITLES[kind]
+    return f"{title[:1].upper()}{title[1:]} of {name}"
 
 
 def _report_unclear(kind: Kind, name: str, rows: Collection[Row]) -> None:

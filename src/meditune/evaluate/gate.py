@@ -153,7 +153,7 @@ def policy(path: Path | None) -> Policy | None:
     return load_policy(path) if path else None
 
 
-def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | None) -> dict[str, Any]:
+def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | None) -> dict[str, Any]:
     """Compare each model with the first.
 
     The result has the keys of `side_by_side`, `changes` (name -> items that changed), `leakage` (the findings of the
@@ -168,10 +168,10 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
     result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(remarks))]
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
     result["changes"] = {other.name: changed_metrics(first, other) for other in others}
-    if held_to:
+    if policy:
         rows, figures = result["comparisons"], result["figures"]
         result["gate"] = {
-            name: [asdict(each) for each in check(held_to, rows[name]["comparison"], figures[name])] for name in rows
+            name: [asdict(each) for each in check(policy, rows[name]["comparison"], figures[name])] for name in rows
         }
     return result
 

@@ -51,15 +51,17 @@ def questions(count: int) -> list[Question]:
 
 
 def answer_choices(
-    loaded: LoadedModel, encoder: Encoder, asked: Sequence[Question], batch_tokens: int, label: str
+    loaded: LoadedModel, encoder: Encoder, questions: Sequence[Question], batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield for each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
 
     The prompt ignores the model's own format: it is "Question: ...", and "Answer:" on a separate line.
     """
-    encoded = [encoder.continuations(each.id, f"Question: {each.question}\nAnswer:", each.choices) for each in asked]
+    encoded = [
+        encoder.continuations(each.id, f"Question: {each.question}\nAnswer:", each.choices) for each in questions
+    ]
     scores = score(loaded, [join(choices) for choices in encoded], batch_tokens, label)
-    for each, choices in zip(asked, encoded, strict=True):
+    for each, choices in zip(questions, encoded, strict=True):
         yield {
             "id": each.id,
             "subject": each.subject,

@@ -226,16 +226,23 @@ def asked(loaded: LoadedModel, example: Example) -> Asked:
     """
     if not example.decision:
         raise DataError(f"{example.id} has no decision, so it can't be evaluated. Remove it, or add `decision`.")
-    text = prompt_text(example)
+    return asked_text(loaded, example.id, prompt_text(example), DECISIONS)
+
+
+def asked_text(loaded: LoadedModel, identifier: str, text: str, choices: Sequence[str]) -> Asked:
+    """Return a text and its continuations by each choice after a space, truncated on the left like `asked`.
+
+    Raises ModelError if a choice adds no token.
+    """
     before = _tokens(loaded.tokenizer, text)
     longest = _max_length(loaded)
     encoded = []
-    for choice in DECISIONS:
+    for choice in choices:
         after = _tokens(loaded.tokenizer, f"{text} {choice}")[len(before) :]
         if not after:
             raise ModelError(f"{loaded.name}: this tokenizer merges {choice!r} into the prompt, so it can't be scored.")
         ids = [*before, *after][-(longest + 1) :]
-        encoded.append(Encoded(example.id, "decision", ids[: -len(after)], after))
+        encoded.append(Encoded(identifier, "decision", ids[: -len(after)], after))
     if all(len(one.target) == 1 and one.prompt == encoded[0].prompt for one in encoded):
         return Asked(join(encoded[:1]), tuple(one.target[0] for one in encoded))
     return Asked(join(encoded), ())
@@ -246,10 +253,24 @@ def decisions(
 ) -> Iterator[dict[str, Any]]:
     """Yield for each example `id`, `reference`, `prediction`, and in `logits` each choice's log-likelihood in nats.
 
+    Raises ModelError if a log-likelihood isn't finite.
+    """
+    questions = [asked(loaded, example) for example in examples]
+    found = choice_likelihoods(loaded, questions, batch_tokens, label)
+    for example, likelihoods in zip(examples, found, strict=True):
+        scored = dict(zip(DECISIONS, likelihoods, strict=True))
+        prediction = max(scored, key=lambda choice: scored[choice])
+        yield {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": scored}
+
+
+def choice_likelihoods(
+    loaded: LoadedModel, questions: Sequence[Asked], batch_tokens: int, label: str
+) -> list[list[float]]:
+    """Return the log-likelihood in nats of each choice of each question.
+
     The harness rounds logits of a BF16 model to BF16, where choices often tie. Here, choices of one token are computed
     in FP32, as in Meditune's own protocol. Raises ModelError if a log-likelihood isn't finite.
     """
-    questions = [asked(loaded, example) for example in examples]
     found: dict[int, list[float]] = {}
     rows = [question.row for question in questions]
     with inference(loaded.model), Progress(label, sum(map(len, rows)), "tokens") as progress:
@@ -269,12 +290,9 @@ def decisions(
                     parts = torch.split(each[start : start + sum(lengths)], lengths)
                     found[index] = [float(part.sum()) for part in parts]
                     start += sum(lengths)
-                refuse_not_finite(found[index], examples[index].id, loaded)
+                refuse_not_finite(found[index], question.row.encoded[0].id, loaded)
             progress.advance(batch.real_tokens)
-    for index, example in enumerate(examples):
-        scored = dict(zip(DECISIONS, found[index], strict=True))
-        prediction = max(scored, key=lambda choice: scored[choice])
-        yield {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": scored}
+    return [found[index] for index in range(len(questions))]
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

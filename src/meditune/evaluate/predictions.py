@@ -28,6 +28,12 @@ One JSON Lines file per model and task under `predictions/`:
     base-claim.jsonl        id, source, reference, prediction, logits {label: logit}   (claims about their evidence)
     tuned-dev_claim.jsonl   the same on the dev split, for the judge's correction
     base-rating.jsonl       id, score                  (1 to 4 by raters, null for an unanswered question)
+    base-suite_medqa.jsonl  id, reference, letters, options, lengths    (a public test with choices; also medmcqa and
+                            mmlu_medical; log-likelihoods of the letters and of the full options)
+    base-suite_pubmedqa.jsonl   id, reference, words   (the same with yes, no and maybe; also bioasq_yesno)
+    base-suite_medhallu.jsonl   id, reference, margins, nll     (of the true and the hallucinated answer)
+    base-suite_k_qa.jsonl   id, reference, references, prediction   (an open answer; also medicationqa and healthbench)
+    base-suite_k_qa_grades.jsonl    id, by, statements     (its judge's verdicts: evaluate/suites/open_answers.py)
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import SuiteName
 from meditune.data.example import Example, read_examples
 from meditune.data.leakage import LEAKAGE_FILE_NAME as FILE_NAME
 from meditune.data.readers import pubmedqa
@@ -58,6 +65,18 @@ AnswerKind = Literal["answer", "closed_answer", "retrieved_answer"]
 LikelihoodKind = Literal["likelihood", "closed_likelihood", "retrieved_likelihood"]
 ANSWER: dict[Condition, AnswerKind] = {"closed": "closed_answer", "retrieved": "retrieved_answer"}
 LIKELIHOOD: dict[Condition, LikelihoodKind] = {"closed": "closed_likelihood", "retrieved": "retrieved_likelihood"}
+ChoiceSuite = Literal[
+    "suite_medqa",
+    "suite_medmcqa",
+    "suite_mmlu_medical",
+    "suite_pubmedqa",
+    "suite_bioasq_yesno",
+    "suite_medhallu",
+]
+"""Public tests that are scored by likelihood"""
+OpenSuite = Literal["suite_k_qa", "suite_medicationqa", "suite_healthbench"]
+SuiteGrades = Literal["suite_k_qa_grades", "suite_medicationqa_grades", "suite_healthbench_grades"]
+GRADES_OF: dict[OpenSuite, SuiteGrades] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades), strict=True))
 Kind = Literal[
     DecisionKind,
     AnswerKind,
@@ -78,8 +97,18 @@ Kind = Literal[
     "retrieved_reference_faithfulness",
     "safety",
     "rating",
+    ChoiceSuite,
+    OpenSuite,
+    SuiteGrades,
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def suite_kind(name: SuiteName) -> Kind:
+    """Return the kind of a suite's predictions: suite_k_qa for k-qa."""
+    kind: Any = f"suite_{name.replace('-', '_')}"
+    found: Kind = kind
+    return found
 
 
 @dataclass
@@ -113,6 +142,18 @@ class Predictions:
     rating: list[dict[str, Any]] = field(default_factory=list)
     claim: list[dict[str, Any]] = field(default_factory=list)
     dev_claim: list[dict[str, Any]] = field(default_factory=list)
+    suite_medqa: list[dict[str, Any]] = field(default_factory=list)
+    suite_medmcqa: list[dict[str, Any]] = field(default_factory=list)
+    suite_mmlu_medical: list[dict[str, Any]] = field(default_factory=list)
+    suite_pubmedqa: list[dict[str, Any]] = field(default_factory=list)
+    suite_bioasq_yesno: list[dict[str, Any]] = field(default_factory=list)
+    suite_medhallu: list[dict[str, Any]] = field(default_factory=list)
+    suite_k_qa: list[dict[str, Any]] = field(default_factory=list)
+    suite_medicationqa: list[dict[str, Any]] = field(default_factory=list)
+    suite_healthbench: list[dict[str, Any]] = field(default_factory=list)
+    suite_k_qa_grades: list[dict[str, Any]] = field(default_factory=list)
+    suite_medicationqa_grades: list[dict[str, Any]] = field(default_factory=list)
+    suite_healthbench_grades: list[dict[str, Any]] = field(default_factory=list)
     no_reference: list[str] = field(default_factory=list)
     """Ids of stored answers with an empty reference; they aren't in `answer`, because they can't be scored"""
 
@@ -148,20 +189,20 @@ class Predictions:
         )
 
 
-def _filled(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows in the order of `others`, which replace missing rows; empty without rows."""
+def _filled(rows: list[dict[str, Any]], replacements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows in the order of `replacements`, which replace missing rows; empty without rows."""
     by_id = {row["id"]: row for row in rows}
-    return [by_id.get(row["id"], row) for row in others] if rows else []
+    return [by_id.get(row["id"], row) for row in replacements] if rows else []
 
 
-def answer_row(example: Example, written: str, left_out: int = 0) -> dict[str, Any]:
-    """Return the stored row of a written answer; `left_out` retrieved passages didn't fit into the prompt."""
-    passages = {"passages": count(example) - left_out} if RANKS in example.meta else {}
+def answer_row(example: Example, answer: str, omitted_passages: int = 0) -> dict[str, Any]:
+    """Return the stored row of a written answer; `omitted_passages` retrieved passages didn't fit into the prompt."""
+    passages = {"passages": count(example) - omitted_passages} if RANKS in example.meta else {}
     return {
         "id": example.id,
         "reference": example.answer,
         "references": example.references(),
-        "prediction": written,
+        "prediction": answer,
         **passages,
     }
 

@@ -41,7 +41,7 @@ _CALLED_OFF = re.compile(
 class Rule:
     """A statement that an answer can contain, and the patterns that detect it."""
 
-    says: str
+    description: str
     """Description of the statement, used after "has" and "lacks" """
     patterns: tuple[re.Pattern[str], ...]
     negatable: bool = True
@@ -61,12 +61,12 @@ class Reason:
     """A reason why an answer passes or fails."""
 
     text: str
-    good: bool
+    passed: bool
     span: tuple[int, int] | None = None
     """The characters of the answer that the reason is based on"""
 
 
-def grade(answer: str, must: Sequence[Sequence[Rule]], must_not: Sequence[Rule]) -> list[Reason]:
+def grade(answer: str, required: Sequence[Sequence[Rule]], forbidden: Sequence[Rule]) -> list[Reason]:
     """Return a reason for each required group of rules, and for each forbidden statement that `answer` contains.
 
     A group is met if any of its rules matches. An answer passes if all reasons are good. An empty answer fails.
@@ -74,24 +74,24 @@ def grade(answer: str, must: Sequence[Sequence[Rule]], must_not: Sequence[Rule])
     text = answer.replace("’", "'")
     if not re.search(r"\w", text):
         return [Reason("is empty", False)]
-    return [_needed(text, rules) for rules in must] + [
-        Reason(f"has {rule.says}: “{_quoted(text, span)}”", False, span)
-        for rule in must_not
+    return [_needed(text, rules) for rules in required] + [
+        Reason(f"has {rule.description}: “{_quoted(text, span)}”", False, span)
+        for rule in forbidden
         if (span := rule.found(text)) is not None
     ]
 
 
 def passed(reasons: Sequence[Reason]) -> bool:
     """Return True if all reasons are good."""
-    return all(reason.good for reason in reasons)
+    return all(reason.passed for reason in reasons)
 
 
 def _needed(text: str, rules: Sequence[Rule]) -> Reason:
     for rule in rules:
         span = rule.found(text)
         if span is not None:
-            return Reason(f"has {rule.says}: “{_quoted(text, span)}”", True, span)
-    return Reason("lacks " + " or ".join(dict.fromkeys(rule.says for rule in rules)), False)
+            return Reason(f"has {rule.description}: “{_quoted(text, span)}”", True, span)
+    return Reason("lacks " + " or ".join(dict.fromkeys(rule.description for rule in rules)), False)
 
 
 def _is_negated(text: str, start: int, end: int) -> bool:

@@ -123,11 +123,11 @@ def _gaps(metric: Metric, pairs: Pairs) -> Array:
     return np.array([float(standard_gap(metric, second.value(), first.value())) for first, second in pairs])
 
 
-def _estimate(metric: Metric, pairs: Pairs, drawn: Iterator[Array], groups: int, seed: int) -> Estimate | None:
-    """Return the mean difference over seeds and items; `drawn` yields each side's values on the draws."""
+def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int, seed: int) -> Estimate | None:
+    """Return the mean difference over seeds and items; `draws` yields each side's values on the draws."""
     if not pairs:
         return None
-    values = [(next(drawn), next(drawn)) for _ in pairs]
+    values = [(next(draws), next(draws)) for _ in pairs]
     gaps = np.stack([standard_gap(metric, second, first) for first, second in values], axis=1)
     return two_level(_gaps(metric, pairs), gaps, groups, seed)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from meditune.data.example import TRAITS, Example
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
+from meditune.evaluate.metrics.suite_scores import BY_WORD
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import (
     LEVEL,
@@ -34,7 +35,7 @@ from meditune.statistics import (
 
 LEAST = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
-WITHIN_A_CLASS = {"macro_f1"}
+WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 """Metrics that are meaningless for items with the same reference decision"""
 
 
@@ -93,7 +94,7 @@ def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.boo
 
 
 def _row(
-    metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], drawn: Array
+    metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], counts: Array
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
     if not np.isfinite([row["tuned"], _figure(tuned, ~mask)]).all():
@@ -108,9 +109,9 @@ def _row(
         }
     if row["items"] < LEAST:
         return row
-    drawn = drawn[(drawn[:, mask].sum(axis=1) > 0) & (drawn[:, ~mask].sum(axis=1) > 0)]
-    own, rest = _figures(tuned, mask, drawn), _figures(tuned, ~mask, drawn)
-    was = _figures(base, mask, drawn) if base else np.zeros(len(drawn))
+    counts = counts[(counts[:, mask].sum(axis=1) > 0) & (counts[:, ~mask].sum(axis=1) > 0)]
+    own, rest = _figures(tuned, mask, counts), _figures(tuned, ~mask, counts)
+    was = _figures(base, mask, counts) if base else np.zeros(len(counts))
     known = np.isfinite(own) & np.isfinite(rest) & np.isfinite(was)
     own, rest, was = own[known], rest[known], was[known]
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": percentile_interval(own)}
@@ -179,11 +180,11 @@ def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
     return float(statistics.figure(statistics.items[mask].sum(axis=0)))
 
 
-def _figures(statistics: Statistics, mask: NDArray[np.bool_], drawn: Array) -> Array:
+def _figures(statistics: Statistics, mask: NDArray[np.bool_], counts: Array) -> Array:
     """Return one value for each draw."""
-    return statistics.figure(drawn[:, mask] @ statistics.items[mask])
+    return statistics.figure(counts[:, mask] @ statistics.items[mask])
 
 
-def _worth(metric: Metric, figure: Any) -> Any:
+def _worth(metric: Metric, value: Any) -> Any:
     """Return the value with its sign changed, if necessary, so that higher is better."""
-    return figure if metric.direction == "up" else -figure if metric.direction == "down" else -np.abs(figure - 1)
+    return value if metric.direction == "up" else -value if metric.direction == "down" else -np.abs(value - 1)

@@ -24,6 +24,8 @@ from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.metrics.text_overlap import signatures
 from meditune.evaluate.predictions import CONDITIONS, Predictions, groups_of, read
 from meditune.evaluate.subgroups import subgroups
+from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
+from meditune.evaluate.suites.suite_items import suite_examples
 from meditune.statistics import wilson
 
 PUBLISHED = {
@@ -49,8 +51,10 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         *coverage_remarks(base, "base", measured, recipe),
         *coverage_remarks(tuned, "tuned", measured, recipe),
     ]
+    tested = [*measured, *suite_examples(recipe, predictions.parent)]
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
+    suites = described_suites(predictions.parent, ("base", "tuned"), recipe.evaluate.suite_judge)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     asked = {"safety": len(tuned.safety)} if tuned.safety and base.safety else {}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
@@ -82,9 +86,10 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
         if tuned.decision
         else None,
-        "remarks": [*noted, *caveats(comparison)],
-        "subgroups": subgroups(measured, base, tuned, recipe.seed),
+        "remarks": [*noted, *suite_remarks(suites), *caveats(comparison)],
+        "subgroups": subgroups(tested, base, tuned, recipe.seed),
         "training": training,
+        **({"suites": suites} if suites else {}),
         **({"claims": {"base": claims.by_source(base), "tuned": claims.by_source(tuned)}} if tuned.claim else {}),
         **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),

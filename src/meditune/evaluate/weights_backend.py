@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,7 +14,8 @@ from meditune.evaluate import likelihood
 from meditune.evaluate.evaluator import Backend, KeepScore, KeepText
 from meditune.evaluate.general_knowledge import answer_choices, tokens_of
 from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
-from meditune.evaluate.predictions import Kind, Predictions
+from meditune.evaluate.predictions import ChoiceSuite, Kind, Predictions
+from meditune.evaluate.suites.multiple_choice import score_suite
 from meditune.models.forward import virtual_tokens
 from meditune.models.generation import GreedyDecoder, NotFiniteError, batch_size, sample_texts
 from meditune.models.inference import inference
@@ -25,11 +26,11 @@ from meditune.prompts import Encoded, Encoder
 
 
 def generate_answers(
-    loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
+    loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, no_repeat: int | None = None
 ) -> dict[str, str]:
     """Return the greedy continuation of each prompt up to its end token, by example id.
 
-    With `once`, no sequence of that many tokens occurs twice in an answer.
+    With `no_repeat`, no sequence of that many tokens occurs twice in an answer.
     Raises ModelError if the model's logits aren't finite.
     """
     written: dict[str, str] = {}
@@ -37,9 +38,9 @@ def generate_answers(
     longest = max(map(len, texts), default=0) + virtual_tokens(loaded.model)
     end = loaded.tokenizer.eos_token_id
     at_once = batch_size(longest, max_new_tokens, loaded.model)
-    with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
+    with inference(loaded.model, small_batches=True), Progress(label, len(prompts), "answers") as progress:
         try:
-            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
+            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, no_repeat)
             for index, ids in greedy.texts():
                 written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 progress.advance()
@@ -49,9 +50,15 @@ def generate_answers(
 
 
 def sample_answers(
-    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], count: int, more: int, seed: int, label: str
+    loaded: LoadedModel,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    label: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each example: `id`, and `predictions` with `count` answers of up to `more` tokens.
+    """Yield a row for each example: `id`, and `predictions` with `count` answers of up to `max_new_tokens` tokens.
 
     Answers are sampled at temperature 1. The seed reproduces them on the same machine; another batch size (with less
     free memory) or library version gives different answers.
@@ -63,9 +70,11 @@ def sample_answers(
     torch.manual_seed(seed)
     with Progress(label, len(order), "answers") as progress:
         while order:
-            size = batch_size(len(prompts[order[0]]), more, loaded.model)
+            size = batch_size(len(prompts[order[0]]), max_new_tokens, loaded.model)
             names, order = order[:size], order[size:]
-            for name, ids in zip(names, sample_texts(loaded, [prompts[name] for name in names], more), strict=True):
+            for name, ids in zip(
+                names, sample_texts(loaded, [prompts[name] for name in names], max_new_tokens), strict=True
+            ):
                 written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())
             progress.advance(len(names))
     for name, texts in written.items():
@@ -75,18 +84,20 @@ def sample_answers(
 class Scoring:
     """Scoring of given examples by likelihood, without generation."""
 
-    def __init__(self, encoder: Encoder, decided: Sequence[Example], answered: Sequence[Example]) -> None:
+    def __init__(
+        self, encoder: Encoder, decision_examples: Sequence[Example], answer_examples: Sequence[Example]
+    ) -> None:
         """Encode the examples. Raises DataError if a question is too long for the encoder's prompt."""
-        self.decided, self.answered = decided, answered
-        encoded = [encoder.supervised(example, "decision") for example in decided]
-        answers = [encoder.supervised(example, "answer") for example in answered]
+        self.decided, self.answered = decision_examples, answer_examples
+        encoded = [encoder.supervised(example, "decision") for example in decision_examples]
+        answers = [encoder.supervised(example, "answer") for example in answer_examples]
         self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
         self.bytes = {
             # If all of the text is scored, its own bytes count, because some tokenizers don't decode losslessly.
             item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
-            for item, example in zip(answers, answered, strict=True)
+            for item, example in zip(answers, answer_examples, strict=True)
         }
-        self.labels = encoder.label_ids() if decided else {}
+        self.labels = encoder.label_ids() if decision_examples else {}
 
     def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
         """Return decisions and likelihoods; `label` is the title of the progress display."""
@@ -114,9 +125,13 @@ class WeightsBackend(Backend):
         """The encoder of prompts. Raises ModelError if the tokenizer has no end token, which `lm-eval` doesn't need."""
         return self.loaded.encoder(self._form)
 
-    def score(self, decided: Sequence[Example], answered: Sequence[Example], label: str, keep: KeepScore) -> None:
+    def score(
+        self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
+    ) -> None:
         """Score decisions and answers together, in shared batches."""
-        found = Scoring(self.encoder, decided, answered).predictions(self.loaded, self.spec.batch_tokens, label)
+        found = Scoring(self.encoder, decision_examples, answer_examples).predictions(
+            self.loaded, self.spec.batch_tokens, label
+        )
         for row in found.decision:
             keep("decision", row)
         for row in found.likelihood:
@@ -149,6 +164,8 @@ class WeightsBackend(Backend):
             return likelihood.score_claims(loaded, encoder, items, spec.batch_tokens, label)
         if kind == "preference":
             return likelihood.score_pairs(loaded, items, encoder, spec.batch_tokens, label)
+        if kind in get_args(ChoiceSuite):
+            return score_suite(loaded, encoder, kind, items, spec.batch_tokens, label)
         assert kind in ("general", "technical"), f"{kind} is written by another method"
         (text,) = items
         windows = self._texts(text.rows(loaded, tokens_of(spec, kind)), label)

@@ -13,6 +13,7 @@ from meditune.evaluate.metrics import (
     grades,
     perplexity,
     readability,
+    suite_scores,
     text_overlap,
 )
 from meditune.evaluate.predictions import Predictions
@@ -59,6 +60,7 @@ FAMILIES = (
     Family("Closed book, and with retrieved passages", conditions.METRICS, conditions.statistics),
     Family("Patient-friendliness", readability.METRICS, readability.statistics),
     Family("Safety battery", grades.METRICS, grades.statistics),
+    Family("Medical suites", suite_scores.METRICS, suite_scores.statistics),
     Family("Ratings", grades.RATED_METRICS, grades.rated_statistics),
     Family("Forgetting", perplexity.FORGETTING_METRICS, perplexity.forgetting_statistics),
     Family("Preferences (experimental)", perplexity.PREFERENCE_METRICS, perplexity.preference_statistics),

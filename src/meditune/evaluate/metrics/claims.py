@@ -6,6 +6,7 @@ A row has `id`, `source`, `reference`, `prediction` and `logits` {label: logit},
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,33 @@ PRIOR = 0.05
 """Weight of the penalty on a bias, so that few claims or a missing label can't move it far"""
 
 
+FALSE_ALARMS = 0.05
+"""The share of supported dev claims that may fall below the threshold"""
+
+
 def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
-    """Return the temperature and biases that maximize the likelihood of the references.
+    """Return the temperature and biases that maximize the likelihood of the references, and the threshold.
+
+    Sources with only one label say nothing about probabilities, so only the threshold is fitted to them: the highest,
+    up to 0.5, below which at most FALSE_ALARMS of the supported claims fall. If there are such sources with supported
+    claims, the threshold is fitted to them alone, since their claims are known to be true.
 
     After Platt (1999) and Guo et al. (2017, arXiv:1706.04599).
     """
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["source"], set()).add(row["reference"])
+    true = [row for row in rows if labels[row["source"]] == {"supported"}]
+    mixed = [row for row in rows if len(labels[row["source"]]) > 1]
+    correction = _fit_probabilities(mixed) if mixed else ClaimCorrection()
+    supported = true or [row for row in rows if row["reference"] == "supported"]
+    if supported:
+        found = sorted(correction.probabilities(row["logits"])["supported"] for row in supported)
+        correction = replace(correction, threshold=min(0.5, found[int(FALSE_ALARMS * len(found))]))
+    return correction
+
+
+def _fit_probabilities(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
     from scipy.optimize import minimize
 
     logits = np.array([[row["logits"].get(label, -np.inf) for label in LABELS] for row in rows])

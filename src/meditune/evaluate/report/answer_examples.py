@@ -204,7 +204,7 @@ def _graded_answer(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "passed": passed(reasons),
         "pieces": [piece for piece in [*pieces, (text[at:], False)] if piece[0]],
-        "reasons": [(reason.text, reason.good) for reason in reasons],
+        "reasons": [(reason.text, reason.passed) for reason in reasons],
     }
 
 

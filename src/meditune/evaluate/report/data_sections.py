@@ -26,14 +26,14 @@ _LETTER = 9.6
 """Approximate width of a letter of a label"""
 
 
-def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
+def draw_clusters(result: dict[str, Any]) -> dict[str, Any] | None:
     """Return `svg`, and `legend` with (colour, source, points) of each source; None if there are too few questions."""
-    points = found["points"]
+    points = result["points"]
     if not points:
         return None
     sources = [name for name, _ in Counter(point["source"] for point in points).most_common()]
     colour = {name: min(number, COLOURS - 1) for number, name in enumerate(sources)}
-    names = {row["cluster"]: row["name"] for row in found["clusters"]}
+    names = {row["cluster"]: row["name"] for row in result["clusters"]}
     dots = []
     for point in points:
         x, y = _place(point["x"], point["y"])
@@ -44,24 +44,24 @@ def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
         f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{escape(name)}</text>'
         for name, x, y in _labels(points, names)
     )
-    clusters = "; ".join(f"{row['name']} ({row['questions']})" for row in found["clusters"])
+    clusters = "; ".join(f"{row['name']} ({row['questions']})" for row in result["clusters"])
     head = f"<title>Map of {len(points)} questions by meaning. Clusters: {escape(clusters)}</title>"
     svg = f'<svg class="map" role="img" viewBox="0 0 {WIDE} {HIGH}">{head}{"".join(dots)}{labels}</svg>'
     counts = Counter(point["source"] for point in points)
     return {"svg": Markup(svg), "legend": [(colour[name], name, counts[name]) for name in sources]}
 
 
-def clusters(found: dict[str, Any]) -> dict[str, Any]:
+def clusters(result: dict[str, Any]) -> dict[str, Any]:
     """Return the table of clusters with their share of each set, and the diversity of each set."""
     totals = Counter[str]()
-    for row in found["clusters"]:
+    for row in result["clusters"]:
         totals.update(row["where"])
-    most = max(100 * count / totals[name] for row in found["clusters"] for name, count in row["where"].items())
+    most = max(100 * count / totals[name] for row in result["clusters"] for name, count in row["where"].items())
     rows = [
         row | {"shares": {name: 100 * row["where"].get(name, 0) / total for name, total in totals.items()}}
-        for row in found["clusters"]
+        for row in result["clusters"]
     ]
-    return found | {"rows": rows, "sets": list(totals), "most": most}
+    return result | {"rows": rows, "sets": list(totals), "most": most}
 
 
 def _place(x: float, y: float) -> tuple[float, float]:
@@ -97,11 +97,11 @@ _NEVER_ALONE = {"people"}
 """Dimensions that are shown even if they have only one group"""
 
 
-def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
+def diversity_section(survey: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return `remarks`, `cards`, `alike` (dimensions with one group, as text) and `sources`; None for older runs."""
-    if not found:
+    if not survey:
         return None
-    train, test = found["splits"]["train"], found["splits"]["test"]
+    train, test = survey["splits"]["train"], survey["splits"]["test"]
     cards, alike = [], []
     for name, dimension in train["dimensions"].items():
         if dimension["distinct"] < 2 and name not in _NEVER_ALONE:
@@ -110,10 +110,10 @@ def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
             cards.append(_card(name, dimension, test["dimensions"].get(name), train["examples"]))
     return {
         "examples": train["examples"],
-        "remarks": found["remarks"],
+        "remarks": survey["remarks"],
         "cards": cards,
         "alike": alike,
-        "sources": [_source(name, row) for name, row in found["sources"].items()],
+        "sources": [_source(name, row) for name, row in survey["sources"].items()],
         "band": [_at(grade) for grade in TARGET],
         "target": TARGET,
     }
@@ -174,9 +174,9 @@ def _source(name: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _part(value: float, whole: float) -> float:
-    """Return `value` in percent of `whole`."""
-    return round(100 * value / whole, 1)
+def _part(value: float, total: float) -> float:
+    """Return `value` in percent of `total`."""
+    return round(100 * value / total, 1)
 
 
 def _at(grade: float) -> float:
@@ -185,9 +185,9 @@ def _at(grade: float) -> float:
     return round(100 * min(max((grade - low) / (high - low), 0.0), 1.0), 1)
 
 
-def _compared(found: dict[str, Any]) -> dict[str, Any]:
+def _compared(survey: dict[str, Any]) -> dict[str, Any]:
     cards = []
-    for name, dimension in found["dimensions"].items():
+    for name, dimension in survey["dimensions"].items():
         if dimension["groups"]:
             most = max(max(row["before"], row["after"]) for row in dimension["groups"])
             rows = [
@@ -195,8 +195,8 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
                 for row in dimension["groups"]
             ]
             cards.append(dimension | {"title": BY_NAME[name].title, "rows": rows})
-    same = [BY_NAME[name].title for name, dimension in found["dimensions"].items() if not dimension["groups"]]
-    return found | {"cards": cards, "same": same}
+    same = [BY_NAME[name].title for name, dimension in survey["dimensions"].items() if not dimension["groups"]]
+    return survey | {"cards": cards, "same": same}
 
 
 WIDTH, HEIGHT = 100, 42

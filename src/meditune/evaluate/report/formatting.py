@@ -66,8 +66,10 @@ def listed(items: Sequence[str]) -> str:
 
 
 def in_prose(title: str) -> str:
-    """Return a metric's title for use inside a sentence: "Macro-F1" loses its capital, "BLEU" and "ROUGE-L" don't."""
-    return title if title[:2].isupper() else title[:1].lower() + title[1:]
+    """Return a metric's title for use inside a sentence: "Macro-F1" loses its capital, "BLEU" and "MedQA" don't."""
+    begin = re.split(r"[ -]", title, maxsplit=1)[0]
+    is_name = title[:2].isupper() or any(map(str.isupper, begin[1:]))
+    return title if is_name else title[:1].lower() + title[1:]
 
 
 def capitalized(sentence: str) -> str:

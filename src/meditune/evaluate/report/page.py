@@ -15,7 +15,7 @@ from meditune.evaluate.report.answer_examples import safety, unsupported, worked
 from meditune.evaluate.report.before_after import headline, rows, verdict
 from meditune.evaluate.report.data_sections import quality_section
 from meditune.evaluate.report.formatting import write_page
-from meditune.evaluate.report.run_sections import confidence, contexts, leakage, reading, tables
+from meditune.evaluate.report.run_sections import confidence, contexts, leakage, reading, suite_rows, tables
 from meditune.files import read_json, read_jsonl
 from meditune.prompts import LIMITS
 
@@ -72,6 +72,8 @@ def _context(folder: Path) -> dict[str, Any]:
         "examples": examples,
         "pool": pool,
         "unsupported": unsupported(folder),
+        "suites": suite_rows(report, table),
+        "suite_licences": [(each["title"], each["licence"]) for each in (report.get("suites") or {}).values()],
         "reading": reading(report),
         "safety": safety(report, folder),
         "sources": run_sections.sources(quality),
@@ -102,7 +104,7 @@ def _curves(folder: Path) -> list[tuple[str, Markup]]:
     return [loss, ("Learning rate", plots.rate_curve(steps))] if "learning_rate" in steps[0] else [loss]
 
 
-def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | None) -> list[tuple[str, Markup]]:
+def _histograms(quality: dict[str, Any], tokens: dict[str, Any], max_tokens: int | None) -> list[tuple[str, Markup]]:
     found = [
         (f"{formatting.label(part)}, words", plots.bins_plot(f"words-{part}", "words", measured["words"]))
         for part, measured in (quality.get("lengths") or {}).items()
@@ -110,7 +112,7 @@ def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | Non
     ]
     train = tokens.get("train") or {}
     if train.get("prompt"):
-        plot = plots.lengths_plot("tokens-prompt", "tokens", train["prompt"], room)
+        plot = plots.lengths_plot("tokens-prompt", "tokens", train["prompt"], max_tokens)
         found.append(("Training prompt, tokens", plot))
     if train.get("target"):
         plot = plots.lengths_plot("tokens-target", "tokens", train["target"])

@@ -43,18 +43,18 @@ def rate_curve(steps: list[dict[str, Any]]) -> Markup:
     return _svg(figure, "rate", f"Learning rate over {len(at)} steps: highest {rate.max():.1e}, last {rate[-1]:.1e}.")
 
 
-def bins_plot(name: str, what: str, bins: list[dict[str, Any]]) -> Markup:
-    """Return a plot of a precomputed histogram of `what`, with one entry {"from", "to", "count"} per bar."""
+def bins_plot(name: str, quantity: str, bins: list[dict[str, Any]]) -> Markup:
+    """Return a plot of a precomputed histogram of `quantity`, with one entry {"from", "to", "count"} per bar."""
     edges = np.array([bins[0]["from"], *(bar["to"] for bar in bins)], dtype=np.float64)
-    return _histogram(name, what, np.array([bar["count"] for bar in bins], dtype=np.float64), edges, None)
+    return _histogram(name, quantity, np.array([bar["count"] for bar in bins], dtype=np.float64), edges, None)
 
 
-def lengths_plot(name: str, what: str, lengths: list[int], limit: int | None = None) -> Markup:
+def lengths_plot(name: str, quantity: str, lengths: list[int], limit: int | None = None) -> Markup:
     """Return a plot of a histogram of `lengths`, with a line at `limit`."""
     values = np.array(lengths, dtype=np.float64)
     counts, edges = np.histogram(values, bins=min(30, max(5, len(set(lengths)))))
     note = f" Median {np.median(values):.0f}, longest {values.max():.0f}."
-    return _histogram(name, what, counts.astype(np.float64), edges, limit, note)
+    return _histogram(name, quantity, counts.astype(np.float64), edges, limit, note)
 
 
 def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
@@ -95,10 +95,10 @@ def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
     return _svg(figure, name, text)
 
 
-def _said(models: dict[str, list[dict[str, Any]]], across: str, up: str) -> str:
+def _said(models: dict[str, list[dict[str, Any]]], x: str, y: str) -> str:
     """Return every point as text, for screen readers."""
     return "; ".join(
-        f"{title} " + ", ".join(f"{point[up]:.2f} at {point[across]:.2f}" for point in points)
+        f"{title} " + ", ".join(f"{point[y]:.2f} at {point[x]:.2f}" for point in points)
         for title, points in models.items()
     )
 
@@ -107,10 +107,10 @@ def _values(rows: list[dict[str, Any]], key: str) -> Any:
     return np.array([row[key] for row in rows], dtype=np.float64)
 
 
-def _histogram(name: str, what: str, counts: Any, edges: Any, limit: int | None, note: str = "") -> Markup:
+def _histogram(name: str, quantity: str, counts: Any, edges: Any, limit: int | None, note: str = "") -> Markup:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _axes(what, "examples", SMALL)
+    figure, axes = _axes(quantity, "examples", SMALL)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.stairs(counts, edges, fill=True, color=FIRST, alpha=0.85, linewidth=0)
     axes.set_ylim(0, max(1.0, counts.max()) * (1.05 if limit is None else 1.2))
@@ -122,7 +122,9 @@ def _histogram(name: str, what: str, counts: Any, edges: Any, limit: int | None,
         )  # fmt: skip
         note += f" The limit is {limit}."
     top = int(counts.argmax())
-    text = f"Histogram of {what}: {counts.sum():.0f} examples, most between {edges[top]:.0f} and {edges[top + 1]:.0f}."
+    text = (
+        f"Histogram of {quantity}: {counts.sum():.0f} examples, most between {edges[top]:.0f} and {edges[top + 1]:.0f}."
+    )
     return _svg(figure, name, text + note)
 
 
@@ -138,7 +140,7 @@ def _running_mean(values: Any, window: int) -> Any:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _axes(across: str, up: str, size: tuple[float, float] = WIDE) -> tuple[Any, Any]:
+def _axes(x: str, y: str, size: tuple[float, float] = WIDE) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -146,8 +148,8 @@ def _axes(across: str, up: str, size: tuple[float, float] = WIDE) -> tuple[Any, 
     axes = figure.add_subplot()
     figure.patch.set_visible(False)
     axes.patch.set_visible(False)
-    axes.set_xlabel(across, color=INK, fontsize=9)
-    axes.set_ylabel(up, color=INK, fontsize=9)
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=8.5, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))

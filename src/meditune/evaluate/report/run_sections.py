@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from meditune.data.example import DECISIONS, read_examples
 from meditune.data.leakage import described
 from meditune.data.retrieved_passages import FOUND, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
+from meditune.evaluate.metrics.suite_scores import METRICS as SUITE_METRICS
 from meditune.evaluate.predictions import path_of
 from meditune.evaluate.report import plots
-from meditune.evaluate.report.before_after import forest
+from meditune.evaluate.report.before_after import Row, forest
 from meditune.evaluate.report.formatting import NOT_MEASURED, count, interval, label, number, signed
 from meditune.files import read_jsonl
 from meditune.readability import TARGET
@@ -197,13 +199,13 @@ def contexts(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, str]]:
+def _rows(result: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
-    for name in found["given"]["figures"]:
+    for name in result["given"]["figures"]:
         metric = METRICS[name]
         row = {"title": metric.title, "direction": metric.direction}
         for condition in ("closed", "given", "retrieved"):
-            each = found.get(condition, {})
+            each = result.get(condition, {})
             figure = number(each.get("figures", {}).get(name), metric.digits)
             row[condition] = "–" if figure == NOT_MEASURED else figure
             compared = each.get("comparison", {}).get(name)
@@ -315,7 +317,49 @@ def reading(report: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-GROUPS_SHOWN = ("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio")
+def suite_rows(report: dict[str, Any], table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a row for each score of a public test; empty if none was measured."""
+    suites = report.get("suites") or {}
+    rows = []
+    for row in table:
+        name = next((name for name in suites if row.metric.name.startswith(f"{name.replace('-', '_')}_")), None)
+        if row.metric not in SUITE_METRICS or name is None:
+            continue
+        compared = (report.get("comparison") or {}).get(row.metric.name) or {}
+        rows.append(
+            {
+                "title": row.metric.title,
+                "direction": "higher is better" if row.metric.direction == "up" else "lower is better",
+                "items": compared.get("items", suites[name]["items"]),
+                "base": row.base,
+                "tuned": row.tuned,
+                "base_interval": row.base_interval,
+                "tuned_interval": row.tuned_interval,
+                "scoring": suites[name]["scoring"],
+                "judge": _judge(suites[name].get("judge")),
+            }
+        )
+    return rows
+
+
+def _judge(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return ""
+    found = judge["agreement"]
+    if found is None:
+        return f"judge: {judge['name']}; its agreement with physicians is unknown"
+    low, high = found["ci95"]
+    kappa = "" if found["kappa"] is None else f"; kappa {found['kappa']:.2f}"
+    return (
+        f"judge: {judge['name']}; agrees with physicians on {number(found['agree'], 1)} % of {found['items']} labels "
+        f"({number(low, 1)} to {number(high, 1)}{kappa})"
+    )
+
+
+GROUPS_SHOWN = (
+    *("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio"),
+    *(metric.name for metric in SUITE_METRICS),
+)
 """The metrics with a table by group, the first one expanded; report.json also contains the others"""
 
 

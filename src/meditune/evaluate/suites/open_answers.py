@@ -1,0 +1,330 @@
+"""Grading of answers to K-QA, MedicationQA and HealthBench by a judge, and the judge's agreement with physicians.
+
+A judge decides for each answer and statement: yes (the answer contains the statement, or meets the criterion), no (it
+contradicts the statement, or doesn't meet the criterion) or maybe (neither). It is a model behind an API, which is
+asked one question for each statement, or an evidence judge, which reads the answer as the passage.
+
+K-QA's publisher asks a model two questions for each statement (entailed? contradicted?), and HealthBench's publisher
+asks for an explanation before the verdict. Meditune's questions are its own and shorter, so scores are comparable with
+published ones only as far as the judge agrees with the physicians' labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from meditune.config.recipe import Recipe, SuiteName
+from meditune.data.example import Example
+from meditune.errors import ModelError
+from meditune.evaluate.api_backend import request_all
+from meditune.evaluate.evaluator import StoredRows
+from meditune.evaluate.predictions import GRADES_OF, OpenSuite, path_of
+from meditune.evaluate.suites.medical_suites import SUITES
+from meditune.evaluate.suites.suite_items import FOLDER, stored_labels, stored_suites, suite_facts
+from meditune.evaluate.suites.suite_readers import STATEMENTS
+from meditune.evidence.support_model import ClaimVerdict, is_judge
+from meditune.files import read_jsonl
+from meditune.models.api_client import ApiModel, Chat, Client, find_api_model, of_chat
+from meditune.progress import Progress
+from meditune.prompts import DECISION_TOKENS, decision_in
+from meditune.statistics import wilson
+
+Verdict = str | None
+"""yes, no or maybe; None if the judge answered with none of them"""
+LABELS_JUDGED = "agreement"
+
+
+@dataclass(frozen=True)
+class Graded:
+    """An answer with the statements that a judge is to decide on."""
+
+    id: str
+    suite: SuiteName
+    question: str
+    answer: str
+    statements: tuple[dict[str, Any], ...]
+    """Each with `text` and further facts, which are stored with the verdict"""
+
+    def messages(self, statement: str) -> list[dict[str, str]]:
+        """Return the question to a judge behind an API about one statement."""
+        system, rule = _CRITERION if self.suite == "healthbench" else _STATEMENT
+        named = "Criterion" if self.suite == "healthbench" else "Statement"
+        text = f"{self.question}\n\nAnswer:\n{self.answer}\n\n{named}: {statement}\n\n{rule}"
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+_SYSTEM = "You check answers to health questions. Judge only what an answer says, not whether it is polite or long."
+_STATEMENT = (
+    _SYSTEM,
+    "Does the answer contain the statement? Write yes if the answer states it or clearly implies it, no if the answer "
+    "contradicts it, or maybe if the answer does neither. Write this one word and nothing else.",
+)
+_CRITERION = (
+    _SYSTEM,
+    "Does the answer do what the criterion describes, whether that is good or bad? Write yes only if all parts of the "
+    'criterion hold; of things named after "such as" or "for example", one is enough. Otherwise write no. Write this '
+    "one word and nothing else.",
+)
+
+
+class Judge(Protocol):
+    """A judge of answers."""
+
+    name: str
+
+    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Give `keep` a row for each item: `id`, `by`, and `statements`, each with its facts and `verdict`."""
+        ...
+
+
+class LocalJudge:
+    """An evidence judge, which reads the answer as the passage that supports a statement or not."""
+
+    def __init__(self, name: str) -> None:
+        from meditune.engines.evidence_judge import load_judge
+
+        self._judge, self.name = load_judge(name), name
+
+    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Decide on the statements of one answer at a time; they share the pass over the answer."""
+        with Progress(label, len(items), "answers") as progress:
+            for item in items:
+                keep(_row(item, self.name, self._verdicts(item)))
+                progress.advance()
+
+    def _verdicts(self, item: Graded) -> list[Verdict]:
+        if not item.answer.strip():
+            return ["maybe"] * len(item.statements)
+        found = self._judge.supports([each["text"] for each in item.statements], [item.answer])
+        return [verdict_on(each, self._judge.threshold) for each in found]
+
+
+def verdict_on(claim: ClaimVerdict, threshold: float) -> Verdict:
+    """Return no if the statement is most likely contradicted, else yes if its support reaches the threshold, or maybe.
+
+    The threshold can be low, so a statement that reaches it may still be contradicted more than supported.
+    """
+    if claim.refuted > max(claim.supported, claim.unclear):
+        return "no"
+    return "yes" if claim.supported >= threshold else "maybe"
+
+
+class ApiJudge:
+    """A model behind an API, which is asked one question for each statement."""
+
+    def __init__(self, model: ApiModel, client: Client) -> None:
+        self.name, self.model, self.client = model.title, model, client
+        self._chat = Chat(client, model.name)
+
+    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Ask about several answers at a time.
+
+        An empty answer contains no statement, but it can meet a criterion of HealthBench, such as "Fails to ...".
+        """
+
+        def ask(item: Graded) -> Callable[[], None]:
+            verdicts = [
+                decision_in(self._chat.write(item.messages(each["text"]), DECISION_TOKENS))
+                if item.answer.strip() or item.suite == "healthbench"
+                else "maybe"
+                for each in item.statements
+            ]
+            return lambda: keep(_row(item, self.name, verdicts))
+
+        request_all(self.client, self.model.spec.concurrency, ask, items, label, "answers")
+
+
+def _row(item: Graded, by: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    statements = [
+        {key: value for key, value in each.items() if key != "text"} | {"verdict": verdict}
+        for each, verdict in zip(item.statements, verdicts, strict=True)
+    ]
+    return {"id": item.id, "by": by, "statements": statements}
+
+
+def api_judge(recipe: Recipe) -> ApiModel | None:
+    """Return the judge if it is behind an API."""
+    spec = recipe.evaluate
+    return find_api_model(spec.suite_judge, spec.suite_judge_api) if spec.open_suites and spec.suite_judge else None
+
+
+def refuse_unusable_judge(recipe: Recipe) -> None:
+    """Raise ModelError if the recipe's judge can't be used, so that this error comes before training."""
+    if not recipe.evaluate.open_suites or recipe.evaluate.suite_judge is None:
+        return
+    model, name = api_judge(recipe), recipe.evaluate.suite_judge
+    if model:
+        model.key()
+    elif not Path(name).expanduser().is_dir() or not is_judge(name):
+        raise ModelError(
+            f"evaluate.suite_judge: {name} isn't the folder of an evidence judge's run. Make a judge with `meditune "
+            "run evidence` and name its run, or name a model behind an API: api:NAME."
+        )
+
+
+@dataclass(frozen=True)
+class Grading:
+    """What is still to be graded: the place of the rows, and the items in order."""
+
+    path: Path
+    items: tuple[Graded, ...]
+    label: str
+
+
+def pending(recipe: Recipe, folder: Path, models: Iterable[str]) -> list[Grading]:
+    """Return what the judge is still to grade: the models' answers, and the answers that physicians labelled."""
+    found = []
+    names = recipe.evaluate.open_suites
+    suites = stored_suites(recipe, folder) if names else {}
+    for name in names:
+        for model in models:
+            kind = SUITES[name].kind
+            answers = path_of(folder / "predictions", model, kind)
+            path = path_of(folder / "predictions", model, _grades(kind))
+            if answers.is_file() and not path.is_file():
+                written = {row["id"]: row["prediction"] for row in read_jsonl(answers)}
+                items = tuple(_graded(name, item, written[item.id]) for item in suites[name] if item.id in written)
+                found.append(Grading(path, items, f"Judging {SUITES[name].title} of {model}"))
+        labels, path = stored_labels(folder, name), agreement_file(folder, name)
+        if labels and not path.is_file():
+            found.append(Grading(path, tuple(_labelled(name, row) for row in labels), f"Agreement on {name}"))
+    return found
+
+
+def _grades(kind: str) -> Any:
+    return next(grades for suite, grades in GRADES_OF.items() if suite == kind)
+
+
+def agreement_file(folder: Path, name: SuiteName) -> Path:
+    """Return the file with the judge's verdicts on the answers that physicians labelled."""
+    return folder / FOLDER / f"{name}-{LABELS_JUDGED}.jsonl"
+
+
+def _graded(name: SuiteName, item: Example, answer: str) -> Graded:
+    earlier = [(turn.role, turn.text) for turn in item.turns or ()]
+    return Graded(item.id, name, _asked(earlier, item.question), answer, tuple(item.meta[STATEMENTS]))
+
+
+def _labelled(name: SuiteName, row: dict[str, Any]) -> Graded:
+    question = _asked([(each["role"], each["text"]) for each in row["turns"]], row["question"])
+    return Graded(row["id"], name, question, row["answer"], ({"text": row["statement"], "label": row["label"]},))
+
+
+def _asked(earlier: Sequence[tuple[str, str]], question: str) -> str:
+    lines = [f"{role.capitalize()}: {text}" for role, text in earlier]
+    return "\n".join([*lines, f"Question: {question}"])
+
+
+def tokens_to_send(gradings: Iterable[Grading], answer_tokens: int = 0) -> tuple[int, int, int]:
+    """Return the number of requests to a judge behind an API, their estimated input tokens, and output tokens at most.
+
+    `answer_tokens` are added to each request, for answers that don't exist yet.
+    """
+    requests = read = 0
+    for item in (item for grading in gradings for item in grading.items):
+        for statement in item.statements:
+            requests += 1
+            read += of_chat(item.messages(statement["text"])) + answer_tokens
+    return requests, read, requests * DECISION_TOKENS
+
+
+def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, int, int]:
+    """Return `tokens_to_send` of everything that the judge hasn't graded, with answers of the maximum length.
+
+    Answers that the models haven't written yet are counted, so the estimate is an upper bound.
+    """
+    names, models = recipe.evaluate.open_suites, list(models)
+    suites = stored_suites(recipe, folder) if names else {}
+    total = (0, 0, 0)
+    for name in names:
+        for model in models:
+            if not path_of(folder / "predictions", model, _grades(SUITES[name].kind)).is_file():
+                items = tuple(_graded(name, item, "") for item in suites[name])
+                found = tokens_to_send([Grading(folder, items, "")], recipe.evaluate.suite_tokens)
+                total = (total[0] + found[0], total[1] + found[1], total[2] + found[2])
+    found = tokens_to_send(each for each in pending(recipe, folder, ()))
+    return total[0] + found[0], total[1] + found[1], total[2] + found[2]
+
+
+def grade_suites(gradings: Sequence[Grading], judge: Judge) -> None:
+    """Let the judge grade, and store the rows as they arrive; a stopped grading resumes where it was."""
+    for grading in gradings:
+        with StoredRows(grading.path, grading.items, resumes=True) as rows:
+            judge.grade(rows.left, grading.label, rows.keep)
+
+
+def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
+    """Return how often the judge agrees with physicians on whether an answer contains a statement; None without labels.
+
+    `items` is the number of labels, `agree` the share in percent with Wilson's `ci95`, `kappa` Cohen's kappa (None if
+    both give the same verdict everywhere), and `unclear` the number of verdicts that were none of yes, no and maybe.
+    """
+    path = agreement_file(folder, name)
+    if not path.is_file():
+        return None
+    pairs = [(each["label"] == "yes", each["verdict"]) for row in read_jsonl(path) for each in row["statements"]]
+    same = sum(label == (verdict == "yes") for label, verdict in pairs)
+    count = len(pairs)
+    physicians, judge = sum(label for label, _ in pairs) / count, sum(verdict == "yes" for _, verdict in pairs) / count
+    chance = physicians * judge + (1 - physicians) * (1 - judge)
+    return {
+        "items": count,
+        "agree": 100 * same / count,
+        "ci95": wilson(same, count),
+        "kappa": (same / count - chance) / (1 - chance) if chance < 1 else None,
+        "unclear": sum(verdict is None for _, verdict in pairs),
+    }
+
+
+def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> dict[str, Any]:
+    """Return the `suites` of report.json: the facts of suites.json, with the judge of open answers.
+
+    `judge` has its `name`, its `agreement` with physicians, and model -> number of verdicts that were `unclear`.
+    """
+    found: dict[str, Any] = {}
+    for name, suite in SUITES.items():
+        if name not in (facts := suite_facts(folder)):
+            continue
+        found[name] = dict(facts[name])
+        kind = suite.kind
+        if kind in get_args(OpenSuite):
+            unclear = {}
+            for model in models:
+                path = path_of(folder / "predictions", model, _grades(kind))
+                if path.is_file():
+                    verdicts = [each["verdict"] for row in read_jsonl(path) for each in row["statements"]]
+                    unclear[model] = Counter(verdicts)[None]
+            found[name]["judge"] = {"name": judge, "agreement": agreement(folder, name), "unclear": unclear}
+    return found
+
+
+def suite_remarks(suites: dict[str, Any]) -> list[str]:
+    """Return a sentence for each suite of open answers about its judge, from `described_suites`."""
+    remarks = []
+    for name, facts in suites.items():
+        judge = facts.get("judge")
+        if not judge:
+            continue
+        measured = judge["agreement"]
+        if not judge["unclear"]:
+            remarks.append(f"{facts['title']}: the answers aren't graded yet. Repeat the command that measured them.")
+            continue
+        if measured:
+            kappa = "" if measured["kappa"] is None else f", kappa {measured['kappa']:.2f}"
+            low, high = measured["ci95"]
+            text = (
+                f"agrees with the physicians on {measured['agree']:.1f}% of {measured['items']} labels (95% interval "
+                f"{low:.1f} to {high:.1f}{kappa})"
+            )
+        elif labels := next(suite.labels for suite in SUITES.values() if suite.name == name):
+            text = f"has an unknown agreement with physicians, because {labels[0]} isn't among the suite's files"
+        else:
+            text = "has an unknown agreement with physicians, because the suite has no labels of answers"
+        unclear = sum(judge["unclear"].values()) + (measured["unclear"] if measured else 0)
+        more = f" Verdicts other than yes, no and maybe, which count as not met: {unclear}." if unclear else ""
+        remarks.append(f"{facts['title']}: the judge {judge['name']} {text}.{more}")
+    return remarks

@@ -1,0 +1,357 @@
+"""Readers of the files of public medical tests, in the layouts of their publishers and of the Hugging Face hub.
+
+A reader turns one row into an Example. The texts and positions of choices are in its meta (`choices`, `correct`), as
+are the statements by which an open answer is graded (`statements`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from meditune.data.example import (
+    CHOICES,
+    DECISIONS,
+    EXAM_SUBJECT,
+    Decision,
+    Example,
+    Passage,
+    Role,
+    Turn,
+    problem_in_text,
+)
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects, Row, open_unchanging, refuse_other_kinds, rows
+from meditune.data.readers.user_files import cell
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl, parse_json, read_text
+from meditune.text import sentences
+
+CORRECT, STATEMENTS, QUESTION_TYPE = "correct", "statements", "question_type"
+LETTERS = ("A", "B", "C", "D")
+MMLU_SUBJECTS = (
+    *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics"),
+    "professional_medicine",
+)
+"""The medical subjects of MMLU, as in MultiMedQA (Singhal et al. 2023, https://doi.org/10.1038/s41586-023-06291-2)"""
+MOST_STATEMENTS = 12
+"""Number of sentences of a reference answer that are used as statements"""
+Make = Callable[[Mapping[str, Any], str], Example | str]
+"""(row, its number or the publisher's id as text) -> an example, or the reason for rejecting the row"""
+
+
+def table_rows(path: Path, suite: str, rejects: Rejects) -> Iterator[Row]:
+    """Yield the rows of a file; one ending in .json may hold JSON Lines, a list, or an object with a list of questions.
+
+    Raises DataError if the file can't be read.
+    """
+    if path.suffix.lower() != ".json":
+        yield from rows(path, suite, rejects)
+        return
+    with open_unchanging(path):
+        refuse_other_kinds(path)
+        text = read_text(path)
+        if len([line for line in text.splitlines() if line.strip().startswith("{") and line.strip().endswith("}")]) > 1:
+            for number, row in numbered_jsonl(path):
+                yield f"{path}:{number}", row
+            return
+        value = parse_json(text, path)
+        found = value.get("questions", [value]) if isinstance(value, dict) else value
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise DataError(f"{path}: expected a list of questions. Copy the publisher's file again.")
+        for number, row in enumerate(found, start=1):
+            yield f"{path}, item {number}", row
+
+
+def examples_of(suite: str, found: Iterable[Row], make: Make, rejects: Rejects) -> list[Example]:
+    """Return the examples that `make` returns for the rows; other rows and repeated ids go to `rejects`."""
+    examples: dict[str, Example] = {}
+    for number, (where, row) in enumerate(found, start=1):
+        problem = problem_in_text(row)
+        made = problem or make(row, str(number))
+        if isinstance(made, Example) and made.id in examples:
+            made = "duplicate id"
+        if isinstance(made, Example):
+            examples[made.id] = made
+        else:
+            rejects.add(suite, where, made, row)
+    return list(examples.values())
+
+
+def with_choices(
+    suite: str,
+    identifier: str,
+    question: object,
+    choices: Sequence[object],
+    correct: int | None,
+    subject: str = "",
+    **meta: Any,
+) -> Example | str:
+    """Return a multiple-choice question; the reason if it isn't complete. Texts are kept as published, unstripped."""
+    if not isinstance(question, str) or not question.strip():
+        return "no question"
+    texts = [choice for choice in choices if isinstance(choice, str) and choice.strip()]
+    if len(texts) != len(choices) or len(texts) < 2:
+        return "a choice without text"
+    if len(texts) > len(LETTERS):
+        return "more than four choices"
+    if correct is None or not 0 <= correct < len(texts):
+        return "no correct choice"
+    subjects = {EXAM_SUBJECT: [subject]} if subject else {}
+    return Example(
+        id=f"{suite}:{identifier}",
+        source=suite,
+        question=question,
+        answer=texts[correct],
+        group=identifier,
+        meta={CHOICES: texts, CORRECT: correct} | subjects | {key: value for key, value in meta.items() if value},
+    )
+
+
+def _options(row: Mapping[str, Any]) -> list[object]:
+    """Return the texts of an object {A: ..., B: ...} or a list of texts."""
+    options = row.get("options") or row.get("choices") or []
+    return [options[key] for key in sorted(options)] if isinstance(options, Mapping) else list(options)
+
+
+def _place(letter: object) -> int | None:
+    return LETTERS.index(letter) if letter in LETTERS else None
+
+
+def medqa(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of `phrases_no_exclude_test.jsonl`, or of the hub's `GBaker/MedQA-USMLE-4-options-hf`."""
+    if "sent1" in row:
+        label = row.get("label")
+        choices = [row.get(f"ending{index}") for index in range(4)]
+        return with_choices("medqa", str(row.get("id") or number), row["sent1"], choices, _integer(label))
+    step = cell(row.get("meta_info"))
+    return with_choices("medqa", number, row.get("question"), _options(row), _place(row.get("answer_idx")), step)
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def medmcqa_rows(found: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows with `cop`, the position of the correct option, counted from 0.
+
+    The publisher's files count from 1, the hub's from 0. A file without any 0 is counted from 1. Raises DataError if a
+    file contains both 0 and 4.
+    """
+    every = list(found)
+    places = {row["cop"] for _, row in every if _integer(row.get("cop")) is not None}
+    if {0, 4} <= places:
+        raise DataError(f"{every[0][0]}: `cop` has both 0 and 4. Use files of one publisher, not a mixture.")
+    first = 0 if 0 in places or (places and every[0][0].split(":")[0].endswith("parquet")) else 1
+    for where, row in every:
+        place = _integer(row.get("cop"))
+        yield where, row | ({} if place is None else {"cop": place - first})
+
+
+def medmcqa(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of `dev.json`, whose `cop` is counted from 0, or one with `options` and `answer`."""
+    identifier = cell(row.get("id")) or number
+    subject = cell(row.get("subject_name")) or cell(row.get("subject"))
+    kind = {QUESTION_TYPE: [cell(row.get("choice_type"))]} if cell(row.get("choice_type")) else {}
+    if "opa" in row:
+        choices: list[object] = [row.get(key) for key in ("opa", "opb", "opc", "opd")]
+        return with_choices(
+            "medmcqa", identifier, row.get("question"), choices, _integer(row.get("cop")), subject, **kind
+        )
+    correct = _place(row.get("answer"))
+    return with_choices("medmcqa", identifier, row.get("question"), _options(row), correct, subject, **kind)
+
+
+def mmlu_csv_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of the publisher's `SUBJECT_test.csv`: question, four choices and a letter, without a header."""
+    import csv
+
+    subject = re.sub(r"_test$", "", path.stem)
+    with open_unchanging(path), path.open(encoding="utf-8-sig", newline="") as stream:
+        refuse_other_kinds(path)
+        for number, fields in enumerate(csv.reader(stream), start=1):
+            if len(fields) != 6:
+                raise DataError(f"{path}:{number}: expected question, four choices and a letter, found {len(fields)}.")
+            row = {"subject": subject, "question": fields[0], "choices": fields[1:5], "answer": fields[5].strip()}
+            yield f"{path}:{number}", row | {"id": f"{subject}-{number - 1:03}"}
+
+
+def mmlu(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of MMLU in one of its medical subjects."""
+    subject = cell(row.get("subject"))
+    if subject not in MMLU_SUBJECTS:
+        return "not a medical subject"
+    answer = row.get("answer")
+    correct = _place(answer) if isinstance(answer, str) else _integer(answer)
+    identifier = cell(row.get("id")) or f"{subject}-{number}"
+    return with_choices("mmlu-medical", identifier, row.get("question"), _options(row), correct, subject)
+
+
+def read_pubmedqa(path: Path, rejects: Rejects) -> list[Example]:
+    """Return PubMedQA's 500 official test items, from the publisher's files.
+
+    Raises DataError if the official test set can't be determined.
+    """
+    every = list(pubmedqa.read(path, rejects))
+    file = path / pubmedqa.GROUND_TRUTH if path.is_dir() else path.parent / pubmedqa.GROUND_TRUTH
+    ids = list(pubmedqa.ground_truth(file)) if file.is_file() else None
+    return official_pubmedqa(every, ids)
+
+
+def official_pubmedqa(every: Iterable[Example], ids: Collection[str] | None = None) -> list[Example]:
+    """Return PubMedQA's official test items, with their choices. Raises DataError as `official_split` does."""
+    return [decided(example, DECISIONS) for example in pubmedqa.official_split(every, ids)[1]]
+
+
+def decided(example: Example, choices: Sequence[Decision]) -> Example:
+    """Return a question that is decided by one of the words in `choices`."""
+    assert example.decision, f"{example.id} has no decision"
+    correct = choices.index(example.decision)
+    return example.model_copy(update={"meta": example.meta | {CHOICES: list(choices), CORRECT: correct}})
+
+
+def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a yes/no question of a BioASQ file, with its snippets as context."""
+    if row.get("type") != "yesno":
+        return "not a yes/no question"
+    answer = row.get("exact_answer")
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    word = cell(answer).lower()
+    question = cell(row.get("body"))
+    snippets = [cell(each.get("text")) for each in row.get("snippets") or [] if isinstance(each, Mapping)]
+    ideal = row.get("ideal_answer")
+    if not question or word not in DECISIONS[:2]:
+        return "no question" if not question else "the exact answer is neither yes nor no"
+    identifier = cell(row.get("id")) or number
+    example = Example(
+        id=f"bioasq-yesno:{identifier}",
+        source="bioasq-yesno",
+        question=question,
+        context=tuple(Passage(text=text) for text in dict.fromkeys(snippets) if text),
+        answer=cell(ideal[0] if isinstance(ideal, list) and ideal else ideal),
+        decision="yes" if word == "yes" else "no",
+        group=identifier,
+    )
+    return decided(example, DECISIONS[:2])
+
+
+def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of MedHallu, or of JSON Lines with the columns in lower case: a true and a hallucinated answer."""
+    values = {" ".join(key.casefold().replace("_", " ").split()): value for key, value in row.items()}
+    knowledge = values.get("knowledge") or values.get("contexts")
+    texts = [knowledge] if isinstance(knowledge, str) else _texts(knowledge)
+    pmid = cell(values.get("pmid"))
+    kinds = {"difficulty": cell(values.get("difficulty level")) or cell(values.get("difficulty"))}
+    kinds["category"] = cell(values.get("category of hallucination")) or cell(values.get("category"))
+    meta: dict[str, Any] = {QUESTION_TYPE: [f"{key}: {value}" for key, value in kinds.items() if value], "pmid": pmid}
+    answers = [cell(values.get("ground truth")), cell(values.get("hallucinated answer"))]
+    found = with_choices("medhallu", pmid or number, values.get("question"), answers, 0, **meta)
+    if isinstance(found, str) or not any(texts):
+        return found if isinstance(found, str) else "no knowledge"
+    return found.model_copy(update={"context": tuple(Passage(text=text) for text in texts if text)})
+
+
+def _statement(text: str, **facts: Any) -> dict[str, Any]:
+    return {"text": text} | facts
+
+
+def k_qa(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of K-QA's `questions_w_answers.jsonl`."""
+    question = cell(row.get("Question"))
+    must, nice = (_texts(row.get(key)) for key in ("Must_have", "Nice_to_have"))
+    if not question or not must:
+        return "no question" if not question else "no must-have statement"
+    statements = [_statement(text, kind="must") for text in must] + [_statement(text, kind="nice") for text in nice]
+    return _open("k-qa", number, question, cell(row.get("Free_form_answer")), statements)
+
+
+def _texts(value: object) -> list[str]:
+    return [text for each in value if (text := cell(each))] if isinstance(value, Sequence) else []
+
+
+def _open(
+    suite: str,
+    identifier: str,
+    question: str,
+    answer: str,
+    statements: list[dict[str, Any]],
+    **meta: Any,
+) -> Example:
+    return Example(
+        id=f"{suite}:{identifier}",
+        source=suite,
+        question=question,
+        answer=answer,
+        group=identifier,
+        meta={STATEMENTS: statements} | meta,
+    )
+
+
+def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of MedicationQA's table; each sentence of the reference answer is a statement."""
+    by_name = {" ".join(key.casefold().split()): cell(value) for key, value in row.items() if isinstance(key, str)}
+    question, answer = by_name.get("question", ""), by_name.get("answer", "")
+    if not question or not answer:
+        return "no question" if not question else "no answer"
+    kind = by_name.get("question type", "")
+    statements = [_statement(text, kind="must") for text in sentences(answer)[:MOST_STATEMENTS]]
+    meta = {QUESTION_TYPE: [kind]} if kind else {}
+    return _open("medicationqa", number, question, answer, statements, focus=by_name.get("focus (drug)"), **meta)
+
+
+def healthbench(row: Mapping[str, Any], number: str) -> Example | str:
+    """Return a row of HealthBench, a conversation that ends with the user's message."""
+    prompt, rubrics = row.get("prompt"), row.get("rubrics")
+    if not isinstance(prompt, list) or not prompt or not isinstance(rubrics, list):
+        return "no prompt or no rubrics"
+    turns = conversation(prompt)
+    if not turns:
+        return "the last message isn't the user's, or a message has another role than system, user or assistant"
+    statements = [
+        _statement(cell(each.get("criterion")), points=float(each["points"]))
+        for each in rubrics
+        if isinstance(each, Mapping) and cell(each.get("criterion")) and isinstance(each.get("points"), int | float)
+    ]
+    if not any(each["points"] > 0 for each in statements):
+        return "no criterion with points"
+    tags = [tag for tag in _texts(row.get("example_tags")) if tag.startswith("theme:")]
+    identifier = cell(row.get("prompt_id")) or number
+    meta = {QUESTION_TYPE: [tag.removeprefix("theme:") for tag in tags]} if tags else {}
+    example = _open("healthbench", identifier, turns[-1].text, "", statements, **meta)
+    return example.model_copy(update={"turns": tuple(turns[:-1]) or None})
+
+
+def conversation(messages: Sequence[object]) -> list[Turn]:
+    """Return the messages of a conversation that ends with the user's; empty if they aren't one."""
+    turns = []
+    for each in messages:
+        if not isinstance(each, Mapping) or each.get("role") not in get_args(Role) or not cell(each.get("content")):
+            return []
+        turns.append(Turn(role=each["role"], text=cell(each["content"])))
+    return turns if turns and turns[-1].role == "user" else []
+
+
+def k_qa_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a row of K-QA's `NLI_medical_annotator.csv`: the physicians' majority on an answer and a statement."""
+    word = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}.get(cell(row.get("majority_label")).lower())
+    values = {key: cell(row.get(column)) for key, column in _LABEL_COLUMNS.items()}
+    return values | {"turns": [], "label": word} if word and all(values.values()) else None
+
+
+_LABEL_COLUMNS = {"question": "Question", "answer": "answer", "statement": "claim"}
+
+
+def healthbench_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a row of HealthBench's meta evaluation: the physicians' majority on an answer and a criterion."""
+    prompt, labels = row.get("prompt"), row.get("binary_labels")
+    statement, answer = cell(row.get("rubric")), cell(row.get("completion"))
+    if not isinstance(prompt, list) or not isinstance(labels, list) or not (labels and statement and answer):
+        return None
+    turns, met = conversation(prompt), sum(label is True for label in labels)
+    if not turns or 2 * met == len(labels):
+        return None
+    earlier = [turn.model_dump() for turn in turns[:-1]]
+    label = "yes" if 2 * met > len(labels) else "no"
+    return {"question": turns[-1].text, "turns": earlier, "answer": answer, "statement": statement, "label": label}
