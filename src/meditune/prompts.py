@@ -13,18 +13,25 @@ A format may have a second cue for long answers, which asks for plain language (
 two tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes" where the
 explanation should begin, and its explanations get worse (docs/experiments). The text after a cue starts with a space
 and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model learns to stop.
+
+A conversation has its earlier turns before the last question, each reply after its cue. In the chat format
+(`prompt.format: chat`), the same texts are the messages of the model's own chat template (chat_template.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from meditune.chat_template import ChatTemplate, TemplateError, within
 from meditune.config.data_options import PromptFormat, Task
-from meditune.data.example import DECISIONS, LABELS, Example, Label, Passage
+from meditune.data.example import DECISIONS, LABELS, Example, Label, Passage, Turn
 from meditune.data.retrieved_passages import RANKS, count, with_best
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
@@ -85,12 +92,58 @@ def prompt_text(
 def chat_messages(
     form: PromptFormat, example: Example, task: Task, system: str = CHAT_SYSTEM, target: str = ""
 ) -> list[dict[str, str]]:
-    """Return the prompt as chat messages: the system message, the prompt's text, and, for training, the target."""
+    """Return the prompt as chat messages: the system message, the prompt's text, and, for training, the target.
+
+    A conversation has its own messages, and its own system message if there is one.
+    """
     messages = [
         {"role": "system", "content": f"{system} {QUOTED}" if form.quoted and QUOTED not in system else system},
         {"role": "user", "content": prompt_text(form, example.question, example.context, task, example.style)},
     ]
+    if example.turns is not None:
+        own = template_messages(form, example, task)
+        messages = own if own[0]["role"] == "system" else [messages[0], *own]
     return [*messages, {"role": "assistant", "content": target}] if target else messages
+
+
+def template_messages(form: PromptFormat, example: Example, task: Task) -> list[dict[str, str]]:
+    """Return the prompt as messages for the model's own chat template, up to the last message of the user.
+
+    That message holds the question alone, or the context, the question and the cue for decisions or plain words.
+    """
+    text = prompt_text(form, example.question, example.context, task, example.style)
+    if task == "answer" and text.endswith(f"\n{form.answer_cue}"):
+        bare = not example.context
+        text = example.question if bare else text.removesuffix(f"\n{form.answer_cue}")
+    earlier = [{"role": turn.role, "content": turn.text} for turn in example.turns or ()]
+    return [*earlier, {"role": "user", "content": text}]
+
+
+def conversation_text(
+    form: PromptFormat,
+    turns: Sequence[Turn],
+    question: str,
+    context: tuple[Passage, ...] = (),
+    style: str | None = "plain",
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the plain prompt for the reply to a question after earlier turns, and the places of earlier replies.
+
+    System messages are context. Each earlier message of the user is a question with its cue, followed by its reply. A
+    place is the (first, last) position of a reply's characters, from the space before it on.
+    """
+    system = tuple(Passage(text=turn.text.strip()) for turn in turns if turn.role == "system")
+    last = prompt_text(form, question, (*system, *context), "answer", style)
+    begin = len(last) - len(prompt_text(form, question, (), "answer", style))
+    text, places, asked = last[:begin], [], False
+    for turn in turns:
+        if turn.role == "user":
+            text += ("\n" if asked else "") + prompt_text(form, turn.text.strip(), (), "answer", style)
+            asked = True
+        elif turn.role == "assistant" and asked:
+            reply = f" {turn.text.strip()}"
+            places.append((len(text), len(text) + len(reply)))
+            text += reply
+    return text + ("\n" if asked else "") + last[begin:], places
 
 
 def decision_in(text: str) -> str | None:
@@ -137,6 +190,10 @@ class Encoded:
     """Whether the answer was too long and was cut (then it has no end token)."""
     left_out: int = 0
     """Retrieved passages that were left out for lack of room."""
+    earlier: tuple[int, ...] = ()
+    """Indices in `prompt` of the tokens of earlier assistant turns, which training teaches, too."""
+    dropped_turns: int = 0
+    """Earlier turns of a conversation that were left out for lack of room."""
     choices: tuple[int, ...] = ()
     """The token ids among which the single target of a claim is chosen; no other tokens compete with it."""
 
@@ -152,14 +209,17 @@ class Encoder:
     its end; `context_head` reserves a share of the room for the first sentences, which state the question. Retrieved
     passages are left out whole, the lowest ranked first, until only the best is left. The answer is shortened only if
     the question and the answer alone don't fit. The decision prompt is fitted without regard to the long answer, so
-    nothing about that answer can leak into it.
+    nothing about that answer can leak into it. A conversation loses its earliest turns, each question with its reply;
+    its system message is kept whole.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
+        """Raise ModelError if the tokenizer has no end token, or no chat template although the format is chat."""
         if tokenizer.eos_token_id is None:
             raise ModelError("The tokenizer has no end-of-sequence token, so the model could never learn to stop.")
         self.tokenizer = tokenizer
         self.format = prompt_format
+        self.template = ChatTemplate(tokenizer, prompt_format.thinking) if prompt_format.is_chat else None
         self._lengths: dict[str, int] = {}
 
     def prompt(self, example: Example, task: Task) -> Encoded:
@@ -175,6 +235,56 @@ class Encoder:
             raise DataError(f"{example.id} has no {task} to train on or to evaluate against.")
         return self.alternatives(example, task, [text])[0]
 
+    def trained(self, example: Example, task: Task) -> list[Encoded]:
+        """Return what training teaches: as `supervised`, with all assistant turns of a conversation.
+
+        The earlier turns are in `Encoded.earlier`. Where they can't be marked in one prompt, each turn becomes an item
+        of its own, with the same id. In the chat format, the template's own generation markers decide if it has any.
+        Raises DataError like `supervised`.
+        """
+        last = self.supervised(example, task)
+        if task != "answer" or last.dropped_sentences or last.left_out:
+            return [last]
+        fitted = example if example.turns is None else without_first_turns(example, last.dropped_turns)
+        if self.template and self.template.has_markers and not last.answer_cut:
+            return [self._as_marked(fitted, last)]
+        if not any(turn.role == "assistant" for turn in fitted.turns or ()):
+            return [last]
+        earlier = self._earlier(fitted)
+        if earlier is not None:
+            return [replace(last, earlier=tuple(earlier))]
+        assert fitted.turns is not None, "it has turns"
+        places = [number for number, turn in enumerate(fitted.turns) if turn.role == "assistant"]
+        return [*(self.supervised(_up_to(fitted, place), task) for place in places), last]
+
+    def _earlier(self, example: Example) -> list[int] | None:
+        """Return the indices of earlier assistant turns in the conversation's prompt; None if they can't be found."""
+        if self.template:
+            with _named(example):
+                return self.template.earlier_turns(template_messages(self.format, example, "answer"))
+        text, places = conversation_text(
+            self.format, example.turns or (), example.question, example.context, example.style
+        )
+        return within(self.tokenizer, text, places, split_special_tokens=True)
+
+    def _as_marked(self, example: Example, last: Encoded) -> Encoded:
+        """Return the item with the targets that the template's generation markers enclose."""
+        assert self.template is not None, "only a chat template has markers"
+        answer = {"role": "assistant", "content": example.answer.strip()}
+        with _named(example):
+            ids, places = self.template.marked([*template_messages(self.format, example, "answer"), answer])
+        if not places or places[-1] < len(last.prompt):
+            raise DataError(
+                f"{example.id}: the generation markers of the model's chat template enclose no token of the last "
+                "assistant turn. Fix the template, or set prompt.format to plain."
+            )
+        taught = set(places)
+        begin = next(place for place in reversed(places) if place - 1 not in taught)
+        # What a template writes after the end-of-turn token, such as a line break, may not fit any more.
+        end = min(places[-1] + 1, self.format.max_tokens)
+        earlier = tuple(place for place in places if place < begin)
+        return replace(last, prompt=ids[:begin], target=ids[begin:end], earlier=earlier)
+
     def _claim(self, example: Example) -> Encoded:
         if not example.label:
             raise DataError(f"{example.id} has no label to train on or to evaluate against.")
@@ -185,9 +295,33 @@ class Encoder:
 
     def alternatives(self, example: Example, task: Task, texts: Sequence[str]) -> list[Encoded]:
         """Return each text as a target after the same prompt, which leaves room for the longest text."""
-        targets = [[*self.tokenize(f" {text.strip()}"), self.tokenizer.eos_token_id] for text in texts]
+        targets = [self._target(example, task, text.strip()) for text in texts]
         reserve = max(self.format.answer_room, *map(len, targets))
         return [self._fit(example, task, target, reserve) for target in targets]
+
+    def _target(self, example: Example, task: Task, text: str) -> list[int]:
+        """Return the tokens of an answer with its end token."""
+        if self.template:
+            answer = {"role": "assistant", "content": text}
+            with _named(example):
+                target = self.template.answered([*template_messages(self.format, example, task), answer])[1]
+            return target if task == "answer" else target[len(self._lead) :]
+        return [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Return the tokens of a text that continues the prompt for a decision, without an end token."""
+        if self.template:
+            return self.template.answer_ids(text)[len(self._lead) :]
+        return self.tokenize(f" {text}")
+
+    @cached_property
+    def _lead(self) -> list[int]:
+        """What a chat template writes before every decision, such as an empty thought; it belongs to the prompt."""
+        if not self.template:
+            return []
+        written = [self.template.answer_ids(label) for label in DECISIONS]
+        same = takewhile(lambda column: len(set(column)) == 1, zip(*written, strict=False))
+        return [column[0] for column in same]
 
     def continuations(self, identifier: str, prompt: str, texts: Sequence[str]) -> list[Encoded]:
         """Return each text, without an end token, after a prompt of any form, with the ids ID/0, ID/1 and so on."""
@@ -199,7 +333,7 @@ class Encoder:
 
     def label_ids(self) -> dict[str, int]:
         """Return the first token of each decision word. Raises ModelError if two words share it."""
-        first: dict[str, int] = {label: self.tokenize(f" {label}")[0] for label in DECISIONS}
+        first: dict[str, int] = {label: self.answer_ids(label)[0] for label in DECISIONS}
         if len(set(first.values())) < len(first):
             raise ModelError(f"With this tokenizer, two of {', '.join(DECISIONS)} begin with the same token.")
         return first
@@ -232,6 +366,7 @@ class Encoder:
     def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:
         room = self.format.max_tokens - reserve
         example, left_out = self._with_room(example, task, room)
+        example, turns = self._with_last_turns(example, task, room)
         prompt, dropped = self._shortened(example, task, room)
         left = self.format.max_tokens - len(prompt)
         if left < min(8, max(len(target), 1)):
@@ -240,25 +375,42 @@ class Encoder:
                 "Raise prompt.max_tokens, or leave this example out."
             )
         cut = len(target) > left
-        return Encoded(example.id, task, prompt, target[:left], dropped, cut, left_out)
+        return Encoded(example.id, task, prompt, target[:left], dropped, cut, left_out, dropped_turns=turns)
 
     def _with_room(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
         """Return the example without the retrieved passages that don't fit, and their number."""
         if RANKS not in example.meta:
             return example, 0
         fitted, total = example, count(example)
-        while count(fitted) > 1 and len(self._start(self._text(fitted, task))) > room:
+        while count(fitted) > 1 and len(self.prompt_ids(fitted, task)) > room:
             fitted = with_best(fitted, count(fitted) - 1)
         return fitted, total - count(fitted)
 
-    def _text(self, example: Example, task: Task) -> str:
-        return prompt_text(self.format, example.question, example.context, task, example.style)
+    def _with_last_turns(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
+        """Return the conversation without the earliest turns that don't fit, and their number."""
+        dropped, fitted = 0, example
+        while fitted.turns and fitted.turns[-1].role == "assistant" and len(self.prompt_ids(fitted, task)) > room:
+            dropped += 2
+            fitted = without_first_turns(example, dropped)
+        return fitted, dropped
+
+    def prompt_ids(self, example: Example, task: Task) -> list[int]:
+        """Return the tokens of the whole prompt, however long it is."""
+        if self.template:
+            with _named(example):
+                prompt = self.template.prompt(template_messages(self.format, example, task))
+            return prompt if task == "answer" else [*prompt, *self._lead]
+        if example.turns and task == "answer":
+            return self._start(
+                conversation_text(self.format, example.turns, example.question, example.context, example.style)[0]
+            )
+        return self._start(prompt_text(self.format, example.question, example.context, task, example.style))
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
         """Return the prompt, in at most `room` tokens if dropping sentences allows it, and the number dropped."""
 
         def start(context: tuple[Passage, ...]) -> list[int]:
-            return self._start(prompt_text(self.format, example.question, context, task, example.style))
+            return self.prompt_ids(example.model_copy(update={"context": context}), task)
 
         prompt = start(example.context)
         excess = len(prompt) - room
@@ -282,6 +434,29 @@ class Encoder:
         if text not in self._lengths:
             self._lengths[text] = len(self.tokenize(f" {text}"))
         return self._lengths[text]
+
+
+@contextmanager
+def _named(example: Example) -> Iterator[None]:
+    """Add the example's id to an error of the chat template."""
+    try:
+        yield
+    except TemplateError as error:
+        raise TemplateError(f"{example.id}: {error}") from error
+
+
+def without_first_turns(example: Example, count: int) -> Example:
+    """Return a conversation without the first `count` turns after its system message."""
+    turns = example.turns or ()
+    begin = 1 if turns and turns[0].role == "system" else 0
+    return example.model_copy(update={"turns": (*turns[:begin], *turns[begin + count :])}) if count else example
+
+
+def _up_to(example: Example, place: int) -> Example:
+    """Return the beginning of a conversation whose last reply is the turn at `place`."""
+    turns = example.turns or ()
+    update = {"turns": turns[: place - 1], "question": turns[place - 1].text, "answer": turns[place].text}
+    return example.model_copy(update=update)
 
 
 def _leading(lengths: list[int], room: float) -> int:

@@ -75,13 +75,13 @@ class AnswerInProgress:
     _lead: str = ""
     _shown: list[str] = field(default_factory=list)
 
-    def without_model(self, found: Triage) -> Iterator[Event]:
+    def without_model(self, triaged: Triage) -> Iterator[Event]:
         """Yield the events of an answer that needs no model: urgent help, or a refusal."""
-        urgent = found.action == "urgent"
+        urgent = triaged.action == "urgent"
         self.outcome = "escalated" if urgent else "declined"
-        self.refused = "" if urgent else found.text
-        yield self.add_notice(Notice("urgent" if urgent else "refusal", found.text, found.title))
-        yield self._text(found.text)
+        self.refused = "" if urgent else triaged.text
+        yield self.add_notice(Notice("urgent" if urgent else "refusal", triaged.text, triaged.title))
+        yield self._text(triaged.text)
 
     def add_notice(self, notice: Notice) -> Notice:
         """Record a notice, and return it."""
@@ -114,10 +114,10 @@ class AnswerInProgress:
             self._lap("first_sentence")
             yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
-    def add_lead(self, found: Triage) -> Iterator[Event]:
+    def add_lead(self, triaged: Triage) -> Iterator[Event]:
         """Yield the events before a bounded answer, such as one about a dose."""
-        yield self.add_notice(Notice("limit", found.text, found.title))
-        self._lead = f"{found.text}\n\n"
+        yield self.add_notice(Notice("limit", triaged.text, triaged.title))
+        self._lead = f"{triaged.text}\n\n"
         yield self._text(self._lead)
 
     def refuse(self, reason: str) -> Notice:
@@ -358,23 +358,23 @@ class Assistant:
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
-        found: Triage | None = None,
+        triaged: Triage | None = None,
     ) -> Iterator[Event]:
         """Yield events, the last of which is the answer.
 
-        `history` holds earlier questions with their answers, oldest first; `found` is the result of `judge`, if already
-        known. Only sentences that passed the checks are shown. If too few sentences are supported at the end, the
-        answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or too long.
+        `history` holds earlier questions with their answers, oldest first; `triaged` is the result of `judge`, if
+        already known. Only sentences that passed the checks are shown. If too few sentences are supported at the end,
+        the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or too long.
         """
         if not question.strip():
             raise DataError("There is no question.")
         progress = AnswerInProgress(question, style)
-        found = found or self.judge(question, [earlier for earlier, _ in history])
-        progress.safety = {"action": found.action, "kind": found.kind}
-        if found.action in ("urgent", "decline"):
-            yield from progress.without_model(found)
+        triaged = triaged or self.judge(question, [earlier for earlier, _ in history])
+        progress.safety = {"action": triaged.action, "kind": triaged.kind}
+        if triaged.action in ("urgent", "decline"):
+            yield from progress.without_model(triaged)
         else:
-            yield from self._answer(progress, found, k, sources, max_new_tokens, cancelled)
+            yield from self._answer(progress, triaged, k, sources, max_new_tokens, cancelled)
         yield progress.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
@@ -387,31 +387,31 @@ class Assistant:
     def _answer(
         self,
         progress: AnswerInProgress,
-        found: Triage,
+        triaged: Triage,
         k: int | None,
         sources: Sequence[str] | None,
         max_new_tokens: int | None,
         cancelled: Callable[[], bool],
     ) -> Iterator[Event]:
-        question, style = found.question, progress.style
-        for text in found.remarks:
+        question, style = triaged.question, progress.style
+        for text in triaged.remarks:
             yield progress.add_notice(Notice("remark", text))
         with span("retrieve") as trace_span:
             retrieved = self._retrieve(question, style, k, sources)
             trace_span.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
         yield progress.add_retrieved(retrieved, self.settings.on_this_machine)
-        if found.action == "bound":
-            yield from progress.add_lead(found)
+        if triaged.action == "bound":
+            yield from progress.add_lead(triaged)
         if retrieved and retrieved.refusal:
             yield progress.refuse(retrieved.refusal)
             return
         texts = [each.shown for each in retrieved.passages] if retrieved else []
         # Only a model that was tuned to decide in this format makes decisions.
-        if retrieved and found.action == "answer" and self.writer.tuned and asks_yes_or_no(question):
+        if retrieved and triaged.action == "answer" and self.writer.tuned and asks_yes_or_no(question):
             logits = self.writer.decide(question, texts)
             progress.decision = decide(logits, self.settings.correction) if logits else None
         limit = min(max_new_tokens or self.settings.max_new_tokens, self.writer.context_tokens - self._room)
-        checker = SentenceChecker(retrieved.passages if retrieved else None, found.no_amounts, self._judge)
+        checker = SentenceChecker(retrieved.passages if retrieved else None, triaged.no_amounts, self._judge)
         prompt_tokens, chunks = self.writer.start(question, texts, style, limit, cancelled)
         progress.tokens["prompt"] += prompt_tokens
         for chunk in chunks:

@@ -118,16 +118,16 @@ def readable_part(message: str) -> str:
     return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_shortened(message) else message
 
 
-def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
+def windows(clauses: list[Clause], words: int) -> Iterator[list[Clause]]:
     """Yield the longest runs of clauses that begin within `words` words; no run is inside another."""
     last = -1
-    for first, clause in enumerate(found):
+    for first, clause in enumerate(clauses):
         end = first
-        while end + 1 < len(found) and found[end + 1].place - clause.place < words:
+        while end + 1 < len(clauses) and clauses[end + 1].place - clause.place < words:
             end += 1
         if end > last:
             last = end
-            yield found[first : end + 1]
+            yield clauses[first : end + 1]
 
 
 @cache
@@ -146,7 +146,7 @@ def _question() -> re.Pattern[str]:
     return re.compile(rf"^(?:(?:{_alternatives('before_asking')})\s+)*(?:{_alternatives('asking')})\b(?! not\b)")
 
 
-def _pieces(part: str, spelled: Callable[[str], str], study: bool, mourning: bool) -> Iterator[tuple[str, bool]]:
+def _pieces(part: str, spelled: Callable[[str], str], study: bool, bereaved: bool) -> Iterator[tuple[str, bool]]:
     """Yield the words between possible breaks, and whether they describe something that is happening."""
     long_ago = False
     for piece in _BREAK.split(_HISTORY.sub(r"\n\g<0>\n", part)):
@@ -157,7 +157,7 @@ def _pieces(part: str, spelled: Callable[[str], str], study: bool, mourning: boo
         still = _NOW.search(words) or phrase_pattern("present").search(words)
         long_ago = _past(words) or bool(long_ago and _THEN.search(words) and not still)
         studied = study and not (_OWN.match(piece) and not phrase_pattern("study").search(piece))
-        yield words, not (studied or long_ago or _over(words, mourning))
+        yield words, not (studied or long_ago or _over(words, bereaved))
 
 
 def _general(sentence: str) -> bool:
@@ -176,7 +176,7 @@ def _past(clause: str) -> bool:
     return bool(phrase_pattern("past").search(clause)) and not phrase_pattern("present").search(clause)
 
 
-def _over(clause: str, mourning: bool) -> bool:
+def _over(clause: str, bereaved: bool) -> bool:
     if phrase_pattern("present").search(clause) or phrase_pattern("of_oneself").search(clause):
         return False
-    return bool(phrase_pattern("over").search(clause)) or (mourning and not phrase_pattern("living").search(clause))
+    return bool(phrase_pattern("over").search(clause)) or (bereaved and not phrase_pattern("living").search(clause))

@@ -9,7 +9,7 @@ from meditune.assistant.writers import Writer
 from meditune.errors import DataError
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.retrieve.context_packing import Chooser, PackedPassage, pack
-from meditune.retrieve.hybrid_search import Found
+from meditune.retrieve.hybrid_search import SearchResult
 from meditune.retrieve.index import Index
 
 PASSAGES = 5
@@ -36,7 +36,7 @@ class Retriever:
 
     index: Index
     writer: Writer
-    room: int
+    max_tokens: int
     """The maximum number of tokens of a prompt"""
     nearest: float | None = None
     """The minimum cosine similarity of the nearest passage; None: the value measured for the embedding model"""
@@ -56,16 +56,16 @@ class Retriever:
         refuse_restricted(self.index, sources, self.writer.third_party)
         searched = self.index.search(question, 3 * k if choose else k, sources=sources)
         found = replace(searched, hits=tuple(choose(searched.hits, k))) if choose else searched
-        if self.writer.count(question, ()) >= self.room:
+        if self.writer.count(question, ()) >= self.max_tokens:
             raise DataError(
-                f"The question is too long: with its passages, it must fit into {self.room} tokens. Shorten it."
+                f"The question is too long: with its passages, it must fit into {self.max_tokens} tokens. Shorten it."
             )
         packing = pack(
             found.hits,
             self.writer.form,
             self.writer.special_tokens,
             lambda texts: self.writer.count(question, texts),
-            self.room,
+            self.max_tokens,
         )
         remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
         return Retrieved(packing.passages, self._refusal(searched, packing.passages), remarks)
@@ -79,12 +79,12 @@ class Retriever:
             "are withheld only if the passages don't support them, not if the passages are far from the question.",
         )
 
-    def _refusal(self, found: Found, passages: Sequence[PackedPassage]) -> str:
+    def _refusal(self, result: SearchResult, passages: Sequence[PackedPassage]) -> str:
         if not passages:
             return "I can't answer this from the index: no relevant passages were found. Try asking in other words."
         least = NEAREST.get(self.index.encoder.identity.space, -1.0) if self.nearest is None else self.nearest
         # A passage without a cosine isn't among the nearest in vector search, so it is further away than those.
-        nearest = max((hit.meaning for hit in found.hits if hit.meaning is not None), default=-1.0)
+        nearest = max((hit.meaning for hit in result.hits if hit.meaning is not None), default=-1.0)
         if nearest < least:
             return (
                 "I can't answer this from the index: the passages found are too far from the question to base an "

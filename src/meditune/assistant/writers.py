@@ -19,7 +19,7 @@ from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 from meditune.errors import DataError, ModelError
 from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
 from meditune.observability import span
-from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, prompt_text
+from meditune.prompts import Encoder, QuestionTooLongError, chat_messages
 
 Chunks = Generator[GenerationChunk, None, None]
 POLL_S = 0.05
@@ -79,7 +79,7 @@ class EngineWriter:
 
     def decide(self, question: str, texts: Sequence[str]) -> Mapping[str, float] | None:
         """See Writer. Only the first text is used: more texts make decisions worse and slower (docs/experiments)."""
-        labels = [self._encoder.tokenize(f" {name}") for name in DECISIONS]
+        labels = [self._encoder.answer_ids(name) for name in DECISIONS]
         try:
             prompt = self._encoder.prompt(_example(question, texts[:1]), "decision").prompt
             scored = self.engine.score(prompt, labels)
@@ -94,11 +94,7 @@ class EngineWriter:
         self.engine.close()
 
     def _prompt(self, question: str, texts: Sequence[str], style: Style) -> list[int]:
-        text = prompt_text(self.form, question, _context(texts), "answer", style)
-        ids: list[int] = self.engine.tokenizer(text, split_special_tokens=True)["input_ids"]
-        while ids and ids[-1] == self.engine.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return ids
+        return self._encoder.prompt_ids(_example(question, texts, style), "answer")
 
     def _generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Chunks:
         chunks: queue.Queue[GenerationChunk] = queue.Queue()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, write_jsonl
@@ -27,6 +27,8 @@ LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
 """Keys in a claim's meta: its label, and the labels that its source uses, if it doesn't use all of LABELS"""
 ANSWERED_QUESTION = "answered_question"
 """Key in a claim's meta: the question that the claim answers; the leakage checks compare it with other questions"""
+CHOICES, EXAM_SUBJECT = "choices", "exam_subject"
+"""Keys in the meta of a multiple-choice question: the texts of its choices, and its subject"""
 STYLE = "meditune_style"
 """Key in an example's meta; columns of users are unlikely to have this name"""
 
@@ -41,10 +43,23 @@ class Passage(BaseModel):
     """The name of its section in the source ("RESULTS"), or empty"""
 
 
-class Example(BaseModel):
-    """A question with its context, answer, decision and metadata; or a claim with its evidence and label.
+Role = Literal["system", "user", "assistant"]
 
-    A claim is in `question` and its evidence in `context`.
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    text: str
+
+
+class Example(BaseModel):
+    """A question with its context, answer, decision and metadata; or a claim; or a conversation.
+
+    A claim is in `question` and its evidence in `context`. The last message of the user in a conversation is in
+    `question`, the assistant's reply to it in `answer`, and all messages before them in `turns`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +76,22 @@ class Example(BaseModel):
     """Examples of a group stay in one split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID"""
     meta: dict[str, Any] = Field(default_factory=dict)
     """URL, licence, question type, focus, year, further reference answers (`references`) and the like."""
+    turns: tuple[Turn, ...] | None = None
+    """Earlier messages of a conversation: a system message if there is one, then user and assistant in turns; None if
+    the example isn't a conversation"""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_turns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `turns` out of the records of examples that aren't conversations."""
+        row: dict[str, Any] = handler(self)
+        if self.turns is None:
+            row.pop("turns", None)
+        return row
+
+    @property
+    def user_text(self) -> str:
+        """Return everything that the user writes: the question, after the user's earlier messages if there are any."""
+        return "\n".join([*(turn.text for turn in self.turns or () if turn.role == "user"), self.question])
 
     @property
     def style(self) -> str | None:
@@ -218,8 +249,8 @@ _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"),
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
 
 
-def _any_of(listed: str, ending: str = "") -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(listed.split())}){ending}", re.IGNORECASE)
+def _any_of(words: str, suffix: str = "") -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(words.split())}){suffix}", re.IGNORECASE)
 
 
 _SUBJECT_WORDS = {name: _any_of(listed) for name, listed in _SUBJECTS.items()}
@@ -272,6 +303,7 @@ TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "source": lambda example: {example.source},
     "question type": _question_type,
     "subject": _subject,
+    "exam subject": lambda example: set(texts(example.meta.get(EXAM_SUBJECT))),
     "year": _year,
     "reference decision": lambda example: {example.decision} if example.decision else set(),
     "mention": _mention,

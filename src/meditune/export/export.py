@@ -138,9 +138,7 @@ def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def _facts(
-    folder: Path, kind: ExportFormat, made_from: dict[str, Any], to: str, tools: dict[str, str]
-) -> dict[str, Any]:
+def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, tools: dict[str, str]) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -157,7 +155,7 @@ def _facts(
         "weights": kind.weights,
         "stop_tokens": stop_tokens(folder),
         "context_tokens": most,
-        "made_from": made_from,
+        "made_from": inputs,
         "tools": tools | {"torch": torch.__version__, "transformers": transformers.__version__},
         "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
         "drift": None,

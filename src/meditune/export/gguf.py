@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from meditune.chat_template import ChatTemplate, TemplateError
 from meditune.config.data_options import PromptFormat
 from meditune.engines.exported_model import stop_tokens
 from meditune.engines.tokenizer import PlainTokenizer
@@ -256,26 +257,52 @@ def write_ollama(source: Path, folder: Path) -> dict[str, str]:
     tokenizer = PlainTokenizer(source)
     stops = [tokenizer.convert_ids_to_tokens(token) for token in stop_tokens(source)]
     context = read_json(source / "config.json")["max_position_embeddings"]
-    (folder / FILE_NAME).write_text(modelfile(form, stops, context), encoding="utf-8")
+    template = chat_modelfile_template(tokenizer, form) if form.is_chat else None
+    (folder / FILE_NAME).write_text(modelfile(form, stops, context, template), encoding="utf-8")
     return tools
 
 
-def modelfile(form: PromptFormat, stops: list[str], context: int) -> str:
+def chat_modelfile_template(tokenizer: PlainTokenizer, form: PromptFormat) -> str:
+    """Return the model's chat template in Ollama's template language.
+
+    A BOS token that llama.cpp adds itself is left out. Raises ModelError if the template can't be written in that
+    language.
+    """
+    try:
+        part = ChatTemplate(tokenizer, form.thinking).parts()
+    except TemplateError as error:
+        raise ModelError(f"{error} Export the model to gguf: that file holds the template as it is.") from error
+    if any("{{" in text for text in part.values()):
+        raise ModelError("The chat template contains {{, which has a special meaning in a Modelfile.")
+    bos = tokenizer.bos_token or "" if tokenizer("")["input_ids"] else ""
+    part |= {name: part[name].removeprefix(bos) for name in ("start", "system_start") if name in part}
+    begin = part["start"]
+    if "system_start" in part:
+        system = f"{part['system_start']}{{{{ .System }}}}{part['system_end']}"
+        begin = f"{{{{ if .System }}}}{system}{{{{ else }}}}{begin}{{{{ end }}}}"
+    user = f'{{{{ if eq .Role "user" }}}}{part["user_start"]}{{{{ .Content }}}}{part["user_end"]}'
+    reply = f"{part['assistant_start']}{{{{ .Content }}}}{part['assistant_end']}{{{{ end }}}}"
+    reply = f'{{{{ else if eq .Role "assistant" }}}}{reply}'
+    return f"{begin}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
+
+
+def modelfile(form: PromptFormat, stops: list[str], context: int, chat_template: str | None = None) -> str:
     """Return the Modelfile's text; raise ModelError if the prompt format contains Ollama's own syntax.
 
-    Ollama's template is made from the prompt format, so a question reaches the model as in training. The tuned model
-    never saw a system message, so SYSTEM holds the limits for people (`ollama show`), not for the model. Source:
+    Ollama's template is made from the prompt format, so a question reaches the model as in training. A model tuned in
+    the plain format never saw a system message, so SYSTEM holds the limits for people (`ollama show`), not for the
+    model; with a `chat_template`, the model would read it, so the README alone names them. Source:
     github.com/ollama/ollama, docs/modelfile.md.
     """
     cue = form.plain_cue or form.answer_cue
-    template = f"{form.question_cue} {{{{ .Prompt }}}}\n{cue}"
-    if QUOTES in template or "{{" in form.question_cue + cue:
+    template = chat_template or f"{form.question_cue} {{{{ .Prompt }}}}\n{cue}"
+    if QUOTES in template or (chat_template is None and "{{" in form.question_cue + cue):
         raise ModelError('The prompt format contains """ or {{, which have a special meaning in a Modelfile.')
     return "\n".join(
         [
             f"FROM ./{NAME}",
             f"TEMPLATE {QUOTES}{template}{QUOTES}",
-            f"SYSTEM {QUOTES}{LIMITS}{QUOTES}",
+            *([] if chat_template else [f"SYSTEM {QUOTES}{LIMITS}{QUOTES}"]),
             *(f'PARAMETER stop "{stop}"' for stop in stops),
             f"PARAMETER num_ctx {context}",
             "PARAMETER temperature 0",

@@ -53,7 +53,7 @@ class ModelUpload:
         )
 
 
-def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
+def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
     """Return the upload of a finished run whose merged model exists already.
 
     Raises DataError if it may not be uploaded: restricted rows, personal identifiers that were left in the text, or

@@ -55,27 +55,27 @@ NOTEWORTHY = 0.01
 """Share of zeros above which a base counts as pruned"""
 
 
-def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
+def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any]:
     """Merge the adapter of a run or a folder into its base, and write the model to `folder` atomically.
 
-    Returns the content of merged.json. With `keep_zeros`, weights that are zero in a pruned base are zero afterwards.
-    An existing result isn't made again. Raises ModelError if there is nothing to merge or it can't be merged, and
-    MedituneError if `folder` holds something else.
+    Returns the content of merged.json. With `keep_sparsity`, weights that are zero in a pruned base are zero
+    afterwards. An existing result isn't made again. Raises ModelError if there is nothing to merge or it can't be
+    merged, and MedituneError if `folder` holds something else.
     """
     adapter = _adapter(name)
-    made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_zeros}
+    made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_sparsity}
     if is_result_of(folder, MERGED, made_from):
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
 
-    merged = merging.merge(adapter, keep_zeros)
+    merged = merging.merge(adapter, keep_sparsity)
     facts = {
         "made_from": made_from,
         "base": public_name(split_revision(base_of(adapter))[0]),
         "adapter": read_json(adapter / ADAPTER_FILE).get("peft_type"),
         "trained_on": trained_on(adapter),
         "dtype": str(merged.dtype).removeprefix("torch."),
-        "zeros_in_layers": {"base": merged.zeros[0], "merged": merged.zeros[1]},
+        "zeros_in_layers": {"base": merged.sparsities[0], "merged": merged.sparsities[1]},
         "parameters": sum(parameter.numel() for parameter in merged.model.parameters()),
     }
     form = load_format(adapter)
@@ -111,7 +111,7 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     elif before > NOTEWORTHY:
         sentences.append(
             f"{100 * before:.0f} % of the weights in the base's linear layers are zero, in the merged model "
-            f"{100 * after:.0f} %, because an adapter fills zeros. --keep-zeros sets them to zero again."
+            f"{100 * after:.0f} %, because an adapter fills zeros. --keep-sparsity sets them to zero again."
         )
     return sentences
 

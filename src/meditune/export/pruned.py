@@ -33,8 +33,8 @@ DENSE = (
     "as without, so zeros alone make the model neither faster nor smaller."
 )
 FILLED = (
-    "Tuning fills the zeros, because LoRA updates and full fine-tuning are dense. `meditune merge --keep-zeros` sets "
-    "those weights to zero again."
+    "Tuning fills the zeros, because LoRA updates and full fine-tuning are dense. `meditune merge --keep-sparsity` "
+    "sets those weights to zero again."
 )
 
 
@@ -145,11 +145,11 @@ def _whole_model(name: str) -> str:
     return place
 
 
-def _load(place: str, dtype: str) -> LoadedModel:
+def _load(folder: str, dtype: str) -> LoadedModel:
     import torch
 
     spec: dict[str, Any] = {"dtype": str(_computed_in(getattr(torch, dtype))).removeprefix("torch.")}
-    return load(place, ModelSpec(base=place, **spec))
+    return load(folder, ModelSpec(base=folder, **spec))
 
 
 def _computed_in(dtype: Any) -> Any:
@@ -221,7 +221,7 @@ def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]
     return {"removed_layers": removed, "block_influence": influence}
 
 
-def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -> dict[str, Any]:
+def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, label: str) -> dict[str, Any]:
     """Return the perplexity of each text, size, and speed."""
     import math
 
@@ -231,7 +231,7 @@ def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -
 
     perplexity = {}
     for name, rows in texts.measured.items():
-        scores = score(loaded, rows, batch_tokens, f"{name[0].upper()}{name[1:]}, {when}").answers.values()
+        scores = score(loaded, rows, batch_tokens, f"{name[0].upper()}{name[1:]}, {label}").answers.values()
         perplexity[name] = math.exp(sum(each.nll for each in scores) / sum(each.tokens for each in scores))
     weights = list(loaded.model.parameters())
     return {
@@ -253,10 +253,10 @@ def _logits(model: Any, texts: Texts) -> Any:
         return model.eval()(input_ids=ids, use_cache=False).logits[0].float()
 
 
-def _check_same(expected: Any, found: Any, name: str) -> None:
+def _check_same(expected: Any, actual: Any, name: str) -> None:
     import torch
 
-    if not torch.allclose(expected, found, atol=1e-3, rtol=1e-3):
+    if not torch.allclose(expected, actual, atol=1e-3, rtol=1e-3):
         raise ModelError(
             f"{name}: the pruned model gives different outputs after it is saved and loaded again, because its "
             "architecture depends on its layers in a way that Meditune doesn't support. Nothing was kept. Zeroing "

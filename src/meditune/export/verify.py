@@ -111,7 +111,7 @@ class ModelOutput:
     decisions: list[str]
     prompts: list[list[int]]
     """The prompts as tokenized by this model's tokenizer"""
-    written: list[list[int]]
+    generated: list[list[int]]
     """The tokens that it generates for the first items"""
 
 
@@ -168,15 +168,15 @@ class Check:
 def _perplexity(original: Engine, output: ModelOutput) -> float:
     """Return the perplexity of the generated text under the original."""
     total, count = 0.0, 0
-    for prompt, text in zip(output.prompts, output.written, strict=True):
+    for prompt, text in zip(output.prompts, output.generated, strict=True):
         total -= sum(one.logprob for one in original.score(prompt, [text])[0])
         count += len(text)
     return math.exp(total / count) if count else math.inf
 
 
-def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
+def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
     """Return the greedy continuation of each prompt, as tokens; re-raise errors of generation."""
-    found = dict(generate_all(engine, [GenerationRequest(prompt, more) for prompt in prompts]))
+    found = dict(generate_all(engine, [GenerationRequest(prompt, max_new_tokens) for prompt in prompts]))
     return [found[number].tokens for number in range(len(prompts))]
 
 

@@ -271,9 +271,9 @@ class _Lora(torch.autograd.Function):
         return wide.view(*x.shape[:-1], wide.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         adapter_input, weight, a, b, thin = ctx.saved_tensors
-        slope = above[0].reshape(-1, above[0].shape[-1])
+        slope = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         through = (slope @ b) * ctx.scale
         down = down_seen = None
         if ctx.needs_input_grad[0]:

@@ -308,7 +308,7 @@ class ApiModel:
         if not key:
             raise ModelError(
                 f"{self.title} needs a key, and the environment variable {variable} isn't set. Set it to the key, or "
-                "name another variable with --set model.api.key_variable=NAME (null if the API needs no key)."
+                "name another variable with --set {self.spec.KEY}.key_variable=NAME (null if the API needs no key)."
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ModelError(f"The value of {variable} isn't a key: it contains spaces or non-ASCII characters.")

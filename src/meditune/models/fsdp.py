@@ -59,12 +59,12 @@ def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_weights(model: Any, only_trained: bool) -> dict[str, Any]:
+def whole_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
     """Return a sharded model's full weights by name, in main memory of the first process; empty in the others.
 
     All processes must call this. Only one layer at a time is gathered on a GPU.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=only_trained)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
     return get_model_state_dict(model, options=options)

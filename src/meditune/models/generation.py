@@ -149,26 +149,26 @@ class NotFiniteError(ArithmeticError):
 
 
 class GreedyDecoder:
-    """A greedy decoder of many prompts, at most `at_once` at a time, longest first.
+    """A greedy decoder of many prompts, at most `batch_size` at a time, longest first.
 
-    With `once`, no sequence of this many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304);
-    sequences of the prompt may be repeated.
+    With `no_repeat`, no sequence of this many tokens is written twice in one text (Paulus et al. 2017,
+    arXiv:1705.04304); sequences of the prompt may be repeated.
     """
 
     def __init__(
         self,
         model: Any,
         prompts: Sequence[list[int]],
-        more: int,
+        max_new_tokens: int,
         end: int | None,
         pad: int,
-        at_once: int,
-        once: int | None = None,
+        batch_size: int,
+        no_repeat: int | None = None,
     ) -> None:
-        self.prompts, self.more, self.end, self.once = prompts, more, end, once
+        self.prompts, self.max_new_tokens, self.end, self.no_repeat = prompts, max_new_tokens, end, no_repeat
         self.waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        self.at_once = min(at_once, len(prompts))
-        self.decoder = Decoder(model, pad, self.at_once)
+        self.batch_size = min(batch_size, len(prompts))
+        self.decoder = Decoder(model, pad, self.batch_size)
         self.written: list[tuple[int, list[int]]] = []
         """For each text in the decoder, the prompt's number and the generated tokens"""
 
@@ -186,13 +186,13 @@ class GreedyDecoder:
 
     def _has_room(self) -> bool:
         """Return whether enough slots are free that reading new prompts is worth a forward pass."""
-        free = self.at_once - len(self.written)
+        free = self.batch_size - len(self.written)
         if not free or not self.written or free >= len(self.waiting):
             return bool(free)
         return free * len(self.prompts[self.waiting[-1]]) >= READ_TOKENS // 2
 
     def _read(self) -> None:
-        free = self.at_once - len(self.written)
+        free = self.batch_size - len(self.written)
         fitting = max(1, READ_TOKENS // len(self.prompts[self.waiting[-1]]))
         chosen = [self.waiting.pop() for _ in range(min(free, fitting, len(self.waiting)))]
         first = len(self.written)
@@ -201,9 +201,9 @@ class GreedyDecoder:
 
     def _add(self, logits: torch.Tensor, first: int) -> None:
         """Append the most likely token of each row of logits to the texts in the slots from `first`."""
-        if self.once:
+        if self.no_repeat:
             for row, (_, written) in zip(logits, self.written[first:], strict=True):
-                row[_repeated_next(written, self.once)] = -torch.inf
+                row[_repeated_next(written, self.no_repeat)] = -torch.inf
         highest, tokens = logits.max(dim=-1)
         for slot, (sound, token) in enumerate(zip(highest.isfinite().tolist(), tokens.tolist(), strict=True), first):
             index, written = self.written[slot]
@@ -216,7 +216,7 @@ class GreedyDecoder:
         for slot in reversed(range(len(self.written))):
             index, tokens = self.written[slot]
             ended = tokens[-1] == self.end
-            if not ended and len(tokens) < self.more:
+            if not ended and len(tokens) < self.max_new_tokens:
                 continue
             self.decoder.drop(slot)
             self.written[slot] = self.written[-1]
@@ -224,13 +224,13 @@ class GreedyDecoder:
             yield index, tokens[:-1] if ended else tokens
 
 
-def _repeated_next(written: list[int], length: int) -> list[int]:
+def _repeated_next(tokens: list[int], length: int) -> list[int]:
     """Return the tokens that would repeat an earlier sequence of this length if they came next."""
-    last = written[len(written) - length + 1 :]
+    last = tokens[len(tokens) - length + 1 :]
     return [
-        written[place + length - 1]
-        for place in range(len(written) - length + 1)
-        if written[place : place + length - 1] == last
+        tokens[place + length - 1]
+        for place in range(len(tokens) - length + 1)
+        if tokens[place : place + length - 1] == last
     ]
 
 
@@ -258,12 +258,12 @@ def cached_tokens(model: Any) -> int:
     return min(BATCH_TOKENS, free // 2 // token_bytes(model.config, weight.element_size()))
 
 
-def batch_size(longest: int, more: int, model: Any = None) -> int:
-    """Return how many prompts of at most `longest` tokens to continue at once by up to `more` tokens.
+def batch_size(longest: int, max_new_tokens: int, model: Any = None) -> int:
+    """Return how many prompts of at most `longest` tokens to continue at once by up to `max_new_tokens` tokens.
 
     If `model` is given, the free memory also limits the number.
     """
-    return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + more))
+    return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + max_new_tokens))
 
 
 def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,11 +278,12 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, t
 
 
 def sample_texts(
-    loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temperature: float = 1.0
+    loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0
 ) -> list[list[int]]:
-    """Return up to `more` sampled tokens after each prompt, at least one before the end token, which is included.
+    """Return up to `max_new_tokens` sampled tokens after each prompt, at least one before the end token.
 
-    The full distribution is sampled. The result depends on torch's global seed and on the other prompts of the batch.
+    The end token is included. The full distribution is sampled. The result depends on torch's global seed and on
+    the other prompts of the batch.
     """
     from transformers import GenerationConfig
 
@@ -293,7 +294,7 @@ def sample_texts(
         temperature=temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=more,
+        max_new_tokens=max_new_tokens,
         begin_suppress_tokens=[end],
         eos_token_id=end,
         pad_token_id=loaded.pad_id,

@@ -31,16 +31,16 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 @contextmanager
-def inference(model: Any, few_rows: bool = False) -> Iterator[None]:
+def inference(model: Any, small_batches: bool = False) -> Iterator[None]:
     """Disable gradients and use the faster product in the model's linear layers, inside the block.
 
-    `few_rows` means that most products have few rows, as in decoding: weights are then converted to oneDNN's layout
-    once and not for every product. That doubles their memory, so it isn't done for large models.
+    `small_batches` means that most products have few rows, as in decoding: weights are then converted to oneDNN's
+    layout once and not for every product. That doubles their memory, so it isn't done for large models.
     """
     with torch.inference_mode(), ExitStack() as afterwards:
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
         sizes = {id(module.weight): module.weight.nbytes for module in linear}
-        packed = few_rows and sum(sizes.values()) <= MAX_PACKED
+        packed = small_batches and sum(sizes.values()) <= MAX_PACKED
         for module in linear:
             if packed and can_pack(module.weight):
                 weight = torch.ops.mkldnn._reorder_linear_weight(module.weight, ROWS)
@@ -73,13 +73,13 @@ def takes_onednn(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
-def tokens_at_once(model: Any, most: int) -> int:
-    """Return the best number of tokens for one forward pass: `most`, or half of it in FP32 on a CPU.
+def tokens_at_once(model: Any, max_tokens: int) -> int:
+    """Return the best number of tokens for one forward pass: `max_tokens`, or half of it in FP32 on a CPU.
 
     There, pieces of 1,024 tokens are a fifth slower than pieces of 512, because their memory is freed and allocated
     again.
     """
-    return max(most // 2, 1) if takes_onednn(next(model.parameters())) else most
+    return max(max_tokens // 2, 1) if takes_onednn(next(model.parameters())) else max_tokens
 
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,14 +88,14 @@ def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     return product
 
 
-def matmuls(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return many @ others.transpose(1, 2) by the faster product.
+def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left @ right.transpose(1, 2) by the faster product.
 
     The shapes are (N, rows, size) and (N, columns, size) to (N, rows, columns).
     """
-    if torch.is_grad_enabled() or not takes_onednn(many) or many.shape[1] < FEW or not mkl_is_slow():
-        return torch.bmm(many, others.transpose(1, 2))
-    return torch.stack([matmul(rows, other) for rows, other in zip(many, others.contiguous(), strict=True)])
+    if torch.is_grad_enabled() or not takes_onednn(left) or left.shape[1] < FEW or not mkl_is_slow():
+        return torch.bmm(left, right.transpose(1, 2))
+    return torch.stack([matmul(rows, other) for rows, other in zip(left, right.contiguous(), strict=True)])
 
 
 NAME = "meditune_grouped"

@@ -188,12 +188,12 @@ class Int8Bert:
             states = layer.output_norm(states + layer.output(layer.intermediate(states, after="gelu")))
         return states
 
-    def _attention(self, qkv: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def _attention(self, qkv: torch.Tensor, length_counts: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return the attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
         width = self.size // self.heads
         output = torch.empty(len(qkv), self.size)
         start = 0
-        for length, count in alike:
+        for length, count in length_counts:
             end = start + length * count
             queries, keys, values = (
                 part.reshape(count * self.heads, length, width)

@@ -29,7 +29,7 @@ class KVCache:
 
     def __init__(self, count: int) -> None:
         self.count, self.length = count, 0
-        self.kept: Pairs = []
+        self.layers: Pairs = []
 
     def reading(self, slots: Sequence[int], before: Pairs) -> Any:
         """Return a cache for a forward pass over whole texts, stored in these slots after the tokens `before`."""
@@ -40,7 +40,7 @@ class KVCache:
                 values = torch.cat([before[layer][1], values], dim=2)
             self.grow(keys.shape[2])
             self._layer(layer, keys)
-            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
+            for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
                 for slot, row in zip(slots, new, strict=True):
                     buffer[slot, :, : row.shape[1]] = row
             return keys, values
@@ -56,10 +56,10 @@ class KVCache:
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
             self._layer(layer, keys)
-            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
+            for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
                 for slot, (row, start, length) in enumerate(zip(new, starts, lengths, strict=True), first):
                     buffer[slot, :, start : start + length] = row[:, :length]
-            return tuple(buffer[first : first + len(starts)] for buffer in self.kept[layer])
+            return tuple(buffer[first : first + len(starts)] for buffer in self.layers[layer])
 
         return _cache(update)
 
@@ -71,28 +71,28 @@ class KVCache:
         rows = torch.arange(len(places), device=places.device)
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
-            for buffer, new in zip(self.kept[layer], (keys, values), strict=True):
+            for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
                 buffer[rows, :, places] = new[:, :, 0]
-            return tuple(buffer[: len(places)] for buffer in self.kept[layer])
+            return tuple(buffer[: len(places)] for buffer in self.layers[layer])
 
         return _cache(update)
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot over another."""
-        for pair in self.kept:
+        for pair in self.layers:
             for buffer in pair:
                 buffer[target] = buffer[source]
 
     def copied(self, slot: int, tokens: int) -> Pairs:
         """Return a copy of a slot's first keys and values, (key heads, tokens, size)."""
-        return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.kept]
+        return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.layers]
 
     def put(self, slot: int, pairs: Pairs) -> None:
         """Write copied keys and values to the beginning of a slot."""
         self.grow(pairs[0][0].shape[1], slot + 1)
         for layer, pair in enumerate(pairs):
             self._layer(layer, pair[0])
-            for buffer, given in zip(self.kept[layer], pair, strict=True):
+            for buffer, given in zip(self.layers[layer], pair, strict=True):
                 buffer[slot, :, : given.shape[1]] = given
 
     def grow(self, tokens: int, texts: int = 0) -> None:
@@ -101,19 +101,19 @@ class KVCache:
             return
         self.length = max(self.length, -(-tokens // STEP) * STEP)
         self.count = self.count if texts <= self.count else max(texts, 2 * self.count)
-        for layer, pair in enumerate(self.kept):
+        for layer, pair in enumerate(self.layers):
             larger = tuple(map(self._room, pair))
             for new, old in zip(larger, pair, strict=True):
                 new[: old.shape[0], :, : old.shape[2]] = old
-            self.kept[layer] = (larger[0], larger[1])
+            self.layers[layer] = (larger[0], larger[1])
 
     def clear(self) -> None:
         """Free the memory; no slot may be in use."""
-        self.kept, self.count, self.length = [], 1, 0
+        self.layers, self.count, self.length = [], 1, 0
 
     def _layer(self, layer: int, like: torch.Tensor) -> None:
-        if layer == len(self.kept):
-            self.kept.append((self._room(like), self._room(like)))
+        if layer == len(self.layers):
+            self.layers.append((self._room(like), self._room(like)))
 
     def _room(self, like: torch.Tensor) -> torch.Tensor:
         # Masked values are still multiplied by zero, so they must be finite.
@@ -134,14 +134,14 @@ WORTH = 16
 
 
 class PrefixCache:
-    """A cache of texts' keys and values, at most `room` bytes; the least recently used texts are dropped first.
+    """A cache of texts' keys and values, at most `max_bytes` bytes; the least recently used texts are dropped first.
 
     A model's keys and values of a prefix don't depend on what follows. So a text that shares a prefix with a cached one
     (a system prompt, a source, a conversation) is only read from where it differs.
     """
 
-    def __init__(self, room: int = BYTES) -> None:
-        self.room, self.held = room, 0
+    def __init__(self, max_bytes: int = BYTES) -> None:
+        self.max_bytes, self.size_bytes = max_bytes, 0
         self._texts: dict[tuple[int, ...], tuple[np.ndarray, Pairs]] = {}
         """In order of use, the least recently used first"""
 
@@ -171,18 +171,18 @@ class PrefixCache:
         """Cache a text's keys and values, which replace those of its own prefixes, unless they exceed the room."""
         ids = np.asarray(text)
         size = _bytes(pairs)
-        if size > self.room:
+        if size > self.max_bytes:
             return
         for tokens, (others, _) in list(self._texts.items()):
             if shared_prefix(ids, others) == len(others):
                 self._forget(tokens)
-        while self.held + size > self.room:
+        while self.size_bytes + size > self.max_bytes:
             self._forget(next(iter(self._texts)))
         self._texts[tuple(text)] = (ids, pairs)
-        self.held += size
+        self.size_bytes += size
 
     def _forget(self, tokens: tuple[int, ...]) -> None:
-        self.held -= _bytes(self._texts.pop(tokens)[1])
+        self.size_bytes -= _bytes(self._texts.pop(tokens)[1])
 
 
 def shared_prefix(first: np.ndarray, second: np.ndarray) -> int:

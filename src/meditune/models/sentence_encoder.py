@@ -165,7 +165,7 @@ class SentenceModel:
         with ExitStack() as stack:
             # Packing the weights takes longer than encoding a few texts, and a server's threads mustn't do it at once.
             many = len(texts) > FEW_TEXTS
-            stack.enter_context(inference(self.model, few_rows=True) if many else torch.inference_mode())
+            stack.enter_context(inference(self.model, small_batches=True) if many else torch.inference_mode())
             progress = stack.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
             for indices in by_length(rows, BATCH_TOKENS):
                 chosen = [rows[index] for index in indices]

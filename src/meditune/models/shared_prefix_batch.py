@@ -63,14 +63,31 @@ def join(encoded: Sequence[Encoded]) -> Row:
     return row
 
 
-def with_prompt(row: Row) -> Row:
-    """Return the row with the tokens of the common start as additional targets, which belong to PROMPT."""
-    common = row.branch.count(0)
+def with_earlier_turns(row: Row) -> Row:
+    """Return the row of a conversation with the earlier assistant turns as additional targets, before the others.
+
+    A row of several items is unchanged, because each of them has targets of its own.
+    """
+    earlier = row.encoded[0].earlier
+    if not earlier or len(row.encoded) > 1:
+        return row
     return replace(
         row,
-        predicted_by=[*row.predicted_by, *range(common - 1)],
-        targets=[*row.targets, *row.tokens[1:common]],
-        of=[*row.of, *[PROMPT] * (common - 1)],
+        predicted_by=[*(place - 1 for place in earlier), *row.predicted_by],
+        targets=[*(row.tokens[place] for place in earlier), *row.targets],
+        of=[*[0] * len(earlier), *row.of],
+    )
+
+
+def with_prompt(row: Row) -> Row:
+    """Return the row with the tokens of the common start as additional targets, which belong to PROMPT."""
+    common, taught = row.branch.count(0), set(row.predicted_by)
+    places = [place for place in range(common - 1) if place not in taught]
+    return replace(
+        row,
+        predicted_by=[*row.predicted_by, *places],
+        targets=[*row.targets, *(row.tokens[place + 1] for place in places)],
+        of=[*row.of, *[PROMPT] * len(places)],
     )
 
 

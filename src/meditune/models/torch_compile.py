@@ -41,7 +41,7 @@ def is_worthwhile(model: Any, tokens: int) -> bool:
     return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= PAYS_FROM
 
 
-def why_not(model: Any) -> str | None:
+def unsupported_reason(model: Any) -> str | None:
     """Return why this model's layers can't be compiled here, as a sentence; None if they can."""
     from meditune.models.forward import virtual_tokens
     from meditune.models.fsdp import is_sharded

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from meditune.config.training_options import TrainSpec
 from meditune.data import retrieved_passages
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.models.shared_prefix_batch import PROMPT, Row, rows_of, with_prompt
+from meditune.models.shared_prefix_batch import PROMPT, Row, join, rows_of, with_earlier_turns, with_prompt
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 
@@ -77,7 +78,7 @@ class TokenWeights:
         for row in rows:
             for item in row.encoded:
                 eased = 1 - spec.end_weight if _ends(item) else 0.0
-                tokens[item.task] += (len(item.target) - eased) * often[item.id]
+                tokens[item.task] += (len(item.target) + len(item.earlier) - eased) * often[item.id]
         share = spec.decision_share
         self.by_task = {"decision": 1.0, "answer": 1.0, "claim": 1.0}
         if share is not None and tokens["decision"] and tokens["answer"]:
@@ -149,7 +150,7 @@ class TokenFacts:
     supervised_tokens: int
     longest: int
     shortened: int
-    """Examples whose context lost sentences."""
+    """Examples whose context lost sentences, or whose conversation lost its earliest turns."""
     cut: int
     """Answers that end early; their end token isn't trained on."""
     dropped: int
@@ -161,24 +162,32 @@ def encode(
 ) -> tuple[list[Row], TokenFacts]:
     """Return rows in the order of `examples`, one for each that teaches at least one task, and counts.
 
-    With `prompts`, the prompts are trained on, too. Raises DataError if nothing is left to train on.
+    A conversation teaches all its assistant turns, in several rows if they don't fit into one. With `prompts`, the
+    prompts are trained on, too. Raises DataError if nothing is left to train on.
     """
     encoded: list[Encoded] = []
     dropped = 0
     for example in examples:
         try:
-            encodings = [encoder.supervised(example, task) for task in supported_tasks(example, tasks)]
+            encodings = [item for task in supported_tasks(example, tasks) for item in encoder.trained(example, task)]
         except QuestionTooLongError:
             encodings = []
         dropped += not encodings
         encoded += encodings
-    rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
+    rows = [with_earlier_turns(part) for row in rows_of(encoded) for part in _fitting(row, encoder.format.max_tokens)]
+    rows = [with_prompt(row) if prompts else row for row in rows]
     if not rows:
         raise DataError(
             f"None of the {len(examples)} training examples has {task_names(tasks)} that fits into "
             f"prompt.max_tokens={encoder.format.max_tokens}."
         )
     return rows, token_facts(rows, dropped)
+
+
+def _fitting(row: Row, max_tokens: int) -> list[Row]:
+    """Return the row, or a row for each reply of a conversation whose replies together are longer than `max_tokens`."""
+    replies_only = len(row.encoded) > 1 and all(item.task == "answer" for item in row.encoded)
+    return [join([item]) for item in row.encoded] if replies_only and len(row) > max_tokens else [row]
 
 
 def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
@@ -188,7 +197,7 @@ def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
         tokens=sum(len(row) for row in rows),
         supervised_tokens=sum(len(row.targets) for row in rows),
         longest=max(len(row) for row in rows),
-        shortened=sum(any(item.dropped_sentences for item in row.encoded) for row in rows),
+        shortened=sum(any(item.dropped_sentences or item.dropped_turns for item in row.encoded) for row in rows),
         cut=sum(item.answer_cut for row in rows for item in row.encoded),
         dropped=dropped,
     )
@@ -206,12 +215,22 @@ def marked(row: Row, tokenizer: Any) -> str:
     """Return the row's texts with the supervised parts between guillemets, for people to check before training."""
     parts = []
     for item in row.encoded:
-        prompt = tokenizer.decode(item.prompt)
+        prompt = _marked_prompt(item, tokenizer)
         if PROMPT in row.of:
             learnt, cue = tokenizer.decode(row.tokens[: row.branch.count(0)]), item.prompt[row.branch.count(0) :]
             prompt = f"«{learnt}»{tokenizer.decode(cue)}"
         parts.append(f"{prompt}«{tokenizer.decode(item.target)}»")
     return "\n---\n".join(parts)
+
+
+def _marked_prompt(item: Encoded, tokenizer: Any) -> str:
+    """Return the prompt's text with earlier assistant turns between guillemets."""
+    taught = set(item.earlier)
+    text = ""
+    for is_taught, group in groupby(range(len(item.prompt)), key=taught.__contains__):
+        piece = tokenizer.decode([item.prompt[place] for place in group])
+        text += f"«{piece}»" if is_taught else piece
+    return text
 
 
 def check_masks(rows: Sequence[Row]) -> None:

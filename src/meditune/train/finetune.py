@@ -89,7 +89,7 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[]
         return False
     from torch._dynamo.exc import TorchDynamoException
 
-    reason = torch_compile.why_not(model)
+    reason = torch_compile.unsupported_reason(model)
     if reason is None:
         print("Compiling the layers (train.compile). This takes up to a minute the first time.", file=sys.stderr)
         with ExitStack() as tried:
@@ -207,7 +207,7 @@ def save_model(
     """
     from meditune.train.model_card import model_card
 
-    weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
+    weights = whole_weights(model, trainable_only=is_adapter(model)) if is_sharded(model) else None
     if distributed.is_first():
         base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
         if base and base.is_dir():
@@ -332,6 +332,7 @@ def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: Lo
         f"{tokens.dropped} {planned.unit} left out.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
         f"{len(planned.steps)} steps, {planned.tokens:,} tokens in total.",
+        *([template.described()] if (template := loaded.encoder(recipe.prompt).template) else []),
         planned.row_introduction,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
         *planned.lines(loaded.tokenizer),

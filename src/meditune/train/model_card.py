@@ -104,6 +104,13 @@ def _carried(entry: BaseModel | None) -> str:
 def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
     """Return Python code that asks the model in FOLDER without Meditune; the strategy `full` means a whole model."""
     question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.plain_cue or form.answer_cue}"
+    prompt = [f'prompt = tokenizer("{question}", return_tensors="pt")']
+    if form.is_chat:
+        prompt = [
+            'messages = [{"role": "user", "content": "Does exercise help people with back pain?"}]',
+            'settings = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}',
+            "prompt = tokenizer.apply_chat_template(messages, **settings)",
+        ]
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
     loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
     if strategy == "full":
@@ -126,7 +133,7 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
         "",
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
         f'model = {loader}.from_pretrained("FOLDER")',
-        f'prompt = tokenizer("{question}", return_tensors="pt")',
+        *prompt,
         *answer,
         "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
         "```",

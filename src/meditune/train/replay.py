@@ -236,13 +236,13 @@ def can_rehearse(examples: list[Example], splits: Splits, seed: int) -> list[Exa
     """Return shuffled examples that aren't trained on and share no group or question with dev or test items."""
     held = [*splits.dev, *splits.test]
     groups = {(example.source, example.group) for example in held}
-    questions = {question_key(example.question) for example in held}
+    questions = {question_key(example.user_text) for example in held}
     trained = {example.id for example in splits.train}
     free = [
         example
         for example in examples
         if (example.source, example.group) not in groups
-        and question_key(example.question) not in questions
+        and question_key(example.user_text) not in questions
         and example.id not in trained
     ]
     random.Random(f"{seed}/medical").shuffle(free)

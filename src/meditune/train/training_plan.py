@@ -21,7 +21,7 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError
 from meditune.files import full_disk_message, read_json, replace_folder, sha256, write_json
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
-from meditune.models.load import LoadedModel, load, locate
+from meditune.models.load import LoadedModel, load, locate, prompt_for
 from meditune.models.merging import is_virtual
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
@@ -101,8 +101,12 @@ def base_records(name: str) -> list[Record]:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raise ModelError if the base is a tuned model that can't be tuned further, or not with this prompt."""
+    """Raise ModelError if the base is a tuned model that can't be tuned further, or not with this prompt.
+
+    Also raises it if the prompt's format is chat and the base has no chat template.
+    """
     name, place = recipe.model.base, Path(locate(recipe.model.reference))
+    prompt_for(recipe.prompt, recipe.model.reference, ())
     if (place / ADAPTER_FILE).is_file():
         if is_virtual(place):
             raise ModelError(
@@ -116,6 +120,8 @@ def check_start(recipe: Recipe) -> None:
             )
     form = load_format(place) if place.is_dir() else None
     asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
+    if form and recipe.prompt.format:  # without a format, the base's own is used (prompt_for)
+        asked["format"] = form.format or "plain"
     # A cue that the base never learnt may be added.
     differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
     if form and differing:

@@ -122,7 +122,7 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
 
 
 def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "output": "No."}])
+    path = json_lines(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "answer": "No."}])
     with pytest.raises(DataError, match="both 'instruction' and 'input' could be the question"):
         list(user_files.read(path, Rejects()))
     (chosen,) = user_files.read(path, Rejects(), fields={"question": "input"})

@@ -1,4 +1,4 @@
-"""A user's own questions and answers, or claims, from a JSON Lines, JSON, CSV, TSV or Parquet file or a hub data set.
+"""A user's own questions and answers, claims or conversations, from JSON Lines, JSON, CSV, TSV, Parquet or the hub.
 
 The module maps columns to fields, interprets cells, and turns the rows of any table into records.
 """
@@ -9,12 +9,14 @@ import difflib
 import hashlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from meditune.config.data_options import Thoughts
 from meditune.data.example import (
     CLAIM_LABELS,
     DECISIONS,
@@ -24,9 +26,11 @@ from meditune.data.example import (
     Example,
     Label,
     Passage,
+    Turn,
     plain_text,
     problem_in_text,
 )
+from meditune.data.readers import conversations
 from meditune.data.readers.tables import Rejects, Row, rows
 from meditune.errors import DataError, install_command
 
@@ -86,7 +90,8 @@ def columns_for(
                 f"{where}: no column {column!r} (fields.{field}). The columns are {list_columns(available)}.{hint}"
             )
     by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
-    if "question" not in given and {"instruction", "input"} <= by_lower.keys() and "question" not in by_lower:
+    either = {"instruction", "input"} <= by_lower.keys() and "question" in guesses
+    if either and "question" not in given and "question" not in by_lower:
         raise DataError(
             f"{where}: both 'instruction' and 'input' could be the question. Name one in the recipe, for example "
             "fields: {question: input}."
@@ -239,6 +244,8 @@ def read(
     source: str = SOURCE,
     split: str = "train",
     config: str | None = None,
+    thoughts: Thoughts = "strip",
+    changes: Counter[str] | None = None,
 ) -> Iterator[Example]:
     """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
@@ -253,13 +260,18 @@ def read(
     A file with columns for a claim and its evidence holds claims. Their labels are those of LABEL_WORDS or of `labels`,
     which maps the file's words to labels; rows with any other label go to `rejects`. If the file uses only two of the
     three labels, the model needn't consider the third for its claims (`Example.labels`).
+
+    A file with a column `messages` or `conversations`, or with Alpaca's columns, holds conversations: see the module
+    conversations. `thoughts` says whether assistant turns keep what is between <think> and </think>; `changes` counts
+    what was changed. Conversations with an unknown role, an empty turn or turns in another order go to `rejects`.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
         name, found = file.stem, rows(file, source, rejects)
     else:
-        name, found = str(path), _hub_rows(str(path), split, config)
-    yield from from_rows(found, rejects, fields=fields, labels=labels, source=source, name=name, place=str(path))
+        name, found = str(path), hub_rows(str(path), split, config)
+    options: dict[str, Any] = {"fields": fields, "labels": labels, "thoughts": thoughts, "changes": changes}
+    yield from from_rows(found, rejects, source=source, name=name, place=str(path), **options)
 
 
 def from_rows(
@@ -271,6 +283,8 @@ def from_rows(
     source: str = SOURCE,
     name: str = "row",
     place: str | None = None,
+    thoughts: Thoughts = "strip",
+    changes: Counter[str] | None = None,
 ) -> Iterator[Example]:
     """Yield examples from (place, columns) pairs, with the rules of `read`.
 
@@ -278,19 +292,32 @@ def from_rows(
     """
     no_rows = (
         f"{place or name}: no rows. Provide a file with at least one question and its answer or decision, "
-        "or one claim with its evidence and label."
+        "one claim with its evidence and label, or one conversation."
     )
 
     def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
         return _example(row, columns, source, fallback_id)
 
     stream = iter(found)
-    first = next(stream, None)
-    if first is None:
+    first = list(itertools.islice(stream, LOOK_AHEAD))
+    if not first:
         raise DataError(no_rows)
-    found = itertools.chain([first], stream)
-    if _holds_claims(first[1], fields or {}):
+    found = itertools.chain(first, stream)
+    if _holds_claims(first[0][1], fields or {}):
         return iter(_claims(found, rejects, fields, labels or {}, source, name, no_rows))
+    names = list(dict.fromkeys(str(column) for _, row in first for column in row))
+    beginning, given = [row for _, row in first], fields or {}
+    is_plain = all(any(has_column(field, names, given, GUESSES) for field in group) for group in NEEDED)
+    alpaca = conversations.is_alpaca(names, given, beginning)
+    if alpaca or conversations.holds_conversations(names, given, beginning, is_plain):
+
+        def conversation(row: Mapping[str, Any], columns: Columns, fallback_id: str) -> tuple[Example | None, str]:
+            return _conversation(row, columns, source, fallback_id, thoughts, Counter() if changes is None else changes)
+
+        schema = {"guesses": conversations.COLUMNS, "needed": conversations.NEEDED}
+        if alpaca:
+            schema = {"guesses": conversations.ALPACA_COLUMNS, "needed": conversations.ALPACA_NEEDED}
+        return records(found, rejects, conversation, source, name, no_rows, fields, **schema)
     return records(found, rejects, make, source, name, no_rows, fields)
 
 
@@ -356,6 +383,44 @@ def _claim(
     ), ""
 
 
+def _conversation(
+    row: Mapping[str, Any],
+    columns: Columns,
+    source: str,
+    fallback_id: str,
+    thoughts: Thoughts,
+    changes: Counter[str],
+) -> tuple[Example | None, str]:
+    """Return the row as a conversation, or None and the reason for rejecting it."""
+    values = {field: row.get(column) for field, column in columns.items()}
+    messages = conversations.alpaca_messages(values) if "instruction" in columns else values.get("messages")
+    if "instruction" in columns and isinstance(messages, str):
+        return None, messages
+    turns, problem = conversations.read_turns(messages, values.get("system"), thoughts, changes)
+    if problem := problem or _problem_in_keys(values):
+        return None, problem
+    *earlier, asked, answered = turns
+    begin = next(turn.text for turn in turns if turn.role == "user")
+    return Example(
+        id=f"{source}:{cell(values.get('id')) or fallback_id}",
+        source=source,
+        question=asked.text,
+        answer=answered.text,
+        group=group_of(cell(values.get("group")), begin),
+        meta=_meta(row, columns),
+        turns=tuple(earlier),
+    ), ""
+
+
+def _stored_turns(row: Mapping[str, Any]) -> tuple[Turn, ...] | None:
+    """Return the earlier turns in a record that Meditune wrote; None if the row has none."""
+    found = row.get("turns") if {"source", "group", "meta"} <= row.keys() else None
+    try:
+        return tuple(Turn.model_validate(turn) for turn in found) if isinstance(found, list) else None
+    except ValueError:
+        return None
+
+
 def _example(
     row: Mapping[str, Any], columns: Mapping[str, str], source: str, fallback_id: str
 ) -> tuple[Example | None, str]:
@@ -375,6 +440,7 @@ def _example(
         return None, NO_CONTEXT
     if problem := _problem_in_keys(values):
         return None, problem
+    turns = _stored_turns(row)
     return Example(
         id=f"{source}:{cell(values.get('id')) or fallback_id}",
         source=source,
@@ -383,7 +449,8 @@ def _example(
         answer=answer,
         decision=decision,
         group=group_of(cell(values.get("group")), question),
-        meta=_meta(row, columns),
+        meta=_meta({name: value for name, value in row.items() if turns is None or name != "turns"}, columns),
+        turns=turns,
     ), ""
 
 
@@ -407,7 +474,8 @@ def _with_year(meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {"year": int(stated)} if len(stated) == 4 and stated.isascii() and stated.isdigit() else meta
 
 
-def _hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
+def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
+    """Yield the place and columns of each row of a Hugging Face data set. Raises DataError if it can't be read."""
     try:
         from datasets import load_dataset
     except ImportError as error:

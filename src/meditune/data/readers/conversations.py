@@ -1,0 +1,222 @@
+"""Conversations in a user's own file: OpenAI's `messages`, ShareGPT's `conversations`, Alpaca's `instruction`.
+
+    {"messages": [{"role": "user", "content": "Is it flu?"}, {"role": "assistant", "content": "Perhaps."}]}
+    {"conversations": [{"from": "human", "value": "Is it flu?"}, {"from": "gpt", "value": "Perhaps."}]}
+    {"instruction": "Answer briefly.", "input": "Is it flu?", "output": "Perhaps."}
+
+A conversation may begin with one system message; after it, the user and the assistant take turns, and the user begins.
+The layouts are those of OpenAI's fine-tuning files (platform.openai.com/docs/guides/supervised-fine-tuning) and of
+LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), whose columns `system` and `history` are read, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from meditune.config.data_options import Thoughts
+from meditune.data.example import Role, Turn
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "conversation_id", "example_id", "uid"),
+    "messages": ("messages", "conversations", "conversation"),
+    "system": ("system", "system_prompt"),
+    "group": ("group", "group_id", "patient_id", "subject_id", "document_id"),
+}
+"""Default column names of each field in a file of conversations"""
+NEEDED = (("messages",),)
+ALPACA_COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": COLUMNS["id"],
+    "instruction": ("instruction",),
+    "input": ("input",),
+    "output": ("output",),
+    "system": COLUMNS["system"],
+    "history": ("history",),
+    "group": COLUMNS["group"],
+}
+"""Default column names of each field in Alpaca's layout"""
+ALPACA_NEEDED = (("instruction",), ("output",))
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+"""Names of roles in OpenAI's and ShareGPT's layouts, in lowercase -> role"""
+
+THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+"""A reasoning model's thoughts before its reply"""
+STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
+"""Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
+
+
+def holds_conversations(
+    columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]], is_plain: bool
+) -> bool:
+    """Return whether a file with these columns and first rows holds `messages` or `conversations`.
+
+    If the columns also hold questions and answers (`is_plain`), a column of conversations must have lists of messages,
+    because it may be the number or id of a conversation; the columns `question` and `answer` themselves come first.
+    """
+    found = _lower(columns)
+    if "messages" in fields or fields.keys() - COLUMNS.keys() or not found & set(COLUMNS["messages"]):
+        return "messages" in fields
+    if not is_plain:
+        return True
+    return not {"question", "answer"} <= found and any(_are_messages(cell) for cell in _cells(rows, "messages"))
+
+
+def is_alpaca(columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a file with these columns and first rows has Alpaca's layout.
+
+    It has an instruction, an output, and an input or a history of pairs. A file with an instruction and an output alone
+    holds questions and answers.
+    """
+    if "instruction" in fields or fields.keys() - ALPACA_COLUMNS.keys():
+        return "instruction" in fields
+    found = _lower(columns) | fields.keys()
+    if not {"instruction", "output"} <= found or "question" in found:
+        return False
+    return "input" in found or any(_are_pairs(cell) for cell in _cells(rows, "history"))
+
+
+def _lower(columns: Collection[str]) -> set[str]:
+    return {column.lower() for column in columns}
+
+
+def _cells(rows: Iterable[Mapping[str, Any]], field: str) -> Iterator[object]:
+    """Yield the parsed cells of a field's columns."""
+    names = COLUMNS.get(field) or ALPACA_COLUMNS[field]
+    return (_parsed(value) for row in rows for name, value in row.items() if str(name).lower() in names)
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _are_pairs(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_pair, value))
+
+
+def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
+    """Return the messages of a row in Alpaca's layout, or the reason for rejecting it.
+
+    The input follows the instruction after an empty line. `history` is a list of pairs of a message and its reply.
+    """
+    history = _parsed(values.get("history")) or []
+    if not isinstance(history, list | tuple) or any(not _is_pair(pair) for pair in history):
+        return "history is not a list of pairs of a message and its reply"
+    asked = [text for text in (values.get("instruction"), values.get("input")) if text]
+    if not all(isinstance(text, str) for text in asked):
+        return "instruction or input is not text"
+    messages = [{"role": role, "content": text} for pair in history for role, text in zip(_PAIR, pair, strict=True)]
+    question = "\n\n".join(text.strip() for text in asked if text.strip())
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": values.get("output")}]
+
+
+_PAIR = ("user", "assistant")
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2
+
+
+def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> tuple[list[Turn], str]:
+    """Return the turns of a conversation, of which the last is the assistant's, or the reason for rejecting it.
+
+    `system` is a system message from a column of its own. `changes` counts STRIPPED and UNANSWERED.
+    """
+    messages = _parsed(messages)
+    if not isinstance(messages, list | tuple) or not messages:
+        return [], "messages is not a list of {role, content} or {from, value}"
+    turns: list[Turn] = []
+    found: Counter[str] = Counter()
+    if isinstance(system, str) and system.strip():
+        turns.append(Turn(role="system", text=system.strip()))
+    for message in messages:
+        turn, problem = _turn(message)
+        if turn and turn.role == "assistant" and thoughts == "strip":
+            text, problem = _without_thoughts(turn.text)
+            found[STRIPPED] += text != turn.text
+            turn = turn.model_copy(update={"text": text})
+        if turn and not problem:
+            problem = _out_of_order(turn, turns)
+        if not turn or problem:
+            return [], problem
+        turns.append(turn)
+    if turns[-1].role == "user":
+        # Nothing is learnt from a message without a reply.
+        turns.pop()
+        found[UNANSWERED] += 1
+    if not any(turn.role == "assistant" for turn in turns):
+        return [], "no assistant turn"
+    changes.update(found)
+    return turns, ""
+
+
+def _parsed(value: object) -> object:
+    """Return the value of a cell; JSON in a text, as in CSV files, is parsed."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _turn(message: object) -> tuple[Turn | None, str]:
+    """Return one message, or None and what is wrong with it."""
+    if not isinstance(message, Mapping):
+        return None, "a message is not {role, content} or {from, value}"
+    stated = message.get("role") or message.get("from")
+    role = ROLES.get(str(stated).strip().lower())
+    if role is None:
+        return None, f"unknown role {str(stated)[:40]!r} (system, user or human, assistant or gpt)"
+    content = message.get("content")
+    content = message.get("value") if content is None else content
+    if message.get("tool_calls"):
+        return None, "tool calls are not supported"
+    if role == "assistant" and message.get("weight") == 0:
+        return None, "an assistant turn with weight 0 (all assistant turns are trained on; remove weight to allow it)"
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            return None, f"a part of the {role}'s message is not text"
+        content = "".join(map(str, parts))
+    if content is not None and not isinstance(content, str):
+        return None, f"the content of the {role}'s message is not text"
+    text = (content or "").strip()
+    if not any(map(str.isprintable, text)):
+        return None, f"an empty {role} turn"
+    return Turn(role=role, text=text), ""
+
+
+def _without_thoughts(text: str) -> tuple[str, str]:
+    """Return an assistant's text without thoughts, or what is wrong with it."""
+    left = THOUGHTS.sub("", text)
+    if "</think>" in left and "<think>" not in left:
+        # Some templates write the opening mark as part of the prompt.
+        left = left.rpartition("</think>")[2]
+    if "<think>" in left:
+        return left, "thoughts that don't end (<think> without </think>)"
+    left = left.strip()
+    if not left:
+        return left, "an empty assistant turn after stripping its thoughts (to keep them, set thoughts: keep)"
+    return left, ""
+
+
+def _out_of_order(turn: Turn, before: Sequence[Turn]) -> str:
+    """Return why a turn can't follow the turns before it; empty if it can."""
+    last = before[-1].role if before else ""
+    if turn.role == "system":
+        return "a system message that is not the first one" if before else ""
+    if turn.role == "assistant" and last in ("", "system"):
+        return "starts with the assistant, not the user"
+    return f"two {turn.role} turns in a row" if turn.role == last else ""
