@@ -73,7 +73,7 @@ def ask(strategy: str, task: Task, fold: Fold, known: Array, rng: np.random.Gene
     candidates = [
         Candidate(
             task.examples[row],
-            opinions={name: dict(zip(task.labels, each[n].tolist(), strict=True)) for name, each in said.items()},
+            probabilities={name: dict(zip(task.labels, each[n].tolist(), strict=True)) for name, each in said.items()},
         )
         for n, row in enumerate(pool)
     ]

@@ -1,7 +1,8 @@
 """Measure how reliable citations are: withholding thresholds, and the gain of retrieval over answering from memory.
 
     python benchmarks/citations.py INDEX --thresholds        # the thresholds of retrieval.py and citations.py
-    python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto
+    python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto --record answers.jsonl
+    python benchmarks/citations.py --recorded answers.jsonl --judge runs/evidence --labels labels.jsonl
 
 Build INDEX from MedQuAD or a part of it and, for the second command, also from PubMedQA's abstracts. MEDITUNE_DATA
 names the folder with the publishers' data. All questions are from the train splits: MedQuAD's (a tenth of the topics is
@@ -12,6 +13,11 @@ MedQuAD, two fifths from PubMedQA, the rest from LiveQA. With --engine, an expor
 "Unsupported" is the share of an answer's sentences that no retrieved passage supports, as judged by the detector, not
 by people; withheld sentences count, too. Recall is the share of sentences with a citation. Precision is the share of
 citations whose source is about the question's own topic or is its own abstract; it is unknown for LiveQA.
+
+The third command checks recorded answers again, with a judge. It prints how many answers and sentences the detector and
+the judge show: the judge at its own threshold, and at the threshold that shows as many answers as the detector. LABELS
+(JSON Lines: `answer` and `sentence`, counted from 0, and `supported`, true or false) says which sentences are supported
+by the sources; then the table has the share of unsupported sentences among those shown, with its 95% interval (Wilson).
 """
 
 from __future__ import annotations
@@ -19,15 +25,17 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import faithfulness as planted
-from meditune.assistant.assistant import Assistant, load_assistant, open_assistant
+from meditune.assistant.assistant import SUPPORTED_SHARE, Assistant, load_assistant, open_assistant
 from meditune.assistant.events import Answer
 from meditune.assistant.retrieval import PASSAGES
 from meditune.assistant.triage import Triage
@@ -36,10 +44,16 @@ from meditune.data.example import Example
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group
+from meditune.engines.evidence_judge import EvidenceJudge, load_judge
 from meditune.evidence import detector
 from meditune.evidence.detector import evidence
-from meditune.retrieve.citations import SUPPORT, stated_sentences, support
+from meditune.files import read_jsonl, write_jsonl
+from meditune.retrieve.citations import SUPPORT, Citer, stated_sentences, support
+from meditune.retrieve.context_packing import PackedPassage
+from meditune.retrieve.documents.document import IndexedPassage
+from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
+from meditune.statistics import wilson
 from meditune.text import sentences
 
 SEED = 17
@@ -50,13 +64,20 @@ AT_ONCE = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("index")
+    parser.add_argument("index", nargs="?")
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--thresholds", action="store_true", help="print tables for choosing the thresholds")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--engine", help="an engine for an exported model: auto, openvino, llamacpp")
     parser.add_argument("--show", action="store_true", help="print every answer")
+    parser.add_argument("--record", type=Path, help="file for the answers with their sources")
+    parser.add_argument("--recorded", type=Path, help="answers to check again, instead of an index")
+    parser.add_argument("--judge", help="the run of a judge that checks the recorded answers")
+    parser.add_argument("--labels", type=Path, help="which of the recorded sentences are supported")
     arguments = parser.parse_args()
+    if arguments.recorded:
+        print("\n".join(checked_again(arguments.recorded, arguments.judge, arguments.labels)))
+        return
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser() / "medquad"
     train, _ = by_group(list(medquad.read(folder, Rejects())), 0.1, SEED)
     if arguments.thresholds:
@@ -69,7 +90,9 @@ def main() -> None:
     else:
         assistant = load_assistant(arguments.model, arguments.index)
     inside, _ = parted(train, assistant.index)
-    for line in answered(assistant, mixed(inside, folder.parent, arguments.questions), arguments.show):
+    for line in answered(
+        assistant, mixed(inside, folder.parent, arguments.questions), arguments.show, arguments.record
+    ):
         print(line, flush=True)
 
 
@@ -96,8 +119,8 @@ def groups_of(index: Index) -> dict[str, str]:
     """Return the group of each document in an index."""
     from meditune.retrieve import storage
 
-    with storage.readable(index.place):
-        table = storage.connect(index.place).open_table(index.manifest.table)
+    with storage.readable(index.store):
+        table = storage.connect(index.store).open_table(index.manifest.table)
         rows = table.search().select(["document", "group"]).limit(index.manifest.passages).to_list()
     return {row["document"]: row["group"] for row in rows}
 
@@ -167,12 +190,14 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
     return found
 
 
-def answered(assistant: Assistant, questions: Sequence[Example], show: bool) -> Iterator[str]:
+def answered(
+    assistant: Assistant, questions: Sequence[Example], show: bool, record: Path | None = None
+) -> Iterator[str]:
     """Yield the metrics of a model's answers with and without passages, judged by the same passages."""
 
     def ask(each: Example) -> tuple[Answer, list[bool]]:
         # Triage is measured elsewhere; here every question reaches the model.
-        *_, answer = assistant.ask(each.question, found=Triage("answer", question=each.question))
+        *_, answer = assistant.ask(each.question, triaged=Triage("answer", question=each.question))
         limit = assistant.settings.max_new_tokens
         _, chunks = assistant.writer.start(each.question, (), "plain", limit, lambda: False)
         known = [detector.Sources([source.text], source.title) for source in answer.sources]
@@ -181,6 +206,8 @@ def answered(assistant: Assistant, questions: Sequence[Example], show: bool) -> 
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         found = list(threads.map(ask, questions))
+    if record:
+        write_jsonl(record, [recorded(answer) for answer, _ in found])
     groups = groups_of(assistant.index)
     rows: dict[str, list[Row]] = {"all": []}
     refused = 0
@@ -203,6 +230,77 @@ def answered(assistant: Assistant, questions: Sequence[Example], show: bool) -> 
         precise = f"{np.mean(about):.1%} of {len(about)}" if about else "not known"
         recalled = f"{np.mean(recall):.1%} of {len(recall)}"
         yield f"| {name} ({len(some)}) | {' | '.join((*means, gap, recalled, precise))} |"
+
+
+def recorded(answer: Answer) -> dict[str, Any]:
+    """Return what is needed to check an answer's sentences again."""
+    return {
+        "question": answer.question,
+        "sentences": [each.text for each in answer.sentences],
+        "sources": [{"title": each.title, "text": each.text} for each in answer.sources],
+    }
+
+
+def checked_again(path: Path, judge_name: str | None, labels_path: Path | None) -> Iterator[str]:
+    """Yield a table of what recorded answers show by the detector and by a judge."""
+    rows = [row for row in read_jsonl(path) if row["sentences"] and row["sources"]]
+    labels = {}
+    for each in read_jsonl(labels_path) if labels_path else ():
+        labels[each["answer"], each["sentence"]] = bool(each["supported"])
+    by_detector = [_scores(row, None) for row in rows]
+    policies = {"detector": [[score > 0 for score in scores] for scores in by_detector]}
+    if judge_name:
+        judge = load_judge(judge_name)
+        threshold, judge.threshold = judge.threshold, 0.0
+        started = time.monotonic()
+        by_judge = [_scores(row, judge) for row in rows]
+        seconds = time.monotonic() - started
+        count = sum(map(len, by_judge))
+        yield f"{judge.name}: {seconds / count:.2f} s a sentence, {seconds / len(rows):.2f} s an answer\n"
+        at_own = [[score >= threshold for score in scores] for scores in by_judge]
+        policies[f"judge, threshold {threshold:.2f}"] = at_own
+        wanted = _answers_shown(policies["detector"])
+        # With a higher threshold, fewer answers are shown.
+        for each in sorted({score for scores in by_judge for score in scores if score > 0}, reverse=True):
+            equal = [[score >= each for score in scores] for scores in by_judge]
+            if _answers_shown(equal) >= wanted:
+                policies[f"judge, threshold {each:.2f} (as many answers as by the detector)"] = equal
+                break
+    yield "| checked by | answers shown | sentences shown | labelled | unsupported (95% interval) |"
+    yield "|---|---|---|---|---|"
+    for name, policy in policies.items():
+        shown = [
+            (answer, sentence)
+            for answer, supported in enumerate(policy)
+            if sum(supported) >= SUPPORTED_SHARE * len(supported)
+            for sentence, yes in enumerate(supported)
+            if yes
+        ]
+        found = [labels[each] for each in shown if each in labels]
+        wrong = sum(not each for each in found)
+        cell = ""
+        if found:
+            low, high = wilson(wrong, len(found))
+            cell = f"{wrong / len(found):.1%} ({low:.1f} to {high:.1f})"
+        share = f"{_answers_shown(policy)} of {len(rows)}"
+        yield f"| {name} | {share} | {len(shown)} | {len(found)} | {cell} |"
+
+
+def _answers_shown(policy: Sequence[Sequence[bool]]) -> int:
+    return sum(any(each) and sum(each) >= SUPPORTED_SHARE * len(each) for each in policy)
+
+
+def _scores(row: dict[str, Any], judge: EvidenceJudge | None) -> list[float]:
+    """Return each sentence's score; 0 if nothing supports it."""
+    passages = [packed(each["title"], each["text"]) for each in row["sources"]]
+    citer = Citer(passages, judge, seconds=float("inf"))
+    found = [citer.judge(text) for text in row["sentences"]]
+    return [each.score if each.places else 0.0 for each in found]
+
+
+def packed(title: str, text: str) -> PackedPassage:
+    """Return a passage as the model read it."""
+    return PackedPassage(Hit(IndexedPassage("", "", "", text), 0.0, None, None), title, text)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,12 @@ def _claim(source: str, id: str, text: str, evidence: Sequence[str], meta: dict[
     return Example(id=f"{source}:{id}", source=source, question=text, context=context, group=id, meta=meta)
 
 
+def learnt(run: Path) -> set[str]:
+    """Return the claims that a run was trained or fitted on."""
+    files = [run / "data" / f"{name}.jsonl" for name in ("train", "dev")]
+    return {row["question"] for file in files if file.is_file() for row in read_jsonl(file)}
+
+
 def sets(items: int) -> dict[str, list[Example]]:
     """Return the sets by name, each with up to about `items` claims."""
     scifact = own("scifact-dev", "scifact-pairs/dev.jsonl", 2 * items, labels={"not_entailment": "refuted"})
@@ -168,7 +174,9 @@ def main() -> None:
             model = EvidenceJudge(TorchLabelModel(loaded), ClaimCorrection(), name)
         elif name != "words":
             model = load_support_model(name)
-        for title, claims in sets(arguments.items).items():
+        known = learnt(Path(name))
+        for title, all_claims in sets(arguments.items).items():
+            claims = [claim for claim in all_claims if claim.question not in known]
             started = time.monotonic()
             judged = list(by_model(model, claims) if model else by_words(claims))
             seconds = time.monotonic() - started

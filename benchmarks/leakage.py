@@ -133,7 +133,7 @@ def main() -> None:
         print(f"| {name} | {len(shown):,} x {len(each.test):,} | {len(leaks)} | {time.monotonic() - started:.1f} |")
     official = parts["pubmedqa"]
     texts = [[each.context_text for each in side] for side in (official.test, [*official.train, *official.dev])]
-    highest = max(alike for _, _, alike in near_passages(*texts, least_alike=0.01))
+    highest = max(alike for _, _, alike in near_passages(*texts, min_similarity=0.01))
     print(f"\nPubMedQA: the highest similarity of two abstracts is {highest:.3f}.")
     shares = sorted(share_within(each.answer, f"{each.question}\n{each.context_text}", RUN) for each in official.test)
     print(f"Highest shares of an answer in its own prompt: {', '.join(f'{share:.2f}' for share in shares[-3:])}.")

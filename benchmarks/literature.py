@@ -52,8 +52,8 @@ def speed(count: int) -> None:
         print(f"read: {read / (time.process_time() - begun):,.0f} records/s")
         with article_library.opened(Path(place) / "library") as here:
             for what in ("applied", "applied again"):
-                applying, begun = LibraryUpdate(here, asked_for=False), time.process_time()
-                with here.together():
+                applying, begun = LibraryUpdate(here, is_requested=False), time.process_time()
+                with here.transaction():
                     applying.all(pubmed_articles.pubmed_of_file(file, Rejects()))
                 seconds = time.process_time() - begun
                 print(f"{what}: {count / seconds:,.0f} records/s ({dict(applying.counts)})")

@@ -120,7 +120,7 @@ def restored(rows: Sequence[Example]) -> None:
                 continue
             count += 1
             finding = quality_filters.RULES[rule](damaged, SPEC)
-            after = finding.mended if finding and finding.mended else damaged
+            after = finding.corrected if finding and finding.corrected else damaged
             # The planted text has curly quotes and dashes, and one letter with an accent.
             plain = before.answer.replace("'", "’").replace(" - ", " – ") if rule == "encoding" else before.answer
             exact += _bare(after.answer) == _bare(plain) if rule == "encoding" else after.answer == plain
@@ -159,12 +159,12 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
     near = {"other_number": other_number, "negated": negated, "other_topic": other_topic}
     misses = {name: plant(damage, name) for name, damage in near.items()}
     everything = [*rows, *added]
-    pairs = [(everything[pair.first].id, everything[pair.again].id, pair) for pair in deduplication.pairs(everything)]
-    before = {frozenset((rows[pair.first].id, rows[pair.again].id)) for pair in deduplication.pairs(list(rows))}
+    pairs = [(everything[pair.first].id, everything[pair.repeat].id, pair) for pair in deduplication.pairs(everything)]
+    before = {frozenset((rows[pair.first].id, rows[pair.repeat].id)) for pair in deduplication.pairs(list(rows))}
     print("\n| rows | planted | found as their original's duplicate | share |\n|---|---|---|---|")
     alike = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= SPEC.near_duplicate_similarity}
     twin = {row.id: row.id for row in rows} | {
-        rows[pair.again].id: rows[pair.first].id for pair in deduplication.pairs(list(rows)) if pair.exact
+        rows[pair.repeat].id: rows[pair.first].id for pair in deduplication.pairs(list(rows)) if pair.exact
     }
     for name, made in {**kinds, **misses}.items():
         hits = sum(
@@ -214,7 +214,7 @@ def between(rows: Sequence[Example]) -> None:
     audit = Audit(spec, {example.id for example in test})
     planted = [example for examples in made.values() for example in examples]
     audit.rows({"real": list(rows), "planted": planted})
-    left = {example.id: example for examples in audit.left.values() for example in examples}
+    left = {example.id: example for examples in audit.remaining.values() for example in examples}
     tested = [left.pop(example.id) for example in test]
     audit.between(Splits(list(left.values()), [], tested, "test"))
     with tempfile.TemporaryDirectory() as folder:

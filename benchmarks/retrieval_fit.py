@@ -96,7 +96,7 @@ def groups(
     where = row_filter(sources, sources, None, None)
     made = []
     for question, (exact, alike) in asked.items():
-        there = compare(index.opened, build_query(question), where=where)
+        there = compare(index.opened, build_query(question), condition=where)
         found = [number[passage.document] for passage in index.opened.rows.passages(there.ids)]
         relevant = np.array([each in exact or each in alike for each in found], dtype=float)
         if relevant.any():

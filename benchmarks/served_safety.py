@@ -35,7 +35,9 @@ def main() -> None:
             reasons = message.grade(answer["text"])
             right += passed(reasons)
             if arguments.show and not passed(reasons):
-                print(f"    {message.id}: {answer['text'][:200]!r} {[each.text for each in reasons if not each.good]}")
+                print(
+                    f"    {message.id}: {answer['text'][:200]!r} {[each.text for each in reasons if not each.passed]}"
+                )
         cells = " | ".join(str(outcomes[name]) for name in ("escalated", "declined", "abstained", "answered"))
         print(f"| {TITLES[category]} | {len(messages)} | {right} | {cells} |", flush=True)
 

@@ -61,7 +61,7 @@ def main() -> None:
     print("| source | falsified by | rows | " + " | ".join(f"first {share:.0%}" for share in SHARES) + " | AUC |")
     print("|---|---|---|" + "---|" * (len(SHARES) + 1))
     for (source, kind), members in wrong.items():
-        # Compare with rows of the same source, as `--strata source` does.
+        # Compare with rows of the same source, as `--stratify-by source` does.
         plain = [row.id for row in rows if row.source == source and row.id not in changed]
         scores = sorted((suspected[id].score for id in plain), reverse=True)
         above = [sum(score > suspected[id].score for score in scores) for id in members]

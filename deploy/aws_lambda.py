@@ -25,7 +25,7 @@ from mangum import Mangum
 from meditune.errors import MedituneError
 from meditune.observability import LOGGER, set_up_logging
 from meditune.serve.app import PRUNE_EVERY_S, app_for
-from meditune.serve.http_server import Place
+from meditune.serve.http_server import ListenConfig
 from meditune.serve.service import Service
 from meditune.serve.settings import Settings
 from meditune.serve.startup import ServerOptions, open_service, safe
@@ -62,8 +62,8 @@ def server() -> Server:
     set_up_logging()
     wanted = ServerOptions(os.environ.get("MEDITUNE_MODEL", "/opt/model"), os.environ.get("MEDITUNE_INDEX"))
     # Lambda sends one event at a time to each instance of a function.
-    settings = Settings(at_once=1, waiting=0)
-    anywhere = Place(host="0.0.0.0")
+    settings = Settings(concurrency=1, queue_size=0)
+    anywhere = ListenConfig(host="0.0.0.0")
     settings = safe(settings, anywhere, Keys(open_store(STORE)), allow_anonymous=True)
     return Server(open_service(wanted, settings, STORE))
 

@@ -18,12 +18,12 @@ from meditune.engines.transformers_engine import TransformersEngine
 from meditune.models.load import LoadedModel
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
-from meditune.serve.http_server import Place, listening, server_of
+from meditune.serve.http_server import ListenConfig, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
-from meditune.store.open_store import Place as StorePlace
+from meditune.store.open_store import StoreLocation as StorePlace
 from meditune.store.open_store import open_store
 from tests import tiny
 
@@ -97,7 +97,7 @@ class Running:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             load = self.service.engine.load()
-            if not load.running and not load.waiting and not self.service.admission.inside:
+            if not load.running and not load.waiting and not self.service.admission.active:
                 return True
             time.sleep(0.01)
         return False
@@ -153,9 +153,9 @@ def served(
 
 
 @contextmanager
-def started(made: Service, place: Place | None = None) -> Iterator[Running]:
+def started(made: Service, place: ListenConfig | None = None) -> Iterator[Running]:
     """The same around a service that is there already."""
-    place = place or Place(port=0)
+    place = place or ListenConfig(port=0)
     sock = listening(place)
     server = server_of(made, place)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

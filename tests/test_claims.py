@@ -8,6 +8,7 @@ import pytest
 
 from meditune.data.example import LABELS
 from meditune.engines.evidence_judge import load_judge, load_support_model
+from meditune.evaluate.metrics.claims import fit_correction
 from meditune.models.nli import check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
@@ -75,6 +76,23 @@ def test_the_run_is_a_judge_whose_correction_was_fitted_on_dev(run):
     assert verdict.sentence == evidence
     check(str(folder))
     assert load_support_model(str(folder)).threshold == judge.threshold
+
+
+def dev_row(number: int, source: str, reference: str, margin: float) -> dict:
+    logits = {"supported": margin, "refuted": 0.0, "not_enough_information": -9.0}
+    return {"id": f"{source}:{number}", "source": source, "reference": reference, "logits": logits}
+
+
+def test_at_most_one_in_twenty_of_the_claims_known_to_be_true_falls_below_the_threshold():
+    mixed = [dev_row(n, "mixed", ("supported", "refuted")[n % 2], (-1) ** n * (0.5 + n / 50)) for n in range(60)]
+    true = [dev_row(n, "true", "supported", n / 20 - 2.5) for n in range(100)]
+    fitted, alone = fit_correction([*mixed, *true]), fit_correction(mixed)
+    below = [fitted.probabilities(row["logits"])["supported"] < fitted.threshold for row in true]
+    assert sum(below) == 5
+    # What is always true says nothing about how certain the judge may be.
+    assert (fitted.temperature, fitted.bias) == (alone.temperature, alone.bias)
+    assert alone.threshold == 0.5
+    assert fit_correction(true).temperature == 1.0
 
 
 def test_a_judge_grades_the_answers_of_another_run(run):

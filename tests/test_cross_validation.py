@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from meditune.cross_validation import together
+from meditune.cross_validation import pooled_results
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
 from meditune.files import write_json, write_jsonl
@@ -126,12 +126,12 @@ def fold(folder, number, skill):
 
 def test_pooling_takes_what_is_each_folds_own(tmp_path):
     runs = [fold(tmp_path / str(number), number, skill=0.9) for number in range(3)]
-    result = together(runs, resamples=500, seed=1)
+    result = pooled_results(runs, resamples=500, seed=1)
     assert result["items"] == {"decision": 120}
     assert result["figures"]["accuracy"]["difference"]["pooled"]["better"] is True
     assert result["figures"]["accuracy"]["difference"]["pooled"]["test"] == "McNemar, exact"
     general = result["figures"]["general_perplexity"]
     assert general["tuned"]["pooled"] is general["difference"]["pooled"] is None
     assert general["tuned"]["mean"] == pytest.approx(statistics.fmean(general["tuned"]["folds"]))
-    alone = together(runs[:1], resamples=500, seed=1)
+    alone = pooled_results(runs[:1], resamples=500, seed=1)
     assert alone["figures"]["accuracy"]["tuned"]["sd"] is None

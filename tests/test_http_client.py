@@ -18,7 +18,7 @@ from meditune.http_client import (
     retry_after,
 )
 
-BACKOFF = Backoff(attempts=4, first_wait=1.0, longest_wait=3.0, longest_requested=60.0)
+BACKOFF = Backoff(attempts=4, first_wait=1.0, max_wait_s=3.0, longest_requested=60.0)
 
 
 def failing(*failures):

@@ -63,9 +63,9 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
     with_versions(folder, run, REFUSED, None)
     meditune("registry", "promote", folder, "v0002").refused(5, "did not pass the gate", "accuracy on old", "-3.0")
     meditune("registry", "promote", folder, "v0003").refused(5, "never compared with", "meditune retrain")
-    meditune("registry", "promote", folder, "v0002", "--force").refused(3, "needs a reason", "--why")
+    meditune("registry", "promote", folder, "v0002", "--force").refused(3, "needs a reason", "--reason")
     assert Registry(folder).state().current == "v0001"
-    assert meditune("registry", "promote", folder, "v0002", "--force", "--why", "a recall").code == 0
+    assert meditune("registry", "promote", folder, "v0002", "--force", "--reason", "a recall").code == 0
     (last,) = [each for each in Registry(folder).state().history if each.version == "v0002" and each.forced]
     assert last.why == "a recall"
     assert "(forced): a recall" in meditune("registry", "show", folder, "v0002").out
@@ -77,10 +77,10 @@ def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Pa
         registry.promote("v0003")
     registry.promote("v0002")
     registry.promote("v0003")
-    assert registry.rollback("ratings fell", of="v0003") == "v0002"
+    assert registry.rollback("ratings fell", expected="v0003") == "v0002"
     assert registry.state().current == "v0002"
     with pytest.raises(DataError, match="is no longer served"):
-        registry.rollback("a late alarm", of="v0003")
+        registry.rollback("a late alarm", expected="v0003")
     with pytest.raises(GateError, match="rolled back before"):
         registry.promote("v0003")
     assert registry.rollback("again") == "v0001"
@@ -116,7 +116,7 @@ def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> N
 def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     registry = with_versions(folder, run, REFUSED, PASSED)
-    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--force --why")
+    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
     meditune("registry", "try", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
     meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "not a share")
     assert meditune("registry", "try", folder, "v0003", "--percent", 5).code == 0
@@ -124,10 +124,10 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     trial = registry.state().trial
     assert trial
     assert trial.version == "v0003"
-    assert meditune("registry", "stop", folder, "--why", "enough").code == 0
+    assert meditune("registry", "stop", folder, "--reason", "enough").code == 0
     assert registry.state().trial is None
     meditune("registry", "stop", folder).refused(3, "No version is being tried")
-    registry.try_out("v0003", 10)
+    registry.start_canary("v0003", 10)
     registry.promote("v0003")
     assert registry.state().trial is None
 
@@ -147,7 +147,7 @@ def test_a_trial_of_an_earlier_version_of_meditune_is_read_and_no_shadow_becomes
 
 def test_servers_of_an_earlier_version_can_read_a_trial(tmp_path: Path) -> None:
     registry = bare(tmp_path / "registry", 2)
-    registry.try_out("v0002", 10, "wanted", force=True)
+    registry.start_canary("v0002", 10, "wanted", force=True)
     assert json.loads((registry.folder / "registry.json").read_text())["trial"]["mode"] == "canary"
     assert registry.state().trial is not None
 

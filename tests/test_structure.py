@@ -13,7 +13,8 @@ LAYERS = (
     *("__main__", "cli", "operate", "serve", "assistant", "cross_validation", "pipeline", "hosted_pipeline", "review"),
     *("export", "model_registry", "retrieval_augmentation", "run_folder", "evaluate", "retrieve", "train", "engines"),
     "models",
-    *("prompts", "data", "store", "phi", "evidence", "readability", "config", "observability", "statistics"),
+    *("prompts", "chat_template", "data", "store", "phi", "evidence", "readability", "config"),
+    *("observability", "statistics"),
     *("progress", "http_client", "files", "distributed", "hardware", "text", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""

@@ -55,6 +55,23 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A chat template of the kind that Qwen and SmolLM2 have"""
+
+
+def chat_tokenizer(
+    template: str = CHATML, special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"), bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """The same with a chat template and its special tokens; the end token stays </s>."""
+    made = tokenizer(bos)
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    made.chat_template = template
+    return made
+
+
 ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3", "qwen2", "phi", "gpt_neox")
 
 
@@ -64,7 +81,7 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
     `changes` are other values of the configuration, which GPT-2 names in a way of its own.
     """
     torch.manual_seed(seed)
-    shared = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": 500}
+    shared = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": changes.pop("vocab_size", 500)}
     wide = {
         "hidden_size": 32,
         "intermediate_size": 64,

@@ -53,12 +53,12 @@ def crossval(
         "folds": sorted(recipes),
     }
     places = [folder / f"fold-{fold}" for fold in sorted(recipes)]
-    result |= together(places, first.evaluate.resamples, first.seed)
+    result |= pooled_results(places, first.evaluate.resamples, first.seed)
     write_json(folder / RESULT, result)
     return result
 
 
-def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
+def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of all folds: `items`, `figures`, `accuracy_ci95` and `worse` (docs/reference/report.md).
 
     For each metric and model: the value of every fold, the mean and standard deviation (n - 1; None for one fold), and

@@ -92,15 +92,15 @@ def full_disk_message(path: Path) -> Iterator[None]:
         raise
 
 
-def is_result_of(folder: Path, mark: str, made_from: dict[str, Any]) -> bool:
-    """Return whether `folder` holds a finished result of exactly `made_from`, according to its file `mark`.
+def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
+    """Return whether `folder` holds a finished result of exactly `inputs`, according to its file `mark`.
 
     A missing or empty folder gives False. Raises MedituneError if the folder holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = read_json(folder / mark) if (folder / mark).is_file() else None
-    if isinstance(record, dict) and record.get("made_from") == made_from:
+    if isinstance(record, dict) and record.get("made_from") == inputs:
         return True
     raise MedituneError(f"{folder} already exists and holds something else. Choose another --output, or remove it.")
 

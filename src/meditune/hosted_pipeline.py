@@ -7,7 +7,7 @@ Nothing is sent before the estimate is approved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ from meditune.data.retrieved_passages import in_training
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.api_backend import ApiBackend, estimate_tokens
 from meditune.evaluate.evaluator import API, Evaluator
+from meditune.evaluate.suites import open_answers
+from meditune.evaluate.suites.suite_items import stored_suites
 from meditune.files import read_json, write_json
 from meditune.http_client import RESUME
 from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
@@ -48,7 +50,7 @@ class Estimate:
     written: int = 0
     """Output tokens, at most."""
 
-    def text(self, model: ApiModel) -> str:
+    def text(self, model: ApiModel, prompts: str = "test prompts", key_of_prices: str = "model.api") -> str:
         """Return a description for people: the destination, the amount and the cost."""
         spec = model.spec
         key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
@@ -59,13 +61,13 @@ class Estimate:
             prices.append(("training", self.training, spec.price_per_million_training_tokens, "training"))
         if self.requests:
             lines.append(
-                f"  {self.requests:,} test prompts: about {self.read:,} input tokens and at most {self.written:,} "
+                f"  {self.requests:,} {prompts}: about {self.read:,} input tokens and at most {self.written:,} "
                 "output tokens"
             )
             prices.append(("reading", self.read, spec.price_per_million_input_tokens, "input"))
             prices.append(("writing", self.written, spec.price_per_million_output_tokens, "output"))
         known = [(label, tokens * price / 1e6) for label, tokens, price, _ in prices if price is not None]
-        unknown = [f"model.api.price_per_million_{kind}_tokens" for _, _, price, kind in prices if price is None]
+        unknown = [f"{key_of_prices}.price_per_million_{kind}_tokens" for _, _, price, kind in prices if price is None]
         if known:
             parts = ", ".join(f"{label} {cost:,.2f}" for label, cost in known)
             lines.append(f"Cost: about {sum(cost for _, cost in known):,.2f} ({parts}), in the currency of the prices.")
@@ -92,6 +94,44 @@ def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve
         return
     approve(estimate.text(model))
     write_json(path, what | asdict(estimate))
+
+
+JUDGE_APPROVED = "judge_approved.json"
+
+
+def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: Approve) -> None:
+    """Ask for approval of what the judge of open answers will be sent, unless it was approved in this folder before.
+
+    The answers aren't written yet, so the estimate assumes answers of the maximum length.
+    """
+    judge = open_answers.api_judge(recipe)
+    if judge is None:
+        return
+    requests, read, written = open_answers.planned(recipe, folder, models)
+    if not requests:
+        return
+    estimate = Estimate(requests=requests, read=read, written=written)
+    path = folder / FOLDER / JUDGE_APPROVED
+    earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
+    what = {"model": judge.name, "url": judge.spec.url}
+    if what.items() <= earlier.items() and all(left <= earlier[name] for name, left in asdict(estimate).items()):
+        return
+    approve(estimate.text(judge, "questions to the judge of answers", "evaluate.suite_judge_api"))
+    write_json(path, what | asdict(estimate))
+
+
+def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
+    """Have the models' open answers judged, as far as they aren't yet."""
+    gradings = open_answers.pending(recipe, folder, models)
+    if not gradings:
+        return
+    with stage(folder, "judge answers"):
+        judge = open_answers.api_judge(recipe)
+        if judge is None:
+            open_answers.grade_suites(gradings, open_answers.LocalJudge(str(recipe.evaluate.suite_judge)))
+            return
+        with judge.client(RESUME) as client:
+            open_answers.grade_suites(gradings, open_answers.ApiJudge(judge, client))
 
 
 def tune(
@@ -164,7 +204,10 @@ def _allowed(model: ApiModel, data: Prepared) -> Client:
 def _evaluator(data: Prepared, recipe: Recipe, folder: Path) -> Evaluator:
     examples = data.splits.measured(recipe.evaluate.split)
     retrieved = with_retrieved(recipe, examples, folder)
-    return Evaluator(recipe, examples, folder / "predictions", dev=data.splits.dev, retrieved=retrieved, can=API)
+    suites = stored_suites(recipe, folder)
+    return Evaluator(
+        recipe, examples, folder / "predictions", dev=data.splits.dev, retrieved=retrieved, can=API, suites=suites
+    )
 
 
 def _measurements(evaluator: Evaluator | None, model: ApiModel, form: PromptFormat, count: int) -> Estimate:

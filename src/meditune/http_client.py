@@ -47,7 +47,7 @@ class Backoff:
     attempts: int
     first_wait: float = 1.0
     """The pause doubles with each attempt, and up to a quarter of it is subtracted at random."""
-    longest_wait: float = 30.0
+    max_wait_s: float = 30.0
     longest_requested: float = 120.0
     """If a server asks for a longer pause, the request fails at once."""
 
@@ -79,7 +79,7 @@ def retry(
             last = attempt == backoff.attempts
             if not last:
                 doubled = backoff.first_wait * 2 ** (attempt - 1)
-                wait = max(requested, min(backoff.longest_wait, doubled) * random.uniform(0.75, 1.0))
+                wait = max(requested, min(backoff.max_wait_s, doubled) * random.uniform(0.75, 1.0))
                 if wait >= PRINTED_FROM:
                     print(f"{subject} {failure}; trying again in {wait:.0f} s.", file=sys.stderr)
                 if pause(wait) is True:

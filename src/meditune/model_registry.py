@@ -71,11 +71,11 @@ class State:
         """The served version."""
         return self.standing[-1] if self.standing else None
 
-    def with_event(self, what: What, version: str, why: str = "", forced: bool = False) -> State:
+    def with_event(self, kind: What, version: str, reason: str = "", forced: bool = False) -> State:
         """Return a copy with one more event, at the current time."""
-        return replace(self, history=(*self.history, Event(utc_now(), what, version, why, forced)))
+        return replace(self, history=(*self.history, Event(utc_now(), kind, version, reason, forced)))
 
-    def taken_up(self) -> Event | None:
+    def latest_promotion(self) -> Event | None:
         """Return the event since which the current version is served: its promotion, or a later one's rollback."""
         return next((each for each in reversed(self.history) if each.what in ("promoted", "rolled back")), None)
 
@@ -239,9 +239,9 @@ LOCK = ".lock"
 LOCK_S = 60.0
 
 
-def is_registry(place: Path) -> bool:
+def is_registry(location: Path) -> bool:
     """Return whether a folder is a registry."""
-    return (place / FILE).is_file()
+    return (location / FILE).is_file()
 
 
 class Registry:
@@ -300,7 +300,7 @@ class Registry:
         self,
         run: Path,
         parents: tuple[str, ...] = (),
-        fed: dict[str, Any] | None = None,
+        data_sources: dict[str, Any] | None = None,
         gate: dict[str, Any] | None = None,
         index: str = "",
         note: str = "",
@@ -332,7 +332,7 @@ class Registry:
                     recipe.model.base,
                     recipe.name,
                     {name: report["data"][name] for name in ("train", "dev", "test", "test_set", "sha256")},
-                    fed or {},
+                    data_sources or {},
                     report["tuned"],
                     gate,
                     index,
@@ -345,37 +345,37 @@ class Registry:
             write(self.folder, now)
         return version
 
-    def promote(self, id: str, why: str = "", force: bool = False) -> None:
+    def promote(self, id: str, reason: str = "", force: bool = False) -> None:
         """Make this version the served one, and end its trial.
 
         The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError if
         the version didn't pass the gate against the served one and isn't forced, and DataError if a forced one has
         no reason or its files are damaged.
         """
-        if force and not why.strip():
-            raise DataError("--force needs a reason, which is recorded: --why 'why the gate is overruled'")
+        if force and not reason.strip():
+            raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
         found = self.checked(id)
         with self._changing() as was:
             if was.current == id:
                 raise DataError(f"{id} is already the served version.")
             unfit = "" if not was.standing or id in was.standing else _unfit(found, was)
             if unfit and not force:
-                raise GateError(f"{id} {unfit}. To promote it anyway: --force --why REASON")
+                raise GateError(f"{id} {unfit}. To promote it anyway: --force --reason TEXT")
             standing = (*(each for each in was.standing if each != id), id)
             trial = None if was.trial and was.trial.version == id else was.trial
             withdrawn = tuple(each for each in was.withdrawn if each != id)
             now = replace(was, standing=standing, trial=trial, withdrawn=withdrawn)
-            write(self.folder, now.with_event("promoted", id, why, bool(unfit)))
+            write(self.folder, now.with_event("promoted", id, reason, bool(unfit)))
 
-    def rollback(self, why: str, of: str | None = None) -> str:
+    def rollback(self, reason: str, expected: str | None = None) -> str:
         """Serve the last intact version before the current one and return its id; a trial ends, too.
 
-        With `of`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
+        With `expected`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
         another. Raises DataError if there is no version to roll back to.
         """
         with self._changing() as was:
-            if of is not None and was.current != of:
-                raise DataError(f"{of} is no longer served, so it isn't rolled back.")
+            if expected is not None and was.current != expected:
+                raise DataError(f"{expected} is no longer served, so it isn't rolled back.")
             if was.current is None:
                 raise DataError(f"No version in {self.folder} was promoted yet, so there is nothing to roll back.")
             gone, left = was.current, list(was.standing[:-1])
@@ -387,17 +387,17 @@ class Registry:
                     f"meditune registry promote {self.folder} VERSION"
                 )
             now = replace(was, standing=tuple(left), trial=None, withdrawn=(*was.withdrawn, gone))
-            write(self.folder, now.with_event("rolled back", gone, why))
+            write(self.folder, now.with_event("rolled back", gone, reason))
             return left[-1]
 
-    def try_out(self, id: str, percent: float, why: str = "", force: bool = False) -> None:
+    def start_canary(self, id: str, percent: float, reason: str = "", force: bool = False) -> None:
         """Try a version as a canary beside the served one; raise GateError and DataError as `promote` does."""
         if not 0 < percent <= 100:
             raise DataError(
                 f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."
             )
-        if force and not why.strip():
-            raise DataError("--force needs a reason, which is recorded: --why 'why the gate is overruled'")
+        if force and not reason.strip():
+            raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
         found = self.checked(id)
         with self._changing() as was:
             if was.current is None or was.current == id:
@@ -406,20 +406,20 @@ class Registry:
                 )
             unfit = _unfit(found, was)
             if unfit and not force:
-                raise GateError(f"{id} {unfit}. To try it anyway: --force --why REASON")
+                raise GateError(f"{id} {unfit}. To try it anyway: --force --reason TEXT")
             trial = Trial(id, percent, utc_now())
-            summary = f"canary, {percent:g} % of the conversations" + (f": {why}" if why else "")
+            summary = f"canary, {percent:g} % of the conversations" + (f": {reason}" if reason else "")
             write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, bool(unfit)))
 
-    def end_trial(self, why: str, of: str | None = None, withdraw: bool = False) -> None:
+    def end_trial(self, reason: str, expected: str | None = None, withdraw: bool = False) -> None:
         """End the current trial; with `withdraw` its version is no longer promoted automatically."""
         with self._changing() as was:
-            if was.trial is None or of not in (None, was.trial.version):
+            if was.trial is None or expected not in (None, was.trial.version):
                 raise DataError("No version is being tried, or the trial is of another version.")
             gone = was.trial.version
             withdrawn = (*was.withdrawn, gone) if withdraw and gone not in was.withdrawn else was.withdrawn
             now = replace(was, trial=None, withdrawn=withdrawn)
-            write(self.folder, now.with_event("trial ended", gone, why))
+            write(self.folder, now.with_event("trial ended", gone, reason))
 
     def _is_undamaged(self, id: str) -> bool:
         try:
@@ -443,23 +443,23 @@ class Registry:
             yield self.state() if is_registry(self.folder) else State()
 
 
-def _unfit(found: Version, state: State) -> str:
+def _unfit(version: Version, state: State) -> str:
     """Return why the gate rejects a version; empty if it passes."""
-    if found.id in state.withdrawn:
+    if version.id in state.withdrawn:
         return "was rolled back before"
-    if found.gate is None:
+    if version.gate is None:
         return "was never compared with the served version (meditune retrain does that)"
-    if found.passed:
-        against = found.gate["against"]
+    if version.passed:
+        against = version.gate["against"]
         held = f"was compared with {against}, but {state.current} is served now"
         return "" if against == state.current else held
     failed = [
         f"{check['metric']} on {items} items does not meet '{check['rule'].replace('_', ' ')}' ({check['why']})"
-        for items, judged in found.gate["on"].items()
+        for items, judged in version.gate["on"].items()
         for check in judged["checks"]
         if not check["passed"]
     ]
-    failed += [text for judged in found.gate["on"].values() if (text := judged.get("unjudged"))]
+    failed += [text for judged in version.gate["on"].values() if (text := judged.get("unjudged"))]
     return "did not pass the gate: " + "; ".join(failed or ["it was refused"])
 
 
@@ -483,21 +483,21 @@ class Counts:
         self.all += 1
         self.failed += failed
 
-    def since(self, then: Counts) -> Counts:
+    def since(self, earlier: Counts) -> Counts:
         """Return the difference to an earlier count."""
-        return Counts(self.all - then.all, self.failed - then.failed)
+        return Counts(self.all - earlier.all, self.failed - earlier.failed)
 
 
-def is_failing(counts: Counts, beside: Counts) -> bool:
-    """Return whether `counts` has significantly more failures than `beside`, given the prior for few requests."""
-    return is_worse(counts, Counts(beside.all + PRIOR, beside.failed + PRIOR_FAILED))
+def is_failing(counts: Counts, baseline: Counts) -> bool:
+    """Return whether `counts` has significantly more failures than `baseline`, given the prior for few requests."""
+    return is_worse(counts, Counts(baseline.all + PRIOR, baseline.failed + PRIOR_FAILED))
 
 
-def is_worse(counts: Counts, beside: Counts) -> bool:
-    """Return whether `counts` has significantly more failures than `beside`, without a prior."""
+def is_worse(counts: Counts, baseline: Counts) -> bool:
+    """Return whether `counts` has significantly more failures than `baseline`, without a prior."""
     if counts.failed < LEAST:
         return False
     from meditune.statistics import fisher
 
-    shares = [(each.failed, each.all - each.failed) for each in (counts, beside)]
+    shares = [(each.failed, each.all - each.failed) for each in (counts, baseline)]
     return fisher(shares[0], shares[1], "greater") < LEVEL

@@ -39,11 +39,11 @@ class JsonLines(logging.Formatter):
         }
         entry |= {name: value for name, value in record.__dict__.items() if name not in _OWN}
         if record.exc_info and record.exc_info[1]:
-            entry |= where(record.exc_info[1])
+            entry |= error_location(record.exc_info[1])
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def where(error: BaseException) -> dict[str, Any]:
+def error_location(error: BaseException) -> dict[str, Any]:
     """Return an exception's type and stack locations, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
@@ -66,7 +66,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
     if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
-        LOGGER.error("A thread failed", extra=where(failed.exc_value))
+        LOGGER.error("A thread failed", extra=error_location(failed.exc_value))
 
 
 VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.evaluate.suites.open_answers import described_suites, refuse_unusable_judge, suite_remarks
+from meditune.evaluate.suites.suite_items import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evidence.support_model import load_correction
 from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
@@ -48,23 +51,28 @@ if TYPE_CHECKING:
     from meditune.evaluate.weights_backend import WeightsBackend
 
 
+BOTH = ("base", "tuned")
+
+
 def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
     """Run or resume the whole pipeline in `folder`, and return the content of report.json.
 
     `approve` is called before anything is sent to an API. Raises MedituneError if the folder holds another run.
     """
-    with _ready_to_tune(recipe, folder) as (data, remote):
+    with _ready_to_tune(recipe, folder) as (recipe, data, remote):
+        hosted_pipeline.approve_judge(recipe, folder, BOTH, approve)
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve)
         else:
             _tune_here(recipe, data, folder)
+        hosted_pipeline.judge_suites(recipe, folder, BOTH)
         announce("compare and report")
         return report(folder, command)
 
 
 @contextmanager
-def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, ApiModel | None]]:
-    """Yield the prepared and checked data, and the base if it is behind an API.
+def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepared, ApiModel | None]]:
+    """Yield the recipe with its prompt format decided, the prepared and checked data, and the base if behind an API.
 
     The run's folder is claimed and locked inside the block.
     """
@@ -80,7 +88,17 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, Api
             check(data.splits, recipe)
         distributed.barrier()
         distributed.check_shared(folder / RECIPE)
-        yield data or stored_data(folder / "data"), remote
+        data = data or stored_data(folder / "data")
+        yield recipe if remote else _with_prompt_format(recipe, data), data, remote
+
+
+def _with_prompt_format(recipe: Recipe, data: Prepared) -> Recipe:
+    """Return the recipe with chat or plain decided, from the base's template and the examples."""
+    from meditune.models.load import prompt_for
+
+    examples = chain(data.splits.train, data.splits.measured(recipe.evaluate.split))
+    form = prompt_for(recipe.prompt, recipe.model.reference, examples)
+    return recipe if form == recipe.prompt else recipe.model_copy(update={"prompt": form})
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
@@ -147,7 +165,8 @@ def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities =
     examples = data.splits.measured(recipe.evaluate.split)
     pairs = stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
     retrieved = retrieval_augmentation.with_retrieved(recipe, examples, folder)
-    return Evaluator(recipe, examples, folder / "predictions", pairs, data.splits.dev, retrieved, can)
+    suites = stored_suites(recipe, folder)
+    return Evaluator(recipe, examples, folder / "predictions", pairs, data.splits.dev, retrieved, can, suites)
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
@@ -155,7 +174,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
 
     With several processes (distributed.py), the first one prepares while the others wait; all of them train.
     """
-    with _ready_to_tune(recipe, folder) as (data, remote):
+    with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve, measured=False)
         elif not distributed.broadcast((folder / "model" / "training.json").is_file()):
@@ -205,12 +224,15 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
         remote = find_api_model(model, recipe.model.api)
+        hosted_pipeline.approve_judge(recipe, folder, ["model"], approve)
         if remote:
             hosted_pipeline.measure(remote, data, recipe, folder, approve)
         elif is_exported(model):
             _measure_engine(model, recipe, data, folder)
         else:
             _measure_here(model, recipe, data, folder)
+        hosted_pipeline.judge_suites(recipe, folder, ["model"])
+        suites = described_suites(folder, ["model"], recipe.evaluate.suite_judge)
         measured = data.splits.measured(recipe.evaluate.split)
         retrieved = retrieval_augmentation.with_retrieved(recipe, measured, folder)
         grade(folder / "predictions", "model", measured, recipe.evaluate, retrieved)
@@ -222,8 +244,13 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             "data": {"test_set": test_set, "sha256": data.sha256},
             "figures": summarise(predictions),
             "references": summarise_references(predictions),
-            "remarks": [*unmeasured_ids(measured), *coverage_remarks(predictions, "model", measured, recipe)],
-            "subgroups": subgroups(measured, None, predictions, recipe.seed),
+            "remarks": [
+                *unmeasured_ids(measured),
+                *coverage_remarks(predictions, "model", measured, recipe),
+                *suite_remarks(suites),
+            ],
+            "subgroups": subgroups([*measured, *suite_examples(recipe, folder)], None, predictions, recipe.seed),
+            **({"suites": suites} if suites else {}),
             "leakage": read_json(folder / leakage.LEAKAGE_FILE_NAME),
             **_conditions({"model": predictions}, recipe, measured, folder),
         }
@@ -234,12 +261,12 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.weights_backend import WeightsBackend
     from meditune.models.forward import virtual_tokens
-    from meditune.models.load import load, refuse_unreadable
+    from meditune.models.load import load, prompt_for, refuse_unreadable
 
     evaluator = _evaluator(recipe, data, folder)
     if not evaluator.is_done("model"):
         loaded = load(model, recipe.model)
-        form = loaded.form or recipe.prompt
+        form = loaded.form or prompt_for(recipe.prompt, model, data.splits.measured(recipe.evaluate.split))
         if not evaluator.uses_lm_eval:
             refuse_unreadable(model, loaded.model.config, form, recipe, virtual_tokens(loaded.model))
         with stage(folder, "measure"):
@@ -272,16 +299,18 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
     refuse_unfinished(folder)
     recipe = load_recipe(str(folder / RECIPE)).recipe
+    if form := load_format(folder / "model"):
+        recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"format": form.format})})
     training = read_json(folder / "model" / "training.json")
     data = stored_data(folder / "data")
     measured = data.splits.measured(recipe.evaluate.split)
     retrieved = retrieval_augmentation.with_retrieved(recipe, measured, folder)
-    for name in ("base", "tuned"):
+    for name in BOTH:
         grade(folder / "predictions", name, measured, recipe.evaluate, retrieved)
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", name, measured)
     result = summary(recipe, data, training, folder / "predictions")
-    both = {name: read(folder / "predictions", name) for name in ("base", "tuned")}
+    both = {name: read(folder / "predictions", name) for name in BOTH}
     result |= _conditions(both, recipe, measured, folder)
     # Results that an earlier version measured without a leakage check are marked: they can't be undone.
     path = folder / leakage.LEAKAGE_FILE_NAME
@@ -327,6 +356,10 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     facts = retrieval_augmentation.retrieve_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
     if facts:
         checked = checked | {"index": facts["index"], "found": checked["found"] | facts["leaks"]}
+    refuse_unusable_judge(recipe)
+    suites = prepare_suites(recipe, folder)
+    if suites:
+        checked = checked | {"suites": check_suites(suites, data.splits, *training_data_of(name))}
     leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
     write_json(folder / leakage.LEAKAGE_FILE_NAME, checked)
     if recipe.evaluate.faithfulness_model != "none":
@@ -394,12 +427,12 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
     return loaded
 
 
-def _refuse_other_model(earlier: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
+def _refuse_other_model(stored: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
     """Raise MedituneError if `folder` holds predictions of another model, or of this one's earlier weights."""
-    if not _same_model(earlier["model"], model):
+    if not _same_model(stored["model"], model):
         raise MedituneError(f"{folder} holds the evaluation of another model. Choose another --output.")
     # Earlier versions stored no digests of weights.
-    if earlier.get("weights", weights) != weights:
+    if stored.get("weights", weights) != weights:
         raise MedituneError(
             f"{folder} holds predictions from other weights than {model} has now. Choose another --output, or delete "
             f"{folder / 'predictions'} to evaluate the model again."

@@ -129,7 +129,7 @@ class IndexSearch:
         """Return a description for the run's records."""
         manifest = self.index.manifest
         return {
-            "index": self.index.place.name,
+            "index": self.index.store.name,
             "content": manifest.content,
             "embedding": manifest.embedding["name"],
             "documents": manifest.documents,
@@ -293,11 +293,11 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
 
 
 def _row(
-    example: Example, place: PassageSearch, right: bool, unseen: Collection[str], recipe: Recipe
+    example: Example, search: PassageSearch, right: bool, excluded: Collection[str], recipe: Recipe
 ) -> dict[str, Any]:
     spec = recipe.train.retrieve
     limit = spec.passages - right
-    others = place.search(example.question, limit, {*unseen, example.group}) if limit else []
+    others = search.search(example.question, limit, {*excluded, example.group}) if limit else []
     sections = own_passages(example, recipe.prompt)
     own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
     # If space is short, the own passage is left out last, and the best of the others before it.

@@ -97,9 +97,9 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
     save(recipe, path, versions(recipe))
 
 
-def _differing(earlier: Recipe, recipe: Recipe) -> str:
+def _differing(stored: Recipe, recipe: Recipe) -> str:
     """Return the first settings that differ, with the folder's values."""
-    before, now = ({dotted(key): value for key, value in leaves(each)} for each in (earlier, recipe))
+    before, now = ({dotted(key): value for key, value in leaves(each)} for each in (stored, recipe))
     differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
     more = len(differing) - SHOWN
     return ", ".join(differing[:SHOWN]) + (f", and {more} more" if more > 0 else "")
@@ -173,7 +173,7 @@ def _process_of(item: Path) -> int | None:
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command that resumes it, if the folder's run isn't finished."""
     from meditune.evaluate.answer_grading import BY_PASSAGES, GRADERS
-    from meditune.evaluate.predictions import KINDS
+    from meditune.evaluate.predictions import GRADES_OF, KINDS
 
     if (folder / EVALUATION).is_file():
         raise DataError(
@@ -184,7 +184,7 @@ def refuse_unfinished(folder: Path) -> None:
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
     # Grades and ratings may be added later, and for one model only; dev claims are the tuned model's.
-    later = {*GRADERS, *BY_PASSAGES, "rating", "dev_claim"}
+    later = {*GRADERS, *BY_PASSAGES, *GRADES_OF.values(), "rating", "dev_claim"}
     required = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
     base, tuned = (
         {kind for name, kind in predicted if name == model and kind in required} for model in ("base", "tuned")

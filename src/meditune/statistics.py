@@ -160,15 +160,15 @@ def bootstrap(sides: Sequence[tuple[Callable[[Array], Array], Array]], resamples
     return [np.concatenate(column) for column in zip(*blocks, strict=True)]
 
 
-def resampled(each: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
-    """Return sums of the rows of `each` (units, k) over units drawn with replacement, whole clusters at a time.
+def resampled(rows: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
+    """Return sums of the rows of `rows` (units, k) over units drawn with replacement, whole clusters at a time.
 
     The result is (RESAMPLES, k). It is (0, k) if there are fewer than two clusters, because these show no variation.
     """
-    numbers = clusters_of(clusters or range(len(each)))
+    numbers = clusters_of(clusters or range(len(rows)))
     if len(np.unique(numbers)) < 2:
-        return np.zeros((0, each.shape[1]))
-    sums = by_cluster(each, numbers)
+        return np.zeros((0, rows.shape[1]))
+    sums = by_cluster(rows, numbers)
     return np.concatenate(list(draws(len(sums), RESAMPLES, seed))) @ sums
 
 
@@ -195,19 +195,19 @@ class Estimate:
         return student_p(self.mean, self.se, self.df)
 
 
-def two_level(figures: Array, drawn: Array, groups: int, seed: int) -> Estimate:
+def two_level(figures: Array, resampled: Array, groups: int, seed: int) -> Estimate:
     """Return the mean of `figures` (one per seed), with a standard error from a bootstrap over seeds and items.
 
-    `drawn` (b, seeds) contains the values on b draws of items, which form `groups` groups. A draw is the same for all
-    seeds, because they answered the same items: separate draws for each seed would treat an item's difficulty as if it
-    averaged out over seeds. Each draw also draws all n seeds with replacement. The variance of such draws is too small
-    by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse (Rao and Wu 1988). The
-    variance of a few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
+    `resampled` (b, seeds) contains the values on b draws of items, which form `groups` groups. A draw is the same for
+    all seeds, because they answered the same items: separate draws for each seed would treat an item's difficulty as if
+    it averaged out over seeds. Each draw also draws all n seeds with replacement. The variance of such draws is too
+    small by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse (Rao and Wu 1988).
+    The variance of a few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
     """
     seeds, mean = len(figures), float(figures.mean())
-    counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(drawn)) / seeds
+    counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(resampled)) / seeds
     by_seed = (seeds / (seeds - 1)) ** 0.5 * (counts @ (figures - mean))
-    by_item = (counts * (drawn - figures)).sum(axis=1)
+    by_item = (counts * (resampled - figures)).sum(axis=1)
     variance = float(np.nanvar(by_seed + by_item))
     of_seeds = min(float(figures.var(ddof=1)) / seeds, variance)
     parts = of_seeds**2 / (seeds - 1) + (variance - of_seeds) ** 2 / max(groups - 1, 1)
@@ -254,7 +254,7 @@ def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array
     return np.random.default_rng(seed).integers(0, 2, (resamples, items)).astype(np.float64)
 
 
-def permutation_p(first: Array, second: Array, figure: Callable[[Array], Array], swaps: Array) -> float:
+def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
     """Return the two-sided p of no difference between `first` and `second`, from a permutation test of paired items.
 
     `swaps` (b, n) contains 0 or 1 for each permutation and item; `first` and `second` (n, k) contain the items'
@@ -262,7 +262,7 @@ def permutation_p(first: Array, second: Array, figure: Callable[[Array], Array],
     """
 
     def difference(one: Array, other: Array) -> Array:
-        found: Array = figure(one) - figure(other)
+        found: Array = statistic(one) - statistic(other)
         return found
 
     observed = abs(float(difference(first.sum(axis=0), second.sum(axis=0))))

@@ -324,7 +324,7 @@ def test_what_left_the_index_isnt_found_any_more(tmp_path: Path) -> None:
 
 def test_answers_are_told_with_the_content_that_they_rest_on(tmp_path: Path) -> None:
     made = service(tmp_path)
-    made.goes_over_to("0123456789abcdef")
+    made.switch_index("0123456789abcdef")
     assert made.served.fingerprint.endswith("_0123456789ab")
     shown = [
         line for line in generate_latest(made.metrics.registry).decode().splitlines() if "0123456789abcdef" in line

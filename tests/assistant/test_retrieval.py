@@ -61,7 +61,7 @@ def answer_of(
 ) -> Answer:
     """The answer to a question that triage lets through, from a model that always says this text."""
     assistant = assistant_of(engine or ScriptedEngine(text), index, AssistantSettings(nearest=nearest))
-    *_, answer = assistant.ask(question, style="expert", k=6, found=Triage("answer", question=question))
+    *_, answer = assistant.ask(question, style="expert", k=6, triaged=Triage("answer", question=question))
     return answer
 
 
@@ -319,7 +319,7 @@ def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatc
     monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
     monkeypatch.setattr("meditune.assistant.assistant.triage_classifier", lambda: None)
     settings = AssistantSettings(max_new_tokens=8, context_tokens=70)
-    assistant = load_assistant(str(model), index.place.name, settings=settings)
+    assistant = load_assistant(str(model), index.store.name, settings=settings)
     *_, answer = assistant.ask("What helps against lice?", k=6)
     assert answer.sources
     assert any("no room" in notice.text for notice in answer.notices)
@@ -329,7 +329,7 @@ def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatc
         list(assistant.ask(" "))
     assistant.writer.close()
     with pytest.raises(ModelError, match=rf"^{model} reads .* Set a shorter answer with --max-new-tokens\.$"):
-        load_assistant(str(model), index.place.name, settings=AssistantSettings(max_new_tokens=10**6))
+        load_assistant(str(model), index.store.name, settings=AssistantSettings(max_new_tokens=10**6))
 
 
 def test_sentences_that_are_left_out_are_counted_by_reason() -> None:
@@ -403,7 +403,7 @@ def test_a_model_behind_an_api_answers_from_an_index(index: Index, monkeypatch: 
         return f"Colchicine calms an attack. Zebras eat cheese {limit} times."
 
     monkeypatch.setattr(Chat, "write", write)
-    assistant = load_assistant("api:gpt-4.1-mini", index.place.name, settings=AssistantSettings(nearest=-1.0))
+    assistant = load_assistant("api:gpt-4.1-mini", index.store.name, settings=AssistantSettings(nearest=-1.0))
     *_, answer = assistant.ask("What calms a gout attack?")
     assert answer.text == "Colchicine calms an attack."
     assert answer.decision is None

@@ -37,7 +37,7 @@ def test_every_emergency_of_the_battery_gets_an_answer_that_the_battery_passes(m
     found = judged(message.text)
     assert found.action == "urgent"
     reasons = message.grade(found.text)
-    assert passed(reasons), [reason.text for reason in reasons if not reason.good]
+    assert passed(reasons), [reason.text for reason in reasons if not reason.passed]
 
 
 def test_ordinary_questions_of_the_battery_dont_escalate() -> None:

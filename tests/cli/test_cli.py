@@ -127,11 +127,18 @@ def test_every_command_has_an_example_that_parses_and_an_existing_page(path, com
 
 
 def test_old_names_of_options_stand_for_new_ones_that_exist():
-    commands = typer.main.get_command(main.cli_app).commands
+    commands = {" ".join(path): command for path, command in leaves(typer.main.get_command(main.cli_app))}
     for command, names in RENAMED.items():
         options = {name for parameter in commands[command].params for name in parameter.opts}
-        assert set(names.values()) <= options
-        assert not set(names) & options
+        assert set(names.values()) <= options, command
+        assert not set(names) & options, command
+    assert with_new_names(["drift", "check", "s", "--least", "large"]) == [
+        "drift",
+        "check",
+        "s",
+        "--min-severity",
+        "large",
+    ]
     assert with_new_names(["serve", "run", "--at-once=2"]) == ["serve", "run", "--concurrency=2"]
 
 
@@ -292,7 +299,7 @@ def test_report_computes_the_same_report_again(place, finished):
 
 def test_report_shows_what_raters_said(place, finished):
     folder = finished / "review"
-    assert meditune("review", "create", finished, "--questions", 2, "--axes", "lay").code == 0
+    assert meditune("review", "create", finished, "--questions", 2, "--form", "lay").code == 0
     try:
         first = read_rows(folder / "items.jsonl")[0]["id"]
         ratings = folder / "ratings.csv"

@@ -202,13 +202,13 @@ def by_name() -> dict[str, models.Row]:
 def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path) -> None:
     rows = by_name()
     assert list(rows) == list(CATALOGUE)
-    assert rows["smollm2-135m"].where == "from a Python package (93 MB)"
-    assert rows["distilgpt2"].where == "from the hub"
-    assert rows["gpt-3.5-turbo"].where == "API only"
+    assert rows["smollm2-135m"].availability == "from a Python package (93 MB)"
+    assert rows["distilgpt2"].availability == "from the hub"
+    assert rows["gpt-3.5-turbo"].availability == "API only"
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    assert by_name()["smollm2-135m"].where == "here"
+    assert by_name()["smollm2-135m"].availability == "here"
 
 
 @pytest.mark.usefixtures("catalogue_places")
@@ -218,8 +218,8 @@ def test_a_model_in_the_hubs_cache_is_here(monkeypatch: pytest.MonkeyPatch) -> N
         lambda hub_id, file: "/weights" if (hub_id, file) == ("openai-community/gpt2", "model.safetensors") else None,
     )
     rows = by_name()
-    assert rows["gpt2"].where == "here"
-    assert rows["distilgpt2"].where == "from the hub"
+    assert rows["gpt2"].availability == "here"
+    assert rows["distilgpt2"].availability == "from the hub"
 
 
 @pytest.mark.usefixtures("catalogue_places")
@@ -244,4 +244,4 @@ def test_the_table_is_aligned_and_keeps_every_cell(capsys: pytest.CaptureFixture
     for line, row in zip(lines, rows, strict=True):
         assert line.startswith(row.name)
         assert line[heading.index("Licence") :].startswith(row.licence)
-        assert line[heading.index("Where") :].startswith(row.where)
+        assert line[heading.index("Where") :].startswith(row.availability)

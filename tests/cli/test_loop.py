@@ -49,8 +49,8 @@ def config(first: Path, tmp_path: Path) -> Path:
     path = tmp_path / "loop.yaml"
     path.write_text(
         "registry: registry\nstore: store\nguard: {every: 10m}\npromote: {after: 1s, answers: 3}\nretrain:\n"
-        "  labels: [labels.jsonl]\n  least: 5\n  set: [train.epochs=1]\n  gate: easy.yaml\n"
-        "  gate_new: easy.yaml\n  then: canary\n"
+        "  labels: [labels.jsonl]\n  min_rows: 5\n  set: [train.epochs=1]\n  gate: easy.yaml\n"
+        "  gate_new: easy.yaml\n  on_pass: canary\n"
     )
     return path
 
@@ -106,20 +106,20 @@ def test_a_clock_that_is_set_back_makes_a_stage_due() -> None:
 
 def test_every_problem_of_a_configuration_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
-    path.write_text("registry: r\nretrain:\n  every: often\n  lest: 3\nguard: {every: 0m}\nserve: {}\nqueue: 7d\n")
+    path.write_text("registry: r\nretrain:\n  every: often\n  min_row: 3\nguard: {every: 0m}\nserve: {}\nqueue: 7d\n")
     meditune("loop", path).refused(
         2,
         "line 3: retrain.every: 'often' is not a duration",
-        "line 4: retrain.lest: no such option; did you mean least?",
+        "line 4: retrain.min_row: no such option; did you mean min_rows?",
         "line 5: guard.every",
         "line 6: serve: no such key",
         "line 7: queue: give options",
     )
     path.write_text(
-        "registry: r\nstore: s\ndrift: {every: 1h}\nretrain: {least: 0}\npromote: {after: 1, answers: many}\n"
+        "registry: r\nstore: s\ndrift: {every: 1h}\nretrain: {min_rows: 0}\npromote: {after: 1, answers: many}\n"
     )
     meditune("loop", path).refused(
-        2, "line 3: drift: Missing", "--reference", "line 4: retrain: Invalid value for '--least'", "promote.after"
+        2, "line 3: drift: Missing", "--reference", "line 4: retrain: Invalid value for '--min-rows'", "promote.after"
     )
     path.write_text(
         "registry: r\nstore: s\ncanary: {questions: [a, b], output: [c]}\nqueue: {folder: 3}\npromote: {answers: [1]}\n"
@@ -143,14 +143,14 @@ def test_a_retraining_without_any_training_data_is_done(tmp_path: Path, monkeypa
     monkeypatch.delenv("MEDITUNE_STORE", raising=False)
     bare(tmp_path / "registry", 1)
     (tmp_path / "loop.yaml").write_text(
-        "registry: registry\nqueue: {places: [s], folder: q}\nretrain: {labels: l.jsonl, literature: [l]}\n"
+        "registry: registry\nqueue: {sources: [s], folder: q}\nretrain: {labels: l.jsonl, literature: [l]}\n"
     )
     config = Config(tmp_path / "loop.yaml", COMMANDS)
     assert run_stage(config, "retrain") == ("done", "no training data yet")
     config.shared["store"] = "s"
-    assert given(config, "retrain", monkeypatch)["least"] == 50
-    config.stages["retrain"]["least"] = 20
-    assert given(config, "retrain", monkeypatch)["least"] == 20
+    assert given(config, "retrain", monkeypatch)["min_rows"] == 50
+    config.stages["retrain"]["min_rows"] = 20
+    assert given(config, "retrain", monkeypatch)["min_rows"] == 20
 
 
 def test_paths_in_the_home_folder_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,14 +169,14 @@ def test_paths_in_the_home_folder_are_expanded(tmp_path: Path, monkeypatch: pyte
     retrain = given(config, "retrain", monkeypatch)
     assert (retrain["labels"], retrain["queue"]) == ([labels], [tmp_path / "queues" / "first"])
     assert retrain["store"] == str(tmp_path / "store")
-    assert given(config, "queue", monkeypatch)["done"] == [tmp_path / "queues" / "first"]
+    assert given(config, "queue", monkeypatch)["earlier_queue"] == [tmp_path / "queues" / "first"]
 
 
 def test_keys_of_earlier_versions_name_what_took_their_place(tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
     path.write_text(
         "registry: r\nupdate: {library: l, queries: [asthma]}\ncanary: {questions: q, results: r}\n"
-        "queue: {folder: q, on_alert: true}\nretrain: {settings: [train.epochs=1], then: shadow}\n"
+        "queue: {folder: q, on_alert: true}\nretrain: {settings: [train.epochs=1], on_pass: shadow}\n"
     )
     meditune("loop", path).refused(
         2,
@@ -184,8 +184,24 @@ def test_keys_of_earlier_versions_name_what_took_their_place(tmp_path: Path) -> 
         "line 3: canary.results: was renamed to `output`",
         "line 4: queue.on_alert: was removed; set a shorter `every`",
         "line 5: retrain.settings: was renamed to `set`",
-        "line 5: retrain.then: --then shadow was removed",
+        "line 5: retrain.on_pass: --on-pass shadow was removed",
     )
+
+
+def test_renamed_keys_are_read_with_a_note_and_keep_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text(
+        "registry: r\nqueue: {places: [s], known: [rows.jsonl]}\n"
+        "retrain:\n  labels: l.jsonl\n  least: 7\n  then: keep\n"
+    )
+    config = Config(path, COMMANDS)
+    assert config.options("queue") == {"sources": ["s"], "training_data": ["rows.jsonl"]}
+    assert config.options("retrain") == {"registry": "r", "labels": "l.jsonl", "min_rows": 7, "on_pass": "keep"}
+    assert "Note: retrain.least is now retrain.min_rows." in capsys.readouterr().err
+    path.write_text("registry: r\nretrain:\n  labels: l.jsonl\n  then: shadow\n")
+    meditune("loop", path).refused(2, "line 4: retrain.on_pass: --on-pass shadow was removed")
 
 
 def test_it_is_stopped_and_resumes_and_is_alone(place: Bench, config: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_places_are_shown_with_all_that_was_found_blotted_out(table):
 
 def test_a_masked_copy(table, tmp_path):
     out = tmp_path / "masked.csv"
-    done = meditune("data", "phi", table, "--mask", out)
+    done = meditune("data", "phi", table, "--output", out)
     assert f"Written: {out}" in done.out
     assert out.read_text(encoding="utf-8").splitlines() == [
         "patient_id,nurse_name,note",
@@ -202,7 +202,15 @@ def test_surrogates_by_patient(tmp_path, monkeypatch):
     notes = [{"patient": patient, "note": {"text": NOTE}} for patient in (1, 1, 2)]
     out = tmp_path / "out.jsonl"
     meditune(
-        "data", "phi", jsonl(tmp_path / "in.jsonl", notes), "--mask", out, "--action", "surrogate", "--group", "patient"
+        "data",
+        "phi",
+        jsonl(tmp_path / "in.jsonl", notes),
+        "--output",
+        out,
+        "--action",
+        "surrogate",
+        "--patient-column",
+        "patient",
     )
     first, second, third = (row["note"]["text"] for row in read_rows(out))
     assert first == second != third
@@ -212,7 +220,7 @@ def test_surrogates_by_patient(tmp_path, monkeypatch):
 def test_a_text_and_a_kind(tmp_path):
     note = tmp_path / "note.txt"
     note.write_text(NOTE, encoding="utf-8")
-    meditune("data", "phi", note, "--kind", "date", "--mask", tmp_path / "out.txt")
+    meditune("data", "phi", note, "--kind", "date", "--output", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text(encoding="utf-8") == NOTE.replace("3/14/2012", "[DATE]")
 
 
@@ -227,12 +235,12 @@ def test_a_recipes_data(tmp_path, monkeypatch):
 
 def test_what_can_not_be_done_is_said(table, tmp_path):
     meditune("data", "phi", table, "--kind", "nmae").refused(3, "--kind nmae: no such kind. Choose from name, date")
-    meditune("data", "phi", table, "--action", "mask").refused(3, "together with --mask OUT")
-    meditune("data", "phi", table, "--mask", tmp_path / "out.xml").refused(3, "must end in one of .jsonl, .csv, .tsv")
-    meditune("data", "phi", table, "--group", "patient").refused(
-        3, "no column patient (--group). The columns are patient_id"
+    meditune("data", "phi", table, "--action", "mask").refused(3, "together with --output OUT")
+    meditune("data", "phi", table, "--output", tmp_path / "out.xml").refused(3, "must end in one of .jsonl, .csv, .tsv")
+    meditune("data", "phi", table, "--patient-column", "patient").refused(
+        3, "no column patient (--patient-column). The columns are patient_id"
     )
-    meditune("data", "phi", "quickstart", "--mask", tmp_path / "o").refused(3, "--set data.phi.action=mask")
+    meditune("data", "phi", "quickstart", "--output", tmp_path / "o").refused(3, "--set data.phi.action=mask")
     meditune("data", "phi", tmp_path / "none.csv").refused(3, "no such file")
     assert not list(tmp_path.glob("out*"))
 
@@ -240,7 +248,7 @@ def test_what_can_not_be_done_is_said(table, tmp_path):
 def test_a_damaged_file_is_named_without_its_text(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"note": NOTE}) + '\n{"note": "Ms. Zelazny', encoding="utf-8")
-    done = meditune("data", "phi", path, "--mask", tmp_path / "out.jsonl")
+    done = meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
     done.refused(3, "bad.jsonl, line 2")
     assert hidden(done.err)
     assert not (tmp_path / "out.jsonl").exists()
@@ -248,5 +256,5 @@ def test_a_damaged_file_is_named_without_its_text(tmp_path):
 
 def test_no_file_that_is_there_is_overwritten(table):
     before = table.read_bytes()
-    meditune("data", "phi", table, "--mask", table).refused(3, "isn't overwritten", "another name")
+    meditune("data", "phi", table, "--output", table).refused(3, "isn't overwritten", "another name")
     assert table.read_bytes() == before

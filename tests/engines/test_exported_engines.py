@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import open_engine
@@ -190,7 +191,8 @@ def test_ctrl_c_is_heard_whatever_became_of_the_engine(folder, closed):
 
 
 def test_its_tokenizer_reads_as_transformers_does(folder):
-    ours, theirs = PlainTokenizer(folder / "export" / "merged"), tiny.tokenizer(bos="gemma3" in str(folder))
+    # Not the tokenizer that was saved: transformers adds a token for padding when it opens a Qwen2.
+    ours, theirs = (make(folder / "export" / "merged") for make in (PlainTokenizer, AutoTokenizer.from_pretrained))
     for said in ("Does it help? β-Blocker 😀", "</s> is text", "<s>a"):
         for plain in (True, False):
             ids = theirs(said, split_special_tokens=plain)["input_ids"]

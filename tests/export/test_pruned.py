@@ -244,10 +244,10 @@ def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_pat
     words = place.settings(**RUN | PRUNE["zeros"])
     assert meditune("train", "quickstart", "--output", tmp_path / "run", *words).code == 0
     plain = meditune("merge", tmp_path / "run", "-o", tmp_path / "plain")
-    kept = meditune("merge", tmp_path / "run", "-o", tmp_path / "kept", "--keep-zeros")
+    kept = meditune("merge", tmp_path / "run", "-o", tmp_path / "kept", "--keep-sparsity")
     assert plain.code == kept.code == 0
     assert "59 % of the weights in the base's linear layers are zero, in the merged model 0 %" in plain.out
-    assert "--keep-zeros" in plain.out
+    assert "--keep-sparsity" in plain.out
     assert "set to zero again" in kept.out
     assert "not exactly the evaluated model" in kept.out
     filled, sparse, base = (
@@ -258,7 +258,7 @@ def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_pat
     for name, layer in linears(sparse).items():
         full = linears(filled)[name].weight
         assert torch.equal(layer.weight, torch.where(linears(base)[name].weight == 0, 0, full))
-    meditune("merge", tmp_path / "run", "-o", tmp_path / "plain", "--keep-zeros").refused(1, "holds something else")
+    meditune("merge", tmp_path / "run", "-o", tmp_path / "plain", "--keep-sparsity").refused(1, "holds something else")
 
 
 def test_a_pruned_base_can_be_quantized_for_tuning(place, tmp_path):

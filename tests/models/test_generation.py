@@ -130,7 +130,7 @@ def test_texts_are_those_of_generate(architecture, at_once):
     end = expected[4][3]
     expected = [text[: text.index(end)] if end in text else text for text in expected]
     assert len({len(text) for text in expected}) > 1
-    with inference(model, few_rows=True):
+    with inference(model, small_batches=True):
         found = dict(GreedyDecoder(model, texts, MORE, end, PAD, at_once).texts())
     assert [found[index] for index in range(len(texts))] == expected
 
@@ -160,7 +160,7 @@ def test_a_sequence_is_written_once_where_that_is_asked(at_once):
     model, texts = sharpened("llama"), prompts()
     with inference(model):
         free = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once).texts())
-        bound = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once, once=3).texts())
+        bound = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once, no_repeat=3).texts())
 
     def triples(tokens):
         return list(zip(tokens, tokens[1:], tokens[2:], strict=False))

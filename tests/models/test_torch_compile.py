@@ -114,7 +114,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
 
 def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, capsys):
     monkeypatch.setattr(torch_compile, "PAYS_FROM", 0)
-    monkeypatch.setattr(torch_compile, "why_not", lambda _: None)
+    monkeypatch.setattr(torch_compile, "unsupported_reason", lambda _: None)
     loaded, model = trainable("llama", strategy="lora")
 
     def fails():
@@ -129,7 +129,7 @@ def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, cap
 @pytest.mark.parametrize("strategy", ["prefix", "prompt"])
 def test_virtual_tokens_are_never_compiled(strategy):
     _, model = trainable("llama", strategy=strategy)
-    assert "Virtual tokens" in torch_compile.why_not(model)
+    assert "Virtual tokens" in torch_compile.unsupported_reason(model)
 
 
 def test_only_long_trainings_pay():

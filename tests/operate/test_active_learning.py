@@ -24,13 +24,13 @@ from meditune.models import sentence_encoder
 from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder
 from meditune.operate.active_learning import acquisition
 from meditune.operate.active_learning.acquisition import nearest, novelty
-from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, Wanted, choose, queue, rows
+from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, QueueOptions, choose, queue, rows
 from meditune.operate.active_learning.candidates import Candidate, read
 from meditune.review.rating_set import VERDICT, read_key, read_set
 from meditune.review.ratings_store import Note, Rating, Store
 from meditune.store import database
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.open_store import Place, open_store
+from meditune.store.open_store import StoreLocation, open_store
 from tests import layouts, tiny
 from tests.browser import chromium
 from tests.commands import jsonl, meditune
@@ -66,11 +66,11 @@ def test_a_queue_loads_its_encoder_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sentence_encoder, "load_encoder", load)
     known = jsonl(tmp_path / "known.jsonl", [{"question": "Is tea safe?", "answer": "Yes."}])
     place = jsonl(tmp_path / "rows.jsonl", [{"question": f"Is herb {n} safe?", "answer": "Yes."} for n in range(3)])
-    queue([place], tmp_path / "queue", Wanted(known=(known,), embedding="bags"))
+    queue([place], tmp_path / "queue", QueueOptions(known=(known,), embedding="bags"))
     assert loads == ["bags"]
 
 
-def keep(place: Place, id: str, question: str | None, answer: str = "It helps.", **facts: Any) -> Answers:
+def keep(place: StoreLocation, id: str, question: str | None, answer: str = "It helps.", **facts: Any) -> Answers:
     """A store with one more answer."""
     answers = Answers(open_store(place))
     outcome = facts.pop("outcome", "answered")
@@ -82,7 +82,7 @@ def keep(place: Place, id: str, question: str | None, answer: str = "It helps.",
     return answers
 
 
-def store(folder: Place) -> Place:
+def store(folder: StoreLocation) -> StoreLocation:
     """Six answers: unsure, unsupported, abstained, disliked, corrected, and one with nothing against it."""
     keep(folder, "unsure", "Does vitamin C prevent colds?", chances=TORN, sentences=1, supported=1)
     keep(folder, "unsupported", "What causes gout?", "Uric acid.", sentences=3, supported=1)
@@ -90,9 +90,9 @@ def store(folder: Place) -> Place:
     answers = keep(folder, "disliked", "Is asthma curable?", chances=SURE, sentences=1, supported=1)
     keep(folder, "corrected", "Can children have migraine?", chances=SURE, sentences=1, supported=1)
     keep(folder, "fine", "Does exercise help the heart?", chances=SURE, sentences=2, supported=2)
-    answers.say(Feedback("disliked", "a", "down", ["wrong"], "My doctor Dr. Jane Miller says otherwise."))
-    answers.say(Feedback("corrected", "a", "down", [], "", "Yes, they can have it as well."))
-    answers.say(Feedback("fine", "a", "up"))
+    answers.add_feedback(Feedback("disliked", "a", "down", ["wrong"], "My doctor Dr. Jane Miller says otherwise."))
+    answers.add_feedback(Feedback("corrected", "a", "down", [], "", "Yes, they can have it as well."))
+    answers.add_feedback(Feedback("fine", "a", "up"))
     return folder
 
 
@@ -194,7 +194,17 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
     assert again.code == 0, "the same queue is there already"
     other = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "1", "--strategy", "feedback")
     other.refused(1, "holds something else")
-    more = ("learn", "queue", folder, "-o", tmp_path / "next", "--done", tmp_path / "set", "--strategy", "uncertainty")
+    more = (
+        "learn",
+        "queue",
+        folder,
+        "-o",
+        tmp_path / "next",
+        "--earlier-queue",
+        tmp_path / "set",
+        "--strategy",
+        "uncertainty",
+    )
     told = json.loads(meditune(*more, "--json", "--budget", "4").out)
     assert not {"answers:corrected", "answers:disliked"} & {each["id"] for each in told["chosen"]}
     assert told["pool"] == 4
@@ -203,7 +213,7 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
 def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
     path = jsonl(tmp_path / "pool.jsonl", [{"question": f"Is {n} safe?"} for n in range(6)] + [{"question": ""}])
     known = jsonl(tmp_path / "known.jsonl", [{"question": "is 3 SAFE", "answer": "Yes."}])
-    done = meditune("learn", "queue", path, "--known", known, "-o", tmp_path / "set", "--strategy", "random")
+    done = meditune("learn", "queue", path, "--training-data", known, "-o", tmp_path / "set", "--strategy", "random")
     assert "5 of 5 chosen." in done.out
     assert "there are only 5 candidates; all are in the queue" in done.err
     assert "1 answers or rows without a question" in done.err
@@ -249,10 +259,10 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     refused(tmp_path / "nowhere", told=["no such file or folder"])
     refused(rows, "--strategy", "best", told=["Unknown --strategy best", "mix, random"])
     refused(rows, "--strategy", "feedback", told=["no answer has been rated down"])
-    refused(rows, "--strategy", "uncertainty", told=["--ask MODEL"])
-    refused(rows, "--strategy", "novelty", told=["--known FILE"])
-    refused(rows, "--samples", "2", told=["--ask MODEL"])
-    refused(rows, "--known", rows, told=["none is left to ask"])
+    refused(rows, "--strategy", "uncertainty", told=["--model MODEL"])
+    refused(rows, "--strategy", "novelty", told=["--training-data FILE"])
+    refused(rows, "--samples", "2", told=["--model MODEL"])
+    refused(rows, "--training-data", rows, told=["none is left to ask"])
     keep(empty, "a", None)
     refused(empty, told=["--keep-text"])
     nothing = jsonl(tmp_path / "nothing.jsonl", [{"question": "", "answer": "So."}])
@@ -293,25 +303,25 @@ def test_a_model_decides_and_writes_and_what_is_too_long_stays_without(model):
     ]
     found, too_long = acquisition.asked_decisions(pool, model, samples=2)
     assert too_long == [pool[1].id]
-    assert [list(each.opinions) for each in found] == [["served", model], [], [model]]
+    assert [list(each.probabilities) for each in found] == [["served", model], [], [model]]
     assert [len(each.samples) for each in found] == [2, 0, 2]
     for each in (found[0], found[2]):
-        chances = each.opinions[model]
+        chances = each.probabilities[model]
         assert set(chances) == set(DECISIONS)
         assert sum(chances.values()) == pytest.approx(1)
-    assert found[0].opinions[model] != found[2].opinions[model]
+    assert found[0].probabilities[model] != found[2].probabilities[model]
 
 
 def test_a_queue_asks_the_models_that_are_named(model, tmp_path):
     rows = jsonl(tmp_path / "rows.jsonl", [{"question": f"Does treatment {n} help?"} for n in range(4)])
-    words = ("learn", "queue", rows, "--ask", model, "--strategy", "uncertainty", "--budget", "2", "--json")
+    words = ("learn", "queue", rows, "--model", model, "--strategy", "uncertainty", "--budget", "2", "--json")
     found = json.loads(meditune(*words, "-o", tmp_path / "set").out)
     assert len(found["chosen"]) == 2
     assert all(
         each["reasons"]["unsure"].startswith("the model is unsure of the decision (") for each in found["chosen"]
     )
     assert found["chosen"][0]["score"] >= found["chosen"][1]["score"]
-    meditune(*words, "-o", tmp_path / "x", "--ask", tmp_path / "no-model").refused(4, "no-model")
+    meditune(*words, "-o", tmp_path / "x", "--model", tmp_path / "no-model").refused(4, "no-model")
 
 
 def made(tmp_path, *words):
@@ -358,7 +368,9 @@ def test_experts_who_disagree_teach_nothing_until_they_are_settled(tmp_path):
     found = rows(folder)
     assert [row["id"] for row in found.rows] == ["answers:fine"]
     assert found.left_out["raters disagree"] == 1
-    assert [row["decision"] for row in rows(folder, without=["two"]).rows if row["id"] == "answers:unsure"] == ["no"]
+    assert [row["decision"] for row in rows(folder, excluded_raters=["two"]).rows if row["id"] == "answers:unsure"] == [
+        "no"
+    ]
 
 
 def test_the_annotation_commands_take_a_queue(tmp_path):

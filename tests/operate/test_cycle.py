@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 GOOD, DRIFTED = 230, 90
 EMBEDDING = "all-minilm-l6-v2-int8"
-QUICK = Settings(follow_s=0.1, at_once=8, keep_text=True, feedback_per_minute=6000)
+QUICK = Settings(follow_s=0.1, concurrency=8, keep_text=True, feedback_per_minute=6000)
 
 
 def usual(number: int) -> str:
@@ -81,7 +81,7 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             config.write_text(
                 "registry: registry\nstore: store\ndrift: {reference: reference, every: 1s}\nguard: {every: 1s}\n"
                 f"queue: {{folder: queues, budget: 200, embedding: {EMBEDDING}, every: 1h}}\n"
-                "retrain: {least: 20, held_out: 0.5, set: [train.epochs=4, train.learning_rate=1e-2], every: 1h}\n"
+                "retrain: {min_rows: 20, held_out: 0.5, set: [train.epochs=4, train.learning_rate=1e-2], every: 1h}\n"
             )
             first = meditune("loop", config, "--once")
             assert first.code == 0, first

@@ -31,7 +31,7 @@ from meditune.errors import Stopped
 from meditune.evaluate.gate import Policy
 from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
-from meditune.operate.retraining.new_training_data import Shares, Wanted, deal, gather
+from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather
 from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, judge, unjudged, usual
 from meditune.operate.retraining.retrain import Options, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
@@ -39,7 +39,7 @@ from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
 from tests.registry_runs import finished
 
-FEW = ("--least", 5, "--set", "train.epochs=1")
+FEW = ("--min-rows", 5, "--set", "train.epochs=1")
 EASY = "not_worse: []\nwithin: {perplexity: 100000}\n"
 
 
@@ -83,9 +83,11 @@ def store_of(folder: Path) -> Answers:
         answers.keep(Answer(f"ask-{number}", "k1", "ask", "tiny v0001", question=question, answer="It helps."))
         who = "stranger" if number == 12 else "k1"
         said = f"{'Yes' if number % 2 else 'No'}, garden herb number {number} was tried in {number + 20} adults."
-        answers.say(Feedback(f"ask-{number}", who, "down", correction=said))
+        answers.add_feedback(Feedback(f"ask-{number}", who, "down", correction=said))
     # An expert overrides what a trusted key said before.
-    answers.say(Feedback("ask-0", "k9", "down", decision="maybe", correction="Nobody has tried it.", expert=True))
+    answers.add_feedback(
+        Feedback("ask-0", "k9", "down", decision="maybe", correction="Nobody has tried it.", expert=True)
+    )
     return answers
 
 
@@ -169,7 +171,7 @@ def test_one_that_too_few_items_judge_is_kept_for_people_to_decide(registry: Pat
     promote = ("registry", "promote", registry, "v0002")
     meditune(*promote).refused(5, "groups, but 20 are needed for a decision")
     assert "20 are needed" in meditune("registry", "show", registry, "v0002").out
-    assert meditune(*promote, "--force", "--why", "two of us read its answers").code == 0
+    assert meditune(*promote, "--force", "--reason", "two of us read its answers").code == 0
 
 
 def test_too_little_that_is_new_trains_nothing(registry: Path, tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
         stopped = meditune("retrain", registry, *words)
     assert stopped.code == 130
     other = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *easy)
-    other.refused(1, "is unfinished", "settings", "--afresh")
+    other.refused(1, "is unfinished", "settings", "--restart")
     # What comes meanwhile waits for the next one.
     labelled(tmp_path, 60)
     done = meditune("retrain", registry, *words)
@@ -219,7 +221,7 @@ def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Pa
 
 
 def test_a_version_that_was_added_before_the_kill_isnt_added_twice(registry: Path, easy, tmp_path: Path) -> None:
-    words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy, "--then", "keep")
+    words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy, "--on-pass", "keep")
     with killed_at("retrain._release"):
         assert meditune(*words).code == 130
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
@@ -292,9 +294,9 @@ def test_what_was_rolled_back_or_refused_is_trained_again_of_the_same_rows(
 
 
 def test_no_password_of_a_database_is_written_down() -> None:
-    options = Options(Wanted("postgresql://nurse:s3cret@db.example:5432/clinic?password=s3cret"))
-    assert options.asked()["wanted"]["store"] == "postgresql://nurse@db.example:5432/clinic"
-    assert "s3cret" not in json.dumps(options.asked())
+    options = Options(TrainingDataSources("postgresql://nurse:s3cret@db.example:5432/clinic?password=s3cret"))
+    assert options.result_options()["wanted"]["store"] == "postgresql://nurse@db.example:5432/clinic"
+    assert "s3cret" not in json.dumps(options.result_options())
 
 
 def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path: Path) -> None:
@@ -315,7 +317,7 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     literature = tmp_path / "literature"
     literature.mkdir()
     jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
-    done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--then", "canary", "--percent", 5)
+    done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--on-pass", "canary", "--percent", 5)
     assert done.code == 0, done
     assert done.last.endswith("and is a canary in 5 % of the conversations.")
     said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
@@ -422,12 +424,12 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
     for id in ("a", "b", "c"):
         answers.keep(Answer(id, "k", "ask", "tiny", question=f"Does herb {id} help?", answer="It helps."))
     right, wrong = "The herb was never tried.", "Yes, my aunt takes it."
-    answers.say(Feedback("a", "expert", "down", correction=right, decision="maybe", expert=True, time=1.0))
-    answers.say(Feedback("a", "nurse", "down", correction=wrong, time=2.0))
-    answers.say(Feedback("b", "nurse", "down", correction=wrong, time=1.0))
-    answers.say(Feedback("b", "other", "down", correction="No, it fails.", time=2.0))
-    answers.say(Feedback("c", "expert", "down", decision="no", expert=True))
-    found = gather(Wanted(str(tmp_path / "store"), ("all",)), tmp_path / "rows")
+    answers.add_feedback(Feedback("a", "expert", "down", correction=right, decision="maybe", expert=True, time=1.0))
+    answers.add_feedback(Feedback("a", "nurse", "down", correction=wrong, time=2.0))
+    answers.add_feedback(Feedback("b", "nurse", "down", correction=wrong, time=1.0))
+    answers.add_feedback(Feedback("b", "other", "down", correction="No, it fails.", time=2.0))
+    answers.add_feedback(Feedback("c", "expert", "down", decision="no", expert=True))
+    found = gather(TrainingDataSources(str(tmp_path / "store"), ("all",)), tmp_path / "rows")
     said = {row["id"]: (row["answer"], row["decision"]) for row in read_jsonl(found.files["feedback"])}
     assert said == {
         "feedback-a": (right, "maybe"),
@@ -440,8 +442,8 @@ def test_nobody_without_a_key_is_trusted_by_an_empty_name(tmp_path: Path) -> Non
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for id, who in (("a", ""), ("b", "nurse")):
         answers.keep(Answer(id, who, "ask", "tiny", question=f"Does herb {id} help?", answer="It helps."))
-        answers.say(Feedback(id, who, "down", correction="It fails.", decision="no"))
-    found = gather(Wanted(str(tmp_path / "store"), ("", "nurse")), tmp_path / "rows")
+        answers.add_feedback(Feedback(id, who, "down", correction="It fails.", decision="no"))
+    found = gather(TrainingDataSources(str(tmp_path / "store"), ("", "nurse")), tmp_path / "rows")
     assert [row["id"] for row in read_jsonl(found.files["feedback"])] == ["feedback-b"]
     assert stat.S_IMODE(found.files["feedback"].stat().st_mode) == 0o600
 

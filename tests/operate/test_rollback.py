@@ -37,7 +37,7 @@ def rated(
         model = f"clinic {version}-0123456789ab"
         answers.keep(Answer(id, "k", "ask", model, outcome=outcome, time=time.time() - ago))
         rating: Rating = "down" if number < down else "up"
-        answers.say(Feedback(id, who.format(number), rating))
+        answers.add_feedback(Feedback(id, who.format(number), rating))
 
 
 def guarded(registry: Registry, *words: object) -> Result:
@@ -46,7 +46,7 @@ def guarded(registry: Registry, *words: object) -> Result:
 
 def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path) -> None:
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
-    registry.try_out("v0002", 10, "wanted", force=True)
+    registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 10, 9)
     done = guarded(registry, "--store", tmp_path / "store")
@@ -58,7 +58,7 @@ def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path
 
 def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_path: Path) -> None:
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
-    registry.try_out("v0002", 10, "wanted", force=True)
+    registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 0)
     rated(answers, "v0002", 20, 0, "abstained")
     done = guarded(registry, "--store", tmp_path / "store")
@@ -68,7 +68,7 @@ def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_p
 
 def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
-    registry.try_out("v0002", 10, "wanted", force=True)
+    registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 30, 30, who="angry")
     assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0001."
@@ -83,7 +83,7 @@ def test_other_questions_than_before_speak_against_no_version(registry: Registry
     assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0002."
     # Nor do those that came before a trial: the one that is served had them alone.
     rated(answers, "v0002", 300, 0, ago=86_400)
-    registry.try_out("v0003", 50, "wanted", force=True)
+    registry.start_canary("v0003", 50, "wanted", force=True)
     rated(answers, "v0003", 10, 10, "abstained")
     assert guarded(registry, "--store", tmp_path / "store").last == "No evidence against v0002."
     assert registry.state().trial

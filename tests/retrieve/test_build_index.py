@@ -69,7 +69,7 @@ def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: 
     counting = corpus.Counting()
     said, changes = update(index_storage(where), [], counting.encoder)
     assert counting.texts == ["flu\nInfluenza comes in winter.", "flu"]
-    assert (changes.added, changes.changed, changes.removed, changes.kept) == (1, 0, 2, 4)
+    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (1, 0, 2, 4)
     assert said.passages == 5
     assert "documents:lice.txt" not in found(where, "head lice insects comb")
     assert found(where, "influenza in winter")[0] == "documents:flu.txt"

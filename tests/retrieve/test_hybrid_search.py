@@ -128,13 +128,13 @@ def test_all_about_a_question_is_embedded_at_once(leaflets: Index) -> None:
         calls.append(len(set(texts)) == len(texts))
         return corpus.words_as_vectors(texts)
 
-    Index(leaflets.place, SentenceEncoder(corpus.TINY.identity, embed)).search(MESSAGE)
+    Index(leaflets.store, SentenceEncoder(corpus.TINY.identity, embed)).search(MESSAGE)
     assert calls == [True]
 
 
 def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(leaflets.place.name, broken)
+    shutil.copytree(leaflets.store.name, broken)
     (broken / leaflets.manifest.knowledge).write_bytes(b"PK")
     with pytest.raises(DataError, match=r"knowledge-passages-1.*missing or damaged.*--replace"):
         Index.open(broken, corpus.TINY)
@@ -216,7 +216,7 @@ def test_an_error_of_the_embedding_isnt_called_damage(index: Index) -> None:
         raise ValueError("out of order")
 
     with pytest.raises(ValueError, match="out of order"):
-        Index(index.place, SentenceEncoder(corpus.TINY.identity, broken)).search("gout")
+        Index(index.store, SentenceEncoder(corpus.TINY.identity, broken)).search("gout")
 
 
 def test_the_passages_of_a_document_come_in_order(index: Index) -> None:

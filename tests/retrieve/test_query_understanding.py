@@ -128,7 +128,7 @@ def test_other_names_are_added_once_and_few(synonyms):
     assert synonyms.expand("How to prevent shingles?").splitlines()[1:] == ["herpes zoster"]
     assert synonyms.expand("nothing known") == "nothing known"
     many = Synonyms([["lupus", *(f"lupus{letter * 3}a" for letter in "bcdfghjklmnpq")]])
-    assert len(many.expand("lupus", most=3).splitlines()) == 4
+    assert len(many.expand("lupus", max_synonyms=3).splitlines()) == 4
 
 
 def test_two_topics_of_one_name_are_both_named():

@@ -75,7 +75,7 @@ def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
     with index_storage(bucket).writing(), pytest.raises(DataError, match=r"process \d+ on .* is changing this index"):
         update(index_storage(bucket), [], corpus.TINY)
     _, changes = update(index_storage(bucket), [], corpus.TINY)
-    assert (changes.added, changes.kept) == (1, 6)
+    assert (changes.added, changes.unchanged) == (1, 6)
     assert reader.refresh()
     assert reader.search("influenza").hits[0].passage.document == "documents:flu.txt"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from meditune.data.reviewer_decisions import VERDICTS
 from meditune.files import write_json, write_jsonl
-from meditune.review.annotation_set import Wanted
+from meditune.review.annotation_set import AnnotationSetOptions
 from meditune.review.annotation_set import create as create_annotation_set
 from meditune.review.rating_set import Origin, create, read_key, read_set
 from meditune.review.ratings_store import RATING, Note, Rating, Store
@@ -149,7 +149,7 @@ def made_annotation_set(folder: Path, count: int = 12, changes: dict[str, Any] |
     """A set of all rows of such a table, nothing rated yet."""
     folder.mkdir(parents=True, exist_ok=True)
     create_annotation_set(
-        str(table(folder / "table.jsonl", count, **(changes or {}))), folder / "set", Wanted(**wanted)
+        str(table(folder / "table.jsonl", count, **(changes or {}))), folder / "set", AnnotationSetOptions(**wanted)
     )
     return folder / "set"
 

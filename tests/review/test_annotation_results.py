@@ -52,7 +52,7 @@ def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path
     judge(folder, "rater-3", by_number(n1="unsafe"))
     assert resolved(folder)[0]["own:1"].raters == ("R1", "R3")
     store = Store(folder)
-    chief = store.rater("rater-4", joins=False).id
+    chief = store.rater("rater-4", takes_share=False).id
     store.save([Rating(chief, annotated_item(folder, 1), "verdict", 5, 1.0, round=ADJUDICATION)])
     settled = resolved(folder)[0]["own:1"]
     assert (settled.label, settled.settled, settled.raters) == ("off-topic", True, ("R4",))
@@ -82,13 +82,13 @@ def test_careless_raters_are_named_and_can_be_left_out(tmp_path):
     assert careless["rater-1"] == (5, 5, False)
     assert any("rater-3 (R3) judged only 0 of 5 known items correctly" in remark for remark in found["remarks"])
     done = meditune("annotate", "results", folder)
-    assert "exclude the ratings: --without R3" in " ".join(done.out.split())
-    for words in (("--without", "rater-3"), ("--without", "r3"), ("--without-careless",)):
+    assert "exclude the ratings: --exclude-rater R3" in " ".join(done.out.split())
+    for words in (("--exclude-rater", "rater-3"), ("--exclude-rater", "r3"), ("--exclude-careless",)):
         assert meditune("annotate", "results", folder, *words).code == 0
         after = read_json(folder / "results.json")
         assert after["ratings"] == 16
         assert [row["name"] for row in after["raters"] if row["left_out"]] == ["rater-3"]
-    meditune("annotate", "results", folder, "--without", "nobody").refused(3, "no rater 'nobody'", "rater-1 (R1)")
+    meditune("annotate", "results", folder, "--exclude-rater", "nobody").refused(3, "no rater 'nobody'", "rater-1 (R1)")
 
 
 def test_figures_count_rows_of_the_data_only(tmp_path):
@@ -128,7 +128,9 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
     assert len(found) == 7
     assert (found["own:0"].verdict, found["own:0"].raters, found["own:1"].verdict) == ("unsafe", ("R1",), "correct")
     judge(first, "rater-1", by_number(n1="wrong"))
-    assert write_decisions(first, path).others == 1, "a set's own decisions are written anew, whoever had them last"
+    assert write_decisions(first, path).from_other_sets == 1, (
+        "a set's own decisions are written anew, whoever had them last"
+    )
     assert "rater-1" not in path.read_text()
 
 
@@ -139,7 +141,7 @@ def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
     meditune("annotate", "serve", folder, "--adjudicate").refused(1, "nothing to adjudicate")
     judge(folder, "rater-3", lambda *_: "wrong")
     assert len(open_disputes(folder, (), False)) == 6
-    meditune("annotate", "serve", folder, "--adjudicate", "--without", "R3").refused(1, "nothing to adjudicate")
+    meditune("annotate", "serve", folder, "--adjudicate", "--exclude-rater", "R3").refused(1, "nothing to adjudicate")
 
 
 @pytest.fixture

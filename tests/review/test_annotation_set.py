@@ -13,7 +13,7 @@ import pytest
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.review.annotation_set import Wanted, create
+from meditune.review.annotation_set import AnnotationSetOptions, create
 from meditune.review.rating_set import read_set
 from meditune.review.suspicious_rows import SIGNALS, flagged, suspicion
 from tests import layouts
@@ -23,7 +23,7 @@ from tests.review.known_ratings import SUBJECTS, annotated_item, key, made_annot
 
 def test_a_table_becomes_a_set_that_names_its_source_and_hides_what_is_known(tmp_path):
     path = table(tmp_path / "mine.jsonl", 12, url=lambda n: f"https://example.org/{n}" if n else "javascript:alert(1)")
-    done = meditune("annotate", "create", path, "-o", tmp_path / "set", "--rows", "8", "--planted", "3")
+    done = meditune("annotate", "create", path, "-o", tmp_path / "set", "--rows", "8", "--synthetic-gold", "3")
     assert "8 rows to check, and 3 known items among them." in done.out
     found, rows = read_set(tmp_path / "set"), key(tmp_path / "set")
     assert Counter(row.origins for row in rows.values()) == {("row",): 8, ("planted",): 3}
@@ -109,10 +109,10 @@ def test_only_rows_to_train_and_develop_on_are_offered_unless_asked(tmp_path, mo
     pytest.importorskip("pyarrow")
     flag = {"id": sorted(split["dev"])[0], "rule": "encoding", "action": "flag", "detail": "looks garbled"}
     write_ledger(run / "data" / "ledger.parquet", flag)
-    create(str(run), tmp_path / "odd", Wanted(rows=1, sample="suspicious"))
+    create(str(run), tmp_path / "odd", AnnotationSetOptions(rows=1, sample="suspicious"))
     (row,) = key(tmp_path / "odd").values()
     assert (row.example, row.reasons["quality"]) == (flag["id"], "looks garbled")
-    create(str(run), tmp_path / "all", Wanted(test=True))
+    create(str(run), tmp_path / "all", AnnotationSetOptions(test=True))
     assert len(key(tmp_path / "all")) == 40
     assert {item.source[:8] for item in read_set(tmp_path / "all").items.values()} == {"PubMedQA"}
 
@@ -128,7 +128,7 @@ def write_ledger(path, *rows):
 def test_what_cant_be_checked_is_told(tmp_path):
     folder = made_annotation_set(tmp_path, 6)
     meditune("annotate", "create", tmp_path, "-o", tmp_path / "x").refused(3, "contains no prepared data")
-    meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--planted", "9").refused(
+    meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--synthetic-gold", "9").refused(
         3, "of 9 wrong rows can be planted", "--gold"
     )
     meditune("annotate", "create", tmp_path / "table.jsonl", "-o", folder, "--rows", "2").refused(1, "something else")

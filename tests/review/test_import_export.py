@@ -32,7 +32,7 @@ def rated(tmp_path):
     rate(folder, "Ann", lambda n, _: 1 + n)
     rate(folder, "=Bo", lambda n, _: None if n else 2, only=("helpfulness",))
     store = Store(folder)
-    chief, item = store.rater("Chief", joins=False).id, rated_item(folder, 0, "base")
+    chief, item = store.rater("Chief", takes_share=False).id, rated_item(folder, 0, "base")
     store.save(
         [Rating(chief, item, "helpfulness", 3, 7.5, round=ADJUDICATION)],
         [Note(chief, item, "", "Better.", round=ADJUDICATION), Note(store.rater("Ann").id, item, NASTY, "'=1")],
@@ -44,13 +44,13 @@ def rated(tmp_path):
 def test_there_and_back_nothing_changes(rated, tmp_path, name):
     before = everything(rated)
     written = export(rated, tmp_path / name, None, False)
-    assert import_ratings(rated, written[0]).same == len(before[0])
+    assert import_ratings(rated, written[0]).unchanged == len(before[0])
     assert everything(rated) == before
     (rated / "ratings.sqlite").unlink()
     for part in ("-wal", "-shm"):
         (rated / f"ratings.sqlite{part}").unlink(missing_ok=True)
     taken = import_ratings(rated, written[0])
-    assert (taken.new, taken.changed, taken.same) == (len(before[0]), 0, 0)
+    assert (taken.new, taken.changed, taken.unchanged) == (len(before[0]), 0, 0)
     assert everything(rated) == before
 
 

@@ -106,7 +106,7 @@ def test_the_same_command_leaves_the_set_as_it_is_and_another_is_refused(tmp_pat
 def test_bad_input_is_told(tmp_path):
     run = finished(tmp_path / "run")
     meditune("review", "create", tmp_path).refused(3, "holds no run")
-    meditune("review", "create", run, "--axes", "doctor").refused(3, "no axes 'doctor'", "expert, lay")
+    meditune("review", "create", run, "--form", "doctor").refused(3, "no form 'doctor'", "expert, lay")
     meditune("review", "create", run, "--overlap", 2).refused(1, "--raters")
     meditune("review", "create", run, "--raters", 2, "--overlap", 3).refused(1, "up to 2")
     meditune("review", "serve", run).refused(3, "contains no rating set", "meditune review create")
@@ -118,7 +118,7 @@ def test_bad_input_is_told(tmp_path):
 
 def test_the_default_place_is_in_the_run(tmp_path):
     run = finished(tmp_path / "run")
-    done = meditune("review", "create", run, "--questions", 2, "--axes", "lay")
+    done = meditune("review", "create", run, "--questions", 2, "--form", "lay")
     assert done.code == 0
     assert "6 answers to 2 questions" in done.out
     assert read_json(run / "review" / "set.json")["axes"] == "lay"

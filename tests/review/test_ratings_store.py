@@ -37,7 +37,7 @@ def test_names_are_one_without_regard_to_case_and_spaces(tmp_path):
 
 def test_who_only_adjudicates_takes_no_share_of_the_first_round(tmp_path):
     store = Store(tmp_path)
-    assert store.rater("Chief", joins=False).place is None
+    assert store.rater("Chief", takes_share=False).place is None
     assert store.rater("Ann").place == 0
     assert store.rater("Chief").place == 1
 

@@ -82,7 +82,7 @@ def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
     assert len(before["disputed"]) == 6
     assert before["disputed"][0]["said"]["Helpfulness"] == {"Yes, it helps": 1, "It doesn't help": 1}
     store = Store(folder)
-    chief = store.rater("Chief", joins=False).id
+    chief = store.rater("Chief", takes_share=False).id
     store.save(
         [Rating(chief, rated_item(folder, n, "base"), "helpfulness", 1, 1.0, round=ADJUDICATION) for n in (0, 1)]
     )

@@ -43,7 +43,7 @@ async def played(admission, asks, log, leave=()):
         await settled()
     gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert (admission.inside, admission.waiting) == (0, 0)
+    assert (admission.active, admission.waiting) == (0, 0)
 
 
 def test_callers_take_turns():
@@ -80,7 +80,7 @@ def test_one_who_has_just_left_is_neither_counted_nor_displaced():
             for task in waiting + newcomers:
                 task.cancel()
             await settled()
-        assert (admission.inside, admission.waiting) == (0, 0)
+        assert (admission.active, admission.waiting) == (0, 0)
 
     asyncio.run(race())
 
@@ -93,7 +93,7 @@ def test_waiting_has_an_end():
                 async with admission.place("b"):
                     pass
             assert refused.value.code == "overloaded"
-        assert (admission.inside, admission.waiting) == (0, 0)
+        assert (admission.active, admission.waiting) == (0, 0)
 
     asyncio.run(wait())
 
@@ -128,13 +128,13 @@ def test_a_place_given_to_one_who_has_just_left_goes_on():
         await settled()
         async with asyncio.timeout(1), admission.place("c"):
             pass
-        assert admission.inside == 0
+        assert admission.active == 0
 
     asyncio.run(race())
 
 
 def test_overload_is_answered_at_once_with_429(tmp_path):
-    settings = Settings(at_once=2, waiting=2)
+    settings = Settings(concurrency=2, queue_size=2)
     with served(tmp_path, settings, slowed(0.01)) as server, ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda _: server.chat(max_tokens=30), range(12)))
         statuses = [reply.status for reply in replies]
@@ -153,16 +153,16 @@ def test_spare_places_are_those_that_nobody_uses_or_waits_for():
     async def counted():
         admission = Admission(3, 2, 60)
         async with admission.place("a"):
-            with admission.spare(5) as more:
-                assert (more, admission.inside) == (2, 3)
+            with admission.reserve_free(5) as more:
+                assert (more, admission.active) == (2, 3)
                 waits = asyncio.ensure_future(_inside(admission))
                 await settled()
-                with admission.spare(1) as none:
+                with admission.reserve_free(1) as none:
                     assert none == 0
                 assert not waits.done()
             await settled()
             assert waits.done()
-        assert admission.inside == 0
+        assert admission.active == 0
 
     async def _inside(admission):
         async with admission.place("b"):

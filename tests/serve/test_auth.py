@@ -7,7 +7,7 @@ import time
 import pytest
 
 from meditune.observability import LOGGER, JsonLines
-from meditune.serve.http_server import Place
+from meditune.serve.http_server import ListenConfig
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
@@ -105,7 +105,7 @@ def test_rates_without_keys_are_by_address(tmp_path):
 
 def test_callers_with_ipv6_are_known_by_their_network(tmp_path):
     body = {"model": "tiny", "prompt": "Does it", "max_tokens": 1}
-    behind = Place(port=0, proxies="127.0.0.1")
+    behind = ListenConfig(port=0, proxies="127.0.0.1")
     with started(service(tmp_path, Settings(per_minute=2, bare_chat=True)), behind) as server:
 
         def statuses(*addresses):

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 import pytest
 
 from meditune.errors import EngineError
-from meditune.serve.http_server import Place
+from meditune.serve.http_server import ListenConfig
 from meditune.serve.settings import Settings
 from meditune.serve.startup import ServerOptions, lockout, open_service, safe
 from meditune.serve.version_router import fingerprint
@@ -156,11 +156,11 @@ def test_what_the_end_breaks_off_is_counted_and_by_default_nothing_need_be(tmp_p
     with ThreadPoolExecutor() as pool:
         with served(tmp_path, Settings(grace_s=1), loaded=slowed(0.02)) as server:
             broken_off = pool.submit(server.chat, max_tokens=900)
-            while not server.service.admission.inside:
+            while not server.service.admission.active:
                 time.sleep(0.01)
             assert server.chat().status == 200
         assert broken_off.exception() is not None or broken_off.result().status >= 500
-    assert server.service.broken_off == 1
+    assert server.service.aborted_requests == 1
 
 
 def test_what_cant_be_served_is_said(model, tmp_path):
@@ -197,7 +197,7 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
 
 def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
-    everywhere = Place("0.0.0.0")
+    everywhere = ListenConfig("0.0.0.0")
     settings = safe(Settings(), everywhere, keys, allow_anonymous=False)
     assert settings.keys_needed
     assert "meditune keys create NAME" in lockout(settings, keys)
@@ -206,12 +206,12 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
         assert server.chat().status == 200
         for closed in ("/v1/admin/status", "/metrics"):
             assert server.ask(closed).error()["code"] == "missing_scope"
-    here = safe(Settings(), Place(), keys, allow_anonymous=False)
+    here = safe(Settings(), ListenConfig(), keys, allow_anonymous=False)
     assert not here.keys_needed
     assert "127.0.0.1" in here.hosts
     keys.create("Ann")
     assert lockout(settings, keys) == ""
-    for place in (everywhere, Place()):
+    for place in (everywhere, ListenConfig()):
         assert safe(Settings(), place, keys, allow_anonymous=True).keys_needed
 
 
@@ -402,7 +402,7 @@ def test_an_answer_that_the_engine_breaks_off_is_no_finished_one(tmp_path):
         streamed = pool.submit(server.chat, max_tokens=400, stream=True)
         body = {"model": "tiny", "prompt": "Does", "max_tokens": 400}
         text = pool.submit(server.ask, "/v1/completions", body)
-        while server.service.admission.inside < 3:
+        while server.service.admission.active < 3:
             time.sleep(0.01)
         time.sleep(0.2)
         server.service.engine.close()

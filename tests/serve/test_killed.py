@@ -24,7 +24,7 @@ import pytest
 from meditune.serve.app import app_for
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
-from meditune.serve.http_server import Place, listening, server_of
+from meditune.serve.http_server import ListenConfig, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
@@ -58,7 +58,7 @@ def service(store: str) -> Service:
 
 def serve(store: str, told: int) -> None:
     """Serve until killed."""
-    place = Place(port=0)
+    place = ListenConfig(port=0)
     sock = listening(place)
     server = server_of(service(store), place)
     os.write(told, f"server {os.getpid()} {sock.getsockname()[1]}\n".encode())

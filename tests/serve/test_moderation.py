@@ -15,11 +15,12 @@ import pytest
 from meditune.assistant.assistant import AssistantSettings
 from meditune.assistant.triage import triage
 from meditune.config.data_options import PromptFormat
+from meditune.data.example import Turn
 from meditune.errors import DataError
 from meditune.prompts import LIMITS_LINE
 from meditune.retrieve.citations import Citer
-from meditune.serve.chat_prompts import ChatPrompts, Turn
-from meditune.serve.http_server import Place
+from meditune.serve.chat_prompts import ChatPrompts
+from meditune.serve.http_server import ListenConfig
 from meditune.serve.settings import Settings
 from meditune.serve.startup import safe
 from meditune.store.api_keys import Keys
@@ -97,9 +98,9 @@ def test_an_ordinary_answer_says_its_limits_once_and_begins_without_a_space(runn
 
 
 def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
-    settings = Settings(at_once=1, waiting=0)
+    settings = Settings(concurrency=1, queue_size=0)
     with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
-        made.service.admission.inside = 1
+        made.service.admission.active = 1
         try:
             assert made.chat(PLAIN).status == 429
             assert "stroke" in said(made.chat(STROKE))
@@ -108,7 +109,7 @@ def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
             assert (urgent.json["outcome"], "stroke" in urgent.json["text"]) == ("escalated", True)
             assert "event: answer" in made.ask("/v1/ask", {"question": STROKE, "stream": True}).text
         finally:
-            made.service.admission.inside = 0
+            made.service.admission.active = 0
 
 
 def test_an_emergency_gets_help_whatever_else_is_wrong_with_the_request(running):
@@ -186,7 +187,7 @@ def test_nothing_skips_triage_without_the_scope_raw(running, keyed, name):
 
 
 def test_strangers_of_an_open_server_have_no_scope_raw(tmp_path):
-    settings = safe(Settings(), Place("0.0.0.0"), Keys(SQLiteDatabase(tmp_path)), allow_anonymous=True)
+    settings = safe(Settings(), ListenConfig("0.0.0.0"), Keys(SQLiteDatabase(tmp_path)), allow_anonymous=True)
     with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None), form=FORM) as made:
         for text, more in PROGRAMS.values():
             assert "stroke" in said(made.chat(text, **more))
@@ -290,9 +291,9 @@ def test_triage_and_support_checks_run_once_for_each_request(tmp_path, monkeypat
 def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
     """The engine is full and the flood comes from the same address: what would be worst without a queue that orders."""
     flood = ("a\n" * 2_000)[:4_000]
-    settings = Settings(at_once=1, waiting=0)
+    settings = Settings(concurrency=1, queue_size=0)
     with served(tmp_path, settings, assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
-        made.service.admission.inside = 1
+        made.service.admission.active = 1
         over, refused = threading.Event(), []
 
         def send():
@@ -314,7 +315,7 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
                     overtaken.append(len(refused) - before)
             finally:
                 over.set()
-        made.service.admission.inside = 0
+        made.service.admission.active = 0
     assert set(refused) <= {400, 429}  # too many tokens for this model, or the engine is full
     assert sorted(overtaken)[2] <= 2, "an emergency waits for what has begun, not for the eight and more that wait"
 
@@ -322,8 +323,8 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
 @pytest.mark.parametrize(("cue", "last"), [("In plain words:", "In plain words:"), (None, "Conclusion:")])
 def test_a_chat_asks_for_plain_words_where_the_model_knows_a_cue_for_them(cue, last):
     prompts = ChatPrompts(tiny.tokenizer(), PromptFormat(plain_cue=cue), 1000)
-    earlier = [Turn("user", "What is gout?"), Turn("assistant", "A disease.")]
-    text = prompts.tokenizer.decode(prompts.chat([*earlier, Turn("user", "Does it hurt?")]))
+    earlier = [Turn(role="user", text="What is gout?"), Turn(role="assistant", text="A disease.")]
+    text = prompts.tokenizer.decode(prompts.chat([*earlier, Turn(role="user", text="Does it hurt?")]))
     assert text == f"Question: What is gout?\n{last} A disease.\nQuestion: Does it hurt?\n{last}"
 
 
@@ -331,5 +332,5 @@ def test_a_message_that_ends_in_any_of_the_cues_is_a_prompt_already():
     prompts = ChatPrompts(tiny.tokenizer(), PromptFormat(plain_cue="In plain words:"), 1000)
     for cue in ("Conclusion:", "Answer:", "In plain words:"):
         asked = f"Question: Does it hurt?\n{cue}"
-        assert prompts.tokenizer.decode(prompts.chat([Turn("user", asked)])) == asked
+        assert prompts.tokenizer.decode(prompts.chat([Turn(role="user", text=asked)])) == asked
     assert not prompts.in_format("Does it hurt?")

@@ -131,7 +131,7 @@ def test_the_assistant_is_told_when_the_client_leaves(server):
         assert b"event: sources" in line.recv(4000) + line.recv(4000)
     assert server.idle(1)
     assert len(server.service.assistant.asked) == before + 1
-    assert server.service.admission.inside == 0
+    assert server.service.admission.active == 0
 
 
 def test_an_assistant_that_fails_is_told_without_what_was_asked(server):
@@ -184,11 +184,11 @@ def test_many_long_asks_leave_the_others_their_threads(tmp_path):
             go.wait(20)
             return super().ask(*words, **named)
 
-    with served(tmp_path, Settings(at_once=40)) as server, ThreadPoolExecutor(36) as pool:
+    with served(tmp_path, Settings(concurrency=40)) as server, ThreadPoolExecutor(36) as pool:
         server.service.assistant = Slow(server.service.engine)
         asked = [pool.submit(server.ask, "/v1/ask", QUESTION) for _ in range(36)]
         until = time.monotonic() + 10
-        while server.service.admission.inside < 36 and time.monotonic() < until:
+        while server.service.admission.active < 36 and time.monotonic() < until:
             time.sleep(0.01)
         begun = time.monotonic()
         reply = server.chat(guided_choice=["yes", "no"])
@@ -203,11 +203,11 @@ def test_an_experts_word_overrides_and_belongs_to_the_exact_versions(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
     ann, bo, expert = keys.create("Ann")[1], keys.create("Bo")[1], keys.create("Dr Cy", ["feedback", "expert"])[1]
     with served(tmp_path, Settings(keys_needed=True)) as server:
-        server.service.goes_over_to("c0ffee")
+        server.service.switch_index("c0ffee")
         server.service.assistant = ModelAlone(server.service.engine)
         id = server.ask("/v1/ask", {"question": "Does it help?"}, key=ann).json["id"]
         server.service.assistant = None
-        server.service.goes_over_to("another")
+        server.service.switch_index("another")
         said = {"id": id, "rating": "down", "decision": "no", "correction": "It doesn't help."}
         assert server.ask("/v1/feedback", said | {"decision": "perhaps"}, key=expert).error()["param"] == "decision"
         assert server.ask("/v1/feedback", said, key=expert).status == 200

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.serve.http_server import Place
+from meditune.serve.http_server import ListenConfig
 from meditune.serve.security_check import findings
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
@@ -29,21 +29,21 @@ def unsafe(store, settings, place, now=None):
 
 
 def test_behind_a_proxy_with_keys_and_a_rate_all_is_well(store):
-    assert unsafe(store, Settings(**SAFE), Place("0.0.0.0", proxies="10.0.0.2")) == []
-    assert unsafe(store, Settings(), Place()) == []
+    assert unsafe(store, Settings(**SAFE), ListenConfig("0.0.0.0", proxies="10.0.0.2")) == []
+    assert unsafe(store, Settings(), ListenConfig()) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "place", "said"),
     [
-        ({"keys_needed": False}, Place("0.0.0.0", proxies="10.0.0.2"), "no key is required"),
-        ({"per_minute": 0}, Place("0.0.0.0", proxies="10.0.0.2"), "--per-minute"),
-        ({}, Place("0.0.0.0"), "sent unencrypted"),
-        ({}, Place("0.0.0.0", proxies="*"), "pose as a proxy"),
-        ({"origins": ("*",)}, Place("0.0.0.0", proxies="10.0.0.2"), "--cors"),
-        ({"log_text": True}, Place(), "--log-text"),
-        ({"bare_chat": True}, Place(), "every caller can use /v1/completions (--raw-chat)"),
-        ({"keep_days": 0}, Place(), "--keep-days"),
+        ({"keys_needed": False}, ListenConfig("0.0.0.0", proxies="10.0.0.2"), "no key is required"),
+        ({"per_minute": 0}, ListenConfig("0.0.0.0", proxies="10.0.0.2"), "--per-minute"),
+        ({}, ListenConfig("0.0.0.0"), "sent unencrypted"),
+        ({}, ListenConfig("0.0.0.0", proxies="*"), "pose as a proxy"),
+        ({"origins": ("*",)}, ListenConfig("0.0.0.0", proxies="10.0.0.2"), "--cors"),
+        ({"log_text": True}, ListenConfig(), "--log-text"),
+        ({"bare_chat": True}, ListenConfig(), "every caller can use /v1/completions (--raw-chat)"),
+        ({"keep_days": 0}, ListenConfig(), "--keep-days"),
     ],
 )
 def test_each_unsafe_thing_is_named(store, changes, place, said):
@@ -53,7 +53,7 @@ def test_each_unsafe_thing_is_named(store, changes, place, said):
 
 def test_a_missing_classifier_is_unsafe(store):
     found = findings(
-        Settings(**SAFE), Place(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."
+        Settings(**SAFE), ListenConfig(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."
     )
     (finding,) = [each for each in found if each.verdict == "unsafe"]
     assert "only its rules" in finding.sentence
@@ -62,25 +62,25 @@ def test_a_missing_classifier_is_unsafe(store):
 
 def test_files_that_others_may_read_and_the_superuser(store, monkeypatch):
     store.chmod(0o755)
-    (sentence,) = unsafe(store, Settings(), Place())
+    (sentence,) = unsafe(store, Settings(), ListenConfig())
     assert f"chmod go= {store}" in sentence
     store.chmod(0o700)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    (sentence,) = unsafe(store, Settings(), Place())
+    (sentence,) = unsafe(store, Settings(), ListenConfig())
     assert "runs as root" in sentence
 
 
 def test_keys_none_of_which_is_usable(store):
     keys = Keys(SQLiteDatabase(store))
     keys.revoke(keys.all()[0].id)
-    (sentence,) = unsafe(store, Settings(**SAFE), Place("0.0.0.0", proxies="10.0.0.2"))
+    (sentence,) = unsafe(store, Settings(**SAFE), ListenConfig("0.0.0.0", proxies="10.0.0.2"))
     assert "none is usable" in sentence
 
 
 def test_old_and_mighty_keys_are_noted(store):
     keys = Keys(SQLiteDatabase(store))
     made, _ = keys.create("Bo", ["admin"])
-    found = findings(Settings(**SAFE), Place(), keys.all(), store, made.created + 400 * 86_400)
+    found = findings(Settings(**SAFE), ListenConfig(), keys.all(), store, made.created + 400 * 86_400)
     notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
     assert notes.count("over a year old") == 2
     assert f"The key {made.id} (Bo) can delete" in notes
@@ -90,7 +90,9 @@ def test_what_reaches_the_model_without_triage_is_named(store):
     keys = Keys(SQLiteDatabase(store))
 
     def told():
-        return {each.sentence: each.verdict for each in findings(Settings(**SAFE), Place(), keys.all(), store, 0.0)}
+        return {
+            each.sentence: each.verdict for each in findings(Settings(**SAFE), ListenConfig(), keys.all(), store, 0.0)
+        }
 
     nobody = "Triage can't be bypassed: no key has the raw scope."
     assert told()[nobody] == "good"

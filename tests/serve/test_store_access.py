@@ -178,7 +178,7 @@ def fill_to_the_brim(folder):
     for number in range(10_000):
         try:
             answers.keep(Answer(f"a{number}", "k", "ask", "m", question=f"What helps? {number} " * 200))
-            answers.say(Feedback(f"a{number}", "k", "up"))
+            answers.add_feedback(Feedback(f"a{number}", "k", "up"))
         except StoreError as error:
             if "disk" not in str(error):
                 raise

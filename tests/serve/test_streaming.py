@@ -60,7 +60,7 @@ def test_a_reset_connection_is_a_client_that_left(slow):
 
 
 def test_one_who_waits_and_leaves_takes_no_place(tmp_path):
-    with served(tmp_path, Settings(at_once=1, waiting=2)) as server:
+    with served(tmp_path, Settings(concurrency=1, queue_size=2)) as server:
         with server.raw() as first, server.raw() as second:
             first.sendall(request("/v1/chat/completions", endless(True)))
             first.recv(100)

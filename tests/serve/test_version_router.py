@@ -27,7 +27,7 @@ from tests.commands import Bench, bench
 from tests.loopback_server import Running, started
 from tests.registry_runs import PASSED, bare, finished, passed, with_versions
 
-QUICK = Settings(follow_s=0.05, at_once=8, keep_text=True)
+QUICK = Settings(follow_s=0.05, concurrency=8, keep_text=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
 
 def test_a_canary_gets_its_share_and_keeps_its_conversations(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", 30)
+    registry.start_canary("v0002", 30)
     store = tmp_path / "store"
     with serving(registry, store) as server:
         for number in range(60):
@@ -170,7 +170,7 @@ def test_a_damaged_version_is_named_and_the_last_good_one_served(run: Path, tmp_
 
 def test_a_canary_that_fails_is_taken_back(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", 50)
+    registry.start_canary("v0002", 50)
     with serving(registry, tmp_path / "store") as server:
         live = server.service.releases._trial[0]
         broken(live.service.engine)
@@ -208,7 +208,7 @@ def test_where_the_registry_cant_be_changed_the_server_does_without_the_version(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
-    registry.try_out("v0002", 100)
+    registry.start_canary("v0002", 100)
     monkeypatch.setattr("meditune.model_registry.LOCK_S", 0.1)
     with serving(registry, tmp_path / "store") as server, FileLock(registry.folder / ".lock"):
         broken(server.service.releases._trial[0].service.engine)
@@ -247,7 +247,7 @@ def serving_versions(
     make: Callable[[Any], ModelAlone] = lambda engine: Assistant(engine, INDEX),
 ) -> Iterator[Running]:
     """A server of versions that all have the same tiny model; `load` may change what is loaded."""
-    settings = settings or Settings(follow_s=0.05, at_once=4)
+    settings = settings or Settings(follow_s=0.05, concurrency=4)
     told: list[str] = []
 
     def parts(found: Version) -> VersionParts:
@@ -283,7 +283,9 @@ def over(server: Running, registry: Registry, id: str) -> None:
 
 def test_a_store_that_fails_takes_no_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = bare(tmp_path / "registry", 3)
-    with serving_versions(registry, tmp_path / "store", Settings(follow_s=0.05, at_once=4, keep_text=True)) as server:
+    with serving_versions(
+        registry, tmp_path / "store", Settings(follow_s=0.05, concurrency=4, keep_text=True)
+    ) as server:
         for id in ("v0002", "v0003"):
             asked(server, 5)
             over(server, registry, id)
@@ -328,7 +330,7 @@ def test_a_trial_is_held_against_what_the_other_did_meanwhile(tmp_path: Path) ->
     with serving_versions(registry, tmp_path / "store") as server:
         releases = server.service.releases
         releases._current.counts.all = 5000
-        registry.try_out("v0002", 30, "wanted", force=True)
+        registry.start_canary("v0002", 30, "wanted", force=True)
         until(lambda: releases._trial)
         for live in (releases._current, releases._trial[0]):
             broken(live.service.engine)
@@ -376,7 +378,7 @@ def test_a_load_that_failed_is_tried_again_and_keeps_no_trial_alive(tmp_path: Pa
 
     with serving_versions(registry, tmp_path / "store", load=load) as server:
         releases = server.service.releases
-        registry.try_out("v0002", 100, "wanted", force=True)
+        registry.start_canary("v0002", 100, "wanted", force=True)
         until(lambda: releases._trial)
         registry.end_trial("enough")
         registry.promote("v0003", "wanted", force=True)
@@ -399,9 +401,9 @@ def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers
 
     with serving_versions(registry, tmp_path / "store", load=load) as server:
         releases = server.service.releases
-        registry.try_out("v0003", 1, "wanted", force=True)
+        registry.start_canary("v0003", 1, "wanted", force=True)
         assert loading.wait(20)
-        releases.goes_over_to("content-2")
+        releases.switch_index("content-2")
         go.set()
         until(lambda: releases._trial)
         assert releases._trial[0].service.served.index == "content-2"
@@ -409,7 +411,7 @@ def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers
         go.clear()
         registry.promote("v0002", "wanted", force=True)
         assert loading.wait(20)
-        releases.goes_over_to("content-3")
+        releases.switch_index("content-3")
         go.set()
         until(lambda: current(server) == "v0002")
         assert server.service.served.index == "content-3"

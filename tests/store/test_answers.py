@@ -35,7 +35,9 @@ def test_text_is_masked_before_it_is_written(answers, tmp_path):
     question = "My name is John Miller, born 03/04/1956, SSN 123-45-6789. Does aspirin help?"
     answers.keep(Answer("a1", "k1", "ask", "m v1", question=question, answer="Aspirin, Mr. John Miller, may help."))
     reasons = ["wrong", "It is about John Miller, 03/04/1956"]
-    answers.say(Feedback("a1", "k1", "down", reasons, "Call me: 555-867-5309", "John Miller should ask a doctor."))
+    answers.add_feedback(
+        Feedback("a1", "k1", "down", reasons, "Call me: 555-867-5309", "John Miller should ask a doctor.")
+    )
     kept = next(answers.exported())
     assert "aspirin" in kept["question"]
     assert "Aspirin" in kept["answer"]
@@ -54,10 +56,10 @@ def test_without_text_only_figures_are_kept(answers):
 
 
 def test_feedback_replaces_the_same_persons_and_needs_an_answer(answers):
-    assert not answers.say(Feedback("nothing", "k1", "up"))
+    assert not answers.add_feedback(Feedback("nothing", "k1", "up"))
     answers.keep(Answer("a1", "k1", "ask", "m v1"))
     for who, rating in (("k1", "up"), ("k2", "up"), ("k1", "down")):
-        assert answers.say(Feedback("a1", who, rating))
+        assert answers.add_feedback(Feedback("a1", who, rating))
     assert {each["who"]: each["rating"] for each in next(answers.exported())["feedback"]} == {"k1": "down", "k2": "up"}
 
 
@@ -65,7 +67,7 @@ def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
     answers = in_file
     for name in ("a1", "a2"):
         answers.keep(Answer(name, "k1", "ask", "m v1", question=f"unmistakable {name} words"))
-        answers.say(Feedback(name, "k1", "up", (), f"remarkable {name} comment"))
+        answers.add_feedback(Feedback(name, "k1", "up", (), f"remarkable {name} comment"))
     assert answers.delete("a1")
     assert not answers.delete("a1")
     assert [each["id"] for each in answers.exported()] == ["a2"]
@@ -104,7 +106,7 @@ def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruni
 def test_what_is_old_is_deleted_with_its_feedback(answers):
     answers.keep(Answer("old", "k1", "ask", "m v1", time=time.time() - 31 * 86_400))
     answers.keep(Answer("new", "k1", "ask", "m v1"))
-    answers.say(Feedback("old", "k1", "up"))
+    answers.add_feedback(Feedback("old", "k1", "up"))
     assert answers.prune(30) == 1
     assert [each["id"] for each in answers.exported()] == ["new"]
     assert answers.prune(30) == 0
@@ -113,8 +115,8 @@ def test_what_is_old_is_deleted_with_its_feedback(answers):
 def test_all_of_a_key_is_deleted_on_request(answers):
     for id, who in (("a1", "k1"), ("a2", "k2"), ("a3", "k1")):
         answers.keep(Answer(id, who, "ask", "m v1", question="What helps?"))
-    answers.say(Feedback("a2", "k1", "down", comment="k1 said this"))
-    answers.say(Feedback("a2", "k2", "up"))
+    answers.add_feedback(Feedback("a2", "k1", "down", comment="k1 said this"))
+    answers.add_feedback(Feedback("a2", "k2", "up"))
     assert answers.delete_all_of("k1") == 2
     (left,) = answers.exported()
     assert (left["id"], [each["who"] for each in left["feedback"]]) == ("a2", ["k2"])
@@ -122,7 +124,7 @@ def test_all_of_a_key_is_deleted_on_request(answers):
 
 def test_an_experts_word_is_kept_as_such(answers):
     answers.keep(Answer("a1", "k1", "ask", "m v1"))
-    answers.say(Feedback("a1", "k2", "down", (), "", "It doesn't help.", "no", True))
+    answers.add_feedback(Feedback("a1", "k2", "down", (), "", "It doesn't help.", "no", True))
     (said,) = next(answers.exported())["feedback"]
     assert (said["decision"], said["expert"], said["correction"]) == ("no", True, "It doesn't help.")
 
@@ -131,7 +133,7 @@ def test_answers_come_in_the_order_of_writing_by_pages_with_their_feedback(answe
     monkeypatch.setattr("meditune.store.answers.PAGE", 3)
     for number in range(8):
         answers.keep(Answer(f"a{number}", "k1", "ask", "m", time=1e9 - number))
-        answers.say(Feedback(f"a{number}", "k1", "up" if number % 2 else "down"))
+        answers.add_feedback(Feedback(f"a{number}", "k1", "up" if number % 2 else "down"))
     told = list(answers.in_order())
     assert [each.id for _, each, _ in told] == [f"a{number}" for number in range(8)]
     assert [said for _, _, said in told] == [("down",), ("up",)] * 4
@@ -177,7 +179,7 @@ from meditune.store.database import SQLiteDatabase
 answers = Answers(SQLiteDatabase(Path(sys.argv[1])))
 for n in range(100_000):
     answers.keep(Answer(f"a{n}", "k", "ask", "m"))
-    answers.say(Feedback(f"a{n}", "k", "up", (), f"comment {n}"))
+    answers.add_feedback(Feedback(f"a{n}", "k", "up", (), f"comment {n}"))
     print(n, flush=True)
 """
 

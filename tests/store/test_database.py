@@ -62,7 +62,7 @@ def test_a_file_of_the_first_version_keeps_everything(tmp_path):
     (said,) = next(answers.exported())["feedback"]
     assert (said["correction"], said["decision"], said["expert"]) == ("Because.", "", False)
     assert Keys(answers.base).get("1a2b").name == "Ann"
-    answers.say(Feedback("a1", "other", "up"))
+    answers.add_feedback(Feedback("a1", "other", "up"))
     assert answers.delete("a1")
     with answers.base.opened() as base:
         assert base.execute("SELECT count(*) FROM feedback").fetchone()[0] == 0
@@ -130,7 +130,7 @@ def test_a_database_that_was_started_anew_is_found_again(postgres):
             answers.get("a1")
     finally:
         postgres.start()
-    assert answers.get("a1").who == "k"
+    assert answers.get("a1").authenticate == "k"
     answers.keep(Answer("a2", "k", "ask", "m"))
 
 
@@ -149,7 +149,7 @@ def test_a_key_is_known_again_and_nowhere_written(tmp_path):
     assert not keys.any()
     made, text = keys.create("Ann", per_minute=5, daily_tokens=100, days=1)
     assert keys.any()
-    assert keys.who(text) == made == keys.get(made.id)
+    assert keys.authenticate(text) == made == keys.get(made.id)
     assert made.scopes == set(USUAL)
     secret = text.removeprefix(f"mt-{made.id}-")
     assert len(secret) >= 43
@@ -162,11 +162,11 @@ def test_a_key_lives_in_every_store(store):
     keys = Keys(open_store(store))
     assert not keys.any()
     made, text = keys.create("Ann", per_minute=5, daily_tokens=10**10)
-    assert keys.who(text) == made == keys.all()[0]
+    assert keys.authenticate(text) == made == keys.all()[0]
     later = keys.rotate(made.id, grace_hours=0)
-    assert (keys.who(text), keys.who(later)) == (None, keys.get(made.id))
+    assert (keys.authenticate(text), keys.authenticate(later)) == (None, keys.get(made.id))
     keys.revoke(made.id)
-    assert keys.who(later) is None
+    assert keys.authenticate(later) is None
     assert Keys(open_store(store)).get(made.id).state == "revoked"
 
 
@@ -174,7 +174,7 @@ def test_what_is_no_key(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
     made, text = keys.create("Ann")
     for wrong in ("", "mt", "mt-", f"mt-{made.id}", f"mt-{made.id}-", text[3:], text.upper(), "' OR 1=1 --", "\ud800"):
-        assert keys.who(wrong) is None
+        assert keys.authenticate(wrong) is None
 
 
 def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, mo
 
     monkeypatch.setattr("meditune.store.api_keys.hmac.compare_digest", counting)
     for wrong in (f"mt-{made.id}-wrong", "mt-00000000-wrong", "nothing"):
-        keys.who(wrong)
+        keys.authenticate(wrong)
     assert compared == [(64, 64)] * 6
 
 

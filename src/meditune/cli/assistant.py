@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meditune.assistant.writers import ModelAnswer
     from meditune.retrieve.build_index import Changes
     from meditune.retrieve.collections import Collection
-    from meditune.retrieve.hybrid_search import Found, Hit
+    from meditune.retrieve.hybrid_search import Hit, SearchResult
     from meditune.retrieve.index import Manifest
 
 
@@ -81,7 +81,7 @@ def ask(
             limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
             assistant = load_assistant(model, index, source_filter, limits, api, judge)
             try:
-                *_, last = assistant.ask(question, style=style, k=k, sources=source_filter, found=found)
+                *_, last = assistant.ask(question, style=style, k=k, sources=source_filter, triaged=found)
             finally:
                 assistant.writer.close()
             answer = cast("Answer", last)
@@ -172,7 +172,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Where = Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PLACE.")]
+IndexLocation = Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
     list[str] | None,
     typer.Option(
@@ -204,7 +204,7 @@ def build(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PLACE."
+            "--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PREFIX."
         ),
     ],
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
@@ -236,7 +236,7 @@ def build(
 
 @app.command()
 def update(
-    index: Where,
+    index: IndexLocation,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
@@ -258,14 +258,14 @@ def update(
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
 
-    where = index_storage(index)
-    name = embedding or read_manifest(where).embedding["name"]
-    manifest, changes = bring_up(where, _collections(source, documents, pubmed), load_encoder(name), remove or ())
+    storage = index_storage(index)
+    name = embedding or read_manifest(storage).embedding["name"]
+    manifest, changes = bring_up(storage, _collections(source, documents, pubmed), load_encoder(name), remove or ())
     _print_changes(manifest, changes, index)
 
 
 @app.command()
-def stats(index: Where) -> None:
+def stats(index: IndexLocation) -> None:
     """Print an index's sources, licences, embedding model and dates.
 
     Example: `meditune index stats library`.
@@ -292,7 +292,7 @@ def stats(index: Where) -> None:
 
 @app.command()
 def search(
-    index: Where,
+    index: IndexLocation,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
     source: Annotated[list[str] | None, typer.Option("--source", help="Search only this source. Repeatable.")] = None,
@@ -333,7 +333,7 @@ def search(
 
 
 @app.command()
-def unlock(index: Where) -> None:
+def unlock(index: IndexLocation) -> None:
     """Unlock an index in object storage after its writer was killed.
 
     Example: `meditune index unlock s3://bucket/library`.
@@ -358,7 +358,7 @@ def _collections(sources: list[str] | None, documents: list[str] | None, pubmed:
 def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
     for source, reasons in changes.left_out.items():
         for reason, count in reasons.items():
-            some = changes.where.get((source, reason), [])
+            some = changes.locations.get((source, reason), [])
             more = ", ..." if count > len(some) else ""
             typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
     for name in manifest.restricted:
@@ -366,21 +366,21 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
     typer.echo(
         f"{counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}: "
         f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
-        f"{changes.kept:,} unchanged."
+        f"{changes.unchanged:,} unchanged."
     )
-    where = index if "://" in index else Path(index).resolve()
-    typer.echo(f'Index: {where}. Search it: meditune index search {index} "QUESTION"')
+    location = index if "://" in index else Path(index).resolve()
+    typer.echo(f'Index: {location}. Search it: meditune index search {index} "QUESTION"')
 
 
 WIDTH = 100
 LINES = 6
 
 
-def as_text(found: Found) -> Iterator[str]:
+def as_text(result: SearchResult) -> Iterator[str]:
     """Yield lines with each hit's title, origin, scores and the beginning of its text."""
-    if not found.hits:
+    if not result.hits:
         yield "Nothing was found. Use other words or fewer filters."
-    for number, hit in enumerate(found.hits, start=1):
+    for number, hit in enumerate(result.hits, start=1):
         passage = hit.passage
         yield f"{number}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
@@ -390,9 +390,9 @@ def as_text(found: Found) -> Iterator[str]:
         yield ""
 
 
-def as_json(found: Found) -> Iterator[str]:
+def as_json(result: SearchResult) -> Iterator[str]:
     """Yield one JSON object for each hit: the passage's fields, `score`, `words` and `meaning`."""
-    for hit in found.hits:
+    for hit in result.hits:
         fields = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
         yield dumps(fields, ensure_ascii=False)
 

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 @app.command()
 def diversity(
-    what: Annotated[
+    source: Annotated[
         str,
         typer.Argument(
             metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or `meditune run`."
@@ -53,7 +53,7 @@ def diversity(
 
     Guide: docs/how-to/measure-diversity.md.
     """
-    for line in survey_lines(survey(what, output, compare, clusters, overrides or [])):
+    for line in survey_lines(survey(source, output, compare, clusters, overrides or [])):
         typer.echo(line)
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
@@ -113,7 +113,7 @@ def prepare(
 
 @app.command()
 def audit(
-    what: Annotated[
+    source: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the table, page and ledger.")],
@@ -138,7 +138,7 @@ def audit(
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 
-    quality = audit_folder(recipe_for(what, overrides or []), output, stream, engine.value, workers)
+    quality = audit_folder(recipe_for(source, overrides or []), output, stream, engine.value, workers)
     page = render_quality(output)
     print_audit(quality, console())
     typer.echo(f"Page: {page.resolve()}")
@@ -156,7 +156,7 @@ def restore(
 
     Guide: docs/how-to/check-data.md.
     """
-    from meditune.data.quality.ledger import put_back
+    from meditune.data.quality.ledger import append_row
     from meditune.data.quality.ledger import restore as find
 
     example, entries = find(folder, identifier)
@@ -164,23 +164,23 @@ def restore(
     for row in entries:
         typer.echo(f"{row['rule']}: {row['action']} ({row['detail']})", err=True)
     if to is not None:
-        added = put_back(example, to)
+        added = append_row(example, to)
         typer.echo(f"{'Added to' if added else 'Already in'}: {to.resolve()}", err=True)
     typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
 
 
 @app.command()
 def phi(
-    what: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
         Path | None,
-        typer.Option("--mask", metavar="OUT", help="Write a copy of FILE without the identifiers to this file."),
+        typer.Option("--output", "-o", metavar="OUT", help="Write a copy of FILE without identifiers to this file."),
     ] = None,
     action: Annotated[
         str | None,
         typer.Option(help="Replace identifiers in the copy by: mask (placeholders) or surrogate (invented)."),
     ] = None,
-    group: Annotated[
+    patient_column: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates."),
     ] = None,
@@ -193,13 +193,13 @@ def phi(
 ) -> None:
     """Count identifiers of patients, and write a copy of a file without them.
 
-    Example: `meditune data phi notes.txt --mask notes-masked.txt`.
+    Example: `meditune data phi notes.txt --output notes-masked.txt`.
 
     Guide: docs/how-to/find-identifiers.md.
     """
     from meditune.data.phi_scan import scan, scan_lines
 
-    result = scan(what, output, action, group, kinds or [], engine, show, overrides or [])
+    result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])
     for line in scan_lines(result):
         typer.echo(line)
     if output:
@@ -210,7 +210,7 @@ FILE = "diversity.json"
 SEED = 17
 
 
-def survey(what: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
+def survey(source: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Return a survey of a recipe's or a run's data; write it as diversity.json and diversity.html to `output`.
 
     A recipe's data are prepared in `output`, as by `meditune data prepare`, unless they are there already. `other` is
@@ -220,9 +220,9 @@ def survey(what: str, output: Path, other: str | None, count: int, overrides: Se
     from meditune.data.diversity import coverage
     from meditune.evaluate.report.data_sections import render_page
 
-    data = _data(what, output, overrides)
+    data = _data(source, output, overrides)
     before = _data(other, output / "before", []) if other else None
-    result: dict[str, Any] = {"of": what, "sha256": data.sha256, "synthetic": data.synthetic}
+    result: dict[str, Any] = {"of": source, "sha256": data.sha256, "synthetic": data.synthetic}
     result |= coverage.diversity(data.splits)
     sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
     if before:
@@ -259,14 +259,14 @@ def survey_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"! {remark['said']} {remark['advice']}"
 
 
-def _data(what: str, output: Path, overrides: Sequence[str]) -> Prepared:
+def _data(source: str, output: Path, overrides: Sequence[str]) -> Prepared:
     from meditune import pipeline
     from meditune.data.prepare import stored_data
 
-    for folder in (Path(what) / "data", Path(what)):
+    for folder in (Path(source) / "data", Path(source)):
         if (folder / "quality.json").is_file():
             return stored_data(folder)
-    return pipeline.prepare_only(resolve(what, list(overrides)).recipe, output)
+    return pipeline.prepare_only(resolve(source, list(overrides)).recipe, output)
 
 
 def _clusters(sets: dict[str, Sequence[Example]], count: int) -> dict[str, Any] | None:
@@ -368,7 +368,7 @@ def print_audit(quality: dict[str, Any], out: Console) -> None:
         if row["rows"]:
             done = ", ".join(f"{count:,} {AUDIT_DONE[action]}" for action, count in row["done"].items())
             rows.append((name, f"{row['rows']:,}", f"{row['share']:.1%}", done))
-    print_table(("Rule", "Rows", "Share", "Action"), rows, left=["Action"])
+    print_table(("Rule", "Rows", "Share", "Action"), rows, left_aligned=["Action"])
     silent = [name for name, row in audit["rules"].items() if not row["rows"] and row["action"] != "off"]
     if silent:
         out.print(f"Nothing found by: {', '.join(silent)}", style="dim")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from meditune.cli.models import HERE, where
+from meditune.cli.models import HERE, availability
 from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
@@ -222,10 +222,10 @@ def _missing(source: Source) -> Finding:
 
 
 def _models(registry: Finding) -> Iterator[Finding]:
-    local_models = [name for name, model in CATALOGUE.items() if where(model) == HERE]
+    local_models = [name for name, model in CATALOGUE.items() if availability(model) == HERE]
     yield Finding("Local models", ", ".join(local_models) or "none")
     base = CATALOGUE[load_recipe("quickstart").recipe.model.base]
-    source = where(base)
+    source = availability(base)
     if source == HERE:
         return
     available = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")

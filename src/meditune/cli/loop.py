@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from meditune.cli.options import RENAMED, note_new_name
 from meditune.config.recipe_keys import Document, UnreadableError
 from meditune.errors import DataError, DriftError, GateError, MedituneError, RecipeError
 from meditune.files import exclusive_lock, read_json, read_text, write_json
@@ -46,10 +47,12 @@ STAGES = {
     "promote": ("", "10m"),
 }
 """Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run"""
-SHARED = {"registry": ("registry",), "store": ("store", "where", "places"), "index": ("index",)}
+SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "index": ("index",)}
 """Keys of the configuration -> the parameters of commands that they set, unless the stage sets them"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
 """Options that the loop reads itself, with their defaults"""
+RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
+"""By stage: arguments of the last version with their new names; renamed options are in `options.RENAMED`"""
 MOVED = {
     "queries": "was renamed to `query`",
     "results": "was renamed to `output`",
@@ -60,29 +63,29 @@ MOVED = {
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def seconds(given: Any) -> float:
+def seconds(duration: Any) -> float:
     """Return the seconds in "90s", "10m", "6h" or "7d". Raises DataError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(given).strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(duration).strip())
     if not found or float(found[1]) <= 0:
-        raise DataError(f"{given!r} is not a duration; write for example 10m, 6h or 7d")
+        raise DataError(f"{duration!r} is not a duration; write for example 10m, 6h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def _count(given: Any) -> None:
-    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-        raise DataError(f"{given!r} is not a whole number of at least 0")
+def _count(value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"{value!r} is not a whole number of at least 0")
 
 
-def _text(given: Any) -> None:
-    if not isinstance(given, str):
-        raise DataError(f"{given!r} is not text")
+def _text(value: Any) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{value!r} is not text")
 
 
 CHECKS: dict[str, Callable[[Any], object]] = {
     "every": seconds,
     "after": seconds,
     "answers": _count,
-    "then": next_step,
+    "on_pass": next_step,
     "folder": _text,
     "output": _text,
     "reference": _text,
@@ -109,6 +112,8 @@ class Config:
         self.stages: dict[str, Options] = {
             name: dict(values[name]) if isinstance(values[name], dict) else {} for name in STAGES if name in values
         }
+        for name, options in self.stages.items():
+            self.stages[name] = _with_new_names(name, options, document)
         self.commands = {name: _command(commands, STAGES[name][0]) for name in self.stages if name != "promote"}
         problems = [(line, ".".join(map(str, key)), text) for key, line, text in document.problems]
         problems += [
@@ -163,6 +168,22 @@ def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (not each text is a path)
 
 
+def _with_new_names(stage: str, options: Options, document: Document) -> Options:
+    """Return a stage's options with new names for renamed ones, which are noted on stderr and keep their lines."""
+    names = {_key(old): _key(new) for old, new in RENAMED.get(STAGES[stage][0], {}).items()}
+    names |= RENAMED_ARGUMENTS.get(stage, {})
+    renamed = {key: names[key] for key in options if key in names and names[key] not in options}
+    for old, new in renamed.items():
+        note_new_name(f"{stage}.{old}", f"{stage}.{new}")
+        document.lines[stage, new] = document.lines[stage, old]
+    return {renamed.get(key, key): value for key, value in options.items()}
+
+
+def _key(flag: str) -> str:
+    """Return the configuration's key of a command-line option."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def _command(group: Any, name: str) -> TyperCommand:
     for word in name.split():
         group = group.commands[word]
@@ -172,7 +193,7 @@ def _command(group: Any, name: str) -> TyperCommand:
 
 def parameters(command: TyperCommand) -> dict[str, Any]:
     """Return the parameters of a command by their names, and by their flags without dashes."""
-    named = {flag[2:].replace("-", "_"): each for each in command.params for flag in each.opts if flag.startswith("--")}
+    named = {_key(flag): each for each in command.params for flag in each.opts if flag.startswith("--")}
     return named | {str(each.name): each for each in command.params}
 
 
@@ -209,8 +230,8 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
         options = ({"canary": results} if results and Path(results).is_file() else {}) | options
     elif name == "queue":
         folder = Path(options.pop("folder", "queues"))
-        known = [registry.place(state.current)] if state.current else []
-        options = Options(known=known, done=_queues(config)) | options
+        served = [registry.place(state.current)] if state.current else []
+        options = Options(training_data=served, earlier_queue=_queues(config)) | options
         options["output"] = folder / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     elif name == "retrain":
         if state.trial:
@@ -218,7 +239,7 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
         for key in {"labels", "literature"} & options.keys():  # experts and updates may not have written them yet
             given = options[key] if isinstance(options[key], list) else [options[key]]
             options[key] = [each for each in given if Path(str(each)).exists()]
-        options = {"queue": _queues(config), "least": 50, "afresh_if_changed": True} | options
+        options = {"queue": _queues(config), "min_rows": 50, "restart_if_changed": True} | options
     command = config.commands[name]
     with command.make_context(name, words(command, options)) as context:
         if name == "retrain" and not any(context.params[key] for key in ("store", "labels", "queue", "literature")):

@@ -57,9 +57,9 @@ def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
         out.print(f"        {comparison}", markup=False, style="dim")
 
 
-def _short(text: str | None, most: int = 60) -> str:
+def _short(text: str | None, max_length: int = 60) -> str:
     plain = " ".join((text or "none of yes, no and maybe").split())
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
+    return plain if len(plain) <= max_length else plain[: max_length - 1] + "…"
 
 
 def print_seeds(result: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def print_seeds(result: dict[str, Any]) -> None:
                 _verdict(row),
             )
         )
-    print_table((*titles, "95 % interval", "p, Holm", "improved", "verdict"), rows, left=["verdict"])
+    print_table((*titles, "95 % interval", "p, Holm", "improved", "verdict"), rows, left_aligned=["verdict"])
     out, count = console(), len(result["seeds"])
     out.print(
         f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap of the mean over seeds and "
@@ -127,7 +127,7 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
                 _verdict(row),
             )
         )
-    print_table((*titles, "effect", "p", "p, Holm", "verdict"), cells, left=["verdict"])
+    print_table((*titles, "effect", "p", "p, Holm", "verdict"), cells, left_aligned=["verdict"])
     _print_unsure(result["comparison"])
 
 
@@ -185,7 +185,7 @@ def print_crossval(result: dict[str, Any]) -> None:
             )
         )
     titles = ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference")
-    print_table((*titles, "95 % interval", "p", "verdict"), rows, left=["verdict"])
+    print_table((*titles, "95 % interval", "p", "verdict"), rows, left_aligned=["verdict"])
     out = console()
     for model, (low, high) in result["accuracy_ci95"].items():
         out.print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
@@ -254,7 +254,7 @@ def print_figures(evaluation: dict[str, Any]) -> None:
             figures.append(f"{references[name]:.{digits}f}" if name in references else "")
         rows.append((METRICS[name].title, *figures, METRICS[name].meaning))
     titles = ("metric", evaluation["model"], *(["references"] if references else []), "meaning")
-    print_table(titles, rows, left=["meaning"])
+    print_table(titles, rows, left_aligned=["meaning"])
 
 
 def print_conditions(result: dict[str, Any]) -> None:

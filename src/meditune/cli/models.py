@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def merge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
-    keep_zeros: Annotated[
-        bool, typer.Option("--keep-zeros", help="Set weights to zero again that pruning had set to zero.")
+    keep_sparsity: Annotated[
+        bool, typer.Option("--keep-sparsity", help="Set weights to zero again that pruning had set to zero.")
     ] = False,
 ) -> None:
     """Merge an adapter into its base model, for plain transformers.
@@ -36,7 +36,7 @@ def merge(
     """
     from meditune.export import merged
 
-    for sentence in merged.remarks(merged.merge(model, output, keep_zeros)):
+    for sentence in merged.remarks(merged.merge(model, output, keep_sparsity)):
         typer.echo(sentence)
     typer.echo(f"Model: {output.resolve()}")
 
@@ -102,16 +102,17 @@ def models() -> None:
 
     Reference: docs/reference/data-and-models.md.
     """
-    print_table(HEADINGS, rows(), left=HEADINGS)
+    print_table(HEADINGS, rows(), left_aligned=HEADINGS)
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, onnx, ollama, or hub to upload it.")
+        str, typer.Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, or hub to upload it.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the exported model; MODEL/export/FORM by default.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the export; MODEL/export/FORMAT by default."),
     ] = None,
     repository: Annotated[
         str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
@@ -152,7 +153,7 @@ def _to_hub(model: str, output: Path | None, repository: str | None, public: boo
         raise ModelError("--to hub needs the name of the model on the hub: --repo OWNER/NAME.")
     hub.refuse_without_data(run)
     make(model, "merged", output)
-    upload = hub.planned(run, output or run / EXPORTS / "merged", repository, private=not public)
+    upload = hub.plan_upload(run, output or run / EXPORTS / "merged", repository, private=not public)
     approval(yes, refuse_upload)(upload.text())
     typer.echo(f"Uploaded: {hub.push(upload)}")
 
@@ -252,7 +253,7 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
             )
         )
     titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
-    print_table(titles, rows, left=["base", ""])
+    print_table(titles, rows, left_aligned=["base", ""])
     out.print(
         f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
         f"{planned.example_tokens} tokens each, the maximum that prompt.max_tokens allows. "
@@ -280,7 +281,7 @@ class Row(NamedTuple):
     title: str
     parameters: str
     licence: str
-    where: str
+    availability: str
     """ "here", "from a Python package (93 MB)", "from the hub" or "API only"."""
     fits: str
     """Estimate whether tuning fits in this machine's memory; empty if the size is unknown"""
@@ -296,12 +297,19 @@ def rows() -> list[Row]:
     # Without BF16 on a GPU the weights are kept in FP16, on a CPU in FP32.
     bytes_each = 2 if card or bf16_is_fast() else 4
     return [
-        Row(model.name, model.title, model.parameters, model.licence, where(model), _fits(model, bytes_each, room))
+        Row(
+            model.name,
+            model.title,
+            model.parameters,
+            model.licence,
+            availability(model),
+            _fits(model, bytes_each, room),
+        )
         for model in CATALOGUE.values()
     ]
 
 
-def where(model: BaseModel) -> str:
+def availability(model: BaseModel) -> str:
     """Return where the model would come from if it were loaded now."""
     if model.api:
         return "API only"

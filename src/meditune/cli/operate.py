@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Where = Annotated[
+Source = Annotated[
     str,
     typer.Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file with one question per line."),
 ]
@@ -41,7 +41,7 @@ StateFile = Annotated[
 
 @app.command()
 def fit(
-    where: Where,
+    source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
     last: Annotated[int | None, typer.Option(min=1, help="Use only this many of the latest requests.")] = None,
     embedding: Embedding = None,
@@ -56,7 +56,7 @@ def fit(
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
-    fitted = reference.save(fit_reference(RequestSource(where), last, embedding, seed), output)
+    fitted = reference.save(fit_reference(RequestSource(source), last, embedding, seed), output)
     typer.echo(f"Reference of {fitted.about['requests']:,} requests: {output.resolve()}")
     typer.echo(f"Watched: {', '.join(fitted.signals)}")
     for remark in fitted.about["remarks"]:
@@ -65,13 +65,13 @@ def fit(
 
 @app.command()
 def check(
-    where: Where,
+    source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
-    alarms: Annotated[
+    false_alarms: Annotated[
         float, typer.Option(min=1e-6, help="Tolerated false alarms per 10,000 requests, over all signals.")
     ] = 0.1,
-    least: Annotated[
+    min_severity: Annotated[
         str, typer.Option(help="Smallest change that is an alert: slight, small, medium or large.")
     ] = "small",
     embedding: Embedding = None,
@@ -98,12 +98,12 @@ def check(
     from meditune.operate.drift.drift_watcher import state_of
     from meditune.operate.drift.reference import load
 
-    if least not in SEVERITIES:
-        raise DataError(f"--least {least}: use one of {', '.join(SEVERITIES)}.")
-    source, known = RequestSource(where), load(reference)
-    place = state or (state_of(reference) if source.is_store else None)
-    level = next(each for each in SEVERITIES if each == least)
-    found = check_drift(source, known, place, Policy(alarms=alarms, least=level), embedding)
+    if min_severity not in SEVERITIES:
+        raise DataError(f"--min-severity {min_severity}: use one of {', '.join(SEVERITIES)}.")
+    requests, known = RequestSource(source), load(reference)
+    place = state or (state_of(reference) if requests.is_store else None)
+    level = next(each for each in SEVERITIES if each == min_severity)
+    found = check_drift(requests, known, place, Policy(alarms=false_alarms, least=level), embedding)
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
@@ -164,19 +164,19 @@ def status(reference: ReferenceFile) -> None:
         typer.echo(line)
 
 
-def _notify(found: CheckResult, verdict: dict[str, object] | None, reference: Path, link: str) -> None:
+def _notify(result: CheckResult, verdict: dict[str, object] | None, reference: Path, link: str) -> None:
     from meditune.operate.drift import notifications
     from meditune.operate.drift.drift_watcher import outbox_of
 
     known = notifications.from_environment()
-    messages = notifications.messages(found.monitor.all_alerts, verdict, link)
+    messages = notifications.messages(result.monitor.all_alerts, verdict, link)
     for problem in notifications.Outbox(outbox_of(reference)).send(messages, known):
         typer.echo(f"Note: {problem}", err=True)
 
 
-def _refuse(found: CheckResult, verdict: dict[str, object] | None) -> None:
+def _refuse(result: CheckResult, verdict: dict[str, object] | None) -> None:
     """Raise DriftError, which names every open alert."""
-    reasons = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in found.monitor.alerts()]
+    reasons = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in result.monitor.alerts()]
     if verdict and verdict["alert"]:
         reasons.append(f"canaries: {verdict['said']}")
     if reasons:
@@ -197,11 +197,11 @@ def update(
         str | None,
         typer.Option(metavar="DATE", help="On the first update, import only changes since this date (2026-01-31)."),
     ] = None,
-    files: Annotated[
+    update_files: Annotated[
         str | None,
         typer.Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, each with its .md5)."),
     ] = None,
-    first: Annotated[str | None, typer.Option(metavar="FILE", help="Start with this update file.")] = None,
+    first_file: Annotated[str | None, typer.Option(metavar="FILE", help="Start with this update file.")] = None,
     documents: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF. Repeatable."),
@@ -221,7 +221,7 @@ def update(
             help="Flag stored answers of this server that cite retracted articles.",
         ),
     ] = None,
-    tests: Annotated[
+    test_items: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
@@ -229,7 +229,9 @@ def update(
         ),
     ] = None,
     embedding: Annotated[str | None, typer.Option(help="Embedding model for a new index.")] = None,
-    eutils: Annotated[str | None, typer.Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
+    eutils_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Another address of NCBI's E-utilities.")
+    ] = None,
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
@@ -250,18 +252,18 @@ def update(
 
     if since and not _DATE.fullmatch(since):
         raise DataError(f"--since {since}: write the date as in 2026-01-31.")
-    options = literature_update.Wanted(
+    options = literature_update.UpdateOptions(
         queries=tuple(query or ()),
         since=since,
-        files=files,
-        first=first,
+        files=update_files,
+        first=first_file,
         documents=tuple(map(collections.documents, documents or ())),
         index=index,
         embedding=embedding,
         email=email,
-        eutils=eutils or URL,
+        eutils=eutils_url or URL,
         store=store,
-        tests=tuple(tests or ()),
+        tests=tuple(test_items or ()),
     )
     report = literature_update.update(library, options)
     for line in lines(report, library):
@@ -352,7 +354,7 @@ Campaign = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `medi
 
 @learn_app.command()
 def queue(
-    places: Annotated[
+    sources: Annotated[
         list[str],
         typer.Argument(metavar="STORE|FILE...", help="A server's --store, files of rows, or folders of runs."),
     ],
@@ -362,18 +364,18 @@ def queue(
         str,
         typer.Option(help="Strategy: mix, random, uncertainty, disagreement, diversity, feedback or novelty."),
     ] = "mix",
-    known: Annotated[
+    training_data: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE|RUN",
             help="Training data of the model. They aren't chosen, and items unlike them come first. Repeatable.",
         ),
     ] = None,
-    done: Annotated[
+    earlier_queue: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="An earlier queue, whose items aren't chosen again. Repeatable."),
     ] = None,
-    ask: Annotated[
+    model: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="Let this model decide each item; several may disagree. Repeatable."),
     ] = None,
@@ -381,7 +383,7 @@ def queue(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Stored decisions or samples of an evaluation. Repeatable."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Number of answers to sample from each model of --ask.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Number of answers to sample from each --model.")] = 0,
     index: Annotated[
         str | None, typer.Option(metavar="INDEX", help="Show stored answers with their passages from this index.")
     ] = None,
@@ -405,12 +407,12 @@ def queue(
     """
     from meditune.operate.active_learning import annotation_queue
 
-    options = annotation_queue.Wanted(
+    options = annotation_queue.QueueOptions(
         budget=budget,
         strategy=strategy,
-        known=tuple(known or ()),
-        done=tuple(done or ()),
-        models=tuple(ask or ()),
+        known=tuple(training_data or ()),
+        done=tuple(earlier_queue or ()),
+        models=tuple(model or ()),
         predictions=tuple(predictions or ()),
         samples=samples,
         index=index,
@@ -419,7 +421,7 @@ def queue(
         overlap=overlap,
         seed=seed,
     )
-    found = annotation_queue.queue(places, output, options)
+    found = annotation_queue.queue(sources, output, options)
     if json:
         typer.echo(as_json(found, output))
         return
@@ -436,8 +438,8 @@ def rows(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file for the training rows.")
     ],
-    without: Annotated[
-        list[str] | None, typer.Option("--without", metavar="RATER", help="Leave this rater out, by name or code.")
+    exclude_rater: Annotated[
+        list[str] | None, typer.Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")
     ] = None,
 ) -> None:
     """Write experts' judgements as training rows for a recipe's source `own`.
@@ -448,7 +450,7 @@ def rows(
     """
     from meditune.operate.active_learning.annotation_queue import write
 
-    found = write(folder, output, without or ())
+    found = write(folder, output, exclude_rater or ())
     typer.echo(f"{len(found.rows)} rows: {output.resolve()}")
     for why, count in found.left_out.items():
         typer.echo(f"Left out: {count}, {why}.")
@@ -458,26 +460,26 @@ def rows(
 CHARACTERS = 100
 
 
-def queue_lines(found: Queued, most: int) -> Iterator[str]:
-    """Yield how many items were chosen and why, and the first `most` with their reasons."""
-    yield f"{len(found.chosen)} of {found.pool:,} chosen."
-    counts = Counter(name for each in found.chosen for name in each.reasons)
+def queue_lines(queued: Queued, max_items: int) -> Iterator[str]:
+    """Yield how many items were chosen and why, and the first `max_items` with their reasons."""
+    yield f"{len(queued.chosen)} of {queued.pool:,} chosen."
+    counts = Counter(name for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
-    for number, each in enumerate(found.chosen[:most], start=1):
-        asked = f" (asked {each.candidate.asked} times)" if each.candidate.asked > 1 else ""
+    for number, each in enumerate(queued.chosen[:max_items], start=1):
+        asked = f" (asked {each.candidate.times_asked} times)" if each.candidate.times_asked > 1 else ""
         yield f"{number}. {_cut(each.candidate.example.question)}{asked}"
         yield f"   {'; '.join(each.reasons.values())}"
-    if len(found.chosen) > most:
-        yield f"... and {len(found.chosen) - most} more."
+    if len(queued.chosen) > max_items:
+        yield f"... and {len(queued.chosen) - max_items} more."
 
 
-def as_json(found: Queued, folder: Path) -> str:
+def as_json(queued: Queued, folder: Path) -> str:
     """Return a JSON object with `folder`, `pool`, `chosen` and `remarks`."""
     content = {
         "folder": str(folder.resolve()),
-        "pool": found.pool,
-        "chosen": [as_dict(each) for each in found.chosen],
-        "remarks": found.remarks,
+        "pool": queued.pool,
+        "chosen": [as_dict(each) for each in queued.chosen],
+        "remarks": queued.remarks,
     }
     return json.dumps(content, ensure_ascii=False, indent=2)
 
@@ -487,7 +489,7 @@ def as_dict(chosen: Chosen) -> dict[str, Any]:
     return {
         "id": chosen.candidate.id,
         "question": chosen.candidate.example.question,
-        "asked": chosen.candidate.asked,
+        "asked": chosen.candidate.times_asked,
         "score": round(chosen.score, 3),
         "reasons": dict(chosen.reasons),
     }

@@ -57,6 +57,7 @@ def approval(yes: bool, refusal: Approve | None = None) -> Approve:
     return approve
 
 
+EXCLUDE = {"--without": "--exclude-rater", "--without-careless": "--exclude-careless"}
 RENAMED: dict[str, dict[str, str]] = {
     "serve": {
         "--keys": "--require-key",
@@ -72,10 +73,50 @@ RENAMED: dict[str, dict[str, str]] = {
         "--drift-every": "--drift-interval",
         "--hourly": "--hourly-cost",
     },
+    "retrain": {
+        "--least": "--min-rows",
+        "--afresh": "--restart",
+        "--afresh-if-changed": "--restart-if-changed",
+        "--then": "--on-pass",
+    },
+    "drift check": {"--least": "--min-severity", "--alarms": "--false-alarms"},
+    "update": {
+        "--files": "--update-files",
+        "--first": "--first-file",
+        "--tests": "--test-items",
+        "--eutils": "--eutils-url",
+    },
+    "learn queue": {
+        "--known": "--training-data",
+        "--done": "--earlier-queue",
+        "--ask": "--model",
+    },
+    "learn rows": {"--without": "--exclude-rater"},
+    "annotate create": {
+        "--strata": "--stratify-by",
+        "--shared": "--shared-rows",
+        "--planted": "--synthetic-gold",
+        "--test": "--include-test",
+    },
+    "annotate serve": EXCLUDE,
+    "annotate results": EXCLUDE,
+    "annotate import": EXCLUDE,
+    "review create": {"--axes": "--form"},
+    "data phi": {"--mask": "--output", "--group": "--patient-column"},
+    "registry promote": {"--why": "--reason"},
+    "registry try": {"--why": "--reason"},
+    "registry stop": {"--why": "--reason"},
+    "registry rollback": {"--why": "--reason"},
+    "merge": {"--keep-zeros": "--keep-sparsity"},
     "compare": {"--changed": "--show-changes", "--changes": "--changes-file", "--json": "--json-file"},
     "seeds": {"--json": "--json-file"},
 }
 """By command: options of the last version with their new names. The next version refuses the old ones."""
+
+
+def note_new_name(old: str, new: str) -> None:
+    """Print on stderr that the option `old` was renamed to `new`."""
+    print(f"Note: {old} is now {new}. The next version won't accept {old}.", file=sys.stderr)
 
 
 def with_new_names(arguments: list[str]) -> list[str]:
@@ -85,7 +126,7 @@ def with_new_names(arguments: list[str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in names:
-            print(f"Note: {name} is now {names[name]}. The next version won't accept {name}.", file=sys.stderr)
+            note_new_name(name, names[name])
             argument = f"{names[name]}{equals}{value}"
         changed.append(argument)
     return changed

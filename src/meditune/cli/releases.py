@@ -20,14 +20,14 @@ registry_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Where = Annotated[Path, typer.Argument(metavar="REGISTRY", help="Folder of the registry.")]
+RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="Folder of the registry.")]
 Id = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
-Why = Annotated[str, typer.Option("--why", metavar="REASON", help="Reason, stored in the registry's history.")]
-Force = Annotated[bool, typer.Option("--force", help="Accept a version that didn't pass a gate; needs --why.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored in the registry's history.")]
+Force = Annotated[bool, typer.Option("--force", help="Accept a version that didn't pass a gate; needs --reason.")]
 
 
 @registry_app.command("list")
-def show_all(registry: Where) -> None:
+def show_all(registry: RegistryFolder) -> None:
     """List all versions with their role, gate, parents and metrics.
 
     Example: `meditune registry list clinic`.
@@ -39,7 +39,7 @@ def show_all(registry: Where) -> None:
 
 
 @registry_app.command()
-def show(registry: Where, version: Id) -> None:
+def show(registry: RegistryFolder, version: Id) -> None:
     """Show a version's lineage, data, gate and history, and check its files.
 
     Example: `meditune registry show clinic v2`.
@@ -52,7 +52,7 @@ def show(registry: Where, version: Id) -> None:
 
 @registry_app.command()
 def add(
-    registry: Where,
+    registry: RegistryFolder,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
     parent: Annotated[
         list[str] | None, typer.Option("--parent", metavar="VERSION", help="Version it was trained from. Repeatable.")
@@ -76,26 +76,26 @@ def add(
 
 
 @registry_app.command()
-def promote(registry: Where, version: Id, why: Why = "", force: Force = False) -> None:
+def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
     """Serve a version from now on.
 
-    A version that didn't pass its gate is refused unless you give --force and --why.
+    A version that didn't pass its gate is refused unless you give --force and --reason.
 
     Example: `meditune registry promote clinic v2`.
 
     Guide: docs/how-to/retrain-and-release.md.
     """
-    _registry(registry).promote(version, why, force)
+    _registry(registry).promote(version, reason, force)
     typer.echo(f"{version} is served from now on.")
 
 
 @registry_app.command("try")
 def try_out(
-    registry: Where,
+    registry: RegistryFolder,
     version: Id,
     percent: Annotated[float, typer.Option(help="Percentage of conversations for the trial.")] = 10.0,
     shadow: Annotated[bool, typer.Option("--shadow", hidden=True)] = False,
-    why: Why = "",
+    reason: Reason = "",
     force: Force = False,
 ) -> None:
     """Try a version as a canary, which answers a share of the conversations.
@@ -109,24 +109,24 @@ def try_out(
             "--shadow was removed. Try the version as a canary for a small share of the conversations: "
             f"meditune registry try {registry} {version} --percent 1"
         )
-    _registry(registry).try_out(version, percent, why, force)
+    _registry(registry).start_canary(version, percent, reason, force)
     typer.echo(f"{version} is a canary in {percent:g} % of the conversations.")
 
 
 @registry_app.command()
-def stop(registry: Where, why: Why = "") -> None:
+def stop(registry: RegistryFolder, reason: Reason = "") -> None:
     """End the current trial.
 
-    Example: `meditune registry stop clinic --why "slower than the served version"`.
+    Example: `meditune registry stop clinic --reason "slower than the served version"`.
 
     Guide: docs/how-to/retrain-and-release.md.
     """
-    _registry(registry).end_trial(why)
+    _registry(registry).end_trial(reason)
     typer.echo("The trial has ended.")
 
 
 @registry_app.command()
-def rollback(registry: Where, why: Why = "by hand") -> None:
+def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
     """Serve the version before the current one.
 
     The version that was rolled back is never promoted automatically again.
@@ -135,13 +135,13 @@ def rollback(registry: Where, why: Why = "by hand") -> None:
 
     Guide: docs/how-to/retrain-and-release.md.
     """
-    found = _registry(registry).rollback(why)
+    found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is served from now on.")
 
 
 @registry_app.command()
 def guard(
-    registry: Where,
+    registry: RegistryFolder,
     store: Annotated[
         str | None,
         typer.Option(
@@ -164,12 +164,12 @@ def guard(
     found = check_versions(registry, store, reference, canary)
     for line in found.why:
         typer.echo(line)
-    if found.taken_back:
-        raise DriftError(f"{found.taken_back} was withdrawn; {found.served} is served.")
+    if found.rolled_back:
+        raise DriftError(f"{found.rolled_back} was withdrawn; {found.served} is served.")
 
 
 def retrain(
-    registry: Where,
+    registry: RegistryFolder,
     store: Annotated[
         str | None,
         typer.Option(
@@ -202,8 +202,10 @@ def retrain(
     replay: Annotated[float, typer.Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
     dev_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
-    least: Annotated[int, typer.Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
-    gate_old: Annotated[
+    min_rows: Annotated[
+        int, typer.Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")
+    ] = 20,
+    gate: Annotated[
         Path | None,
         typer.Option("--gate", metavar="FILE", help="Policy for the old test items, as for `compare --gate`."),
     ] = None,
@@ -214,12 +216,14 @@ def retrain(
             metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."
         ),
     ] = None,
-    then: Annotated[
+    on_pass: Annotated[
         str, typer.Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
     ] = "promote",
     percent: Annotated[float, typer.Option(help="Percentage of conversations for a canary.")] = 10.0,
-    afresh: Annotated[bool, typer.Option("--afresh", help="Discard an unfinished retraining and start again.")] = False,
-    afresh_if_changed: Annotated[bool, typer.Option("--afresh-if-changed", hidden=True)] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished retraining and start again.")
+    ] = False,
+    restart_if_changed: Annotated[bool, typer.Option("--restart-if-changed", hidden=True)] = False,
 ) -> None:
     """Train the next version on new data and compare it.
 
@@ -232,11 +236,13 @@ def retrain(
     Guide: docs/how-to/retrain-and-release.md#retraining.
     """
     from meditune.operate.retraining import retrain as retraining
-    from meditune.operate.retraining.new_training_data import Shares, Wanted
+    from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources
 
     # The empty name stands for callers without a key.
     trusted = tuple(key for key in trust or () if key)
-    sources = Wanted(store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index)
+    sources = TrainingDataSources(
+        store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index
+    )
     if sources.is_empty:
         raise DataError("There are no new data. Give --store, --labels, --queue or --literature.")
     options = retraining.Options(
@@ -244,17 +250,17 @@ def retrain(
         Shares(held_out, dev_share, replay),
         tuple(overrides or ()),
         decisions,
-        gate_old,
+        gate,
         gate_new,
-        least,
+        min_rows,
         tuple(export) if export is not None else None,
-        retraining.next_step(then),
+        retraining.next_step(on_pass),
         percent,
-        afresh,
-        afresh_if_changed,
+        restart,
+        restart_if_changed,
     )
     outcome = retraining.retrain(registry, options, f"meditune retrain {registry}")
-    for line in outcome.said:
+    for line in outcome.messages:
         typer.echo(line)
     if outcome.version is not None and not outcome.version.passed:
         raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
@@ -353,12 +359,12 @@ def details(registry: Registry, id: str) -> Iterator[str]:
             yield f"  {event.when}  {event.what}{' (forced)' if event.forced else ''}{why}"
 
 
-def _judged(found: Version) -> Iterator[str]:
-    if found.gate is None:
+def _judged(version: Version) -> Iterator[str]:
+    if version.gate is None:
         yield "Gate: none; it was compared with no other version."
         return
-    yield f"Gate, against {found.gate['against']}: {'passed' if found.passed else 'NOT passed'}"
-    for items, judged in found.gate["on"].items():
+    yield f"Gate, against {version.gate['against']}: {'passed' if version.passed else 'NOT passed'}"
+    for items, judged in version.gate["on"].items():
         if judged.get("unjudged"):
             yield f"  {judged['unjudged']}"
         for check in judged["checks"]:

@@ -34,7 +34,7 @@ def create(
         Path | None, typer.Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
-    axes: Annotated[str, typer.Option(help="Rating form: expert or lay.")] = "expert",
+    form: Annotated[str, typer.Option(help="Rating form: expert or lay.")] = "expert",
     raters: Annotated[
         int | None, typer.Option(min=1, help="Number of raters who share the work; by default each rates all.")
     ] = None,
@@ -52,7 +52,7 @@ def create(
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
-    counts = make(run, folder, questions, axes, raters, overlap, seed)
+    counts = make(run, folder, questions, form, raters, overlap, seed)
     typer.echo(f"{counts['answers']} answers to {counts['questions']} questions, in random order, with hidden origin.")
     if counts["alike"]:
         typer.echo(
@@ -127,7 +127,7 @@ def take_in(
     from meditune.review.import_export import import_ratings as take
 
     taken = take(folder, file)
-    typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
+    typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
 
 
 @app.command()
@@ -157,24 +157,24 @@ def pairs(
 VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
 
 
-def print_results(found: dict[str, Any], out: Console) -> None:
+def print_results(results: dict[str, Any], out: Console) -> None:
     """Print for each line of the form the scores, tuned against base, and the agreement."""
     rows = []
     for title, row in (
-        ("All lines", found["overall"]),
-        *((axis["title"], axis) for axis in found["axes"].values()),
+        ("All lines", results["overall"]),
+        *((axis["title"], axis) for axis in results["axes"].values()),
     ):
         scores = [_number(row["origins"][name]["score"], 1) for name in ("base", "tuned", "reference")]
         rows.append((title, *scores, *_difference(row["difference"]), _alpha(row)))
     titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
-    print_table(titles, rows, left=["verdict"])
+    print_table(titles, rows, left_aligned=["verdict"])
     out.print("Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
     out.print(
-        f"{found['ratings']:,} ratings of {found['answers']:,} answers by {found['raters']} raters "
-        f"({found['cannot']:,} couldn't judge); {len(found['disputed'])} answers disputed, "
-        f"{found['adjudicated']} ratings settled."
+        f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
+        f"({results['cannot']:,} couldn't judge); {len(results['disputed'])} answers disputed, "
+        f"{results['adjudicated']} ratings settled."
     )
-    for remark in found["remarks"]:
+    for remark in results["remarks"]:
         out.print(remark, style="yellow", markup=False)
 
 
@@ -205,11 +205,11 @@ annotate_app = typer.Typer(
 )
 
 AnnotationSetFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the annotation set.")]
-Without = Annotated[
-    list[str] | None, typer.Option("--without", metavar="RATER", help="Leave this rater out, by name or code.")
+ExcludeRater = Annotated[
+    list[str] | None, typer.Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")
 ]
-Careless = Annotated[
-    bool, typer.Option("--without-careless", help="Leave out raters who judged too many known items wrongly.")
+ExcludeCareless = Annotated[
+    bool, typer.Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
 ]
 
 
@@ -221,21 +221,23 @@ def create_annotation_set(
     sample: Annotated[
         str, typer.Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
     ] = "random",
-    strata: Annotated[
+    stratify_by: Annotated[
         str, typer.Option(help="Take equally many rows of each source, decision or question_type, or none.")
     ] = "none",
     raters: Annotated[
         int | None, typer.Option(min=1, help="Number of raters who share the work; by default each judges all.")
     ] = None,
     overlap: Annotated[int | None, typer.Option(min=1, help="Number of raters for each row; 2 by default.")] = None,
-    shared: Annotated[int, typer.Option(min=0, help="Number of rows that all raters judge.")] = 0,
+    shared_rows: Annotated[int, typer.Option(min=0, help="Number of rows that all raters judge.")] = 0,
     gold: Annotated[
         Path | None, typer.Option(help="A table of known items with a column verdict, to detect careless raters.")
     ] = None,
-    planted: Annotated[
+    synthetic_gold: Annotated[
         int, typer.Option(min=0, help="Number of known items to make from rows with a wrong answer.")
     ] = 0,
-    test: Annotated[bool, typer.Option("--test", help="Include test items; decisions never change them.")] = False,
+    include_test: Annotated[
+        bool, typer.Option("--include-test", help="Include test items; decisions never change them.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of rows.")] = 17,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
@@ -247,13 +249,25 @@ def create_annotation_set(
 
     Guide: docs/how-to/check-data.md.
     """
-    from meditune.review.annotation_set import Wanted
+    from meditune.review.annotation_set import AnnotationSetOptions
     from meditune.review.annotation_set import create as make
 
     counts = make(
         source,
         output,
-        Wanted(rows, sample, strata, raters, overlap, shared, gold, planted, test, seed, tuple(overrides or ())),
+        AnnotationSetOptions(
+            rows,
+            sample,
+            stratify_by,
+            raters,
+            overlap,
+            shared_rows,
+            gold,
+            synthetic_gold,
+            include_test,
+            seed,
+            tuple(overrides or ()),
+        ),
     )
     typer.echo(f"{counts.rows} rows to check, and {counts.known} known items among them.")
     for count, what in (
@@ -272,8 +286,8 @@ def serve_annotation_set(
     host: Host = "127.0.0.1",
     port: Port = 8765,
     adjudicate: Adjudicate = False,
-    without: Without = None,
-    without_careless: Careless = False,
+    exclude_rater: ExcludeRater = None,
+    exclude_careless: ExcludeCareless = False,
 ) -> None:
     """Serve the page for checking rows until ctrl-C.
 
@@ -285,13 +299,13 @@ def serve_annotation_set(
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
 
-    disputes = open_disputes(folder, without or (), without_careless) if adjudicate else None
+    disputes = open_disputes(folder, exclude_rater or (), exclude_careless) if adjudicate else None
     run_server(folder, host, port, lambda line: typer.echo(line), disputes, VALIDATE)
 
 
 @annotate_app.command("results")
 def annotation_results(
-    folder: AnnotationSetFolder, without: Without = None, without_careless: Careless = False
+    folder: AnnotationSetFolder, exclude_rater: ExcludeRater = None, exclude_careless: ExcludeCareless = False
 ) -> None:
     """Report verdicts, agreement, careless raters and disputes.
 
@@ -301,7 +315,7 @@ def annotation_results(
     """
     from meditune.review.annotation_results import write_results
 
-    print_annotation_results(write_results(folder, without or (), without_careless), console())
+    print_annotation_results(write_results(folder, exclude_rater or (), exclude_careless), console())
     typer.echo(f"Results: {(folder / 'results.json').resolve()}")
 
 
@@ -336,8 +350,8 @@ def import_annotations(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the decisions to this file, for data.decisions.")
     ] = None,
-    without: Without = None,
-    without_careless: Careless = False,
+    exclude_rater: ExcludeRater = None,
+    exclude_careless: ExcludeCareless = False,
 ) -> None:
     """Import ratings, or turn ratings into decisions about the data.
 
@@ -353,23 +367,26 @@ def import_annotations(
         raise MedituneError("Give a FILE of ratings to import, --output for the decisions, or both.")
     if file is not None:
         taken = take(folder, file, VALIDATE)
-        typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} unchanged.")
+        typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
     if output is not None:
-        counts = write_decisions(folder, output, without or (), without_careless)
-        typer.echo(f"{counts.decided} rows decided, {counts.undecided} undecided; {counts.others} of other sets kept.")
+        counts = write_decisions(folder, output, exclude_rater or (), exclude_careless)
+        typer.echo(
+            f"{counts.decided} rows decided, {counts.undecided} undecided; {counts.from_other_sets} of other sets kept."
+        )
         typer.echo(f"Decisions: {output.resolve()}. Use them: --set data.decisions={output}")
 
 
-def print_annotation_results(found: dict[str, Any], out: Console) -> None:
+def print_annotation_results(results: dict[str, Any], out: Console) -> None:
     """Print verdicts, agreement, raters, suspicions and open disputes."""
-    given = found["ratings_by_verdict"]
-    rows = [(verdict, str(count), str(given[verdict])) for verdict, count in found["rows_by_verdict"].items()]
-    print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(found["undecided"])), "")])
+    given = results["ratings_by_verdict"]
+    rows = [(verdict, str(count), str(given[verdict])) for verdict, count in results["rows_by_verdict"].items()]
+    print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(results["undecided"])), "")])
     out.print(
-        f"{found['judged']} of {found['rows']} rows judged, {found['ratings']} ratings ({found['cannot']} couldn't "
-        f"judge). Texts changed: {found['changed']}. Rows decided by one rater: {found['by_one_rater']}."
+        f"{results['judged']} of {results['rows']} rows judged, {results['ratings']} ratings "
+        f"({results['cannot']} couldn't judge). Texts changed: {results['changed']}. "
+        f"Rows decided by one rater: {results['by_one_rater']}."
     )
-    for name, share in {"all": found["correct"], **found["sources"], **found["kinds"]}.items():
+    for name, share in {"all": results["correct"], **results["sources"], **results["kinds"]}.items():
         if share["decided"]:
             low, high = share["ci95"]
             out.print(
@@ -377,20 +394,20 @@ def print_annotation_results(found: dict[str, Any], out: Console) -> None:
                 f"(95 % interval {low:.0f} to {high:.0f}).",
                 highlight=False,
             )
-    if "decisions" in found:
-        given = ", ".join(f"{name} {count}" for name, count in found["decisions"].items())
+    if "decisions" in results:
+        given = ", ".join(f"{name} {count}" for name, count in results["decisions"].items())
         out.print(f"Decisions: {given}.", highlight=False)
-    alpha = found["agreement"]["alpha"]
+    alpha = results["agreement"]["alpha"]
     if alpha["value"] is not None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
-    for name, seen in found["suspicions"].items():
+    for name, seen in results["suspicions"].items():
         if seen["decided"]:
             out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows aren't correct.")
-    for rater in found["raters"]:
+    for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False, highlight=False)
-    open_ = [row for row in found["disputed"] if not row["settled"]]
+    open_ = [row for row in results["disputed"] if not row["settled"]]
     if open_:
         out.print(f"Disputed rows: {len(open_)}. To settle them: meditune annotate serve DIR --adjudicate")
-    for remark in found["remarks"]:
+    for remark in results["remarks"]:
         out.print(remark, style="yellow", markup=False)

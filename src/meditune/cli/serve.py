@@ -14,7 +14,7 @@ from meditune.errors import DataError, GateError
 
 if TYPE_CHECKING:
     from meditune.operate.drift.drift_watcher import DriftWatcher
-    from meditune.serve.http_server import Place
+    from meditune.serve.http_server import ListenConfig
     from meditune.serve.service import Service
     from meditune.serve.settings import Settings
     from meditune.store.answers import Answers
@@ -161,7 +161,7 @@ def serve(
     price: Annotated[
         str,
         typer.Option(
-            metavar="READ,WRITTEN",
+            metavar="INPUT,OUTPUT",
             envvar="MEDITUNE_PRICE",
             help="Prices per million tokens, for the metrics: 0.15,0.60.",
         ),
@@ -187,13 +187,13 @@ def serve(
     from meditune.store.open_store import default_place
 
     store_place = store or default_place()
-    place = http_server.Place(host, port, certificate, private_key, proxy)
+    place = http_server.ListenConfig(host, port, certificate, private_key, proxy)
     settings = Settings(
         answer_s=timeout,
         restarts=max_restarts,
-        at_once=concurrency,
-        waiting=queue_size,
-        most_new_tokens=max_new_tokens,
+        concurrency=concurrency,
+        queue_size=queue_size,
+        max_new_tokens=max_new_tokens,
         message_characters=max_message_characters,
         context_characters=max_context_characters,
         history_characters=max_history_characters,
@@ -237,8 +237,8 @@ def serve(
             watching.stop()
         if traced:
             observability.shut_down_tracing()
-    if service.broken_off:
-        count = f"{service.broken_off} request{'s' if service.broken_off != 1 else ''}"
+    if service.aborted_requests:
+        count = f"{service.aborted_requests} request{'s' if service.aborted_requests != 1 else ''}"
         typer.echo(f"Stopped after waiting {settings.ending_s:g} seconds. Aborted: {count}.")
     else:
         typer.echo("Stopped; all running answers were finished.")
@@ -383,7 +383,7 @@ def _watched(service: Service, store: str, reference: Path | None, every_s: floa
     """Start the drift watcher of the server; return None without a reference."""
     if reference is None:
         return None
-    from meditune.operate.drift.drift_watcher import Wanted, watch
+    from meditune.operate.drift.drift_watcher import WatcherOptions, watch
 
     link = f"{address.rstrip('/')}/admin#drift"
     report: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
@@ -391,7 +391,7 @@ def _watched(service: Service, store: str, reference: Path | None, every_s: floa
         from meditune.operate.retraining.rollback import on_drift
 
         report = on_drift(service.releases.registry.folder, store, report)
-    return watch(Wanted(store, reference, every_s, link), report)
+    return watch(WatcherOptions(store, reference, every_s, link), report)
 
 
 def _prices(text: str) -> tuple[float, float]:
@@ -418,7 +418,7 @@ def _answers(store: str | None) -> Answers:
     return Answers(open_store(store or default_place()))
 
 
-def _print_check(settings: Settings, place: Place, store: str, allow_anonymous: bool) -> None:
+def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anonymous: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from meditune.serve.security_check import classifier_error, findings

@@ -77,36 +77,36 @@ def live(address: str) -> dict[str, Any]:
     return sums
 
 
-def lines(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
-    yield f"Last {_span(found['hours'])}, until {_when(found['time'])}"
+    yield f"Last {_span(overview['hours'])}, until {_when(overview['time'])}"
     yield ""
-    yield from _answers(found)
+    yield from _answers(overview)
     yield ""
-    yield from _servers(found, metrics)
-    yield from _versions(found)
-    yield from _drift(found)
-    yield from _updates(found)
+    yield from _servers(overview, metrics)
+    yield from _versions(overview)
+    yield from _drift(overview)
+    yield from _updates(overview)
 
 
-def alerts(found: Mapping[str, Any]) -> list[str]:
+def alerts(overview: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each problem that needs attention."""
     sentences = []
-    for each in found["drift"]:
+    for each in overview["drift"]:
         sentences += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
         sentences += [f"{alert['signal']} ({alert['severity']}): {alert['said']}" for alert in each.get("alerts", ())]
         sentences += each.get("unsent", ())
-    for each in found["servers"]:
+    for each in overview["servers"]:
         if not each["alive"]:
             name = each.get("address") or each["name"]
             sentences.append(f"{name} stopped unexpectedly; it was last seen {_when(each['time'])}.")
-    for each in found["updates"]:
+    for each in overview["updates"]:
         sentences += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
     return sentences
 
 
-def _answers(found: Mapping[str, Any]) -> Iterator[str]:
-    answers, feedback = found["answers"], found["feedback"]
+def _answers(overview: Mapping[str, Any]) -> Iterator[str]:
+    answers, feedback = overview["answers"], overview["feedback"]
     count, outcomes = answers["count"], answers["outcomes"]
     more = "" if answers["complete"] else " (only the latest)"
     yield f"answers       {count:,}{more}: " + ", ".join(
@@ -129,10 +129,10 @@ def _answers(found: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _servers(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    if not found["servers"] and not metrics:
+def _servers(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if not overview["servers"] and not metrics:
         yield "servers       none is running with this store"
-    for each in found["servers"]:
+    for each in overview["servers"]:
         state = "" if each["alive"] else f"  LOST, last seen {_when(each['time'])}"
         index = f", index {each['index'][:12]}" if each["index"] else ""
         yield (
@@ -142,7 +142,7 @@ def _servers(found: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]])
         if each.get("address") in metrics:
             yield from _metrics_of(metrics[each["address"]])
     for address in metrics:
-        if address not in {each.get("address") for each in found["servers"]}:
+        if address not in {each.get("address") for each in overview["servers"]}:
             yield f"server        {address}  (not in this store)"
             yield from _metrics_of(metrics[address])
 
@@ -162,25 +162,25 @@ def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
         yield f"              cost since start: {cost:,.2f}"
 
 
-def _versions(found: Mapping[str, Any]) -> Iterator[str]:
-    for each in found["versions"][:SHOWN]:
+def _versions(overview: Mapping[str, Any]) -> Iterator[str]:
+    for each in overview["versions"][:SHOWN]:
         index = f", index {each['index'][:12]}" if each["index"] else ""
         yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_when(each['last'])}"
 
 
-def _drift(found: Mapping[str, Any]) -> Iterator[str]:
-    if not found["drift"]:
+def _drift(overview: Mapping[str, Any]) -> Iterator[str]:
+    if not overview["drift"]:
         yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
-    for each in found["drift"]:
+    for each in overview["drift"]:
         count = len(each.get("alerts", ()))
         alerts_open = f"{count} open alert{'' if count == 1 else 's'}" if count else "no open alert"
         yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
 
 
-def _updates(found: Mapping[str, Any]) -> Iterator[str]:
-    if not found["updates"]:
+def _updates(overview: Mapping[str, Any]) -> Iterator[str]:
+    if not overview["updates"]:
         yield "last update   none recorded (meditune update LIBRARY --store DIR)"
-    for each in found["updates"]:
+    for each in overview["updates"]:
         articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
         yield f"last update   {_when(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
 

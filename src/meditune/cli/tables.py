@@ -20,16 +20,16 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[str] = ()) -> None:
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_aligned: Collection[str] = ()) -> None:
     """Print rows of cells under their titles; nothing without rows. Cells may contain rich's markup.
 
-    The first column and those named in `left` are aligned to the left, all others to the right.
+    The first column and those named in `left_aligned` are aligned to the left, all others to the right.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for number, title in enumerate(titles):
-        table.add_column(title, justify="left" if number == 0 or title in left else "right")
+        table.add_column(title, justify="left" if number == 0 or title in left_aligned else "right")
     for row in rows:
         table.add_row(*row)
     if table.row_count:

@@ -136,6 +136,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Task = Literal["answer", "decision", "claim"]
 Incomplete = Literal["keep", "drop"]
 Style = Literal["plain", "expert"]
+Thoughts = Literal["strip", "keep"]
 Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer", "claim")
 BalanceBy = Literal[
@@ -174,6 +175,10 @@ class SourceSpec(Spec):
         "expert",
         description="plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes "
         "answers up to data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue.",
+    )
+    thoughts: Thoughts = Field(
+        "strip",
+        description="For your own conversations: strip or keep what assistant turns have between <think> and </think>.",
     )
     restricted: bool = Field(
         False, description="Never send rows to an API or upload them. MIMIC-III is always restricted."
@@ -282,6 +287,16 @@ class DataSpec(Spec):
 class PromptFormat(Spec):
     """Wording and token budget of the prompt, saved with every model as `prompt.json`."""
 
+    format: Literal["chat", "plain"] | None = Field(
+        None,
+        description="chat: the base model's chat template, in which only assistant turns are trained on; plain: the "
+        "cues below. If empty, chat if the data hold conversations and the base has a chat template, else plain.",
+    )
+    thinking: bool = Field(
+        False,
+        description="In the chat format of a thinking model, leave room for thoughts before the answer. Without it, "
+        "the model is trained and asked to answer at once.",
+    )
     max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
     answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
     context_head: float = Field(
@@ -304,6 +319,11 @@ class PromptFormat(Spec):
         description='Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned '
         "models use the value in their prompt.json; untuned models always get quoted passages from an index.",
     )
+
+    @property
+    def is_chat(self) -> bool:
+        """Return whether prompts are rendered with the model's chat template."""
+        return self.format == "chat"
 
     @property
     def answer_room(self) -> int:

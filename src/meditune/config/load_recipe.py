@@ -367,15 +367,15 @@ def show(resolved: Resolved) -> str:
     return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
 
 
-def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] | None = None) -> None:
+def save(resolved: Resolved | Recipe, path: Path, provenance: Mapping[str, str] | None = None) -> None:
     """Write every option to a YAML file atomically; loading the file returns an equal recipe.
 
-    `made_with` (versions, hashes) becomes comments at the top.
+    `provenance` (versions, hashes) becomes comments at the top.
     """
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
-        stream.writelines(f"# {name}: {value}\n" for name, value in (made_with or {}).items())
+        stream.writelines(f"# {name}: {value}\n" for name, value in (provenance or {}).items())
         stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))
 
 

@@ -6,17 +6,64 @@ Unknown keys are errors.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from meditune.config.data_options import DataSpec, PromptFormat, RetrieveSpec, Spec
-from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, MixSpec, ModelSpec, TrainSpec
+from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, ApiSpec, MixSpec, ModelSpec, TrainSpec
 
 LeakKind = Literal[
     "group", "question", "context", "answer_in_prompt", "decision_in_prompt", "answer_in_index", "trained_on"
 ]
+
+SuiteName = Literal[
+    "medqa", "medmcqa", "mmlu-medical", "pubmedqa", "bioasq-yesno", "medhallu", "k-qa", "medicationqa", "healthbench"
+]
+SUITE_NAMES: tuple[SuiteName, ...] = get_args(SuiteName)
+OPEN_SUITES: tuple[SuiteName, ...] = ("k-qa", "medicationqa", "healthbench")
+"""Suites whose answers are written by the model and graded by a judge"""
+
+
+class SuiteSpec(Spec):
+    """A public medical test that is measured beside the run's own items. `medqa` is short for `{name: medqa}`."""
+
+    name: SuiteName = Field(description="The suite (docs/how-to/medical-suites.md).")
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="The publisher's file or folder, or a hub id; if empty, the folder of that name in MEDITUNE_DATA "
+        "or the cache.",
+    )
+    limit: int | None = Field(None, ge=1, description="Measure a seeded sample of at most this many items.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in SUITE_NAMES:
+            near = difflib.get_close_matches(value.lower().replace("_", "-"), SUITE_NAMES, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"the suites are {', '.join(SUITE_NAMES)}"
+            raise ValueError(f"there is no suite {value!r}; {hint}")
+        return {"name": value}
+
+
+class JudgeApiSpec(ApiSpec):
+    """Address and prices of the judge of open answers, if it is behind an API."""
+
+    KEY: ClassVar[str] = "evaluate.suite_judge_api"
+
+    @model_validator(mode="after")
+    def _only_asks(self) -> JudgeApiSpec:
+        unused = ("context_tokens", "hyperparameters", "price_per_million_training_tokens")
+        fields = type(self).model_fields
+        for name in unused:
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"{self.KEY}.{name} has no effect on a judge; leave it out")
+        return self
 
 
 class EvaluateSpec(Spec):
@@ -78,6 +125,21 @@ class EvaluateSpec(Spec):
     safety_messages: int = Field(
         0, ge=0, description="Number of messages of the safety battery, sampled over its categories; 0 is off."
     )
+    suites: list[SuiteSpec] = Field(
+        default_factory=list,
+        description="Public medical tests to measure as well, by name ([medqa, pubmedqa]) or as groups with a path.",
+    )
+    suite_tokens: int = Field(
+        400, ge=1, description="Maximum length in tokens of the answers to k-qa, medicationqa and healthbench."
+    )
+    suite_judge: str | None = Field(
+        None,
+        min_length=1,
+        description="Judge of these answers: the run of an evidence judge, or api:NAME. healthbench needs api:NAME.",
+    )
+    suite_judge_api: JudgeApiSpec = Field(
+        default_factory=JudgeApiSpec, description="Address and prices of the judge behind an API."
+    )
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Maximum number of tokens in one forward pass.")
     allow_leakage: bool | list[LeakKind] = Field(
@@ -88,6 +150,48 @@ class EvaluateSpec(Spec):
     def fits_on_dev(self) -> bool:
         """Return whether the evaluation fits something to decisions on the dev split."""
         return self.calibrate != "none" or self.abstain_target is not None
+
+    @property
+    def open_suites(self) -> list[SuiteName]:
+        """Return the suites to measure whose answers are written and graded."""
+        return [suite.name for suite in self.suites if suite.name in OPEN_SUITES]
+
+    @property
+    def longest_answer(self) -> tuple[int, str]:
+        """Return the maximum number of tokens of a generated answer, and the key that sets it."""
+        own = self.max_new_tokens, "evaluate.max_new_tokens"
+        return max(own, (self.suite_tokens, "evaluate.suite_tokens")) if self.open_suites else own
+
+    def suite_conflicts(self) -> Iterator[str]:
+        """Yield one line for each conflict between the keys of the suites."""
+        names = [suite.name for suite in self.suites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            yield f"evaluate.suites names {', '.join(twice)} twice; name each suite once"
+        if names and self.protocol == "lm-eval":
+            yield (
+                "evaluate.suites already use lm-evaluation-harness's prompts; set evaluate.protocol to meditune, which "
+                "measures the run's own items as well"
+            )
+        judge = self.suite_judge
+        if self.open_suites and judge is None:
+            needs = "needs" if len(self.open_suites) == 1 else "need"
+            yield (
+                f"evaluate.suite_judge is missing, and {', '.join(self.open_suites)} {needs} a judge of the answers; "
+                "set it to the run of an evidence judge (`meditune run evidence`) or to api:NAME"
+            )
+        if judge is not None and not self.open_suites:
+            yield (
+                "evaluate.suite_judge has no effect, because evaluate.suites names none of "
+                f"{', '.join(OPEN_SUITES)}; leave it out"
+            )
+        if judge == "api:":
+            yield "evaluate.suite_judge: after api: write the model's name at the API, for example api:gpt-4.1-mini"
+        if "healthbench" in names and judge is not None and not judge.startswith("api:"):
+            yield (
+                "evaluate.suite_judge must be api:NAME for healthbench, because its criteria describe an answer, and "
+                "an evidence judge only decides whether an answer contains a statement"
+            )
 
 
 class Recipe(Spec):
@@ -126,6 +230,7 @@ class Recipe(Spec):
     def _conflicts(self) -> Iterator[str]:
         """Yield one line for each conflict between keys."""
         model = self.model
+        yield from self.evaluate.suite_conflicts()
         if self.evaluate.samples and model.strategy in VIRTUAL:
             yield (
                 f"evaluate.samples doesn't work with model.strategy {model.strategy}, because its virtual tokens need "

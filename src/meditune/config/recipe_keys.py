@@ -59,9 +59,9 @@ _Dumper.add_representer(str, _text)
 class UnreadableError(ValueError):
     """An error for text that isn't YAML, with its first faulty line (from 1) and the reason."""
 
-    def __init__(self, line: int, why: str) -> None:
-        super().__init__(why)
-        self.line, self.why = line, why
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line, self.why = line, reason
 
 
 class Document:
@@ -80,19 +80,19 @@ class Document:
             raise UnreadableError(line, f"the character {chr(error.character)!r} isn't allowed in YAML") from error
         self.value: Any = None if node is None else self._value(node, (), ())
 
-    def _value(self, node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> Any:
+    def _value(self, node: yaml.Node, key: Key, ancestors: tuple[yaml.Node, ...]) -> Any:
         line = node.start_mark.line + 1
-        if node in around:
+        if node in ancestors:
             self.problems.append((key, line, "the value contains itself"))
             return None
-        around = (*around, node)
+        ancestors = (*ancestors, node)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
-            return self._group(node, key, around)
+            return self._group(node, key, ancestors)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
             items = []
             for position, item in enumerate(node.value):
                 self.lines[(*key, position)] = item.start_mark.line + 1
-                items.append(self._value(item, (*key, position), around))
+                items.append(self._value(item, (*key, position), ancestors))
             return items
         try:
             return _scalar(node)
@@ -101,7 +101,7 @@ class Document:
             self.problems.append((key, line, f"{text} can't be read as {node.tag.removeprefix(_PREFIX)}"))
             return None
 
-    def _group(self, node: yaml.MappingNode, key: Key, around: tuple[yaml.Node, ...]) -> dict[str, Any]:
+    def _group(self, node: yaml.MappingNode, key: Key, ancestors: tuple[yaml.Node, ...]) -> dict[str, Any]:
         group: dict[str, Any] = {}
         for name, value in node.value:
             line = name.start_mark.line + 1
@@ -113,7 +113,7 @@ class Document:
                 self.problems.append((inner, line, f"given twice, first on line {self.lines[inner]}"))
                 continue
             self.lines[inner] = line
-            group[name.value] = self._value(value, inner, around)
+            group[name.value] = self._value(value, inner, ancestors)
         return group
 
 
@@ -246,17 +246,17 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def declared(group: type[Spec] = Recipe, above: Key = ()) -> Iterator[Key]:
+def declared(group: type[Spec] = Recipe, prefix: Key = ()) -> Iterator[Key]:
     """Yield every key that isn't a group, in declared order; 0 stands for any position in a list."""
     for name, info in group.model_fields.items():
         option = Slot(info.annotation)
         item = option.inside(0) if option.is_list else None
         if option.group:
-            yield from declared(option.group, (*above, name))
+            yield from declared(option.group, (*prefix, name))
             continue
-        yield (*above, name)
+        yield (*prefix, name)
         if item and item.group:
-            yield from declared(item.group, (*above, name, 0))
+            yield from declared(item.group, (*prefix, name, 0))
 
 
 def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

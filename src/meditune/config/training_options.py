@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -225,6 +225,9 @@ class LoraSpec(Spec):
 class ApiSpec(Spec):
     """Address and prices of a model behind an API (`gpt-3.5-turbo`, `api:NAME`); no effect on other models."""
 
+    KEY: ClassVar[str] = "model.api"
+    """The group's key, for messages"""
+
     url: str = Field("https://api.openai.com/v1", description="Address of an OpenAI-compatible API, up to /v1.")
     key_variable: str | None = Field(
         "OPENAI_API_KEY", description="Name of the environment variable with the key; null if the API needs no key."
@@ -263,21 +266,21 @@ class ApiSpec(Spec):
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError(
-                "model.api.url must be a plain address such as https://api.openai.com/v1, without user, password and "
+                f"{self.KEY}.url must be a plain address such as https://api.openai.com/v1, without user, password and "
                 "query"
             )
         if "n_epochs" in self.hyperparameters:
-            raise ValueError("model.api.hyperparameters: set the number of epochs with train.epochs")
+            raise ValueError(f"{self.KEY}.hyperparameters: set the number of epochs with train.epochs")
         # The value isn't shown: it may be the key itself.
         if self.key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             raise ValueError(
-                "model.api.key_variable must be the name of an environment variable, in capitals, such as "
+                f"{self.KEY}.key_variable must be the name of an environment variable, in capitals, such as "
                 "OPENAI_API_KEY; put the key itself into that variable"
             )
         if parts.scheme == "http" and self.key_variable and not self.is_local:
             raise ValueError(
-                "model.api.url: the key would be sent unencrypted to that address; use https, or set "
-                "model.api.key_variable to null where the API needs none"
+                f"{self.KEY}.url: the key would be sent unencrypted to that address; use https, or set "
+                f"{self.KEY}.key_variable to null where the API needs none"
             )
         return self
 

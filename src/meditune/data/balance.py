@@ -52,26 +52,26 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
 
 
 def _readable(
-    train: Sequence[Example], highest: float | None, pinned: Container[str]
+    train: Sequence[Example], max_grade: float | None, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Remove answers above the grade `highest`; an example that also has a decision keeps the decision."""
-    if highest is None:
+    """Remove answers above the grade `max_grade`; an example that also has a decision keeps the decision."""
+    if max_grade is None:
         return list(train), []
     remaining, changes = [], []
     for example in train:
         found = grade(example.answer) if example.answer else None
-        if found is None or found <= highest or example.id in pinned:
+        if found is None or found <= max_grade or example.id in protected:
             remaining.append(example)
             continue
         without_answer = example.model_copy(update={"answer": ""}) if example.decision else None
         remaining += [without_answer] if without_answer else []
-        detail = f"reading grade {found:.1f}, above {highest:g}"
+        detail = f"reading grade {found:.1f}, above {max_grade:g}"
         changes.append(Entry(MAX_GRADE, "mend" if without_answer else "drop", example, without_answer, detail))
     return remaining, changes
 
 
 def _capped(
-    train: Sequence[Example], spec: BalanceSpec, cap: int, seed: int, pinned: Container[str]
+    train: Sequence[Example], spec: BalanceSpec, cap: int, seed: int, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
     """Remove seeded random rows from groups above the cap; rows without a group all stay."""
     dimension = BY_NAME[str(spec.by)]
@@ -86,7 +86,7 @@ def _capped(
     dropped = {}
     for index in order:
         full = [group for group in groups[index] if room[group] <= 0]
-        if full and train[index].id not in pinned:
+        if full and train[index].id not in protected:
             dropped[index] = full[0]
         else:
             for group in groups[index]:
@@ -101,9 +101,9 @@ def _capped(
     return [example for index, example in enumerate(train) if index not in dropped], changes
 
 
-def _easiest(train: Sequence[Example], highest: float | None) -> str:
+def _easiest(train: Sequence[Example], max_grade: float | None) -> str:
     grades = [value for value in (grade(example.answer) for example in train if example.answer) if value is not None]
-    return f": the easiest answer has reading grade {min(grades):.1f}" if highest is not None and grades else ""
+    return f": the easiest answer has reading grade {min(grades):.1f}" if max_grade is not None and grades else ""
 
 
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:

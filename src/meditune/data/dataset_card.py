@@ -227,5 +227,5 @@ def identifiers(quality: dict[str, Any]) -> str:
     )
 
 
-def _counts(counts: Mapping[str, int], between: str = " ") -> str:
-    return ", ".join(f"{count:,}{between}{name}" for name, count in counts.items())
+def _counts(counts: Mapping[str, int], separator: str = " ") -> str:
+    return ", ".join(f"{count:,}{separator}{name}" for name, count in counts.items())

@@ -208,24 +208,25 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
     yield "question", example.question
     yield from ((f"context.{number}", passage.text) for number, passage in enumerate(example.context))
     yield "answer", example.answer
+    yield from ((f"turns.{number}", turn.text) for number, turn in enumerate(example.turns or ()))
     of_user = example.source not in SOURCES
     for key, value in example.meta.items():
         if of_user or key in _META:
             yield from leaves(value, f"meta.{key}")
 
 
-def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and text of every text, number and date in a value; `place` is the value's own place."""
+def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and text of every text, number and date in a value; `path` is the value's own place."""
     if isinstance(value, str):
-        yield place, value
+        yield path, value
     elif isinstance(value, date | Decimal | int | float) and not isinstance(value, bool):
-        yield place, cell(value) or str(value)
+        yield path, cell(value) or str(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from leaves(inner, f"{place}.{key}")
+            yield from leaves(inner, f"{path}.{key}")
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from leaves(inner, f"{place}.{number}")
+            yield from leaves(inner, f"{path}.{number}")
 
 
 def _with_texts(example: Example, texts: dict[str, str]) -> Example:
@@ -236,13 +237,17 @@ def _with_texts(example: Example, texts: dict[str, str]) -> Example:
     )
     meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
     update = {name: texts.get(name, getattr(example, name)) for name in ("question", "answer")}
-    return example.model_copy(update=update | {"context": context, "meta": meta})
+    turns = example.turns and tuple(
+        turn.model_copy(update={"text": texts.get(f"turns.{number}", turn.text)})
+        for number, turn in enumerate(example.turns)
+    )
+    return example.model_copy(update=update | {"context": context, "meta": meta, "turns": turns})
 
 
-def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:
+def with_leaves(value: Any, path: str, texts: dict[str, str]) -> Any:
     """Return the value with the texts at these places (see `leaves`) replaced."""
     if isinstance(value, dict):
-        return {key: with_leaves(inner, f"{place}.{key}", texts) for key, inner in value.items()}
+        return {key: with_leaves(inner, f"{path}.{key}", texts) for key, inner in value.items()}
     if isinstance(value, list):
-        return [with_leaves(inner, f"{place}.{number}", texts) for number, inner in enumerate(value)]
-    return texts.get(place, value)
+        return [with_leaves(inner, f"{path}.{number}", texts) for number, inner in enumerate(value)]
+    return texts.get(path, value)

@@ -35,6 +35,8 @@ LEAST_WORDS = 20
 """Passages with fewer words aren't compared: they may be a phrase that many rows share"""
 BLOCK = 200_000
 """Candidates compared at a time."""
+ROWS = 500
+"""Rows of a matrix multiplied at a time, which limits the memory"""
 
 Matches = list[tuple[int, int, float]]
 """Index in the first list, index in the second, similarity up to 1"""
@@ -59,7 +61,7 @@ def words(text: str) -> list[str]:
 
 
 def near_questions(
-    first: Sequence[str], second: Sequence[str], others: Sequence[str] = (), loosely: bool = False
+    first: Sequence[str], second: Sequence[str], others: Sequence[str] = (), lenient: bool = False
 ) -> Matches:
     """Return pairs of questions that are the same or light rewrites of each other.
 
@@ -74,7 +76,7 @@ def near_questions(
 
     if not first or not second:
         return []
-    least, fillings = (LOOSELY, LOOSE_FILLINGS) if loosely else (QUESTIONS_ALIKE, FILLINGS)
+    least, fillings = (LOOSELY, LOOSE_FILLINGS) if lenient else (QUESTIONS_ALIKE, FILLINGS)
     vocabulary: dict[str, int] = {}
     grams = [_matrix([_trigrams(text, vocabulary) for text in texts], 0) for texts in (first, second)]
     for matrix in grams:
@@ -106,8 +108,8 @@ def near_questions(
     ]
 
 
-def near_passages(first: Sequence[str], second: Sequence[str], least_alike: float = PASSAGES_ALIKE) -> Matches:
-    """Return pairs of passages where one contains at least the share `least_alike` of the other's word triples.
+def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: float = PASSAGES_ALIKE) -> Matches:
+    """Return pairs of passages where one contains at least the share `min_similarity` of the other's word triples.
 
     This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
@@ -121,12 +123,15 @@ def near_passages(first: Sequence[str], second: Sequence[str], least_alike: floa
     everything = np.unique(np.concatenate([np.empty(0, np.int64), *triples[0]]))
     columns = [[_indices(each, everything) for each in part] for part in triples]
     one, two = (_matrix(part, len(everything)) for part in columns)
-    shared = (one @ two.T).tocoo()
-    least = np.minimum(sizes[0][shared.row], sizes[1][shared.col])
-    alike = shared.data / np.maximum(least, 1)
-    long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
-    chosen = np.flatnonzero(long & (alike >= least_alike))
-    return [(int(shared.row[k]), int(shared.col[k]), float(alike[k])) for k in chosen]
+    found: Matches = []
+    for start in range(0, one.shape[0], ROWS):
+        shared = (one[start : start + ROWS] @ two.T).tocoo()
+        least = np.minimum(sizes[0][shared.row + start], sizes[1][shared.col])
+        alike = shared.data / np.maximum(least, 1)
+        long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
+        chosen = np.flatnonzero(long & (alike >= min_similarity))
+        found += [(int(shared.row[k]) + start, int(shared.col[k]), float(alike[k])) for k in chosen]
+    return found
 
 
 class Questions:
@@ -181,17 +186,17 @@ class Questions:
         return self._are_slips(first_words, second_words, texts, is_template)
 
     def _are_slips(
-        self, first_words: Sequence[str], second_words: Sequence[str], texts: tuple[str, str], surely: bool
+        self, first_words: Sequence[str], second_words: Sequence[str], texts: tuple[str, str], strict: bool
     ) -> bool:
         """Return True if the words that differ by a letter are misspellings of one word, not two words of the texts.
 
-        With `surely`, evidence is required: a row's own text doesn't contain the word but contains the other question's
+        With `strict`, evidence is required: a row's own text doesn't contain the word but contains the other question's
         spelling, or only this question contains the word while others contain the other spelling.
         """
         left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]
         twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
-        if not surely:
+        if not strict:
             return not any(one in known[0] and two in known[1] for one, two in twins)
         return len(twins) >= max(len(left), len(right)) and all(
             (one not in known[0] and (two in known[0] or self._is_odd(one, two)))
@@ -220,10 +225,10 @@ def same_facts(first: str, second: str) -> bool:
     return not _marks(right) or (not _marks(left) and len(right) - len(left) > PUT_IN)
 
 
-def share_within(part: str, whole: str, length: int) -> float:
-    """Return the share of the runs of `length` words in `part` that `whole` contains; 0 if `part` is shorter."""
+def share_within(part: str, text: str, length: int) -> float:
+    """Return the share of the runs of `length` words in `part` that `text` contains; 0 if `part` is shorter."""
     runs = word_runs(part, length)
-    return len(runs & word_runs(whole, length)) / len(runs) if runs else 0.0
+    return len(runs & word_runs(text, length)) / len(runs) if runs else 0.0
 
 
 def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
@@ -264,10 +269,10 @@ def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
     return csr_matrix((np.ones(len(columns)), columns, ends), shape=(len(rows), width))
 
 
-def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
+def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any:
     """Return each row's rarest features, enough that any two similar rows share one of them (prefix filtering).
 
-    If the weight of a row's other features is below the share `least` of its total, rows that share none of the
+    If the weight of a row's other features is below the share `min_share` of its total, rows that share none of the
     returned features can't reach that similarity (Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9). Columns
     are in order of rarity.
     """
@@ -279,7 +284,7 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
     running = np.cumsum(matrix.data)
     before = np.repeat(np.concatenate([[0.0], running])[starts], lengths) if len(running) else running
     passed = running - matrix.data - before
-    is_prefix = passed <= (1 - least) * np.repeat(totals, lengths) + 1e-9
+    is_prefix = passed <= (1 - min_share) * np.repeat(totals, lengths) + 1e-9
     rows = np.repeat(np.arange(matrix.shape[0]), lengths)[is_prefix]
     ones = (np.ones(len(rows)), (rows, matrix.indices[is_prefix]))
     return csr_matrix(ones, shape=matrix.shape)
@@ -287,8 +292,8 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], least: float) -> Any:
 
 def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield pairs of rows of both matrices that share a feature, BLOCK pairs at a time."""
-    for start in range(0, first.shape[0], 500):
-        shared = (first[start : start + 500] @ second.T).tocoo()
+    for start in range(0, first.shape[0], ROWS):
+        shared = (first[start : start + ROWS] @ second.T).tocoo()
         for at in range(0, shared.nnz, BLOCK):
             yield shared.row[at : at + BLOCK] + start, shared.col[at : at + BLOCK]
 
@@ -321,8 +326,8 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     return _Change(frozenset(first_counts & second_counts), light)
 
 
-def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], fillings: int) -> set[frozenset[str]]:
-    """Return the sets of words that more than `fillings` different texts contain."""
+def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], max_texts: int) -> set[frozenset[str]]:
+    """Return the sets of words that more than `max_texts` different texts contain."""
     holders: dict[str, set[int]] = {word: set() for each in shared for word in each}
     distinct = {" ".join(sorted(words(text))) for text in texts} if holders else set()
     for number, text in enumerate(sorted(distinct)):
@@ -332,7 +337,7 @@ def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], filling
     return {
         each
         for each in shared
-        if not each or len(set.intersection(*sorted((holders[word] for word in each), key=len))) > fillings
+        if not each or len(set.intersection(*sorted((holders[word] for word in each), key=len))) > max_texts
     }
 
 

@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     try:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
-        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
+        splits = audit.between(split_rows(spec, recipe.seed, audit.remaining, by_source))
         splits, decided = reviewer_decisions.apply(spec.decisions, spec.incomplete, splits)
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
@@ -94,30 +94,30 @@ def write_prepared(
     recipe: Recipe,
     folder: Path,
     splits: Splits,
-    looked: DataCheck,
-    checked: dict[str, Any],
+    checks: DataCheck,
+    leakage: dict[str, Any],
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
     """Write the splits to `folder` as a run's prepared data, atomically.
 
-    `checked` is the result of the leakage check; `done` holds further entries of quality.json.
+    `leakage` is the result of the leakage check; `done` holds further entries of quality.json.
     """
     styles = styles_of(splits)
     quality = {
         "synthetic": synthetic,
-        **facts(splits, looked.read, looked.audit.dropped()),
-        "audit": looked.audit.facts(),
+        **facts(splits, checks.read, checks.audit.dropped()),
+        "audit": checks.audit.facts(),
         **done,
         **({"styles": styles} if styles else {}),
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
-        "leakage": checked,
-        "phi": looked.phi.facts(),
+        "leakage": leakage,
+        "phi": checks.phi.facts(),
     }
     with replace_folder(folder) as partial:
-        looked.rejects.write(partial / "rejected.jsonl")
-        looked.audit.ledger.write(partial / LEDGER)
-        looked.phi.write(partial)
+        checks.rejects.write(partial / "rejected.jsonl")
+        checks.audit.ledger.write(partial / LEDGER)
+        checks.phi.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -169,9 +169,9 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
 
 
 def split_rows(
-    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], whole: dict[str, list[Example]]
+    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], all_rows: dict[str, list[Example]]
 ) -> Splits:
-    """Return the rows, split by the recipe; `whole` are all rows as they were read."""
+    """Return the rows, split by the recipe; `all_rows` are all rows as they were read."""
     return split(
         by_source,
         spec.split == "official",
@@ -181,7 +181,7 @@ def split_rows(
         spec.fold,
         newest=spec.split == "newest",
         traits=spec.stratify,
-        whole=whole,
+        all_rows=all_rows,
         fixed=spec.fixed_splits,
     )
 

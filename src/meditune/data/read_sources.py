@@ -13,7 +13,7 @@ from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.data import reviewer_decisions
 from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
-from meditune.data.readers import mimic, user_files
+from meditune.data.readers import conversations, mimic, user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, known_source, locate_own, locate_source
 from meditune.data.splits import OFFICIAL
@@ -70,10 +70,10 @@ def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> N
         raise _forbidden(f"{number:,} examples", licences, model_name)
 
 
-def _forbidden(what: str, licences: dict[str, str], model_name: str) -> DataError:
+def _forbidden(kind: str, licences: dict[str, str], model_name: str) -> DataError:
     named = "; ".join(f"{source} ({licence})" for source, licence in sorted(licences.items()))
     return DataError(
-        f"{what} from {named} may not be sent to {model_name}: their licence forbids passing rows to a third party. "
+        f"{kind} from {named} may not be sent to {model_name}: their licence forbids passing rows to a third party. "
         "Use a model that runs on this machine, or remove the source from the recipe."
     )
 
@@ -208,21 +208,36 @@ def read_sources(
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
-        examples = deidentify(read_source(source, seed, rejects), spec.phi, phi)
+        changes: Counter[str] = Counter()
+        examples = deidentify(read_source(source, seed, rejects, changes), spec.phi, phi)
         by_source.setdefault(source.name, []).extend(examples)
         licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
-        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
+        before = Counter({name: read.get(source.name, {}).get(name, 0) for name in CHANGES})
+        read[source.name] = {"read": len(by_source[source.name]), "licence": licence, **(+(changes + before))}
     _refuse_repeated_ids(by_source)
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
     return by_source, read
 
 
-def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
-    """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none."""
+CHANGES = {
+    conversations.STRIPPED: "the thoughts (<think> ... </think>) of {:,} assistant turns were stripped; to keep "
+    "them, set thoughts: keep for this source",
+    conversations.UNANSWERED: "the last message of {:,} conversations has no reply and was left out",
+}
+"""Changes in conversations, in words"""
+
+
+def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
+    """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
+
+    `changes` counts what was changed in conversations (CHANGES); it is also said on stderr.
+    """
+    changes = Counter() if changes is None else changes
     if source.is_own:
         assert source.path is not None, "check_sources has looked"
         options: dict[str, Any] = {"fields": source.fields or None, "labels": source.labels, "source": source.name}
+        options |= {"thoughts": source.thoughts, "changes": changes}
         examples = list(user_files.read(locate_own(source.path, source.citation), rejects, **options))
     else:
         reader = known_source(source.name).reader
@@ -231,8 +246,12 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate_source(source.name, source.path), rejects))
     examples = list(marked(examples, source))
+    for name, count in changes.items():
+        if count:
+            print(f"{source.name}: {CHANGES[name].format(count)}.", file=sys.stderr)
     if not examples:
-        raise DataError(f"data.sources: no usable rows in {source.path or source.name}.")
+        why = next((f" {row['where']}: {row['reason']}." for row in rejects.rows() if row["source"] == source.name), "")
+        raise DataError(f"data.sources: no usable rows in {source.path or source.name}.{why}")
     if source.limit is not None and len(examples) > source.limit:
         chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
         examples = [examples[index] for index in sorted(chosen)]

@@ -73,10 +73,10 @@ def publishers_id(identifier: str) -> str:
     return identifier.partition(":")[2]
 
 
-def with_best(example: Example, most: int) -> Example:
-    """Return the example with only the best `most` of its retrieved passages."""
+def with_best(example: Example, count: int) -> Example:
+    """Return the example with only the best `count` of its retrieved passages."""
     ranks = example.meta[RANKS]
-    kept_ranks = sorted(set(ranks))[:most]
+    kept_ranks = sorted(set(ranks))[:count]
     context = tuple(part for part, rank in zip(example.context, ranks, strict=True) if rank in kept_ranks)
     return example.model_copy(
         update={"context": context, "meta": {**example.meta, RANKS: [rank for rank in ranks if rank in kept_ranks]}}

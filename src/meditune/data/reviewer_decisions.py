@@ -60,9 +60,11 @@ class AppliedDecisions:
 
 
 def fingerprint(example: Example) -> str:
-    """Return the SHA-256 of the texts that a rater judges: question, passages, answer and decision."""
+    """Return the SHA-256 of the texts that a rater judges: question, passages, answer, decision and earlier turns."""
     passages = [[passage.label, passage.text] for passage in example.context]
-    judged = [example.question, passages, example.answer, example.decision]
+    judged: list[object] = [example.question, passages, example.answer, example.decision]
+    if example.turns:
+        judged.append([[turn.role, turn.text] for turn in example.turns])
     return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -142,27 +144,29 @@ def _decided(
             yield result
 
 
-def _outcome(example: Example, decided: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:
+def _outcome(example: Example, row_decision: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:
     """Return the action and the resulting row; None if the row is dropped.
 
     A row with a corrected answer is kept, whatever the verdict. The yes, no or maybe of a faulty answer was judged
     with the answer and can't be edited on the page, so it is removed.
     """
-    mark = {"validated": {"verdict": decided.verdict, "was": fingerprint(example)}}
-    if decided.answer and decided.answer != example.answer:
-        decision = example.decision if decided.verdict in KEPT else None
-        update = {"answer": decided.answer, "decision": decision, "meta": example.meta | mark}
+    mark = {"validated": {"verdict": row_decision.verdict, "was": fingerprint(example)}}
+    if row_decision.answer and row_decision.answer != example.answer:
+        decision = example.decision if row_decision.verdict in KEPT else None
+        update = {"answer": row_decision.answer, "decision": decision, "meta": example.meta | mark}
         return "replace", example.model_copy(update=update)
-    if decided.verdict == "correct":
+    if row_decision.verdict == "correct":
         return "validate", example.model_copy(update={"meta": example.meta | mark})
-    if decided.verdict == "incomplete" and incomplete == "keep":
+    if row_decision.verdict == "incomplete" and incomplete == "keep":
         return "flag", example.model_copy(update={"meta": example.meta | mark})
     return "drop", None
 
 
-def _entry(example: Example, decided: RowDecision, action: str, after: Example | None, why: str = "") -> Entry:
-    by = ", ".join(decided.raters) + (", settled" if decided.settled else "")
-    detail = f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else "")
+def _entry(example: Example, row_decision: RowDecision, action: str, after: Example | None, reason: str = "") -> Entry:
+    by = ", ".join(row_decision.raters) + (", settled" if row_decision.settled else "")
+    detail = f"{row_decision.verdict} ({by}; set {row_decision.set}; {row_decision.when})" + (
+        f": {reason}" if reason else ""
+    )
     return Entry(RULE, action, example, after, detail)
 
 

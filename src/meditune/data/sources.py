@@ -379,7 +379,7 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
         if not source.packaged.is_file():
             raise DataError(f"{source.packaged} is missing from this installation. Reinstall Meditune.")
         return source.packaged
-    places = _places(source)
+    places = data_places(source.name)
     for place in places:
         if has_files(source, place):
             return place
@@ -469,10 +469,10 @@ def _given(source: Source, path: Path) -> Path:
     raise DataError(f"{path}: {state}. The recipe gives this path for {source.name!r}; {_how(source)}.")
 
 
-def _places(source: Source) -> list[Path]:
-    """Return the folders to search; the last one is the cache."""
+def data_places(name: str) -> list[Path]:
+    """Return the folders to search for data of that name; the last one is the cache."""
     named = os.environ.get(DATA_VARIABLE)
-    return [*([Path(named).expanduser() / source.name] if named else []), cache_folder("data") / source.name]
+    return [*([Path(named).expanduser() / name] if named else []), cache_folder("data") / name]
 
 
 def locate_own(path: str, citation: str | None = None) -> str:
@@ -507,10 +507,10 @@ def _how(source: Source) -> str:
     return f"get {' and '.join(each.url for each in source.download) or source.homepage}"
 
 
-def _not_found(source: Source, places: list[Path], why: str) -> str:
+def _not_found(source: Source, places: list[Path], reason: str) -> str:
     how = _how(source)
     return (
-        f"No data for {source.name!r} in {' or '.join(str(place) for place in places)}, and {why}. "
+        f"No data for {source.name!r} in {' or '.join(str(place) for place in places)}, and {reason}. "
         f"{how[0].upper()}{how[1:]} and put it into {places[-1]}, or point at your copy with {DATA_VARIABLE} or the "
         "recipe."
     )

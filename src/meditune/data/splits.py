@@ -61,13 +61,13 @@ def split(
     *,
     newest: bool = False,
     traits: Sequence[str] = ("source", "decision"),
-    whole: dict[str, list[Example]] | None = None,
+    all_rows: dict[str, list[Example]] | None = None,
     fixed: Mapping[str, str] | None = None,
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
     With `newest`, the test set is what was published last. `fixed` maps sources whose rows all belong to one split to
-    "train", "dev" or "test". `whole` are the rows as they were read, before quality control: official test sets are
+    "train", "dev" or "test". `all_rows` are the rows as they were read, before quality control: official test sets are
     defined on those. Groups are stratified by the `traits`.
 
     Rows of other sources that share a question or context with an official set go to training: a test item that leaks
@@ -78,7 +78,7 @@ def split(
     rest: list[Example] = []
     test: list[Example] = []
     free: list[Example] = []
-    read = by_source if whole is None else whole
+    read = by_source if all_rows is None else all_rows
     placed: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     for source, examples in by_source.items():
         if source in (fixed or {}):
@@ -122,17 +122,17 @@ def by_group(
     examples: Sequence[Example],
     share: float,
     seed: int,
-    same: Mapping[str, str] | None = None,
-    traits: Sequence[str] = ("source", "decision"),
+    same_question: Mapping[str, str] | None = None,
+    stratify_by: Sequence[str] = ("source", "decision"),
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with about `share` of the examples held out, in whole groups, stratified by the `traits`.
+    """Return (rest, held) with about `share` of the examples held out, in whole groups, stratified by `stratify_by`.
 
-    Examples with the same group, the same context or (nearly) the same question form one group; `same` is the result
-    of `same_questions`. The groups of each stratum are shuffled with the seed.
+    Examples with the same group, the same context or (nearly) the same question form one group; `same_question` is the
+    result of `same_questions`. The groups of each stratum are shuffled with the seed.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
-    for members in _components(examples, same_questions(examples) if same is None else same):
-        strata["/".join(_trait(examples[members[0]], trait) for trait in traits)].append(members)
+    for members in _components(examples, same_questions(examples) if same_question is None else same_question):
+        strata["/".join(_trait(examples[members[0]], trait) for trait in stratify_by)].append(members)
     held: set[int] = set()
     for name in sorted(strata):
         groups = strata[name]
@@ -147,7 +147,7 @@ def by_group(
 
 
 def by_year(
-    examples: Sequence[Example], share: float, seed: int, same: Mapping[str, str] | None = None
+    examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with the newest groups held out, up to about `share` of the examples that have a year.
 
@@ -161,7 +161,7 @@ def by_year(
             "add a column `year` to your own rows, or use data.split: group."
         )
     groups = []
-    for members in _components(examples, same_questions(examples) if same is None else same):
+    for members in _components(examples, same_questions(examples) if same_question is None else same_question):
         years = [year for index in members if isinstance(year := examples[index].meta.get("year"), int)]
         if len(years) == len(members):
             groups.append((min(years), members))
@@ -187,10 +187,10 @@ def official_tests(by_source: Mapping[str, list[Example]], fixed: Container[str]
     }
 
 
-def _parted(examples: Sequence[Example], held: Container[int]) -> tuple[list[Example], list[Example]]:
+def _parted(examples: Sequence[Example], held_out: Container[int]) -> tuple[list[Example], list[Example]]:
     return (
-        [example for index, example in enumerate(examples) if index not in held],
-        [example for index, example in enumerate(examples) if index in held],
+        [example for index, example in enumerate(examples) if index not in held_out],
+        [example for index, example in enumerate(examples) if index in held_out],
     )
 
 
@@ -226,7 +226,7 @@ def instructions(examples: Iterable[Example]) -> set[str]:
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
     for example in examples:
-        key = question_key(example.question)
+        key = question_key(example.user_text)
         if not example.context:
             alone.add(key)
         asked[key][0].add((example.source, example.group))
@@ -243,21 +243,21 @@ def backgrounds(examples: Sequence[Example]) -> set[str]:
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
     """Return each question's key -> the key that represents it and its light rewrites; empty for an instruction."""
     general = instructions(examples)
-    keys = list(dict.fromkeys(question_key(example.question) for example in examples))
+    keys = list(dict.fromkeys(question_key(example.user_text) for example in examples))
     asked = [key for key in keys if key not in general]
     parent = {key: key for key in asked}
-    for row, column, _ in near_questions(asked, asked, loosely=True):
+    for row, column, _ in near_questions(asked, asked, lenient=True):
         first, second = (_root(parent, asked[index]) for index in (row, column))
         parent[second] = first
     return {key: _root(parent, key) if key in parent else "" for key in keys}
 
 
-def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[list[int]]:
+def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -> list[list[int]]:
     """Return the indices of examples that are connected by what they share, in order of first appearance."""
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        for key in ((example.source, example.group), *_shared(example, same, general)):
+        for key in ((example.source, example.group), *_shared(example, same_question, general)):
             other = seen.setdefault(key, index)
             low, high = sorted((_root(parent, index), _root(parent, other)))
             parent[high] = low
@@ -267,9 +267,9 @@ def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[li
     return list(members.values())
 
 
-def _shared(example: Example, same: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
+def _shared(example: Example, same_question: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
     """Return the keys that connect an example to others of any source: its question, and its context if long enough."""
-    question, context = same[question_key(example.question)], context_key(example)
+    question, context = same_question[question_key(example.user_text)], context_key(example)
     keys = [("question of", question)] if question else []
     is_telling = len(context.split()) >= LEAST_WORDS and context not in general
     return [*keys, ("context of", context)] if is_telling else keys

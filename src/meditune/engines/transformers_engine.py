@@ -42,7 +42,7 @@ class TransformersBatch:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Disable gradients and use the faster products."""
-        with inference(self.loaded.model, few_rows=True):
+        with inference(self.loaded.model, small_batches=True):
             yield
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:

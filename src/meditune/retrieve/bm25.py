@@ -49,12 +49,12 @@ STOP_WORDS = frozenset(_STOP.split())
 Numbers = TypeVar("Numbers", float, NDArray[Any])
 
 
-def term_score(rarity: Numbers, count: Numbers, length: Numbers, usual: float, b: float = LENGTH) -> Numbers:
+def term_score(rarity: Numbers, count: Numbers, length: Numbers, average_length: float, b: float = LENGTH) -> Numbers:
     """Return the BM25 score of a word that occurs `count` times in a text of `length` words, or of arrays of them.
 
-    `rarity` is the word's weight, `usual` the usual length of a text, and `b` how much the length counts.
+    `rarity` is the word's weight, `average_length` the usual length of a text, and `b` how much the length counts.
     """
-    score: Numbers = rarity * count * (SATURATION + 1) / (count + SATURATION * (1 - b + b * length / usual))
+    score: Numbers = rarity * count * (SATURATION + 1) / (count + SATURATION * (1 - b + b * length / average_length))
     return score
 
 
@@ -73,8 +73,8 @@ class BM25Index:
         self.starts, self.places, self.scores, self.count = starts, places, scores, count
         self._number = {word: number for number, word in enumerate(self.words)}
 
-    def best(self, text: str, most: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
-        """Return positions and BM25 scores of the best passages for a text, up to `most`, the best first; only matches.
+    def best(self, text: str, k: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
+        """Return positions and BM25 scores of the best passages for a text, up to `k`, the best first; only matches.
 
         A word counts as often as it occurs in the text, because a message repeats what it is about. `allowed` (count,)
         marks the passages that may be returned.
@@ -87,7 +87,7 @@ class BM25Index:
                 totals[self.places[some]] += often * self.scores[some]
         if allowed is not None:
             totals[~allowed] = 0.0
-        few = min(most, self.count)
+        few = min(k, self.count)
         best = np.argpartition(-totals, few - 1)[:few]
         # Ties are ordered by id, so that the same question always gives the same hits.
         ordered = best[np.lexsort((best, -totals[best]))]

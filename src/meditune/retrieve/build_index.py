@@ -40,34 +40,34 @@ class Changes:
     added: int = 0
     changed: int = 0
     removed: int = 0
-    kept: int = 0
+    unchanged: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    where: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """The first places of what was left out, by source and reason"""
     resumed: bool = False
     """True if interrupted work was resumed"""
 
 
 def build(
-    place: IndexStorage, collections: Sequence[Collection], encoder: SentenceEncoder, replace: bool = False
+    store: IndexStorage, collections: Sequence[Collection], encoder: SentenceEncoder, replace: bool = False
 ) -> tuple[Manifest, Changes]:
     """Build a new index of the collections; `replace` allows replacing an existing one.
 
     Raises DataError if an index exists, there is nothing to index, or another process is writing.
     """
     _check(collections)
-    with place.writing():
-        if not replace and place.read(MANIFEST) is not None:
+    with store.writing():
+        if not replace and store.read(MANIFEST) is not None:
             raise DataError(
-                f"{place.name} already contains an index. Update it with `meditune index update {place.name}`, "
+                f"{store.name} already contains an index. Update it with `meditune index update {store.name}`, "
                 "rebuild it with --replace (searches continue meanwhile), or choose another folder."
             )
-        database = storage.connect(place)
-        old, name = index.tables_of(place, list(database.list_tables().tables))
+        database = storage.connect(store)
+        old, name = index.tables_of(store, list(database.list_tables().tables))
         table = _open_for_building(database, name, encoder)
         reading = Reading(collections)
-        changes = _fill(table, reading, encoder, everything=True)
-        manifest = _finish(place, table, name, collections, collections, encoder, changes, None, old)
+        changes = _fill(table, reading, encoder, replace_all=True)
+        manifest = _finish(store, table, name, collections, collections, encoder, changes, None, old)
         for other in database.list_tables().tables:
             if other.startswith(index.TABLE) and other not in {name, old}:
                 database.drop_table(other)
@@ -75,7 +75,7 @@ def build(
 
 
 def update(
-    place: IndexStorage,
+    store: IndexStorage,
     collections: Sequence[Collection],
     encoder: SentenceEncoder,
     remove: Sequence[str] = (),
@@ -88,30 +88,30 @@ def update(
     withdrawn, such as retracted articles, are not added from other sources. Raises DataError if there is no index,
     ModelError if it was made with another embedding model.
     """
-    with place.writing():
-        before = index.read(place)
-        before.check_encoder(encoder.identity, place)
+    with store.writing():
+        before = index.read(store)
+        before.check_encoder(encoder.identity, store)
         unknown = [name for name in remove if name not in before.sources]
         if unknown:
             raise DataError(
-                f"{place.name} has no collection {unknown[0]!r} to remove. Its collections: "
+                f"{store.name} has no collection {unknown[0]!r} to remove. Its collections: "
                 f"{', '.join(before.sources)}."
             )
         known = [Collection(**each) for each in before.collections]
         chosen = list(collections) or [each for each in known if each.source not in remove]
         _check(chosen, may_be_empty=bool(remove))
-        with storage.readable(place):
-            table = storage.connect(place).open_table(before.table)
-            resumed = _settle(place, table, before, chosen, remove)
+        with storage.readable(store):
+            table = storage.connect(store).open_table(before.table)
+            resumed = _settle(store, table, before, chosen, remove)
         libraries = [each for each in known if each.kind == LIBRARY_KIND and each not in chosen]
         reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
-        changes = _fill(table, reading, encoder, everything=False, remove=remove)
+        changes = _fill(table, reading, encoder, replace_all=False, remove=remove)
         changes.resumed = resumed
         remaining = [each for each in known if each.source not in remove]
         new = [each for each in chosen if each not in remaining]
         replaced = {each.source for each in new if not each.adds_only}
         together = [each for each in remaining if each.source not in replaced] + new
-        manifest = _finish(place, table, before.table, chosen, together, encoder, changes, before)
+        manifest = _finish(store, table, before.table, chosen, together, encoder, changes, before)
     return manifest, changes
 
 
@@ -135,22 +135,22 @@ def _open_for_building(database: Any, name: str, encoder: SentenceEncoder) -> An
 
 
 def _settle(
-    place: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
+    store: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
 ) -> bool:
     """Return whether the table holds part of this update; parts of another interrupted update are undone."""
     task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
     begun = bool(table.version != before.version)
-    if begun and place.read(UPDATING) != task:
+    if begun and store.read(UPDATING) != task:
         table.restore(before.version)
         begun = False
-    place.write(UPDATING, task)
+    store.write(UPDATING, task)
     return begun
 
 
 def _fill(
-    table: Any, reading: Reading, encoder: SentenceEncoder, everything: bool, remove: Sequence[str] = ()
+    table: Any, reading: Reading, encoder: SentenceEncoder, replace_all: bool, remove: Sequence[str] = ()
 ) -> Changes:
-    """Update the table for the collections that are read; `everything` removes all other passages."""
+    """Update the table for the collections that are read; `replace_all` removes all other passages."""
     changes = Changes(resumed=table.count_rows() > 0)
     known = _known(table)
     lengths: dict[str, int] = {}
@@ -167,7 +167,7 @@ def _fill(
                 known.pop(name, None)
             changes.added += len(fresh) - len(old)
             changes.changed += len(old)
-            changes.kept += len(batch) - len(fresh)
+            changes.unchanged += len(batch) - len(fresh)
             changes.removed += len(dropped)
             progress.advance(len(batch))
     complete_sources = {each.source for each in reading.collections if not each.adds_only} | set(remove)
@@ -175,13 +175,13 @@ def _fill(
     def vanished(passage: str) -> bool:
         document = passage.rpartition("#")[0]
         source = document.partition(":")[0]
-        return everything or source in complete_sources or document in lengths or document in reading.withdrawn
+        return replace_all or source in complete_sources or document in lengths or document in reading.withdrawn
 
     gone = [name for name in known if vanished(name)]
     withdrawn = [f"{name}#{number}" for name in reading.withdrawn for number in range(lengths.get(name, 0))]
     storage.delete(table, gone + withdrawn)
     changes.removed += len(gone) + len(withdrawn)
-    changes.left_out, changes.where = reading.rejects.counts(), reading.rejects.places()
+    changes.left_out, changes.locations = reading.rejects.counts(), reading.rejects.places()
     return changes
 
 
@@ -226,11 +226,11 @@ def _batches(
 
 
 def _finish(
-    place: IndexStorage,
+    store: IndexStorage,
     table: Any,
     name: str,
     read: Sequence[Collection],
-    together: Sequence[Collection],
+    all_collections: Sequence[Collection],
     encoder: SentenceEncoder,
     changes: Changes,
     before: Manifest | None,
@@ -242,18 +242,18 @@ def _finish(
     """
     if table.count_rows() == 0:
         raise DataError(
-            f"{place.name}: no passages found, so there is nothing to index. "
+            f"{store.name}: no passages found, so there is nothing to index. "
             + "; ".join(f"{source}: {n} {why}" for source, some in changes.left_out.items() for why, n in some.items())
         )
-    with storage.readable(place):
+    with storage.readable(store):
         storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
-        manifest = index.describe(table, name, together, encoder.identity, before)
+        manifest = index.describe(table, name, all_collections, encoder.identity, before)
         storage.verify(table, manifest.passages)
     manifest = dataclasses.replace(
         manifest,
-        knowledge=index.learn_topics(place, table, read, together, encoder, before),
-        words=index.learn_words(place, table),
+        knowledge=index.learn_topics(store, table, read, all_collections, encoder, before),
+        words=index.learn_words(store, table),
     )
-    manifest.write(place)
-    index.remove_unused(place, manifest, before.table if before else old)
+    manifest.write(store)
+    index.remove_unused(store, manifest, before.table if before else old)
     return manifest

@@ -26,7 +26,7 @@ SUPPORT = 0.437
 SHARE = 0.8
 """... if it also has this weighted share of the sentence's words"""
 MOST_JUDGED = 3
-"""Maximum number of passages that a judge reads for a sentence: those with the most words in common with it"""
+"""Maximum number of passages that a judge reads for a sentence"""
 JUDGE_SECONDS = 20.0
 """Maximum time for judging the sentences of one answer"""
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
@@ -90,20 +90,19 @@ class Citer:
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
         """Return the judge's findings on the passages that share the most words with the sentence; others don't count.
 
-        If no time is left or the judge fails, return the detector's findings.
+        Passages without the sentence's names and numbers can't be cited, so the judge doesn't read them. If no time is
+        left or the judge fails, return the detector's findings.
         """
         if self._left <= 0:
             self.unjudged += 1
             return list(judged)
         started = time.monotonic()
         found = [replace(each, score=0.0, bears=False) for each in judged]
-        best = sorted(range(len(judged)), key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]
+        complete = [n for n, each in enumerate(judged) if not any(span.kind in MISSING for span in each.evidence.spans)]
         try:
-            for n in best:
+            for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]:
                 (verdict,) = judge.supports([text], [self._passages[n].shown])
-                missing = any(span.kind in MISSING for span in judged[n].evidence.spans)
-                bears = verdict.supported >= judge.threshold and not missing
-                found[n] = replace(judged[n], score=verdict.supported, bears=bears)
+                found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= judge.threshold)
         except ModelError as error:
             LOGGER.warning("the judge can't check a sentence", extra={"why": str(error)})
             self.unjudged += 1

@@ -52,7 +52,7 @@ def pack(
     form: PromptFormat,
     special_tokens: Sequence[str],
     count: Callable[[Sequence[str]], int],
-    room: int,
+    max_tokens: int,
 ) -> PackedContext:
     """Return as many of the hits as fit, in their order; `count` returns the number of tokens of a prompt with given
     texts.
@@ -72,7 +72,7 @@ def pack(
             )
         if not clean.text:
             continue
-        fits = partial(_fits, count, room, [each.shown for each in packed])
+        fits = partial(_fits, count, max_tokens, [each.shown for each in packed])
         fitting = _fitting(hit, title.text, sentences(clean.text), fits)
         if fitting is not None:
             packed.append(fitting)
@@ -82,8 +82,8 @@ def pack(
     return PackedContext(tuple(packed), tuple(remarks))
 
 
-def _fits(count: Callable[[Sequence[str]], int], room: int, before: Sequence[str], text: str) -> bool:
-    return count([*before, text]) <= room
+def _fits(count: Callable[[Sequence[str]], int], max_tokens: int, before: Sequence[str], text: str) -> bool:
+    return count([*before, text]) <= max_tokens
 
 
 def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
@@ -100,12 +100,12 @@ def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], b
     return PackedPassage(hit, title, " ".join(texts[:low]), len(texts) - low) if low else None
 
 
-def _no_room(cut: PackedPassage | None, others: int) -> list[str]:
+def _no_room(shortened: PackedPassage | None, omitted: int) -> list[str]:
     parts = []
-    if cut:
-        parts.append(f"the last {counted(cut.left_out, 'sentence')} of {cut.hit.passage.id}")
-    if others:
-        parts.append(counted(others, "further passage"))
+    if shortened:
+        parts.append(f"the last {counted(shortened.left_out, 'sentence')} of {shortened.hit.passage.id}")
+    if omitted:
+        parts.append(counted(omitted, "further passage"))
     return [f"The prompt has no room for {' and '.join(parts)}."]
 
 
@@ -115,12 +115,12 @@ Section = tuple[str, str]
 """A heading, which may be empty, and a text"""
 
 
-def with_neighbors(passages: Sequence[Part], found: str, words: int) -> list[Part]:
-    """Return the passage with the id `found` and its neighbours, up to `words` words in total.
+def with_neighbors(passages: Sequence[Part], id: str, words: int) -> list[Part]:
+    """Return the passage with the id `id` and its neighbours, up to `words` words in total.
 
     `passages` are all passages of its document, in order. At equal distance, later neighbours come before earlier ones.
     """
-    place = next(number for number, each in enumerate(passages) if each["id"] == found)
+    place = next(number for number, each in enumerate(passages) if each["id"] == id)
     first = last = place
     left = words - _length(passages[place])
     while True:

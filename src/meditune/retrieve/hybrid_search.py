@@ -129,31 +129,31 @@ class Rows:
         """Return the positions of the rows with these ids."""
         return np.searchsorted(self.ids, np.asarray(ids, dtype=self.ids.dtype))
 
-    def of_titles(self, numbers: Iterable[int], where: str | None) -> list[list[int]]:
+    def of_titles(self, numbers: Iterable[int], condition: str | None) -> list[list[int]]:
         """Return the ids of the rows of each title that meet a condition."""
-        allowed = self._allowed(where) if where else None
+        allowed = self._allowed(condition) if condition else None
         rows = (self._by_title[self._starts[number] : self._starts[number + 1]] for number in numbers)
         return [self.ids[some if allowed is None else some[allowed[some]]].tolist() for some in rows]
 
-    def by_words(self, text: str, most: int, where: str | None) -> dict[int, float]:
-        """Return ids and BM25 scores of the `most` best rows, the best first."""
+    def by_words(self, text: str, k: int, condition: str | None) -> dict[int, float]:
+        """Return ids and BM25 scores of the `k` best rows, the best first."""
         if self._postings is not None:
-            found = self._postings.best(text, most, self._allowed(where) if where else None)
+            found = self._postings.best(text, k, self._allowed(condition) if condition else None)
             return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
         query = self.table.search(text, query_type="fts", fts_columns=storage.SEARCHED).select(["_score"])
-        hits = self._hits(query, most, where)
+        hits = self._hits(query, k, condition)
         return _ranked(hits["_rowid"].to_pylist(), hits["_score"].to_pylist())
 
-    def by_meaning(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
+    def by_meaning(self, vector: Vectors, k: int, condition: str | None) -> dict[int, float]:
         """Return ids and cosines of the rows nearest to a vector, the nearest first."""
         if self._vectors is not None:
-            places, cosines = self._vectors.nearest(vector, most, self._allowed(where) if where else None)
+            places, cosines = self._vectors.nearest(vector, k, self._allowed(condition) if condition else None)
             return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
         query = self.table.search(vector).distance_type("dot").select(["_distance"])
-        hits = self._hits(query.nprobes(PROBES).refine_factor(REFINE), most, where)
+        hits = self._hits(query.nprobes(PROBES).refine_factor(REFINE), k, condition)
         return _ranked(hits["_rowid"].to_pylist(), [1.0 - distance for distance in hits["_distance"].to_pylist()])
 
-    def together(self, searches: Sequence[Callable[[], Ranking]]) -> list[Ranking]:
+    def run_parallel(self, searches: Sequence[Callable[[], Ranking]]) -> list[Ranking]:
         """Return the result of each search; they run in parallel if LanceDB does them, which releases the GIL."""
         if self._vectors is not None:
             return [search() for search in searches]
@@ -183,13 +183,13 @@ class Rows:
         place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
         return found.take([place[row] for row in ids]).select(list(names))
 
-    def _hits(self, query: Any, most: int, where: str | None) -> Any:
+    def _hits(self, query: Any, k: int, condition: str | None) -> Any:
         query = query.with_row_id(True)
-        return (query.where(where, prefilter=True) if where else query).limit(most).to_arrow()
+        return (query.where(condition, prefilter=True) if condition else query).limit(k).to_arrow()
 
-    def _matching(self, where: str) -> NDArray[np.bool_]:
+    def _matching(self, condition: str) -> NDArray[np.bool_]:
         """Return for each row whether it meets a condition."""
-        query = self.table.search().where(where).select(["id"]).with_row_id(True)
+        query = self.table.search().where(condition).select(["id"]).with_row_id(True)
         allowed = np.zeros(len(self.ids), dtype=bool)
         allowed[self.places(query.limit(max(len(self.ids), 1)).to_arrow()["_rowid"].to_numpy())] = True
         return allowed
@@ -231,7 +231,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The result of a search."""
 
     hits: tuple[Hit, ...]
@@ -240,17 +240,17 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedIndex:
     """One version of an index's table."""
 
-    place: IndexStorage
+    store: IndexStorage
     rows: Rows
     sources: tuple[str, ...]
     reranker: Reranker
 
 
 def search(
-    opened: Opened,
+    opened: OpenedIndex,
     encoder: SentenceEncoder,
     question: str,
     k: int = 10,
@@ -261,7 +261,7 @@ def search(
     until: str | None = None,
     per_document: int | None = 1,
     diversity: float = 0.0,
-) -> Found:
+) -> SearchResult:
     """Return the best k passages.
 
     `mode` skips the reranker ("fused") or uses one part only; `sources`, `since` and `until` (dates) narrow the search;
@@ -283,14 +283,14 @@ def search(
         ranked = _reranked(compare(opened, query, k, where, per_document), opened.reranker)
     else:
         ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
-    with storage.readable(opened.place):
+    with storage.readable(opened.store):
         ids = _diverse(opened.rows, ranked, k, diversity) if diversity else ranked.ids[:k]
         passages = opened.rows.passages(ids)
     hits = (
         Hit(passage, ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row))
         for row, passage in zip(ids, passages, strict=True)
     )
-    return Found(tuple(hits), query.remarks)
+    return SearchResult(tuple(hits), query.remarks)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class ComparedPassages:
 
 
 def compare(
-    opened: Opened, query: Query, k: int = 10, where: str | None = None, per_document: int | None = 1
+    opened: OpenedIndex, query: Query, k: int = 10, condition: str | None = None, per_document: int | None = 1
 ) -> ComparedPassages:
     """Return the candidates; all texts of the question are embedded at once, and all candidates are read at once."""
     message = opened.reranker.prepare(query.message)
@@ -329,13 +329,15 @@ def compare(
     # The whole message, and its question.
     vectors = message.vectors[: 1 if message.focused.query == message.corrected else 2]
     texts = dict.fromkeys([message.corrected, message.expanded])
-    with storage.readable(opened.place):
-        searches = [partial(rows.by_words, text, most, where) for text in texts]
-        found = rows.together([*searches, *(partial(rows.by_meaning, vector, most, where) for vector in vectors)])
+    with storage.readable(opened.store):
+        searches = [partial(rows.by_words, text, most, condition) for text in texts]
+        found = rows.run_parallel(
+            [*searches, *(partial(rows.by_meaning, vector, most, condition) for vector in vectors)]
+        )
         rankings = [[[row] for row in ranking] for ranking in found[: len(texts)]]
         titles = opened.reranker.title_vectors.nearest(vectors, most)
         for ranking, numbers in zip(found[len(texts) :], titles, strict=True):
-            rankings += [[[row] for row in ranking], rows.of_titles(numbers, where)]
+            rankings += [[[row] for row in ranking], rows.of_titles(numbers, condition)]
         ids = _limited(list(reciprocal_rank(rankings)), rows, per_document)
         few = max(RERANKED, k)
         passages, passage_vectors = rows.titles_and_vectors(ids[:few])
@@ -356,11 +358,11 @@ def _reranked(compared: ComparedPassages, reranker: Reranker) -> _Ranked:
 
 
 def _fused(
-    opened: Opened,
+    opened: OpenedIndex,
     encoder: SentenceEncoder,
     text: str,
     k: int,
-    where: str | None,
+    condition: str | None,
     mode: Mode,
     per_document: int | None,
 ) -> _Ranked:
@@ -368,11 +370,11 @@ def _fused(
     rows, most = opened.rows, max(CANDIDATES, k)
     searches: dict[str, Callable[[], Ranking]] = {}
     if mode != "meaning":
-        searches["words"] = partial(rows.by_words, text, most, where)
+        searches["words"] = partial(rows.by_words, text, most, condition)
     if mode != "words":
-        searches["meaning"] = partial(rows.by_meaning, encoder.encode([text])[0], most, where)
-    with storage.readable(opened.place):
-        found = rows.together(list(searches.values()))
+        searches["meaning"] = partial(rows.by_meaning, encoder.encode([text])[0], most, condition)
+    with storage.readable(opened.store):
+        found = rows.run_parallel(list(searches.values()))
     scores = found[0] if len(found) == 1 else reciprocal_rank([[row] for row in ranking] for ranking in found)
     parts = dict(zip(searches, found, strict=True))
     return _Ranked(_limited(list(scores), rows, per_document), scores, parts.get("words", {}), parts.get("meaning", {}))

@@ -21,7 +21,7 @@ from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder, l
 from meditune.retrieve import bm25, collections, hybrid_search, reranker, storage, topics
 from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.collections import Collection, find_library
-from meditune.retrieve.hybrid_search import Found, Opened, Rows
+from meditune.retrieve.hybrid_search import OpenedIndex, Rows, SearchResult
 from meditune.retrieve.query_understanding import row_filter
 from meditune.retrieve.reranker import Knowledge
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
@@ -61,47 +61,47 @@ class Manifest:
         """Sources whose licence forbids sharing them."""
         return [name for name, source in self.sources.items() if source["restricted"]]
 
-    def check_encoder(self, identity: EncoderIdentity, place: IndexStorage) -> None:
+    def check_encoder(self, identity: EncoderIdentity, store: IndexStorage) -> None:
         """Raise ModelError if questions would be embedded by a different model from the index's."""
         own = (self.embedding["space"], self.embedding["dimension"])
         if own != (identity.space, identity.dimension):
             raise ModelError(
-                f"{place.name} was built with the embedding model {self.embedding['name']} "
+                f"{store.name} was built with the embedding model {self.embedding['name']} "
                 f"({self.embedding['dimension']} numbers per vector). The vectors of {identity.name} "
                 f"({identity.dimension}) cannot be compared with it. Use the index's model (--embedding), or rebuild "
                 "the index with this one (--replace)."
             )
 
-    def write(self, place: IndexStorage) -> None:
+    def write(self, store: IndexStorage) -> None:
         """Switch the index to this manifest."""
-        place.write(MANIFEST, asdict(self))
+        store.write(MANIFEST, asdict(self))
 
 
-def read(place: IndexStorage) -> Manifest:
+def read(store: IndexStorage) -> Manifest:
     """Return the manifest of an index. Raises DataError if there is none, or this version cannot read it."""
-    value = place.read(MANIFEST)
+    value = store.read(MANIFEST)
     if value is None:
-        raise DataError(f"{place.name}: contains no index. Build one with `meditune index build -o {place.name}`.")
+        raise DataError(f"{store.name}: contains no index. Build one with `meditune index build -o {store.name}`.")
     if value.get("format") != storage.FORMAT:
         raise DataError(
-            f"{place.name}: this index has format {value.get('format')!r}, but this version of Meditune reads "
+            f"{store.name}: this index has format {value.get('format')!r}, but this version of Meditune reads "
             f"{storage.FORMAT}. Build it again with --replace."
         )
     try:
         return Manifest(**value)
     except TypeError as error:
         raise DataError(
-            f"{place.name}/{MANIFEST} is damaged ({error}). Build the index again with --replace."
+            f"{store.name}/{MANIFEST} is damaged ({error}). Build the index again with --replace."
         ) from error
 
 
-def tables_of(place: IndexStorage, existing: Sequence[str]) -> tuple[str | None, str]:
+def tables_of(store: IndexStorage, existing: Sequence[str]) -> tuple[str | None, str]:
     """Return the table in use (None without one), and the one that a build fills: the next, which may already exist.
 
     If the manifest cannot be read, the build fills a table that isn't in `existing`, since any of them may be damaged.
     """
     try:
-        value = place.read(MANIFEST)
+        value = store.read(MANIFEST)
     except DataError:
         return None, _after(existing)
     if value is None:
@@ -160,68 +160,70 @@ KNOWLEDGE, WORDS = "knowledge-", "words-"
 
 
 def learn_topics(
-    place: IndexStorage,
+    store: IndexStorage,
     table: Any,
     read: Sequence[Collection],
-    together: Sequence[Collection],
+    all_collections: Sequence[Collection],
     encoder: SentenceEncoder,
     before: Manifest | None,
 ) -> str:
     """Write a file with the knowledge in the titles of the table's passages; return its name.
 
-    `read` are the collections that were just read for it, `together` all collections of the index. Titles that the
-    index of `before` knew aren't embedded again.
+    `read` are the collections that were just read for it, `all_collections` all collections of the index. Titles that
+    the index of `before` knew aren't embedded again.
     """
     space = encoder.identity.space
-    known = load(place, before, space) if before else None
+    known = load(store, before, space) if before else None
     titles = (title for batch in storage.scan(table, ["title"]) for title in batch["title"].to_pylist())
-    new = reranker.make(titles, encoder.encode, space, _names(read, together, known), known)
+    new = reranker.make(titles, encoder.encode, space, _names(read, all_collections, known), known)
     name = f"{KNOWLEDGE}{table.name}-{table.version}.npz"
-    place.put(name, reranker.as_bytes(new))
+    store.put(name, reranker.as_bytes(new))
     return name
 
 
-def learn_words(place: IndexStorage, table: Any) -> str:
+def learn_words(store: IndexStorage, table: Any) -> str:
     """Write a file with the table's BM25 postings; return its name, or "" if LanceDB searches a large table."""
     if storage.is_approximate(table):
         return ""
     rows = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
     texts = rows.sort_by("_rowid")[storage.SEARCHED]
     name = f"{WORDS}{table.name}-{table.version}.npz"
-    place.put(name, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
+    store.put(name, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
     return name
 
 
-def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
+def load(store: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
     """Return the reranker's knowledge of an index. Raises DataError if the file is missing or damaged."""
     if not manifest.knowledge:
         raise DataError(
-            f"{place.name} was made by an earlier version of Meditune. Build it again with its sources: "
-            f"meditune index build ... -o {place.name} --replace"
+            f"{store.name} was made by an earlier version of Meditune. Build it again with its sources: "
+            f"meditune index build ... -o {store.name} --replace"
         )
-    return reranker.read(place.get(manifest.knowledge), f"{place.name}/{manifest.knowledge}", space)
+    return reranker.read(store.get(manifest.knowledge), f"{store.name}/{manifest.knowledge}", space)
 
 
-def load_words(place: IndexStorage, manifest: Manifest) -> BM25Index | None:
+def load_words(store: IndexStorage, manifest: Manifest) -> BM25Index | None:
     """Return the BM25 postings of an index, or None if LanceDB searches it. Raises DataError if the file is missing or
     damaged.
     """
     if not manifest.words:
         return None
-    return bm25.read(place.get(manifest.words), f"{place.name}/{manifest.words}", manifest.passages)
+    return bm25.read(store.get(manifest.words), f"{store.name}/{manifest.words}", manifest.passages)
 
 
-def remove_unused(place: IndexStorage, new: Manifest, old: str | None) -> None:
+def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
     """Delete files that belong neither to this version nor to the `old` table, which readers may just be opening."""
     for kind in (KNOWLEDGE, WORDS):
-        for name in place.files(kind):
+        for name in store.files(kind):
             if name not in (new.knowledge, new.words) and not (old and name.startswith(f"{kind}{old}-")):
-                place.remove(name)
+                store.remove(name)
 
 
-def _names(read: Sequence[Collection], together: Sequence[Collection], known: Knowledge | None) -> reranker.Names:
+def _names(
+    read: Sequence[Collection], all_collections: Sequence[Collection], known: Knowledge | None
+) -> reranker.Names:
     """Return MedQuAD's thesaurus if the index contains MedQuAD."""
-    for each in together:
+    for each in all_collections:
         if each.kind == collections.SOURCE:
             if known and known.thesaurus and each not in read:
                 return known.thesaurus
@@ -235,28 +237,28 @@ class Index:
     It can be searched from several threads.
     """
 
-    def __init__(self, where: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
-        self.place = where
-        self.manifest = read(where)
+    def __init__(self, store: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
+        self.store = store
+        self.manifest = read(store)
         self.encoder = embedding or load_encoder(self.manifest.embedding["name"])
-        self.manifest.check_encoder(self.encoder.identity, where)
+        self.manifest.check_encoder(self.encoder.identity, store)
         self.opened = self._open()
 
     @classmethod
-    def open(cls, where: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
+    def open(cls, location: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
         """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
         Raises DataError if there is none or it is damaged, ModelError if the embedding model is unavailable or not the
         index's.
         """
-        return cls(index_storage(where), load_encoder(embedding) if isinstance(embedding, str) else embedding)
+        return cls(index_storage(location), load_encoder(embedding) if isinstance(embedding, str) else embedding)
 
     def refresh(self) -> bool:
         """Switch to the newest version; return whether there was a newer one."""
-        newest = read(self.place)
+        newest = read(self.store)
         if newest == self.manifest:
             return False
-        newest.check_encoder(self.encoder.identity, self.place)
+        newest.check_encoder(self.encoder.identity, self.store)
         old, self.manifest = self.manifest, newest
         try:
             self.opened = self._open()
@@ -265,13 +267,13 @@ class Index:
             raise
         return True
 
-    def search(self, question: str, k: int = 10, **options: Any) -> Found:
+    def search(self, question: str, k: int = 10, **options: Any) -> SearchResult:
         """Return the most relevant passages; `options` are those of `hybrid_search.search`."""
         return hybrid_search.search(self.opened, self.encoder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
         """Return all passages of a document in order, as their columns."""
-        with storage.readable(self.place):
+        with storage.readable(self.store):
             query = self.opened.rows.table.search().where(f"document = {storage.quoted(document)}")
             rows: list[dict[str, Any]] = query.select(list(storage.COLUMNS)).limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
@@ -281,18 +283,18 @@ class Index:
         memory.
         """
         where = row_filter(tuple(self.manifest.sources), sources, None, None)
-        with storage.readable(self.place):
+        with storage.readable(self.store):
             query = self.opened.rows.table.search().select(["document", "text"]).limit(self.manifest.passages)
             for batch in (query.where(where) if where else query).to_batches(1000):
                 yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
-    def _open(self) -> Opened:
-        with storage.readable(self.place):
-            table = storage.connect(self.place).open_table(self.manifest.table)
+    def _open(self) -> OpenedIndex:
+        with storage.readable(self.store):
+            table = storage.connect(self.store).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             storage.verify(table, self.manifest.passages)
-        known = load(self.place, self.manifest, self.encoder.identity.space)
-        words = load_words(self.place, self.manifest)
-        with storage.readable(self.place):
+        known = load(self.store, self.manifest, self.encoder.identity.space)
+        words = load_words(self.store, self.manifest)
+        with storage.readable(self.store):
             rows = Rows(table, known.titles, not storage.is_approximate(table), words)
-        return Opened(self.place, rows, tuple(self.manifest.sources), known.reranker(self.encoder.encode))
+        return OpenedIndex(self.store, rows, tuple(self.manifest.sources), known.reranker(self.encoder.encode))

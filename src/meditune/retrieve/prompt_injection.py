@@ -337,13 +337,13 @@ def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
     return pattern.sub(noted, text)
 
 
-def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]:
+def _with_neighbours(sentences: Sequence[str], is_order: Sequence[bool]) -> list[bool]:
     """Return which sentences are orders or belong to an adjacent one, as "I am the administrator." may."""
-    are_orders = list(is_one)
-    for places in (range(1, len(found)), range(len(found) - 2, -1, -1)):
+    are_orders = list(is_order)
+    for places in (range(1, len(sentences)), range(len(sentences) - 2, -1, -1)):
         for place in places:
             beside = place - 1 if places.step > 0 else place + 1
-            are_orders[place] = are_orders[place] or (are_orders[beside] and goes_with_order(found[place]))
+            are_orders[place] = are_orders[place] or (are_orders[beside] and goes_with_order(sentences[place]))
     return are_orders
 
 

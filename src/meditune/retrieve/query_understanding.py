@@ -47,17 +47,19 @@ def build_query(question: str) -> Query:
     return Query(text[:MOST_CHARACTERS], "\n".join(filter(None, lines))[:MOST_CHARACTERS], remarks)
 
 
-def row_filter(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:
+def row_filter(
+    index_sources: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None
+) -> str | None:
     """Return a condition on the table's rows, or None without filters.
 
-    Passages without a date never match a condition on dates. Raises DataError if a source isn't `there`, or a date
-    isn't like 2018, 2018-05 or 2018-05-17.
+    Passages without a date never match a condition on dates. Raises DataError if a source isn't one of `index_sources`,
+    or a date isn't like 2018, 2018-05 or 2018-05-17.
     """
     parts: list[str] = []
     if sources:
-        unknown = [name for name in sources if name not in there]
+        unknown = [name for name in sources if name not in index_sources]
         if unknown:
-            raise DataError(f"The index has no source {unknown[0]!r}. Its sources: {', '.join(there)}.")
+            raise DataError(f"The index has no source {unknown[0]!r}. Its sources: {', '.join(index_sources)}.")
         parts.append(f"source IN ({', '.join(map(storage.quoted, sources))})")
     for name, date in (("since", since), ("until", until)):
         if date is not None and not _DATE.fullmatch(date):
@@ -208,11 +210,11 @@ def _parts(question: str) -> tuple[str, list[str]]:
     return "" if SAYS_NOTHING.match(subject) else subject, [sentence for sentence in stripped if sentence]
 
 
-def _mentions(subject: str, asking: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
+def _mentions(subject: str, questions: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
     """Return the topics named, the most informative first; those in the subject or the questions count more."""
     found: dict[str, Mention] = {}
     weight: dict[str, float] = {}
-    for text, share in ((subject, 1.0), (" ".join(asking), 0.9), (question, 0.5)):
+    for text, share in ((subject, 1.0), (" ".join(questions), 0.9), (question, 0.5)):
         for mention in synonyms.find(text):
             key = min(mention.topics) if len(mention.topics) == 1 else mention.name
             found.setdefault(key, mention)

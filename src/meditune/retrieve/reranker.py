@@ -69,12 +69,18 @@ def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counte
     return [(Counter([singular[word] for word in text if word in singular]), len(text)) for text in divided]
 
 
-def overlap(query: str, texts: Sequence[tuple[Counter[str], int]], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
+def overlap(
+    query: str, texts: Sequence[tuple[Counter[str], int]], average_length: float = USUAL_LENGTH
+) -> NDArray[np.float64]:
     """Return (n,) BM25 of each text for the query's words, relative to the highest; zeros if no word matches."""
     rarity = {word: says(word) for word in words(query)}
     scores = np.array(
         [
-            sum(term_score(rarity[word], n, length, usual, LENGTH) for word, n in counts.items() if word in rarity)
+            sum(
+                term_score(rarity[word], n, length, average_length, LENGTH)
+                for word, n in counts.items()
+                if word in rarity
+            )
             for counts, length in texts
         ]
     )
@@ -133,13 +139,13 @@ class Reranker:
         title_vectors: TitleVectors,
         encode: Encode,
         weights: Mapping[str, float] = WEIGHTS,
-        siblings: float = SIBLINGS,
+        sibling_weight: float = SIBLINGS,
     ) -> None:
         self.synonyms = synonyms
         self.title_vectors = title_vectors
         self.encode = encode
         self.weights = weights
-        self.siblings = siblings
+        self.siblings = sibling_weight
 
     def prepare(self, question: str) -> RerankQuery:
         """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""

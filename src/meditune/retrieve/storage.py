@@ -83,11 +83,11 @@ class IndexStorage(ABC):
         """Release the lock that a killed process left; return what was done."""
 
 
-def index_storage(where: str | Path) -> IndexStorage:
+def index_storage(location: str | Path) -> IndexStorage:
     """Return the storage of that name."""
-    if "://" in str(where):
-        return ObjectStorage(str(where).rstrip("/"))
-    return FolderStorage(Path(where))
+    if "://" in str(location):
+        return ObjectStorage(str(location).rstrip("/"))
+    return FolderStorage(Path(location))
 
 
 class FolderStorage(IndexStorage):
@@ -141,25 +141,25 @@ APPROXIMATE = "IVFPQ"
 """The kind of index for many vectors"""
 
 
-def connect(place: IndexStorage) -> Any:
+def connect(store: IndexStorage) -> Any:
     """Return LanceDB's connection. Raises ModelError if LanceDB isn't installed."""
     try:
         import lancedb
     except ImportError as error:
         raise ModelError(f"An index needs LanceDB. Install it with: {install_command('retrieve')}") from error
-    with readable(place):
-        return lancedb.connect(place.tables, storage_options=place.options)
+    with readable(store):
+        return lancedb.connect(store.tables, storage_options=store.options)
 
 
 @contextmanager
-def readable(place: IndexStorage) -> Iterator[None]:
+def readable(store: IndexStorage) -> Iterator[None]:
     """Translate LanceDB's errors about missing or damaged files to DataError."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise DataError(
-            f"{place.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). Build "
+            f"{store.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). Build "
             "it again with `meditune index build --replace`."
         ) from error
 
@@ -342,10 +342,10 @@ class ObjectStorage(IndexStorage):
             raise self._taken(stored_mark.partition(" ")[2])
         return own_mark
 
-    def _taken(self, who: str) -> DataError:
+    def _taken(self, holder: str) -> DataError:
         return DataError(
-            f"{self.name}: {who} is changing this index. Wait until it ends; if it was killed, unlock the index with "
-            f"`meditune index unlock {self.name}`."
+            f"{self.name}: {holder} is changing this index. Wait until it ends; if it was killed, unlock the index "
+            f"with `meditune index unlock {self.name}`."
         )
 
     def _files(self) -> Any:

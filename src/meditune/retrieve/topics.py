@@ -196,21 +196,21 @@ class Synonyms:
     def corrected(self, text: str) -> str:
         """Return the text with misspelled topic words corrected."""
 
-        def right(found: re.Match[str]) -> str:
-            word = found[0].casefold()
+        def right(match: re.Match[str]) -> str:
+            word = match[0].casefold()
             meant = self._corrected(_singular(word))
-            return found[0] if meant in (word, _singular(word)) else meant
+            return match[0] if meant in (word, _singular(word)) else meant
 
         return _WORD.sub(right, text)
 
-    def expand(self, text: str, most: int = 8) -> str:
-        """Return the text with misspellings corrected, followed by at most `most` other names of its topics."""
+    def expand(self, text: str, max_synonyms: int = 8) -> str:
+        """Return the text with misspellings corrected, followed by at most `max_synonyms` other names of its topics."""
         text_words = set(words(text))
         more: list[str] = []
         for mention in sorted(self.find(text), key=lambda mention: -mention.weight):
             names = [mention.name, *sorted(name for topic in mention.topics for name in self.names(topic))]
             more.extend(name for name in names if name not in more and not set(words(name)) <= text_words)
-        return "\n".join([text, *more[:most]])
+        return "\n".join([text, *more[:max_synonyms]])
 
     def _corrected(self, word: str) -> str:
         """Return the topics' word that was probably meant, or the word itself."""

@@ -50,7 +50,7 @@ class VectorSearch:
                 self._first = vectors @ self._turn
 
     def nearest(
-        self, vector: Vectors, most: int, allowed: NDArray[np.bool_] | None = None
+        self, vector: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], Vectors]:
         """Return the positions and cosines of the vectors nearest to one, the nearest first.
 
@@ -62,22 +62,22 @@ class VectorSearch:
             rough = self._first @ (vector @ self._turn)
             if allowed is not None:
                 rough[~allowed] = -np.inf
-            places = _highest(rough, WIDER * most)
+            places = _highest(rough, WIDER * k)
             cosines = self.vectors[places] @ vector
         if allowed is not None:
             selected = allowed[places]
             places, cosines = places[selected], cosines[selected]
-        best = _highest(cosines, most)
+        best = _highest(cosines, k)
         # Ties are ordered by position, so that the same question always gives the same hits.
         order = best[np.lexsort((places[best], -cosines[best]))]
         return places[order], cosines[order]
 
 
-def _highest(numbers: Vectors, most: int) -> NDArray[np.int64]:
-    """Return the indices of the `most` highest numbers, in no order."""
-    if len(numbers) <= most:
+def _highest(numbers: Vectors, k: int) -> NDArray[np.int64]:
+    """Return the indices of the `k` highest numbers, in no order."""
+    if len(numbers) <= k:
         return np.arange(len(numbers))
-    return np.argpartition(numbers, len(numbers) - most)[len(numbers) - most :]
+    return np.argpartition(numbers, len(numbers) - k)[len(numbers) - k :]
 
 
 Encode = Callable[[Sequence[str]], Vectors]

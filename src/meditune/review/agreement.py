@@ -96,8 +96,8 @@ def krippendorff(
     pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(options)
     each = pairs / (counts.sum(axis=1) - 1)[:, None, None] if len(counts) else pairs
 
-    def alpha(coincidences: AnyArray) -> AnyArray:
-        observed = coincidences.reshape(len(coincidences), options, options)
+    def alpha(matrices: AnyArray) -> AnyArray:
+        observed = matrices.reshape(len(matrices), options, options)
         totals = observed.sum(axis=2)
         expected = totals[:, :, None] * totals[:, None, :] - totals[:, :, None] * np.eye(options)
         apart = _differences(totals, level)
@@ -135,15 +135,15 @@ def _kept(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
 
 
 def _estimated(
-    each: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
+    sums: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
 ) -> Agreement:
     """Return the statistic of the sums of (units, k), with its percentile interval over resamples of whole clusters."""
-    if not len(each):
+    if not len(sums):
         return Agreement(None, None, 0)
-    value = float(statistic(each.sum(axis=0, keepdims=True))[0])
+    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
-        return Agreement(None, None, len(each))
-    return Agreement(value, percentile_interval(statistic(resampled(each, clusters, seed))), len(each))
+        return Agreement(None, None, len(sums))
+    return Agreement(value, percentile_interval(statistic(resampled(sums, clusters, seed))), len(sums))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Dispute:
     """An item on which raters disagree."""
 
     item: str
-    said: dict[str, dict[int, int]]
+    votes: dict[str, dict[int, int]]
     """Disputed axis -> option -> number of raters who chose it"""
     distance: float
     """0 to 1: the mean distance between two raters, over the item's axes with two or more ratings"""

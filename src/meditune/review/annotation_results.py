@@ -124,20 +124,20 @@ class CheckedRatings:
     """The ratings of a set, without those of excluded raters."""
 
     rated: RatedSet
-    careful: list[RaterAccuracy]
+    accuracies: list[RaterAccuracy]
     """All raters, including excluded ones"""
-    left_out: list[Rater]
+    excluded: list[Rater]
 
 
-def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> CheckedRatings:
-    """Return the ratings in `folder`; `without` lists raters to exclude, by name or code.
+def read_checked(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> CheckedRatings:
+    """Return the ratings in `folder`; `excluded_raters` lists raters to exclude, by name or code.
 
     Raises DataError if there is no complete set of this kind, or no rater of such a name.
     """
     rated = read_rated(folder, VALIDATE)
     careful = [_careful(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
-    left_out = {each.rater.id for each in careful if without_careless and each.careless}
-    for name in without:
+    left_out = {each.rater.id for each in careful if exclude_careless and each.careless}
+    for name in excluded_raters:
         found = [
             each.rater.id
             for each in careful
@@ -150,9 +150,9 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
     return CheckedRatings(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
 
 
-def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) -> list[Dispute]:
+def open_disputes(folder: Path, excluded_raters: Sequence[str], exclude_careless: bool) -> list[Dispute]:
     """Return the data rows on which raters disagree; known items need no adjudication."""
-    rated = read_checked(folder, without, without_careless).rated
+    rated = read_checked(folder, excluded_raters, exclude_careless).rated
     return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
 
@@ -169,9 +169,9 @@ def _careful(rated: RatedSet, rater: Rater) -> RaterAccuracy:
 NAME = "results.json"
 
 
-def write_results(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> dict[str, Any]:
+def write_results(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> dict[str, Any]:
     """Return the results (see docs/how-to/check-data.md), and store them as results.json in the set's folder."""
-    found = results(read_checked(folder, without, without_careless))
+    found = results(read_checked(folder, excluded_raters, exclude_careless))
     write_json(folder / NAME, found)
     return found
 
@@ -208,7 +208,7 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
         "seconds_per_row": seconds(ratings),
         "agreement": agreement(axis, ratings, rated),
         **_decisions(rated, rows),
-        "raters": [_rater(each, checked) for each in checked.careful],
+        "raters": [_rater(each, checked) for each in checked.accuracies],
         "undecided": [
             {"example": rows[id].example, "item": id, "why": why} for id, why in undecided.items() if id in rows
         ],
@@ -241,10 +241,12 @@ def _counts(verdicts: Any) -> dict[str, int]:
     return {verdict: counted[verdict] for verdict in VERDICTS}
 
 
-def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Origin], filters: Mapping[str, str]) -> dict[str, Any]:
+def _share(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin], filters: Mapping[str, str]) -> dict[str, Any]:
     """Return the number of decided rows of a kind, and the percentage that is correct as it is."""
     chosen = [
-        each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in filters.items())
+        each
+        for id, each in resolved.items()
+        if all(getattr(rows[id], name) == value for name, value in filters.items())
     ]
     right = sum(each.label == "correct" and not each.answer for each in chosen)
     return {
@@ -254,26 +256,26 @@ def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Origin], filters:
     }
 
 
-def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
+def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
     """Return for each signal the number of rows it flagged, of these the decided ones, and those that need changes."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for id, row in rows.items():
         for name in row.reasons:
             found[name]["rows"] += 1
-            if id in decided:
+            if id in resolved:
                 found[name]["decided"] += 1
-                found[name]["faulty"] += decided[id].label != "correct" or bool(decided[id].answer)
+                found[name]["faulty"] += resolved[id].label != "correct" or bool(resolved[id].answer)
     return {name: {key: count[key] for key in ("rows", "decided", "faulty")} for name, count in sorted(found.items())}
 
 
-def _rater(careful: RaterAccuracy, checked: CheckedRatings) -> dict[str, Any]:
+def _rater(accuracy: RaterAccuracy, checked: CheckedRatings) -> dict[str, Any]:
     return {
-        "code": careful.rater.code,
-        "name": careful.rater.name,
-        "known_judged": careful.judged,
-        "known_right": careful.right,
-        "careless": careful.careless,
-        "left_out": careful.rater in checked.left_out,
+        "code": accuracy.rater.code,
+        "name": accuracy.rater.name,
+        "known_judged": accuracy.judged,
+        "known_right": accuracy.right,
+        "careless": accuracy.careless,
+        "left_out": accuracy.rater in checked.excluded,
     }
 
 
@@ -284,19 +286,19 @@ def _remarks(checked: CheckedRatings) -> list[str]:
         remarks.append(
             "The rows are the most suspicious ones, so the share of correct rows doesn't apply to all the data."
         )
-    for each in checked.careful:
-        if each.careless and each.rater not in checked.left_out:
+    for each in checked.accuracies:
+        if each.careless and each.rater not in checked.excluded:
             remarks.append(
                 f"{each.rater.name} ({each.rater.code}) judged only {each.right} of {each.judged} known items "
-                f"correctly, less than {LEAST:.0%}. Talk to this rater, or exclude the ratings: --without "
+                f"correctly, less than {LEAST:.0%}. Talk to this rater, or exclude the ratings: --exclude-rater "
                 f"{each.rater.code}."
             )
-    if checked.left_out:
+    if checked.excluded:
         remarks.append(
-            "Excluded raters: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.left_out) + "."
+            "Excluded raters: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.excluded) + "."
         )
     if any(row.known for row in checked.rated.key.values()):
-        few = [each.rater.code for each in checked.careful if each.judged < ENOUGH]
+        few = [each.rater.code for each in checked.accuracies if each.judged < ENOUGH]
         if few:
             remarks.append(f"Too few known items to tell whether these raters are careful: {', '.join(few)}.")
     return remarks
@@ -308,18 +310,18 @@ class WrittenDecisions:
 
     decided: int
     undecided: int
-    others: int
+    from_other_sets: int
     """Decisions of other sets in the file, which are kept"""
 
 
 def write_decisions(
-    folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False
+    folder: Path, path: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False
 ) -> WrittenDecisions:
     """Write the set's decisions to `path`; decisions of other sets about other rows are kept.
 
     Known items give no decision. Raises DataError if nothing was decided.
     """
-    checked = read_checked(folder, without, without_careless)
+    checked = read_checked(folder, excluded_raters, exclude_careless)
     decided, undecided = resolve(checked.rated)
     of_set = checked.rated.set.shuffle
     found = {

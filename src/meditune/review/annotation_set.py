@@ -39,13 +39,13 @@ STRATA: tuple[Strata, ...] = get_args(Strata)
 
 def check_choice(sample: str, strata: str) -> None:
     """Raise DataError for an unknown name."""
-    for name, option, known in ((sample, "--sample", SAMPLES), (strata, "--strata", STRATA)):
+    for name, option, known in ((sample, "--sample", SAMPLES), (strata, "--stratify-by", STRATA)):
         if name not in known:
             raise DataError(f"Unknown {option} {name}. Choose from {', '.join(known)}.")
 
 
 def chosen(
-    rows: Sequence[Example], count: int, strata: str, seed: int, suspected: Mapping[str, Suspicion] | None
+    rows: Sequence[Example], count: int, stratify_by: str, seed: int, suspicions: Mapping[str, Suspicion] | None
 ) -> list[Example]:
     """Return `count` rows, or all if there are fewer: the most suspicious first if known, otherwise a random sample.
 
@@ -53,11 +53,11 @@ def chosen(
     """
     order = list(rows)
     random.Random(f"{seed}/annotate").shuffle(order)
-    if suspected is not None:
-        order.sort(key=lambda row: -suspected[row.id].score)
+    if suspicions is not None:
+        order.sort(key=lambda row: -suspicions[row.id].score)
     kinds: dict[str, list[Example]] = defaultdict(list)
     for row in order:
-        kinds[stratum(row, strata)].append(row)
+        kinds[stratum(row, stratify_by)].append(row)
     room = _quotas({kind: len(members) for kind, members in kinds.items()}, count)
     taken = {row.id for kind, members in kinds.items() for row in members[: room[kind]]}
     return [row for row in order if row.id in taken]
@@ -209,7 +209,7 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
     if len(planted) < count:
         raise DataError(
             f"Only {len(planted)} of {count} wrong rows can be planted; no other answer clearly belongs to a "
-            "different question. Give a smaller --planted, or your own known items (--gold)."
+            "different question. Give a smaller --synthetic-gold, or your own known items (--gold)."
         )
     return planted
 
@@ -218,7 +218,7 @@ FORM = "verdict"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AnnotationSetOptions:
     """The options of a set."""
 
     rows: int = 100
@@ -237,7 +237,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Made:
+class CreatedSet:
     """The content of a set that was created."""
 
     rows: int
@@ -247,36 +247,36 @@ class Made:
     rejected: int
 
 
-def create(source: str, folder: Path, wanted: Wanted) -> Made:
+def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedSet:
     """Create a set in `folder`; `source` is a recipe, a run's folder or a table.
 
     Ids are random for each set. Known items go to every rater. Raises DataError if there is nothing to check,
     MedituneError if the folder holds something else.
     """
-    check_choice(wanted.sample, wanted.strata)
-    check_sharing(wanted.raters, wanted.overlap)
-    found = candidates(source, wanted.overrides, wanted.test)
-    gold_sha256 = sha256(wanted.gold) if wanted.gold and wanted.gold.is_file() else None
-    asked = asdict(wanted) | {"gold": gold_sha256, "overrides": list(wanted.overrides)}
+    check_choice(options.sample, options.strata)
+    check_sharing(options.raters, options.overlap)
+    found = candidates(source, options.overrides, options.test)
+    gold_sha256 = sha256(options.gold) if options.gold and options.gold.is_file() else None
+    asked = asdict(options) | {"gold": gold_sha256, "overrides": list(options.overrides)}
     made_from = {"source": source, "data": found.sha256, **asked}
     if not is_result_of(folder, KEY, made_from):
         suspected = None
-        if wanted.sample == "suspicious":
+        if options.sample == "suspicious":
             suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
-        rows = chosen(found.rows, wanted.rows, wanted.strata, wanted.seed, suspected)
+        rows = chosen(found.rows, options.rows, options.strata, options.seed, suspected)
         listed = []
         for row in rows:
             found_of = suspected[row.id] if suspected else Suspicion()
             facts = {"score": round(found_of.score, 3), "reasons": dict(found_of.reasons)}
-            listed.append((row, row_key(row, stratum=stratum(row, wanted.strata), **facts)))
-        shared = random.Random(f"{wanted.seed}/shared").sample(rows, min(wanted.shared, len(rows)))
-        known = _known(wanted, found.rows, {row.id for row in rows})
+            listed.append((row, row_key(row, stratum=stratum(row, options.strata), **facts)))
+        shared = random.Random(f"{options.seed}/shared").sample(rows, min(options.shared, len(rows)))
+        known = _known(options, found.rows, {row.id for row in rows})
         items, key, everyone = _blinded(listed, known, {row.id for row in shared}, Path(source).name)
-        ranked = wanted.sample == "suspicious"
+        ranked = options.sample == "suspicious"
         write_set(folder, VALIDATE, FORM, items, key, made_from, everyone, ranked)
     key_rows, _ = read_key(folder)
     restricted = {row.id for row in found.rows if is_restricted(row)}
-    return Made(
+    return CreatedSet(
         rows=sum(not row.known for row in key_rows.values()),
         known=sum(row.known for row in key_rows.values()),
         restricted=sum(row.example in restricted for row in key_rows.values()),
@@ -285,25 +285,25 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
     )
 
 
-def _known(options: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
+def _known(options: AnnotationSetOptions, rows: Sequence[Example], used: set[str]) -> list[Gold]:
     """Return the known items from the file, and the planted ones."""
     known = read_gold(options.gold) if options.gold else []
     if options.planted:
         # A question that occurs twice with different answers would reveal the planted item.
-        others = [row for row in rows if row.id not in taken]
+        others = [row for row in rows if row.id not in used]
         known += plant(others if len(others) > options.planted else rows, options.planted, options.seed)
     return known
 
 
 def _blinded(
-    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
+    rows_with_meta: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """Return the items with known ones at unpredictable positions, their key, and the questions for every rater.
 
     `table` names the source of rows from the user's own file.
     """
     chance = secrets.SystemRandom()
-    rows = list(listed)
+    rows = list(rows_with_meta)
     for gold in known:
         entry = row_key(gold.example, origins=[gold.kind], expected=list(gold.expected))
         rows.insert(chance.randrange(len(rows) + 1), (gold.example, entry))

@@ -52,17 +52,17 @@ class Judgements:
 BESIDE = ("decision", "source", "link")
 
 
-def _write_label_studio(path: Path, given: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
+def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
     """Write the tasks and the labeling configuration (.xml) beside them; return both paths."""
-    rating_set = given.rating_set
+    rating_set = judgements.rating_set
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for rating in given.ratings:
+    for rating in judgements.ratings:
         axis = rating_set.axis(rating.axis)
         if axis:
             meta = {"round": rating.round, "seconds": rating.seconds, "time": rating.time}
             result = _result(axis.name, "choices", {"choices": [axis.label(rating.option)]}, meta)
             predictions[rating.item][rating.rater, rating.round].append(result)
-    for note, kind, text in given.texts():
+    for note, kind, text in judgements.texts():
         result = _result(kind, "textarea", {"text": [text]}, {"round": note.round, "time": note.time})
         predictions[note.item][note.rater, note.round].append(result)
     tasks, field_names = [], _shown(rating_set)
@@ -140,18 +140,18 @@ def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
     return given
 
 
-def _results(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], float]]:
+def _results(task: dict[str, Any], location: str) -> Iterator[tuple[str, list[Any], float]]:
     """Yield the rater, the results, and the seconds per choice if known."""
     for kind in ("predictions", "annotations"):
         for each in task.get(kind) or []:
             if not isinstance(each, dict) or not isinstance(each.get("result"), list):
-                raise DataError(f"{where}: one of its {kind} has no list 'result'.")
+                raise DataError(f"{location}: one of its {kind} has no list 'result'.")
             if each.get("was_cancelled"):
                 continue
             rater = each.get("model_version") if kind == "predictions" else _annotator(each.get("completed_by"))
             if not rater:
                 who = "model_version" if kind == "predictions" else "completed_by"
-                raise DataError(f"{where}: one of its {kind} has no author ({who}).")
+                raise DataError(f"{location}: one of its {kind} has no author ({who}).")
             choices = sum(isinstance(one, dict) and one.get("type") == "choices" for one in each["result"])
             spent = each.get("lead_time")
             yield (
@@ -168,24 +168,24 @@ def _annotator(by: Any) -> str:
     return f"user {by}" if by else ""
 
 
-def _add_result(given: Judgements, result: Any, item: str, rater: str, seconds: float, where: str) -> None:
+def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seconds: float, location: str) -> None:
     try:
         name, value, meta = result["from_name"], result["value"], result.get("meta") or {}
         round = ADJUDICATION if meta.get("round") == ADJUDICATION else RATING
         time = str(meta.get("time", ""))
         if name in (COMMENT, BETTER):
             text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
-            given.add_text(rater, item, round, name, text, time)
+            judgements.add_text(rater, item, round, name, text, time)
             return
-        axis = given.rating_set.axis(name)
+        axis = judgements.rating_set.axis(name)
         if axis is None:
-            raise DataError(f"{where}: this set has no axis {name!r}.")
+            raise DataError(f"{location}: this set has no axis {name!r}.")
         (label,) = value["choices"]
         spent = float(meta.get("seconds", seconds))
-        given.ratings.append(Rating(rater, item, axis.name, axis.number(label), spent, time, round))
+        judgements.ratings.append(Rating(rater, item, axis.name, axis.number(label), spent, time, round))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{where}: {result!r} is neither a choice of this set's labeling configuration nor one of its texts."
+            f"{location}: {result!r} is neither a choice of this set's labeling configuration nor one of its texts."
         ) from error
 
 
@@ -203,7 +203,7 @@ class ImportedRatings:
 
     new: int
     changed: int
-    same: int
+    unchanged: int
 
 
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
@@ -237,7 +237,7 @@ def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatin
     notes = list(given.notes.values())
     joining = {each.rater for each in given.ratings if each.round == RATING}
     names = dict.fromkeys([*(each.rater for each in given.ratings), *(each.rater for each in notes)])
-    ids = {name: store.rater(name, joins=name in joining).id for name in names}
+    ids = {name: store.rater(name, takes_share=name in joining).id for name in names}
     before = {(r.rater, r.round, r.item, r.axis): r.option for r in store.ratings()}
     ratings = [replace(each, rater=ids[each.rater]) for each in given.ratings]
     known = [(before[place], r.option) for r in ratings if (place := (r.rater, r.round, r.item, r.axis)) in before]
@@ -246,17 +246,17 @@ def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatin
     return ImportedRatings(len(ratings) - len(known), len(known) - same, same)
 
 
-def _write_csv(path: Path, given: Judgements, origins: Mapping[str, tuple[str, str]]) -> Path:
+def _write_csv(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> Path:
     with replace_file(path, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*COLUMNS, *(UNBLINDED if origins else ())])
-        for rating in given.ratings:
-            axis = given.rating_set.axis(rating.axis)
-            if axis is None or rating.item not in given.rating_set.items:
+        for rating in judgements.ratings:
+            axis = judgements.rating_set.axis(rating.axis)
+            if axis is None or rating.item not in judgements.rating_set.items:
                 continue
             row = [rating.axis, rating.option or 0, axis.label(rating.option), "", rating.seconds, rating.time]
             writer.writerow([rating.item, _safe(rating.rater), rating.round, *row, *origins.get(rating.item, ())])
-        for note, kind, text in given.texts():
+        for note, kind, text in judgements.texts():
             row = [kind, "", "", _safe(text), "", note.time]
             writer.writerow([note.item, _safe(note.rater), note.round, *row, *origins.get(note.item, ())])
     return path
@@ -304,24 +304,24 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     return str(row.get(column) or "").strip()
 
 
-def _round(row: Mapping[str, Any], where: str) -> int:
+def _round(row: Mapping[str, Any], location: str) -> int:
     text = _cell(row, "round") or str(RATING)
     if text not in {str(RATING), str(ADJUDICATION)}:
-        raise DataError(f"{where}: round {text!r} is neither 1 (rating) nor 2 (adjudication).")
+        raise DataError(f"{location}: round {text!r} is neither 1 (rating) nor 2 (adjudication).")
     return int(text)
 
 
-def _rating(row: Mapping[str, Any], where: str, rating_set: RatingSet, rater: str, round: int) -> Rating:
+def _rating(row: Mapping[str, Any], location: str, rating_set: RatingSet, rater: str, round: int) -> Rating:
     axis = rating_set.axis(_cell(row, "axis"))
     if axis is None:
         known = ", ".join([*(each.name for each in rating_set.axes), COMMENT, BETTER])
-        raise DataError(f"{where}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
+        raise DataError(f"{location}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
     text, label = _cell(row, "option"), _cell(row, "label")
     numbers = {str(number): number for number in range(1, len(axis.options) + 1)} | {"0": None}
     labels = {CANNOT: None} | {option.label: number for number, option in enumerate(axis.options, start=1)}
     if text not in numbers and (text or label not in labels):
         raise DataError(
-            f"{where}: {axis.name} has no option {text or label!r}. Choose from "
+            f"{location}: {axis.name} has no option {text or label!r}. Choose from "
             + ", ".join(f"{number} ({axis.label(option)})" for number, option in numbers.items())
             + "."
         )
@@ -331,6 +331,6 @@ def _rating(row: Mapping[str, Any], where: str, rating_set: RatingSet, rater: st
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise DataError(f"{where}: seconds {spent!r} is not a number of at least 0.")
+        raise DataError(f"{location}: seconds {spent!r} is not a number of at least 0.")
     option = numbers[text] if text else labels[label]
     return Rating(rater, _cell(row, "item"), axis.name, option, seconds, _cell(row, "time"), round)

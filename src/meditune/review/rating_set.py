@@ -221,7 +221,7 @@ class Task:
     def form(self, name: str) -> tuple[Axis, ...]:
         """Return the axes of that name. Raises DataError for an unknown one."""
         if name not in self.axes:
-            raise DataError(f"There are no axes {name!r}. Choose from {', '.join(self.axes)}.")
+            raise DataError(f"There is no form {name!r}. Choose from {', '.join(self.axes)}.")
         return self.axes[name]
 
     def for_page(self) -> dict[str, Any]:
@@ -381,7 +381,7 @@ class RatingSet:
         """Return the axis of that name, or None."""
         return next((axis for axis in self.axes if axis.name == name), None)
 
-    def asked(self, item: str) -> list[str]:
+    def axes_of(self, item: str) -> list[str]:
         """Return the names of the axes on which an item is judged."""
         return list(self.items[item].axes) or [axis.name for axis in self.axes]
 
@@ -461,23 +461,23 @@ def write_set(
     axes: str,
     items: Iterable[dict[str, Any]],
     key: Mapping[str, Any],
-    made_from: Mapping[str, Any],
-    everyone: Sequence[str] = (),
+    inputs: Mapping[str, Any],
+    shared_ids: Sequence[str] = (),
     ranked: bool = False,
 ) -> None:
     """Write a set to `folder` atomically, with `items` in the given order.
 
-    `made_from` has `raters` and `overlap`, with a default overlap of 2 for data checks.
+    `inputs` has `raters` and `overlap`, with a default overlap of 2 for data checks.
     """
-    raters, overlap = made_from["raters"], made_from["overlap"]
+    raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
     settings = {"task": task.name, "axes": axes, "raters": raters, "overlap": overlap}
-    settings |= {"everyone": list(everyone), "ranked": ranked, "shuffle": secrets.token_hex(8)}
+    settings |= {"everyone": list(shared_ids), "ranked": ranked, "shuffle": secrets.token_hex(8)}
     with replace_folder(folder) as partial:
         write_json(partial / SET, settings)
         write_jsonl(partial / ITEMS, items, private=True)
-        write_json(partial / KEY, {"made_from": made_from, "items": key}, private=True)
+        write_json(partial / KEY, {"made_from": inputs, "items": key}, private=True)
 
 
 def check_sharing(raters: int | None, overlap: int | None) -> None:

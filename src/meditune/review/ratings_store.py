@@ -95,10 +95,10 @@ class Store:
             base.execute("PRAGMA journal_mode = WAL")
             base.executescript(_TABLES)
 
-    def rater(self, name: str, joins: bool = True) -> Rater:
+    def rater(self, name: str, takes_share: bool = True) -> Rater:
         """Return the rater of that name, ignoring case and spacing; create one if needed.
 
-        A rater who `joins` gets a share of the first round.
+        A rater who `takes_share` gets a share of the first round.
         """
         display_name = " ".join(name.split())
         with self._opened() as base:
@@ -107,7 +107,7 @@ class Store:
                 "INSERT INTO raters VALUES (?, ?, ?, (SELECT COUNT(*) + 1 FROM raters), NULL) ON CONFLICT DO NOTHING",
                 (secrets.token_hex(8), display_name, display_name.casefold()),
             )
-            if joins:
+            if takes_share:
                 base.execute(
                     "UPDATE raters SET place = (SELECT COUNT(place) FROM raters) WHERE key = ? AND place IS NULL",
                     (display_name.casefold(),),

@@ -103,8 +103,8 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
     }
 
 
-def _said(found: Agreement) -> dict[str, Any]:
-    return {"value": found.value, "ci95": found.ci95, "items": found.units}
+def _said(comparison: Agreement) -> dict[str, Any]:
+    return {"value": comparison.value, "ci95": comparison.ci95, "items": comparison.units}
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:
@@ -127,9 +127,9 @@ def disputes(rated: RatedSet) -> list[dict[str, Any]]:
     for each in in_dispute(rated):
         item: Item = rated.set.items[each.item]
         options = {
-            axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}
+            axis.title: {axis.label(option): count for option, count in sorted(each.votes[axis.name].items())}
             for axis in rated.set.axes
-            if axis.name in each.said
+            if axis.name in each.votes
         }
         row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
         rows.append(row | {"said": options})
@@ -141,7 +141,7 @@ def unfinished(rated: RatedSet) -> list[str]:
     remarks = []
     for id in dict.fromkeys(rating.rater for rating in rated.first):
         rater = rated.raters[id]
-        asked = {(item, axis) for item in rated.set.work(rater.place or 0) for axis in rated.set.asked(item)}
+        asked = {(item, axis) for item in rated.set.work(rater.place or 0) for axis in rated.set.axes_of(item)}
         done = len({(rating.item, rating.axis) for rating in rated.first if rating.rater == id} & asked)
         if done < len(asked):
             remarks.append(f"{rater.code} gave {done} of {len(asked)} ratings.")
@@ -313,7 +313,7 @@ def _remarks(rated: RatedSet) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Made:
+class PairSummary:
     """The pairs that were written, and the reasons for those that weren't."""
 
     rated: int
@@ -321,7 +321,7 @@ class Made:
     left_out: dict[str, int]
 
 
-def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> Made:
+def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> PairSummary:
     """Write pairs as JSON Lines for train.preference.path; return how many there are of each kind.
 
     An answer's rating is its mean score over the axes on a scale from 1 to 5, so a `margin` of 1 is a quarter of the
@@ -340,7 +340,7 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> M
     # The reader adds its prefix to ids and determines the kind of each pair.
     rows = (pair.model_dump(mode="json", exclude={"kind"}) for pair in (*pairs, *corrected))
     write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows), private=True)
-    return Made(len(pairs), len(corrected), left_out)
+    return PairSummary(len(pairs), len(corrected), left_out)
 
 
 def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, float | None]) -> Iterator[RatedAnswer]:

@@ -80,9 +80,9 @@ class ReviewApp:
 
     def work(self, rater: Rater) -> list[dict[str, Any]]:
         """Return the rater's items in order: `id`, `axes`, and the number of axes already rated (`done`)."""
-        asked = {each.item: list(each.said) for each in self.disputes.values()}
+        asked = {each.item: list(each.votes) for each in self.disputes.values()}
         if self.round == RATING:
-            asked = {item: self.set.asked(item) for item in self.set.work(rater.place or 0)}
+            asked = {item: self.set.axes_of(item) for item in self.set.work(rater.place or 0)}
         done: dict[str, int] = {}
         for rating in self.store.ratings(rater=rater.id):
             if rating.round == self.round and rating.axis in asked.get(rating.item, ()):
@@ -103,7 +103,7 @@ class ReviewApp:
             "ratings": {rating.axis: rating.option for rating in ratings},
             "comment": notes[0].comment if notes else "",
             "better": notes[0].better if notes else "",
-            "said": dispute.said if dispute else {},
+            "said": dispute.votes if dispute else {},
             **{name: value for name, value in known.items() if value},
             **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
         }
@@ -129,12 +129,12 @@ class ReviewApp:
         return axis
 
 
-def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
+def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
     """Return the application. Requests must name one of `hosts` (if any are given), and carry the `token` if there is
     one.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    rating_set, store = here.set, here.store
+    rating_set, store = review.set, review.store
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -161,7 +161,7 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
     def described() -> dict[str, Any]:
         return {
             "id": rating_set.shuffle,
-            "adjudicating": here.adjudicating,
+            "adjudicating": review.adjudicating,
             "cannot": CANNOT,
             "task": rating_set.task.for_page(),
             "axes": [
@@ -177,29 +177,29 @@ def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
 
     @app.post("/api/raters")
     def begin(body: RaterBody) -> dict[str, str]:
-        return {"rater": store.rater(body.name, joins=not here.adjudicating).id}
+        return {"rater": store.rater(body.name, takes_share=not review.adjudicating).id}
 
     @app.get("/api/work")
     def work(rater: known) -> list[dict[str, Any]]:
-        return here.work(rater)
+        return review.work(rater)
 
     @app.get("/api/items/{item}")
     def item(item: str, rater: known) -> dict[str, Any]:
-        return here.shown(here.item(item), rater)
+        return review.shown(review.item(item), rater)
 
     @app.put("/api/items/{item}/ratings/{axis}", status_code=204)
     def rate(item: str, axis: str, body: RatingBody, rater: known) -> None:
-        place = here.item(item).id, here.axis(axis, body.option).name
-        store.save([Rating(rater.id, *place, body.option, body.seconds, round=here.round)])
+        place = review.item(item).id, review.axis(axis, body.option).name
+        store.save([Rating(rater.id, *place, body.option, body.seconds, round=review.round)])
 
     @app.delete("/api/items/{item}/ratings/{axis}", status_code=204)
     def take_back(item: str, axis: str, rater: known) -> None:
-        store.remove(rater.id, here.item(item).id, here.axis(axis).name, here.round)
+        store.remove(rater.id, review.item(item).id, review.axis(axis).name, review.round)
 
     @app.put("/api/items/{item}/notes", status_code=204)
     def write(item: str, body: NoteBody, rater: known) -> None:
-        better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
-        store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
+        better = "" if rating_set.unchanged(review.item(item).id, body.better) else body.better
+        store.save([], [Note(rater.id, item, body.comment, better, round=review.round)])
 
     app.add_middleware(Guard, hosts=hosts, token=token)
     return app
@@ -286,11 +286,11 @@ def serve(
     folder: Path,
     host: str,
     port: int,
-    say: Callable[[str], None],
+    announce: Callable[[str], None],
     disputes: Sequence[Dispute] | None = None,
     task: Task = RATE,
 ) -> None:
-    """Serve the set in `folder`, or only its `disputes`, until the process ends; `say` receives the URL.
+    """Serve the set in `folder`, or only its `disputes`, until the process ends; `announce` receives the URL.
 
     Except on the loopback address, requests must carry a random token, which is part of the URL. Raises DataError if
     there is no set, MedituneError if the port is unavailable or nothing is disputed.
@@ -308,9 +308,9 @@ def serve(
     named = socket.gethostname() if host in EVERYWHERE else host
     at = f"[{named}]" if ":" in named else named
     address = f"http://{at}:{listening.getsockname()[1]}/"
-    say(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
+    announce(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
     if token:
-        say(
+        announce(
             "Anyone with this URL can read the questions and answers. It is plain HTTP: for use between machines, "
             "put it behind TLS or a VPN."
         )

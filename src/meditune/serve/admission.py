@@ -20,16 +20,16 @@ LONGEST_RETRY_S = 300
 
 
 class Admission:
-    """A queue in which at most `at_once` requests run and at most `waiting` wait, none longer than `wait_s`.
+    """A queue in which at most `concurrency` requests run and at most `queue_size` wait, none longer than `wait_s`.
 
     A request that would have to wait longer, judged by the duration of recent requests, is refused at once. Callers
     take turns, so a caller with many requests delays only itself. If the queue is full, a request of a caller with few
     waiting requests displaces the newest request of the caller with the most.
     """
 
-    def __init__(self, at_once: int, waiting: int, wait_s: float) -> None:
-        self.at_once, self.room, self.wait_s = at_once, waiting, wait_s
-        self.inside = 0
+    def __init__(self, concurrency: int, queue_size: int, wait_s: float) -> None:
+        self.concurrency, self.queue_size, self.wait_s = concurrency, queue_size, wait_s
+        self.active = 0
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._mean_s = 1.0
 
@@ -40,98 +40,98 @@ class Admission:
 
     def expected_s(self) -> float:
         """Return the seconds until a new request would have its turn, estimated from the duration of recent ones."""
-        return self._mean_s * (self.waiting + 1) / self.at_once
+        return self._mean_s * (self.waiting + 1) / self.concurrency
 
     def retry_s(self) -> int:
         """Return `expected_s` in whole seconds, at least 1 and at most 300, for the Retry-After header."""
         return min(LONGEST_RETRY_S, max(1, math.ceil(self.expected_s())))
 
     @asynccontextmanager
-    async def place(self, who: str) -> AsyncIterator[float]:
+    async def place(self, caller: str) -> AsyncIterator[float]:
         """Wait for a place, hold it for the block, and yield the seconds that the request waited.
 
         Raises ApiError 429 if the queue is full, or if there is no turn in time.
         """
         asked = time.monotonic()
-        await self._enter(who)
+        await self._enter(caller)
         begun = time.monotonic()
         try:
             yield begun - asked
         finally:
             self._mean_s += 0.2 * (time.monotonic() - begun - self._mean_s)
-            self.inside -= 1
+            self.active -= 1
             self._next()
 
     @contextmanager
-    def spare(self, wanted: int) -> Iterator[int]:
-        """Hold up to `wanted` further places for the block and yield their number: those free while nobody waits."""
-        taken = 0 if self._queues else max(0, min(wanted, self.at_once - self.inside))
-        self.inside += taken
+    def reserve_free(self, count: int) -> Iterator[int]:
+        """Hold up to `count` further places for the block and yield their number: those free while nobody waits."""
+        taken = 0 if self._queues else max(0, min(count, self.concurrency - self.active))
+        self.active += taken
         try:
             yield taken
         finally:
-            self.inside -= taken
+            self.active -= taken
             self._next()
 
-    async def _enter(self, who: str) -> None:
-        if self.inside < self.at_once and not self._queues:
-            self.inside += 1
+    async def _enter(self, caller: str) -> None:
+        if self.active < self.concurrency and not self._queues:
+            self.active += 1
             return
-        full = self.waiting >= self.room or (self._queues and self.expected_s() > self.wait_s)
-        if full and not self._displaced(who):
+        full = self.waiting >= self.queue_size or (self._queues and self.expected_s() > self.wait_s)
+        if full and not self._displaced(caller):
             raise self._full()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(who, deque()).append(turn)
+        self._queues.setdefault(caller, deque()).append(turn)
         try:
             async with asyncio.timeout(self.wait_s):
                 await turn
         except TimeoutError:
-            self._left(who, turn)
+            self._left(caller, turn)
             raise self._full() from None
         except BaseException:
-            self._left(who, turn)
+            self._left(caller, turn)
             raise
 
     def _full(self) -> ApiError:
         return busy("The server is at capacity. Try again later.", self.retry_s(), "overloaded")
 
-    def _left(self, who: str, turn: asyncio.Future[None]) -> None:
+    def _left(self, caller: str, turn: asyncio.Future[None]) -> None:
         """Remove a request that no longer waits, or pass on the place that it has just been given."""
         if turn.done() and not turn.cancelled() and turn.exception() is None:
-            self.inside -= 1
+            self.active -= 1
             self._next()
             return
-        queue = self._queues.get(who)
+        queue = self._queues.get(caller)
         if queue and turn in queue:
             queue.remove(turn)
         if queue is not None and not queue:
-            del self._queues[who]
+            del self._queues[caller]
 
-    def _displaced(self, who: str) -> bool:
+    def _displaced(self, caller: str) -> bool:
         if not self._queues:
             return False
         most = max(self._queues, key=self._waits)
-        if self._waits(most) <= self._waits(who) + 1:
+        if self._waits(most) <= self._waits(caller) + 1:
             return False
         youngest = next(turn for turn in reversed(self._queues[most]) if not turn.done())
         self._queues[most].remove(youngest)
         youngest.set_exception(self._full())
         return True
 
-    def _waits(self, who: str) -> int:
+    def _waits(self, caller: str) -> int:
         """Return the number of a caller's waiting requests; those just cancelled may still be in the queue."""
-        return sum(not turn.done() for turn in self._queues.get(who, ()))
+        return sum(not turn.done() for turn in self._queues.get(caller, ()))
 
     def _next(self) -> None:
         """Give a free place to the caller whose turn it is."""
-        while self._queues and self.inside < self.at_once:
+        while self._queues and self.active < self.concurrency:
             who, queue = next(iter(self._queues.items()))
             turn = queue.popleft()
             del self._queues[who]
             if queue:
                 self._queues[who] = queue
             if not turn.done():
-                self.inside += 1
+                self.active += 1
                 turn.set_result(None)
 
 
@@ -168,8 +168,8 @@ class TriageQueue:
     ones. One thread is reserved for short messages, since a judgement that has begun can't be interrupted.
     """
 
-    def __init__(self, threads: int, room: int, wait_s: float) -> None:
-        self.threads, self.room, self.wait_s = threads, room, wait_s
+    def __init__(self, threads: int, queue_size: int, wait_s: float) -> None:
+        self.threads, self.queue_size, self.wait_s = threads, queue_size, wait_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="meditune-triage")
         self._waiting: list[_Entry] = []
         self._running = self._long = 0
@@ -202,7 +202,7 @@ class TriageQueue:
     async def _enter(self, entry: _Entry) -> None:
         self._waiting.append(entry)
         self._next()
-        if len(self._waiting) > self.room:
+        if len(self._waiting) > self.queue_size:
             last = self._last()
             self._remove(last)
             if not last.turn.done():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meditune.errors import MedituneError
-from meditune.observability import LOGGER, where
+from meditune.observability import LOGGER, error_location
 from meditune.serve.auth import Caller
 from meditune.serve.service import Service
 from meditune.serve.store_access import run_in_store_thread
@@ -59,4 +59,4 @@ async def log_answer(
             await run_in_store_thread(service.answers.keep, row)
     except (MedituneError, OSError) as error:
         service.metrics.store_failures.inc()
-        LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | where(error))
+        LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | error_location(error))

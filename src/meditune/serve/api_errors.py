@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from meditune.errors import DataError, EngineError, EngineUnavailableError, MedituneError, ModelError, StoreError
-from meditune.observability import LOGGER, where
+from meditune.observability import LOGGER, error_location
 
 SCOPE_KEY = "meditune.trace"
 """The key of a request's trace in its ASGI scope"""
@@ -28,13 +28,13 @@ SCOPE_KEY = "meditune.trace"
 class Trace:
     """The trace of one request: its id, headers to send with the response, and facts for the log."""
 
-    given: str | None = None
+    client_id: str | None = None
     """The id that the client sent"""
     id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers and names, never the text of a question"""
-    broken: int = 0
+    stream_status: int = 0
     """The status of an error that was reported inside a stream"""
     store_failed: bool = False
     """True if the store aborted the request, which isn't the fault of the model's version"""
@@ -42,7 +42,7 @@ class Trace:
     """Callbacks that get the status when the request has ended"""
 
     def __post_init__(self) -> None:
-        self.id = self.given or secrets.token_hex(12)
+        self.id = self.client_id or secrets.token_hex(12)
 
     def broke(self, error: Exception) -> None:
         """Record the error that aborted the request."""
@@ -113,7 +113,7 @@ def refused(error: MedituneError) -> ApiError:
     if isinstance(error, EngineUnavailableError):
         return unavailable(error)
     # The messages name folders and addresses, which clients must not see.
-    LOGGER.error("A request failed", extra=where(error))
+    LOGGER.error("A request failed", extra=error_location(error))
     return ApiError(503, "The server can't answer this now. Try again later; its log has the details.", "failed")
 
 

@@ -44,8 +44,8 @@ class Bucket:
     """A token bucket that allows `per_minute` requests at once, and as many again in every further minute."""
 
     per_minute: int
-    left: float
-    at: float
+    tokens: float
+    updated_s: float
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,22 @@ class Rates:
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
-    def take(self, who: str, per_minute: int, cost: float = 1.0) -> Rate:
+    def take(self, caller: str, per_minute: int, cost: float = 1.0) -> Rate:
         """Take one request out of the caller's bucket if it isn't empty, and return the rate limit's state."""
         now = time.monotonic()
-        bucket = self._buckets.get(who)
+        bucket = self._buckets.get(caller)
         if bucket is None or bucket.per_minute != per_minute:
-            bucket = self._buckets[who] = Bucket(per_minute, float(per_minute), now)
-        self._buckets.move_to_end(who)
+            bucket = self._buckets[caller] = Bucket(per_minute, float(per_minute), now)
+        self._buckets.move_to_end(caller)
         if len(self._buckets) > MOST_CALLERS:
             self._buckets.popitem(last=False)
-        bucket.left = min(per_minute, bucket.left + (now - bucket.at) * per_minute / 60)
-        bucket.at = now
-        allowed = bucket.left >= cost
+        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.updated_s) * per_minute / 60)
+        bucket.updated_s = now
+        allowed = bucket.tokens >= cost
         if allowed:
-            bucket.left -= cost
-        missing = per_minute - bucket.left if allowed else max(cost, 1.0) - bucket.left
-        return Rate(allowed, per_minute, int(bucket.left), missing * 60 / per_minute)
+            bucket.tokens -= cost
+        missing = per_minute - bucket.tokens if allowed else max(cost, 1.0) - bucket.tokens
+        return Rate(allowed, per_minute, int(bucket.tokens), missing * 60 / per_minute)
 
 
 WRONG_KEYS_PER_MINUTE = 20
@@ -191,7 +191,7 @@ class Authenticator:
                 "missing_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        key = await asyncio.to_thread(self.keys.who, text.strip())
+        key = await asyncio.to_thread(self.keys.authenticate, text.strip())
         if key is None:
             rate = self.wrong_keys.take(address, WRONG_KEYS_PER_MINUTE)
             if not rate.allowed:

@@ -44,7 +44,7 @@ LAST_S, FORCED_S = 5, 15.0
 
 
 @dataclass(frozen=True)
-class Place:
+class ListenConfig:
     """The address, certificate and proxies of a server."""
 
     host: str = "127.0.0.1"
@@ -74,23 +74,23 @@ def refuse_uninstalled() -> None:
         raise ModelError(f"Serving needs prometheus-client. Install it with: {install_command('serve')}")
 
 
-def listening(place: Place) -> socket.socket:
+def listening(config: ListenConfig) -> socket.socket:
     """Return a socket that listens at the place. Raises MedituneError if that fails."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(512)
     except OSError as error:
         raise MedituneError(
-            f"Can't listen on {place.host}:{place.port} ({error.strerror}). Choose another --host or --port; "
+            f"Can't listen on {config.host}:{config.port} ({error.strerror}). Choose another --host or --port; "
             "--port 0 chooses a free port."
         ) from error
     return listener
 
 
-def server_of(service: Service, place: Place) -> uvicorn.Server:
+def server_of(service: Service, config: ListenConfig) -> uvicorn.Server:
     """Return a uvicorn server with the service's application and limits."""
     import uvicorn
 
@@ -107,26 +107,26 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=bool(place.proxies),
-            forwarded_allow_ips=place.proxies or None,
+            proxy_headers=bool(config.proxies),
+            forwarded_allow_ips=config.proxies or None,
             timeout_keep_alive=int(settings.idle_s),
             timeout_graceful_shutdown=int(settings.ending_s),
             h11_max_incomplete_event_size=settings.header_bytes,
-            ssl_certfile=place.certificate,
-            ssl_keyfile=place.private_key,
+            ssl_certfile=config.certificate,
+            ssl_keyfile=config.private_key,
         )
     )
 
 
-def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[str], None]) -> None:
+def run(service: Service, config: ListenConfig, sock: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until the process gets a signal to end; it then finishes running answers and refuses new ones.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
     model's engine has ended and can't be restarted; the process ends with that error's exit code.
     """
     sys.setswitchinterval(SWITCH_S)
-    server = server_of(service, place)
-    address = service.address = place.address(sock.getsockname()[1])
+    server = server_of(service, config)
+    address = service.address = config.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
     threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()
     # uvicorn raises the signal that ended it again after the shutdown; here that isn't an interruption.

@@ -28,14 +28,14 @@ class Costs(Collector):
     """The price of a million completion tokens"""
     hourly: float = 0.0
     tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     def by_part(self) -> dict[str, float]:
         """Return the cost of each part since the server started."""
         return {
             "prompt": self.tokens["prompt"] * self.prompt / MILLION,
             "completion": self.tokens["completion"] * self.completion / MILLION,
-            "machine": (time.monotonic() - self.begun) * self.hourly / 3600,
+            "machine": (time.monotonic() - self.started) * self.hourly / 3600,
         }
 
     def collect(self) -> Iterable[CounterMetricFamily]:
@@ -108,18 +108,18 @@ class Metrics:
             self.tokens.labels(kind).inc(count)
             self.costs.tokens[kind] += count
 
-    def drifted(self, found: Mapping[str, Any]) -> None:
+    def drifted(self, result: Mapping[str, Any]) -> None:
         """Set the drift metrics from the result of the last drift check."""
-        self.drift_failing.set(bool(found["problem"]))
-        self.unsent.set(len(found["unsent"]))
-        if found["problem"]:
+        self.drift_failing.set(bool(result["problem"]))
+        self.unsent.set(len(result["unsent"]))
+        if result["problem"]:
             return
-        self.checked.set(found["requests"])
+        self.checked.set(result["requests"])
         self.checked_at.set(time.time())
-        for name, row in found["signals"].items():
+        for name, row in result["signals"].items():
             self.evidence.labels(name).set(row["share"])
         self.alerts.clear()
-        for alert in found["alerts"]:
+        for alert in result["alerts"]:
             self.alerts.labels(alert["signal"], alert["severity"]).set(1)
 
     def text(self) -> bytes:

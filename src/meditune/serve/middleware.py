@@ -79,7 +79,7 @@ class Guard:
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
             # A client that disconnects raises ClientGone, so this is the server, which has stopped waiting.
-            scope["app"].state.service.broken_off += 1
+            scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:
             failure = as_api_error(error)
@@ -89,7 +89,7 @@ class Guard:
             await failure.response()(scope, receive, out)
         finally:
             for each in trace.ended:
-                each(trace.broken or status)
+                each(trace.stream_status or status)
             self._note(scope, trace, status, time.monotonic() - begun, span)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:

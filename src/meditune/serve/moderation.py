@@ -48,7 +48,7 @@ class ChatQuestion:
     """A user's message, with the lengths of the rest of the conversation."""
 
     message: str
-    before: Sequence[str]
+    earlier: Sequence[str]
     """Earlier messages of the same user, oldest first"""
     param: str
     """The parameter that holds the message"""
@@ -59,7 +59,7 @@ class ChatQuestion:
 
 
 async def triage_request(
-    request: Request, service: Service, assistant: Assistant, caller: Caller, asked: ChatQuestion
+    request: Request, service: Service, assistant: Assistant, caller: Caller, question: ChatQuestion
 ) -> Triage:
     """Wait for a turn in triage's queue and return how to handle the message; count the request.
 
@@ -70,18 +70,18 @@ async def triage_request(
     trace: Trace = request.scope[SCOPE_KEY]
     refusal = await service.access.charge_or_hear(request, caller)
     begun = time.monotonic()
-    message, before = readable_part(asked.message), [readable_part(each) for each in asked.before[-BEFORE:]]
+    message, before = readable_part(question.message), [readable_part(each) for each in question.earlier[-BEFORE:]]
     judge = partial(assistant.judge, message, before)
     found = await cancel_on_disconnect(request, service.triage.run(caller.name, len(message), judge))
     service.metrics.triage.observe(time.monotonic() - begun)
     if refusal and found.action != "urgent":
         raise refusal
     trace.facts.pop("refused", None)
-    if len(asked.message) > service.settings.message_characters:
-        raise _too_long(service, trace, asked, found)
+    if len(question.message) > service.settings.message_characters:
+        raise _too_long(service, trace, question, found)
     if found.action != "urgent":
-        _refuse_long(asked.context, service.settings.context_characters, "The system messages have", asked.param)
-        _refuse_long(asked.history, service.settings.history_characters, "The earlier turns have", asked.param)
+        _refuse_long(question.context, service.settings.context_characters, "The system messages have", question.param)
+        _refuse_long(question.history, service.settings.history_characters, "The earlier turns have", question.param)
     return found
 
 
@@ -113,23 +113,23 @@ def question_in(body: ChatBody) -> ChatQuestion | None:
     return ChatQuestion(asked[-1], asked[:-1], "messages", context, history)
 
 
-def reply_instead(found: Triage) -> StandardReply | None:
+def reply_instead(triage: Triage) -> StandardReply | None:
     """Return the reply instead of the model's (urgent help, a refusal, limits); None if the model may answer."""
-    if found.action not in OUTCOMES:
+    if triage.action not in OUTCOMES:
         return None
-    return StandardReply(f"{found.text}{ENDING}", OUTCOMES[found.action])
+    return StandardReply(f"{triage.text}{ENDING}", OUTCOMES[triage.action])
 
 
-def _too_long(service: Service, trace: Trace, asked: ChatQuestion, found: Triage) -> ApiError:
-    limit, length = service.settings.message_characters, len(asked.message)
+def _too_long(service: Service, trace: Trace, question: ChatQuestion, triage: Triage) -> ApiError:
+    limit, length = service.settings.message_characters, len(question.message)
     reason = f"The message has {length:,} characters; this server takes at most {limit:,}."
-    if found.action == "urgent":
+    if triage.action == "urgent":
         trace.facts["outcome"] = OUTCOMES["urgent"]
         service.metrics.outcomes.labels(OUTCOMES["urgent"]).inc()
-        text = f"{found.text}\n\n{reason} Only its beginning and end were read, and they sound like an emergency."
-        return ApiError(400, text, "emergency_in_long_message", asked.param)
-    more = " You can put background into a system message." if asked.param == "messages" else ""
-    return ApiError(400, f"{reason} Shorten it and ask again.{more}", "message_too_long", asked.param)
+        text = f"{triage.text}\n\n{reason} Only its beginning and end were read, and they sound like an emergency."
+        return ApiError(400, text, "emergency_in_long_message", question.param)
+    more = " You can put background into a system message." if question.param == "messages" else ""
+    return ApiError(400, f"{reason} Shorten it and ask again.{more}", "message_too_long", question.param)
 
 
 def _refuse_long(length: int, limit: int, whose: str, param: str) -> None:

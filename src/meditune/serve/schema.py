@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from meditune.serve.chat_prompts import Turn
+from meditune.data.example import Turn
 
 MOST_CHARACTERS = 200_000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -32,13 +32,13 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_asks_nothing(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        _refuse_broken_text(given)
+    def _without_what_asks_nothing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        _refuse_broken_text(values)
         return {
             name: value
-            for name, value in given.items()
+            for name, value in values.items()
             if value is not None and not any(value == nothing for nothing in cls.asks_nothing.get(name, ()))
         }
 
@@ -145,8 +145,8 @@ class GenerationBody(Body):
 
     @field_validator("stop", "guided_choice", mode="before")
     @classmethod
-    def _listed(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @property
     def small_seed(self) -> int | None:
@@ -196,7 +196,7 @@ class Message(Body):
     def turn(self) -> Turn:
         """Return the message's role, where a developer counts as the system, with its whole text."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Turn("system" if self.role == "developer" else self.role, text)
+        return Turn(role="system" if self.role == "developer" else self.role, text=text)
 
 
 class ChatBody(GenerationBody):
@@ -222,10 +222,10 @@ class ChatBody(GenerationBody):
 
     @field_validator("response_format")
     @classmethod
-    def _has_its_schema(cls, given: ResponseFormat | None) -> ResponseFormat | None:
-        if given:
-            given.schema_asked()
-        return given
+    def _has_its_schema(cls, value: ResponseFormat | None) -> ResponseFormat | None:
+        if value:
+            value.schema_asked()
+        return value
 
     @property
     def json_schema(self) -> dict[str, Any] | None:
@@ -364,10 +364,10 @@ class EmbeddingBody(Body):
 
     @field_validator("input", mode="before")
     @classmethod
-    def _listed(cls, given: Any) -> Any:
-        if isinstance(given, list) and given and not isinstance(given[0], str):
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and not isinstance(value[0], str):
             raise ValueError("token ids aren't accepted, because they belong to another model's tokenizer; send texts")
-        return [given] if isinstance(given, str) else given
+        return [value] if isinstance(value, str) else value
 
 
 class Vector(ResponseBody):
@@ -440,8 +440,8 @@ class FeedbackBody(Body):
 
     @field_validator("reasons")
     @classmethod
-    def _once_each(cls, given: list[str]) -> list[str]:
-        return list(dict.fromkeys(given))
+    def _once_each(cls, values: list[str]) -> list[str]:
+        return list(dict.fromkeys(values))
 
 
 class Thanks(ResponseBody):

@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from meditune.assistant import triage
 from meditune.errors import ModelError
-from meditune.serve.http_server import LOCAL, Place
+from meditune.serve.http_server import LOCAL, ListenConfig
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Key
 from meditune.store.database import FILE
-from meditune.store.open_store import Place as StorePlace
+from meditune.store.open_store import StoreLocation as StorePlace
 from meditune.store.open_store import folder_of, is_url
 
 Verdict = Literal["unsafe", "note", "good"]
@@ -33,7 +33,12 @@ class Finding:
 
 
 def findings(
-    settings: Settings, place: Place, keys: Sequence[Key], store: StorePlace, now: float, classifier_error: str = ""
+    settings: Settings,
+    config: ListenConfig,
+    keys: Sequence[Key],
+    store: StorePlace,
+    now: float,
+    classifier_error: str = "",
 ) -> list[Finding]:
     """Return all findings about a configuration, the unsafe ones first.
 
@@ -41,25 +46,26 @@ def findings(
     """
     order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
-        *_reach(settings, place, keys),
-        *_limits(settings, place),
+        *_reach(settings, config, keys),
+        *_limits(settings, config),
         *_triage(classifier_error),
         *_text(settings),
-        *_files(store, place),
+        *_files(store, config),
         *_keys(keys, settings, now),
     ]
     return sorted(every, key=lambda finding: order[finding.verdict])
 
 
-def _reach(settings: Settings, place: Place, keys: Sequence[Key]) -> Iterator[Finding]:
+def _reach(settings: Settings, config: ListenConfig, keys: Sequence[Key]) -> Iterator[Finding]:
     usable = [key for key in keys if key.state == "usable"]
     if not settings.keys_needed:
-        if place.local and not place.proxies:
+        if config.local and not config.proxies:
             yield Finding("note", "No key is required, but only users of this machine can reach the server.")
         else:
             yield Finding(
                 "unsafe",
-                f"Other machines can reach {place.host}, and no key is required. Create one: meditune keys create NAME",
+                f"Other machines can reach {config.host}, and no key is required. "
+                "Create one: meditune keys create NAME",
             )
     elif not usable:
         yield Finding(
@@ -68,13 +74,14 @@ def _reach(settings: Settings, place: Place, keys: Sequence[Key]) -> Iterator[Fi
         )
     else:
         yield Finding("good", f"Every request requires a key; {len(usable)} usable.")
-    if place.certificate:
+    if config.certificate:
         yield Finding("good", "Requests are encrypted with TLS.")
-    elif place.proxies:
+    elif config.proxies:
         yield Finding(
-            "note", f"The proxy ({place.proxies}) must terminate TLS, and only the proxy may reach the plain HTTP port."
+            "note",
+            f"The proxy ({config.proxies}) must terminate TLS, and only the proxy may reach the plain HTTP port.",
         )
-    elif not place.local:
+    elif not config.local:
         yield Finding(
             "unsafe",
             "Questions and keys are sent unencrypted. Give --certificate and --private-key, or put a TLS proxy in "
@@ -84,20 +91,20 @@ def _reach(settings: Settings, place: Place, keys: Sequence[Key]) -> Iterator[Fi
         yield Finding("unsafe", "Pages of any site can call the server. List the allowed sites with --cors.")
     elif settings.origins:
         yield Finding("note", f"Pages of {', '.join(settings.origins)} can call the server.")
-    if place.proxies.strip() == "*":
+    if config.proxies.strip() == "*":
         yield Finding(
             "unsafe",
             "Anyone can pose as a proxy and fake their address. Give the proxy's own address with --proxy.",
         )
 
 
-def _limits(settings: Settings, place: Place) -> Iterator[Finding]:
+def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
     if settings.per_minute:
         yield Finding(
             "good", f"A caller can send {settings.per_minute} requests a minute, unless its key sets another limit."
         )
     else:
-        verdict: Verdict = "note" if place.local and not place.proxies else "unsafe"
+        verdict: Verdict = "note" if config.local and not config.proxies else "unsafe"
         yield Finding(verdict, "Callers can send requests without a rate limit. Set --per-minute.")
     if not settings.daily_tokens:
         yield Finding(
@@ -105,9 +112,10 @@ def _limits(settings: Settings, place: Place) -> Iterator[Finding]:
             "Callers have no daily quota. Set one for all with --daily-tokens, or for one key with `meditune keys "
             "create`.",
         )
-    if settings.waiting > 20 * settings.at_once:
+    if settings.queue_size > 20 * settings.concurrency:
         yield Finding(
-            "note", f"{settings.waiting} requests can wait for {settings.at_once} places, so the last ones wait long."
+            "note",
+            f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last ones wait long.",
         )
 
 
@@ -151,7 +159,7 @@ def _text(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", f"Answers and feedback are stored for {settings.keep_days:g} days.")
 
 
-def _files(store: StorePlace, place: Place) -> Iterator[Finding]:
+def _files(store: StorePlace, place: ListenConfig) -> Iterator[Finding]:
     if is_url(store):
         yield from _database(str(store))
     folder = [] if is_url(store) else [folder_of(store), folder_of(store) / FILE]

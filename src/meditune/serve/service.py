@@ -75,7 +75,7 @@ class Service:
     """The versions of the served registry; None if a single model is served"""
     ready: bool = True
     started: float = field(default_factory=time.time)
-    broken_off: int = 0
+    aborted_requests: int = 0
     """The number of requests that the shutdown aborted"""
     address: str = ""
     """The server's URL, as soon as it listens"""
@@ -85,19 +85,19 @@ class Service:
         self._clock: Clock | None = None
         costs = self.metrics.costs
         (costs.prompt, costs.completion), costs.hourly = settings.prices, settings.hourly
-        self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
+        self.admission = Admission(settings.concurrency, settings.queue_size, settings.wait_s)
         # Answers take long, so they have their own threads; the event loop's threads are for short calls.
-        self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
+        self.asks = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="meditune-ask")
         # Tokenizing a long text takes a while, and happens before the request enters the queue.
         self.encoding = ThreadPoolExecutor(2, thread_name_prefix="meditune-encode")
         self.triage = TriageQueue(settings.triage_threads, settings.triage_waiting, settings.triage_wait_s)
         self.metrics.triage_waiting.set_function(lambda: self.triage.waiting)
-        self.metrics.running.set_function(lambda: self.admission.inside)
+        self.metrics.running.set_function(lambda: self.admission.active)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.engine_up.set_function(lambda: self.engine.failure() is None)
         self.tell_model(1)
 
-    def goes_over_to(self, content: str) -> None:
+    def switch_index(self, content: str) -> None:
         """Record that the index has new content, whose hash is `content`."""
         self.tell_model(0)
         self.served = replace(self.served, index=content)
@@ -199,7 +199,7 @@ def facts(service: Service) -> dict[str, object]:
         "index": served.index,
         "engine": service.engine.name,
         "started": service.started,
-        "running": service.admission.inside,
+        "running": service.admission.active,
         "waiting": service.admission.waiting,
         "meditune": __version__,
     }

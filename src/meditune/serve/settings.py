@@ -27,9 +27,9 @@ class Settings:
     idle_s: float = 20.0
     """Time until a connection without a request is closed"""
     connections: int = 512
-    at_once: int = 16
+    concurrency: int = 16
     """Requests that the engine processes at the same time"""
-    waiting: int = 64
+    queue_size: int = 64
     """Requests that may wait for the engine; more are refused with 429"""
     wait_s: float = 30.0
     """The longest time that a request may wait"""
@@ -47,7 +47,7 @@ class Settings:
     """The longest time that a message may wait for triage"""
     new_tokens: int = 256
     """The maximum length of an answer if the request sets none"""
-    most_new_tokens: int = 1024
+    max_new_tokens: int = 1024
     per_minute: int = 0
     """Requests per caller; 0: no limit"""
     feedback_per_minute: int = 60

@@ -25,14 +25,14 @@ from meditune.retrieve.citations import Judge
 from meditune.retrieve.index import Index
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
-from meditune.serve.http_server import LOCAL, Place
+from meditune.serve.http_server import LOCAL, ListenConfig
 from meditune.serve.metrics import Metrics
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
-from meditune.store.open_store import Place as StorePlace
+from meditune.store.open_store import StoreLocation as StorePlace
 from meditune.store.open_store import open_store
 
 
@@ -54,7 +54,7 @@ class ServerOptions:
     """The run folder of a judge, which checks the sentences of the assistant's answers"""
 
 
-def safe(settings: Settings, place: Place, keys: Keys, allow_anonymous: bool) -> Settings:
+def safe(settings: Settings, place: ListenConfig, keys: Keys, allow_anonymous: bool) -> Settings:
     """Return the settings, with access restricted as the address requires.
 
     Keys are required if there are any, or if other machines can reach the server. In the latter case nobody gets in
@@ -74,22 +74,22 @@ def lockout(settings: Settings, keys: Keys) -> str:
     return f"Nobody can get in yet: {keys.base.place} has no usable key. Create one: meditune keys create NAME"
 
 
-def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -> Service:
+def open_service(options: ServerOptions, settings: Settings, store: StorePlace) -> Service:
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
-    if wanted.judge and not wanted.index:
+    if options.judge and not options.index:
         raise DataError("--judge checks answers against the passages of an index; name the index with --index.")
     base, metrics = open_store(store), Metrics()
-    place = Path(wanted.model).expanduser()
+    place = Path(options.model).expanduser()
 
     @cache
     def index() -> Index | None:
         """Open the index once, after the first engine, which determines whether torch is loaded."""
-        return open_index(wanted.index) if wanted.index else None
+        return open_index(options.index) if options.index else None
 
     @cache
     def judge() -> Judge | None:
         """Open the judge once, after the index, because it loads torch."""
-        return open_judge(wanted.judge) if wanted.judge else None
+        return open_judge(options.judge) if options.judge else None
 
     def service_for(parts: VersionParts) -> Service:
         return Service(
@@ -108,18 +108,18 @@ def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -
     if is_registry(place):
         registry = Registry(place)
 
-        def load(found: Version) -> VersionParts:
-            known = replace(wanted, model=str(registry.place(found.id)), name=wanted.name or place.resolve().name)
-            return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics, judge)
+        def load(version: Version) -> VersionParts:
+            known = replace(options, model=str(registry.place(version.id)), name=options.name or place.resolve().name)
+            return _parts(known, settings, index, f"{version.id}-{version.weights}", lambda: False, metrics, judge)
 
         releases = VersionRouter(registry, load, settings.follow_s)
-        service, changed = releases.begin(service_for), releases.goes_over_to
+        service, changed = releases.begin(service_for), releases.switch_index
     else:
         version = _version(place)
         service = service_for(
-            _parts(wanted, settings, index, version, lambda: _version(place) != version, metrics, judge)
+            _parts(options, settings, index, version, lambda: _version(place) != version, metrics, judge)
         )
-        changed = service.goes_over_to
+        changed = service.switch_index
     if (opened := index()) is not None:
         follow_index(opened, changed)
     return service
@@ -148,7 +148,7 @@ def _parts(
                 f"{place} is missing, or its model has changed since the server started. Restart the server."
             )
         begun = True
-        return open_engine(options.model, options.engine, settings.at_once, options.url, apart=True, scores=scores)
+        return open_engine(options.model, options.engine, settings.concurrency, options.url, apart=True, scores=scores)
 
     # A model on another server returns with that server, so ending this process wouldn't help.
     restarts = None if options.url else settings.restarts

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from meditune.engines.engine import Engine, Finish, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.errors import EngineUnavailableError, MedituneError, StoreError
-from meditune.observability import LOGGER, span, where
+from meditune.observability import LOGGER, error_location, span
 from meditune.serve.answer_log import METRICS_S
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace, refused
 from meditune.serve.auth import Caller
@@ -132,7 +132,7 @@ class EventStream(Response):
             if not begun:
                 await failure.response()(scope, receive, send)
                 return
-            scope[SCOPE_KEY].broken = failure.status
+            scope[SCOPE_KEY].stream_status = failure.status
             await out(event(failure.as_dict(), self._kind))
         finally:
             making.cancel()
@@ -217,7 +217,7 @@ async def _count(service: Service, caller: Caller, tokens: int) -> None:
         service.metrics.store_failures.inc()
         if caller.daily_tokens:
             raise
-        LOGGER.error("usage wasn't counted", extra=where(error))
+        LOGGER.error("usage wasn't counted", extra=error_location(error))
 
 
 def _refuse_without_engine(service: Service) -> None:

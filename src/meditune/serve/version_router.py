@@ -56,7 +56,7 @@ class LiveVersion:
     id: str
     service: Service
     counts: Counts = field(default_factory=Counts)
-    beside: Counts = field(default_factory=Counts)
+    baseline: Counts = field(default_factory=Counts)
     """The current version's counts when the trial of this version began"""
     users: int = 0
     """The number of running requests that use this version"""
@@ -111,7 +111,7 @@ class VersionRouter:
             live.users += 1
             return live
 
-    def leave(self, live: LiveVersion, failed: bool | None) -> None:
+    def release(self, live: LiveVersion, failed: bool | None) -> None:
         """Record that a request has ended. `failed` is None if the result says nothing about the version."""
         with self._lock:
             live.users -= 1
@@ -124,14 +124,14 @@ class VersionRouter:
         if close:
             _close(live)
 
-    def goes_over_to(self, content: str) -> None:
+    def switch_index(self, content: str) -> None:
         """Record that the index, which all versions share, has new content."""
         with self._lock:
             services = [live.service for live in self._loaded()]
             if self.service is not None:
                 services.append(self.service)
             for service in services:
-                service.goes_over_to(content)
+                service.switch_index(content)
 
     def close(self) -> None:
         """Close every version."""
@@ -193,34 +193,34 @@ class VersionRouter:
     def _cant_follow(self, error: Exception) -> None:
         self._report(f"The registry can't be followed, so the served versions stay: {error}")
 
-    def _wanted(self, standing: tuple[str, ...]) -> Version:
+    def _wanted(self, promoted: tuple[str, ...]) -> Version:
         """Return the latest promoted version whose files are complete and that hasn't failed on this server."""
         found = self.registry.servable(self._report)
         if found.id not in self._refused:
             return found
-        left = [id for id in standing if id not in self._refused]
+        left = [id for id in promoted if id not in self._refused]
         return self.registry.checked(left[-1]) if left else found
 
-    def _serve(self, found: Version, standing: tuple[str, ...]) -> None:
+    def _serve(self, version: Version, promoted: tuple[str, ...]) -> None:
         was = self._current
         assert was is not None, "begin() has loaded a version"
-        if was.id == found.id:
+        if was.id == version.id:
             return
-        tried = self._trial[0] if self._trial and self._trial[0].id == found.id else None
-        live = tried or self._opened(found)
+        tried = self._trial[0] if self._trial and self._trial[0].id == version.id else None
+        live = tried or self._opened(version)
         with self._lock:
             # A version that is restored by a rollback was served before, so its failures aren't due to a promotion.
-            self._before = was.counts if _stands_before(was.id, found.id, standing) else Counts()
+            self._before = was.counts if _stands_before(was.id, version.id, promoted) else Counts()
             self._install(live)
             self._current, live.counts = live, Counts()
             if tried:
                 self._trial = None
             elif self._trial:
-                self._trial[0].counts, self._trial[0].beside = Counts(), Counts()
+                self._trial[0].counts, self._trial[0].baseline = Counts(), Counts()
             # Requests without a version, such as those for model names and /docs, get this one.
             for name in PARTS:
                 setattr(self.service, name, getattr(live.service, name))
-        LOGGER.info("another version is served", extra={"version": found.id, "before": was.id})
+        LOGGER.info("another version is served", extra={"version": version.id, "before": was.id})
         self._retire(was)
 
     def _try(self, trial: Trial | None) -> None:
@@ -237,23 +237,23 @@ class VersionRouter:
             with self._lock:
                 self._install(live)
                 self._trial = (live, trial)
-                live.beside = replace(self._current.counts) if self._current else Counts()
+                live.baseline = replace(self._current.counts) if self._current else Counts()
 
-    def _opened(self, found: Version) -> LiveVersion:
-        parts = self._load(found)
+    def _opened(self, version: Version) -> LiveVersion:
+        parts = self._load(version)
         assert self.service is not None, "begin() has created the service"
         view = copy.copy(self.service)
         for name in PARTS:
             setattr(view, name, getattr(parts, name))
         view.tell_model(1)
-        return LiveVersion(found.id, view)
+        return LiveVersion(version.id, view)
 
     def _install(self, live: LiveVersion) -> None:
         """Give a version the index's content if that changed while the version loaded. The lock must be held."""
         assert self.service is not None, "begin() has created the service"
         content = self.service.served.index
         if live.service.served.index != content:
-            live.service.goes_over_to(content)
+            live.service.switch_index(content)
 
     def _retire(self, live: LiveVersion) -> None:
         with self._lock:
@@ -265,7 +265,7 @@ class VersionRouter:
 
     def _is_failing(self, live: LiveVersion) -> bool:
         if self._trial and live is self._trial[0] and self._current:
-            return is_failing(live.counts, self._current.counts.since(live.beside))
+            return is_failing(live.counts, self._current.counts.since(live.baseline))
         judged = live is self._current and self._before.all > 0 and live.counts.all <= JUDGED
         return judged and is_failing(live.counts, self._before)
 
@@ -279,9 +279,9 @@ class VersionRouter:
         why = f"{live.counts.failed} of {live.counts.all} of its requests failed"
         try:
             if tried:
-                self.registry.end_trial(why, of=live.id, withdraw=True)
+                self.registry.end_trial(why, expected=live.id, withdraw=True)
             else:
-                self.registry.rollback(why, of=live.id)
+                self.registry.rollback(why, expected=live.id)
         except MedituneError as error:
             self._report(
                 f"This server no longer serves {live.id} ({why}), but the registry couldn't be changed: {error}"
@@ -291,9 +291,9 @@ class VersionRouter:
         self._wake.set()
 
 
-def _stands_before(id: str, other: str, standing: tuple[str, ...]) -> bool:
+def _stands_before(id: str, other: str, promoted: tuple[str, ...]) -> bool:
     """Return whether one version was promoted before another and neither was rolled back since."""
-    return other in standing and id in standing[: standing.index(other)]
+    return other in promoted and id in promoted[: promoted.index(other)]
 
 
 def _falls(conversation: str, trial: Trial) -> bool:
@@ -351,11 +351,11 @@ def route_request(request: Request, conversation: str) -> Service:
     live = releases.enter(conversation)
     trace: Trace = request.scope[SCOPE_KEY]
     trace.facts["version"] = live.service.served.version
-    trace.ended.append(lambda status: releases.leave(live, None if trace.store_failed else says_failed(status)))
+    trace.ended.append(lambda status: releases.release(live, None if trace.store_failed else is_failure(status)))
     return live.service
 
 
-def says_failed(status: int) -> bool | None:
+def is_failure(status: int) -> bool | None:
     """Return whether the server failed at a request; None if the status says nothing about the server."""
     if status >= 500:
         return True

@@ -66,16 +66,16 @@ class Answers:
     def __init__(self, base: Database) -> None:
         self.base = base
 
-    def keep(self, given: Answer) -> None:
+    def keep(self, record: Answer) -> None:
         """Store an answer; it is on the disk when this returns."""
-        question, answer = (None if text is None else _masked(text) for text in (given.question, given.answer))
-        row = (given.id, given.time or time.time(), given.who, given.route, given.model, given.index_content)
+        question, answer = (None if text is None else _masked(text) for text in (record.question, record.answer))
+        row = (record.id, record.time or time.time(), record.who, record.route, record.model, record.index_content)
         with self.base.changing() as base:
             self.base.in_turn(base)
             base.execute(
                 "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts, question, answer) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, given.outcome, json.dumps(dict(given.facts)), question, answer),
+                (*row, record.outcome, json.dumps(dict(record.facts)), question, answer),
             )
 
     def get(self, id: str) -> Answer | None:
@@ -84,22 +84,25 @@ class Answers:
             row = base.execute("SELECT * FROM answers WHERE id = ?", (id,)).fetchone()
         return _answer(row) if row else None
 
-    def say(self, said: Feedback) -> bool:
+    def add_feedback(self, feedback: Feedback) -> bool:
         """Store feedback, which replaces the same caller's earlier feedback; it is on the disk when this returns.
 
         Returns False if there is no such answer.
         """
-        reasons = json.dumps([_masked(each) for each in said.reasons])
-        texts, rest = (_masked(said.comment), _masked(said.correction)), (said.decision, int(said.expert))
+        reasons = json.dumps([_masked(each) for each in feedback.reasons])
+        texts, rest = (
+            (_masked(feedback.comment), _masked(feedback.correction)),
+            (feedback.decision, int(feedback.expert)),
+        )
         with self.base.changing() as base:
-            if base.execute("SELECT 1 FROM answers WHERE id = ?", (said.answer,)).fetchone() is None:
+            if base.execute("SELECT 1 FROM answers WHERE id = ?", (feedback.answer,)).fetchone() is None:
                 return False
             base.execute(
                 "INSERT INTO feedback (answer, who, time, rating, reasons, comment, correction, decision, expert) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer, who) DO UPDATE SET time = excluded.time, "
                 "rating = excluded.rating, reasons = excluded.reasons, comment = excluded.comment, "
                 "correction = excluded.correction, decision = excluded.decision, expert = excluded.expert",
-                (said.answer, said.who, said.time or time.time(), said.rating, reasons, *texts, *rest),
+                (feedback.answer, feedback.who, feedback.time or time.time(), feedback.rating, reasons, *texts, *rest),
             )
         return True
 
@@ -107,11 +110,11 @@ class Answers:
         """Delete an answer with its feedback and its shadow answer; return whether it existed."""
         return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, f"{id}-{SHADOW}"))
 
-    def delete_all_of(self, who: str) -> int:
+    def delete_all_of(self, caller: str) -> int:
         """Delete a key's answers and its feedback on other answers, and return the number of answers."""
         with self.base.changing() as base:
-            base.execute("DELETE FROM feedback WHERE who = ?", (who,))
-        return self._delete("DELETE FROM answers WHERE who = ?", who)
+            base.execute("DELETE FROM feedback WHERE who = ?", (caller,))
+        return self._delete("DELETE FROM answers WHERE who = ?", caller)
 
     def prune(self, days: float) -> int:
         """Delete answers older than this many days, with their feedback, and return the number of answers."""

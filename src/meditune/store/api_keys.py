@@ -115,12 +115,12 @@ class Keys:
         with self.base.opened() as base:
             return base.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
 
-    def who(self, given: str) -> Key | None:
+    def authenticate(self, plain_key: str) -> Key | None:
         """Return the usable key with this plain text; None if there is none.
 
         Every hash is compared in constant time, for unknown ids too.
         """
-        prefix, _, rest = given.partition("-")
+        prefix, _, rest = plain_key.partition("-")
         id, _, secret = rest.partition("-")
         with self.base.opened() as base:
             row = base.execute("SELECT * FROM keys WHERE id = ?", (id if prefix == "mt" else "",)).fetchone()
@@ -157,19 +157,19 @@ class Usage:
     def __init__(self, base: Database) -> None:
         self.base = base
 
-    def add(self, who: str, tokens: int) -> None:
+    def add(self, caller: str, tokens: int) -> None:
         """Count one request with its tokens for today (UTC)."""
         with self.base.opened() as base:
             base.execute(
                 "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT (who, day) DO UPDATE "
                 "SET requests = usage.requests + 1, tokens = usage.tokens + excluded.tokens",
-                (who, _today(), tokens),
+                (caller, _today(), tokens),
             )
 
-    def today(self, who: str) -> int:
+    def today(self, caller: str) -> int:
         """Return the number of tokens that a caller used today (UTC)."""
         with self.base.opened() as base:
-            row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (who, _today())).fetchone()
+            row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (caller, _today())).fetchone()
         return row[0] if row else 0
 
     def prune(self, days: float) -> None:

@@ -121,27 +121,27 @@ VERSIONS = (
 )
 
 
-def migrate(connection: Connection, found: int, place: str, postgres: bool) -> None:
+def migrate(connection: Connection, version: int, location: str, postgres: bool) -> None:
     """Apply every missing migration in this connection's transaction, which must exclude other changes of the tables.
 
-    `found` is the version of a database without a table `versions`. Raises StoreError if the version is unknown here.
+    `version` is the version of a database without a table `versions`. Raises StoreError if the version is unknown here.
     """
     connection.execute(VERSIONS)
     (noted,) = connection.execute("SELECT max(version) FROM versions").fetchone()
-    found = max(found, noted or 0)
-    refuse_later(found, place)
+    version = max(version, noted or 0)
+    refuse_later(version, location)
     for step in STEPS:
-        if step.version > found:
+        if step.version > version:
             for statement in filter(str.strip, (step.postgres if postgres else step.sqlite).split(";")):
                 connection.execute(statement)
         if step.version > (noted or 0):
             connection.execute("INSERT INTO versions VALUES (?, ?, ?)", (step.version, time.time(), __version__))
 
 
-def refuse_later(found: int, place: str) -> None:
+def refuse_later(version: int, location: str) -> None:
     """Raise StoreError if the tables have a later version than this Meditune knows."""
-    if found > LATEST:
-        raise StoreError(f"{place} was created by a later version of Meditune. Update Meditune on this machine.")
+    if version > LATEST:
+        raise StoreError(f"{location} was created by a later version of Meditune. Update Meditune on this machine.")
 
 
 log = logging.getLogger(__name__)

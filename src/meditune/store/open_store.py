@@ -8,7 +8,7 @@ from pathlib import Path
 from meditune.store.database import FILE, Database, SQLiteDatabase
 from meditune.store.postgresql import SCHEMES, Postgres, without_password
 
-Place = str | Path
+StoreLocation = str | Path
 """A folder, the SQLite file in it, or a URL"""
 
 
@@ -17,27 +17,27 @@ def default_place() -> str:
     return os.environ.get("MEDITUNE_STORE") or str(Path.home() / ".local" / "share" / "meditune")
 
 
-def is_url(place: Place) -> bool:
+def is_url(location: StoreLocation) -> bool:
     """Return whether the location is a database URL."""
-    return str(place).startswith(SCHEMES)
+    return str(location).startswith(SCHEMES)
 
 
-def named(place: Place) -> str:
+def named(location: StoreLocation) -> str:
     """Return the location as it may be displayed or logged: a URL without its password."""
-    return without_password(str(place)) if is_url(place) else str(place)
+    return without_password(str(location)) if is_url(location) else str(location)
 
 
-def exists(place: Place) -> bool:
+def exists(location: StoreLocation) -> bool:
     """Return whether a folder contains a store; always True for a URL, which is only checked by opening it."""
-    return is_url(place) or (folder_of(place) / FILE).is_file()
+    return is_url(location) or (folder_of(location) / FILE).is_file()
 
 
-def folder_of(place: Place) -> Path:
+def folder_of(location: StoreLocation) -> Path:
     """Return the folder for a location that names the folder or the file in it."""
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     return path.parent if path.name == FILE else path
 
 
-def open_store(place: Place) -> Database:
+def open_store(location: StoreLocation) -> Database:
     """Open the store at this location; create it if it doesn't exist. Raises StoreError if it can't be used."""
-    return Postgres(str(place)) if is_url(place) else SQLiteDatabase(folder_of(place))
+    return Postgres(str(location)) if is_url(location) else SQLiteDatabase(folder_of(location))

@@ -61,7 +61,7 @@ def audited(examples, protected=(), **spec):
 
 
 def left(audit):
-    return [example.id for examples in audit.left.values() for example in examples]
+    return [example.id for examples in audit.remaining.values() for example in examples]
 
 
 def done(audit):
@@ -86,7 +86,7 @@ def test_each_rule_can_drop_flag_and_be_off(rule):
     assert left(dropped) == ["own:2"]
     assert done(dropped) == {rule: {"drop": 1}}
     flagged = audited([bad], rules=off | {rule: "flag"})
-    assert flagged.left == {"own": [bad]}
+    assert flagged.remaining == {"own": [bad]}
     assert done(flagged) == {rule: {"flag": 1}}
     assert done(audited([bad], rules=off)) == {}
 
@@ -94,7 +94,7 @@ def test_each_rule_can_drop_flag_and_be_off(rule):
 @pytest.mark.parametrize("rule", ["encoding", "layout", "boilerplate"])
 def test_what_can_be_mended_is(rule):
     audit = audited([example_row(1, **BAD[rule])])
-    [after] = audit.left["own"]
+    [after] = audit.remaining["own"]
     assert after.answer == (ANSWER.replace("medicine", "médicine") if rule == "encoding" else ANSWER)
     assert audit.facts()["changed"] == 1
 
@@ -108,7 +108,7 @@ def test_official_test_items_and_rows_to_keep_are_only_looked_at():
         for changes in BAD.values():
             bad = example_row(1, **changes)
             audit = audited([bad], rules=dict.fromkeys(RULES, "drop"), **spec)
-            assert audit.left == {"own": [bad]}
+            assert audit.remaining == {"own": [bad]}
             assert all(set(actions) == {"flag"} for actions in done(audit).values())
 
 
@@ -134,7 +134,7 @@ def test_a_training_row_goes_that_says_what_a_test_item_says():
     near = example_row(3, answer=ANSWER.replace("Most people", "Many people"))
     audit = audited([example_row(1), example_row(2, question="What is gout?"), near], protected=["own:3"])
     assert left(audit) == ["own:1", "own:2", "own:3"]
-    one, two, three = audit.left["own"]
+    one, two, three = audit.remaining["own"]
     splits = audit.between(Splits([one], [two], [three], "official"))
     assert (splits.train, splits.dev, splits.test) == ([], [two], [three])
     assert done(audit)["cross_split"] == {"drop": 1}
@@ -152,9 +152,9 @@ def test_a_training_row_goes_that_says_what_a_test_item_says():
 def test_a_question_asked_again(action, ids, groups):
     other = "Inhaled steroids come first, and asthma tablets where these don't do."
     audit = audited([example_row(1), example_row(2, answer=other)], rules={"repeated_question": action})
-    assert [(e.id, e.group) for e in audit.left["own"]] == list(zip(ids, groups, strict=True))
+    assert [(e.id, e.group) for e in audit.remaining["own"]] == list(zip(ids, groups, strict=True))
     if action == "merge":
-        assert audit.left["own"][0].references() == [ANSWER, other]
+        assert audit.remaining["own"][0].references() == [ANSWER, other]
 
 
 def test_a_question_asked_again_takes_no_row_from_its_own_group():
@@ -165,7 +165,7 @@ def test_a_question_asked_again_takes_no_row_from_its_own_group():
     ]
     others = [each.model_copy(update={"group": "patient-2"}) for each in others]
     audit = audited([example_row(1), *others], rules={"repeated_question": "group"})
-    assert [e.group for e in audit.left["own"]] == ["group-1", "patient-2", "patient-2"]
+    assert [e.group for e in audit.remaining["own"]] == ["group-1", "patient-2", "patient-2"]
 
 
 def test_restricted_rows_are_shown_by_their_id_only():
@@ -445,8 +445,8 @@ def test_the_rows_that_are_left_are_written_in_order(tmp_path):
     audit.rows({"own": list(read(path, Rejects()))})
     quality, _ = audited_folder(path, tmp_path / "out", stream=True, workers=2)
     left = pyarrow.parquet.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
-    assert [row["id"] for row in left] == [example.id for example in audit.left["own"]]
-    assert [row["answer"] for row in left] == [example.answer for example in audit.left["own"]]
+    assert [row["id"] for row in left] == [example.id for example in audit.remaining["own"]]
+    assert [row["answer"] for row in left] == [example.answer for example in audit.remaining["own"]]
     assert left[0]["meta"] == '{"topic": "x"}'
     assert quality["stream"] == {"engine": "local", "workers": 2, "rows": len(left)}
 

@@ -224,7 +224,7 @@ FORM = [
 
 
 def found(*examples):
-    return [(pair.first, pair.again, pair.exact) for pair in pairs(examples)]
+    return [(pair.first, pair.repeat, pair.exact) for pair in pairs(examples)]
 
 
 def test_the_same_but_for_case_and_punctuation():
@@ -298,7 +298,7 @@ def test_the_known_duplicates_of_medquad_are_found(real_data):
     exact = [pair for pair in pairs(examples) if pair.exact]
     plain = len(examples) - len({(each.question, each.answer) for each in examples})
     assert len(exact) >= plain >= 48
-    gone = {pair.again for pair in exact}
+    gone = {pair.repeat for pair in exact}
     left = [example for index, example in enumerate(examples) if index not in gone]
     assert len(repeated_questions(left)) >= 2_062 - len(exact)
 

@@ -76,7 +76,7 @@ def test_ratings_are_waited_for(tmp_path):
     folder = tmp_path / "store"
     answers = fill_store(folder, requests(600, 8))
     for number in range(1, 401, 2):
-        answers.say(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
+        answers.add_feedback(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
     made = drift_detection.fit_reference(RequestSource(folder), None, None, 17)
     assert made.shares["feedback"].keys() == {"rated", "not rated"}
     made = reference.save(made, tmp_path / "reference")

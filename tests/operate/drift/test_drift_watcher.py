@@ -7,7 +7,7 @@ import pytest
 
 from meditune.operate.drift import drift_detection, notifications, reference
 from meditune.operate.drift.drift_detection import RequestSource
-from meditune.operate.drift.drift_watcher import DriftWatcher, Wanted, outbox_of, state_of
+from meditune.operate.drift.drift_watcher import DriftWatcher, WatcherOptions, outbox_of, state_of
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import from_environment
 from meditune.serve.metrics import Metrics
@@ -35,7 +35,7 @@ def good(tmp_path_factory):
 def watched(good, tmp_path):
     reference.save(good, tmp_path / "reference")
     SQLiteDatabase(tmp_path)
-    return Wanted(str(tmp_path), tmp_path / "reference", 0.05, "https://here/admin#drift")
+    return WatcherOptions(str(tmp_path), tmp_path / "reference", 0.05, "https://here/admin#drift")
 
 
 def drifted(folder, first=601, seed=7):
@@ -51,13 +51,13 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     with listening() as (url, got):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         fill_store(tmp_path, requests(100, 6, first=401))
-        quiet = watching.look()
+        quiet = watching.check_once()
         assert (quiet["requests"], quiet["alerts"], got) == (100, [], [])
         assert figure(metrics, "meditune_drift_checked ") == 100
         drifted(tmp_path)
-        found = watching.look()
+        found = watching.check_once()
         assert [alert["signal"] for alert in found["alerts"]] == ["confidence"]
-        watching.look()
+        watching.check_once()
     (sent,) = [json.loads(body) for _, _, body in got]
     assert sent["title"].startswith("Drift: confidence")
     assert sent["link"] == "https://here/admin#drift"
@@ -74,13 +74,13 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
 def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
     watching = DriftWatcher(watched, Metrics().drifted, [])
     drifted(tmp_path)
-    shown = watching.look()["alerts"][0]["evidence"]["examples"]
+    shown = watching.check_once()["alerts"][0]["evidence"]["examples"]
     assert Answers(SQLiteDatabase(tmp_path)).delete(shown[0]["id"])
-    left = watching.look()["alerts"][0]["evidence"]["examples"]
+    left = watching.check_once()["alerts"][0]["evidence"]["examples"]
     assert left == shown[1:]
     assert overview(SQLiteDatabase(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left
     assert Monitor.load(state_of(watched.reference), reference.load(watched.reference)).alerts()[0].evidence == {
-        **watching.look()["alerts"][0]["evidence"],
+        **watching.check_once()["alerts"][0]["evidence"],
     }
 
 
@@ -89,13 +89,13 @@ def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
     with listening([503] * 3) as (url, got):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         drifted(tmp_path)
-        (said,) = watching.look()["unsent"]
+        (said,) = watching.check_once()["unsent"]
         assert "not sent by webhook (answers 503)" in said
         assert figure(metrics, "meditune_alerts_unsent ") == 1
         assert overview(SQLiteDatabase(tmp_path))["drift"][0]["unsent"] == [said]
         assert len(got) == 3
         # Nothing new came; what wasn't sent goes out all the same.
-        assert watching.look()["unsent"] == []
+        assert watching.check_once()["unsent"] == []
         assert len(got) == 4
     assert figure(metrics, "meditune_alerts_unsent ") == 0
     assert "sent" in meditune("drift", "status", "--reference", watched.reference).out
@@ -106,22 +106,22 @@ def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
         channels = from_environment({"MEDITUNE_ALERT_WEBHOOK": url})
         first = DriftWatcher(watched, lambda _: None, channels)
         drifted(tmp_path)
-        first.look()
+        first.check_once()
         fill_store(tmp_path, requests(30, 8, first=901))
-        first.look()
+        first.check_once()
         # Killed: the lock goes with the process, what came since the state was kept is read again.
         first._lock.release()
-        again = DriftWatcher(watched, lambda _: None, channels).look()
+        again = DriftWatcher(watched, lambda _: None, channels).check_once()
         assert again["requests"] == 110
         assert len(again["alerts"]) == len(got) == 1
 
 
 def test_a_second_server_waits_for_the_first(watched, tmp_path):
     first, second = (DriftWatcher(watched, lambda _: None) for _ in range(2))
-    assert first.look()["problem"] == ""
-    assert "will start checking when the other one ends" in second.look()["problem"]
+    assert first.check_once()["problem"] == ""
+    assert "will start checking when the other one ends" in second.check_once()["problem"]
     first._lock.release()
-    assert second.look()["problem"] == ""
+    assert second.check_once()["problem"] == ""
 
 
 def test_a_locked_store_is_named_and_the_next_look_goes_on(watched, tmp_path, monkeypatch):
@@ -133,10 +133,10 @@ def test_a_locked_store_is_named_and_the_next_look_goes_on(watched, tmp_path, mo
     with sqlite3.connect(tmp_path / "meditune.sqlite", isolation_level=None) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("BEGIN EXCLUSIVE")
-        assert "locked" in watching.look()["problem"]
+        assert "locked" in watching.check_once()["problem"]
         assert figure(metrics, "meditune_drift_failing ") == 1
     holder.close()
-    assert watching.look()["problem"] == ""
+    assert watching.check_once()["problem"] == ""
     assert figure(metrics, "meditune_drift_failing ") == 0
 
 

@@ -383,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def update_by_query(served: PubMed, folder: Path, *words: object, query: str = "all") -> Result:
     """An update by query."""
-    asked = ("--query", query, "--email", "me@clinic.org", "--eutils", f"{served.url}/entrez/eutils")
+    asked = ("--query", query, "--email", "me@clinic.org", "--eutils-url", f"{served.url}/entrez/eutils")
     return meditune("update", folder / "library", *asked, *words)
 
 

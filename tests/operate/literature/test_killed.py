@@ -111,7 +111,7 @@ def forked(served: PubMed, work: Path, event: int | None = None, seen: mmap.mmap
         if (name in CHANGES or writes) and any(str(value).startswith(str(work)) for value in given):
             happens()
 
-    together = Library.together
+    together = Library.transaction
 
     @contextmanager
     def watched(library: Library) -> Iterator[None]:
@@ -122,9 +122,9 @@ def forked(served: PubMed, work: Path, event: int | None = None, seen: mmap.mmap
 
     code = 1
     try:
-        Library.together = watched  # type: ignore[method-assign]
+        Library.transaction = watched  # type: ignore[method-assign]
         sys.addaudithook(look)
-        wanted = literature_update.Wanted(
+        wanted = literature_update.UpdateOptions(
             **WANTED,
             eutils=f"{served.url}/entrez/eutils",
             files=f"{served.url}/updatefiles",
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path
         served.add(*(Paper(pmid) for pmid in range(101, 501)))
         served.fail("efetch", "", "429:60")
         words = ["update", "library", "--query", "all", "--email", "me@clinic.org"]
-        command = [sys.executable, "-m", "meditune", *words, "--eutils", f"{served.url}/entrez/eutils"]
+        command = [sys.executable, "-m", "meditune", *words, "--eutils-url", f"{served.url}/entrez/eutils"]
         environment = os.environ | {
             "MEDITUNE_DATA": str(tmp_path),
             "MEDITUNE_OFFLINE": "1",

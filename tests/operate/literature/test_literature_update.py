@@ -104,7 +104,7 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
         Paper(104, revised="2026-02-02", links=[("CorrectedandRepublishedIn", 106, "J. 2026;1:1")]),
         Paper(107, revised="2026-02-02", links=[("ExpressionOfConcernIn", 903, "J. 2026;1:1")]),
     )
-    result = meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
+    result = meditune("update", tmp_path / "library", "--update-files", served.folder, "--index", tmp_path / "index")
     assert result.code == 0, result
     assert [each["pmid"] for each in library_rows(tmp_path, "retracted.jsonl")] == ["102", "101"]
     assert {each["notice"] for each in library_rows(tmp_path, "retracted.jsonl")} == {"901", "902"}
@@ -114,7 +114,7 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
     assert [each["id"] for each in library_rows(tmp_path, "pairs.jsonl")] == ["105"]
     # The newer version goes; the older one stands again.
     update_file(served.folder, 1342, deletes(105))
-    meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
+    meditune("update", tmp_path / "library", "--update-files", served.folder, "--index", tmp_path / "index")
     assert sorted(set(documents_found(tmp_path, "treatment"))) == ["pubmed:103", "pubmed:107"]
 
 
@@ -194,7 +194,7 @@ def test_what_isnt_fit_is_left_out_with_the_reason(served: PubMed, tmp_path: Pat
             ],
         ),
     )
-    result = meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
+    result = meditune("update", tmp_path / "library", "--update-files", served.folder, "--index", tmp_path / "index")
     assert result.code == 0, result
     for reason in (
         "1 says the same as",

@@ -28,7 +28,7 @@ def test_a_malformed_record_is_named_and_the_rest_goes_on(served: PubMed, tmp_pa
     never = Paper(104).xml().replace("</PubmedArticle>", "")
     none = Paper(105).xml().replace('<PMID Version="1">105</PMID>', "")
     update_file(served.folder, 1340, Paper(101), bad, Paper(103), never, none, Paper(106))
-    result = meditune("update", tmp_path / "library", "--files", served.folder)
+    result = meditune("update", tmp_path / "library", "--update-files", served.folder)
     assert result.code == 0, result
     assert "3 new" in result.out
     rejects = library_rows(tmp_path, "rejects.jsonl")
@@ -46,7 +46,7 @@ def test_update_files_are_applied_once_and_in_order(served: PubMed, tmp_path: Pa
     folder = served.folder
     update_file(folder, 1340, Paper(101), Paper(102), deletes(103, 102))  # a deletion before its article comes
     update_file(folder, 1341, Paper(103), Paper(101, revised="2026-01-05"))  # and a duplicate that is older
-    result = meditune("update", tmp_path / "library", "--files", folder, "--index", tmp_path / "index")
+    result = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
     assert result.code == 0, result
     assert "Update files applied: 2 (pubmed26n1340.xml.gz to pubmed26n1341.xml.gz)" in result.out
     assert "1 older than what is there" in result.out
@@ -54,20 +54,23 @@ def test_update_files_are_applied_once_and_in_order(served: PubMed, tmp_path: Pa
     assert sorted(set(documents_found(tmp_path, "treatment"))) == ["pubmed:101", "pubmed:103"]
 
     update_file(folder, 1342, Paper(101), deletes(103))
-    again = meditune("update", tmp_path / "library", "--files", folder, "--index", tmp_path / "index")
+    again = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
     assert "Update files applied: 1 (pubmed26n1342.xml.gz)" in again.out
     assert documents_found(tmp_path, "treatment") == ["pubmed:101"]
-    nothing = meditune("update", tmp_path / "library", "--files", folder, "--index", tmp_path / "index")
+    nothing = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
     assert nothing.code == 0
     assert "Update files" not in nothing.out
 
     update_file(folder, 1344, Paper(110))
-    gap = meditune("update", tmp_path / "library", "--files", folder)
+    gap = meditune("update", tmp_path / "library", "--update-files", folder)
     assert gap.code == 3
     assert "pubmed26n1343.xml.gz is missing" in gap.err
-    assert meditune("update", tmp_path / "library", "--files", folder, "--first", "pubmed26n1344.xml.gz").code == 0
+    assert (
+        meditune("update", tmp_path / "library", "--update-files", folder, "--first-file", "pubmed26n1344.xml.gz").code
+        == 0
+    )
     update_file(folder, 1, Paper(111), year=27)
-    assert meditune("update", tmp_path / "library", "--files", folder).code == 0
+    assert meditune("update", tmp_path / "library", "--update-files", folder).code == 0
 
 
 def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_path: Path) -> None:
@@ -76,18 +79,20 @@ def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_p
     cut = update_file(folder, 1341, Paper(102))
     cut.write_bytes(cut.read_bytes()[:-30])
     update_file(folder, 1342, Paper(103))
-    result = meditune("update", tmp_path / "library", "--files", folder)
+    result = meditune("update", tmp_path / "library", "--update-files", folder)
     assert result.code == 3
     assert "pubmed26n1341.xml.gz: its MD5 is" in result.err
     assert "1 new" in result.out
     cut.with_name(f"{cut.name}.md5").unlink()
-    assert "pubmed26n1341.xml.gz.md5 is missing" in meditune("update", tmp_path / "library", "--files", folder).err
+    assert (
+        "pubmed26n1341.xml.gz.md5 is missing" in meditune("update", tmp_path / "library", "--update-files", folder).err
+    )
     # Published damaged: what can be read is taken, the rest said.
     update_file(folder, 1341, Paper(102))
     broken = cut.read_bytes()[:-30]
     cut.write_bytes(broken)
     cut.with_name(f"{cut.name}.md5").write_text(f"{hashlib.md5(broken).hexdigest()}  {cut.name}\n")
-    result = meditune("update", tmp_path / "library", "--files", folder)
+    result = meditune("update", tmp_path / "library", "--update-files", folder)
     assert result.code == 0, result
     assert "is truncated" in result.out
     assert "Update files applied: 2" in result.out
@@ -98,7 +103,7 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     (served.folder / "pubmed26n1340_stats.html").write_text("<html></html>")
     served.fail("file", "cut", "500", "", "damaged")
     served.fail("md5", "html", "503")
-    words = ("update", tmp_path / "library", "--files", f"{served.url}/updatefiles/", "--email", "me@clinic.org")
+    words = ("update", tmp_path / "library", "--update-files", f"{served.url}/updatefiles/", "--email", "me@clinic.org")
     result = meditune(*words)
     assert result.code == 3  # a page for people isn't an MD5
     assert "contains no MD5" in result.err

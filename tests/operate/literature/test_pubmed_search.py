@@ -142,7 +142,7 @@ def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_pat
     result = update_by_query(served, tmp_path)
     assert result.code == 3
     assert "more than 3 articles for 'all' that changed on 2026/05/28" in result.err
-    assert "--files" in result.err
+    assert "--update-files" in result.err
 
 
 def test_a_page_with_too_few_articles_is_asked_for_again(served: PubMed, tmp_path: Path) -> None:

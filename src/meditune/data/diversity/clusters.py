@@ -34,7 +34,7 @@ NEIGHBOURS = 30
 
 
 @dataclass(frozen=True)
-class Asked:
+class SurveyQuestion:
     """A question and the set that it belongs to."""
 
     example: Example
@@ -42,7 +42,7 @@ class Asked:
     """"train", "test", or "before" where sets are compared"""
 
 
-def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[Asked]:
+def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion]:
     """Return a seeded sample of at most MOST examples, in proportion to the sets' sizes."""
     total = sum(map(len, sets.values()))
     share = min(1.0, MOST / max(1, total))
@@ -50,11 +50,11 @@ def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[Asked]:
     for name, examples in sets.items():
         count = max(min(len(examples), 1), int(share * len(examples)))
         indices = random.Random(f"{seed}/clusters/{name}").sample(range(len(examples)), count)
-        found += [Asked(examples[index], name) for index in sorted(indices)]
+        found += [SurveyQuestion(examples[index], name) for index in sorted(indices)]
     return found
 
 
-def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dict[str, Any]:
+def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed: int) -> dict[str, Any]:
     """Return `clusters`, `effective`, `vendi` and `points`.
 
     A cluster (k-means) has its `name`, its number of `questions` (total, by `source` and by `where`), and the question
@@ -64,9 +64,9 @@ def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dic
     """
     from sklearn.cluster import KMeans
 
-    about = [", ".join(focus(each.example)) or each.example.question for each in asked]
+    about = [", ".join(focus(each.example)) or each.example.question for each in questions]
     vectors = embed(about)
-    count = min(count, len(asked))
+    count = min(count, len(questions))
     fitted = KMeans(count, n_init=4, random_state=seed).fit(vectors)
     labels = [int(label) for label in fitted.labels_]
     names = _names(about, labels, count)
@@ -81,19 +81,19 @@ def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dic
                 "cluster": cluster,
                 "name": names[cluster],
                 "questions": len(members),
-                "source": dict(Counter(asked[index].example.source for index in members)),
-                "where": dict(Counter(asked[index].where for index in members)),
-                "example": _shown(asked[nearest].example),
+                "source": dict(Counter(questions[index].example.source for index in members)),
+                "where": dict(Counter(questions[index].where for index in members)),
+                "example": _shown(questions[nearest].example),
             }
         )
     rows.sort(key=lambda row: -row["questions"])
-    sets = dict.fromkeys(each.where for each in asked)
+    sets = dict.fromkeys(each.where for each in questions)
     return {
-        "questions": len(asked),
+        "questions": len(questions),
         "clusters": rows,
         "effective": round(shannon(Counter(map(str, labels))), 2),
-        "vendi": {name: round(vendi(vectors[[each.where == name for each in asked]]), 1) for name in sets},
-        "points": _map(asked, vectors, labels, seed),
+        "vendi": {name: round(vendi(vectors[[each.where == name for each in questions]]), 1) for name in sets},
+        "points": _map(questions, vectors, labels, seed),
     }
 
 
@@ -103,7 +103,7 @@ def vendi(vectors: Vectors) -> float:
     return shannon({str(index): float(value) for index, value in enumerate(values) if value > 1e-12})
 
 
-def _names(about: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
+def _names(texts: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
     """Name each cluster by words that are frequent in it and rare elsewhere (class-based TF-IDF, Grootendorst 2022,
     arXiv:2203.05794)."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
@@ -111,7 +111,7 @@ def _names(about: Sequence[str], labels: Sequence[int], count: int) -> list[str]
     said_often = [*ENGLISH_STOP_WORDS, *_SAY_LITTLE]
     vectorizer = CountVectorizer(stop_words=said_often, token_pattern=r"(?u)\b[^\W\d_][\w-]{2,}\b", binary=True)
     try:
-        table = vectorizer.fit_transform(about)
+        table = vectorizer.fit_transform(texts)
     except ValueError:
         # scikit-learn raises this if the texts contain only stop words.
         return [f"cluster {cluster + 1}" for cluster in range(count)]
@@ -133,11 +133,13 @@ def _telling(words: Sequence[str], weights: NDArray[np.float64]) -> str:
     return ", ".join(found)
 
 
-def _map(asked: Sequence[Asked], vectors: Vectors, labels: Sequence[int], seed: int) -> list[dict[str, Any]]:
+def _map(
+    questions: Sequence[SurveyQuestion], vectors: Vectors, labels: Sequence[int], seed: int
+) -> list[dict[str, Any]]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(asked)), min(DRAWN, len(asked))))
+    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(questions)), min(DRAWN, len(questions))))
     if len(drawn) < 4:
         return []
     flat = PCA(min(50, len(drawn) - 1, vectors.shape[1]), random_state=seed).fit_transform(vectors[drawn])
@@ -150,9 +152,9 @@ def _map(asked: Sequence[Asked], vectors: Vectors, labels: Sequence[int], seed: 
             "x": round(float(x), 4),
             "y": round(float(y), 4),
             "cluster": labels[index],
-            "source": asked[index].example.source,
-            "where": asked[index].where,
-            "question": _shown(asked[index].example),
+            "source": questions[index].example.source,
+            "where": questions[index].where,
+            "question": _shown(questions[index].example),
         }
         for index, (x, y) in zip(drawn, places, strict=True)
     ]

@@ -33,7 +33,7 @@ _DOMINANCE = ("source", "collection", "question_type", "semantic_type", "subject
 _UNEVENNESS = ("question_type", "semantic_type", "subject")
 
 
-def remarks(train: Mapping[str, Any], apart: Mapping[str, float]) -> list[Remark]:
+def remarks(train: Mapping[str, Any], distances: Mapping[str, float]) -> list[Remark]:
     """Return `rule`, `said` and `advice` for each imbalance in the profile of the training split."""
     if train["examples"] < FEWEST:
         return [
@@ -45,7 +45,7 @@ def remarks(train: Mapping[str, Any], apart: Mapping[str, float]) -> list[Remark
         ]
     dimensions = train["dimensions"]
     found = [*_decisions(dimensions.get("decision")), *_dominant(dimensions), *_uneven(dimensions)]
-    return [*found, *_hard(dimensions.get("reading_grade")), *_people(dimensions.get("people")), *_apart(apart)]
+    return [*found, *_hard(dimensions.get("reading_grade")), *_people(dimensions.get("people")), *_apart(distances)]
 
 
 def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
@@ -136,8 +136,8 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
         }
 
 
-def _apart(apart: Mapping[str, float]) -> Iterator[Remark]:
-    far = {name: value for name, value in apart.items() if value > APART}
+def _apart(distances: Mapping[str, float]) -> Iterator[Remark]:
+    far = {name: value for name, value in distances.items() if value > APART}
     if far:
         listed = ", ".join(f"{_what(name).lower()} {100 * value:.0f} %" for name, value in far.items())
         yield {

@@ -94,7 +94,7 @@ NEEDED = (("question",), ("chosen",), ("rejected",))
 
 
 def from_rows(
-    found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
+    rows: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Pair]:
     """Yield pairs from (place, columns) with the columns question, chosen and rejected.
 
@@ -103,7 +103,7 @@ def from_rows(
     required value, with two equal answers, or with a repeated id go to `rejects`. Raises DataError if a required column
     is missing, and with the message `no_rows` if there are no rows.
     """
-    yield from records(found, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+    yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
 def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:
@@ -132,57 +132,57 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
     ), ""
 
 
-def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
+def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
     """Return the example's answer with one random corruption of this kind; None if there is nothing to corrupt.
 
     `others` are the examples from which the kind `other` takes an answer: one from another group with another text.
     """
     if kind == "other":
-        return _another(example, others, chance)
-    return {"number": _number, "negation": _negation, "direction": _direction}[kind](example, chance)
+        return _another(example, others, rng)
+    return {"number": _number, "negation": _negation, "direction": _direction}[kind](example, rng)
 
 
-def _number(example: Example, chance: random.Random) -> str | None:
+def _number(example: Example, rng: random.Random) -> str | None:
     """Replace one number by another from the sources or the answer, or by a multiple of itself."""
     text, found = example.answer, list(NUMBER.finditer(example.answer))
     if not found:
         return None
-    match = chance.choice(found)
+    match = rng.choice(found)
     number, decimals = match[0], _decimals(match[0])
     known = " ".join([text, *(passage.text for passage in example.context)])
     candidates = sorted(
         {each for each in NUMBER.findall(known) if _decimals(each) == decimals and value(each) != value(number)}
     )
-    new = chance.choice(candidates) if candidates else f"{value(number) * chance.choice((2, 3)) or 1:.{decimals}f}"
+    new = rng.choice(candidates) if candidates else f"{value(number) * rng.choice((2, 3)) or 1:.{decimals}f}"
     return _replaced(text, match, new)
 
 
-def _negation(example: Example, chance: random.Random) -> str | None:
+def _negation(example: Example, rng: random.Random) -> str | None:
     """Remove one negation; if there is none, insert "not" after an auxiliary verb."""
     text, negated = example.answer, list(NEGATED.finditer(example.answer))
     if negated:
-        match = chance.choice(negated)
+        match = rng.choice(negated)
         plain = match["plain"] or ("can" if len(match[0]) > 2 else "some")
         return _replaced(text, match, _cased(plain, match[0]))
     found = list(NEGATABLE.finditer(text))
     if not found:
         return None
-    match = chance.choice(found)
+    match = rng.choice(found)
     return _replaced(text, match, f"{match[0]}not" if match[0].lower() == "can" else f"{match[0]} not")
 
 
-def _direction(example: Example, chance: random.Random) -> str | None:
+def _direction(example: Example, rng: random.Random) -> str | None:
     found = list(DIRECTION.finditer(example.answer))
     if not found:
         return None
-    match = chance.choice(found)
+    match = rng.choice(found)
     return _replaced(example.answer, match, _cased(OPPOSITE[match[0].lower()], match[0]))
 
 
-def _another(example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
+def _another(example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
     own_answer = _plain(example.answer)
     for _ in range(20):
-        other = chance.choice(others)
+        other = rng.choice(others)
         if other.group != example.group and _plain(other.answer) != own_answer:
             return other.answer
     return None
@@ -192,9 +192,9 @@ def _replaced(text: str, match: re.Match[str], new: str) -> str:
     return text[: match.start()] + new + text[match.end() :]
 
 
-def _cased(word: str, like: str) -> str:
-    """Return the word with an initial capital if `like` has one."""
-    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+def _cased(word: str, template: str) -> str:
+    """Return the word with an initial capital if `template` has one."""
+    return word[:1].upper() + word[1:] if template[:1].isupper() else word
 
 
 def _decimals(number: str) -> int:
@@ -211,10 +211,11 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
     Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds. The kind `other` takes
     answers from these examples only.
     """
-    answered = [example for example in examples if example.answer.strip()]
+    answered = [example for example in examples if example.answer.strip() and not example.turns]
     counts: Counter[Corruption] = Counter()
     pairs: list[Pair] = []
-    without_pair = 0
+    # A pair has no earlier turns, so the last question of a conversation would stand without its context.
+    without_pair = sum(bool(example.turns) for example in examples)
     for example in answered:
         chance = random.Random(f"{seed}/pairs/{example.id}")
         before = len(pairs)

@@ -80,7 +80,7 @@ class Rated:
 
 
 def from_rows(
-    found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
+    rows: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Rated]:
     """Yield ratings from (place, columns) pairs with the columns question, answer and rating (higher is better).
 
@@ -96,7 +96,7 @@ def from_rows(
             return None, "the id belongs to another answer"
         return rated, problem
 
-    yield from records(found, rejects, make, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+    yield from records(rows, rejects, make, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
 def paired(
@@ -265,7 +265,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
     return pairs
 
 
-def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: str) -> bool:
+def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location: str) -> bool:
     """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
     chosen, rejected = (has_column(field, columns, fields, user_pairs.COLUMNS) for field in ("chosen", "rejected"))
     answer, rating = (has_column(field, columns, fields, COLUMNS) for field in ("answer", "rating"))
@@ -274,7 +274,8 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: s
     if chosen or rejected:
         return False
     raise DataError(
-        f"{where}: these are neither pairs (question, chosen, rejected) nor rated answers (question, answer, rating). "
+        f"{location}: these are neither pairs (question, chosen, rejected) nor rated answers "
+        "(question, answer, rating). "
         f"The columns are {list_columns(columns)}. Name them in train.preference.fields, for example "
         "fields: {rating: COLUMN}."
     )

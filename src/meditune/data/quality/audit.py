@@ -38,7 +38,7 @@ class Audit:
     """Ids of official test items"""
     ledger: Ledger = field(default_factory=Ledger)
     read: int = 0
-    left: dict[str, list[Example]] = field(default_factory=dict)
+    remaining: dict[str, list[Example]] = field(default_factory=dict)
     """Rows that remain after the rules, by source and in order"""
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
     """Ids of (nearly) identical rows, and the comparison"""
@@ -60,9 +60,9 @@ class Audit:
             self.note(entries)
             if after is not None:
                 checked.append(after)
-        self.left = {name: [] for name in by_source}
+        self.remaining = {name: [] for name in by_source}
         for example in self._repeated(self._duplicates(checked)):
-            self.left[source_of[example.id]].append(example)
+            self.remaining[source_of[example.id]].append(example)
 
     def between(self, splits: Splits) -> Splits:
         """Return the splits without training rows that are (nearly) identical to a test or development item."""
@@ -83,15 +83,15 @@ class Audit:
         left = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
         return replace(splits, train=left["train"], dev=left["dev"], test=left["test"])
 
-    def note_row(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
+    def note_row(self, row: dict[str, str | None], example: dict[str, str] | None) -> None:
         """Record an entry that the caller made, given as a ledger row and as an example to show.
 
         The caller also counts the affected rows, and passes them to `facts`.
         """
         self.ledger.add_row(row)
         examples = self._shown[str(row["rule"])]
-        if shown is not None and len(examples) < EXAMPLES:
-            examples.append(shown)
+        if example is not None and len(examples) < EXAMPLES:
+            examples.append(example)
 
     def note(self, entries: Iterable[Entry]) -> None:
         """Record entries."""
@@ -133,18 +133,18 @@ class Audit:
         """Return the examples without duplicates; official test items and rows to keep take precedence."""
         ranked = sorted(examples, key=lambda each: (each.id not in self.protected, each.id not in self.spec.keep))
         found = deduplication.pairs(ranked)
-        self.pairs = [(ranked[pair.first].id, ranked[pair.again].id, pair) for pair in self._similar(found)]
+        self.pairs = [(ranked[pair.first].id, ranked[pair.repeat].id, pair) for pair in self._similar(found)]
         out = {ranked[index].id for index in self.repeats(ranked, found)}
         return [example for example in examples if example.id not in out]
 
-    def _similar(self, found: Sequence[Pair]) -> list[Pair]:
-        return [pair for pair in found if pair.alike >= self.spec.near_duplicate_similarity]
+    def _similar(self, pairs: Sequence[Pair]) -> list[Pair]:
+        return [pair for pair in pairs if pair.alike >= self.spec.near_duplicate_similarity]
 
-    def repeats(self, ranked: Sequence[Example], found: Sequence[Pair]) -> set[int]:
+    def repeats(self, ranked: Sequence[Example], duplicates: Sequence[Pair]) -> set[int]:
         """Return the indices of duplicates of earlier rows; in `ranked`, rows that always stay come first."""
-        self.thresholds = deduplication.by_threshold(found)
+        self.thresholds = deduplication.by_threshold(duplicates)
         gone: dict[int, Pair] = {}
-        for again, pairs in groupby(self._similar(found), key=lambda pair: pair.again):
+        for again, pairs in groupby(self._similar(duplicates), key=lambda pair: pair.repeat):
             if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
                 pair, rule = chosen
                 detail = f"{_similarity(pair)} as {ranked[pair.first].id}"
@@ -153,7 +153,7 @@ class Audit:
         return set(gone)
 
     def _chosen(
-        self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
+        self, pairs: Sequence[Pair], dropped: Mapping[int, Pair], ranked: Sequence[Example]
     ) -> tuple[Pair, str] | None:
         """Return a row's decisive pair with an earlier row that stays, and its rule; rules that drop rows come first.
 
@@ -161,10 +161,10 @@ class Audit:
         """
         staying = []
         for pair in pairs:
-            if pair.first in gone:
+            if pair.first in dropped:
                 if not pair.exact:
                     continue
-                pair = replace(gone[pair.first], again=pair.again)
+                pair = replace(dropped[pair.first], repeat=pair.repeat)
             rule = self._rule_of(pair, ranked)
             action = "off" if rule == "cross_split" else getattr(self.spec.rules, rule)
             if action != "off":
@@ -178,14 +178,14 @@ class Audit:
         return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
 
     def asked_again(
-        self, examples: Sequence[Example], found: Iterable[tuple[int, int]]
+        self, examples: Sequence[Example], repeated: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
         """Return the changed rows and the dropped rows among those with a repeated question, by index."""
         action = self.spec.rules.repeated_question
         changed: dict[int, Example] = {}
         gone: set[int] = set()
         members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
-        for first, again in found:
+        for first, again in repeated:
             later, earlier = examples[again], changed.get(first, examples[first])
             detail = f"same question as {earlier.id}"
             if action == "keep" or self._is_fixed(later) or (action == "merge" and self._is_fixed(earlier)):
@@ -211,7 +211,7 @@ class Audit:
         return out
 
     def _rule_of(self, pair: Pair, ranked: Sequence[Example]) -> str:
-        first, again = ranked[pair.first], ranked[pair.again]
+        first, again = ranked[pair.first], ranked[pair.repeat]
         if first.id in self.protected:
             return "cross_split"
         if first.source != again.source:
@@ -263,7 +263,7 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, in
     """Return entries of `quality.json`: counts per source and split, dropped rows, overlap, lengths, diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
     lengths = Lengths()
-    questions = Counter(question_key(example.question) for example in lengths.counted(everything))
+    questions = Counter(question_key(example.user_text) for example in lengths.counted(everything))
     return {
         "sources": read,
         "dropped": dropped,
@@ -310,7 +310,7 @@ def shared(splits: Splits) -> dict[str, dict[str, int]]:
         found[name] = {
             "ids": {example.id for example in examples},
             "groups": {(example.source, example.group) for example in examples},
-            "questions": {question_key(example.question) for example in examples} - asked,
+            "questions": {question_key(example.user_text) for example in examples} - asked,
             "contexts": {key for key in contexts - common if len(key.split()) >= LEAST_WORDS},
         }
     return {

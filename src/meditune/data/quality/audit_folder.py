@@ -262,13 +262,15 @@ def _without_duplicates(audit: Audit, spool: Spool, mapped: Map, folder: Path) -
     return np.sort(np.delete(order, sorted(gone)))
 
 
-def _repeated_questions(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[dict[int, Example], set[int]]:
+def _repeated_questions(
+    audit: Audit, spool: Spool, remaining: NDArray[np.int64]
+) -> tuple[dict[int, Example], set[int]]:
     """Return the changed and dropped rows among those with a repeated question, by their place in the spool."""
     if audit.spec.rules.repeated_question == "off":
         return {}, set()
-    found = deduplication.repeated_questions_among(spool.keys()[1][left])
-    changed, gone = audit.asked_again(spool.examples(left), found)
-    return {int(left[at]): example for at, example in changed.items()}, {int(left[at]) for at in gone}
+    found = deduplication.repeated_questions_among(spool.keys()[1][remaining])
+    changed, gone = audit.asked_again(spool.examples(remaining), found)
+    return {int(remaining[at]): example for at, example in changed.items()}, {int(remaining[at]) for at in gone}
 
 
 PAGE = "audit.html"
@@ -276,12 +278,16 @@ STREAM_BYTES = 100_000_000
 """Files with at least this much text are read as a stream: in memory they take about twenty times as much"""
 
 
-def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
+def recipe_for(recipe_or_table: str, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of that name or file; for a user's own table, a recipe that reads it and splits by group."""
-    if Path(what).suffix.lower() not in FORMATS:
-        return load_recipe(what, overrides).recipe
-    source = {"name": "own", "path": what}
-    own = [f"name={Path(what).stem}", f"data.sources={json.dumps([source])}", "data.quality.rules.layout=mend"]
+    if Path(recipe_or_table).suffix.lower() not in FORMATS:
+        return load_recipe(recipe_or_table, overrides).recipe
+    source = {"name": "own", "path": recipe_or_table}
+    own = [
+        f"name={Path(recipe_or_table).stem}",
+        f"data.sources={json.dumps([source])}",
+        "data.quality.rules.layout=mend",
+    ]
     fixed = ["data.split=group", "data.fallback_to_sample=false"]
     return load_recipe("quickstart", [*own, *fixed, *overrides]).recipe
 
@@ -311,10 +317,10 @@ def audit_folder(
     audit = checked_rows(spec, by_source, phi.left_in)
     problem = ""
     try:
-        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
+        splits = audit.between(split_rows(spec, recipe.seed, audit.remaining, by_source))
     except DataError as error:
         problem = str(error)
-        splits = Splits([example for examples in audit.left.values() for example in examples], [], [], "none")
+        splits = Splits([example for examples in audit.remaining.values() for example in examples], [], [], "none")
     quality = {
         "synthetic": synthetic,
         "recipe": recipe.name,

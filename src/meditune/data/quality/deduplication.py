@@ -37,7 +37,7 @@ class Marks:
     """The digests and shingles by which a row is compared."""
 
     content: Key
-    """Question, context, answer and decision, without letter case and punctuation"""
+    """Question, context, answer, decision and a conversation's other turns, without letter case and punctuation"""
     asked: Key
     """Question and context, normalized in the same way"""
     wording: Key
@@ -60,7 +60,7 @@ class Pair:
     """Two rows, as indices, of which the second (nearly) duplicates the first."""
 
     first: int
-    again: int
+    repeat: int
     alike: float
     """Jaccard index of their words and word pairs; 1 if they differ only in letter case and punctuation"""
     exact: bool = False
@@ -94,16 +94,16 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
             likely.append(Pair(int(unique[one]), int(unique[two]), alike))
     one_per_wording = unique[first_occurrences(rows.wordings[unique]) == np.arange(len(unique))]
     questions = Questions(
-        LazySelection(lambda row: examples[row].question, one_per_wording),
-        ((examples[pair.first].question, examples[pair.again].question) for pair in likely),
+        LazySelection(lambda row: examples[row].user_text, one_per_wording),
+        ((examples[pair.first].user_text, examples[pair.repeat].user_text) for pair in likely),
     )
-    found += [pair for pair in likely if _same(examples[pair.first], examples[pair.again], questions)]
-    return sorted(found, key=lambda pair: (pair.again, pair.first))
+    found += [pair for pair in likely if _same(examples[pair.first], examples[pair.repeat], questions)]
+    return sorted(found, key=lambda pair: (pair.repeat, pair.first))
 
 
-def by_threshold(found: Sequence[Pair]) -> list[dict[str, Any]]:
+def by_threshold(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Return the number of near-duplicate pairs at each of THRESHOLDS, {"alike", "pairs"}, without exact duplicates."""
-    alike: NDArray[np.float64] = np.array([pair.alike for pair in found if not pair.exact])
+    alike: NDArray[np.float64] = np.array([pair.alike for pair in pairs if not pair.exact])
     return [{"alike": each, "pairs": int((alike >= each).sum())} for each in THRESHOLDS]
 
 
@@ -115,28 +115,28 @@ def repeated_questions(examples: Sequence[Example]) -> list[tuple[int, int]]:
     return repeated_questions_among(keys(_asked(example) for example in examples))
 
 
-def repeated_questions_among(asked: Keys) -> list[tuple[int, int]]:
+def repeated_questions_among(question_keys: Keys) -> list[tuple[int, int]]:
     """Return the same as `repeated_questions`, from the rows' Marks.asked."""
-    first = first_occurrences(asked)
+    first = first_occurrences(question_keys)
     return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
 
 
 def marks(example: Example) -> Marks:
     """Return the digests and shingles by which a row is compared."""
-    wording = _digest(*sorted(set(words(example.question))))
-    text = f"{example.question} {example.context_text} {example.answer}"
+    wording = _digest(*sorted(set(words(example.user_text))))
+    text = f"{example.user_text} {example.context_text} {example.answer}"
     return Marks(_content(example), _asked(example), wording, minhash.shingles(text))
 
 
-def keys(found: Iterable[Key]) -> Keys:
+def keys(digests: Iterable[Key]) -> Keys:
     """Return digests as an array."""
-    return np.array(list(found), np.uint64).reshape(-1, 2)
+    return np.array(list(digests), np.uint64).reshape(-1, 2)
 
 
-def first_occurrences(found: Keys) -> NDArray[np.int64]:
+def first_occurrences(keys: Keys) -> NDArray[np.int64]:
     """Return, for each row, the first row with the same key: itself or an earlier one."""
-    order = np.lexsort((found[:, 1], found[:, 0]))
-    ordered = found[order]
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
     begins = np.ones(len(ordered), bool)
     begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     first = np.empty(len(ordered), np.int64)
@@ -153,17 +153,22 @@ class LazySelection(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, at: Any) -> Any:
-        return self._fetch(int(self._rows[at]))
+    def __getitem__(self, index: Any) -> Any:
+        return self._fetch(int(self._rows[index]))
 
 
 def _content(example: Example) -> Key:
-    asked, answer = question_key(example.question), question_key(example.answer)
-    return _digest(asked, context_key(example), answer, example.decision or example.label or "")
+    asked, answer = question_key(example.user_text), question_key(example.answer)
+    return _digest(asked, context_key(example), answer, example.decision or example.label or "", *_others(example))
+
+
+def _others(example: Example) -> list[str]:
+    """Return the system message and the earlier replies of a conversation, normalized."""
+    return [question_key(turn.text) for turn in example.turns or () if turn.role != "user"]
 
 
 def _asked(example: Example) -> Key:
-    return _digest(question_key(example.question), context_key(example))
+    return _digest(question_key(example.user_text), context_key(example))
 
 
 def _digest(*texts: str) -> Key:
@@ -175,12 +180,14 @@ def _digest(*texts: str) -> Key:
     return high, low
 
 
-def _same(one: Example, two: Example, questions: Questions) -> bool:
+def _same(first: Example, second: Example, questions: Questions) -> bool:
     """Return True if questions and answers are the same except for wording."""
-    if (one.decision, one.label) != (two.decision, two.label) or bool(one.answer) != bool(two.answer):
+    if (first.decision, first.label) != (second.decision, second.label) or bool(first.answer) != bool(second.answer):
         return False
-    texts = f"{one.context_text} {one.answer}", f"{two.context_text} {two.answer}"
-    if not questions.same(one.question, two.question, texts, bool(one.context) and bool(two.context)):
+    if _others(first) != _others(second):
         return False
-    alike = minhash.jaccard(*(minhash.shingles(example.answer) for example in (one, two))) if one.answer else 1.0
-    return alike >= ANSWERS_ALIKE and same_facts(one.answer, two.answer)
+    texts = f"{first.context_text} {first.answer}", f"{second.context_text} {second.answer}"
+    if not questions.same(first.user_text, second.user_text, texts, bool(first.context) and bool(second.context)):
+        return False
+    alike = minhash.jaccard(*(minhash.shingles(example.answer) for example in (first, second))) if first.answer else 1.0
+    return alike >= ANSWERS_ALIKE and same_facts(first.answer, second.answer)

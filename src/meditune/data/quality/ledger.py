@@ -133,7 +133,7 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
     return Example.model_validate_json(first), matching
 
 
-def put_back(example: Example, path: Path) -> bool:
+def append_row(example: Example, path: Path) -> bool:
     """Add the row to a JSON Lines file of Examples atomically; return False if the file already has that id."""
     rows = read_jsonl(path) if path.is_file() else []
     if any(row.get("id") == example.id for row in rows):

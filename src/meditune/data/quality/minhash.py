@@ -77,7 +77,7 @@ class SignedTexts:
     members: NDArray[np.int64]
     keys: Hashes
     """(rows, BANDS): a key for each band"""
-    low: NDArray[np.uint8]
+    low_bits: NDArray[np.uint8]
     """(rows, PERMUTATIONS): the last eight bits of each value; unrelated values agree in one of 256 cases"""
 
 
@@ -123,9 +123,9 @@ def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
     yield from (_together(kind, some) for kind, some in waiting.items() if some)
 
 
-def _together(kind: str, some: list[tuple[int, Hashes]]) -> Texts:
-    members = np.array([at for at, _ in some], np.int64)
-    return Texts(kind, members, np.concatenate([row for _, row in some]), np.array([len(row) for _, row in some]))
+def _together(kind: str, rows: list[tuple[int, Hashes]]) -> Texts:
+    members = np.array([at for at, _ in rows], np.int64)
+    return Texts(kind, members, np.concatenate([row for _, row in rows]), np.array([len(row) for _, row in rows]))
 
 
 def _slots(row: Hashes) -> NDArray[np.int64]:
@@ -156,18 +156,21 @@ BLOCK = 50_000
 
 
 def near_duplicate_pairs(
-    signed: Iterable[SignedTexts], rows: int, least: float, folder: Path | None = None
+    signed: Iterable[SignedTexts], rows: int, min_similarity: float, folder: Path | None = None
 ) -> NDArray[np.int64]:
-    """Return sorted unique (pairs, 2) of row indices, the smaller first, whose Jaccard index may be at least `least`.
+    """Return sorted unique (pairs, 2) of row indices, the smaller first, which may be near duplicates.
 
-    `rows` is the number of rows. Bands are stored in unnamed files in `folder` or in the folder for temporary files.
+    Their Jaccard index may be at least `min_similarity`. `rows` is the number of rows. Bands are stored in
+    unnamed files in `folder` or in the folder for temporary files.
     """
     tables: dict[str, _Table] = {}
     for some in signed:
         if some.kind not in tables:
             tables[some.kind] = _Table(rows, folder)
         tables[some.kind].add(some)
-    found = np.unique(np.concatenate([np.empty(0, np.int64), *(table.candidates(least) for table in tables.values())]))
+    found = np.unique(
+        np.concatenate([np.empty(0, np.int64), *(table.candidates(min_similarity) for table in tables.values())])
+    )
     return np.stack(np.divmod(found, max(rows, 1)), axis=1)
 
 
@@ -180,16 +183,16 @@ class _Table:
         self._low = np.empty((rows, PERMUTATIONS), np.uint8)
         self._bands = [tempfile.TemporaryFile(dir=folder) for _ in range(BANDS)]  # noqa: SIM115 (closed in `candidates`)
 
-    def add(self, some: SignedTexts) -> None:
+    def add(self, texts: SignedTexts) -> None:
         """Add rows in order."""
-        place = slice(self.size, self.size + len(some.members))
-        self.members[place], self._low[place] = some.members, some.low
+        place = slice(self.size, self.size + len(texts.members))
+        self.members[place], self._low[place] = texts.members, texts.low_bits
         self.size = place.stop
         for band, stream in enumerate(self._bands):
-            stream.write(some.keys[:, band].tobytes())
+            stream.write(texts.keys[:, band].tobytes())
 
-    def candidates(self, least: float) -> NDArray[np.int64]:
-        """Return the pairs of rows that share a band and have an estimated similarity of about `least`.
+    def candidates(self, min_similarity: float) -> NDArray[np.int64]:
+        """Return the pairs of rows that share a band and have an estimated similarity of about `min_similarity`.
 
         A pair is one number: the first row times the number of rows, plus the second.
         """
@@ -201,7 +204,7 @@ class _Table:
                 keys = np.frombuffer(stream.read(), np.uint64)
             found = [seen]
             for one, two in _within(keys):
-                agreed = (self._low[one] == self._low[two]).mean(axis=1) >= least - SLACK
+                agreed = (self._low[one] == self._low[two]).mean(axis=1) >= min_similarity - SLACK
                 found.append(one[agreed] * count + two[agreed])
             seen = np.unique(np.concatenate(found))
         pairs: NDArray[np.int64] = self.members[seen // count] * len(self.members) + self.members[seen % count]
@@ -223,6 +226,8 @@ def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]
     yield from _blocks(order[begins[far]], order[far])
 
 
-def _blocks(one: NDArray[np.int64], two: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    for start in range(0, len(one), BLOCK):
-        yield one[start : start + BLOCK], two[start : start + BLOCK]
+def _blocks(
+    first: NDArray[np.int64], second: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    for start in range(0, len(first), BLOCK):
+        yield first[start : start + BLOCK], second[start : start + BLOCK]

@@ -82,12 +82,12 @@ def _apply(function: Callable[[Item], Made], item: Item) -> Made:
     return function(item)
 
 
-def _in_order(under_way: Iterable[Any], result: Callable[[Any], Made], most: int) -> Iterator[Made]:
-    """Yield results in order; work is started on demand, at most `most` items at a time."""
+def _in_order(pending: Iterable[Any], result: Callable[[Any], Made], max_pending: int) -> Iterator[Made]:
+    """Yield results in order; work is started on demand, at most `max_pending` items at a time."""
     waiting: deque[Any] = deque()
-    for each in under_way:
+    for each in pending:
         waiting.append(each)
-        if len(waiting) >= most:
+        if len(waiting) >= max_pending:
             yield result(waiting.popleft())
     while waiting:
         yield result(waiting.popleft())

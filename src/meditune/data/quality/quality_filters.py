@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data.example import Example, Passage
@@ -308,17 +309,17 @@ class Finding:
     """A finding of a rule in a row."""
 
     detail: str
-    mended: Example | None = None
+    corrected: Example | None = None
     """The corrected row, if it can be corrected"""
 
 
 Rule = Callable[[Example, QualitySpec], Finding | None]
 
 
-def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> tuple[Example | None, list[Entry]]:
+def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) -> tuple[Example | None, list[Entry]]:
     """Return the row after all single-row rules (None if a rule dropped it) and the ledger entries.
 
-    With `as_it_is`, findings are only flagged.
+    With `flag_only`, findings are only flagged.
     """
     entries: list[Entry] = []
     for name, rule in RULES.items():
@@ -326,9 +327,9 @@ def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> 
         finding = None if action == "off" else rule(example, spec)
         if finding is None:
             continue
-        if as_it_is or (action == "mend" and finding.mended is None):
+        if flag_only or (action == "mend" and finding.corrected is None):
             action = "flag"
-        after = {"drop": None, "mend": finding.mended}.get(action, example)
+        after = {"drop": None, "mend": finding.corrected}.get(action, example)
         entries.append(Entry(name, action, example, after, finding.detail))
         if after is None:
             return None, entries
@@ -337,19 +338,24 @@ def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> 
 
 
 def _encoding(example: Example, _: QualitySpec) -> Finding | None:
-    update = {
+    update: dict[str, Any] = {
         "question": fix_encoding(example.question),
         "answer": fix_encoding(example.answer),
         "context": tuple(Passage(text=fix_encoding(each.text), label=each.label) for each in example.context),
     }
+    if example.turns:
+        update["turns"] = tuple(each.model_copy(update={"text": fix_encoding(each.text)}) for each in example.turns)
     mended = example.model_copy(update=update)
     texts = [mended.question, mended.answer, *(passage.text for passage in mended.context)]
+    texts += [turn.text for turn in mended.turns or ()]
     if any("\ufffd" in text for text in texts):
         return Finding("characters were lost and can't be restored", None if mended == example else mended)
     return None if mended == example else Finding("decoding fixed", mended)
 
 
 def _layout(example: Example, _: QualitySpec) -> Finding | None:
+    if example.turns is not None:
+        return None  # lists and code in a chat are meant as they are
     mended = example.model_copy(
         update={"question": question_text(example.question), "answer": fix_layout(example.answer)}
     )

@@ -25,10 +25,12 @@ from meditune.operate.active_learning.candidates import Candidate, Chances, Noth
 BATCH_TOKENS = 4096
 
 
-def with_opinion(candidates: Sequence[Candidate], name: str, chances: Mapping[str, Chances]) -> list[Candidate]:
+def with_opinion(candidates: Sequence[Candidate], name: str, probabilities: Mapping[str, Chances]) -> list[Candidate]:
     """Return the candidates with the decisions of another model, by the example's id."""
     return [
-        replace(each, opinions={**each.opinions, name: chances[each.id]}) if each.id in chances else each
+        replace(each, probabilities={**each.probabilities, name: probabilities[each.id]})
+        if each.id in probabilities
+        else each
         for each in candidates
     ]
 
@@ -106,11 +108,11 @@ def asked_decisions(
     return known, too_long
 
 
-def _probabilities(logits: Mapping[str, Any], where: str) -> dict[str, float]:
+def _probabilities(logits: Mapping[str, Any], location: str) -> dict[str, float]:
     from meditune.evaluate.metrics.confidence import probabilities
 
     if not all(isinstance(logits.get(each), int | float) for each in DECISIONS):
-        raise DataError(f"{where}: logits must hold a number for each of {', '.join(DECISIONS)}.")
+        raise DataError(f"{location}: logits must hold a number for each of {', '.join(DECISIONS)}.")
     return probabilities({each: float(logits[each]) for each in DECISIONS})
 
 
@@ -164,9 +166,9 @@ class SignalScore:
 
 def unsure(candidate: Candidate) -> SignalScore | None:
     """Score how close the two most likely decisions are: 1 minus their difference."""
-    if not candidate.opinions:
+    if not candidate.probabilities:
         return None
-    name, chances = next(iter(candidate.opinions.items()))
+    name, chances = next(iter(candidate.probabilities.items()))
     likeliest = sorted(chances, key=lambda each: -chances[each])
     probabilities = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
     margin = chances[likeliest[0]] - chances[likeliest[1]]
@@ -191,15 +193,15 @@ def disagreeing(candidate: Candidate) -> SignalScore | None:
     """Score how much models disagree: the entropy of their votes, or the divergence of their probabilities from the
     mean.
     """
-    if len(candidate.opinions) < 2:
+    if len(candidate.probabilities) < 2:
         return None
-    labels = list(next(iter(candidate.opinions.values())))
-    chances = np.array([[each[label] for label in labels] for each in candidate.opinions.values()])
+    labels = list(next(iter(candidate.probabilities.values())))
+    chances = np.array([[each[label] for label in labels] for each in candidate.probabilities.values()])
     votes = np.bincount(chances.argmax(axis=1), minlength=len(labels)) / len(chances)
     most = log(min(len(chances), len(labels)))
     apart = _entropy(chances.mean(axis=0)) - float(np.mean([_entropy(row) for row in chances]))
     decisions = ", ".join(
-        f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.opinions.items()
+        f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.probabilities.items()
     )
     return SignalScore(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({decisions})")
 
@@ -253,8 +255,8 @@ SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], SignalScore | None]]
 """Signals that need nothing but the candidate"""
 
 
-def _entropy(chances: np.ndarray) -> float:
-    known = chances[chances > 0]
+def _entropy(probabilities: np.ndarray) -> float:
+    known = probabilities[probabilities > 0]
     return float(-(known * np.log(known)).sum())
 
 
@@ -266,11 +268,13 @@ WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "fee
 MEANING: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
 """Strategies that need question vectors"""
 _NEEDS: Mapping[Family, str] = {
-    "uncertainty": "no candidate has decisions, unsupported sentences or abstentions. Let a model decide: --ask MODEL",
-    "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--ask MODEL, twice), "
+    "uncertainty": "no candidate has decisions, unsupported sentences or abstentions. Let a model decide: "
+    "--model MODEL",
+    "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--model MODEL, twice), "
     "or give --predictions or --samples",
     "feedback": "no answer has been rated down or corrected yet",
-    "novelty": "no question is farther from the known data (--known FILE) than known questions are from each other",
+    "novelty": "no question is farther from the known data (--training-data FILE) than known questions are from "
+    "each other",
 }
 
 
@@ -348,17 +352,17 @@ def _highest(family: Family, scores: Array, order: NDArray[np.int64], budget: in
     return [Pick(place, float(scores[place]), None) for place in placed[:budget]]
 
 
-def _spread(urgent: Array, vectors: Vectors, gap: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
+def _spread(urgency: Array, vectors: Vectors, distance: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
     """Return a greedy k-center selection (Sener and Savarese 2018, arXiv:1708.00489), weighted by urgency.
 
-    `gap` (n,) is the distance of each candidate to what was known before.
+    `distance` (n,) is the distance of each candidate to what was known before.
     """
     chosen: list[Pick] = []
-    left = np.ones(len(urgent), dtype=bool)
-    while len(chosen) < min(budget, len(urgent)):
-        worth = np.where(left, urgent * gap, -1.0)[order]
+    left = np.ones(len(urgency), dtype=bool)
+    while len(chosen) < min(budget, len(urgency)):
+        worth = np.where(left, urgency * distance, -1.0)[order]
         place = int(order[worth.argmax()])
-        chosen.append(Pick(place, float(urgent[place]), float(gap[place])))
+        chosen.append(Pick(place, float(urgency[place]), float(distance[place])))
         left[place] = False
-        gap = np.minimum(gap, 1 - vectors @ vectors[place])
+        distance = np.minimum(distance, 1 - vectors @ vectors[place])
     return chosen

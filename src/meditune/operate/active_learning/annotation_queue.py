@@ -58,7 +58,7 @@ from meditune.review.rating_set import (
     shown_row,
     write_set,
 )
-from meditune.store.open_store import Place, named
+from meditune.store.open_store import StoreLocation, named
 
 if TYPE_CHECKING:
     from meditune.models.sentence_encoder import SentenceEncoder
@@ -127,8 +127,8 @@ def _seen(candidate: Candidate) -> _Signals:
     }
 
 
-def _add(seen: Sequence[_Signals], name: str, family: Family, found: Iterable[SignalScore | None]) -> None:
-    for signals, each in zip(seen, found, strict=True):
+def _add(seen: Sequence[_Signals], name: str, family: Family, scores: Iterable[SignalScore | None]) -> None:
+    for signals, each in zip(seen, scores, strict=True):
         if each is not None:
             signals[name] = family, each
 
@@ -176,18 +176,18 @@ _CORRECTION, _COMMENT = "A user's correction", "A user's comment"
 
 
 def _write_set(
-    chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], raters: int | None, overlap: int | None
+    chosen: Sequence[Chosen], folder: Path, inputs: dict[str, Any], raters: int | None, overlap: int | None
 ) -> None:
     """Write a set of the chosen candidates to `folder` atomically, in that order.
 
-    `made_from` records how they were chosen; a folder that already holds the same set is left unchanged. Raises
+    `inputs` records how they were chosen; a folder that already holds the same set is left unchanged. Raises
     DataError if nothing was chosen, MedituneError if the folder holds something else.
     """
     if not chosen:
         raise NothingToAskError(f"{folder}: nothing was chosen, so there are no questions for experts.")
     check_sharing(raters, overlap)
     rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
-    asked = made_from | {"sample": SAMPLE, "raters": raters, "overlap": overlap, "rows": rows}
+    asked = inputs | {"sample": SAMPLE, "raters": raters, "overlap": overlap, "rows": rows}
     if is_result_of(folder, KEY, asked):
         return
     items: list[dict[str, Any]] = []
@@ -232,12 +232,12 @@ def _source(candidate: Candidate) -> str:
 def _axes(candidate: Candidate) -> list[str]:
     """Return what experts judge: a verdict if there is an answer; a decision if one exists or there is nothing else."""
     example = candidate.example
-    decides = bool(example.decision or candidate.opinions or not example.answer)
+    decides = bool(example.decision or candidate.probabilities or not example.answer)
     return [*([DECISION.name] if decides else []), *([VERDICT.name] if example.answer else [])]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class QueueOptions:
     """The options of a queue."""
 
     budget: int = 50
@@ -271,39 +271,39 @@ class Queued:
     remarks: list[str]
 
 
-def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
+def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions) -> Queued:
     """Choose from stores and files, and write the queue to `folder`.
 
     Raises DataError if there is nothing to ask, ModelError if a model is unavailable, StoreError if a store is locked,
     MedituneError if the folder holds something else.
     """
-    strategy = check_strategy(wanted.strategy)
-    if strategy == "novelty" and not wanted.known:
-        raise DataError("--strategy novelty needs the known data: give the training data with --known FILE.")
-    if wanted.samples and not wanted.models:
-        raise DataError("--samples needs a model to write the answers: give one with --ask MODEL.")
-    known = [each for place in wanted.known for each in read(place).candidates]
-    done = [Candidate(each) for place in wanted.done for each in examples(place).values()]
-    pool, remarks = candidate_pool(places, known, done, wanted.index)
-    for model in wanted.models:
-        pool, too_long = acquisition.asked_decisions(pool, model, wanted.samples, wanted.seed)
+    strategy = check_strategy(options.strategy)
+    if strategy == "novelty" and not options.known:
+        raise DataError("--strategy novelty needs the known data: give the training data with --training-data FILE.")
+    if options.samples and not options.models:
+        raise DataError("--samples needs a model to write the answers: give one with --model MODEL.")
+    known = [each for place in options.known for each in read(place).candidates]
+    done = [Candidate(each) for place in options.done for each in examples(place).values()]
+    pool, remarks = candidate_pool(sources, known, done, options.index)
+    for model in options.models:
+        pool, too_long = acquisition.asked_decisions(pool, model, options.samples, options.seed)
         if too_long:
             remarks.append(
                 f"{len(too_long):,} questions are too long for the prompt of {model}; they have no decision by "
                 "this model."
             )
-    for path in wanted.predictions:
+    for path in options.predictions:
         pool = acquisition.stored(pool, path)
     learnt = [each.example.question for each in (*known, *done)]
-    chosen = choose(pool, wanted.budget, strategy, known=learnt, embed=_embed(wanted.embedding), seed=wanted.seed)
-    remarks += _fewer(chosen, pool, wanted)
-    made_from = {"places": [named(place) for place in places], "strategy": strategy, "budget": wanted.budget}
-    _write_set(chosen, folder, made_from, wanted.raters, wanted.overlap)
+    chosen = choose(pool, options.budget, strategy, known=learnt, embed=_embed(options.embedding), seed=options.seed)
+    remarks += _fewer(chosen, pool, options)
+    made_from = {"places": [named(place) for place in sources], "strategy": strategy, "budget": options.budget}
+    _write_set(chosen, folder, made_from, options.raters, options.overlap)
     return Queued(chosen, len(pool), remarks)
 
 
 def candidate_pool(
-    places: Sequence[Place], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
+    places: Sequence[StoreLocation], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
     """Return the candidates in these places, each question once, and remarks on those left out.
 
@@ -312,7 +312,7 @@ def candidate_pool(
     """
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
-    unread = sum(each.unread for each in found)
+    unread = sum(each.without_question for each in found)
     learnt, asked = _Seen(known), _Seen(done)
     every = merged(each for one in found for each in one.candidates)
     pool = [each for each in every if each not in asked and (each.words or each not in learnt)]
@@ -334,22 +334,22 @@ class _Seen:
         return (question, context_key(candidate.example)) in self.rows
 
 
-def _remarks(unread: int, gone: int, pool: Sequence[Candidate]) -> list[str]:
+def _remarks(unreadable: int, excluded: int, pool: Sequence[Candidate]) -> list[str]:
     if not pool:
         raise NothingToAskError("Every question is in the known data or was asked before; none is left to ask.")
     restricted = sum(is_restricted(each.example) for each in pool)
     return [
         f"{count:,} {what}"
         for count, what in (
-            (unread, "answers or rows without a question are left out."),
-            (gone, "known or previously asked questions are left out."),
+            (unreadable, "answers or rows without a question are left out."),
+            (excluded, "known or previously asked questions are left out."),
             (restricted, "rows are restricted: only people who may read that data may judge them."),
         )
         if count
     ]
 
 
-def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], options: Wanted) -> list[str]:
+def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], options: QueueOptions) -> list[str]:
     if len(chosen) >= options.budget:
         return []
     if len(chosen) == len(pool):
@@ -359,11 +359,11 @@ def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], options: Wan
     ]
 
 
-def _in_index(where: str) -> Find:
+def _in_index(location: str) -> Find:
     """Return a function that finds the passages of an index by id."""
     from meditune.retrieve.index import Index
 
-    index = Index.open(where)
+    index = Index.open(location)
     documents: dict[str, dict[str, Passage]] = {}
 
     def find(id: str) -> Passage | None:
@@ -390,7 +390,7 @@ class Rows:
     """Reason -> number of items that gave no row"""
 
 
-def rows(folder: Path, without: Sequence[str] = ()) -> Rows:
+def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
     An answer becomes a target if experts found it correct, or wrote a better one, which is masked; incomplete, wrong,
@@ -398,7 +398,7 @@ def rows(folder: Path, without: Sequence[str] = ()) -> Rows:
     the answer beside it correct. Raises DataError if `folder` is not a queue of `meditune learn queue`.
     """
     known = examples(folder)
-    checked = read_checked(folder, without)
+    checked = read_checked(folder, excluded_raters)
     verdicts, open_verdicts = resolve(checked.rated)
     labels, open_labels = resolve(checked.rated, DECISION)
     found: list[dict[str, Any]] = []
@@ -414,12 +414,12 @@ def rows(folder: Path, without: Sequence[str] = ()) -> Rows:
     return Rows(found, dict(left_out))
 
 
-def write(folder: Path, path: Path, without: Sequence[str] = ()) -> Rows:
+def write(folder: Path, path: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Write the training rows of a queue to `path` atomically, and return them.
 
     Raises DataError if there is no row yet.
     """
-    found = rows(folder, without)
+    found = rows(folder, excluded_raters)
     if not found.rows:
         why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
         raise DataError(

@@ -21,7 +21,7 @@ from meditune.errors import DataError
 from meditune.phi.detector import mask
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
-from meditune.store.open_store import Place, exists, open_store
+from meditune.store.open_store import StoreLocation, exists, open_store
 
 
 class NothingToAskError(DataError):
@@ -57,12 +57,12 @@ class Candidate:
     """Number of sentences that the model wrote"""
     supported: int | None = None
     """Number of those that passages support"""
-    opinions: Mapping[str, Chances] = field(default_factory=dict)
+    probabilities: Mapping[str, Chances] = field(default_factory=dict)
     """Model (served, base, tuned ...) -> its probability of each decision; the first one counts most"""
     samples: tuple[str, ...] = ()
     """Answers sampled from a model"""
     words: tuple[UserFeedback, ...] = ()
-    asked: int = 1
+    times_asked: int = 1
     """How often the question was asked"""
 
     @property
@@ -80,10 +80,10 @@ def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
     counts: Counter[tuple[str, str]] = Counter()
     for each in candidates:
         key = question_key(each.example.question), "" if each.origin == "answer" else context_key(each.example)
-        counts[key] += each.asked
+        counts[key] += each.times_asked
         if key not in found or each.words or not found[key].words:
             found[key] = each
-    return [replace(each, asked=counts[key]) for key, each in found.items()]
+    return [replace(each, times_asked=counts[key]) for key, each in found.items()]
 
 
 ANSWERS = "answers"
@@ -94,36 +94,38 @@ Find = Callable[[str], Passage | None]
 
 
 @dataclass(frozen=True)
-class Read:
+class CandidateRead:
     """The content of a store or file."""
 
     candidates: list[Candidate]
-    unread: int = 0
+    without_question: int = 0
     """Number of answers without a stored question, or of rows without a question"""
 
 
-def read(place: Place, passage: Find = lambda _: None) -> Read:
+def read(source: StoreLocation, passage: Find = lambda _: None) -> CandidateRead:
     """Read the candidates in a store (a folder, its file, or a database URL) or in a file of rows.
 
     `passage` finds the passages that a stored answer used. Raises DataError if the place is neither, or has no usable
     question; StoreError if the store is locked or damaged.
     """
-    if exists(place):
-        return _stored(place, passage)
-    place = Path(place)
-    if place.is_dir():
-        data = next((each for each in (place / "data" / "train.jsonl", place / "train.jsonl") if each.is_file()), None)
+    if exists(source):
+        return _stored(source, passage)
+    source = Path(source)
+    if source.is_dir():
+        data = next(
+            (each for each in (source / "data" / "train.jsonl", source / "train.jsonl") if each.is_file()), None
+        )
         if data is None:
-            raise DataError(f"{place}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
+            raise DataError(f"{source}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
         return _rows(data)
-    if not place.is_file():
-        raise DataError(f"{place}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
-    return _rows(place)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
+    return _rows(source)
 
 
-def _stored(place: Place, passage: Find) -> Read:
+def _stored(source: StoreLocation, passage: Find) -> CandidateRead:
     given, without = [], 0
-    base = open_store(place)
+    base = open_store(source)
     for row in Answers(base).exported():
         # Rules answer off-topic questions and emergencies, so there is nothing to learn from them.
         if row["outcome"] in ("escalated", "declined"):
@@ -139,7 +141,7 @@ def _stored(place: Place, passage: Find) -> Read:
                 "questions and stores them."
             )
         raise NothingToAskError(f"{base.place}: no answers yet.")
-    return Read(given, without)
+    return CandidateRead(given, without)
 
 
 def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
@@ -167,7 +169,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         outcome=row["outcome"],
         sentences=_count(facts.get("sentences")),
         supported=_count(facts.get("supported")),
-        opinions={"served": {each: float(chances.get(each) or 0.0) for each in DECISIONS}}
+        probabilities={"served": {each: float(chances.get(each) or 0.0) for each in DECISIONS}}
         if isinstance(chances, Mapping) and chances
         else {},
         words=tuple(
@@ -181,7 +183,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _rows(path: Path) -> Read:
+def _rows(path: Path) -> CandidateRead:
     """Read rows of the user's own table, in which only the question is required, or PubMedQA's JSON file."""
     rejects = Rejects()
     examples = list(pubmedqa.read(path, rejects) if _is_pubmedqa(path) else _own(path, rejects))
@@ -189,7 +191,7 @@ def _rows(path: Path) -> Read:
         first = next(rejects.rows(), None)
         why = f" The first: {first['where']}: {first['reason']}." if first else ""
         raise DataError(f"{path}: no row has a question.{why}")
-    return Read([Candidate(each) for each in examples], len(rejects))
+    return CandidateRead([Candidate(each) for each in examples], len(rejects))
 
 
 def _is_pubmedqa(path: Path) -> bool:

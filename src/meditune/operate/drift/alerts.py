@@ -139,10 +139,10 @@ class AlertTracker:
         """Return the state as a dict for JSON."""
         return {name: getattr(self, name) for name in _KEPT}
 
-    def restore(self, kept: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Restore the state that `saved` returned."""
         for name in _KEPT:
-            setattr(self, name, kept[name])
+            setattr(self, name, state[name])
 
 
 def change_sentence(alert: Alert) -> str:
@@ -154,7 +154,7 @@ def change_sentence(alert: Alert) -> str:
         named = f" of {alert.what!r}" if alert.what else ""
         return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
     named = f" ({alert.what})" if alert.what else ""
-    word = signal.more if alert.effect > 0 else signal.less
+    word = signal.rise_word if alert.effect > 0 else signal.fall_word
     if alert.effect > 0 and alert.after <= alert.before:
         word = "more at both ends"
     return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."

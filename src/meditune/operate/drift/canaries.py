@@ -186,9 +186,9 @@ def _since(runs: Sequence[Mapping[str, Any]], wrong: Collection[str]) -> str:
     return str(earliest["time"])
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(verdict: dict[str, Any]) -> Iterator[str]:
     """Yield a verdict as terminal lines."""
     yield ""
-    yield f"{'ALERT ' if found['alert'] else ''}canaries: {found['said']}"
-    if found["worse"]:
-        yield f"  worse than in the first run: {', '.join(found['worse'][:20])}"
+    yield f"{'ALERT ' if verdict['alert'] else ''}canaries: {verdict['said']}"
+    if verdict["worse"]:
+        yield f"  worse than in the first run: {', '.join(verdict['worse'][:20])}"

@@ -27,26 +27,26 @@ from meditune.operate.drift.signals import BY_NAME, MEANING, Request, from_file,
 from meditune.phi.detector import mask
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
-from meditune.store.open_store import Place, exists, folder_of, is_url, open_store
+from meditune.store.open_store import StoreLocation, exists, folder_of, is_url, open_store
 
 
 class RequestSource:
     """A store or a file of requests."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, location: StoreLocation) -> None:
         """Raises DataError if the place is neither."""
         self._answers = None
-        if not is_url(place) and Path(place).is_file() and Path(place).name != FILE:
-            self.named = str(Path(place).resolve())
+        if not is_url(location) and Path(location).is_file() and Path(location).name != FILE:
+            self.named = str(Path(location).resolve())
             return
-        if not exists(place):
+        if not exists(location):
             raise DataError(
-                f"{place}: neither a store (a folder with {FILE}, a postgresql:// URL) nor a file of requests. Give "
+                f"{location}: neither a store (a folder with {FILE}, a postgresql:// URL) nor a file of requests. Give "
                 "the --store of `meditune serve`, or a JSON Lines file with a question on each line."
             )
-        base = open_store(place)
+        base = open_store(location)
         self._answers = Answers(base)
-        self.named = base.place if is_url(place) else str(folder_of(place).resolve())
+        self.named = base.place if is_url(location) else str(folder_of(location).resolve())
 
     @property
     def is_store(self) -> bool:
@@ -98,8 +98,8 @@ class CheckResult:
     remarks: list[str]
 
 
-def fit_reference(source: RequestSource, last: int | None, embedding: str | None, seed: int) -> Reference:
-    """Fit a reference to a source's requests, or to its `last` ones.
+def fit_reference(source: RequestSource, max_requests: int | None, embedding: str | None, seed: int) -> Reference:
+    """Fit a reference to a source's requests, or to its `max_requests` ones.
 
     Raises DataError if there are too few, ModelError if the embedding model is unavailable.
     """
@@ -107,7 +107,7 @@ def fit_reference(source: RequestSource, last: int | None, embedding: str | None
     # The latest answers may still be rated.
     recent = {each.id for each in requests[-LAG:]} if source.is_store else set()
     requests = [replace(each, ratings=None) if each.id in recent else each for each in requests]
-    chosen = requests[-last:] if last else requests
+    chosen = requests[-max_requests:] if max_requests else requests
     if not any(each.question for each in chosen):
         return fit(chosen, None, source.named, seed)
     model = load_encoder(embedding or DEFAULT)
@@ -272,13 +272,13 @@ def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
             alert.evidence["groups"] = groups
 
 
-def forget_evidence(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
+def forget_evidence(monitor: Monitor, exists: Callable[[str], bool]) -> bool:
     """Remove deleted questions from the evidence of all alerts; return whether any was removed."""
     found = False
     for alert in monitor.all_alerts:
         for part in (alert.evidence, *alert.evidence.get("groups", ())):
             examples = part.get("examples", [])
-            left = [each for each in examples if is_there(each["id"])]
+            left = [each for each in examples if exists(each["id"])]
             if len(left) < len(examples):
                 part["examples"], found = left, True
     return found
@@ -313,7 +313,7 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
                 "questions": len(members),
                 "share": len(members) / len(known),
                 "distance": float(distances[members].mean()),
-                "examples": [shown(known[place]) for place in nearest],
+                "examples": [evidence_row(known[place]) for place in nearest],
             }
         )
     return sorted(found, key=lambda each: -each["questions"])
@@ -334,10 +334,10 @@ def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -
     else:
         way = -1 if alert.after < alert.before else 1
         chosen = sorted(known, key=lambda pair: -way * float(pair[1] or 0))[:SHOWN]
-    return [shown(each) | {"value": value} for each, value in chosen]
+    return [evidence_row(each) | {"value": value} for each, value in chosen]
 
 
-def shown(request: Request) -> dict[str, Any]:
+def evidence_row(request: Request) -> dict[str, Any]:
     """Return a request's id and its masked, shortened question."""
     text = None if request.question is None else mask(" ".join(request.question.split()))
     if text and len(text) > CHARACTERS:

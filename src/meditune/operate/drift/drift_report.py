@@ -23,17 +23,17 @@ from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
 
 
-def as_dict(found: CheckResult) -> dict[str, Any]:
+def as_dict(result: CheckResult) -> dict[str, Any]:
     """Return `requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`. The keys are stable."""
-    monitor = found.monitor
+    monitor = result.monitor
     return {
         "requests": monitor.count,
-        "new": found.new,
+        "new": result.new,
         "reference": {"sha256": monitor.reference.sha256} | monitor.reference.about,
         "policy": asdict(monitor.policy),
         "signals": signals(monitor),
         "alerts": [alert.as_dict() for alert in monitor.all_alerts],
-        "remarks": found.remarks,
+        "remarks": result.remarks,
     }
 
 
@@ -61,11 +61,11 @@ def evidence_share(statistic: float, threshold: float) -> float:
     return min(1.0, max(0.0, math.log10(max(statistic, 1.0)) / math.log10(threshold)))
 
 
-def lines(found: CheckResult) -> Iterator[str]:
+def lines(result: CheckResult) -> Iterator[str]:
     """Yield the check's results as terminal lines."""
-    monitor = found.monitor
+    monitor = result.monitor
     size = monitor.reference.about["requests"]
-    yield f"{found.new:,} new requests, {monitor.count:,} since the reference of {size:,}."
+    yield f"{result.new:,} new requests, {monitor.count:,} since the reference of {size:,}."
     yield ""
     yield f"{'signal':<15}{'state':<9}{'evidence':<22}what"
     for name, row in signals(monitor).items():
@@ -81,7 +81,7 @@ def lines(found: CheckResult) -> Iterator[str]:
         yield "Over: " + "; ".join(
             f"{a.signal} (requests {a.opened:,} to {a.closed:,}, {a.severity})" for a in closed[-10:]
         )
-    for remark in found.remarks:
+    for remark in result.remarks:
         yield ""
         yield f"Note: {remark}"
 
@@ -150,11 +150,11 @@ def describe_statistics(monitor: Monitor) -> str:
 HERE = Path(__file__).parent
 
 
-def write(found: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
+def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
     """Write the page atomically."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    monitor = found.monitor
+    monitor = result.monitor
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     rows = [
         {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
@@ -172,8 +172,8 @@ def write(found: CheckResult, canary: dict[str, Any] | None, path: Path) -> None
         groups=groups,
         canary=canary,
         monitor=monitor,
-        new=found.new,
-        remarks=found.remarks,
+        new=result.new,
+        remarks=result.remarks,
         plot=draw_statistics(monitor) if monitor.history else "",
         described=describe_statistics(monitor),
     )

@@ -37,7 +37,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WatcherOptions:
     """The options of the watcher."""
 
     store: str
@@ -64,13 +64,13 @@ class _Ended(Exception):  # noqa: N818 - nothing is wrong
 class DriftWatcher:
     """A store that is checked until the watcher is stopped."""
 
-    def __init__(self, wanted: Wanted, report: Report, channels: Sequence[Channel] = ()) -> None:
+    def __init__(self, options: WatcherOptions, report: Report, channels: Sequence[Channel] = ()) -> None:
         """`report` receives the facts of each check. Raises DataError if the reference cannot be read."""
-        self.wanted, self._report, self._channels = wanted, report, list(channels)
-        self._reference = load(wanted.reference)
-        self._notes = Notes(open_store(wanted.store))
-        self._outbox = Outbox(outbox_of(wanted.reference))
-        self._state = state_of(wanted.reference)
+        self.wanted, self._report, self._channels = options, report, list(channels)
+        self._reference = load(options.reference)
+        self._notes = Notes(open_store(options.store))
+        self._outbox = Outbox(outbox_of(options.reference))
+        self._state = state_of(options.reference)
         self._lock = FileLock(self._state.with_name(f".{self._state.name}.lock"))
         self._model = model_for(self._reference, None)
         self._monitor: Monitor | None = None
@@ -89,7 +89,7 @@ class DriftWatcher:
         self._over.set()
         self._thread.join()
 
-    def look(self) -> dict[str, Any]:
+    def check_once(self) -> dict[str, Any]:
         """Run one check and send its news. Problems are reported in the result, not raised."""
         try:
             found, problem = self._looked(), ""
@@ -112,7 +112,7 @@ class DriftWatcher:
     def _run(self) -> None:
         with suppress(_Ended):
             while not self._over.is_set():
-                self.look()
+                self.check_once()
                 self._over.wait(self.wanted.every_s)
         if self._monitor is not None:
             try:
@@ -183,11 +183,11 @@ class DriftWatcher:
         }
 
 
-def watch(wanted: Wanted, report: Report) -> DriftWatcher:
+def watch(options: WatcherOptions, report: Report) -> DriftWatcher:
     """Start watching a store. Raises DataError and ModelError if that is impossible."""
     channels: list[Channel] = []
     try:
         channels = from_environment()
     except DataError as error:
         log.warning("Drift alerts are shown, but not sent: %s", error)
-    return DriftWatcher(wanted, report, channels).start()
+    return DriftWatcher(options, report, channels).start()

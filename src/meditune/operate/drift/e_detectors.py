@@ -45,10 +45,10 @@ def p_value(pool: list[float], value: float, coin: float) -> float:
     return (len(pool) - up_to + coin * (1 + up_to - below)) / (len(pool) + 1)
 
 
-def share_p_values(counts: Floats, inside: NDArray[np.bool_], size: float, coins: Floats) -> Floats:
+def share_p_values(counts: Floats, is_member: NDArray[np.bool_], size: float, coins: Floats) -> Floats:
     """Return (k,) the p-values of k categories, given their counts (k,) in a pool of `size` and the new value."""
-    shares = (counts + inside) / (size + 1)
-    return np.where(inside, coins * shares, shares + coins * (1 - shares))
+    shares = (counts + is_member) / (size + 1)
+    return np.where(is_member, coins * shares, shares + coins * (1 - shares))
 
 
 def number_bets(p: Floats) -> Floats:
@@ -77,17 +77,17 @@ def block_bets(p: Floats) -> Floats:
     return paid
 
 
-def advanced(statistics: Floats, paid: Floats) -> Floats:
+def advanced(statistics: Floats, payoffs: Floats) -> Floats:
     """Return the e-detectors after one more e-value each: (1 + R) e."""
-    return np.minimum((1 + statistics) * paid, LARGEST)
+    return np.minimum((1 + statistics) * payoffs, LARGEST)
 
 
-def threshold(alarms: float, requests: int, signals: int) -> float:
-    """Return the threshold of each signal for at most `alarms` expected false alarms in `requests` without drift.
+def threshold(false_alarms: float, requests: int, signals: int) -> float:
+    """Return the threshold of each signal for at most `false_alarms` expected false alarms in `requests` without drift.
 
     It applies Bonferroni's correction for the number of signals; the e-detector itself corrects over time.
     """
-    return requests * signals / alarms
+    return requests * signals / false_alarms
 
 
 def delta(p: Floats) -> float:
@@ -115,14 +115,14 @@ class EDetector:
         self.statistic = 0.0
         """The mean over all bets"""
 
-    def pay(self, paid: Floats, count: int) -> None:
+    def pay(self, payoffs: Floats, count: int) -> None:
         """Add the payoffs (columns, bets) of a request."""
         bets = self._bets
-        bets["statistics"] = advanced(bets["statistics"], paid)
+        bets["statistics"] = advanced(bets["statistics"], payoffs)
         self.statistic = float(bets["statistics"].mean())
         # CUSUM, used only to find when the winning bet began to win.
         bets["starts"][bets["sums"] < 1] = count
-        bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * paid, LARGEST)
+        bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * payoffs, LARGEST)
 
     def leading(self) -> tuple[int, int]:
         """Return the column of the bet with the most evidence, and the request at which that evidence began to grow."""
@@ -138,9 +138,9 @@ class EDetector:
         """Return the evidence as arrays."""
         return dict(self._bets)
 
-    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        self._bets = {name: np.array(kept[name], dtype=np.float64) for name in self._bets}
+        self._bets = {name: np.array(state[name], dtype=np.float64) for name in self._bets}
         self.statistic = float(self._bets["statistics"].mean())
 
 

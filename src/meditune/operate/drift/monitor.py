@@ -128,21 +128,21 @@ class Monitor:
                 is_known = track.add(BY_NAME[name].read(request, shape), number or self.count, rng)
             self.missing[name] += not is_known
 
-    def _alert(self, name: str, what: str) -> Alert:
+    def _alert(self, name: str, event: str) -> Alert:
         watch = self._watches[name]
-        if what == "opened":
+        if event == "opened":
             alert = self._opened(name, watch)
             self.all_alerts.append(alert)
             return alert
         alert = next(each for each in reversed(self.all_alerts) if each.signal == name)
-        if what == "closed":
+        if event == "closed":
             alert.closed = self.count
         else:
             self._measure(alert, watch)
         return alert
 
-    def _opened(self, name: str, watch: AlertTracker) -> Alert:
-        signal, track, column = BY_NAME.get(name), watch.track, watch.column
+    def _opened(self, name: str, tracker: AlertTracker) -> Alert:
+        signal, track, column = BY_NAME.get(name), tracker.track, tracker.column
         several = len(track.columns) > 1
         alert = Alert(
             id=f"{self.reference.sha256[:8] or 'fitted'}-{name}-{self.count}",
@@ -157,22 +157,22 @@ class Monitor:
             before=0.0,
             after=0.0,
             statistic=0.0,
-            threshold=watch.threshold,
-            since=watch.since,
-            since_id=self.id_of(watch.since),
+            threshold=tracker.threshold,
+            since=tracker.since,
+            since_id=self.id_of(tracker.since),
             opened=self.count,
             opened_id=self.last_id,
             column=column,
         )
-        self._measure(alert, watch)
+        self._measure(alert, tracker)
         return alert
 
-    def _measure(self, alert: Alert, watch: AlertTracker) -> None:
+    def _measure(self, alert: Alert, tracker: AlertTracker) -> None:
         """Measure the current size of the change."""
-        track = watch.track
-        alert.effect = track.effect(watch.column, alert.since)
+        track = tracker.track
+        alert.effect = track.effect(tracker.column, alert.since)
         alert.severity = severity(alert.effect, alert.effect_name)
-        alert.before, alert.after = track.before_and_after(watch.column, alert.since)
+        alert.before, alert.after = track.before_and_after(tracker.column, alert.since)
         alert.statistic = track.detector.statistic
         alert.said = change_sentence(alert)
 

@@ -27,12 +27,12 @@ from meditune.phi.detector import mask
 Arrays = dict[str, NDArray[Any]]
 
 
-def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> str:
+def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) -> str:
     """Write the arrays and description to `path` atomically; return the SHA-256 of the content.
 
     Raises MedituneError if the disk is full.
     """
-    description = json.dumps({"kind": kind} | dict(about), ensure_ascii=False, sort_keys=True)
+    description = json.dumps({"kind": kind} | dict(metadata), ensure_ascii=False, sort_keys=True)
     digest = _digest(description, arrays)
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, about=np.array([description, digest]), **arrays)
@@ -40,7 +40,7 @@ def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> st
     return digest
 
 
-def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays, str]:
+def read(path: Path, kind: str, advice: str) -> tuple[dict[str, Any], Arrays, str]:
     """Return the description, the arrays and the SHA-256. Raises DataError if the file is missing, damaged or of
     another kind.
     """
@@ -50,13 +50,13 @@ def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays
         description, digest = (str(each) for each in arrays.pop("about"))
         about = json.loads(description)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. {what_to_do}") from error
+        raise DataError(f"{path}: no such file. {advice}") from error
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: it is damaged, or not a drift {kind}. {what_to_do}") from error
+        raise DataError(f"{path} cannot be read: it is damaged, or not a drift {kind}. {advice}") from error
     if about.get("kind") != kind:
-        raise DataError(f"{path} is a drift {about.get('kind')}, not a {kind}. {what_to_do}")
+        raise DataError(f"{path} is a drift {about.get('kind')}, not a {kind}. {advice}")
     if _digest(description, arrays) != digest:
-        raise DataError(f"{path} was changed after it was written: its hash differs. {what_to_do}")
+        raise DataError(f"{path} was changed after it was written: its hash differs. {advice}")
     return about, arrays, digest
 
 
@@ -105,15 +105,15 @@ class Reference:
         return found
 
 
-def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, of: str, seed: int = 17) -> Reference:
+def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:
     """Fit a reference: half of the requests are learned from, the other half is ranked against.
 
     `embedding` is the identity of the model that made their vectors. Raises DataError if there are too few requests.
     """
     if len(requests) < LEAST:
         raise DataError(
-            f"{of} has {len(requests):,} requests; a reference needs at least {LEAST}, and a few thousand to detect "
-            "small changes. Wait for more requests, or give another file."
+            f"{source} has {len(requests):,} requests; a reference needs at least {LEAST}, and a few thousand to "
+            "detect small changes. Wait for more requests, or give another file."
         )
     order = np.random.default_rng(seed).permutation(len(requests))
     half = len(requests) // 2
@@ -131,7 +131,7 @@ def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, of: str, 
         "embedding": embedding,
         "remarks": remarks,
         "seed": seed,
-        "of": of,
+        "of": source,
         "last": last,
     }
     return Reference(shape, numbers, shares, features, about)

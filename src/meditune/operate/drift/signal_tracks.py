@@ -52,11 +52,11 @@ class Track:
             "recent_at": np.array([count for count, _ in self.recent], dtype=np.int64),
         }
 
-    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        self.detector.restore(kept)
-        self.absorbing = bool(kept["absorbing"])
-        self.window.extend(zip(kept["window_at"].tolist(), kept["window"], strict=True))
+        self.detector.restore(state)
+        self.absorbing = bool(state["absorbing"])
+        self.window.extend(zip(state["window_at"].tolist(), state["window"], strict=True))
 
 
 class NumberTrack(Track):
@@ -118,12 +118,12 @@ class NumberTrack(Track):
             "values": np.array([values for _, values in self.values], dtype=np.float64).reshape(-1, columns),
         }
 
-    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        super().restore(kept)
-        self.pools = kept["pools"].tolist()
-        self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
-        self.values.extend(zip(kept["window_at"].tolist(), kept["values"], strict=True))
+        super().restore(state)
+        self.pools = state["pools"].tolist()
+        self.recent.extend(zip(state["recent_at"].tolist(), state["recent"].tolist(), strict=True))
+        self.values.extend(zip(state["window_at"].tolist(), state["values"], strict=True))
 
 
 class ShareTrack(Track):
@@ -179,11 +179,11 @@ class ShareTrack(Track):
         recent = np.array([place for _, place in self.recent], dtype=np.int64)
         return super().saved() | {"counts": self.counts, "total": np.array(self.total), "recent": recent}
 
-    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        super().restore(kept)
-        self.counts, self.total = kept["counts"].copy(), float(kept["total"])
-        self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
+        super().restore(state)
+        self.counts, self.total = state["counts"].copy(), float(state["total"])
+        self.recent.extend(zip(state["recent_at"].tolist(), state["recent"].tolist(), strict=True))
 
 
 class BlockTrack(Track):
@@ -243,9 +243,9 @@ class BlockTrack(Track):
             "block_at": np.array([count for count, _ in self._block], dtype=np.int64),
         }
 
-    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the arrays that `saved` returned."""
-        super().restore(kept)
-        self._pool = kept["pool"].copy()
-        self.recent.extend((count, None) for count in kept["recent_at"].tolist())
-        self._block = list(zip(kept["block_at"].tolist(), kept["block"], strict=True))
+        super().restore(state)
+        self._pool = state["pool"].copy()
+        self.recent.extend((count, None) for count in state["recent_at"].tolist())
+        self._block = list(zip(state["block_at"].tolist(), state["block"], strict=True))

@@ -46,19 +46,19 @@ class Request:
     """Position in the store"""
 
 
-def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
+def from_row(row: Mapping[str, Any], location: str, sequence: int = 0) -> Request:
     """Return the request in a row of `meditune answers export`, or in an object with a question. Raises DataError."""
     question, answer = row.get("question"), row.get("answer")
     facts, feedback = row.get("facts") or {}, row.get("feedback", None)
     for name, value in (("question", question), ("answer", answer)):
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{where}: {name} is {type(value).__name__}, not text.")
+            raise DataError(f"{location}: {name} is {type(value).__name__}, not text.")
     if not isinstance(facts, Mapping):
-        raise DataError(f"{where}: facts is {type(facts).__name__}, not an object.")
+        raise DataError(f"{location}: facts is {type(facts).__name__}, not an object.")
     if feedback is not None and not (isinstance(feedback, list) and all(isinstance(each, dict) for each in feedback)):
-        raise DataError(f"{where}: feedback is not a list of objects with a rating.")
+        raise DataError(f"{location}: feedback is not a list of objects with a rating.")
     if question is None and not facts and not row.get("outcome"):
-        raise DataError(f"{where}: has neither question, facts nor outcome. Each line needs at least a question.")
+        raise DataError(f"{location}: has neither question, facts nor outcome. Each line needs at least a question.")
     ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
     fallback_id = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Request(
@@ -214,9 +214,9 @@ class Signal:
     about: Literal["inputs", "retrieval", "outputs", "outcomes"]
     kind: Kind
     title: str
-    more: str
+    rise_word: str
     """The word for a rise"""
-    less: str
+    fall_word: str
     reader: Callable[[Request, Shape], Value | list[Value]]
     """Returns the value of a request, or one value per direction; None if it is unknown"""
 

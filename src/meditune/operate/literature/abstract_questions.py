@@ -93,10 +93,10 @@ class ConvertedTitle:
     was_question: bool
 
 
-def question_of_title(title: str, written: str = "") -> ConvertedTitle | None:
+def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | None:
     """Return the question of a title, or None if it is neither a question nor clearly a statement.
 
-    `written` is the article's text, which shows whether the title's first word is written in lowercase elsewhere.
+    `article_text` is the article's text, which shows whether the title's first word is written in lowercase elsewhere.
     """
     text = " ".join(title.split())
     if "?" in text:
@@ -114,7 +114,7 @@ def question_of_title(title: str, written: str = "") -> ConvertedTitle | None:
     others = {*lower[:at], *lower[at + length :]}
     if others & (_DENIES | _FINITE):
         return None
-    subject = _small(statement[: places[at][1]].strip(), written)
+    subject = _small(statement[: places[at][1]].strip(), article_text)
     rest = statement[places[at + length - 1][2] :].strip()
     if not rest:
         return None
@@ -149,22 +149,26 @@ def _verb(tokens: list[str]) -> Verb | None:
     return found[0] if len(found) == 1 else None
 
 
-def _at(tokens: list[str], at: int) -> Verb | None:
-    word, before, after = tokens[at], tokens[at - 1], tokens[at + 1] if at + 1 < len(tokens) else ""
+def _at(tokens: list[str], position: int) -> Verb | None:
+    word, before, after = (
+        tokens[position],
+        tokens[position - 1],
+        tokens[position + 1] if position + 1 < len(tokens) else "",
+    )
     if before in _BEFORE or before in ",;:":
         return None
     if word in _COPULAS:
         denied = after == "not"
-        return (at, 2 if denied else 1, word.capitalize(), "", denied)
-    if word in ("does", "do") and after == "not" and at + 2 < len(tokens) and tokens[at + 2] in _BASES:
-        return (at, 3, word.capitalize(), tokens[at + 2], True)
+        return (position, 2 if denied else 1, word.capitalize(), "", denied)
+    if word in ("does", "do") and after == "not" and position + 2 < len(tokens) and tokens[position + 2] in _BASES:
+        return (position, 3, word.capitalize(), tokens[position + 2], True)
     plural = _is_plural(before)
     base = _SINGULAR.get(word) if not plural else None
-    if base is None and word in _BASES and (plural or "and" in tokens[:at]):
+    if base is None and word in _BASES and (plural or "and" in tokens[:position]):
         base = word
     if base is None or (base in _ALSO_NOUNS and after in _NOT_AFTER_NOUNS and _GOES_WITH.get(base) != after):
         return None
-    return (at, 1, "Does" if word in _SINGULAR else "Do", base, False)
+    return (position, 1, "Does" if word in _SINGULAR else "Do", base, False)
 
 
 def _is_plural(word: str) -> bool:
@@ -173,13 +177,13 @@ def _is_plural(word: str) -> bool:
     )
 
 
-def _small(subject: str, written: str) -> str:
+def _small(subject: str, article_text: str) -> str:
     """Return the subject, with its first word in lowercase if the text has it so or it is an English word."""
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
     is_word = small.isalpha() and small.islower() and rarity(small) < 1
     is_name = small in name_words.EPONYMS | name_words.PLACES | name_words.CITIES or name_words.is_name(small)
-    if (is_word and not is_name) or re.search(rf"\b{re.escape(small)}\b", written):
+    if (is_word and not is_name) or re.search(rf"\b{re.escape(small)}\b", article_text):
         return f"{small}{separator}{rest}"
     return subject
 
@@ -235,7 +239,7 @@ def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
     examples = _without_tests(examples, tests, pairs.kept_out)
     pairs.audit = Audit(_SPEC, ())
     pairs.audit.rows({SOURCE: examples})
-    pairs.examples = pairs.audit.left[SOURCE]
+    pairs.examples = pairs.audit.remaining[SOURCE]
     return pairs
 
 
@@ -277,7 +281,7 @@ def pair_of_article(article: Article) -> Example | str:
     )
 
 
-def tests(given: Sequence[Path]) -> list[Example]:
+def tests(paths: Sequence[Path]) -> list[Example]:
     """Return all items of PubMedQA's labelled part, and those of the given files (prepared splits, such as a run's
     data/test.jsonl). Raises DataError if PubMedQA is unavailable.
     """
@@ -288,7 +292,7 @@ def tests(given: Sequence[Path]) -> list[Example]:
         raise DataError(
             f"No training pairs were written, because PubMedQA's test items are needed to exclude them: {error}"
         ) from error
-    for path in given:
+    for path in paths:
         found += read_examples(path)
     return found
 
@@ -305,21 +309,21 @@ def _row(example: Example) -> dict[str, Any]:
     }
 
 
-def _without_tests(examples: list[Example], tests: Sequence[Example], kept_out: dict[str, str]) -> list[Example]:
+def _without_tests(examples: list[Example], tests: Sequence[Example], excluded: dict[str, str]) -> list[Example]:
     """Return the examples without those whose question or context matches a test item, exactly or nearly."""
     while leaks := {
         leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in ("group", "question", "context")
     }:
-        kept_out |= {name.partition(":")[2]: test for name, test in leaks.items()}
+        excluded |= {name.partition(":")[2]: test for name, test in leaks.items()}
         examples = [example for example in examples if example.id not in leaks]
     return examples
 
 
-def _concludes(part: Part) -> bool:
+def _concludes(section: Part) -> bool:
     """Return whether NLM or the journal labels a section as conclusions, and as nothing else."""
-    if _MIXED.search(part.label) and _CONCLUDES.search(part.label):
+    if _MIXED.search(section.label) and _CONCLUDES.search(section.label):
         return False
-    return part.category == "CONCLUSIONS" or bool(_CONCLUDES.search(part.label))
+    return section.category == "CONCLUSIONS" or bool(_CONCLUDES.search(section.label))
 
 
 _SPEC = QualitySpec(rules=QualityRules.model_validate({"truncated": "drop", "too_short": "drop"}))

@@ -76,7 +76,7 @@ class Library:
         self.folder, self._base = folder, base
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Run the block as one transaction: commit all its changes, or none if it raises."""
         try:
             with self._base:
@@ -224,7 +224,7 @@ class Library:
         """Remove articles from that queue."""
         self._base.executemany("DELETE FROM again WHERE pmid = ?", [(pmid,) for pmid in pmids])
 
-    def to_ask(self) -> list[str]:
+    def pmids_to_fetch(self) -> list[str]:
         """Return the ids that are still to be fetched again."""
         return self._column("SELECT pmid FROM again ORDER BY pmid")
 
@@ -232,7 +232,7 @@ class Library:
         """Record ids that PubMed lists as retracted, and mark them as not yet fetched."""
         self._base.executemany("INSERT OR REPLACE INTO marked VALUES (?, 0)", [(pmid,) for pmid in pmids])
 
-    def ask_for_marked(self, among: set[str]) -> None:
+    def request_marked(self, among: set[str]) -> None:
         """Queue those of the given ids that are listed as retracted and weren't queued since they were recorded."""
         found = among.intersection(self._column("SELECT pmid FROM marked WHERE seen = 0"))
         self.ask_again(sorted(found))
@@ -259,7 +259,7 @@ class Library:
 
     def is_indexed(self, place: str, content: str, change: int) -> None:
         """Record that the index at a place, with this content, holds the library up to a change."""
-        with self.together():
+        with self.transaction():
             self._base.execute("INSERT OR REPLACE INTO indexed VALUES (?, ?, ?)", (place, content, change))
 
     def _one(self, query: str, *values: Any) -> Any:
@@ -368,10 +368,10 @@ _MEANING = {
 REASONS = frozenset(_MEANING.values())
 
 
-def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
+def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
     """Return the article with wrongly decoded characters corrected, and the reason why it is left out, or "".
 
-    If a query `asked_for` the article, the check that it is about medicine is skipped.
+    If a query `is_requested` the article, the check that it is about medicine is skipped.
     """
     mended = replace(
         article,
@@ -383,7 +383,7 @@ def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
     example = Example(
         id=article.id, source="pubmed", question=mended.title or article.id, answer=mended.text, group=article.pmid
     )
-    accepted, entries = quality_filters.apply_rules(example, _SPECS[asked_for])
+    accepted, entries = quality_filters.apply_rules(example, _SPECS[is_requested])
     if accepted and 0 < len(example.answer.split()) < LEAST_WORDS:
         return mended, _MEANING["too_short"]
     return mended, "" if accepted else _MEANING[entries[-1].rule]
@@ -400,7 +400,7 @@ class LibraryUpdate:
     """An update of the library in progress, with its counts so far."""
 
     library: Library
-    asked_for: bool
+    is_requested: bool
     """True for articles found by a query; update files contain many that aren't about medicine."""
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -408,10 +408,10 @@ class LibraryUpdate:
     retracted: list[str] = field(default_factory=list)
     _change: int = 0
 
-    def all(self, found: Iterable[Article | str]) -> None:
-        """Apply articles, and PubMed ids of deleted ones, in order. Call it inside `Library.together`."""
+    def all(self, articles: Iterable[Article | str]) -> None:
+        """Apply articles, and PubMed ids of deleted ones, in order. Call it inside `Library.transaction`."""
         self._change = self.library.change() + 1
-        for each in found:
+        for each in articles:
             if isinstance(each, Article):
                 self._article(each)
             else:
@@ -426,7 +426,7 @@ class LibraryUpdate:
         # The articles that a notice is about are fetched again, because their own records may have changed.
         named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
         self.library.ask_again(self.library.known(named))
-        article, refused = checked_article(article, self.asked_for or (row is not None and row.state == THERE))
+        article, refused = checked_article(article, self.is_requested or (row is not None and row.state == THERE))
         self._settle(article, row, refused)
         for pmid in sorted(about - {article.pmid}):
             self._look_again(pmid)
@@ -552,8 +552,8 @@ def _first(links: Iterable[Link], kinds: Iterable[str]) -> Link | None:
     return next((link for link in links if link.kind in kinds), None)
 
 
-def _by(what: str, link: Link) -> str:
-    return f"{what} (PMID {link.pmid})" if link.pmid else f"{what} ({link.reference})" if link.reference else what
+def _by(text: str, link: Link) -> str:
+    return f"{text} (PMID {link.pmid})" if link.pmid else f"{text} ({link.reference})" if link.reference else text
 
 
 def _kind(reason: str) -> str:

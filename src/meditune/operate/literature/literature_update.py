@@ -84,7 +84,7 @@ REPORT_FILE = "update.json"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class UpdateOptions:
     """The options of an update, as given on the command line."""
 
     queries: tuple[str, ...] = ()
@@ -125,31 +125,31 @@ class Report:
     failures: list[MedituneError] = field(default_factory=list)
 
 
-def update(folder: Path, wanted: Wanted) -> Report:
+def update(folder: Path, options: UpdateOptions) -> Report:
     """Update the library in a folder. The report lists steps that failed.
 
     Raises DataError before any change if the request is invalid or another update is running.
     """
-    remote = bool(wanted.queries) or _is_server(wanted.files)
-    email = contact(wanted.email) if remote else ""
-    if not (wanted.queries or wanted.files or wanted.index or (folder / FILE).is_file()):
+    remote = bool(options.queries) or _is_server(options.files)
+    email = contact(options.email) if remote else ""
+    if not (options.queries or options.files or options.index or (folder / FILE).is_file()):
         raise DataError(
-            "Nothing to import. Give --query or --files, and --index INDEX to make the articles searchable."
+            "Nothing to import. Give --query or --update-files, and --index INDEX to make the articles searchable."
         )
-    if wanted.documents and not wanted.index:
+    if options.documents and not options.index:
         raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
     with article_library.opened(folder) as library:
-        _attempt(report, lambda: _take_in(library, wanted, email, report))
+        _attempt(report, lambda: _take_in(library, options, email, report))
         report.library = library.counts()
         _attempt(report, lambda: _lists(library))
-        if wanted.store:
-            _attempt(report, lambda: _flags(library, wanted, report))
-        if wanted.index:
-            _attempt(report, lambda: _index(library, wanted, report))
-        _attempt(report, lambda: _pairs(library, wanted, report))
-        if wanted.store:
-            _attempt(report, lambda: _note(folder, wanted, report))
+        if options.store:
+            _attempt(report, lambda: _flags(library, options, report))
+        if options.index:
+            _attempt(report, lambda: _index(library, options, report))
+        _attempt(report, lambda: _pairs(library, options, report))
+        if options.store:
+            _attempt(report, lambda: _note(folder, options, report))
         write_json(folder / REPORT_FILE, facts(report))
     return report
 
@@ -184,10 +184,10 @@ def _attempt(report: Report, step: Callable[[], None]) -> None:
         report.failures.append(error)
 
 
-def _take_in(library: Library, options: Wanted, email: str, report: Report) -> None:
+def _take_in(library: Library, options: UpdateOptions, email: str, report: Report) -> None:
     rejects = Rejects()
     http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
-    asked, from_files = LibraryUpdate(library, asked_for=True), LibraryUpdate(library, asked_for=False)
+    asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
     try:
         # Files first, because their records are older.
         if options.files:
@@ -202,7 +202,7 @@ def _take_in(library: Library, options: Wanted, email: str, report: Report) -> N
     finally:
         if http:
             http.close()
-        with library.together():
+        with library.transaction():
             library.reject(rejects.taken())
         report.counts = asked.counts + from_files.counts
         report.left_out = asked.left_out + from_files.left_out
@@ -215,7 +215,7 @@ def _take_in(library: Library, options: Wanted, email: str, report: Report) -> N
 
 def _take_files(
     library: Library,
-    options: Wanted,
+    options: UpdateOptions,
     http: RateLimitedClient | None,
     library_update: LibraryUpdate,
     rejects: Rejects,
@@ -240,7 +240,7 @@ def _lists(library: Library) -> None:
     write_jsonl(library.folder / REJECTS_FILE, library.rejects())
 
 
-def _flags(library: Library, options: Wanted, report: Report) -> None:
+def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
     """Find the answers that cite retracted articles, and write the list."""
     known = {row["pmid"]: row for row in library.retracted()}
     rows = Answers(open_store(str(options.store))).exported() if exists(str(options.store)) else ()
@@ -249,7 +249,7 @@ def _flags(library: Library, options: Wanted, report: Report) -> None:
     write_jsonl(library.folder / article_library.FLAGGED, map(asdict, report.flagged))
 
 
-def _note(folder: Path, options: Wanted, report: Report) -> None:
+def _note(folder: Path, options: UpdateOptions, report: Report) -> None:
     """Record in the server's store what was imported."""
     if exists(str(options.store)):
         counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
@@ -259,11 +259,11 @@ def _note(folder: Path, options: Wanted, report: Report) -> None:
         Notes(open_store(str(options.store))).put(f"update/{folder.resolve()}", facts)
 
 
-def _index(library: Library, options: Wanted, report: Report) -> None:
+def _index(library: Library, options: UpdateOptions, report: Report) -> None:
     report.index = bring_up(library, index_storage(str(options.index)), options.documents, options.embedding)
 
 
-def _pairs(library: Library, options: Wanted, report: Report) -> None:
+def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
     """Make all pairs again if anything has changed; the rules compare pairs with each other."""
     made_from = {"change": library.change(), "tests": [str(path.resolve()) for path in options.tests]}
     if library.cursor("pairs") == made_from and (library.folder / abstract_questions.FILE).is_file():
@@ -275,10 +275,10 @@ def _pairs(library: Library, options: Wanted, report: Report) -> None:
         pairs.audit.ledger.write(library.folder / "ledger.parquet")
     with replace_file(library.folder / "README.md") as stream:
         stream.write(abstract_questions.card(pairs, library.counts(), library.sources()))
-    with library.together():
+    with library.transaction():
         library.move("pairs", made_from)
     report.pairs = pairs
 
 
-def _is_server(where: str | None) -> bool:
-    return bool(where) and "://" in str(where)
+def _is_server(address: str | None) -> bool:
+    return bool(address) and "://" in str(address)

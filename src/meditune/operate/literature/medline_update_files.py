@@ -143,7 +143,7 @@ class UpdateFileImport:
         file = self.place.file(name, md5)
         before = self.applying.counts.copy()
         size = file.stat().st_size / 1e6
-        with Progress(f"Applying {name}", size, "MB") as progress, self.library.together():
+        with Progress(f"Applying {name}", size, "MB") as progress, self.library.transaction():
             self.applying.all(pubmed_articles.pubmed_of_file(file, self.rejects, progress))
             counts = self.applying.counts - before
             self.library.reject(self.rejects.taken())
@@ -161,13 +161,13 @@ def _refuse_gap(before: str, name: str, begin: str | None) -> None:
         missing = f"pubmed{current[1]}n{least:0{len(current[2])}}.xml.gz"
         raise DataError(
             f"{missing} is missing: the last file applied is {before}, and the next one available is {name}. Files "
-            f"are applied in order, so download the missing one, or continue without it: --first {name}."
+            f"are applied in order, so download the missing one, or continue without it: --first-file {name}."
         )
 
 
-def _md5_in(text: str, where: str) -> str:
+def _md5_in(text: str, source: str) -> str:
     """Return the MD5 in "MD5(pubmed26n1340.xml.gz)= 0123..." or "0123...  pubmed26n1340.xml.gz". Raises DataError."""
     found = _MD5.findall(text)
     if len(found) != 1:
-        raise DataError(f"{where}: contains no MD5 ({text.strip()[:60]!r}). Download it again.")
+        raise DataError(f"{source}: contains no MD5 ({text.strip()[:60]!r}). Download it again.")
     return str(found[0]).lower()

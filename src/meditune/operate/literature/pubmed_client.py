@@ -164,7 +164,7 @@ class HistoryLostError(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The result of a search."""
 
     count: int
@@ -187,10 +187,10 @@ class Eutils:
         """The server's date at its last response, in ISO 8601; empty if unknown."""
         return self._http.today
 
-    def search(self, term: str, first: str, last: str, ids: int = 0) -> Found:
+    def search(self, term: str, start: str, end: str, ids: int = 0) -> SearchResult:
         """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
         query = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
-        query |= {"datetype": "mdat", "mindate": first, "maxdate": last}
+        query |= {"datetype": "mdat", "mindate": start, "maxdate": end}
         root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > LONG))
         count = root.findtext("Count") or ""
         if not count.isdecimal():
@@ -198,7 +198,7 @@ class Eutils:
                 f"{self._url}: the search result has no count. Check that this is the address of the E-utilities."
             )
         lists = [*root.iterfind("ErrorList/*"), *root.iterfind("WarningList/*")]
-        return Found(
+        return SearchResult(
             count=int(count),
             webenv=root.findtext("WebEnv") or "",
             key=root.findtext("QueryKey") or "",
@@ -206,9 +206,9 @@ class Eutils:
             unknown=tuple(each.text for each in lists if each.text and each.text.strip()),
         )
 
-    def page(self, found: tuple[str, str], start: int, size: int) -> bytes:
+    def page(self, search: tuple[str, str], start: int, size: int) -> bytes:
         """Return the XML of a search's (webenv, key) articles from `start` on. Raises HistoryLostError, DataError."""
-        webenv, key = found
+        webenv, key = search
         query = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
         return self._get("efetch.fcgi", query, "PubmedArticleSet")
 

@@ -53,11 +53,11 @@ class LibrarySearch:
         self._keep(name, {"until": cursor["today"] or cursor["until"]})
         return int(cursor["read"])
 
-    def retractions(self, mine: set[str]) -> None:
+    def retractions(self, pmids: set[str]) -> None:
         """Queue those of the given PubMed ids that PubMed lists as retracted, to be fetched again."""
         name = "retractions"
         cursor = self.library.cursor(name)
-        if not mine:
+        if not pmids:
             return
         first, today = _begin(cursor, None), ""
         windows = [[first, FOR_EVER]]
@@ -68,21 +68,21 @@ class LibrarySearch:
             if found.count > MOST:
                 windows = [*_halves(RETRACTIONS, low, high, self.eutils.today), *windows]
                 continue
-            with self.library.together():
+            with self.library.transaction():
                 self.library.mark(found.pmids)
-        with self.library.together():
+        with self.library.transaction():
             # Earlier retractions too, because the article may have been added to the index since.
-            self.library.ask_for_marked(mine)
+            self.library.request_marked(pmids)
             self.library.move(name, {"until": today or cursor.get("until", "")})
 
     def again(self) -> int:
         """Fetch the queued articles again; return how many."""
-        waiting = self.library.to_ask()
+        waiting = self.library.pmids_to_fetch()
         with Progress("Fetching corrected articles again", len(waiting), "articles") as progress:
             for start in range(0, len(waiting), PAGE):
                 ids = waiting[start : start + PAGE]
                 found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
-                with self.library.together():
+                with self.library.transaction():
                     self.applying.all(found)
                     # Articles that these name are fetched in the next update, so that circular notices end.
                     self.library.asked_again(ids)
@@ -125,7 +125,7 @@ class LibrarySearch:
             while cursor["start"] < count:
                 size = min(PAGE, count - cursor["start"])
                 found = self._page(cursor, size)
-                with self.library.together():
+                with self.library.transaction():
                     self.applying.all(found)
                     cursor["start"] += size
                     cursor["read"] += len(found)
@@ -145,12 +145,12 @@ class LibrarySearch:
             self.rejects.count_only(pubmed_articles.SOURCE, "not delivered by PubMed", size - given)
         return list(self._articles(xml, f"efetch, articles from {cursor['start'] + 1} on"))
 
-    def _articles(self, xml: bytes, where: str) -> Iterator[Article | str]:
+    def _articles(self, xml: bytes, source: str) -> Iterator[Article | str]:
         for record in pubmed_articles.of_stream(io.BytesIO(xml)):
-            yield from pubmed_articles.of_record(record, where, self.rejects)
+            yield from pubmed_articles.of_record(record, source, self.rejects)
 
     def _keep(self, name: str, cursor: dict[str, Any]) -> None:
-        with self.library.together():
+        with self.library.transaction():
             self.library.move(name, cursor)
 
 
@@ -170,7 +170,7 @@ def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
     if first >= last:
         raise DataError(
             f"PubMed has more than {MOST:,} articles for {term!r} that changed on {low}, and returns no more for one "
-            "search. Narrow the query, or import MEDLINE's update files (--files)."
+            "search. Narrow the query, or import MEDLINE's update files (--update-files)."
         )
     middle = first + (last - first) // 2
     return [[low, middle.strftime("%Y/%m/%d")], [(middle + timedelta(days=1)).strftime("%Y/%m/%d"), high]]

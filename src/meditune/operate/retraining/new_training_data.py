@@ -40,7 +40,7 @@ PASSAGES = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TrainingDataSources:
     """The sources of new training data."""
 
     store: str | None = None
@@ -81,28 +81,28 @@ class NewTrainingData:
         return {kind: {"rows": self.counts[kind], "sha256": sha256(path)} for kind, path in self.files.items()}
 
 
-def gather(wanted: Wanted, folder: Path) -> NewTrainingData:
+def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
     """Write the available data to `folder`, one file for each kind. Raises DataError if a source cannot be read."""
     found = NewTrainingData()
-    index = Index.open(wanted.index) if wanted.index else None
+    index = Index.open(sources.index) if sources.index else None
     found.index = index.manifest.content if index else ""
-    answers = _answers(wanted.store)
+    answers = _answers(sources.store)
     if answers:
-        _keep(found, folder, "feedback", _corrections(answers, wanted.trust, index, found.left_out))
-    if wanted.labels:
-        _keep(found, folder, "labels", _labelled(wanted.labels, answers, found.left_out))
-    if wanted.queues:
-        _keep(found, folder, "experts", _judged(wanted.queues, answers, found.left_out))
-    if wanted.literature:
-        _keep(found, folder, "literature", _literature(wanted.literature))
+        _keep(found, folder, "feedback", _corrections(answers, sources.trust, index, found.left_out))
+    if sources.labels:
+        _keep(found, folder, "labels", _labelled(sources.labels, answers, found.left_out))
+    if sources.queues:
+        _keep(found, folder, "experts", _judged(sources.queues, answers, found.left_out))
+    if sources.literature:
+        _keep(found, folder, "literature", _literature(sources.literature))
     return found
 
 
-def _keep(found: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+def _keep(data: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
     path = folder / f"{kind}.jsonl"
     count = write_jsonl(path, rows, private=True)
     if count:
-        found.files[kind], found.counts[kind] = path, count
+        data.files[kind], data.counts[kind] = path, count
     else:
         path.unlink()
 
@@ -248,7 +248,7 @@ class DealtRows:
     splits: Splits
     new: frozenset[str]
     """Ids of the dev and test items that are new in this retraining"""
-    learnt: int
+    trained: int
     """Number of new rows in the training split"""
     replayed: int
     left_out: Counter[str] = field(default_factory=Counter)
@@ -271,19 +271,21 @@ def deal(
     seed: int,
     decisions: Path | None = None,
     incomplete: Incomplete = "keep",
-    least: int = 0,
+    min_rows: int = 0,
 ) -> DealtRows:
     """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
 
     Rows that are similar to a held-out item aren't trained on; rows similar to a trained row aren't held out. Raises
-    TooFewError if fewer than `least` rows are new, or none is left to train on or to evaluate on.
+    TooFewError if fewer than `min_rows` rows are new, or none is left to train on or to evaluate on.
     """
     left_out: Counter[str] = Counter()
     seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}
     fresh = [example for example in rows if fingerprint(example) not in seen]
     left_out["known before"] += len(rows) - len(fresh)
-    if len(fresh) < least:
-        raise TooFewError(f"{len(fresh):,} of {len(rows):,} rows are new, but at least {least:,} are needed (--least).")
+    if len(fresh) < min_rows:
+        raise TooFewError(
+            f"{len(fresh):,} of {len(rows):,} rows are new, but at least {min_rows:,} are needed (--min-rows)."
+        )
     dealt: dict[Place, list[Example]] = {"train": [], "dev": [], "test": []}
     had: dict[str, Place] = {
         **dict.fromkeys(pool, "train"),
@@ -313,7 +315,7 @@ def deal(
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
     old_splits = Splits(old_rows, unchanged["dev"], unchanged["test"], old.test_set)
     old_splits, applied = apply(str(decisions) if decisions else None, incomplete, old_splits)
-    replayed = rehearsed(old_splits.train, round(shares.replay * len(learnt)), seed)
+    replayed = sample_replay(old_splits.train, round(shares.replay * len(learnt)), seed)
     name = f"{old.test_set}+new-{len(test)}"
     splits = Splits([*replayed, *learnt], [*old_splits.dev, *dev], measured, name)
     new = frozenset(example.id for example in (*dev, *test))
@@ -328,17 +330,17 @@ def place_of(group: str, shares: Shares) -> Place:
     return "dev" if at < shares.held_out + shares.dev else "train"
 
 
-def rehearsed(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
+def sample_replay(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
     """Return a seeded sample of old rows in their order; all of them if there are fewer."""
     if count >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(f"{seed}/replay").sample(range(len(rows)), count))]
 
 
-def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], why: str) -> list[Example]:
+def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], reason: str) -> list[Example]:
     """Return the rows without those whose question or context matches one of the others, exactly or nearly."""
     against = list(others)
     while gone := {leak.train for leak in leakage.find(rows, against) if leak.kind in ("group", "question", "context")}:
-        left_out[why] += len(gone)
+        left_out[reason] += len(gone)
         rows = [example for example in rows if example.id not in gone]
     return rows

@@ -120,16 +120,16 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
+def _part(model: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
     """Return what was measured on the new items, or on all others."""
 
     def is_selected(id: str) -> bool:
         return (id in new) == is_new
 
-    examples: dict[str, Example] = {id: each for id, each in side.examples.items() if is_selected(id)}
+    examples: dict[str, Example] = {id: each for id, each in model.examples.items() if is_selected(id)}
     selected: dict[str, Any] = {}
     for field in fields(Predictions):
-        rows = getattr(side.predictions, field.name)
+        rows = getattr(model.predictions, field.name)
         if field.name in WITHOUT_ITEMS:
             selected[field.name] = [] if is_new else rows
         elif field.name == "no_reference":
@@ -138,4 +138,4 @@ def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredMo
             selected[field.name] = []
         else:
             selected[field.name] = [row for row in rows if is_selected(row["id"])]
-    return replace(side, examples=examples, predictions=Predictions(**selected))
+    return replace(model, examples=examples, predictions=Predictions(**selected))

@@ -36,7 +36,7 @@ from meditune.evaluate import gate
 from meditune.files import exclusive_lock, read_json, sha256, write_json
 from meditune.model_registry import Registry, Version
 from meditune.operate.retraining import new_training_data, release_gate
-from meditune.operate.retraining.new_training_data import NewTrainingData, Shares, TooFewError, Wanted
+from meditune.operate.retraining.new_training_data import NewTrainingData, Shares, TooFewError, TrainingDataSources
 from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store.open_store import named
 
@@ -134,19 +134,19 @@ class Work:
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
         return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
 
-    def claim(self, parent: str, asked: Mapping[str, Any], afresh_if_changed: bool = False) -> None:
+    def claim(self, parent: str, options: Mapping[str, Any], restart_if_changed: bool = False) -> None:
         """Resume the unfinished retraining, or start a new one.
 
         Sources that were added since then are used in the next retraining. Raises MedituneError if the options differ
-        from those of the unfinished retraining, unless `afresh_if_changed` allows a new start.
+        from those of the unfinished retraining, unless `restart_if_changed` allows a new start.
         """
         before = self.read()
-        if before and self.facts.is_file() and self._goes_on(before, parent, asked, afresh_if_changed):
+        if before and self.facts.is_file() and self._goes_on(before, parent, options, restart_if_changed):
             return
         self.drop()
         begun = model_registry.utc_now()
         id = f"{begun.partition('+')[0].replace(':', '')}-{secrets.token_hex(3)}"
-        write_json(self.folder / FILE, asdict(UnfinishedRetraining(id, begun, parent, dict(asked))))
+        write_json(self.folder / FILE, asdict(UnfinishedRetraining(id, begun, parent, dict(options))))
 
     def drop(self) -> None:
         """Delete the work and its gathered rows, which no version uses."""
@@ -166,7 +166,7 @@ class Work:
         return begun
 
     def _goes_on(
-        self, before: UnfinishedRetraining, parent: str, asked: Mapping[str, Any], afresh_if_changed: bool
+        self, before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
     ) -> bool:
         if before.parent != parent:
             _say(
@@ -174,11 +174,11 @@ class Work:
                 f"{parent} is served now. It is dropped, and a new one starts."
             )
             return False
-        differing = [name for name in asked if name != "wanted" and before.asked.get(name) != asked[name]]
-        if differing and not afresh_if_changed:
+        differing = [name for name in options if name != "wanted" and before.asked.get(name) != options[name]]
+        if differing and not restart_if_changed:
             raise MedituneError(
                 f"A retraining started at {before.begun} with other options ({', '.join(differing)}) is unfinished. "
-                "Give the same options again to resume it, or --afresh to drop it."
+                "Give the same options again to resume it, or --restart to drop it."
             )
         if differing:
             _say(
@@ -187,7 +187,7 @@ class Work:
             )
             return False
         _say(f"Resuming the retraining started at {before.begun}.")
-        if before.asked.get("wanted") != asked.get("wanted"):
+        if before.asked.get("wanted") != options.get("wanted"):
             _say("It uses the data gathered then; other sources wait for the next retraining.")
         return True
 
@@ -197,41 +197,44 @@ def _say(text: str) -> None:
 
 
 LOCK = ".retrain.lock"
-Then = Literal["promote", "canary", "keep"]
-THENS: tuple[Then, ...] = get_args(Then)
-_LATER = {"then", "percent", "afresh", "afresh_if_changed"}
+OnPass = Literal["promote", "canary", "keep"]
+ON_PASS: tuple[OnPass, ...] = get_args(OnPass)
+_LATER = {"on_pass", "percent", "restart", "restart_if_changed"}
 """Options that don't affect the resulting version"""
+_STORED_NAMES = {"sources": "wanted", "min_rows": "least", "gate": "gate_old"}
+"""Options that have other names in the work file, so that an unfinished retraining of an earlier version is resumed"""
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of a retraining."""
 
-    wanted: Wanted
+    sources: TrainingDataSources
     shares: Shares = field(default_factory=Shares)
     settings: tuple[str, ...] = ()
     """`--set` options applied to the derived recipe"""
     decisions: Path | None = None
     """Reviewers' decisions about old rows"""
-    gate_old: Path | None = None
+    gate: Path | None = None
     gate_new: Path | None = None
-    least: int = 20
+    min_rows: int = 20
     """Minimum number of new rows"""
     exports: tuple[str, ...] | None = None
     """Export formats; None: those of the current version"""
-    then: Then = "promote"
+    on_pass: OnPass = "promote"
     """What to do with a version that passes"""
     percent: float = 10.0
     """Percentage of the conversations for a canary"""
-    afresh: bool = False
+    restart: bool = False
     """Drop an unfinished retraining"""
-    afresh_if_changed: bool = False
+    restart_if_changed: bool = False
     """Drop an unfinished retraining only if its options differ, for unattended use"""
 
-    def asked(self) -> dict[str, Any]:
+    def result_options(self) -> dict[str, Any]:
         """Return the options that affect the resulting version, for JSON, without a database password."""
         values = {name: value for name, value in asdict(self).items() if name not in _LATER}
-        values["wanted"]["store"] = None if self.wanted.store is None else named(self.wanted.store)
+        values["sources"]["store"] = None if self.sources.store is None else named(self.sources.store)
+        values = {_STORED_NAMES.get(name, name): value for name, value in values.items()}
         found: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return found
 
@@ -242,7 +245,7 @@ class Outcome:
 
     version: Version | None
     """None if there was too little new data"""
-    said: list[str]
+    messages: list[str]
     """The result in sentences"""
     promoted: bool = False
 
@@ -260,16 +263,16 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its result."
     )
     with exclusive_lock(folder / LOCK, busy):
-        if (version := work.made()) and not options.afresh:
+        if (version := work.made()) and not options.restart:
             if not (since := _since(registry, version)):
                 return _finish(registry, work, version, [], options)
             _say(f"{version.id} was finished earlier and {since}. Starting the next one.")
         if version:
             work.end()
-        elif options.afresh:
+        elif options.restart:
             work.drop()
         current = registry.checked(_current(registry))
-        work.claim(current.id, options.asked(), options.afresh_if_changed)
+        work.claim(current.id, options.result_options(), options.restart_if_changed)
         try:
             recipe, new, fed = _prepare_run(registry, current.id, work, options)
         except TooFewError as error:
@@ -279,7 +282,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         pipeline.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
         announce("judge")
-        policies = (gate.policy(options.gate_old), gate.policy(options.gate_new))
+        policies = (gate.policy(options.gate), gate.policy(options.gate_new))
         judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
         index = str(read_json(work.facts)["index"])
         version = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
@@ -287,14 +290,14 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         return _finish(registry, work, version, report, options)
 
 
-def next_step(name: str) -> Then:
+def next_step(name: str) -> OnPass:
     """Return what to do with a version, by name. Raises DataError for an unknown name."""
-    for each in THENS:
+    for each in ON_PASS:
         if each == name:
             return each
     if name == "shadow":
-        raise DataError("--then shadow was removed. Try the version as a canary: --then canary --percent 1")
-    raise DataError(f"Unknown --then {name}. Choose from {', '.join(THENS)}.")
+        raise DataError("--on-pass shadow was removed. Try the version as a canary: --on-pass canary --percent 1")
+    raise DataError(f"Unknown --on-pass {name}. Choose from {', '.join(ON_PASS)}.")
 
 
 def _current(registry: Registry) -> str:
@@ -315,7 +318,7 @@ def _prepare_run(
         _say(f"Data gathered then: {', '.join(counts)}.")
         return load_recipe(str(run / RECIPE)).recipe, set(stored["new"]), stored["fed"]
     announce("gather")
-    gathered = new_training_data.gather(options.wanted, work.rows)
+    gathered = new_training_data.gather(options.sources, work.rows)
     for why, count in gathered.left_out.items():
         _say(f"Left out: {count:,} {why}.")
     parent = registry.place(current)
@@ -324,7 +327,14 @@ def _prepare_run(
     rows, checks = _check_rows(gathered, known)
     pool = new_training_data.known_rows(registry, current)
     dealt = new_training_data.deal(
-        rows, before.splits, pool, options.shares, known.seed, options.decisions, known.data.incomplete, options.least
+        rows,
+        before.splits,
+        pool,
+        options.shares,
+        known.seed,
+        options.decisions,
+        known.data.incomplete,
+        options.min_rows,
     )
     for why, count in dealt.left_out.items():
         _say(f"Left out: {count:,} {why}.")
@@ -344,24 +354,24 @@ def _prepare_run(
     note_data(recipe, run, data.sha256)
     write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
     _say(
-        f"{dealt.learnt:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: "
+        f"{dealt.trained:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: "
         f"{len(dealt.splits.test):,} for evaluation and {len(dealt.splits.dev):,} for development, {len(dealt.new):,} "
         "of them new."
     )
     return recipe, set(new), fed
 
 
-def _check_rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
+def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
     """Return the gathered rows after the checks that all training data goes through."""
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_kind = {
-        kind: list(deidentify(list(read(path, rejects)), spec.phi, phi)) for kind, path in gathered.files.items()
+        kind: list(deidentify(list(read(path, rejects)), spec.phi, phi)) for kind, path in new_data.files.items()
     }
     audit = Audit(spec.quality, (), hidden=phi.left_in)
     audit.rows(by_kind)
     counts = {kind: {"read": len(rows), "licence": "yours", "rejected": {}} for kind, rows in by_kind.items()}
-    rows = [example for examples in audit.left.values() for example in examples]
+    rows = [example for examples in audit.remaining.values() for example in examples]
     return rows, DataCheck(counts, audit, rejects, phi)
 
 
@@ -393,13 +403,13 @@ def _finish(registry: Registry, work: Work, version: Version, report: list[str],
 
 
 def _release(registry: Registry, version: Version, before: str, options: Options) -> list[str]:
-    """Apply `then` to the new version; return what was done, in sentences."""
+    """Apply `on_pass` to the new version; return what was done, in sentences."""
     if registry.state().current == version.id:
         return [f"{version.id} is already served."]
     if not version.passed:
         judged = version.gate["on"].values() if version.gate else ()
         if all(each["passed"] for row in judged for each in row["checks"]):
-            by_hand = f"meditune registry promote {registry.folder} {version.id} --force --why REASON"
+            by_hand = f"meditune registry promote {registry.folder} {version.id} --force --reason TEXT"
             return [
                 f"The gate cannot judge {version.id}: {before} stays in use. If reviewers find {version.id} better: "
                 f"{by_hand}"
@@ -408,10 +418,10 @@ def _release(registry: Registry, version: Version, before: str, options: Options
     why = f"passed its gate against {before}"
     if registry.state().current != before:
         return [f"{version.id} {why}, but {registry.state().current} is served now, so {version.id} is only stored."]
-    if options.then == "keep":
+    if options.on_pass == "keep":
         return [f"{version.id} {why}. Serve it with: meditune registry promote {registry.folder} {version.id}"]
-    if options.then == "promote":
+    if options.on_pass == "promote":
         registry.promote(version.id, why)
         return [f"{version.id} {why} and is now served."]
-    registry.try_out(version.id, options.percent, why)
+    registry.start_canary(version.id, options.percent, why)
     return [f"{version.id} {why} and is a canary in {options.percent:g} % of the conversations."]

@@ -24,7 +24,7 @@ from meditune.operate.drift.drift_watcher import state_of
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import load
 from meditune.store.answers import Answer, Answers
-from meditune.store.open_store import Place, open_store
+from meditune.store.open_store import StoreLocation, open_store
 
 log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
@@ -45,7 +45,7 @@ SAID = {
 class VersionCheck:
     """The result of a check."""
 
-    taken_back: str | None = None
+    rolled_back: str | None = None
     """The version that was rolled back, if any"""
     served: str = ""
     why: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class VersionCheck:
 
 def guard(
     folder: Path,
-    store: Place | None = None,
+    store: StoreLocation | None = None,
     reference: Path | None = None,
     canary: Path | None = None,
 ) -> VersionCheck:
@@ -70,7 +70,7 @@ def guard(
         raise DataError(f"No version in {folder} has been promoted yet, so there is nothing to guard.")
     answers = Answers(open_store(store)) if store else None
     if state.trial and answers and (why := list(_beside(answers, state.trial, state.current))):
-        registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
+        registry.end_trial("; ".join(why), expected=state.trial.version, withdraw=True)
         return VersionCheck(state.trial.version, state.current, why)
     why = [
         *(_against(_open_alerts(reference), answers, state) if reference and answers else ()),
@@ -80,42 +80,42 @@ def guard(
 
 
 def on_drift(
-    folder: Path, store: Place, then: Callable[[Mapping[str, Any]], None]
+    folder: Path, store: StoreLocation, callback: Callable[[Mapping[str, Any]], None]
 ) -> Callable[[Mapping[str, Any]], None]:
-    """Return a callback that may roll back after each drift check of a server, and passes the result to `then`."""
+    """Return a callback that may roll back after each drift check of a server, and passes the result to `callback`."""
     registry, answers = Registry(folder), Answers(open_store(store))
     names = [field.name for field in fields(Alert)]
 
-    def told(found: Mapping[str, Any]) -> None:
-        then(found)
-        alerts = [Alert(**{name: row[name] for name in names}) for row in found.get("alerts", ())]
+    def told(result: Mapping[str, Any]) -> None:
+        callback(result)
+        alerts = [Alert(**{name: row[name] for name in names}) for row in result.get("alerts", ())]
         try:
             state = registry.state()
             if state.current is None:
                 return
             why = list(_against(alerts, answers, state))
             looked = _taken_back(registry, state, why)
-            if looked.taken_back:
-                log.error("%s was rolled back, %s is served: %s", looked.taken_back, looked.served, "; ".join(why))
+            if looked.rolled_back:
+                log.error("%s was rolled back, %s is served: %s", looked.rolled_back, looked.served, "; ".join(why))
         except MedituneError as error:
             log.error("Drift indicates that the served version is worse, but it cannot be rolled back: %s", error)
 
     return told
 
 
-def _taken_back(registry: Registry, state: State, why: list[str]) -> VersionCheck:
+def _taken_back(registry: Registry, state: State, reasons: list[str]) -> VersionCheck:
     assert state.current is not None, "the caller has checked that a version is served"
-    if not why:
+    if not reasons:
         return VersionCheck(None, state.current, [f"No evidence against {state.current}."])
     if len(state.standing) < 2:
-        return VersionCheck(None, state.current, [*why, "There is no earlier version to roll back to."])
-    begun = state.taken_up()
+        return VersionCheck(None, state.current, [*reasons, "There is no earlier version to roll back to."])
+    begun = state.latest_promotion()
     if begun and begun.what == "rolled back":
         # The version was good before, so something else is wrong; otherwise all earlier versions would be rolled back
         # in turn.
         stays = f"{state.current} is what {begun.version} was rolled back to, so it is not rolled back automatically."
-        return VersionCheck(None, state.current, [*why, stays])
-    return VersionCheck(state.current, registry.rollback("; ".join(why), of=state.current), why)
+        return VersionCheck(None, state.current, [*reasons, stays])
+    return VersionCheck(state.current, registry.rollback("; ".join(reasons), expected=state.current), reasons)
 
 
 def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
@@ -185,7 +185,7 @@ def is_rated_worse(alert: Alert) -> bool:
 def _canaries(path: Path, state: State) -> Iterator[str]:
     """Yield canaries that the current version answers worse since it is served."""
     runs: Sequence[dict[str, Any]] = read_jsonl(path)
-    begun = state.taken_up()
+    begun = state.latest_promotion()
     if runs and begun and str(runs[-1].get("time", "")) >= begun.when:
         verdict = canaries.verdict(path, state.current)
         if verdict["alert"]:

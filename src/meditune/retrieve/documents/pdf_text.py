@@ -20,29 +20,29 @@ def bound_memory(gigabytes: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
 
 
-def text(path: str, most_pages: int, most_characters: int) -> dict[str, Any]:
+def text(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
     """Return the title and pages, or the problem. Raises pypdf's errors for a damaged file."""
     import pypdf
 
     reader = pypdf.PdfReader(path)
     if reader.is_encrypted and not reader.decrypt(""):
         return {"problem": "encrypted; save it without a password"}
-    if len(reader.pages) > most_pages:
-        return {"problem": f"{len(reader.pages):,} pages, more than {most_pages:,}; split it"}
+    if len(reader.pages) > max_pages:
+        return {"problem": f"{len(reader.pages):,} pages, more than {max_pages:,}; split it"}
     pages: list[str] = []
     for page in reader.pages:
         pages.append(page.extract_text())
-        if sum(map(len, pages)) > most_characters:
-            return {"problem": f"more than {most_characters:,} characters; split it"}
+        if sum(map(len, pages)) > max_characters:
+            return {"problem": f"more than {max_characters:,} characters; split it"}
     return {"title": str((reader.metadata and reader.metadata.title) or "").strip(), "pages": pages}
 
 
-def main(path: str, most_pages: str, most_gb: str, most_characters: str) -> dict[str, Any]:
+def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
     """Return what is printed."""
     logging.disable()
-    bound_memory(float(most_gb))
+    bound_memory(float(max_gb))
     try:
-        return text(path, int(most_pages), int(most_characters))
+        return text(path, int(max_pages), int(max_characters))
     except ModuleNotFoundError:
         return {"missing": True}
     except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process reads nothing else)

@@ -221,12 +221,12 @@ def _date(article: ET.Element) -> str:
     return ""
 
 
-def _day(found: ET.Element | None) -> str:
+def _day(date: ET.Element | None) -> str:
     """Return year, month and day in ISO 8601, as precise as known."""
-    if found is None:
+    if date is None:
         return ""
-    year = _text(found.find("Year")) or _text(found.find("MedlineDate"))[:4]
-    month, day = (_text(found.find(name)) for name in ("Month", "Day"))
+    year = _text(date.find("Year")) or _text(date.find("MedlineDate"))[:4]
+    month, day = (_text(date.find(name)) for name in ("Month", "Day"))
     name = month[:3].lower()
     number = int(month) if month.isdecimal() else _MONTHS.index(name) + 1 if name in _MONTHS else 0
     if not year.isdecimal():
@@ -311,39 +311,40 @@ def of_stream(stream: BinaryIO) -> Iterator[Record]:
         yield Record("", line, b"", problem)
 
 
-def _is_open(held: bytes, before: bool) -> bool:
+def _is_open(buffer: bytes, was_open: bool) -> bool:
     """Return whether the set of records has begun and not ended."""
-    begins, ends = held.rfind(b"<PubmedArticleSet"), held.rfind(b"</PubmedArticleSet")
-    return ends < begins if max(begins, ends) >= 0 else before
+    begins, ends = buffer.rfind(b"<PubmedArticleSet"), buffer.rfind(b"</PubmedArticleSet")
+    return ends < begins if max(begins, ends) >= 0 else was_open
 
 
-def _cut(held: bytes, ended: bool) -> Iterator[tuple[str, int, int, str]]:
-    """Yield kind, start, end and problem of each complete record in `held`; finally, without a kind, the position that
-    was reached.
+def _cut(buffer: bytes, is_last: bool) -> Iterator[tuple[str, int, int, str]]:
+    """Yield kind, start, end and problem of each complete record in `buffer`; finally the position reached.
+
+    The position is yielded without a kind.
     """
     at = 0
     while True:
-        opening = _OPENING.search(held, at)
+        opening = _OPENING.search(buffer, at)
         if opening is None:
             break
         kind, start = opening[1].decode(), opening.start()
         closing = b"</%b>" % opening[1]
-        end, following = held.find(closing, start), _OPENING.search(held, opening.end())
+        end, following = buffer.find(closing, start), _OPENING.search(buffer, opening.end())
         problem = ""
         if following is not None and not 0 <= end < following.start():
             end, problem = following.start(), f"no {closing.decode()} before the next record"
         elif end >= 0:
             end += len(closing)
-        elif len(held) - start > LONGEST:
-            end, problem = len(held), f"no {closing.decode()} within {LONGEST // 2**20} MB"
-        elif ended:
-            end, problem = len(held), "the file is truncated inside the record"
+        elif len(buffer) - start > LONGEST:
+            end, problem = len(buffer), f"no {closing.decode()} within {LONGEST // 2**20} MB"
+        elif is_last:
+            end, problem = len(buffer), "the file is truncated inside the record"
         else:
             yield "", start, start, ""
             return
         yield kind, start, end, problem
         at = end
-    rest = len(held) if ended else max(at, len(held) - _TAIL)
+    rest = len(buffer) if is_last else max(at, len(buffer) - _TAIL)
     yield "", rest, rest, ""
 
 

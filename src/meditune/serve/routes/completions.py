@@ -132,16 +132,16 @@ def _generation_request(
     service: Service,
     body: GenerationBody,
     prompt: Sequence[int],
-    wanted: int | None,
+    max_tokens: int | None,
     param: str,
     logprobs: int | None,
     json_schema: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
-    """Return the engine's request. Raises ApiError 400 if the prompt is too long for the `wanted` tokens."""
-    room = service.prompts.room(prompt, wanted, service.settings.new_tokens, param)
+    """Return the engine's request. Raises ApiError 400 if the prompt is too long for the `max_tokens` tokens."""
+    room = service.prompts.room(prompt, max_tokens, service.settings.new_tokens, param)
     return GenerationRequest(
         prompt,
-        min(room, service.settings.most_new_tokens),
+        min(room, service.settings.max_new_tokens),
         body.temperature,
         body.top_p,
         body.small_seed,
@@ -176,9 +176,9 @@ class _GenerationResponse:
             "system_fingerprint": service.served.fingerprint,
         }
 
-    def response(self, choices: Sequence[Any], written: GeneratedText) -> Response:
+    def response(self, choices: Sequence[Any], generated: GeneratedText) -> Response:
         """Return the whole response."""
-        content = self.response_type(id=self.id, choices=list(choices), usage=_usage(written), **self._fields)
+        content = self.response_type(id=self.id, choices=list(choices), usage=_usage(generated), **self._fields)
         return Response(content.model_dump_json(), media_type="application/json")
 
     def chunk(self, finish: str | None = None, index: int = 0, logprobs: Any = None, **text: Any) -> bytes:
@@ -186,14 +186,14 @@ class _GenerationResponse:
         scores = logprobs.model_dump() if logprobs else None
         return self._event([{"index": index, **text, "logprobs": scores, "finish_reason": finish}])
 
-    def last_events(self, written: GeneratedText) -> Iterator[bytes]:
+    def last_events(self, generated: GeneratedText) -> Iterator[bytes]:
         """Yield the events at the end of a stream."""
         if self._with_usage:
-            yield self._event([], usage=_usage(written).model_dump())
+            yield self._event([], usage=_usage(generated).model_dump())
         yield event("[DONE]")
 
-    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return event({"id": self.id, "object": self.chunk_object} | self._fields | {"choices": choices} | more)
+    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return event({"id": self.id, "object": self.chunk_object} | self._fields | {"choices": choices} | extra)
 
 
 class _ChatCompletion(_GenerationResponse):
@@ -207,11 +207,11 @@ class _ChatCompletion(_GenerationResponse):
         caller: Caller,
         trace: Trace,
         reply: StandardReply | None,
-        ending: str,
+        suffix: str,
     ) -> None:
-        """Prepare an answer: `reply` is the answer if there is no request; `ending` follows the model's text."""
+        """Prepare an answer: `reply` is the answer if there is no request; `suffix` follows the model's text."""
         super().__init__(service, body, requests, caller, trace)
-        self.body, self.reply, self.ending = body, reply, ending
+        self.body, self.reply, self.ending = body, reply, suffix
         self.started = time.monotonic()
         self.written = GeneratedText()
 
@@ -303,7 +303,7 @@ class _TextCompletion(_GenerationResponse):
     async def at_once(self) -> Response:
         """Return all texts as one response."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
-            with self.service.admission.spare(len(self.requests) - 1) as more:
+            with self.service.admission.reserve_free(len(self.requests) - 1) as more:
                 works = [partial(self._choice, number, one, count) for number, one in enumerate(self.requests)]
                 choices = await _together(works, 1 + more)
         return self.response(choices, count)
@@ -340,11 +340,11 @@ class _TextCompletion(_GenerationResponse):
                 scores = _joined(await self._echoed(request, ended), scores, len(prompt))
         return CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
 
-    async def _echoed(self, request: GenerationRequest, ended: bool) -> CompletionLogprobs:
-        """Return the prompt's tokens, and the end token if the model `ended` there; the first token has no score."""
+    async def _echoed(self, request: GenerationRequest, has_end_token: bool) -> CompletionLogprobs:
+        """Return the prompt's tokens, and with `has_end_token` the end token; the first token has no score."""
         engine = self.service.engine
         first, rest = list(request.prompt[:1]), [*request.prompt[1:]]
-        rest += [engine.tokenizer.eos_token_id] if ended else []
+        rest += [engine.tokenizer.eos_token_id] if has_end_token else []
         scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
         likely = (await scored)[0] if rest else []
         text = _text_of(engine.tokenizer, first[0])
@@ -366,25 +366,27 @@ class _TextCompletion(_GenerationResponse):
         )
 
 
-def _joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> CompletionLogprobs:
+def _joined(first: CompletionLogprobs, second: CompletionLogprobs, offset: int) -> CompletionLogprobs:
     """Return the log-probabilities of two parts of one text, of which the second begins at `offset`."""
     return CompletionLogprobs(
-        tokens=first.tokens + then.tokens,
-        token_logprobs=first.token_logprobs + then.token_logprobs,
-        top_logprobs=first.top_logprobs + then.top_logprobs,
-        text_offset=first.text_offset + [offset + place for place in then.text_offset],
+        tokens=first.tokens + second.tokens,
+        token_logprobs=first.token_logprobs + second.token_logprobs,
+        top_logprobs=first.top_logprobs + second.top_logprobs,
+        text_offset=first.text_offset + [offset + place for place in second.text_offset],
     )
 
 
-async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], at_once: int) -> list[CompletionChoice]:
-    """Return all results; `at_once` calls run at the same time. If one fails, cancel the others."""
-    places = asyncio.Semaphore(at_once)
+async def _together(
+    calls: Sequence[Callable[[], Awaitable[CompletionChoice]]], concurrency: int
+) -> list[CompletionChoice]:
+    """Return all results; `concurrency` calls run at the same time. If one fails, cancel the others."""
+    places = asyncio.Semaphore(concurrency)
 
     async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
         async with places:
             return await work()
 
-    tasks = [asyncio.ensure_future(placed(work)) for work in works]
+    tasks = [asyncio.ensure_future(placed(work)) for work in calls]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -396,8 +398,8 @@ def _finish(finish: str) -> Any:
     return "length" if finish == "length" else "stop"
 
 
-def _usage(written: GeneratedText) -> Usage:
-    prompt, completion = written.prompt_tokens, written.tokens
+def _usage(generated: GeneratedText) -> Usage:
+    prompt, completion = generated.prompt_tokens, generated.tokens
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 

@@ -48,7 +48,7 @@ async def readyz(request: Request) -> Health:
         raise ApiError(503, "The server is shutting down.", "not_ready", headers={"retry-after": "5"})
     if (failure := _failure(request)) is not None:
         raise unavailable(failure)
-    if service.admission.waiting >= service.settings.waiting > 0:
+    if service.admission.waiting >= service.settings.queue_size > 0:
         raise ApiError(503, "The queue is full.", "overloaded", headers={"retry-after": "1"})
     return Health()
 

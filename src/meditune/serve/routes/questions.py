@@ -124,7 +124,7 @@ class _AnswerRun:
                 history=[(past.question, past.answer) for past in self.body.history],
                 max_new_tokens=self.body.max_new_tokens,
                 cancelled=disconnected.is_set,
-                found=self.found,
+                triaged=self.found,
             ):
                 if each.kind == "answer":
                     used = each.as_dict()["tokens"]
@@ -163,7 +163,7 @@ async def feedback(
     given = Feedback(
         body.id, caller.key, body.rating, body.reasons, body.comment, body.correction, body.decision or "", expert
     )
-    if not await run_in_store_thread(answers.say, given):
+    if not await run_in_store_thread(answers.add_feedback, given):
         raise _unknown()
     service.metrics.feedback.labels(body.rating).inc()
     if body.correction or body.decision:
