@@ -133,8 +133,8 @@ def test_each_strategy_takes_what_it_looks_for_and_says_why(tmp_path):
 
 def test_models_that_disagree_and_samples_that_scatter_are_found():
     pool = [
-        candidate("agreed", opinions={"base": SURE, "tuned": SURE}),
-        candidate("disputed", opinions={"base": SURE, "tuned": {"yes": 0.1, "no": 0.8, "maybe": 0.1}}),
+        candidate("agreed", probabilities={"base": SURE, "tuned": SURE}),
+        candidate("disputed", probabilities={"base": SURE, "tuned": {"yes": 0.1, "no": 0.8, "maybe": 0.1}}),
         candidate("scattered", samples=("Rest and drink.", "Surgery at once helps", "Nobody knows why")),
         candidate("steady", samples=("Rest and drink.", "Rest and drink.", "Rest and drink.")),
     ]
@@ -276,7 +276,7 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
 
 def test_nobody_is_chosen_out_of_nothing_and_ties_are_settled_by_the_seed():
     assert choose([], 3) == []
-    pool = [candidate(f"q {n}", opinions={"tuned": TORN}) for n in range(20)]
+    pool = [candidate(f"q {n}", probabilities={"tuned": TORN}) for n in range(20)]
     first = [ids(choose(pool, 5, "uncertainty", seed=seed)) for seed in (1, 1, 2)]
     assert first[0] == first[1] != first[2]
     with pytest.raises(DataError, match="Choose from"):
@@ -297,7 +297,7 @@ def model(tmp_path_factory):
 
 def test_a_model_decides_and_writes_and_what_is_too_long_stays_without(model):
     pool = [
-        candidate("Is asthma curable?", opinions={"served": SURE}),
+        candidate("Is asthma curable?", probabilities={"served": SURE}),
         candidate("word " * 3000),
         candidate("Does vitamin C help?"),
     ]
