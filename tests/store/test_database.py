@@ -130,7 +130,7 @@ def test_a_database_that_was_started_anew_is_found_again(postgres):
             answers.get("a1")
     finally:
         postgres.start()
-    assert answers.get("a1").authenticate == "k"
+    assert answers.get("a1").who == "k"
     answers.keep(Answer("a2", "k", "ask", "m"))
 
 
