@@ -165,8 +165,8 @@ class SourceSpec(Spec):
     )
     corrupted_claims: bool = Field(
         False,
-        description="For claims: after each supported claim, add one with the opposite direction, a changed negation or "
-        "another number, which is refuted. Claims without any of these are left out.",
+        description="For claims: after each supported claim, add a refuted one with the opposite direction, a changed "
+        "negation or another number. Claims without any of these are left out.",
     )
     split: Literal["train", "dev", "test"] | None = Field(
         None, description="The split that all rows of this source belong to; if empty, data.split decides."

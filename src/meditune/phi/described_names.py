@@ -1,6 +1,6 @@
 """Names with initials ("Anna K., seen today", "Dr. A.", "K.L., 55F"), and names beside a description of the person.
 
-Short queries and messages introduce a patient this way: "a 60-year-old man with asthma, Xiomar Vell, admitted to ...".
+Short queries and messages introduce a patient this way: "a 60-year-old man with asthma, Xiomar Vasko, admitted to ...".
 The words before and after then show that unlisted words are a name. Lists of a paper's authors are left alone.
 """
 
@@ -63,7 +63,7 @@ _BEFORE_PAIR = re.compile(
 )
 """Words before two unlisted words that are a name"""
 _AGED = re.compile(r"\d[- ]?(?:year|yr|month|week|day|yo|y/o|y\.o)[^.;?!\n]*, $")
-"""An age earlier in the sentence, and a comma before the name: "a 52-year-old man with asthma, Xiomar Vell, ...\""""
+"""An age earlier in the sentence, and a comma before the name: "a 52-year-old man with asthma, Xiomar Vasko, ...\""""
 _REST = re.compile(
     rf"(?P<last>(?:[ ][A-Z]\.?)?[ ](?:{WORD}))?"
     r"(?:[,;?)]|[ ](?:\(|w/|c/o|who|whose|is|was|has|had|seen|with|from|at|on|in|asks|asked|presents|presented|needs|"
@@ -128,7 +128,7 @@ def _is_introduced(view: View, token: re.Match[str], initial: re.Match[str], bef
 
 
 def beside_description(view: View, token: re.Match[str]) -> Span | None:
-    """Return the name that follows a description of a person: "a 60-year-old man, Xiomar Vell, seen ..."."""
+    """Return the name that follows a description of a person: "a 60-year-old man, Xiomar Vasko, seen ..."."""
     start = token.start()
     before = view.before(start, 28)
     words = before.split()

@@ -134,7 +134,7 @@ _GROUP = re.compile(
 )
 """Words that make a sentence one about many people although it has a name in it"""
 _VISIT = re.compile(
-    r"(?<![a-z])(?:seen|visit(?:s|ed)?|admi(?:tted|ssion)|treated|evaluated|examined|diagnosed|consulted|presented|"
+    r"(?<![a-z])(?:seen|visit(?:s|ed)?|admitted|admission|treated|evaluated|examined|diagnosed|consulted|presented|"
     r"discharged?|f/u|follow-?up|appt|appointment|operated|surgery|hospitali[sz]ed|reviewed|checked)"
     r"(?![a-z])(?:(?!between)[^.;?!\n]){0,70}$"
 )
