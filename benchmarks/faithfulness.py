@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 
 from meditune.config.load_recipe import load_recipe
-from meditune.data.corruption import corrupt
 from meditune.data.example import Example, Passage
+from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects

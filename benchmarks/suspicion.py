@@ -18,8 +18,8 @@ from pathlib import Path
 from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import CORRUPTIONS
-from meditune.data.corruption import corrupt
 from meditune.data.example import Example
+from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.review.suspicious_rows import SIGNALS, suspicion
 

@@ -6,11 +6,7 @@ import shutil
 
 import pytest
 
-from meditune.config.data_options import DataSpec, SourceSpec
-from meditune.data.deidentify import Findings
 from meditune.data.example import LABELS
-from meditune.data.read_sources import read_sources
-from meditune.data.readers.tables import Rejects
 from meditune.engines.evidence_judge import load_judge, load_support_model
 from meditune.evaluate.metrics.claims import fit_correction
 from meditune.models.nli import check
@@ -97,28 +93,6 @@ def test_at_most_one_in_twenty_of_the_claims_known_to_be_true_falls_below_the_th
     assert (fitted.temperature, fitted.bias) == (alone.temperature, alone.bias)
     assert alone.threshold == 0.5
     assert fit_correction(true).temperature == 1.0
-
-
-def test_false_versions_of_true_claims_and_no_row_for_training_and_development_alike(tmp_path):
-    rows = [
-        {"claim": f"Drug {n} reduced pain in trial {n}.", "evidence": f"Pain fell in trial {n}.", "label": "supported"}
-        for n in range(30)
-    ]
-    path = str(jsonl(tmp_path / "conclusions.jsonl", [*rows, rows[0] | {"claim": "Nothing to change here"}]))
-    sources = [
-        SourceSpec(name="own/pairs", path=path, split="train", corrupted_claims=True, limit=20),
-        SourceSpec(name="own/true", path=path, split="dev"),
-    ]
-    spec = DataSpec(sources=sources)
-    found, _ = read_sources(spec, 0, Rejects(), Findings(spec.phi))
-    pairs, true = found["own/pairs"], found["own/true"]
-    assert not {each.question for each in pairs} & {each.question for each in true}
-    assert len(true) in (11, 12)
-    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
-        assert (first.label, second.label) == ("supported", "refuted")
-        assert first.context == second.context
-        assert second.question == first.question.replace("reduced", "raised")
-    assert pairs[0].labels == ("supported", "refuted")
 
 
 def test_a_judge_grades_the_answers_of_another_run(run):

@@ -18,11 +18,10 @@ import pytest
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
-from meditune.data.corruption import corrupt
 from meditune.data.example import Example, Passage
 from meditune.data.leakage import record
 from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import build
+from meditune.data.preference.pairs import build, corrupt
 from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects

@@ -163,11 +163,6 @@ class SourceSpec(Spec):
         default_factory=dict,
         description="For your own files of claims: word in the file -> supported, refuted or not_enough_information.",
     )
-    corrupted_claims: bool = Field(
-        False,
-        description="For claims: after each supported claim, add a refuted one with the opposite direction, a changed "
-        "negation or another number. Claims without any of these are left out.",
-    )
     split: Literal["train", "dev", "test"] | None = Field(
         None, description="The split that all rows of this source belong to; if empty, data.split decides."
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.data import reviewer_decisions
-from meditune.data.corruption import with_corrupted_claims
 from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
 from meditune.data.readers import conversations, mimic, user_files
@@ -208,15 +207,9 @@ def read_sources(
     """
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
-    taken: dict[str | None, dict[str, set[str]]] = {}
     for source in spec.sources:
         changes: Counter[str] = Counter()
-        # A file may have several names, for example for training and for development: each row is taken once.
-        others = taken.setdefault(source.path, {}) if source.is_own else {}
-        already = {question for name, found in others.items() if name != source.name for question in found}
-        rows = read_source(source, seed, rejects, changes, already)
-        others[source.name] = {example.question for example in rows}
-        examples = deidentify(rows, spec.phi, phi)
+        examples = deidentify(read_source(source, seed, rejects, changes), spec.phi, phi)
         by_source.setdefault(source.name, []).extend(examples)
         licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         before = Counter({name: read.get(source.name, {}).get(name, 0) for name in CHANGES})
@@ -235,17 +228,10 @@ CHANGES = {
 """Changes in conversations, in words"""
 
 
-def read_source(
-    source: SourceSpec,
-    seed: int,
-    rejects: Rejects,
-    changes: Counter[str] | None = None,
-    without: Collection[str] = (),
-) -> list[Example]:
+def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
 
-    `changes` counts what was changed in conversations (CHANGES); it is also printed on stderr. Examples with a question
-    in `without` are left out.
+    `changes` counts what was changed in conversations (CHANGES); it is also said on stderr.
     """
     changes = Counter() if changes is None else changes
     if source.is_own:
@@ -259,7 +245,7 @@ def read_source(
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate_source(source.name, source.path), rejects))
-    examples = [example for example in marked(examples, source) if example.question not in without]
+    examples = list(marked(examples, source))
     for name, count in changes.items():
         if count:
             print(f"{source.name}: {CHANGES[name].format(count)}.", file=sys.stderr)
@@ -269,7 +255,7 @@ def read_source(
     if source.limit is not None and len(examples) > source.limit:
         chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
         examples = [examples[index] for index in sorted(chosen)]
-    return with_corrupted_claims(examples, seed) if source.corrupted_claims else examples
+    return examples
 
 
 def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
