@@ -3,6 +3,8 @@
 import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -132,6 +134,17 @@ def test_a_database_that_was_started_anew_is_found_again(postgres):
         postgres.start()
     assert answers.get("a1").who == "k"
     answers.keep(Answer("a2", "k", "ask", "m"))
+
+
+def test_a_new_store_can_be_opened_by_many_at_once(tmp_path):
+    def opened(folder: Path) -> None:
+        together.wait()
+        SQLiteDatabase(folder)
+
+    together = Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            list(pool.map(opened, [tmp_path / str(number)] * 8))
 
 
 def test_another_programs_lock_is_waited_for_and_then_named(postgres, monkeypatch):

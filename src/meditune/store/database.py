@@ -166,7 +166,7 @@ class SQLiteDatabase:
                 f"{self.path} can't be created ({error.strerror}). Name another folder with --store or MEDITUNE_STORE."
             ) from error
         with self.opened() as base:
-            base.execute("PRAGMA journal_mode = WAL")
+            _use_wal(base)
             found = self._version(base)
         refuse_later(found, self.place)
         if found < LATEST:
@@ -232,6 +232,19 @@ class SQLiteDatabase:
     def _version(base: sqlite3.Connection) -> int:
         (found,) = base.execute("PRAGMA user_version").fetchone()
         return int(found)
+
+
+def _use_wal(base: sqlite3.Connection) -> None:
+    """Use a write-ahead log. If several programs do so at once, SQLite fails without waiting, so try until BUSY_S."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            base.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 @contextmanager
