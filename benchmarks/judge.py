@@ -13,7 +13,8 @@ evaluate.faithfulness_model takes (NLI, lettucedetect:NAME, hhem:NAME). MEDITUNE
 - conclusions: authors' true conclusions of structured trial abstracts that no judge learns from (rct-abstracts), for
   the rate of true statements that a judge calls unsupported.
 
-Longer sets are seeded samples. AUROC is that of supported against the other labels.
+Longer sets are seeded samples. Models don't read claims of more than MOST_WORDS words, which may not fit into the
+prompt. AUROC is that of supported against the other labels.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from meditune.statistics import bootstrap
 from meditune.text import sentences
 
 SEED = 17
+MOST_WORDS = 120
 RESAMPLES = 1000
 TWO = ("supported", "refuted")
 
@@ -177,6 +179,8 @@ def main() -> None:
         known = learnt(Path(name))
         for title, all_claims in sets(arguments.items).items():
             claims = [claim for claim in all_claims if claim.question not in known]
+            if model:
+                claims = [claim for claim in claims if len(claim.question.split()) <= MOST_WORDS]
             started = time.monotonic()
             judged = list(by_model(model, claims) if model else by_words(claims))
             seconds = time.monotonic() - started

@@ -26,8 +26,6 @@ _THINKING = "enable_thinking"
 """The template option of Qwen3 and others: if it is false, an empty thought stands before the answer"""
 _THOUGHTS_OFF = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
 _PROBE = "Hello"
-
-
 _ROLES = ("system", "user", "assistant", "user")
 _TEXTS = ("SYSTEM-TEXT", "FIRST-QUESTION", "FIRST-REPLY", "SECOND-QUESTION")
 
@@ -84,12 +82,12 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.has_markers = bool(_MARKER.search(template))
-        """Whether the template marks the assistant's parts itself"""
+        """Whether the template has generation markers around assistant turns"""
         self.thinks = _THINKING in template
-        """Whether the template can switch off thoughts before an answer"""
+        """Whether the template has the option `enable_thinking`"""
         self._options: dict[str, Any] = {_THINKING: thinking} if self.thinks and thinking is not None else {}
         self.text = template
-        """The template, in which thoughts are off by default if they are off here"""
+        """The template that is saved with the model; with `thinking=False`, it switches thoughts off by default"""
         if self._options:
             # A base that was tuned without thoughts has the first line already.
             self.text = f"{'' if thinking else _THOUGHTS_OFF}{template.removeprefix(_THOUGHTS_OFF)}"

@@ -316,7 +316,7 @@ class Encoder:
 
     @cached_property
     def _lead(self) -> list[int]:
-        """What a chat template writes before every decision, such as an empty thought; it belongs to the prompt."""
+        """The tokens that a chat template puts before every decision, such as an empty thought; part of the prompt."""
         if not self.template:
             return []
         written = [self.template.answer_ids(label) for label in DECISIONS]

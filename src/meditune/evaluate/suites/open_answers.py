@@ -168,7 +168,7 @@ def refuse_unusable_judge(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Grading:
-    """What is still to be graded: the place of the rows, and the items in order."""
+    """The items that aren't graded yet, in order, and the file for their grades."""
 
     path: Path
     items: tuple[Graded, ...]
