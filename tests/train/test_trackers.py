@@ -1,6 +1,9 @@
 """Each step's figures are there while training runs, and the recipe's tracker holds the same ones."""
 
+import json
 import os
+import sqlite3
+import struct
 import sys
 
 import pytest
@@ -43,7 +46,53 @@ def mlflow_of(folder):
     return {name: [(metric.step, metric.value) for metric in history] for name, history in read.items()}
 
 
-READ = {"tensorboard": tensorboard_of, "mlflow": mlflow_of}
+def trackio_of(folder):
+    pytest.importorskip("trackio")
+    with sqlite3.connect(folder / "trackio" / "meditune.db") as base:
+        rows = list(base.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"))
+    assert {row[0] for row in rows} == {"quickstart"}
+    return by_name((step, json.loads(metrics)) for _, step, metrics in rows)
+
+
+def wandb_of(folder):
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    records = [pb.Record.FromString(data) for data in leveldb_records(log.read_bytes())]
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert (run.project, run.display_name, run.host) == ("meditune", "quickstart", "")
+    kept = {"run", "history"} | {"header", "footer", "telemetry", "exit", "final", "summary", "metric", "config"}
+    assert {record.WhichOneof("record_type") for record in records} <= kept
+    rows = [record.history for record in records if record.HasField("history")]
+    figures = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item} for row in rows
+    ]
+    return by_name((row["_step"], {name: row[name] for name in row if not name.startswith("_")}) for row in figures)
+
+
+def leveldb_records(data):
+    """The records of a log in LevelDB's format: blocks of 32 KiB, and before each part checksum, length and kind."""
+    place, whole = len(":W&B???"), b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+
+def by_name(steps):
+    found = {}
+    for step, figures in steps:
+        for name, value in figures.items():
+            found.setdefault(name, []).append((step, value))
+    return found
+
+
+READ = {"tensorboard": tensorboard_of, "mlflow": mlflow_of, "trackio": trackio_of, "wandb": wandb_of}
 
 
 def holds_the_log(tracker, folder):
@@ -82,8 +131,10 @@ def test_each_step_can_be_read_as_soon_as_it_is_done(place, whole, monkeypatch):
 
 
 @pytest.mark.parametrize("tracker", READ)
-def test_stopped_and_resumed_no_step_comes_twice_and_none_is_missing(place, whole, tracker):
+def test_stopped_and_resumed_no_step_comes_twice_and_none_is_missing(place, whole, tracker, monkeypatch):
     pytest.importorskip(tracker)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/else")
     folder = place.folder / tracker
     with stopped_after(5):
         assert trained(place, tracker, tracker).code == 130
@@ -133,8 +184,9 @@ def test_a_missing_package_is_said_with_the_command_before_anything_is_done(plac
 
 
 def test_an_unknown_tracker_is_refused(place):
-    trained(place, "unknown", "wandb").refused(2, "train.tracker", "none", "tensorboard", "mlflow")
+    trained(place, "unknown", "aim").refused(2, "train.tracker", "none", *READ)
 
 
 def test_telemetry_is_off(whole):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"

@@ -1,10 +1,11 @@
-"""`meditune serve`, `meditune keys` and `meditune answers`: serve a model, manage API keys and stored answers."""
+"""`meditune serve`, `mcp`, `keys` and `answers`: serve a model, manage API keys and stored answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from meditune.errors import DataError, GateError
 
 if TYPE_CHECKING:
     from meditune.operate.drift.drift_watcher import DriftWatcher
-    from meditune.serve.http_server import ListenConfig
+    from meditune.serve.http_server import Extend, ListenConfig
     from meditune.serve.service import Service
     from meditune.serve.settings import Settings
     from meditune.store.answers import Answers
@@ -46,62 +47,92 @@ PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests per minute;
 Quota = Annotated[int | None, typer.Option(min=1, help="Tokens per day; the server's quota by default.")]
 
 
+ServedModel = Annotated[
+    str,
+    typer.Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id."),
+]
+IndexPlace = Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")]
+JudgeRun = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers."),
+]
+EngineName = Annotated[str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")]
+EngineUrl = Annotated[str | None, typer.Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
+ModelName = Annotated[str | None, typer.Option(help="Name of the model for clients; the folder's name by default.")]
+Host = Annotated[
+    str, typer.Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
+RequireKey = Annotated[
+    bool, typer.Option("--require-key", help="Require an API key from callers on this machine, too.")
+]
+AllowAnonymous = Annotated[
+    bool, typer.Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
+]
+RatePerMinute = Annotated[
+    int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
+]
+DailyTokens = Annotated[
+    int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
+MaxMessageCharacters = Annotated[
+    int,
+    typer.Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage."),
+]
+Timeout = Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")]
+Certificate = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
+PrivateKey = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")
+]
+Proxy = Annotated[
+    str,
+    typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3."),
+]
+LogText = Annotated[bool, typer.Option("--log-text", help="Log questions, with identifiers masked.")]
+KeepText = Annotated[
+    bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
+]
+KeepDays = Annotated[
+    float,
+    typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete stored answers after this many days; 0: never."),
+]
+Country = Annotated[
+    str,
+    typer.Option(
+        envvar="MEDITUNE_COUNTRY",
+        help="Country of the emergency numbers: GB, US, DE ...; none gives general advice.",
+    ),
+]
+
+
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id."
-        ),
-    ],
-    index: Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers."),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")
-    ] = "auto",
-    url: Annotated[str | None, typer.Option(help="With --engine vllm: address of the vLLM server, up to /v1.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model for clients; the folder's name by default.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")
-    ] = 8000,
+    model: ServedModel,
+    index: IndexPlace = None,
+    judge: JudgeRun = None,
+    engine: EngineName = "auto",
+    url: EngineUrl = None,
+    name: ModelName = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     store: Store = None,
-    require_key: Annotated[
-        bool, typer.Option("--require-key", help="Require an API key from callers on this machine, too.")
-    ] = False,
-    allow_anonymous: Annotated[
-        bool, typer.Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
-    ] = False,
-    per_minute: Annotated[
-        int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
-    ] = 0,
-    daily_tokens: Annotated[
-        int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
-    ] = 0,
+    require_key: RequireKey = False,
+    allow_anonymous: AllowAnonymous = False,
+    per_minute: RatePerMinute = 0,
+    daily_tokens: DailyTokens = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Number of requests answered at the same time.")] = 16,
     queue_size: Annotated[
         int, typer.Option(min=0, help="Number of requests that may wait; more are refused with 429.")
     ] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")
-    ] = 1024,
-    max_message_characters: Annotated[
-        int,
-        typer.Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage."),
-    ] = 4000,
+    max_new_tokens: MaxNewTokens = 1024,
+    max_message_characters: MaxMessageCharacters = 4000,
     max_context_characters: Annotated[
         int, typer.Option(min=0, help="Maximum total length of a chat's system messages.")
     ] = 100_000,
     max_history_characters: Annotated[
         int, typer.Option(min=0, help="Maximum total length of a chat's earlier turns.")
     ] = 100_000,
-    timeout: Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")] = 120.0,
+    timeout: Timeout = 120.0,
     max_restarts: Annotated[
         int,
         typer.Option(
@@ -114,16 +145,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Origin whose pages may call the server (CORS). Repeatable."),
     ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")
-    ] = None,
-    private_key: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")
-    ] = None,
-    proxy: Annotated[
-        str,
-        typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3."),
-    ] = "",
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
+    proxy: Proxy = "",
     raw_chat: Annotated[
         bool,
         typer.Option(
@@ -131,21 +155,10 @@ def serve(
             help="Return chat answers without triage and disclaimer, and give every caller the raw scope.",
         ),
     ] = False,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, with identifiers masked.")] = False,
-    keep_text: Annotated[
-        bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
-    ] = False,
-    keep_days: Annotated[
-        float,
-        typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete stored answers after this many days; 0: never."),
-    ] = 30.0,
-    country: Annotated[
-        str,
-        typer.Option(
-            envvar="MEDITUNE_COUNTRY",
-            help="Country of the emergency numbers: GB, US, DE ...; none gives general advice.",
-        ),
-    ] = "",
+    log_text: LogText = False,
+    keep_text: KeepText = False,
+    keep_days: KeepDays = 30.0,
+    country: Country = "",
     drift: Annotated[
         Path | None,
         typer.Option(
@@ -179,9 +192,6 @@ def serve(
 
     Guide: docs/how-to/serve.md.
     """
-    from meditune import observability
-    from meditune.hardware import limit_malloc_arenas, release_memory
-    from meditune.observability import set_up_logging
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
     from meditune.store.open_store import default_place
@@ -211,37 +221,92 @@ def serve(
     if check:
         _print_check(settings, place, store_place, allow_anonymous)
         return
-    http_server.refuse_uninstalled()
-    limit_malloc_arenas()
-    from meditune.serve import startup
+    options = (model, index, engine, name, country, url, judge)
 
-    known = _keys(store_place)
-    settings = startup.safe(settings, place, known, allow_anonymous)
-    # The port is opened first: loading a model takes minutes, which a port in use would waste.
-    sock = http_server.listening(place)
-    set_up_logging()
-    traced = observability.set_up_tracing()
-    if warning := startup.lockout(settings, known):
-        typer.secho(warning, fg="yellow", err=True)
-    service = startup.open_service(
-        startup.ServerOptions(model, index, engine, name, country, url, judge), settings, store_place
+    def watched(service: Service, address: str) -> DriftWatcher | None:
+        return _watched(service, store_place, drift, drift_interval, public_url or address)
+
+    _serve(options, settings, place, store_place, allow_anonymous, watched)
+
+
+def mcp(
+    model: ServedModel,
+    index: IndexPlace = None,
+    judge: JudgeRun = None,
+    engine: EngineName = "auto",
+    url: EngineUrl = None,
+    name: ModelName = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve over streamable HTTP at /mcp, beside all routes of `meditune serve`.")
+    ] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    store: Store = None,
+    require_key: RequireKey = False,
+    allow_anonymous: AllowAnonymous = False,
+    per_minute: RatePerMinute = 0,
+    daily_tokens: DailyTokens = 0,
+    max_new_tokens: MaxNewTokens = 1024,
+    max_message_characters: MaxMessageCharacters = 4000,
+    timeout: Timeout = 120.0,
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
+    proxy: Proxy = "",
+    log_text: LogText = False,
+    keep_text: KeepText = False,
+    keep_days: KeepDays = 30.0,
+    country: Country = "",
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Offer the tool evaluate too; its predictions and metrics go to this folder."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="With --evaluate: the recipe; that of the run by default, else quickstart."),
+    ] = None,
+) -> None:
+    """Serve a model's tools ask and search over the Model Context Protocol (MCP).
+
+    Without --http, the command speaks with the program that starts it over stdin and stdout.
+
+    Example: `meditune mcp runs/quickstart --index library`.
+
+    Guide: docs/how-to/use-from-mcp.md.
+    """
+    from meditune.serve import http_server
+    from meditune.serve.settings import Settings
+    from meditune.store.open_store import default_place
+
+    if recipe and not evaluate:
+        raise DataError("--recipe chooses the recipe of the tool evaluate. Give --evaluate DIR too.")
+    http_server.refuse_uninstalled(mcp=True)
+    store_place = store or default_place()
+    settings = Settings(
+        answer_s=timeout,
+        max_new_tokens=max_new_tokens,
+        message_characters=max_message_characters,
+        per_minute=per_minute,
+        daily_tokens=daily_tokens,
+        # Over stdio, the caller is the user of this machine, who needs no key.
+        keys_needed=require_key and http,
+        log_text=log_text,
+        keep_text=keep_text,
+        keep_days=keep_days,
     )
-    release_memory()
-    watching = _watched(service, store_place, drift, drift_interval, public_url or place.address(sock.getsockname()[1]))
-    try:
-        http_server.run(
-            service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address)
-        )
-    finally:
-        if watching:
-            watching.stop()
-        if traced:
-            observability.shut_down_tracing()
-    if service.aborted_requests:
-        count = f"{service.aborted_requests} request{'s' if service.aborted_requests != 1 else ''}"
-        typer.echo(f"Stopped after waiting {settings.ending_s:g} seconds. Aborted: {count}.")
-    else:
-        typer.echo("Stopped; all running answers were finished.")
+    options = (model, index, engine, name, country, url, judge)
+    from meditune.serve import mcp_tools
+
+    evaluation = mcp_tools.evaluation_of(model, recipe, evaluate, url) if evaluate else None
+    if http:
+        place = http_server.ListenConfig(host, port, certificate, private_key, proxy)
+        extend = partial(mcp_tools.add_endpoint, evaluation=evaluation)
+        _serve(options, settings, place, store_place, allow_anonymous, extend=extend)
+        return
+    from meditune.observability import set_up_logging
+    from meditune.serve.startup import ServerOptions, open_service
+
+    set_up_logging()
+    mcp_tools.run_stdio(lambda: open_service(ServerOptions(*options), settings, store_place), evaluation)
 
 
 @keys_app.command()
@@ -377,6 +442,55 @@ def export(
     from meditune.files import write_jsonl
 
     typer.echo(f"{write_jsonl(output, _answers(store).exported(), private=True)} answers: {output.resolve()}")
+
+
+def _serve(
+    options: tuple[str, str | None, str, str | None, str, str | None, str | None],
+    settings: Settings,
+    place: ListenConfig,
+    store: str,
+    allow_anonymous: bool,
+    watched: Callable[[Service, str], DriftWatcher | None] = lambda *_: None,
+    extend: Extend | None = None,
+) -> None:
+    """Run the server until it is told to stop. `options` are the fields of ServerOptions."""
+    from meditune import observability
+    from meditune.hardware import limit_malloc_arenas, release_memory
+    from meditune.serve import http_server
+
+    http_server.refuse_uninstalled()
+    limit_malloc_arenas()
+    from meditune.serve import startup
+
+    known = _keys(store)
+    settings = startup.safe(settings, place, known, allow_anonymous)
+    # The port is opened first: loading a model takes minutes, which a port in use would waste.
+    sock = http_server.listening(place)
+    observability.set_up_logging()
+    traced = observability.set_up_tracing()
+    if warning := startup.lockout(settings, known):
+        typer.secho(warning, fg="yellow", err=True)
+    service = startup.open_service(startup.ServerOptions(*options), settings, store)
+    release_memory()
+    watching = watched(service, place.address(sock.getsockname()[1]))
+
+    def ready(address: str) -> None:
+        _print_ready(service.served.name, service.engine.name, address)
+        if extend:
+            typer.echo(f"Tools over MCP: {address}mcp")
+
+    try:
+        http_server.run(service, place, sock, ready, extend)
+    finally:
+        if watching:
+            watching.stop()
+        if traced:
+            observability.shut_down_tracing()
+    if service.aborted_requests:
+        count = f"{service.aborted_requests} request{'s' if service.aborted_requests != 1 else ''}"
+        typer.echo(f"Stopped after waiting {settings.ending_s:g} seconds. Aborted: {count}.")
+    else:
+        typer.echo("Stopped; all running answers were finished.")
 
 
 def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> DriftWatcher | None:

@@ -2,7 +2,8 @@
 
 The plain format has context, a question and a cue. System messages therefore become context, and earlier turns come
 before the last question in the same format. A message that already ends in one of the format's cues is used unchanged.
-In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py).
+In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). A format with
+a cue for plain words asks for them in both cases.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from meditune.chat_template import ChatTemplate, TemplateError, template_of
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import Turn
-from meditune.prompts import conversation_text
+from meditune.prompts import conversation_text, prompt_text
 from meditune.serve.api_errors import ApiError
 
 
@@ -43,8 +44,11 @@ class ChatPrompts:
 
     def in_format(self, text: str) -> bool:
         """Return whether a message is already a prompt in the model's own format, since it ends in one of its cues."""
+        return not self.templated and self._ends_in_cue(text)
+
+    def _ends_in_cue(self, text: str) -> bool:
         cues = (self.form.answer_cue, self.form.decision_cue, self.form.plain_cue)
-        return not self.templated and text.strip().endswith(tuple(filter(None, cues)))
+        return text.strip().endswith(tuple(filter(None, cues)))
 
     def room(self, prompt: Sequence[int], requested: int | None, default: int, param: str) -> int:
         """Return how many tokens may be generated after a prompt: the requested number, else `default` or what fits.
@@ -76,6 +80,8 @@ class ChatPrompts:
         assert self._template is not None, "the model's prompts are templated"
         # In training data, no message begins or ends with white space.
         texts = [turn.text.strip() if self._tuned else turn.text for turn in turns]
+        if self.form.plain_cue and not self._ends_in_cue(texts[-1]):
+            texts[-1] = prompt_text(self.form, texts[-1], (), "answer", "plain")
         try:
             return self._template.prompt(
                 [{"role": turn.role, "content": text} for turn, text in zip(turns, texts, strict=True)]

@@ -30,8 +30,11 @@ from meditune.serve.settings import Settings
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from meditune.serve.service import Service
+
+    Extend = Callable[[FastAPI], None]
 
 SWITCH_S = 0.0005
 """The interpreter's switch interval; at the default of 5 ms, triage delays the event loop too much"""
@@ -68,10 +71,12 @@ class ListenConfig:
         return f"{'https' if self.certificate else 'http'}://{at}:{port}/"
 
 
-def refuse_uninstalled() -> None:
-    """Raise ModelError, with the install command, if a package is missing that only servers need."""
+def refuse_uninstalled(mcp: bool = False) -> None:
+    """Raise ModelError, with the install command, if a package is missing that only servers (or `mcp`) need."""
     if find_spec("prometheus_client") is None:
         raise ModelError(f"Serving needs prometheus-client. Install it with: {install_command('serve')}")
+    if mcp and find_spec("mcp") is None:
+        raise ModelError(f"Serving tools over MCP needs the package mcp. Install it with: {install_command('mcp')}")
 
 
 def listening(config: ListenConfig) -> socket.socket:
@@ -90,16 +95,18 @@ def listening(config: ListenConfig) -> socket.socket:
     return listener
 
 
-def server_of(service: Service, config: ListenConfig) -> uvicorn.Server:
-    """Return a uvicorn server with the service's application and limits."""
+def server_of(service: Service, config: ListenConfig, extend: Extend | None = None) -> uvicorn.Server:
+    """Return a uvicorn server with the service's application, to which `extend` may add routes, and limits."""
     import uvicorn
 
     from meditune.serve.app import app_for
 
-    settings = service.settings
+    settings, app = service.settings, app_for(service)
+    if extend:
+        extend(app)
     return uvicorn.Server(
         uvicorn.Config(
-            app_for(service),
+            app,
             http=protocol(settings),
             ws="none",
             loop="asyncio",
@@ -118,14 +125,20 @@ def server_of(service: Service, config: ListenConfig) -> uvicorn.Server:
     )
 
 
-def run(service: Service, config: ListenConfig, sock: socket.socket, ready: Callable[[str], None]) -> None:
+def run(
+    service: Service,
+    config: ListenConfig,
+    sock: socket.socket,
+    ready: Callable[[str], None],
+    extend: Extend | None = None,
+) -> None:
     """Serve until the process gets a signal to end; it then finishes running answers and refuses new ones.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
     model's engine has ended and can't be restarted; the process ends with that error's exit code.
     """
     sys.setswitchinterval(SWITCH_S)
-    server = server_of(service, config)
+    server = server_of(service, config, extend)
     address = service.address = config.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
     threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()

@@ -13,7 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from meditune.assistant.events import Source
 from meditune.data.example import Turn
+from meditune.prompts import LIMITS_LINE
 
 MOST_CHARACTERS = 200_000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -426,6 +428,29 @@ class Asked(ResponseBody):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     id: str
     question: str
+
+
+class SearchBody(Body):
+    """A search for passages of the index."""
+
+    # The server's settings limit the length, after triage: urgent help comes before any refusal.
+    query: str = Field(min_length=1, pattern=r"\S", description="A question, or words to search for.")
+    k: int = Field(5, ge=1, le=50, description="The number of passages to return.")
+    sources: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
+        None, max_length=20, description="Search only these sources of the index."
+    )
+
+
+class Found(ResponseBody):
+    """The passages that a search found, the best first."""
+
+    query: str
+    outcome: Literal["found", "escalated", "declined"]
+    """Escalated and declined searches have no passages"""
+    notice: str = Field("", description="Urgent help or a refusal instead of passages, or a limit to show with them.")
+    passages: list[Source] = []
+    remarks: list[str] = []
+    limits: str = LIMITS_LINE
 
 
 class FeedbackBody(Body):

@@ -1,4 +1,4 @@
-"""Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard or MLflow).
+"""Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard, MLflow, Trackio or W&B).
 
 Both are in the run's folder, hold metrics, steps and the recipe's name, and send nothing anywhere. When training
 resumes from a checkpoint, both are rewritten up to its step, so that no step is missing or recorded twice.
@@ -44,7 +44,11 @@ class Tracker(Protocol):
 
 def check_tracker(name: TrackerName) -> None:
     """Raise MedituneError, with the install command, if the tracker's package is missing."""
-    if name != "none" and find_spec(name) is None:
+    if name == "none":
+        return
+    found = find_spec(name)
+    # A folder of the same name in the current folder, such as wandb's own, is found as a package without an origin.
+    if found is None or found.origin is None:
         raise MedituneError(f"train.tracker {name} needs the package {name}. Install it with: {install_command(name)}")
 
 
@@ -90,7 +94,13 @@ class _Tracking:
             self._attempt(lambda: tracker.close(finished))
 
     def _start(self, run: str, place: Path, log: Sequence[Step]) -> None:
-        self._tracker = TensorBoard(place) if self._name == "tensorboard" else MLflow(place, run)
+        made: dict[str, Callable[[Path, str], Tracker]] = {
+            "tensorboard": TensorBoard,
+            "mlflow": MLflow,
+            "trackio": Trackio,
+            "wandb": WeightsAndBiases,
+        }
+        self._tracker = made[self._name](place, run)
         self._tracker.add(log)
 
     def _attempt(self, what: Callable[[], None]) -> None:
@@ -109,7 +119,7 @@ class _Tracking:
 class TensorBoard:
     """TensorBoard's event files; earlier ones in that folder are deleted."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, _: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if place.exists():
@@ -161,6 +171,72 @@ class MLflow:
     def close(self, finished: bool) -> None:
         """Record how the run ended."""
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+
+class Trackio:
+    """A run in a Trackio store of its own, an SQLite file; earlier runs in it are deleted.
+
+    The store is written directly, because `trackio.init` asks the Hugging Face hub for the user's name, and sends the
+    metrics to the Space or server that the environment names.
+    """
+
+    def __init__(self, place: Path, run: str) -> None:
+        no_telemetry()
+        from trackio import sqlite_storage, utils
+
+        # Trackio reads TRACKIO_DIR only once, when it is imported.
+        utils.TRACKIO_DIR = sqlite_storage.TRACKIO_DIR = place.resolve()
+        self._store: Any = sqlite_storage.SQLiteStorage
+        self._name = run
+        for earlier in self._store.get_runs(EXPERIMENT):
+            self._store.delete_run(EXPERIMENT, earlier)
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Record these steps."""
+        self._store.bulk_log(EXPERIMENT, self._name, list(map(_figures, steps)), [step.step for step in steps])
+
+    def close(self, finished: bool) -> None:
+        """Do nothing: every step is stored already."""
+
+
+class WeightsAndBiases:
+    """An offline run of Weights & Biases; earlier ones in that folder are deleted. `wandb sync` would upload it.
+
+    The settings override WANDB_MODE, and leave out what wandb records about machine, user, code and console.
+    """
+
+    def __init__(self, place: Path, run: str) -> None:
+        no_telemetry()
+        import wandb
+
+        if place.exists():
+            shutil.rmtree(place)
+        settings = wandb.Settings(
+            mode="offline",
+            # wandb adds a folder `wandb`.
+            root_dir=str(place.parent.resolve()),
+            reinit="create_new",
+            silent=True,
+            symlink=False,
+            console="off",
+            host="",
+            disable_code=True,
+            disable_git=True,
+            x_disable_machine_info=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
+        self._run: Any = wandb.init(project=EXPERIMENT, name=run, settings=settings)
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Record these steps."""
+        for step in steps:
+            self._run.log(_figures(step), step=step.step)
+
+    def close(self, finished: bool) -> None:
+        """Write the remaining steps, and record how the run ended."""
+        self._run.finish(exit_code=0 if finished else 1)
 
 
 def _figures(step: Step) -> dict[str, float]:

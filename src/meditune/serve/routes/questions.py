@@ -1,4 +1,4 @@
-"""The assistant's routes: `POST /v1/ask`, `POST /v1/feedback` and `DELETE /v1/answers/{id}`."""
+"""The assistant's routes: `POST /v1/ask`, `POST /v1/search`, `POST /v1/feedback` and `DELETE /v1/answers/{id}`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -23,7 +24,7 @@ from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.metrics import count_answer, facts_of
-from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Thanks, errors, streams
+from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Found, SearchBody, Thanks, errors, streams
 from meditune.serve.service import Service
 from meditune.serve.store_access import run_in_store_thread
 from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
@@ -144,6 +145,29 @@ class _AnswerRun:
             await asyncio.wait({worker})
             if not worker.cancelled():
                 worker.exception()
+
+
+@router.post("/v1/search", responses=errors(404, 504), summary="Search the index")
+async def search(body: SearchBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Found:
+    """Return passages of the index, without an answer. Triage comes first, as for a question."""
+    service = route_request(request, conversation_of(caller, body.query))
+    if service.assistant is None or service.assistant.index is None:
+        raise ApiError(404, "This server has no index to search.", "not_found")
+    asked = moderation.ChatQuestion(body.query, [], "query")
+    triaged = await moderation.triage_request(request, service, service.assistant, caller, asked)
+    trace: Trace = request.scope[SCOPE_KEY]
+    if service.settings.log_text:
+        trace.facts["question"] = mask(body.query)
+    if triaged.action in ("urgent", "decline"):
+        outcome = trace.facts["outcome"] = moderation.OUTCOMES[triaged.action]
+        service.metrics.outcomes.labels(outcome).inc()
+        return Found(query=body.query, outcome=outcome, notice=triaged.text)
+    async with wait_for_turn(service, caller, trace, needs_engine=False):
+        work = partial(service.assistant.search, triaged.question, body.k, body.sources)
+        passages, remarks = await asyncio.get_running_loop().run_in_executor(service.asks, copy_context().run, work)
+    notice = triaged.text if triaged.action == "bound" else ""
+    remarks = (*triaged.remarks, *remarks)
+    return Found(query=body.query, outcome="found", notice=notice, passages=passages, remarks=remarks)
 
 
 @router.post("/v1/feedback", responses=errors(404), summary="Send feedback on an answer")
