@@ -1,27 +1,42 @@
-"""A sentencepiece tokenizer in a GGUF file begins texts with a space where the original does, and only there.
+"""GGUF files hold the model and its tokenizer as llama.cpp needs them, and prompts elsewhere are those of training.
 
-A Modelfile asks the model as it was tuned: the same text, and by llama.cpp, which Ollama runs, the same tokens.
+llama.cpp itself tokenizes and runs what is compared.
 """
 
+import json
 import re
 
-import httpx2
+import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from meditune.config.data_options import PromptFormat
-from meditune.data.example import Example
-from meditune.engines.exported_model import stop_tokens
-from meditune.engines.llamacpp_engine import server
-from meditune.engines.tokenizer import PlainTokenizer
-from meditune.export.gguf import NAME, add_vocabulary, write_ollama
+from meditune.data.example import STYLE, Example, Turn
+from meditune.engines.llamacpp_engine import LlamacppEngine
+from meditune.engines.open_engine import open_engine
+from meditune.errors import ModelError
+from meditune.export import verify
+from meditune.export.gguf import add_vocabulary, file_name, matrix_type, write_gguf
+from meditune.export.prompt_templates import MODELFILE, check_prompts, ollama_prompt, write_chat_template
 from meditune.prompts import Encoder, save_format
 from tests import tiny
+from tests.commands import meditune
 
 gguf = pytest.importorskip("gguf")
 SPACE = "▁"
 REPLACE = normalizers.Replace(" ", SPACE)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A check of few items; rounding changes random weights more than those that learnt something."""
+    monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
+    values = {"COUNT": 3, "ANSWERS": 1, "WRITTEN_ITEMS": 1, "WRITTEN_TOKENS": 4, "AGREEMENT": 0.0, "WRITTEN": 100.0}
+    for name, value in values.items():
+        monkeypatch.setattr(verify, name, value)
 
 
 def sentencepiece(normalizer=None, cutter=None):
@@ -65,38 +80,146 @@ def test_a_text_begins_with_a_space_where_the_tokenizer_puts_one(tmp_path, norma
     assert field.contents() == begins
 
 
-QUESTIONS = ["Does it help?", "What is asthma,\nand why?", "Größe < 5 mm & 20 °C?"]
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+}
 
 
-def rendered(template: str, question: str) -> str:
-    """What Ollama makes of a template without conditions (Go's text/template: a field is put in as it is)."""
-    assert template.count("{{") == 1
-    return template.replace("{{ .Prompt }}", question)
+def architecture(name):
+    """A tiny model, whose weights are large enough that a wrong layout shows."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if name == "qwen3":
+        ids = {"bos_token_id": 0, "eos_token_id": 1}
+        made = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=500, num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, **shape, **ids
+            )
+        )
+    else:
+        made = tiny.model("llama", rope_parameters=LLAMA3) if name == "llama3" else tiny.model(name)
+    if name == "mistral":
+        made.config.sliding_window = None
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return made
 
 
-@pytest.mark.parametrize(
-    "form", [PromptFormat(), PromptFormat(question_cue="Q:", answer_cue="A:")], ids=["own", "short"]
-)
-@pytest.mark.parametrize("architecture", ["llama"])
-def test_a_question_reaches_the_model_as_in_training(tmp_path, architecture, form):
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "qwen3", "llama3"])
+def test_llamacpp_gives_a_text_the_same_likelihood(tmp_path, name):
     pytest.importorskip("xllamacpp")
-    folder = tiny.save(tmp_path / "model", architecture)
-    save_format(form, folder)
-    (tmp_path / "out").mkdir()
-    write_ollama(folder, tmp_path / "out")
-    said = (tmp_path / "out" / "Modelfile").read_text()
-    template = re.search(r'TEMPLATE """(.*?)"""', said, re.DOTALL)[1]
-    tokenizer = PlainTokenizer(folder)
-    encoder = Encoder(tokenizer, form)
-    started = server(tmp_path / "out" / NAME, 256, 1, "key")
-    for question in QUESTIONS:
-        example = Example(id="x", source="x", question=question, group="x")
-        wanted = encoder.prompt(example, "answer").prompt
-        text = rendered(template, question)
-        assert tokenizer(text, split_special_tokens=True)["input_ids"] == wanted
-        body = {"content": text, "add_special": True, "parse_special": True}
-        reply = httpx2.post(f"{started.listening_address}/tokenize", json=body, headers={"Authorization": "Bearer key"})
-        assert reply.json()["tokens"] == wanted
-    stops = [tokenizer.convert_ids_to_tokens(token) for token in stop_tokens(folder)]
-    assert re.findall(r'PARAMETER stop "(.*)"', said) == stops
-    del started
+    made = architecture(name)
+    made.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    write_gguf(tmp_path, tmp_path)
+    facts = {"kind": "gguf", "engine": "llamacpp", "weights": "Q8_0", "stop_tokens": [1], "context_tokens": 1024}
+    (tmp_path / "export.json").write_text(json.dumps({**facts, "sha256": {file_name("Q8_0"): ""}, "made_from": {}}))
+    prompt, text = list(range(20, 60)), list(range(100, 116))
+    with torch.no_grad():
+        likely = made(torch.tensor([[*prompt, *text]])).logits[0].log_softmax(-1)
+    wanted = [float(likely[len(prompt) - 1 + place, token]) for place, token in enumerate(text)]
+    engine = LlamacppEngine(tmp_path)
+    error = np.array([token.logprob for token in engine.score(prompt, [text])[0]]) - wanted
+    engine.close()
+    assert np.std(error) < 0.1 < 0.5 < np.std(wanted)
+
+
+FORM = PromptFormat(question_cue="Q:", answer_cue="A:", plain_cue="In plain words:")
+
+
+def chat(system: str | None = None) -> Example:
+    turns = [
+        *([Turn(role="system", text=system)] if system else []),
+        *(Turn(role="user", text="What is asthma,\nand why?"), Turn(role="assistant", text="A disease.")),
+    ]
+    question = "Größe < 5 mm & 20 °C?"
+    return Example(id="x", source="x", question=question, group="x", turns=tuple(turns), meta={STYLE: "plain"})
+
+
+def messages_of(example):
+    turns = [{"role": turn.role, "content": turn.text} for turn in example.turns]
+    return [*turns, {"role": "user", "content": example.question}]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A tuned model whose rows have whole blocks of 256 numbers."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    tiny.model("llama", hidden_size=256, intermediate_size=512).save_pretrained(folder)
+    tiny.tokenizer(bos=True).save_pretrained(folder)
+    save_format(FORM, folder)
+    return folder
+
+
+def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_training(wide):
+    pytest.importorskip("xllamacpp")
+    done = meditune("export", wide, "--to", "ollama", "--quantization", "q4_k_m", "--quantization", "Q8_0")
+    assert done.code == 0, done.err
+    assert re.search(r"^Q4_K_M, \d+ MB\. On 3 questions: perplexity [\d.]+ -> [\d.]+", done.out, re.MULTILINE)
+    assert done.out.count("The prompts of 3 chats have the same tokens as in training.") == 2
+    fine, folder = wide / "export" / "ollama", wide / "export" / "ollama-Q4_K_M"
+    assert f"ollama create NAME -f {folder / MODELFILE}" in done.out
+    assert (folder / "model-Q4_K_M.gguf").stat().st_size < 0.75 * (fine / "model-Q8_0.gguf").stat().st_size
+
+    said = (folder / MODELFILE).read_text()
+    assert said.startswith("FROM ./model-Q4_K_M.gguf\n")
+    assert re.findall(r'PARAMETER stop "(.*)"', said) == ["</s>"]
+    # Ollama's own default penalises repetition.
+    assert "PARAMETER repeat_penalty 1\n" in said
+    engine = open_engine(str(folder))
+    encoder, write = Encoder(engine.tokenizer, FORM), ollama_prompt(folder)
+    for example in (chat(), chat("Inhalers help."), chat().model_copy(update={"turns": ()})):
+        assert engine.tokenize(write(messages_of(example))) == encoder.prompt_ids(example, "answer")
+    with pytest.raises(ModelError, match="Ollama would get other tokens"):
+        check_prompts(engine.tokenizer, PromptFormat(), write, engine.tokenize, "Ollama")
+    engine.close()
+
+    reader = gguf.GGUFReader(folder / "model-Q4_K_M.gguf")
+    assert reader.fields["general.file_type"].contents() == 15
+    assert "'\\nIn plain words:'" in reader.fields["tokenizer.chat_template"].contents()
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert [types[f"blk.{layer}.attn_v.weight"] for layer in (0, 1)] == ["Q4_K", "Q6_K"]
+    assert (types["token_embd.weight"], types["output.weight"], types["blk.0.attn_q.weight"]) == (
+        "Q4_K",
+        "Q6_K",
+        "Q4_K",
+    )
+    stored = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    original = (
+        tiny.model("llama", hidden_size=256, intermediate_size=512).get_input_embeddings().weight.detach().numpy()
+    )
+    error = gguf.dequantize(stored.data, stored.tensor_type) - original
+    assert 0.01 < np.std(error) / np.std(original) < 0.12
+
+
+def test_each_matrix_gets_the_type_that_llamacpp_chooses():
+    def types(name, layers=32, columns=4096, quantization="Q4_K_M"):
+        return [matrix_type(name.format(layer), columns, quantization, layers, False) for layer in range(layers)]
+
+    # The first and the last eighth of the layers, and every third between, as in llama-quant.cpp.
+    fine = [*range(4), 6, 9, 12, 15, 18, 21, 24, 27, *range(28, 32)]
+    assert [layer for layer, kind in enumerate(types("blk.{}.ffn_down.weight")) if kind == "Q6_K"] == fine
+    assert set(types("blk.{}.ffn_up.weight", quantization="Q5_K_M")) == {"Q5_K"}
+    assert set(types("blk.{}.attn_v.weight", quantization="Q6_K")) == {"Q6_K"}
+    # SmolLM2's 576 columns aren't whole blocks of 256.
+    assert set(types("blk.{}.attn_q.weight", columns=576)) == {"Q5_0"}
+    assert matrix_type("token_embd.weight", 2048, "Q5_K_M", 30, True) == "Q6_K"
+    assert matrix_type("output.weight", 36, "Q8_0", 2, False) == "F16"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_chat_template_writes_the_prompts_of_training(tmp_path, scheme, quoted):
+    """The chat template for vLLM and the hub, with tokenizers that put a space before a text but not behind BOS."""
+    tokenizer = sentencepiece(None, pre_tokenizers.Metaspace(prepend_scheme=scheme))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(tmp_path)
+    form = FORM.model_copy(update={"quoted": quoted, "question_cue": "It's Q:"})
+    write_chat_template(tmp_path, form)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for example in (chat(), chat("Inhalers help.\nOften.")):
+        text = loaded.apply_chat_template(messages_of(example), tokenize=False, add_generation_prompt=True)
+        wanted = Encoder(loaded, form).prompt_ids(example, "answer")
+        assert loaded(text, add_special_tokens=False)["input_ids"] == wanted

@@ -36,7 +36,7 @@ class ExportedModel:
     engine: str
     """The engine that opens the model"""
     weights: str
-    """Number format: int8, Q8_0, bfloat16"""
+    """Number format: int8, Q8_0, Q4_K_M, bfloat16"""
     stop_tokens: tuple[int, ...]
     context_tokens: int
     files: tuple[str, ...]

@@ -47,7 +47,8 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), model.context_tokens, at_once)
         self._ends = frozenset(model.stop_tokens)
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
-        self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), at_once, secrets.token_urlsafe(32))
+        self._key = secrets.token_urlsafe(32)
+        self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), at_once, self._key)
         self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE, thread_name_prefix="meditune-llamacpp-score")
         self._room = threading.Condition()
         self._free = max(CACHE_TOKENS, model.context_tokens)
@@ -69,6 +70,16 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
 
         # In other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
         return list(self._scoring.map(scored, texts))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return llama.cpp's own tokens of a prompt, with BOS and special tokens, as Ollama tokenizes it."""
+        import httpx2
+
+        body = {"content": text, "add_special": True, "parse_special": True}
+        headers = {"Authorization": f"Bearer {self._key}"}
+        address = f"{self._server.listening_address}/tokenize"
+        ids: list[int] = httpx2.post(address, json=body, headers=headers, trust_env=False).json()["tokens"]
+        return ids
 
     def close(self) -> None:
         """See engine.py."""

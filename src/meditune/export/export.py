@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,14 +16,19 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.data.leakage import copy_record
 from meditune.engines.exported_model import EXPORT, EXPORTS, stop_tokens, weights_digest
+from meditune.engines.llamacpp_engine import LlamacppEngine
 from meditune.engines.open_engine import open_engine
+from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.evidence.support_model import copy_correction
-from meditune.export import hub
-from meditune.export.verify import Check, ModelOutput, items
+from meditune.export import gguf, hub
+from meditune.export import prompt_templates as templates
+from meditune.export.verify import Check, ClaimCheck, ClaimDeviation, Deviation, checks_of
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
-from meditune.models.load import locate
+from meditune.models.catalogue import ADAPTER_FILE
+from meditune.models.load import base_of, loading, locate
+from meditune.models.load import source as model_source
 from meditune.prompts import load_format, save_format
 
 TEXTS = (
@@ -34,8 +40,6 @@ TEXTS = (
     "generation_config.json",
 )
 """Files that accompany the weights in every format"""
-ORIGINAL = "original.json"
-"""File beside a run's exports with the original model's outputs for the verification questions"""
 
 
 @dataclass(frozen=True)
@@ -45,81 +49,157 @@ class ExportFormat:
     engine: str
     """Name of the engine that opens it"""
     weights: str
-    """Number format of the weights"""
+    """Number format of the weights; empty if it is one of `gguf.QUANTIZATIONS`"""
+    others: tuple[str, ...] = ()
+    """Other number formats that can be chosen"""
 
 
 KINDS = {
     "merged": ExportFormat("transformers", "bfloat16"),
-    "openvino": ExportFormat("openvino", "int8"),
-    "gguf": ExportFormat("llamacpp", "Q8_0"),
+    "openvino": ExportFormat("openvino", "int8", ("int4",)),
+    "gguf": ExportFormat("llamacpp", ""),
     "onnx": ExportFormat("onnx", "int8"),
-    "ollama": ExportFormat("llamacpp", "Q8_0"),
+    "ollama": ExportFormat("llamacpp", ""),
+    "vllm": ExportFormat("transformers", "bfloat16"),
 }
 PLAIN = "merged"
 """The format that the others are made from: a folder of transformers in BF16"""
 
 
-def _convert(source: Path, folder: Path, to: str) -> dict[str, str]:
-    """Convert a plain folder, and return the packages that were used with their versions."""
-    from meditune.export import gguf, onnx, openvino
+def _convert(source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None) -> dict[str, str]:
+    """Convert a plain folder, and return the packages that were used with their versions.
 
-    write = {
-        "openvino": openvino.write_openvino,
-        "gguf": gguf.write_gguf,
-        "onnx": onnx.write_onnx,
-        "ollama": gguf.write_ollama,
-    }
+    `form` is the prompt format that the model was tuned with; None if it wasn't tuned.
+    """
+    from meditune.export import onnx, openvino
+
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
-    return write[to](source, folder)
+    if to == "openvino":
+        return openvino.write_openvino(source, folder, quantization)
+    if to == "onnx":
+        return onnx.write_onnx(source, folder)
+    if to == "vllm":
+        return _write_vllm(source, folder, form)
+    tokenizer = PlainTokenizer(source)
+    if form and not form.is_chat:
+        (folder / templates.JINJA).write_text(templates.jinja_template(tokenizer, form), encoding="utf-8")
+    if to == "ollama":
+        stops = [tokenizer.convert_ids_to_tokens(token) for token in stop_tokens(source)]
+        context = gguf.context_tokens(read_json(source / "config.json"))
+        template = templates.ollama_template(tokenizer, form or PromptFormat())
+        text = templates.modelfile(gguf.file_name(quantization), template, stops, context)
+        (folder / templates.MODELFILE).write_text(text, encoding="utf-8")
+    return gguf.write_gguf(source, folder, quantization)
 
 
-def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "max_new_tokens")
+"""Settings of a base model's generation_config.json that vLLM would use instead of those of the evaluation"""
+
+
+def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[str, str]:
+    """Write the plain model with the chat template of training, and a generation config without sampling settings."""
+    for path in source.glob("*.safetensors*"):
+        shutil.copyfile(path, folder / path.name)
+    settings = folder / "generation_config.json"
+    write_json(settings, {key: value for key, value in read_json(settings).items() if key not in SAMPLING})
+    if form and not form.is_chat:
+        templates.write_chat_template(folder, form)
+    return {}
+
+
+def vllm_command(folder: Path, facts: dict[str, Any]) -> str:
+    """Return the command that serves an exported model with vLLM, as greedily as in the evaluation."""
+    return (
+        f"vllm serve {shlex.quote(str(folder))} --dtype bfloat16 --max-model-len {facts['context_tokens']} "
+        f"--override-generation-config '{{\"temperature\": 0}}'"
+    )
+
+
+def export(name: str, to: str, output: Path | None = None, quantization: str | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
-    The export goes to `output`, or to `export/KIND` in the run's or model's folder. An export from the same weights is
-    left unchanged. Raises ModelError if the model can't be exported or the export deviates from the original, and
-    then leaves nothing behind.
+    The export goes to `output`, or to the folder of `export_folder`. An export from the same weights is left unchanged.
+    `quantization` is a GGUF file's, or int8 or int4 for OpenVINO. Raises ModelError if the model can't be exported, or
+    the export deviates from the original or gets other prompts, and then leaves nothing behind.
     """
     if to not in KINDS:
-        raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}.")
+        raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
+    kind = KINDS[to]
+    if quantization and kind.weights and quantization.lower() not in (kind.weights, *kind.others):
+        known = " or ".join((kind.weights, *kind.others))
+        raise ModelError(
+            f"--quantization {quantization}: a {to} export has {known} weights. --to gguf and --to ollama have "
+            f"{', '.join(gguf.QUANTIZATIONS)}."
+        )
+    if kind.weights:
+        weights = (quantization or kind.weights).lower()
+    else:
+        weights = gguf.quantization_named(quantization or gguf.DEFAULT)
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
     place = locate(name)
     home = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
     if output is None and home is None:
         raise ModelError(f"{name} has no folder of its own. Choose a folder for the export: --output DIR")
-    folder = output or (home or Path()) / EXPORTS / to
-    form = (load_format(Path(place)) if Path(place).is_dir() else None) or PromptFormat()
+    if not kind.weights:
+        gguf.check_architecture(_model_type(place))
+    folder = output or export_folder(home or Path(), to, weights)
+    tuned = load_format(Path(place)) if Path(place).is_dir() else None
+    form = tuned or PromptFormat()
     made_from = {
         "model": str(Path(place).resolve()) if home else name,
         "sha256": weights_digest(Path(place)),
         "prompt": form.model_dump(mode="json"),
         "to": to,
     }
+    made_from |= {} if weights == kind.weights else {"quantization": weights}
     if is_result_of(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts
     from meditune.export.merged import write_merged
 
-    kind = KINDS[to]
     with _plain(name, place, home, to) as source, replace_folder(folder) as partial:
         tools = {"meditune": __version__}
         if to == PLAIN:
             write_merged(place, partial)
         else:
-            tools |= _convert(source, partial, to)
+            tools |= _convert(source, partial, to, weights, tuned)
         save_format(form, partial)
         if Path(place).is_dir():
             copy_record(Path(place), partial)
             copy_correction(Path(place), partial)
-        facts = _facts(partial, kind, made_from, to, tools)
+        facts = _facts(partial, ExportFormat(kind.engine, weights), made_from, to, tools)
         write_json(partial / EXPORT, facts)
-        facts["drift"] = _checked(name, partial, home, form)
+        facts |= _checked(name, partial, home, form, to, tuned is not None)
         write_json(partial / EXPORT, facts)
-        (partial / "README.md").write_text(hub.readme(facts, name), encoding="utf-8")
+        (partial / "README.md").write_text(hub.readme(facts, name, usage(Path("FOLDER"), facts)), encoding="utf-8")
     return facts
+
+
+def export_folder(home: Path, to: str, weights: str) -> Path:
+    """Return the folder of an export of the run or model in `home`, in which coarse formats have their own."""
+    is_coarse = weights != (KINDS[to].weights or gguf.DEFAULT)
+    return home / EXPORTS / (f"{to}-{weights}" if is_coarse else to)
+
+
+def _model_type(place: str) -> str:
+    """Return the architecture of the model at `place`, or of its adapter's base."""
+    from transformers import AutoConfig
+
+    base = locate(base_of(Path(place))) if (Path(place) / ADAPTER_FILE).is_file() else place
+    with loading(place, base):
+        return str(AutoConfig.from_pretrained(**model_source(base)).model_type)
+
+
+def usage(folder: Path, facts: dict[str, Any]) -> str:
+    """Return the command that uses the export in `folder`."""
+    if facts["kind"] == "ollama":
+        return f"ollama create NAME -f {shlex.quote(str(folder / templates.MODELFILE))}"
+    if facts["kind"] == "vllm":
+        return vllm_command(folder, facts)
+    return f"meditune serve {shlex.quote(str(folder))}"
 
 
 @contextmanager
@@ -146,8 +226,8 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
     config = config.get("text_config", config)
     most = config.get("max_position_embeddings") or config.get("n_positions") or 2048
     window = config.get("sliding_window")
-    if kind.engine == "openvino" and window and not config.get("layer_types"):
-        # GenAI's paged attention ignores a sliding window in every layer (Mistral's first version).
+    if kind.engine in {"openvino", "llamacpp"} and window and not config.get("layer_types"):
+        # GenAI's paged attention and llama.cpp ignore a sliding window in every layer (Mistral's first version).
         most = min(most, window)
     return {
         "kind": to,
@@ -162,24 +242,58 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
     }
 
 
-def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> dict[str, Any]:
-    """Return how the export deviates from the model; raise ModelError if the deviation is too large."""
-    check = Check(items(home), form)
+def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to: str, is_tuned: bool) -> dict[str, Any]:
+    """Return how the export deviates from the model, and how many chats have the prompts of training in its files.
+
+    Raises ModelError if the deviation is too large, or a prompt's tokens differ.
+    """
+    from meditune.export import openvino
+
+    weights = read_json(folder / EXPORT)["weights"]
+    checks = checks_of(Path(locate(name)), home, form)
+    looseness, prompts = openvino.LOOSENESS.get(weights, 1.0), None
     with closing(open_engine(str(folder))) as exported:
-        after = check.outputs(exported)
+        if isinstance(exported, LlamacppEngine):
+            looseness = gguf.QUANTIZATIONS[weights].looseness
+            if to == "ollama" or is_tuned:
+                prompts = _checked_prompts(exported, folder, form, to)
+        elif to == "vllm" and is_tuned:
+            prompts = templates.check_chat_template(folder, form)
+        outputs = [check.outputs(exported) for check in checks]
+    deviations = [_deviation(name, home, check, after) for check, after in zip(checks, outputs, strict=True)]
+    if problems := [text for each in deviations for text in each.problems(looseness)]:
+        raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
+    drift: dict[str, Any] = {"said": " ".join(map(str, deviations))}
+    for each in deviations:
+        drift |= {"claims": each.facts(looseness)} if isinstance(each, ClaimDeviation) else each.facts(looseness)
+    return {"drift": drift, "checked_prompts": prompts}
+
+
+def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
+    """Return how an export's outputs deviate from those of the model, which a run or model folder stores."""
     asked = {
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
-        "form": form.model_dump(mode="json"),
+        "form": check.form.model_dump(mode="json"),
     }
-    path = home / EXPORTS / ORIGINAL if home else None
+    path = home / EXPORTS / check.file if home else None
     stored = read_json(path) if path and path.is_file() else {}
     with closing(open_engine(name, "transformers")) as original:
-        before = ModelOutput(**stored["said"]) if stored.get("asked") == asked else check.outputs(original)
+        before: Any = check.output(**stored["said"]) if stored.get("asked") == asked else check.outputs(original)
         if path:
             write_json(path, {"asked": asked, "said": asdict(before)})
-        drift = check.compare(before, after, original)
-    problems = drift.problems()
-    if problems:
-        raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
-    return drift.facts() | {"said": str(drift)}
+        return check.compare(before, after, original)
+
+
+def _checked_prompts(engine: LlamacppEngine, folder: Path, form: PromptFormat, to: str) -> int:
+    """Return how many chats have the prompts of training, written by the template in a GGUF file or its Modelfile.
+
+    llama.cpp tokenizes them. Raises ModelError if the tokens of a prompt differ.
+    """
+    if to == "ollama":
+        write, accepts_system = templates.ollama_prompt(folder), form.is_chat or not form.quoted
+        return templates.check_prompts(engine.tokenizer, form, write, engine.tokenize, "Ollama", accepts_system)
+    write, bos = templates.jinja_prompt(engine.tokenizer), templates.added_bos(engine.tokenizer)
+    return templates.check_prompts(
+        engine.tokenizer, form, lambda messages: write(messages).removeprefix(bos), engine.tokenize, "llama.cpp"
+    )

@@ -1,34 +1,37 @@
-"""GGUF files for llama.cpp and programs based on it, with the Modelfile that Ollama runs them with.
+"""GGUF files for llama.cpp and programs based on it.
 
-The layout is llama.cpp's (its `gguf-py` package names the tensors; github.com/ggml-org/ggml, docs/gguf.md). Matrices
-are rounded to Q8_0: blocks of 32 numbers in 8 bits with a common scale. Q4_K_M isn't supported: its blocks are made by
-llama.cpp's own `llama-quantize`, which no package on PyPI ships.
+The layout is llama.cpp's (its `gguf-py` package names the tensors; github.com/ggml-org/ggml, docs/gguf.md). The blocks
+of Q4_K, Q5_K and Q6_K are made by llama.cpp's own code, ggml's `ggml_quantize_chunk`, which xllamacpp's wheel contains.
+The wheel lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` repeats its rules.
 """
 
 from __future__ import annotations
 
+import ctypes
+import difflib
+import math
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meditune.chat_template import ChatTemplate, TemplateError
-from meditune.config.data_options import PromptFormat
-from meditune.engines.exported_model import stop_tokens
+from meditune.engines.exported_model import import_package
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json, read_text
-from meditune.prompts import LIMITS, load_format
+from meditune.hardware import cores
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 """llama.cpp's token types"""
 
 
-QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""The pattern by which Qwen2's pre-tokenizer cuts texts"""
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {_WORDS.replace("@", r"\p{N}"): "qwen2", _WORDS.replace("@", r"\p{N}{1,3}"): "llama-bpe"}
+"""Patterns by which pre-tokenizers cut texts -> llama.cpp's names: Qwen2's and Llama 3's"""
 
 
 def add_vocabulary(writer: Any, source: Path) -> None:
@@ -48,7 +51,7 @@ def add_vocabulary(writer: Any, source: Path) -> None:
         writer.add_token_list(tokens)
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-    _add_special(writer, source, {token: number for number, token in enumerate(tokens)}, spec)
+    _add_special(writer, source, {token: number for number, token in enumerate(tokens)})
 
 
 def _listed(vocabulary: dict[str, int], added: list[dict[str, Any]], size: int) -> tuple[list[str], list[int]]:
@@ -100,15 +103,15 @@ def _pre_tokenizer(spec: dict[str, Any]) -> str:
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") == QWEN2_WORDS:
-        return "qwen2"
+    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") in PATTERNS:
+        return PATTERNS[steps[0]["pattern"]["Regex"]]
     raise ModelError(
         "Meditune doesn't know llama.cpp's name for this tokenizer's pre-tokenizer. Export the model as merged, and "
         "convert that folder with llama.cpp's convert_hf_to_gguf.py."
     )
 
 
-def _add_special(writer: Any, source: Path, numbers: dict[str, int], spec: dict[str, Any]) -> None:
+def _add_special(writer: Any, source: Path, numbers: dict[str, int]) -> None:
     settings = read_json(source / "tokenizer_config.json")
     for name, add in (
         ("bos_token", writer.add_bos_token_id),
@@ -120,73 +123,148 @@ def _add_special(writer: Any, source: Path, numbers: dict[str, int], spec: dict[
         token = token["content"] if isinstance(token, dict) else token
         if token in numbers:
             add(numbers[token])
-    before = ((spec.get("post_processor") or {}).get("special_tokens") or {}) != {}
-    writer.add_add_bos_token(before)
+    tokenizer = PlainTokenizer(source)
+    writer.add_add_bos_token(tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
     writer.add_add_eos_token(False)
 
 
-NAME = "model-Q8_0.gguf"
-ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3", "qwen2": "qwen2"}
+@dataclass(frozen=True)
+class Quantization:
+    """A quantization of GGUF files."""
+
+    file_type: int
+    """llama.cpp's number for such files (llama.h, llama_ftype)"""
+    matrices: str
+    """Type of most matrices"""
+    looseness: float
+    """Factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
+
+
+QUANTIZATIONS = {
+    "Q8_0": Quantization(7, "Q8_0", 1.0),
+    "Q6_K": Quantization(18, "Q6_K", 1.0),
+    "Q5_K_M": Quantization(17, "Q5_K", 2.0),
+    "Q4_K_M": Quantization(15, "Q4_K", 5.0),
+}
+DEFAULT = "Q8_0"
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "gemma3_text": "gemma3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gpt2": "gpt2",
+}
 """transformers' model types -> llama.cpp's names"""
-TYPE_Q8_0 = 7
-"""llama.cpp's number for files that are mostly Q8_0"""
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+"""GPT-2's matrices, which transformers stores with rows and columns exchanged"""
+NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""Types with blocks of 256 numbers -> llama.cpp's replacements for matrices whose rows aren't a multiple of that"""
 
 
-def write_gguf(source: Path, folder: Path) -> dict[str, str]:
+def file_name(quantization: str) -> str:
+    """Return the name of a GGUF file."""
+    return f"model-{quantization}.gguf"
+
+
+def quantization_named(name: str) -> str:
+    """Return a quantization's name as llama.cpp writes it; raise ModelError if there is none of this name."""
+    found = name.upper()
+    if found not in QUANTIZATIONS:
+        near = difflib.get_close_matches(found, QUANTIZATIONS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ModelError(f"Unknown quantization {name!r}.{hint} Quantizations: {', '.join(QUANTIZATIONS)}.")
+    return found
+
+
+def check_architecture(model_type: str) -> None:
+    """Raise ModelError if models of this type (`model_type` in config.json) can't be written."""
+    if model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"GGUF export supports {', '.join(ARCHITECTURES)} models, not {model_type}. Export the model as merged, "
+            "and convert that folder with llama.cpp's convert_hf_to_gguf.py."
+        )
+
+
+def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[str, str]:
     """Write the model of a plain folder into `folder` as one file, and return the packages that made it.
 
-    Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
+    A chat template in `folder` goes into the file. Raises ModelError if llama.cpp uses a different layout for the
+    architecture, or tokenizes differently.
     """
     import importlib.metadata
 
     import gguf
 
     config = read_json(source / "config.json")
-    kind = ARCHITECTURES.get(config["model_type"])
-    if kind is None:
-        raise ModelError(
-            f"GGUF export supports {', '.join(ARCHITECTURES)} models, not {config['model_type']}. Export the model "
-            "as merged, and convert that folder with llama.cpp's convert_hf_to_gguf.py."
-        )
-    writer = gguf.GGUFWriter(folder / NAME, kind)
-    _add_shape(writer, config, kind)
+    check_architecture(config["model_type"])
+    kind, layers = ARCHITECTURES[config["model_type"]], config.get("num_hidden_layers") or config["n_layer"]
+    writer = gguf.GGUFWriter(folder / file_name(quantization), kind)
+    _add_shape(writer, config, kind, layers)
+    writer.add_file_type(QUANTIZATIONS[quantization].file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, source)
-    template = source / "chat_template.jinja"
+    template = folder / "chat_template.jinja"
     if template.is_file():
         writer.add_chat_template(read_text(template))
     arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
-    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(arch, layers)
+    tied = bool(config.get("tie_word_embeddings", kind == "gpt2"))
     for name, tensor in _tensors(source):
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
             raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind}.")
-        if known != "output.weight" or not config.get("tie_word_embeddings"):
-            _add(writer, known, _converted(name, tensor, config, kind))
+        if known != "output.weight" or not tied:
+            _add(writer, known, _converted(name, tensor, config, kind), quantization, layers, tied)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {"gguf": importlib.metadata.version("gguf")}
+    return {package: importlib.metadata.version(package) for package in ("gguf", "xllamacpp")}
 
 
-def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
+def context_tokens(config: dict[str, Any]) -> int:
+    """Return how many tokens llama.cpp may read: the model's positions, or its window if every layer has one.
+
+    llama.cpp ignores the windows of Mistral's first version.
+    """
+    most = int(config.get("max_position_embeddings") or config["n_positions"])
+    window = config.get("sliding_window")
+    return min(most, window) if window and not config.get("layer_types") else most
+
+
+def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> None:
+    writer.add_context_length(context_tokens(config))
+    writer.add_block_count(layers)
+    writer.add_vocab_size(config["vocab_size"])
+    if kind == "gpt2":
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
+        writer.add_head_count(config["n_head"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+        return
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
-    writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(TYPE_Q8_0)
-    writer.add_rope_freq_base(_rope_base(config))
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0))
+    scaling = rope.get("rope_type", "default")
+    if scaling == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, size))
+    elif scaling != "default":
+        raise ModelError(f"GGUF export doesn't support {scaling} positions. Export the model as merged.")
     if kind != "gemma3":
         if config.get("use_sliding_window"):
-            raise ModelError("GGUF export doesn't support Qwen2 with sliding windows. Export the model as merged.")
+            raise ModelError(
+                "GGUF export doesn't support Qwen models with sliding windows. Export the model as merged."
+            )
         writer.add_rope_dimension_count(size)
         return
     kinds = config["layer_types"]
@@ -195,13 +273,17 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_sliding_window(config["sliding_window"])
 
 
-def _rope_base(config: dict[str, Any]) -> float:
-    """Return the base of rotary positions; raise ModelError if they are scaled."""
-    spec = config.get("rope_parameters") or {}
-    full = spec.get("full_attention", spec)
-    if full.get("rope_type", "default") != "default":
-        raise ModelError(f"GGUF export doesn't support {full['rope_type']} positions. Export the model as merged.")
-    return float(full.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
+    """Return by what llama.cpp divides each rotary frequency of Llama 3.1 and later, FP32 of half a head's size.
+
+    Long wavelengths are stretched, short ones aren't, and those between are interpolated, as in transformers'
+    modeling_rope_utils.py.
+    """
+    base, factor, trained = float(rope["rope_theta"]), rope["factor"], rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    turns = trained / (2 * math.pi * base ** (np.arange(0, size, 2) / size))
+    between = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - between) / factor + between)).astype(np.float32)
 
 
 def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
@@ -220,12 +302,14 @@ def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any
     if kind == "gemma3":
         # transformers multiplies by 1 + weight, llama.cpp by the stored value.
         return tensor + 1 if name.endswith("norm.weight") else tensor
-    if kind == "qwen2":
+    if kind == "gpt2":
+        return np.ascontiguousarray(tensor.T) if name.endswith(TRANSPOSED) else tensor
+    if kind != "llama":
         return tensor
     heads = config["num_attention_heads"]
-    if name.endswith("k_proj.weight"):
+    if "k_proj." in name:
         heads = config.get("num_key_value_heads") or heads
-    return _interleaved(tensor, heads) if name.endswith(("q_proj.weight", "k_proj.weight")) else tensor
+    return _interleaved(tensor, heads) if "q_proj." in name or "k_proj." in name else tensor
 
 
 def _interleaved(tensor: Any, heads: int) -> Any:
@@ -234,79 +318,64 @@ def _interleaved(tensor: Any, heads: int) -> Any:
     return tensor.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _add(writer: Any, name: str, tensor: Any) -> None:
+def _add(writer: Any, name: str, tensor: Any, quantization: str, layers: int, tied: bool) -> None:
     import gguf
 
-    kind = gguf.GGMLQuantizationType
-    if tensor.ndim == 1:
+    if tensor.ndim == 1 or name == "position_embd.weight":
         writer.add_tensor(name, tensor.astype(np.float32))
-    elif tensor.shape[-1] % 32:
-        writer.add_tensor(name, tensor.astype(np.float16))
-    else:
-        writer.add_tensor(name, gguf.quantize(tensor, kind.Q8_0), raw_dtype=kind.Q8_0)
+        return
+    kind = gguf.GGMLQuantizationType[matrix_type(name, tensor.shape[-1], quantization, layers, tied)]
+    blocks = _k_quantized(tensor, kind) if kind.name in NARROW else gguf.quantize(tensor, kind)
+    writer.add_tensor(name, blocks, raw_dtype=kind)
 
 
-FILE_NAME = "Modelfile"
-QUOTES = '"""'
+def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: bool) -> str:
+    """Return the type of a matrix in a file of this quantization, as llama.cpp's `llama_model_quantize` chooses it.
 
-
-def write_ollama(source: Path, folder: Path) -> dict[str, str]:
-    """Write GGUF file and Modelfile into `folder`, and return the packages that made them."""
-    tools = write_gguf(source, folder)
-    form = load_format(source) or PromptFormat()
-    tokenizer = PlainTokenizer(source)
-    stops = [tokenizer.convert_ids_to_tokens(token) for token in stop_tokens(source)]
-    context = read_json(source / "config.json")["max_position_embeddings"]
-    template = chat_modelfile_template(tokenizer, form) if form.is_chat else None
-    (folder / FILE_NAME).write_text(modelfile(form, stops, context, template), encoding="utf-8")
-    return tools
-
-
-def chat_modelfile_template(tokenizer: PlainTokenizer, form: PromptFormat) -> str:
-    """Return the model's chat template in Ollama's template language.
-
-    A BOS token that llama.cpp adds itself is left out. Raises ModelError if the template can't be written in that
-    language.
+    `tied` says that the token embeddings are the output matrix, too. The K_M quantizations store the output matrix and,
+    in half of the layers, two sensitive matrices in Q6_K. Source: llama_tensor_get_type in src/llama-quant.cpp.
     """
-    try:
-        part = ChatTemplate(tokenizer, form.thinking).parts()
-    except TemplateError as error:
-        raise ModelError(f"{error} Export the model to gguf: that file holds the template as it is.") from error
-    if any("{{" in text for text in part.values()):
-        raise ModelError("The chat template contains {{, which has a special meaning in a Modelfile.")
-    bos = tokenizer.bos_token or "" if tokenizer("")["input_ids"] else ""
-    part |= {name: part[name].removeprefix(bos) for name in ("start", "system_start") if name in part}
-    begin = part["start"]
-    if "system_start" in part:
-        system = f"{part['system_start']}{{{{ .System }}}}{part['system_end']}"
-        begin = f"{{{{ if .System }}}}{system}{{{{ else }}}}{begin}{{{{ end }}}}"
-    user = f'{{{{ if eq .Role "user" }}}}{part["user_start"]}{{{{ .Content }}}}{part["user_end"]}'
-    reply = f"{part['assistant_start']}{{{{ .Content }}}}{part['assistant_end']}{{{{ end }}}}"
-    reply = f'{{{{ else if eq .Role "assistant" }}}}{reply}'
-    return f"{begin}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
+    kind = QUANTIZATIONS[quantization].matrices
+    if quantization.endswith("_M"):
+        number = int(found[1]) if (found := re.match(r"blk\.(\d+)\.", name)) else 0
+        eighth = layers // 8
+        is_sensitive = number < eighth or number >= 7 * layers // 8 or (number - eighth) % 3 == 2
+        is_output = name == "output.weight" or (tied and name == "token_embd.weight")
+        mixed = ("attn_v.weight", "attn_qkv.weight", "ffn_down.weight")
+        if is_output or (is_sensitive and name.endswith(mixed)):
+            kind = "Q6_K"
+    if columns % 256:
+        kind = NARROW.get(kind, kind)
+    return "F16" if columns % 32 else kind
 
 
-def modelfile(form: PromptFormat, stops: list[str], context: int, chat_template: str | None = None) -> str:
-    """Return the Modelfile's text; raise ModelError if the prompt format contains Ollama's own syntax.
+def _k_quantized(tensor: Any, kind: Any) -> Any:
+    """Return the blocks of a matrix of FP32 as bytes, a row for each of its rows, made by llama.cpp's code.
 
-    Ollama's template is made from the prompt format, so a question reaches the model as in training. A model tuned in
-    the plain format never saw a system message, so SYSTEM holds the limits for people (`ollama show`), not for the
-    model; with a `chat_template`, the model would read it, so the README alone names them. Source:
-    github.com/ollama/ollama, docs/modelfile.md.
+    Raises ModelError if xllamacpp isn't installed or doesn't offer that code.
     """
-    cue = form.plain_cue or form.answer_cue
-    template = chat_template or f"{form.question_cue} {{{{ .Prompt }}}}\n{cue}"
-    if QUOTES in template or (chat_template is None and "{{" in form.question_cue + cue):
-        raise ModelError('The prompt format contains """ or {{, which have a special meaning in a Modelfile.')
-    return "\n".join(
-        [
-            f"FROM ./{NAME}",
-            f"TEMPLATE {QUOTES}{template}{QUOTES}",
-            *([] if chat_template else [f"SYSTEM {QUOTES}{LIMITS}{QUOTES}"]),
-            *(f'PARAMETER stop "{stop}"' for stop in stops),
-            f"PARAMETER num_ctx {context}",
-            "PARAMETER temperature 0",
-            "PARAMETER repeat_penalty 1",
-            "",
-        ]
-    )
+    import gguf
+
+    library = ctypes.CDLL(import_package("llamacpp", "xllamacpp").xllamacpp.__file__)
+    if not hasattr(library, "ggml_quantize_chunk"):
+        raise ModelError(
+            f"This build of xllamacpp doesn't offer llama.cpp's quantization, which {kind.name} needs. Export in Q8_0: "
+            "--quantization Q8_0"
+        )
+    make = library.ggml_quantize_chunk
+    make.restype = ctypes.c_size_t
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    make.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+    values = np.ascontiguousarray(tensor, dtype=np.float32)
+    rows, columns = values.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    made = np.empty((rows, columns // block * size), dtype=np.uint8)
+    parts = np.linspace(0, rows, cores() + 1, dtype=int)
+
+    def quantize(part: int) -> None:
+        begin, count = int(parts[part]), int(parts[part + 1] - parts[part])
+        make(int(kind), values.ctypes.data, made.ctypes.data, begin * columns, count, columns, None)
+
+    with ThreadPoolExecutor(cores()) as threads:
+        list(threads.map(quantize, range(cores())))
+    return made

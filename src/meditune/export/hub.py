@@ -20,10 +20,12 @@ from meditune.data.preference.prepare_pairs import FOLDER as PAIRS
 from meditune.data.sources import licence_requirements
 from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError
+from meditune.export.prompt_templates import write_chat_template
 from meditune.files import read_json, read_text, write_json
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.load import is_hub_id
-from meditune.prompts import LIMITS
+from meditune.prompts import LIMITS, load_format
+from meditune.train.model_card import measured, warnings
 
 CARD = "README.md"
 IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma terms of use": "gemma"}
@@ -37,6 +39,8 @@ class ModelUpload:
     merged: Path
     data: Upload
     base: str
+    report: dict[str, Any] | None
+    """The run's report.json, with the metrics before and after tuning; None if the run has none"""
 
     def text(self) -> str:
         """Return a description for people to approve."""
@@ -75,7 +79,9 @@ def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> Mode
             "with --set data.phi.action=mask, or remove these pairs. Nothing was sent."
         )
     recipe = yaml.safe_load(read_text(run / "recipe.yaml"))
-    return ModelUpload(merged, data, str(recipe["model"]["base"]))
+    report = run / "report.json"
+    measured = read_json(report) if report.is_file() else None
+    return ModelUpload(merged, data, str(recipe["model"]["base"]), measured)
 
 
 def refuse_without_data(run: Path) -> None:
@@ -90,13 +96,17 @@ def refuse_without_data(run: Path) -> None:
 def push(upload: ModelUpload) -> str:
     """Create the repository unless it exists, upload the files in one commit, and return its address.
 
-    Raises MedituneError if the hub rejects the upload.
+    The chat template of a model in the plain format is replaced by one that writes its prompts. Raises MedituneError if
+    that isn't possible, or if the hub rejects the upload.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for path in upload.merged.iterdir():
             if path.name not in (CARD, EXPORT):
                 (folder / path.name).symlink_to(path.resolve())
+        form = load_format(folder)
+        if form and not form.is_chat:
+            write_chat_template(folder, form)
         facts: dict[str, Any] = read_json(upload.merged / EXPORT)
         facts["made_from"]["model"] = upload.base
         write_json(folder / EXPORT, facts)
@@ -126,13 +136,17 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
         [
             "\n".join(head),
             f"# {repository.rpartition('/')[2]}: {Path(upload.base).name} tuned with Meditune",
-            f"**Limits.** {LIMITS}",
+            "\n".join(warnings(upload.report)).strip(),
             "## Use",
             f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
-            "It is a plain transformers model in BF16. Prompt it in the format of `prompt.json`.",
+            "It is a plain transformers model in BF16. Its chat template writes the prompts of training, so servers "
+            "such as vLLM ask it as it was trained; `prompt.json` describes the format.",
+            "\n".join(measured(upload.report)).strip()
+            if upload.report
+            else "## Not measured\n\nThe run has no report.json, so the model wasn't compared with its base.",
             "## Training data",
             "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),
-            "## Comparison with the original model",
+            "## Comparison of the merged model with the tuned one",
             f"{facts['drift']['said']}\n",
         ]
     )
@@ -142,15 +156,18 @@ def _licence(base: str) -> str:
     return CATALOGUE[base].licence if base in CATALOGUE else "the base model's own licence"
 
 
-def readme(facts: dict[str, Any], name: str) -> str:
-    """Return the README of an export: the model, its limits, its use, and the result of the verification."""
+def readme(facts: dict[str, Any], name: str, use: str) -> str:
+    """Return the README of an export: the model, its limits, its use, and the result of the verification.
+
+    `use` is the command that uses the export in FOLDER.
+    """
     tools = ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items())
     return "\n\n".join(
         [
             f"# A Meditune model for the {facts['engine']} engine ({facts['weights']})",
             f"**Limits.** {LIMITS}",
             "## Use",
-            "    meditune serve FOLDER",
+            f"    {use}",
             "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
             "## Comparison with the original model",
             facts["drift"]["said"],

@@ -1,9 +1,10 @@
-"""Export a plain folder to an 8-bit OpenVINO model for OpenVINO GenAI.
+"""Export a plain folder to an OpenVINO model with 8-bit or 4-bit weights, for OpenVINO GenAI.
 
 The usual exporter, optimum-intel, is tied to an older transformers. GenAI requires little: the inputs are tokens, a
 mask and positions, the output is logits, and keys and values are the model's own state, reordered by `beam_idx`
 (https://docs.openvino.ai, "Stateful models"; GenAI's docs, "How it works"). So the model is traced once with Meditune's
-own cache and masks, its cache inputs become states, and NNCF quantizes the weights to 8 bits per channel.
+own cache and masks, its cache inputs become states, and NNCF quantizes the weights to 8 bits per channel. With int4,
+the layers' matrices get 4 bits in groups of GROUP weights, and the embeddings and the output head keep 8.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ from meditune.export.onnx import (
     tracing,
 )
 
+GROUP = 64
+LOOSENESS = {"int4": 2.0}
+"""Number formats -> a factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
 
-def write_openvino(source: Path, folder: Path) -> dict[str, str]:
+
+def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[str, str]:
     """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
+
+    `weights` is int8 or int4.
 
     Raises ModelError if a package is missing or the architecture can't be traced.
     """
@@ -41,7 +48,7 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
         converted = _stateful(_traced(model))
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(sys.stderr):
-        converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        converted = nncf.compress_weights(converted, **_options(nncf, weights))
     ov.save_model(converted, folder / "openvino_model.xml")
     # GenAI reads the vocabulary for grammars from these files.
     for name, part in zip(
@@ -51,6 +58,14 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
     ):
         ov.save_model(part, folder / f"{name}.xml")
     return {"openvino": ov.__version__, "nncf": nncf.__version__, "openvino_tokenizers": tokenizers.__version__}
+
+
+def _options(nncf: Any, weights: str) -> dict[str, Any]:
+    """Return the options of NNCF for a number format."""
+    if weights == "int8":
+        return {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    return {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "advanced_parameters": smaller}
 
 
 def _traced(model: Any) -> Any:

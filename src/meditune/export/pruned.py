@@ -221,7 +221,7 @@ def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]
     return {"removed_layers": removed, "block_influence": influence}
 
 
-def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, label: str) -> dict[str, Any]:
+def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int | None, label: str) -> dict[str, Any]:
     """Return the perplexity of each text, size, and speed."""
     import math
 

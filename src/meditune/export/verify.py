@@ -4,6 +4,8 @@ Both are called through the common engine interface: the likelihood of long answ
 generated text. The original scores the text that the export generates, because scores of given texts can't reveal a
 wrong cache, mask or stop token in the engine's generation. The questions have a decision and a long answer, and come
 from training data.
+
+A judge of evidence is compared on claims instead: by the probabilities of its labels.
 """
 
 from __future__ import annotations
@@ -11,20 +13,24 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.balance import in_style
-from meditune.data.example import DECISIONS, Example
+from meditune.data.example import DECISIONS, LABEL, LABELS, Example
 from meditune.data.prepare import stored_data
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, locate_source
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError, ModelError
-from meditune.prompts import Encoder
+from meditune.evidence.support_model import ClaimCorrection, load_correction
+from meditune.prompts import Encoder, QuestionTooLongError
+from meditune.text import sentences
 
 PERPLEXITY = 0.02
 """Largest allowed relative rise of the perplexity of reference answers"""
@@ -57,23 +63,23 @@ class Deviation:
     written: tuple[float, float]
     """Perplexity, under the original, of its own answers and of the exported model's"""
 
-    def problems(self) -> list[str]:
-        """Return what is out of tolerance, in words."""
+    def problems(self, looseness: float = 1.0) -> list[str]:
+        """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances of perplexity."""
         found = []
-        if not self.perplexity[1] <= self.perplexity[0] * (1 + PERPLEXITY):
+        if not self.perplexity[1] <= self.perplexity[0] * (1 + looseness * PERPLEXITY):
             found.append(
                 f"the perplexity of reference answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
-                f"(allowed: {100 * PERPLEXITY:g} %)"
+                f"(allowed: {100 * looseness * PERPLEXITY:g} %)"
             )
         if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_of_loss(*self.changed) < CHANCE:
             found.append(
                 f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
                 f"turned wrong and {self.changed[1]} right, which is more than chance"
             )
-        if self.agreement < AGREEMENT:
+        least = 1 - looseness * (1 - AGREEMENT)
+        if self.agreement < least:
             found.append(
-                f"only {100 * self.agreement:.0f} % of the decisions are the same (at least {100 * AGREEMENT:g} % "
-                "required)"
+                f"only {100 * self.agreement:.0f} % of the decisions are the same (at least {100 * least:g} % required)"
             )
         if not self.written[1] <= self.written[0] * (1 + WRITTEN):
             found.append(
@@ -82,13 +88,13 @@ class Deviation:
             )
         return found
 
-    def facts(self) -> dict[str, object]:
+    def facts(self, looseness: float = 1.0) -> dict[str, object]:
         """Return the content for export.json, with the tolerances."""
         tolerance = {
-            "perplexity": PERPLEXITY,
+            "perplexity": looseness * PERPLEXITY,
             "accuracy_points": ACCURACY,
             "accuracy_chance": CHANCE,
-            "agreement": AGREEMENT,
+            "agreement": 1 - looseness * (1 - AGREEMENT),
             "written": WRITTEN,
         }
         return asdict(self) | {"tolerance": tolerance}
@@ -117,6 +123,8 @@ class ModelOutput:
 
 class Check:
     """The questions that models are compared on."""
+
+    output, file = ModelOutput, "original.json"
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
         self.form = form
@@ -149,8 +157,7 @@ class Check:
 
         Raises ModelError if the two tokenize a prompt differently.
         """
-        if before.prompts != after.prompts:
-            raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
+        _refuse_other_prompts(before.prompts, after.prompts)
         right = [str(example.decision) for example in self.examples]
         was, now = ([one == truth for one, truth in zip(o.decisions, right, strict=True)] for o in (before, after))
         changes = list(zip(was, now, strict=True))
@@ -163,6 +170,127 @@ class Check:
             same / len(right),
             (_perplexity(original, before), _perplexity(original, after)),
         )
+
+
+CLAIM_DIFFERENCE = 0.05
+"""Allowed mean difference between the probabilities of support by a judge and by its export"""
+CLAIM_LOOSENESS = 2.0
+"""Largest factor on a judge's tolerances, however coarse the export"""
+
+
+@dataclass(frozen=True)
+class ClaimDeviation:
+    """A comparison of an exported judge with the original on claims."""
+
+    items: int
+    agreement: float
+    """Share of claims that both call supported, or both don't, at the judge's threshold"""
+    difference: float
+    """Mean absolute difference between the probabilities of support"""
+    largest: float
+    """Largest difference between the probabilities of a label"""
+
+    def problems(self, looseness: float = 1.0) -> list[str]:
+        """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances."""
+        found = []
+        difference, least = _claim_tolerances(looseness)
+        if not self.difference <= difference:
+            found.append(
+                f"the probabilities that claims are supported differ by {self.difference:.3f} on average (allowed: "
+                f"{difference:g})"
+            )
+        if self.agreement < least:
+            found.append(
+                f"only {100 * self.agreement:.0f} % of the verdicts on claims are the same (at least {100 * least:g} % "
+                "required)"
+            )
+        return found
+
+    def facts(self, looseness: float = 1.0) -> dict[str, object]:
+        """Return the content for export.json, with the tolerances."""
+        difference, least = _claim_tolerances(looseness)
+        return asdict(self) | {"tolerance": {"difference": difference, "agreement": least}}
+
+    def __str__(self) -> str:
+        return (
+            f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; probability of support "
+            f"{self.difference:.3f} apart on average; largest difference of a label's probability {self.largest:.3f}."
+        )
+
+
+def _claim_tolerances(looseness: float) -> tuple[float, float]:
+    """Return the largest mean difference and the smallest agreement that are allowed."""
+    factor = min(looseness, CLAIM_LOOSENESS)
+    return factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
+
+
+@dataclass(frozen=True)
+class ClaimOutput:
+    """One judge's outputs for the claims."""
+
+    prompts: list[list[int]]
+    """The prompts as tokenized by this judge's tokenizer"""
+    logprobs: list[list[float]]
+    """For each claim, the log-probability of each label's word, in the order of LABELS"""
+
+
+class ClaimCheck:
+    """The claims that judges are compared on."""
+
+    output, file = ClaimOutput, "original-claims.json"
+
+    def __init__(self, examples: Sequence[Example], form: PromptFormat, correction: ClaimCorrection) -> None:
+        # Every claim gets all labels, even if its source uses only two.
+        self.examples = [example.model_copy(update={"meta": {LABEL: LABELS[0]}}) for example in examples]
+        self.form, self.correction = form, correction
+
+    def outputs(self, engine: Engine) -> ClaimOutput:
+        """Return a judge's outputs for the claims that fit into the prompt; training leaves out the others, too."""
+        encoder = Encoder(engine.tokenizer, self.form)
+        items = []
+        for example in self.examples:
+            with suppress(QuestionTooLongError):
+                items.append(encoder.supervised(example, "claim"))
+        scored = [engine.score(item.prompt, [[choice] for choice in item.choices]) for item in items]
+        return ClaimOutput(
+            [item.prompt for item in items], [[tokens[0].logprob for tokens in labels] for labels in scored]
+        )
+
+    def compare(self, before: ClaimOutput, after: ClaimOutput, original: Engine) -> ClaimDeviation:
+        """Return the deviation of the exported judge's outputs from the original's.
+
+        Raises ModelError if the two tokenize a prompt differently.
+        """
+        del original
+        _refuse_other_prompts(before.prompts, after.prompts)
+        was, now = (
+            [self.correction.probabilities(dict(zip(LABELS, each, strict=True))) for each in output.logprobs]
+            for output in (before, after)
+        )
+        pairs = list(zip(was, now, strict=True))
+        least = self.correction.threshold
+        same = sum((one["supported"] >= least) == (other["supported"] >= least) for one, other in pairs)
+        return ClaimDeviation(
+            len(pairs),
+            same / len(pairs),
+            fmean(abs(one["supported"] - other["supported"]) for one, other in pairs),
+            max(abs(one[label] - other[label]) for one, other in pairs for label in LABELS),
+        )
+
+
+def _refuse_other_prompts(before: list[list[int]], after: list[list[int]]) -> None:
+    if before != after:
+        raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
+
+
+def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check | ClaimCheck]:
+    """Return the checks of a model: of a judge on claims, and on questions if its run learnt to answer, too."""
+    correction = load_correction(place) if place.is_dir() else None
+    if correction is None:
+        return [Check(items(run), form)]
+    answered = _stored(run, _is_answered)
+    more = [Check(_some(answered), form)] if answered else []
+    return [ClaimCheck(claims(run), form, correction), *more]
 
 
 def _perplexity(original: Engine, output: ModelOutput) -> float:
@@ -197,12 +325,8 @@ def items(run: Path | None) -> list[Example]:
     Where neither is available, the examples come from the synthetic sample, and a message says so. Test items are never
     used.
     """
-    if run and (run / "data" / "quality.json").is_file():
-        found = [
-            example for example in stored_data(run / "data").splits.train if example.decision and example.answer.strip()
-        ]
-        if found:
-            return _some(found)
+    if found := _stored(run, _is_answered):
+        return _some(found)
     try:
         labelled = list(pubmedqa.read(locate_source(pubmedqa.SOURCE), Rejects()))
     except DataError:
@@ -214,6 +338,32 @@ def items(run: Path | None) -> list[Example]:
         assert reader is not None
         return _some([example for example in reader(locate_source("sample"), Rejects()) if example.decision])
     return _some(pubmedqa.official_split(labelled)[0])
+
+
+def claims(run: Path | None) -> list[Example]:
+    """Return fifty claims of a run's training data.
+
+    Without any, they are made of `items`: half of the statements are the conclusion of the text, half that of another.
+    """
+    if found := _stored(run, lambda example: bool(example.label)):
+        return _some(found)
+    texts = items(run)
+    statements = [sentences(texts[number - number % 2].answer)[0] for number in range(len(texts))]
+    return [
+        example.model_copy(update={"question": text, "decision": None})
+        for example, text in zip(texts, statements, strict=True)
+    ]
+
+
+def _is_answered(example: Example) -> bool:
+    return bool(example.decision and example.answer.strip())
+
+
+def _stored(run: Path | None, wanted: Callable[[Example], bool]) -> list[Example]:
+    """Return the training examples of a run that are wanted; none if the run has no data."""
+    if run is None or not (run / "data" / "quality.json").is_file():
+        return []
+    return [example for example in stored_data(run / "data").splits.train if wanted(example)]
 
 
 def _some(examples: list[Example]) -> list[Example]:

@@ -1,0 +1,240 @@
+"""The prompt format of training in other programs' template languages, and a check that their prompts are the same.
+
+Ollama has Go's text/template in a Modelfile (github.com/ollama/ollama, docs/modelfile.md and template/template.go);
+vLLM, transformers and llama.cpp's server have Jinja in `chat_template.jinja`. A model in the chat format has such a
+file already. For the plain format, the messages of a chat become what `meditune serve` makes of them: system messages
+are context, and each question and reply follows its cue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.chat_template import ChatTemplate, Messages, TemplateError
+from meditune.config.data_options import PromptFormat
+from meditune.data.example import STYLE, Example, Turn
+from meditune.engines.tokenizer import PlainTokenizer
+from meditune.errors import ModelError
+from meditune.files import read_text
+from meditune.prompts import LIMITS, QUOTE, Encoder
+
+MODELFILE = "Modelfile"
+JINJA = "chat_template.jinja"
+_QUOTES = '"""'
+_ACTION = re.compile(r"\{\{ (.*?) \}\}")
+_TEMPLATE = re.compile(f"^TEMPLATE {_QUOTES}(.*?){_QUOTES}$", re.DOTALL | re.MULTILINE)
+
+
+def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
+    """Return the text of a Modelfile for the GGUF file `file`. LICENSE shows the model's limits to people.
+
+    SYSTEM would show them to the model, which never saw them in training.
+    """
+    return "\n".join(
+        [
+            f"FROM ./{file}",
+            f"TEMPLATE {_QUOTES}{template}{_QUOTES}",
+            f"LICENSE {_QUOTES}{LIMITS}{_QUOTES}",
+            *(f'PARAMETER stop "{stop}"' for stop in stops),
+            f"PARAMETER num_ctx {context}",
+            "PARAMETER temperature 0",
+            "PARAMETER repeat_penalty 1",
+            "",
+        ]
+    )
+
+
+def ollama_template(tokenizer: Any, form: PromptFormat) -> str:
+    """Return the prompt format, or the model's chat template, in Ollama's template language.
+
+    A BOS token that llama.cpp adds itself is left out, and so are system messages if the format quotes its context,
+    because the language can't begin each line with a mark. Raises ModelError if the template can't be written.
+    """
+    if form.is_chat:
+        part = _chat_parts(tokenizer, form)
+    else:
+        part = {
+            "start": "",
+            "user_start": f"{form.question_cue} ",
+            "user_end": f"\n{form.plain_cue or form.answer_cue}",
+            "assistant_start": " ",
+            "assistant_end": "\n",
+        }
+        part |= {} if form.quoted else {"system_start": "", "system_end": "\n"}
+    if any(mark in text for text in part.values() for mark in ("{{", _QUOTES)):
+        raise ModelError('The prompt format contains {{ or """, which have a special meaning in a Modelfile.')
+    begin = part["start"]
+    if "system_start" in part:
+        system = f"{part['system_start']}{{{{ .System }}}}{part['system_end']}"
+        begin = f"{{{{ if .System }}}}{system}{{{{ else }}}}{begin}{{{{ end }}}}"
+    user = f'{{{{ if eq .Role "user" }}}}{part["user_start"]}{{{{ .Content }}}}{part["user_end"]}'
+    reply = f"{part['assistant_start']}{{{{ .Content }}}}{part['assistant_end']}{{{{ end }}}}"
+    reply = f'{{{{ else if eq .Role "assistant" }}}}{reply}'
+    return f"{begin}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
+
+
+def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
+    try:
+        part = ChatTemplate(tokenizer, form.thinking).parts()
+    except TemplateError as error:
+        raise ModelError(f"{error} Export the model to gguf: that file holds the template as it is.") from error
+    bos = added_bos(tokenizer)
+    return part | {name: part[name].removeprefix(bos) for name in ("start", "system_start") if name in part}
+
+
+def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
+    """Return a chat template of Jinja that writes the plain prompt format, with `lead` between BOS and the text."""
+    context = "message['content'] | trim"
+    context = f"'{QUOTE}' + ({context} | replace('\\n', '\\n{QUOTE}'))" if form.quoted else f"({context})"
+    cues = (f"{form.question_cue} ", f"\n{form.plain_cue or form.answer_cue}")
+    before, after, begin = (_jinja_text(text) for text in (*cues, added_bos(tokenizer) + lead))
+    return (
+        f"{{{{ {begin} }}}}{{% for message in messages %}}"
+        f"{{% if message['role'] == 'user' %}}{{{{ {before} + (message['content'] | trim) + {after} }}}}"
+        "{% elif message['role'] == 'assistant' %}{{ ' ' + (message['content'] | trim) + '\\n' }}"
+        f"{{% else %}}{{{{ {context} + '\\n' }}}}{{% endif %}}{{% endfor %}}"
+    )
+
+
+def write_chat_template(folder: Path, form: PromptFormat) -> None:
+    """Replace the chat template in a model's folder by one that writes the plain prompt format.
+
+    Raises ModelError if the tokens of its prompts differ from those of training.
+    """
+    path, tokenizer = folder / JINJA, PlainTokenizer(folder)
+    # Some sentencepiece tokenizers put a space before a text, but not behind BOS.
+    for lead in ("", " "):
+        path.unlink(missing_ok=True)
+        path.write_text(jinja_template(tokenizer, form, lead), encoding="utf-8")
+        try:
+            check_chat_template(folder, form)
+        except ModelError:
+            if lead:
+                raise
+        else:
+            return
+
+
+def check_chat_template(folder: Path, form: PromptFormat) -> int:
+    """Compare the prompts of the chat template in a model's folder with those of training; see `check_prompts`."""
+    tokenizer = PlainTokenizer(folder)
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    return check_prompts(tokenizer, form, jinja_prompt(tokenizer), tokenize, "A chat server")
+
+
+def added_bos(tokenizer: Any) -> str:
+    """Return the BOS token if the tokenizer puts it before every text, else an empty text."""
+    is_added = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if is_added else ""
+
+
+def jinja_prompt(tokenizer: Any) -> Callable[[Messages], str]:
+    """Return a function that writes prompts with a tokenizer's chat template."""
+
+    def write(messages: Messages) -> str:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    return write
+
+
+def _jinja_text(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def ollama_prompt(folder: Path) -> Callable[[Messages], str]:
+    """Return a function that writes the prompts of the Modelfile in a folder as Ollama does."""
+    found = _TEMPLATE.search(read_text(folder / MODELFILE))
+    assert found is not None, "modelfile() writes a template"
+    pieces = _ACTION.split(found[1])
+    return lambda messages: _executed(
+        pieces,
+        0,
+        {"System": "\n\n".join(message["content"] for message in messages if message["role"] == "system")},
+        messages,
+    )[0]
+
+
+def _executed(pieces: list[str], at: int, fields: dict[str, str], messages: Messages) -> tuple[str, int]:
+    """Execute a template of Go's text/template up to the end of a block, and return its text and where it ended.
+
+    `pieces` are texts and, at odd places, actions: fields, conditions on fields and roles, and a loop over messages.
+    """
+    text = ""
+    while at < len(pieces):
+        action = pieces[at] if at % 2 else ""
+        if action == "end" or action.startswith("else"):
+            break
+        if not at % 2:
+            text += pieces[at]
+        elif action.startswith("."):
+            text += fields[action[1:]]
+        elif action == "range .Messages":
+            begin = at + 1
+            _, at = _executed(pieces, begin, {"Role": "", "Content": ""}, messages)
+            for message in messages:
+                inside = {"Role": message["role"], "Content": message["content"]}
+                text += _executed(pieces, begin, inside, messages)[0]
+        else:
+            is_done = False
+            while pieces[at] != "end":
+                condition = pieces[at].removeprefix("else").strip()
+                branch, at = _executed(pieces, at + 1, fields, messages)
+                if not is_done and _holds(condition, fields):
+                    text, is_done = text + branch, True
+        at += 1
+    return text, at
+
+
+def _holds(condition: str, fields: dict[str, str]) -> bool:
+    """Return whether a condition holds: "" (else), "if .System" or 'if eq .Role "user"'."""
+    if not condition.startswith("if eq "):
+        return not condition or bool(fields[condition.removeprefix("if .")])
+    name, value = condition.removeprefix("if eq .").split(" ", 1)
+    return f'"{fields[name]}"' == value
+
+
+def check_prompts(
+    tokenizer: Any,
+    form: PromptFormat,
+    write: Callable[[Messages], str],
+    tokenize: Callable[[str], list[int]],
+    program: str,
+    accepts_system: bool = True,
+) -> int:
+    """Compare the tokens of a program's prompts with those of training, and return the number of compared chats.
+
+    `write` is the program's template and `tokenize` its tokenizer. Raises ModelError if the tokens of a chat differ.
+    """
+    encoder = Encoder(tokenizer, form)
+    turns = (
+        Turn(role="user", text="Größe < 5 mm: does it hurt?"),
+        Turn(role="assistant", text="No.\nRarely at 20 °C & more."),
+    )
+    chats = [(), turns, (Turn(role="system", text="The drug halved the pain (p = 0.01)."), *turns)]
+    compared = 0
+    for earlier in chats if accepts_system else chats[:2]:
+        meta = {} if form.is_chat else {STYLE: "plain"}
+        question = "What is asthma, and does exercise help?"
+        example = Example(id="chat", source="chat", group="chat", question=question, turns=earlier or None, meta=meta)
+        messages = [{"role": turn.role, "content": turn.text} for turn in earlier]
+        try:
+            wanted = encoder.prompt_ids(example, "answer")
+        except TemplateError:
+            continue  # a chat template without system messages
+        text = write([*messages, {"role": "user", "content": question}])
+        if tokenize(text) != wanted:
+            raise ModelError(
+                f"{program} would get other tokens for a prompt than the model got in training: "
+                f"{tokenizer.decode(tokenize(text))!r} instead of {tokenizer.decode(wanted)!r}."
+            )
+        compared += 1
+    return compared
