@@ -12,13 +12,14 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: help run test lint format docs audit install install-dev clean
+.PHONY: help run test test-gpu lint format docs audit install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run      install, fetch the base model, tune it, measure before and after, write the report"
 	@echo "              (make run RECIPE=gemma3-270m takes another recipe; OUTPUT=FOLDER another folder)"
 	@echo "make test     install with the development tools, lint, and run the tests"
+	@echo "make test-gpu run the tests that need an NVIDIA GPU"
 	@echo "make lint     ruff, mypy and codespell only"
 	@echo "make format   let ruff put the code into form"
 	@echo "make docs     build the documentation site into site/, and fail on a broken link"
@@ -33,6 +34,12 @@ run: $(INSTALLED)
 # file or folder sets up once serves most of its tests, and one that is done takes over half of what the other has left.
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Fails where no GPU is found; `make test` leaves these tests out there, and says how many.
+test-gpu: $(INSTALLED_DEV)
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+		{ echo "PyTorch finds no GPU here (meditune doctor says what it finds)." >&2; exit 1; }
+	$(BIN)/pytest -m gpu
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -141,6 +141,16 @@ def test_a_saved_model_loads_and_says_the_same(strategy, architecture, tmp_path)
     assert again.form == FORM
 
 
+@pytest.mark.parametrize("architecture", tiny.RECENT)
+def test_newer_architectures_learn_in_their_text_layers_and_load_again(architecture, tmp_path):
+    loaded, model = trainable(architecture, strategy="lora")
+    loss_of(loaded, moved(model)).backward()
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(slope is not None and slope.any() for slope in trained.values())
+    assert {name.split(".layers.")[1][0] for name in trained} == {"0", "1"}
+    test_a_saved_model_loads_and_says_the_same("lora", architecture, tmp_path)
+
+
 def test_a_model_that_is_a_quantized_copy_or_has_other_layers_is_refused():
     loaded = tiny.loaded("llama")
     loaded.model.quantization_method = "bitsandbytes"

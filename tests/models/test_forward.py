@@ -32,7 +32,7 @@ def test_onednn_s_product_is_the_same_sum():
         torch.testing.assert_close(inference.matmuls(many, others), many @ others.transpose(1, 2))
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, *tiny.RECENT])
 def test_what_is_read_equals_a_plain_forward_pass(architecture):
     loaded, plain = tiny.loaded(architecture), tiny.loaded(architecture, "sdpa")
     torch.manual_seed(0)

@@ -162,18 +162,41 @@ def test_statements_judged_together_get_the_probabilities_of_each_alone():
     assert score.score == pytest.approx(alone(made, STATEMENTS[0], PASSAGES[:1])[0], abs=1e-5)
 
 
-def test_passages_that_dont_fit_are_read_in_windows_and_the_one_that_supports_most_decides():
+def test_of_windows_the_strongest_support_and_the_strongest_refutation_count():
     made = tiny_evidence_judge(max_tokens=64)
+    claim = STATEMENTS[0]
+    texts = ["Nobody knew whether the drug or the placebo was given.", PASSAGES[0]]
+    odds = [
+        [p / unclear for p in (supported, refuted)]
+        for supported, refuted, unclear in (alone(made, claim, [t]) for t in texts)
+    ]
+    (first, second) = odds
+    assert (first[0] > second[0]) != (first[1] > second[1]), "each side is strongest in another window"
+    weights = [max(first[0], second[0]), max(first[1], second[1]), 1.0]
+    (verdict,) = made.supports([claim], texts)
+    found = [verdict.supported, verdict.refuted, verdict.unclear]
+    assert found == pytest.approx([each / sum(weights) for each in weights], abs=1e-5)
     long = tuple(f"Patient {number} was asked and answered at once." for number in range(40))
-    (verdict,) = made.supports(STATEMENTS[:1], long)
-    (same,) = made.supports(STATEMENTS[:1], (" ".join(long),))
+    (verdict,) = made.supports([claim], long)
+    (same,) = made.supports([claim], (" ".join(long),))
     assert verdict.supported == same.supported
-    assert verdict.supported >= alone(made, STATEMENTS[0], long[:1])[0] - 0.2
     unbroken = "group " * 150 + "with the drug"
-    (read,) = made.supports(STATEMENTS[:1], [unbroken])
-    assert read.supported != pytest.approx(alone(made, STATEMENTS[0], ())[0], abs=1e-7)
-    with pytest.raises(ModelError, match="too long for the judge"):
-        made.supports(["word " * 80], PASSAGES)
+    (read,) = made.supports([claim], [unbroken])
+    assert read.supported != pytest.approx(alone(made, claim, ())[0], abs=1e-7)
+
+
+def test_a_long_statement_is_judged_in_parts_of_which_the_least_supported_and_the_most_refuted_count():
+    made = tiny_evidence_judge(max_tokens=128)
+    parts = made.supports(STATEMENTS, PASSAGES[:1])
+    (whole,) = made.supports([" ".join(STATEMENTS * 8)], PASSAGES[:1])
+    assert whole.supported == pytest.approx(min(part.supported for part in parts), abs=1e-5)
+    assert whole.refuted == pytest.approx(max(part.refuted for part in parts), abs=1e-5)
+    assert whole.supported + whole.refuted + whole.unclear == pytest.approx(1)
+    # One sentence without an end is read at its commas or between words, and a word without an end in pieces.
+    for endless in ("sleep was measured, " * 80, "word " * 200, "acgt" * 300):
+        asked = [SupportQuestion(PASSAGES, "", endless.strip(), 0, len(endless.strip()))]
+        (score,) = made.score(asked)
+        assert 0 < score.score < 1
 
 
 def test_the_correction_changes_probabilities_and_travels_with_the_model(tmp_path):

@@ -1,6 +1,7 @@
 """A quantized base: gradients survive an evaluation, adapters train on it, and nothing is merged into it."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from meditune.errors import ModelError
 from meditune.evaluate.likelihood import score
 from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import quantization
-from meditune.models.adapters import make_trainable, merged, parameter_counts
+from meditune.models.adapters import fuse_lora, make_trainable, merged, parameter_counts
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.losses import plain_loss
 from tests import tiny
 from tests.commands import bench
+from tests.models.test_adapters import moved
 from tests.models.test_forward import EXAMPLES
 
 pytest.importorskip("bitsandbytes")
@@ -96,6 +98,45 @@ def test_gradients_are_those_of_the_same_weights_in_full_precision(folder, quant
     for name, slope in expected.items():
         likeness = torch.nn.functional.cosine_similarity(slope.flatten().float(), found[name].flatten().float(), dim=0)
         assert likeness > 0.98, name
+
+
+@pytest.mark.parametrize(("dtype", "dropout", "within"), [("float32", 0.2, 1e-5), ("bfloat16", 0.0, 0.08)])
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_one_operation_on_a_quantized_base_gives_what_peft_gives(folder, quantize, dtype, dropout, within):
+    found = []
+    for is_fused in (False, True):
+        spec = spec_of(quantize, dtype=dtype).model_copy(update={"lora": LoraSpec(r=4, dropout=dropout)})
+        loaded = load(str(folder), spec)
+        for layer in loaded.model.modules():
+            if hasattr(layer, "compute_dtype"):
+                layer.compute_dtype = getattr(torch, dtype)
+        model = moved(make_trainable(loaded.model, spec, seed=1)).train()
+        adapters = [each for each in model.parameters() if each.requires_grad]
+        assert {each.dtype for each in adapters} == {getattr(torch, dtype)}
+        with fuse_lora(model) if is_fused else nullcontext(0) as count:
+            assert count == (len(adapters) / 2 if is_fused else 0)
+            torch.manual_seed(3)
+            batch, predicted = loaded.frozen.predict(model, rows_for(loaded), loaded.pad_id)
+            plain_loss(predicted, batch.targets, torch.ones(len(batch.targets))).backward()
+        found.append([predicted.hidden.detach(), *(each.grad for each in adapters)])
+    for one, other in zip(*found, strict=True):
+        assert torch.linalg.norm((one - other).float()) <= within * torch.linalg.norm(one.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_quantized_layers_train_on_a_gpu(folder, quantize):
+    """In one operation, with gradients close to those of the same weights in full precision."""
+    spec = spec_of(quantize, dtype="bfloat16")
+    loaded = load(str(folder), spec)
+    with fuse_lora(make_trainable(loaded.model, spec, seed=1)) as count:
+        assert count
+    found = gradients(load(str(folder), spec), spec)
+    plain = load(str(folder), spec)
+    plain.model = plain.model.dequantize()
+    for name, slope in gradients(plain, spec).items():
+        likeness = torch.nn.functional.cosine_similarity(slope.flatten().float(), found[name].flatten().float(), dim=0)
+        assert likeness > 0.95, name
 
 
 def test_a_repacked_base_is_refused(folder, monkeypatch):

@@ -20,8 +20,8 @@ from meditune.models.adapters import make_trainable, parameter_counts
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.inference import register
 from meditune.train import resource_plan
-from meditune.train.hardware_target import config_of, gpu_named, on_meta, weight_bytes
-from meditune.train.resource_plan import peak_of, plan, rehearse_batch
+from meditune.train.hardware_target import config_of, gpu_named, on_meta, target_of, use_fused_attention, weight_bytes
+from meditune.train.resource_plan import WORK, peak_of, plan, rehearse_batch, sized
 from tests import tiny
 from tests.commands import meditune
 
@@ -59,6 +59,17 @@ def test_parameters_and_bytes_are_those_of_the_real_model(architecture: str, str
         ("gpt2", 124_439_808),
         ("llama2-7b", 6_738_415_616),
         ("mistral-7b", 7_248_023_552),
+        ("smollm2-360m", 361_821_120),
+        ("qwen3-0.6b", 596_049_920),
+        ("gemma3-1b", 999_885_952),
+        ("llama3.2-1b", 1_235_814_400),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("smollm3-3b", 3_075_098_624),
+        ("llama3.2-3b", 3_212_749_824),
+        ("phi4-mini", 3_836_021_760),
+        ("qwen3-4b", 4_022_468_096),
+        ("medgemma1.5-4b", 4_300_079_472),
+        ("qwen3-8b", 8_190_735_360),
     ],
 )
 def test_the_catalogues_models_have_the_parameters_that_their_publishers_state(name: str, parameters: int) -> None:
@@ -80,6 +91,37 @@ def test_the_predicted_peak_is_that_of_a_training(settings: list[str]) -> None:
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
+def test_sizes_that_a_recipe_leaves_open_follow_the_memory_of_the_gpu() -> None:
+    settings = ["model.top_layers=null", "prompt.max_tokens=256", "model.strategy=lora"]
+    recipe = load_recipe("quickstart", settings).recipe
+    assert recipe.train.batch_tokens == 1024
+    found = {}
+    for room in (80e9, 1.5e9):
+        model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, use_fused_attention())
+        chosen, batch = sized(recipe, model, room)
+        assert peak_of(model, batch, chosen, on_gpu=True).total < room
+        measured = rehearse_batch(model, chosen, on_gpu=True)
+        assert batch.tokens == measured.tokens
+        assert batch.held == pytest.approx(measured.held, rel=0.05)
+        found[room] = chosen.train.batch_tokens, chosen.train.gradient_checkpointing
+    assert found[80e9] == (WORK // 512, False)
+    assert found[1.5e9][0] < WORK // 512
+    own = load_recipe("quickstart", [*settings, "train.micro_batch_tokens=512", "train.gradient_checkpointing=false"])
+    assert sized(own.recipe, model, 80e9)[0] == own.recipe
+
+
+def test_attention_on_a_gpu_stores_neither_scores_nor_repeated_heads() -> None:
+    recipe = load_recipe("quickstart", ["model.top_layers=null", "prompt.max_tokens=1024", *SMALL_ROWS[:3]]).recipe
+    held = []
+    for key_heads in (4, 8):
+        config = AutoConfig.for_model(**MEDIUM | {"num_key_value_heads": key_heads})
+        model = on_meta(config, recipe.model, torch.bfloat16, use_fused_attention())
+        held.append(rehearse_batch(model, recipe).held)
+    per_layer = (held[1] - held[0]) / 10 / 1024
+    # Keys before and after their rotation, and values, of four more heads of 64 numbers.
+    assert per_layer <= 1.5 * 3 * 4 * 64 * 2
+
+
 def test_adapters_need_no_gradients_of_the_weights_below() -> None:
     flops = {}
     for strategy in ("lora", "full"):
@@ -96,10 +138,17 @@ def verdicts(planned: Any) -> dict[tuple[str, str], str]:
 
 
 def test_llama_2_7b_fits_24_gb_by_qlora_and_not_in_full() -> None:
-    found = plan(load_recipe("llama2-7b", ["model.strategy=full"]).recipe, "RTX 4090")
+    found = plan(load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.strategy=full"]).recipe, "RTX 4090")
     assert verdicts(found)[("lora", "nf4")] == "fits"
     assert found.own.verdict == "no"
     assert "--set model.quantize=nf4 --set model.strategy=lora" in found.advice
+
+
+def test_the_recipe_for_a_small_gpu_fits_it() -> None:
+    recipe = load_recipe("gpu-8gb").recipe
+    found = resource_plan.estimate(recipe, config_of(recipe.model), target_of(recipe.model, "rtx3070"))
+    assert found.verdict == "fits"
+    assert found.checkpointing
 
 
 def test_a_gpu_that_isnt_known_gives_near_names() -> None:

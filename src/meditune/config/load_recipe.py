@@ -1,6 +1,6 @@
-"""Load a recipe from its name or file and `--set` options; print and save it; generate the reference of options.
+"""Load a recipe from its name, file or values and its changes; print and save it; generate the reference of options.
 
-All problems of the file and the options are reported at once, each with its place, its key and what is allowed there.
+All problems of the recipe and the changes are reported at once, each with its place, its key and what is allowed there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,21 @@ from meditune.config import recipe_keys, shipped
 from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
-from meditune.config.removed_keys import REMOVED, REMOVED_KEY, RENAMED, drop_removed_keys, note_renamed, rename_keys
+from meditune.config.removed_keys import (
+    REMOVED,
+    REMOVED_KEY,
+    REMOVED_RECIPES,
+    RENAMED,
+    drop_removed_keys,
+    note_renamed,
+    rename_keys,
+)
 from meditune.errors import RecipeError
 from meditune.files import replace_file
 
 SET = "--set"
+GIVEN = "given"
+"""Stands for --set where values come from Python"""
 DEFAULT = "default"
 
 
@@ -33,25 +43,45 @@ class Resolved:
 
     recipe: Recipe
     origin: dict[str, str]
-    """Dotted key -> "default", "quickstart.yaml, line 12" or "--set", for each key that isn't a group."""
+    """Dotted key -> "default", "quickstart.yaml, line 12", "--set" or "given", for each key that isn't a group."""
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
-    """Return the recipe of that name or file, changed by each `KEY=VALUE` in `overrides`.
+def load_recipe(source: str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Resolved:
+    """Return the recipe of that name, file or values, changed by each `KEY=VALUE` in `overrides`.
 
-    Raise RecipeError, which lists every problem.
+    `overrides` can also be a mapping from dotted keys to values. Raise RecipeError, which lists every problem.
     """
-    path = _find(name_or_path)
-    draft = _Draft(path)
-    for option in overrides:
-        draft.override(option)
+    draft = _Draft(_find(source) if isinstance(source, str) else source)
+    if isinstance(overrides, Mapping):
+        draft.origin = GIVEN
+        for name, value in overrides.items():
+            draft.change(name, value)
+    else:
+        for option in overrides:
+            draft.override(option)
     return draft.resolve()
 
 
 class _Draft:
     """The values of a recipe before validation."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path | Mapping[str, Any]) -> None:
+        self.origin = SET
+        """The origin of the keys that have no line"""
+        self.values: dict[str, Any] = {}
+        self.lines: dict[Key, int | None] = {}
+        """The line of each key in the file; None for keys from --set or from Python"""
+        self.problems: dict[tuple[Key, str], int | None] = {}
+        if isinstance(source, Path):
+            self._read(source)
+        else:
+            self.path, self.origin, self.values = Path("the recipe"), GIVEN, _as_yaml(source)
+            self._mark((), self.values)
+        for old, new in rename_keys(self.values):
+            note_renamed(old, new)
+            self.lines[_split(new)] = self.lines.pop(_split(old))
+
+    def _read(self, path: Path) -> None:
         self.path = path
         try:
             document = Document(path.read_text(encoding="utf-8-sig"))
@@ -68,13 +98,9 @@ class _Draft:
             )
         if not isinstance(document.value, dict):
             raise RecipeError(f"{path}: expected keys with values (name: my-recipe), found a list or a single value.")
-        self.values: dict[str, Any] = document.value
-        self.lines: dict[Key, int | None] = dict(document.lines)
-        """The line of each key in the file; None for keys from --set"""
-        self.problems: dict[tuple[Key, str], int | None] = {(key, text): line for key, line, text in document.problems}
-        for old, new in rename_keys(self.values):
-            note_renamed(old, new)
-            self.lines[_split(new)] = self.lines.pop(_split(old))
+        self.values = document.value
+        self.lines = dict(document.lines)
+        self.problems = {(key, text): line for key, line, text in document.problems}
 
     def override(self, option: str) -> None:
         """Apply one `KEY=VALUE` to the file's values."""
@@ -101,6 +127,12 @@ class _Draft:
                 return
             value = document.value
         self._assign(key, value)
+
+    def change(self, name: str, value: Any) -> None:
+        """Set the dotted key `name` to a value."""
+        key = self._key(_present_name(name))
+        if key is not None:
+            self._assign(key, _as_yaml(value))
 
     def resolve(self) -> Resolved:
         """Return the finished recipe. Raise RecipeError with every problem."""
@@ -248,7 +280,7 @@ class _Draft:
     def _origin(self, key: Key) -> str:
         inside = {line for known, line in self.lines.items() if known[: len(key)] == key}
         if None in inside:
-            return SET
+            return self.origin
         line = self.lines.get(key)
         return f"{self.path.name}, line {line}" if line else DEFAULT
 
@@ -256,11 +288,22 @@ class _Draft:
         ordered = sorted(self.problems.items(), key=lambda item: (item[1] is None, item[1] or 0))
         lines = []
         for (key, text), line in ordered:
-            place = SET if line is None else f"{self.path}, line {line}:" if line else f"{self.path}:"
+            place = self.origin if line is None else f"{self.path}, line {line}:" if line else f"{self.path}:"
             lines.append(f"{place} {dotted(key)}{': ' if key else ''}{text}{'' if text.endswith('?') else '.'}")
         if len(lines) == 1:
             return lines[0]
         return "\n  ".join([f"The recipe has {len(lines)} problems:", *lines])
+
+
+def _as_yaml(value: Any) -> Any:
+    """Return a value from Python as a YAML file would give it: paths as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_yaml(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_yaml(item) for item in value]
+    if hasattr(value, "item"):  # a number of numpy or torch
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _find(name_or_path: str) -> Path:
@@ -272,6 +315,8 @@ def _find(name_or_path: str) -> Path:
         return path
     if path.is_dir():
         raise RecipeError(f"{path} is a folder. Give the recipe's YAML file.")
+    if name_or_path in REMOVED_RECIPES:
+        raise RecipeError(f"The recipe {name_or_path} was removed; {REMOVED_RECIPES[name_or_path]}.")
     near = difflib.get_close_matches(path.stem.lower(), recipes, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1

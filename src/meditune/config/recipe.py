@@ -141,7 +141,12 @@ class EvaluateSpec(Spec):
         default_factory=JudgeApiSpec, description="Address and prices of the judge behind an API."
     )
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
-    batch_tokens: int = Field(1024, ge=64, description="Maximum number of tokens in one forward pass.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="Maximum number of tokens in one forward pass; if empty, 1,024 on a CPU, and on a GPU as many as "
+        "it computes well and its free memory allows.",
+    )
     allow_leakage: bool | list[LeakKind] = Field(
         False, description="Continue despite leaked test items (all kinds, or these), and mark the report."
     )

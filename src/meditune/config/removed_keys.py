@@ -53,6 +53,11 @@ REMOVED: Mapping[str, tuple[Any, str]] = {
 REMOVED_KEY = "this key was removed; {}"
 REMOVED_VALUES: Mapping[tuple[str, str], str] = {("train.objective", "orpo"): "use dpo"}
 """Dotted key and removed value -> what took the value's place"""
+REMOVED_RECIPES: Mapping[str, str] = {
+    name: f"use a recipe for your machine with this base, for example gpu-24gb with --set model.base={name}"
+    for name in ("llama2-7b", "mistral-7b")
+}
+"""Recipe that was removed -> what took its place"""
 RENAMED: Mapping[str, str] = {"data.quality.alike": "data.quality.near_duplicate_similarity"}
 """Dotted key -> its present name; both are read for one version"""
 

@@ -15,9 +15,11 @@ Objective = Literal["sft", "dpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
-TrackerName = Literal["none", "tensorboard", "mlflow"]
-RESULT_NEUTRAL = ("parallel", "tracker", "micro_batch_tokens", "compile")
+TrackerName = Literal["none", "tensorboard", "mlflow", "trackio", "wandb"]
+RESULT_NEUTRAL = ("parallel", "tracker", "gradient_checkpointing", "micro_batch_tokens", "compile")
 """Keys under `train` that change how training is computed and logged, but not its result beyond rounding"""
+CPU_TOKENS = 1024
+"""Tokens that are computed at once on a CPU unless the recipe says otherwise"""
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 """Metrics on the dev split that need no generated answers"""
 
@@ -183,9 +185,16 @@ class TrainSpec(Spec):
         default_factory=PreferenceSpec, description="Pairs of answers for dpo; experimental."
     )
     dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best weights.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    micro_batch_tokens: int = Field(
-        1024, ge=64, description="Maximum number of tokens computed at once in a step; it doesn't change the result."
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Recompute activations to save memory; if empty, off on a CPU, and on a GPU only if its memory "
+        "would limit batches to a fraction of what it computes well.",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="Maximum number of tokens computed at once in a step; it doesn't change the result. If empty, "
+        "1,024 on a CPU, and on a GPU as many as it computes well and its free memory allows.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -200,9 +209,14 @@ class TrainSpec(Spec):
     )
     tracker: TrackerName = Field(
         "none",
-        description="Also log each step's metrics for TensorBoard or MLflow in the run's folder; needs the package of "
-        "that name.",
+        description="Also log each step's metrics for TensorBoard, MLflow, Trackio or Weights & Biases in the run's "
+        "folder; needs the package of that name.",
     )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Return the maximum number of tokens computed at once in a step."""
+        return self.micro_batch_tokens or CPU_TOKENS
 
 
 Strategy = Literal["lora", "dora", "rslora", "ia3", "prefix", "prompt", "full"]
@@ -345,7 +359,7 @@ class ModelSpec(Spec):
         description="Number format of the weights; auto: BF16 where it is fast; float16: only on a GPU.",
     )
     attention: Literal["auto", "grouped", "sdpa", "eager"] = Field(
-        "auto", description="Attention implementation; auto: grouped on a CPU and sdpa on a GPU."
+        "auto", description="Attention implementation; auto: grouped on a CPU, and flash kernels on a GPU."
     )
     strategy: Strategy = Field("lora", description="What to train: an adapter, virtual tokens, or the model itself.")
     top_layers: int | None = Field(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,7 @@ TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
 }
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -28,6 +31,7 @@ IA3_TARGETS = {
     "gpt2": ["c_attn", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "phi": ["k_proj", "v_proj", "fc2"],
+    "phi3": ["qkv_proj", "down_proj"],
 }
 USUAL_IA3_TARGETS = ["k_proj", "v_proj", "down_proj"]
 
@@ -60,13 +64,20 @@ def add_lora(
         lora_dropout=spec.dropout,
         target_modules=targets,
         layers_to_transform=layers,
+        exclude_modules=_outside_decoder(model),
         fan_in_fan_out=config.model_type == "gpt2",
         use_dora=variant == "dora",
         use_rslora=variant == "rslora",
     )
     torch.manual_seed(seed)
     with quiet_transformers():
-        return get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    if variant != "dora" and quantization.is_quantized(model):
+        # peft creates FP32 adapters on a quantized layer and casts the layer's inputs and outputs for them.
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(model.get_input_embeddings().weight.dtype)
+    return adapted
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
@@ -94,11 +105,20 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     adapter = IA3Config(
         task_type="CAUSAL_LM",
         target_modules=[name for names in found.values() for name in names] if top_layers else targets,
+        exclude_modules=_outside_decoder(model),
         feedforward_modules=found[targets[-1]] if top_layers else targets[-1:],
         fan_in_fan_out=kind == "gpt2",
     )
     with quiet_transformers():
         return get_peft_model(model, adapter, autocast_adapter_dtype=False)
+
+
+def _outside_decoder(model: Any) -> str | None:
+    """Return a regular expression for the modules that read images; None for a model of text."""
+    if model.config is model.config.get_text_config():
+        return None
+    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    return rf"(?!{re.escape(decoder)}\.).*"
 
 
 def linear_layers(model: Any) -> set[str]:
@@ -175,7 +195,10 @@ def _unfrozen(model: Any, top_layers: int | None) -> Any:
             "name a model.base that isn't quantized."
         )
     if top_layers is None:
-        return model.requires_grad_(True)
+        model.requires_grad_(model.config is model.config.get_text_config())
+        for module in (model.get_decoder(), model.get_output_embeddings()):
+            module.requires_grad_(True)
+        return model
     model.requires_grad_(False)
     for module in [*blocks_of(model)[-top_layers:], *_norms_above_layers(model)]:
         module.requires_grad_(True)
@@ -195,7 +218,9 @@ def fuse_lora(model: Any) -> Iterator[int]:
 
     peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output.
     Here the scale is applied on the thin side, the wide output is written twice, and little is saved for the backward
-    pass. Layers that do more (DoRA, a quantized base) keep peft's forward. Results are equal (checked by a test).
+    pass. A quantized weight is dequantized once in each pass and multiplied in the adapter's number format; unlike
+    bitsandbytes' int8 product on a GPU, the inputs aren't quantized. Layers that do more (DoRA) keep peft's forward.
+    Results are equal (checked by a test).
     """
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
@@ -208,36 +233,43 @@ def _is_plain(module: Any) -> bool:
     """Return whether the module is a LoRA layer that only adds scale * B A x (dropout on x is allowed) to the output of
     a linear layer.
     """
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
-    if type(module) is not Linear or module.merged or module.disable_adapters or len(module.active_adapters) != 1:
+    if not isinstance(module, LoraLayer) or type(module).__name__ not in {"Linear", "Linear4bit", "Linear8bitLt"}:
+        return False
+    if module.merged or module.disable_adapters or len(module.active_adapters) != 1:
         return False
     name = module.active_adapters[0]
     if name not in module.lora_A or name in module.lora_variant or module.lora_B[name].bias is not None:
         return False
-    base = module.base_layer
-    parts = (base, module.lora_A[name], module.lora_B[name])
+    base, a, b = module.base_layer, module.lora_A[name], module.lora_B[name]
+    is_quantized = quantization.is_quantized_layer(base)
+    parts = (a, b) if is_quantized else (base, a, b)
     if base.weight.requires_grad or any(part._forward_hooks or part._forward_pre_hooks for part in parts):
         return False
-    alike: bool = module.lora_A[name].weight.dtype == module.lora_B[name].weight.dtype == base.weight.dtype
-    return type(base) in {torch.nn.Linear, Conv1D} and alike
+    dtype = a.weight.dtype
+    computed = quantization.compute_dtype(base) or dtype if is_quantized else base.weight.dtype
+    return (is_quantized or type(base) in {torch.nn.Linear, Conv1D}) and dtype == b.weight.dtype == computed
 
 
 def _forward(layer: Any) -> Any:
     base, name = layer.base_layer, layer.active_adapters[0]
     a, b, scale, dropout = layer.lora_A[name], layer.lora_B[name], layer.scaling[name], layer.lora_dropout[name]
-    is_linear = type(base) is torch.nn.Linear
+    is_linear, is_quantized = type(base) is torch.nn.Linear, quantization.is_quantized_layer(base)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if layer.merged or layer.disable_adapters:
             return type(layer).forward(layer, x)  # type: ignore[no-any-return]
-        # transformers' Conv1D keeps its weight as (inputs, outputs).
-        weight = base.weight if is_linear else base.weight.t()
         seen = dropout(x)
-        found: torch.Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
-            x, None if seen is x else seen, weight, base.bias, a.weight, b.weight, scale
-        )
+        adapter_input = None if seen is x else seen
+        if is_quantized:
+            bias = None if base.bias is None else base.bias.to(x.dtype)
+            weight: Any = partial(quantization.dequantized, base, x.dtype)
+        else:
+            # transformers' Conv1D keeps its weight as (inputs, outputs).
+            bias, weight = base.bias, base.weight if is_linear else base.weight.t()
+        found: torch.Tensor = _Lora.apply(x, adapter_input, weight, bias, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
         return found
 
     return forward
@@ -247,7 +279,8 @@ class _Lora(torch.autograd.Function):
     """A fused LoRA layer: x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (...,
     outputs).
 
-    `seen` is the adapter's input if it isn't x itself. The frozen weight and bias get no gradient.
+    `weight` may be a function that returns it, which is called again in the backward pass, so that a dequantized weight
+    isn't kept. `seen` is the adapter's input if it isn't x itself. The frozen weight and bias get no gradient.
     """
 
     @staticmethod
@@ -255,7 +288,7 @@ class _Lora(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         seen: torch.Tensor | None,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Callable[[], torch.Tensor],
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
@@ -264,9 +297,11 @@ class _Lora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         adapter_input = flat if seen is None else seen.reshape(-1, x.shape[-1])
         thin = adapter_input @ a.t()
-        wide = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        matrix = weight if isinstance(weight, torch.Tensor) else weight()
+        wide = flat @ matrix.t() if bias is None else torch.addmm(bias, flat, matrix.t())
         wide = wide.addmm_(thin, b.t(), alpha=scale)
-        ctx.save_for_backward(adapter_input, weight, a, b, thin)
+        ctx.restored = None if isinstance(weight, torch.Tensor) else weight
+        ctx.save_for_backward(adapter_input, matrix if ctx.restored is None else None, a, b, thin)
         ctx.scale, ctx.shape, ctx.alike = scale, x.shape, seen is None
         return wide.view(*x.shape[:-1], wide.shape[-1])
 
@@ -277,7 +312,7 @@ class _Lora(torch.autograd.Function):
         through = (slope @ b) * ctx.scale
         down = down_seen = None
         if ctx.needs_input_grad[0]:
-            down = slope @ weight
+            down = slope @ (weight if ctx.restored is None else ctx.restored())
             down = (down.addmm_(through, a) if ctx.alike else down).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             down_seen = (through @ a).view(ctx.shape)

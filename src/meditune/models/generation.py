@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from meditune.hardware import memory_gb
+from meditune.config.training_options import CPU_TOKENS
+from meditune.hardware import free_gpu_bytes, memory_gb
 from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
+from meditune.models.gpu_attention import causal_mask, needs_no_mask
+from meditune.models.inference import batch_limit
 from meditune.models.kv_cache import KVCache, Pairs, PrefixCache
 from meditune.models.load import LoadedModel
-
-READ_TOKENS = 1024
-"""The most prompt tokens that are read in one forward pass"""
 
 
 class Decoder:
@@ -32,6 +32,8 @@ class Decoder:
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
         self.device = next(model.parameters()).device
+        self.read_tokens = batch_limit(self.called) if self.device.type == "cuda" else CPU_TOKENS
+        """The most prompt tokens that are read in one forward pass"""
         self.slots = KVCache(count)
         self.lengths: list[int] = []
         """Number of tokens of each text so far, virtual ones included"""
@@ -42,7 +44,7 @@ class Decoder:
         first = len(self.lengths)
         self.slots.grow(0, first + len(texts))
         starts = [self._recall(slot, text) for slot, text in enumerate(texts, first)]
-        if not any(starts) and (self.virtual or max(map(len, texts)) <= READ_TOKENS):
+        if not any(starts) and (self.virtual or max(map(len, texts)) <= self.read_tokens):
             logits = self._read(texts, first)
         else:
             logits = self._read_on(texts, starts, first)
@@ -88,23 +90,26 @@ class Decoder:
         tokens, lengths = self._padded(texts)
         size, length = tokens.shape
         positions = torch.arange(length, device=self.device).expand(size, length)
-        sees = (positions < lengths[:, None])[:, None, :] & lengths.new_ones(length, length).bool().tril()
         name, shift = forward.cache_name(self.model), 0
         before: Pairs = []
-        if self.virtual:
-            inputs, shift = forward.inputs_of(self.model, tokens, sees, positions)
-            before = [(layer.keys, layer.values) for layer in inputs[name].layers] if name in inputs else []
+        inputs: dict[str, Any] = {"input_ids": tokens, "position_ids": positions}
+        if not self.virtual and needs_no_mask(self.model, length):
+            inputs["attention_mask"] = causal_mask(self.device)
         else:
-            masks = attention_masks(self.model, sees, positions, positions)
-            inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
-        inputs[name] = self.slots.reading(range(first, first + size), before)
+            sees = (positions < lengths[:, None])[:, None, :] & lengths.new_ones(length, length).bool().tril()
+            if self.virtual:
+                inputs, shift = forward.inputs_of(self.model, tokens, sees, positions)
+                before = [(layer.keys, layer.values) for layer in inputs[name].layers] if name in inputs else []
+            else:
+                inputs["attention_mask"] = attention_masks(self.model, sees, positions, positions)
+        inputs[name] = self.slots.reading(first, before)
         return self._last_logits(inputs, lengths - 1 + shift)
 
     def _read_on(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
         """Read texts from these positions; long ones in pieces, because memory grows with the square of the length."""
-        while (longest := max(len(text) - start for text, start in zip(texts, starts, strict=True))) > READ_TOKENS:
+        while (longest := max(len(text) - start for text, start in zip(texts, starts, strict=True))) > self.read_tokens:
             ends = [
-                start + READ_TOKENS if len(text) - start == longest else start
+                start + self.read_tokens if len(text) - start == longest else start
                 for text, start in zip(texts, starts, strict=True)
             ]
             for number, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
@@ -189,11 +194,11 @@ class GreedyDecoder:
         free = self.batch_size - len(self.written)
         if not free or not self.written or free >= len(self.waiting):
             return bool(free)
-        return free * len(self.prompts[self.waiting[-1]]) >= READ_TOKENS // 2
+        return free * len(self.prompts[self.waiting[-1]]) >= self.decoder.read_tokens // 2
 
     def _read(self) -> None:
         free = self.batch_size - len(self.written)
-        fitting = max(1, READ_TOKENS // len(self.prompts[self.waiting[-1]]))
+        fitting = max(1, self.decoder.read_tokens // len(self.prompts[self.waiting[-1]]))
         chosen = [self.waiting.pop() for _ in range(min(free, fitting, len(self.waiting)))]
         first = len(self.written)
         self.written += [(index, []) for index in chosen]
@@ -235,7 +240,7 @@ def _repeated_next(tokens: list[int], length: int) -> list[int]:
 
 
 BATCH_TOKENS = 24_000
-"""The most tokens in the key-value cache of a batch"""
+"""The most tokens in the key-value cache of a batch on a CPU"""
 
 
 def token_bytes(config: Any, element_size: int) -> int:
@@ -247,15 +252,12 @@ def token_bytes(config: Any, element_size: int) -> int:
 
 
 def cached_tokens(model: Any) -> int:
-    """Return how many tokens fit into half of the free memory, at most BATCH_TOKENS."""
+    """Return how many tokens fit into half of the free memory, on a CPU at most BATCH_TOKENS."""
     weight = model.get_input_embeddings().weight
+    each = token_bytes(model.config, weight.element_size())
     if weight.is_cuda:
-        # Memory that torch keeps after freeing tensors doesn't count as free for the driver.
-        freed = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
-        free = torch.cuda.mem_get_info(weight.device)[0] + freed
-    else:
-        free = int(memory_gb()[1] * 1e9)
-    return min(BATCH_TOKENS, free // 2 // token_bytes(model.config, weight.element_size()))
+        return free_gpu_bytes(weight.device) // 2 // each
+    return min(BATCH_TOKENS, int(memory_gb()[1] * 1e9) // 2 // each)
 
 
 def batch_size(longest: int, max_new_tokens: int, model: Any = None) -> int:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from meditune.config.training_options import CPU_TOKENS
+from meditune.hardware import free_gpu_bytes
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
@@ -73,13 +75,38 @@ def takes_onednn(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
-def tokens_at_once(model: Any, max_tokens: int) -> int:
-    """Return the best number of tokens for one forward pass: `max_tokens`, or half of it in FP32 on a CPU.
+GPU_WORK = 2**25
+"""Tokens times hidden size from which a GPU's products no longer gain from more tokens (an estimate, unmeasured)"""
+
+
+def batch_limit(model: Any, max_tokens: int | None = None) -> int:
+    """Return the most tokens for one forward pass without gradients: `max_tokens`, or what suits the device.
+
+    On a GPU, the pass uses at most half of the free memory, even if every token's logits are kept.
+    """
+    weight = model.get_input_embeddings().weight
+    if max_tokens is not None or not weight.is_cuda:
+        return max_tokens or CPU_TOKENS
+    return gpu_limit(model.config, weight.element_size(), free_gpu_bytes(weight.device))
+
+
+def gpu_limit(config: Any, element_size: int, free: int) -> int:
+    """Return `batch_limit` for a GPU with this number of free bytes and a model of this configuration."""
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    # A layer's tensors; logits, their FP32 copy, and its probabilities.
+    token_bytes = element_size * (10 * text.hidden_size + 4 * inner) + (element_size + 8) * text.vocab_size
+    return int(max(CPU_TOKENS // 4, min(GPU_WORK // text.hidden_size, free // 2 // token_bytes)))
+
+
+def tokens_at_once(model: Any, max_tokens: int | None) -> int:
+    """Return the best number of tokens for one forward pass: `batch_limit`, or half of it in FP32 on a CPU.
 
     There, pieces of 1,024 tokens are a fifth slower than pieces of 512, because their memory is freed and allocated
     again.
     """
-    return max(max_tokens // 2, 1) if takes_onednn(next(model.parameters())) else max_tokens
+    limit = batch_limit(model, max_tokens)
+    return max(limit // 2, 1) if takes_onednn(next(model.parameters())) else limit
 
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -31,8 +31,8 @@ class KVCache:
         self.count, self.length = count, 0
         self.layers: Pairs = []
 
-    def reading(self, slots: Sequence[int], before: Pairs) -> Any:
-        """Return a cache for a forward pass over whole texts, stored in these slots after the tokens `before`."""
+    def reading(self, first: int, before: Pairs) -> Any:
+        """Return a cache for a forward pass over whole texts, stored from slot `first` on after the tokens `before`."""
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
             if before:
@@ -41,8 +41,7 @@ class KVCache:
             self.grow(keys.shape[2])
             self._layer(layer, keys)
             for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
-                for slot, row in zip(slots, new, strict=True):
-                    buffer[slot, :, : row.shape[1]] = row
+                buffer[first : first + len(new), :, : new.shape[2]] = new
             return keys, values
 
         return _cache(update)
@@ -53,12 +52,17 @@ class KVCache:
         Row N of the pass has `lengths[N]` tokens, whose positions begin at `starts[N]`. Attention gets all `length`
         tokens of these slots.
         """
+        counts = torch.tensor(lengths)
+        rows = torch.arange(len(lengths)).repeat_interleave(counts)
+        columns = torch.cat([torch.arange(length) for length in lengths])
+        places = columns + torch.tensor(starts)[rows]
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
+            nonlocal rows, columns, places
+            rows, columns, places = (each.to(keys.device) for each in (rows, columns, places))
             self._layer(layer, keys)
             for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
-                for slot, (row, start, length) in enumerate(zip(new, starts, lengths, strict=True), first):
-                    buffer[slot, :, start : start + length] = row[:, :length]
+                buffer[rows + first, :, places] = new[rows, :, columns]
             return tuple(buffer[first : first + len(starts)] for buffer in self.layers[layer])
 
         return _cache(update)

@@ -20,7 +20,7 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec
 from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
-from meditune.models import inference, package_download, quantization
+from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PRUNED, START, split_revision
 from meditune.models.forward import virtual_tokens
@@ -75,7 +75,8 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
     `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
     `model/` is used). Without `spec`, a tuned model's base is quantized as in training. The model is moved to the
-    device `on`, by default that of `device`. Raises ModelError, with the ways to get a model, if it isn't available.
+    device `on`, by default that of `device`; on "meta", its weights aren't read. Raises ModelError, with the ways to
+    get a model, if it isn't available.
     """
     no_telemetry()
     # Every batch has another shape, and oneDNN caches code for the last 1,024 products, which can reach a gigabyte.
@@ -99,7 +100,12 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             config = AutoConfig.from_pretrained(**source(weights))
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
-        model = AutoModelForCausalLM.from_pretrained(**source(weights), use_safetensors=True, **options)
+        if on == "meta" and not adapter:
+            config = AutoConfig.from_pretrained(**source(weights))
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(**source(weights), use_safetensors=True, **options)
         quantization.keep_trainable(model)
         if adapter:
             from peft import PeftModel
@@ -298,7 +304,7 @@ def in_range(dtype: Any, config: Any) -> Any:
 
 def _attention(name: str) -> str:
     if name == "auto":
-        name = "sdpa" if device() == "cuda" else "grouped"
+        return gpu_attention.register() if device() == "cuda" else inference.register()
     return inference.register() if name == "grouped" else name
 
 
@@ -362,9 +368,9 @@ SECONDS, LEAST, MOST = 3.0, 5, 10
 """Duration of a speed measurement in seconds, and its smallest and largest number of passes"""
 
 
-def forward_tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int) -> float:
+def forward_tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None) -> float:
     """Return the median speed of forward passes over one batch of the rows, in tokens per second without padding."""
-    chosen = [rows[index] for index in by_length(rows, batch_tokens)[0]]
+    chosen = [rows[index] for index in by_length(rows, inference.batch_limit(loaded.model, batch_tokens))[0]]
     tokens = sum(len(row) for row in chosen)
     seconds: list[float] = []
     with torch.inference_mode():

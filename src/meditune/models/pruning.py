@@ -18,7 +18,8 @@ from meditune.config.training_options import PruneSpec
 from meditune.errors import ModelError
 from meditune.models.forward import attention_masks
 from meditune.models.hidden_state_cache import blocks_of
-from meditune.models.shared_prefix_batch import Row, by_length, collate
+from meditune.models.inference import batch_limit
+from meditune.models.shared_prefix_batch import Row, by_length, collate, sees_of
 from meditune.progress import track
 
 
@@ -41,14 +42,14 @@ class Passage:
         return found
 
 
-def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) -> list[Passage]:
+def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int | None) -> list[Passage]:
     """Return the rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
     device = next(model.parameters()).device
     result = []
-    for indices in track(by_length(rows, batch_tokens), "Calibration text", unit="batches"):
+    for indices in track(by_length(rows, batch_limit(model, batch_tokens)), "Calibration text", unit="batches"):
         chosen = [rows[index] for index in indices]
         batch = collate(chosen, pad_id)
-        tokens, sees, positions = batch.tokens.to(device), batch.sees.to(device), batch.positions.to(device)
+        tokens, sees, positions = batch.tokens.to(device), sees_of(batch.branch.to(device)), batch.positions.to(device)
         lengths = torch.tensor([len(row) for row in chosen], device=device)
         with torch.no_grad(), _calls_kept(blocks_of(model)) as (first, calls):
             model.get_decoder()(

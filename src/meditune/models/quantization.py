@@ -58,6 +58,33 @@ def is_quantized(model: Any) -> bool:
     return getattr(model, "quantization_method", None) is not None
 
 
+def is_quantized_layer(layer: Any) -> bool:
+    """Return whether a linear layer's weight is quantized and can be restored by `dequantized`."""
+    kind = type(layer).__name__
+    if kind == "Linear4bit":
+        return not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+    return kind == "Linear8bitLt" and not layer.state.has_fp16_weights
+
+
+def compute_dtype(layer: Any) -> torch.dtype | None:
+    """Return the number format in which a quantized layer computes; None if it is that of the layer's input."""
+    return getattr(layer, "compute_dtype", None)
+
+
+def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return a quantized layer's (outputs, inputs) weight in this number format."""
+    if type(layer).__name__ == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight: torch.Tensor = dequantize_4bit(layer.weight.data.view(-1, 1), layer.weight.quant_state)
+        return weight.to(dtype)
+    if layer.weight.CB is not None:
+        layer.init_8bit_state()
+    scale = layer.state.SCB.unsqueeze(1).mul(1 / 127)
+    restored: torch.Tensor = layer.state.CB.to(dtype, copy=True).mul_(scale)
+    return restored
+
+
 def keep_trainable(model: Any) -> None:
     """Make adapters on quantized layers trainable even after the layers have run in evaluation mode."""
     for layer in _layers(model, "Linear4bit"):

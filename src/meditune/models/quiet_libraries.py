@@ -15,6 +15,7 @@ def no_telemetry() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # bitsandbytes, which peft imports if it is installed, would download compiled code from the hub through the
     # package `kernels`, warns if that is missing, and logs each conversion of a layer's input.

@@ -129,8 +129,8 @@ class Batch:
     """(B, T) token ids"""
     positions: torch.Tensor
     """(B, T)"""
-    sees: torch.Tensor
-    """(B, T, T), true where the first token sees the second"""
+    branch: torch.Tensor
+    """(B, T) number of each token's branch, as in a `Row`; -1 at padding"""
     rows: torch.Tensor
     """(N,) row of each supervised token"""
     columns: torch.Tensor
@@ -139,6 +139,19 @@ class Batch:
     """(N,) id of the supervised token"""
     real_tokens: int
     """Number of tokens that aren't padding"""
+
+    @property
+    def is_causal(self) -> bool:
+        """Return whether every token sees all earlier tokens of its row: no row has two branches."""
+        return bool(self.branch.max() <= 1)
+
+
+def sees_of(branch: torch.Tensor) -> torch.Tensor:
+    """Return (B, T, T), true where the first token sees the second, from a batch's (B, T) branches."""
+    length = branch.shape[1]
+    causal = torch.ones((length, length), dtype=torch.bool, device=branch.device).tril()
+    seen, seeing = branch[:, None, :], branch[:, :, None]
+    return causal & (((seen == 0) & (seeing >= 0)) | (seen == seeing))
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -151,13 +164,10 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         tokens[index, : len(row)] = torch.tensor(row.tokens)
         positions[index, : len(row)] = torch.tensor(row.positions)
         branch[index, : len(row)] = torch.tensor(row.branch)
-    causal = torch.ones((length, length), dtype=torch.bool).tril()
-    seen, seeing = branch[:, None, :], branch[:, :, None]
-    sees = causal & (((seen == 0) & (seeing >= 0)) | (seen == seeing))
     return Batch(
         tokens,
         positions,
-        sees,
+        branch,
         torch.tensor([index for index, row in enumerate(rows) for _ in row.targets], dtype=torch.long),
         torch.tensor([column for row in rows for column in row.predicted_by], dtype=torch.long),
         torch.tensor([target for row in rows for target in row.targets], dtype=torch.long),

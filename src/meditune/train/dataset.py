@@ -154,7 +154,8 @@ class TokenFacts:
     cut: int
     """Answers that end early; their end token isn't trained on."""
     dropped: int
-    """Examples left out because their question alone is too long, or because they teach none of the tasks."""
+    """Examples left out because their question alone is too long, they teach none of the tasks, or the chat template
+    rejects them."""
 
 
 def encode(
@@ -162,12 +163,14 @@ def encode(
 ) -> tuple[list[Row], TokenFacts]:
     """Return rows in the order of `examples`, one for each that teaches at least one task, and counts.
 
-    A conversation teaches all its assistant turns, in several rows if they don't fit into one. With `prompts`, the
-    prompts are trained on, too. Raises DataError if nothing is left to train on.
+    A conversation teaches all its assistant turns, in several rows if they don't fit into one; a conversation that the
+    chat template rejects is left out. With `prompts`, the prompts are trained on, too. Raises DataError if nothing is
+    left to train on.
     """
     encoded: list[Encoded] = []
-    dropped = 0
-    for example in examples:
+    usable = encoder.accepted(examples)
+    dropped = len(examples) - len(usable)
+    for example in usable:
         try:
             encodings = [item for task in supported_tasks(example, tasks) for item in encoder.trained(example, task)]
         except QuestionTooLongError:

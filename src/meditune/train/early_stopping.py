@@ -146,7 +146,7 @@ def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> M
     @torch.no_grad()
     def measure(loaded: LoadedModel) -> float:
         total = 0.0
-        for indices in by_length(rows, recipe.train.micro_batch_tokens):
+        for indices in by_length(rows, recipe.train.batch_tokens):
             piece = [rows[index] for index in indices]
             each = [value / total_weight for row in piece for value in weights.of(row)]
             total += float(loss_of_rows(loaded.model, loaded.frozen, piece, each, loaded.pad_id)[0])

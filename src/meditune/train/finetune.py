@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from meditune.data.preference.prepare_pairs import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError, ModelError
 from meditune.files import full_disk_message, replace_folder, write_json
+from meditune.hardware import free_gpu_bytes
 from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
-from meditune.models.fsdp import is_sharded, shard, whole_weights
+from meditune.models.fsdp import copy_from_first, is_sharded, shard, whole_weights
 from meditune.models.load import LoadedModel, device
 from meditune.models.quantization import TRAINING
 from meditune.models.quiet_libraries import quiet_transformers
@@ -66,7 +67,37 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
     """
     with ExitStack() as fast:
         fast.enter_context(fuse_lora(model))
+        if _trains_fp32_beside_16_bits(model):
+            fast.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high")
         yield spec.compile != "off" and _compiled(model, spec, tokens, try_a_piece, fast)
+
+
+def _trains_fp32_beside_16_bits(model: Any) -> bool:
+    """Return whether a GPU trains FP32 weights of a 16-bit model, whose products may round their inputs (TF32)."""
+    weight = model.get_input_embeddings().weight
+    trained = {each.dtype for each in model.parameters() if each.requires_grad}
+    return bool(weight.is_cuda) and weight.dtype != torch.float32 and torch.float32 in trained
+
+
+def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
+    """Return the recipe with the sizes that it leaves open, chosen for this GPU; on a CPU, the recipe as it is."""
+    spec = recipe.train
+    if device() != "cuda" or not (spec.gradient_checkpointing is None or spec.micro_batch_tokens is None):
+        return recipe
+    from meditune.train.resource_plan import sized_for
+
+    # The plan counts the weights.
+    room = free_gpu_bytes(device()) + (torch.cuda.memory_allocated() if parallel != "fsdp" else 0)
+    processes = distributed.world() if parallel == "fsdp" else 1
+    chosen = distributed.broadcast(sized_for(recipe, model.config, model.dtype, room, processes).train)
+    recompute = "recomputed" if chosen.gradient_checkpointing else "kept"
+    print(
+        f"Batches of up to {chosen.batch_tokens:,} tokens, with activations {recompute} (train.micro_batch_tokens, "
+        "train.gradient_checkpointing).",
+        file=sys.stderr,
+    )
+    return recipe.model_copy(update={"train": chosen})
 
 
 def check_compile(recipe: Recipe) -> None:
@@ -122,15 +153,24 @@ def fine_tune(
     With several processes, all of them call this with the same arguments; the first one writes.
     """
     started = time.monotonic()
+    if device() == "cuda":
+        # The peak is that of training, and batches may use the memory that an evaluation has left.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     parallel = parallel_mode(loaded.model, recipe)
-    if parallel != "fsdp":
+    if parallel == "ddp" and recipe.model.quantize == "none":
+        copy_from_first(loaded.model, device())
+    elif parallel != "fsdp":
         loaded.model.to(device())
+    recipe = _sized(loaded.model, recipe, parallel)
     dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
     if dev and not measure:
         measure = dev_loss(dev, loaded.encoder(recipe.prompt), recipe)
     make_plan = plan if recipe.train.objective == "sft" else plan_pairs
     planned = make_plan(loaded, splits, recipe, folder)
-    model = make_trainable(loaded.model, recipe.model, recipe.seed)
+    is_empty = next(loaded.model.parameters()).is_meta
+    with torch.device("meta") if is_empty else nullcontext():
+        model = make_trainable(loaded.model, recipe.model, recipe.seed)
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
     _preflight(planned, counts, recipe, loaded)
@@ -154,6 +194,8 @@ def fine_tune(
         return probe(in_training, tried, recipe.train)
 
     with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
+        if device() == "cuda":
+            try_a_piece()  # loads the kernels
         speed = try_a_piece()
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if parallel == "fsdp" else 1)
@@ -241,7 +283,8 @@ def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> lis
 def peaks() -> dict[str, float]:
     """Return this process's peak memory so far, in 10^9 bytes: `peak_rss_gb` of the host and `peak_gpu_gb` of the GPU.
 
-    `peak_gpu_gb` is present only if the model is trained on a GPU; it includes PyTorch's reserve.
+    `peak_gpu_gb` is present only if the model is trained on a GPU; it includes PyTorch's reserve, and begins with
+    training.
     """
     found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
     if device() == "cuda":

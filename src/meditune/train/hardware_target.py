@@ -45,6 +45,7 @@ GPUS: dict[str, Gpu] = {
         Gpu("t4", 16, 65, "NVIDIA T4 data sheet (FP16)", bf16=False),
         Gpu("v100-16gb", 16, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
         Gpu("v100-32gb", 32, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
+        Gpu("rtx3070", 8, 40.6, _AMPERE),
         Gpu("rtx3090", 24, 71, _AMPERE),
         Gpu("rtx4090", 24, 165, _ADA),
         Gpu("rtx5090", 32, 209, "NVIDIA RTX Blackwell GPU architecture, whitepaper"),
@@ -185,11 +186,13 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
     config = copy.deepcopy(config)
     # GPT-2 would look for padding in token ids, which have no values here.
     config.pad_token_id = None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         trainable = make_trainable(model, spec, seed)
-    if spec.quantize != "none":
-        # Adapters of a quantized layer keep the format in which they are created.
+    if spec.quantize != "none" and spec.strategy not in {"lora", "rslora"}:
+        # These weights of a quantized layer keep the format in which they are created.
         for parameter in trainable.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -209,27 +212,35 @@ def dequantized_bytes(model: Any, quantize: Quantize) -> int:
 
 
 def use_fused_attention() -> str:
-    """Register a substitute for GPUs' memory-efficient attention with transformers, and return its name.
+    """Register a substitute for attention on GPUs with transformers, and return its name.
 
-    It is PyTorch's own operator, which stores no scores. On the meta device, `sdpa` would fall back to the plain
-    formula.
+    It calls PyTorch's own operators for GPUs, which store no scores: flash for causal rows in 16 bits, else the
+    memory-efficient one. On the meta device, `scaled_dot_product_attention` would fall back to the plain formula.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import repeat_kv
     from transformers.masking_utils import eager_mask
 
+    from meditune.models.gpu_attention import HALF, LARGEST_HEAD, MASKLESS
+
     def fused(
         _module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
     ) -> tuple[Any, None]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (repeat_kv(part, groups) if groups > 1 else part for part in (key, value))
-        bias = mask.expand(-1, query.shape[1], -1, -1) if mask is not None else None
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        mixed = efficient(query, key, value, bias, True, 0.0, mask is None, scale=scaling)[0]
+        causal = mask is None or not mask.numel()
+        if causal and query.dtype in HALF and query.shape[-1] <= LARGEST_HEAD:
+            flash = torch.ops.aten._scaled_dot_product_flash_attention
+            mixed = flash(query, key, value, 0.0, True, scale=scaling)[0]
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = (repeat_kv(part, groups) if groups > 1 else part for part in (key, value))
+            bias = None if causal else mask.expand(-1, query.shape[1], -1, -1)
+            efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+            mixed = efficient(query, key, value, bias, True, 0.0, causal, scale=scaling)[0]
         return mixed.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(FUSED, fused)
     AttentionMaskInterface.register(FUSED, eager_mask)
+    MASKLESS.add(FUSED)
     return FUSED
 
 

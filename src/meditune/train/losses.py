@@ -12,6 +12,7 @@ Preference Optimization" (arXiv:2305.18290).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,8 +24,12 @@ from meditune.models.shared_prefix_batch import PROMPT, Batch, Row
 
 PIECE = 256
 """Supervised tokens whose logits are kept at the same time, in the model's number format."""
+GPU_LOGITS = 2**29
+"""Bytes of logits, with their FP32 copy, that a GPU may keep at the same time instead: fewer and larger products."""
 EXACT = 2**21
 """Logits that a CPU keeps in FP32 at the same time: 8 MB."""
+PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
+"""Whether tensors on the meta device stand for those of a GPU"""
 CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of architectures that scale or cap the head's output."""
 
@@ -169,10 +174,13 @@ class _TokenLosses(torch.autograd.Function):
 def _pieces(
     hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield slices of up to PIECE hidden states with their (n, vocabulary) logits, in memory that is reused."""
-    memory = hidden.new_empty((min(PIECE, len(hidden)), matrix.shape[0]))
-    for start in range(0, len(hidden), PIECE):
-        rows = slice(start, min(start + PIECE, len(hidden)))
+    """Yield slices of some hidden states with their (n, vocabulary) logits, in memory that is reused."""
+    size = PIECE
+    if _is_on_gpu(hidden):
+        size = max(PIECE, GPU_LOGITS // (matrix.shape[0] * (hidden.element_size() + 4)))
+    memory = hidden.new_empty((min(size, len(hidden)), matrix.shape[0]))
+    for start in range(0, len(hidden), size):
+        rows = slice(start, min(start + size, len(hidden)))
         logits = memory[: rows.stop - rows.start]
         if bias is None:
             torch.mm(hidden[rows], matrix.t(), out=logits)
@@ -181,12 +189,16 @@ def _pieces(
         yield rows, logits
 
 
+def _is_on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda or (tensor.is_meta and PLANNED_FOR_GPU.get())
+
+
 def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield slices of a few rows of logits with an FP32 copy of those rows, in memory that is reused.
 
     The slices are small enough for a CPU's cache; a GPU gets all rows at once.
     """
-    size = len(logits) if logits.is_cuda else max(1, EXACT // logits.shape[1])
+    size = len(logits) if _is_on_gpu(logits) else max(1, EXACT // logits.shape[1])
     memory = torch.empty((min(size, len(logits)), logits.shape[1]), dtype=torch.float32, device=logits.device)
     for start in range(0, len(logits), size):
         few = slice(start, min(start + size, len(logits)))

@@ -40,7 +40,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "",
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
         "",
-        *_warnings(report),
+        *warnings(report),
         *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
@@ -64,7 +64,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     return "\n".join([*lines, *(measured(report) if report else [])])
 
 
-def _warnings(report: dict[str, Any] | None) -> list[str]:
+def warnings(report: dict[str, Any] | None) -> list[str]:
+    """Return the lines of a card about a model's limits, and about training on synthetic data."""
     synthetic = ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
     return [*(synthetic if report and report["data"].get("synthetic") else []), f"**Limits.** {LIMITS}", ""]
 
@@ -219,7 +220,7 @@ def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str
     lines = [
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
         "",
-        *_warnings(report),
+        *warnings(report),
         f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
         "operator can retire it. `api.json` names the address and the environment variable that holds the key; "
         "`prompt.json` holds the prompt format. To ask the model, run in the folder of its run:",

@@ -61,7 +61,8 @@ class MasterOptimizer:
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
-                gradient = parameter.grad.to(torch.float32) / self.scale
+                gradient = parameter.grad.to(torch.float32)
+                gradient = gradient / self.scale if self.scale != 1 else gradient
                 master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
         norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm))
@@ -139,9 +140,11 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
         # Use the recipe's learning rate unscaled: relative steps hardly move LoRA's B, which starts at zero.
         optimizer = Adafactor(masters, **shared, scale_parameter=False, relative_step=False, warmup_init=False)
     elif spec.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        optimizer = AdamW8bit(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
+        # On a GPU, paged states move to host memory while a batch needs their room.
+        kind = PagedAdamW8bit if masters[0].is_cuda else AdamW8bit
+        optimizer = kind(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
     else:
         optimizer = torch.optim.AdamW(masters, **shared, betas=BETAS, eps=EPSILON)
     return optimizer

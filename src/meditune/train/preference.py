@@ -44,8 +44,8 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
     steps = plan_steps(len(rows), spec, recipe.seed)
-    loaded.frozen.group(visited_rows(rows, steps), spec.micro_batch_tokens)
-    loss = PairLoss(spec.preference.beta, _reference(loaded, rows, spec.micro_batch_tokens, folder))
+    loaded.frozen.group(visited_rows(rows, steps), spec.batch_tokens)
+    loss = PairLoss(spec.preference.beta, _reference(loaded, rows, spec.batch_tokens, folder))
     return Plan(
         rows=rows,
         fitted=token_facts(rows, len(pairs.train) - len(rows)),

@@ -33,9 +33,10 @@ from meditune.train.hardware_target import (
     dequantized_bytes,
     on_meta,
     target_of,
+    use_fused_attention,
     weight_bytes,
 )
-from meditune.train.losses import loss_of_rows
+from meditune.train.losses import PLANNED_FOR_GPU, loss_of_rows
 from meditune.train.optimizer import state_bytes
 from meditune.train.trainer import recompute_activations
 
@@ -57,11 +58,11 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
     row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
     row = with_prompt(row) if recipe.train.prompt_share else row
-    return [row] * max(1, recipe.train.micro_batch_tokens // len(row))
+    return [row] * max(1, recipe.train.batch_tokens // len(row))
 
 
-def rehearse_batch(model: Any, recipe: Recipe) -> RehearsedBatch:
-    """Run the largest batch of a step on `model`, which must be trainable and on the meta device.
+def rehearse_batch(model: Any, recipe: Recipe, on_gpu: bool = False) -> RehearsedBatch:
+    """Run the largest batch of a step on `model`, trainable and on the meta device, as a CPU or a GPU would compute it.
 
     Gradients exist beforehand, as they do from earlier batches where a step has several.
     """
@@ -75,9 +76,11 @@ def rehearse_batch(model: Any, recipe: Recipe) -> RehearsedBatch:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     weights = [1.0] * sum(len(row.targets) for row in rows)
+    before = PLANNED_FOR_GPU.set(on_gpu)
     with fuse_lora(model), _Watched() as watched:
         loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
         loss.backward()
+    PLANNED_FOR_GPU.reset(before)
     for parameter in model.parameters():
         parameter.grad = None
     return RehearsedBatch(tokens, watched.peak, watched.flops)
@@ -151,6 +154,16 @@ def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> 
 
     The needs of the data, replay, EWC and evaluation aren't included.
     """
+    passing, stepping, process = _training_bytes(model, recipe, on_gpu)
+    held = piece.held + dequantized_bytes(model, recipe.model.quantize)
+    weights = weight_bytes(model, recipe.model.quantize)
+    if passing + held >= stepping:
+        return Memory(weights, passing, held, process)
+    return Memory(weights, stepping, 0, process)
+
+
+def _training_bytes(model: Any, recipe: Recipe, on_gpu: bool) -> tuple[int, int, int]:
+    """Return the bytes of training state during a backward pass and during an optimizer step, and of the process."""
     trained, _ = parameter_counts(model)
     gradients = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     state = state_bytes(recipe.train) * trained
@@ -158,13 +171,50 @@ def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> 
     passing = state - 4 * trained + gradients
     # On a GPU, PyTorch updates all weights at once, which needs a copy of their second moments.
     stepping = state + (4 * trained if on_gpu and recipe.train.optimizer == "adamw" else 0)
-    held = piece.held + dequantized_bytes(model, recipe.model.quantize)
-    weights = weight_bytes(model, recipe.model.quantize)
     # A tokenizer's words are in host memory, even if training runs on a GPU.
     process = int(PROCESS) if on_gpu else int(PROCESS) + WORD * model.config.get_text_config().vocab_size
-    if passing + held >= stepping:
-        return Memory(weights, passing, held, process)
-    return Memory(weights, stepping, 0, process)
+    return passing, stepping, process
+
+
+def sized_for(recipe: Recipe, config: Any, dtype: torch.dtype, room: float, processes: int = 1) -> Recipe:
+    """Return the recipe of `sized`, for a model with this configuration and number format."""
+    return sized(recipe, on_meta(config, recipe.model, dtype, use_fused_attention()), room, processes)[0]
+
+
+WORK = 2**23
+"""Tokens times hidden size of a batch from which a GPU's training gains little from more (an estimate, unmeasured)"""
+
+
+def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[Recipe, RehearsedBatch]:
+    """Return the recipe with the sizes that it leaves to the plan, for a GPU with `room` bytes, and its largest batch.
+
+    `model` is trainable and on the meta device. Batches are as large as a GPU computes well (WORK), or as large as
+    memory allows. Activations are recomputed only if batches would otherwise be less than a quarter as large, or
+    shorter than one row, because that costs a third more time. With several `processes`, each holds a share of the
+    weights.
+    """
+    longest, asked = recipe.prompt.max_tokens, recipe.train
+    wanted = asked.micro_batch_tokens or max(longest, WORK // model.config.get_text_config().hidden_size)
+    weights, (passing, _, process) = weight_bytes(model, recipe.model.quantize), _training_bytes(model, recipe, True)
+    spare = TIGHT * room - process - (weights + passing) / processes - dequantized_bytes(model, recipe.model.quantize)
+    if processes > 1:
+        # Weights outside the layers, and those of one layer, are gathered.
+        spare -= weights / 2
+    choices = [bool(asked.gradient_checkpointing)]
+    if asked.gradient_checkpointing is None and recipe.model.strategy != "prefix":
+        choices = [False, True] if spare > 0 else [True]
+    for checkpointing in choices:
+        sizes: dict[str, Any] = {"micro_batch_tokens": max(64, longest), "gradient_checkpointing": checkpointing}
+        one_row = recipe.model_copy(update={"train": asked.model_copy(update=sizes)})
+        piece = rehearse_batch(model, one_row, on_gpu=True)
+        fitting = int(spare / piece.held * piece.tokens)
+        if fitting >= (wanted if asked.micro_batch_tokens else max(longest, wanted // 4)):
+            break
+    sizes["micro_batch_tokens"] = asked.micro_batch_tokens or max(64, min(wanted, fitting) // 64 * 64)
+    chosen = recipe.model_copy(update={"train": asked.model_copy(update=sizes)})
+    # A batch needs in proportion to its rows.
+    rows = max(1, chosen.train.batch_tokens // piece.tokens)
+    return chosen, RehearsedBatch(rows * piece.tokens, rows * piece.held, rows * piece.flops)
 
 
 TIGHT = 0.9
@@ -184,6 +234,10 @@ class Estimate:
     tokens_per_s: float
     """An upper bound for quantized bases, because dequantizing isn't counted"""
     verdict: Verdict
+    batch_tokens: int
+    """Tokens of a batch, as the recipe or the plan chose them"""
+    checkpointing: bool
+    """Whether activations are recomputed"""
 
     def seconds(self, tokens: int) -> float:
         """Return the duration of training on this number of tokens."""
@@ -230,12 +284,18 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     attention = "eager" if recipe.model.attention == "eager" else target.attention
     dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
     model = on_meta(config, recipe.model, dtype, attention)
-    piece = rehearse_batch(model, recipe)
+    if target.device == "cuda":
+        recipe, piece = sized(recipe, model, target.memory_gb * 1e9)
+    else:
+        piece = rehearse_batch(model, recipe)
     memory = peak_of(model, piece, recipe, target.device == "cuda")
     speed = target.flops * UTILIZATION[target.device] / (piece.flops / piece.tokens)
     share = memory.total / (target.memory_gb * 1e9)
     verdict: Verdict = "fits" if share <= TIGHT else "tight" if share <= 1 else "no"
-    return Estimate(recipe.model.strategy, recipe.model.quantize, *parameter_counts(model), memory, speed, verdict)
+    sizes = recipe.train.batch_tokens, bool(recipe.train.gradient_checkpointing)
+    return Estimate(
+        recipe.model.strategy, recipe.model.quantize, *parameter_counts(model), memory, speed, verdict, *sizes
+    )
 
 
 def _alternatives(recipe: Recipe) -> Iterator[Recipe]:
@@ -267,7 +327,7 @@ def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
 def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
     """Yield changes that save memory, from the least to the greatest effect on the result."""
     longest, strategy = recipe.prompt.max_tokens, recipe.model.strategy
-    if recipe.train.micro_batch_tokens // longest > 1:
+    if recipe.train.batch_tokens // longest > 1:
         yield {"train.micro_batch_tokens": max(64, longest)}
     if strategy != "prefix" and not recipe.train.gradient_checkpointing:
         yield {"train.gradient_checkpointing": True}

@@ -364,7 +364,7 @@ def train(
             supervised = sum(len(row.targets) for row in parts[0].rows)
             own_losses = []
             for part in parts:
-                pieces = deal_rows(part.rows, spec.micro_batch_tokens, lockstep)
+                pieces = deal_rows(part.rows, spec.batch_tokens, lockstep)
                 own_losses.append(
                     _add_gradients(
                         loaded, part, pieces, total_weight, progress, loss_of=data.loss_of, scale=optimizer.scale
@@ -429,7 +429,7 @@ def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
 
     It changes nothing. With several processes, all try the same batch, and the speed is their total.
     """
-    longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.micro_batch_tokens)[0]], data.weights.of)
+    longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.batch_tokens)[0]], data.weights.of)
     _set_training_mode(loaded, spec)
     started = time.monotonic()
     with Progress("Trying one batch", None, unit="tokens") as progress:

@@ -272,7 +272,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
     rehearsed = visited_rows(replay.rows, replay.steps) if replay else []
-    loaded.frozen.group([*visited_rows(rows, steps), *rehearsed], spec.micro_batch_tokens)
+    loaded.frozen.group([*visited_rows(rows, steps), *rehearsed], spec.batch_tokens)
     retrieved = retrieved_facts(rows, folder)
     return Plan(
         rows=rows,

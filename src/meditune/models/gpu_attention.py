@@ -1,0 +1,246 @@
+"""Attention on GPUs without a dense mask, so that PyTorch can use its flash kernels.
+
+PyTorch has flash kernels only for attention without a mask, and repeats the key heads of grouped-query attention where
+there is a mask. Two layouts of rows need none:
+
+- Rows of one branch are causal. Padding is on the right, where no token of the row sees it.
+- Rows of several branches (shared_prefix_batch.py), or longer than a sliding window, are packed: every branch is a
+  sequence of queries whose keys are the common start and the branch itself. FlashAttention 2 aligns the last query with
+  the last key (Dao 2023, arXiv:2307.08691), which gives exactly the mask of these rows.
+
+Everything else (cached tokens, virtual tokens, older GPUs, FP32) has a dense mask as on a CPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from meditune.models.shared_prefix_batch import Batch, sees_of
+
+NAME = "meditune_gpu"
+MASKLESS = {NAME}
+"""Names of attention implementations that take `causal_mask`"""
+HALF = (torch.bfloat16, torch.float16)
+"""Number formats that flash kernels support"""
+LARGEST_HEAD = 256
+"""The largest head that flash kernels support"""
+
+
+class PackedSequences(NamedTuple):
+    """The layout of a batch of B rows with T tokens as S sequences for a kernel with cumulative lengths."""
+
+    queries: torch.Tensor
+    """(tokens,) index of each real token among the batch's B * T, in the order of the sequences"""
+    keys: torch.Tensor
+    """(keys,) the same of the sequences' keys, in which a common start occurs once for each branch"""
+    query_ends: torch.Tensor
+    """(S + 1,) 0, and the end of each sequence among `queries`, as INT32"""
+    key_ends: torch.Tensor
+    """(S + 1,) the same among `keys`"""
+    longest_queries: int
+    longest_keys: int
+
+    def to(self, device: torch.device) -> PackedSequences:
+        """Return the layout on a device."""
+        return self._replace(
+            queries=self.queries.to(device),
+            keys=self.keys.to(device),
+            query_ends=self.query_ends.to(device),
+            key_ends=self.key_ends.to(device),
+        )
+
+
+def pack(branch: torch.Tensor) -> PackedSequences:
+    """Return the layout of rows whose (B, T) tokens belong to these branches, as in a `Batch`."""
+    queries, keys, query_counts, key_counts = [], [], [], []
+    for row, branches in enumerate(branch):
+        runs = torch.unique_consecutive(branches[branches >= 0], return_counts=True)
+        numbers, counts = (part.tolist() for part in runs)
+        first = row * branch.shape[1]
+        if len(numbers) <= 2 and numbers[0] == 0:
+            # A single branch continues its start.
+            numbers, counts = [0], [sum(counts)]
+        start = counts[0] if numbers[0] == 0 else 0
+        place = first
+        for number, count in zip(numbers, counts, strict=True):
+            own = torch.arange(place, place + count)
+            seen = torch.cat([torch.arange(first, first + start), own]) if number else own
+            queries.append(own)
+            keys.append(seen)
+            query_counts.append(count)
+            key_counts.append(len(seen))
+            place += count
+    query_ends, key_ends = (torch.tensor([0, *each]).cumsum(0).int() for each in (query_counts, key_counts))
+    longest = max(query_counts), max(key_counts)
+    return PackedSequences(torch.cat(queries), torch.cat(keys), query_ends, key_ends, *longest)
+
+
+def needs_no_mask(model: Any, length: int) -> bool:
+    """Return whether the model computes causal rows of `length` tokens without a mask, with `causal_mask` instead."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return model.config._attn_implementation in MASKLESS and (not window or length <= window)
+
+
+def causal_mask(device: torch.device) -> torch.Tensor:
+    """Return the mask that stands for no mask: transformers passes any four-dimensional tensor on as it is."""
+    return torch.empty((1, 1, 0, 0), device=device)
+
+
+def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
+    """Return the model's arguments that replace the dense mask of a batch; empty if the model needs that mask."""
+    device = next(model.parameters()).device
+    if batch.is_causal and needs_no_mask(model, batch.tokens.shape[1]):
+        return {"attention_mask": causal_mask(device)}
+    if not packs(model):
+        return {}
+    return {"attention_mask": causal_mask(device), "packed": pack(batch.branch).to(device)}
+
+
+def packs(model: Any) -> bool:
+    """Return whether this model's layers can compute packed sequences here."""
+    config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
+    if model.config._attn_implementation != NAME or not weight.is_cuda or weight.dtype not in HALF:
+        return False
+    rates = (getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
+    parameters = inspect.signature(type(model.get_decoder()).forward).parameters.values()
+    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if not passes_on or (model.training and any(rates)):
+        return False
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    with torch.inference_mode(False), torch.enable_grad():
+        return _packs(weight.dtype, groups, size, weight.device)
+
+
+@cache
+def _packs(dtype: torch.dtype, groups: int, size: int, device: torch.device) -> bool:
+    """Compare a small packed batch with dense attention once, with its gradients; say so if they differ."""
+    branch = torch.tensor([[0] * 9 + [1] * 20 + [2] * 12, [0] * 7 + [1] * 8 + [-1] * 26])
+    generator = torch.Generator().manual_seed(0)
+    try:
+        packed, found = pack(branch).to(device), []
+        shapes = [(2, 2 * groups, 41, size), (2, 2, 41, size), (2, 2, 41, size), (2, 41, 2 * groups, size)]
+        *inputs, slope = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+        sees = sees_of(branch.to(device))[:, None]
+        sees |= ~sees.any(-1, keepdim=True)  # a query of padding would have no key
+        real = (branch >= 0).to(device)[:, :, None, None]
+        for is_packed in (True, False):
+            query, key, value = (part.detach().clone().requires_grad_() for part in inputs)
+            if is_packed:
+                output = packed_attention(query, key, value, packed, None, None)
+            else:
+                wide_key, wide_value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+                output = scaled_dot_product_attention(query, wide_key, wide_value, attn_mask=sees).transpose(1, 2)
+            output = output * real
+            torch.autograd.backward(output, slope)
+            found.append([output, query.grad, key.grad, value.grad])
+        alike = all(torch.allclose(one, other, atol=0.05, rtol=0.05) for one, other in zip(*found, strict=True))
+        reason = "" if alike else "its results differ from those of dense attention"
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+    if reason:
+        print(
+            f"Rows that share a prompt use a dense mask, which is slower: PyTorch {torch.__version__}'s attention for "
+            f"packed sequences can't be used here ({reason}).",
+            file=sys.stderr,
+        )
+    return not reason
+
+
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: PackedSequences,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the attention within packed sequences, (B, T, heads, size), zero at padding.
+
+    `query` is (B, heads, T, size), `key` and `value` are (B, key heads, T, size). A query sees the `window` keys up to
+    its own position, or all.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, heads, length, size = query.shape
+
+    def gathered(part: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return part.transpose(1, 2).reshape(batch * length, part.shape[1], size).index_select(0, places)
+
+    mixed: Any = varlen_attn(
+        gathered(query, packed.queries),
+        gathered(key, packed.keys),
+        gathered(value, packed.keys),
+        packed.query_ends,
+        packed.key_ends,
+        packed.longest_queries,
+        packed.longest_keys,
+        scale=scaling,
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=key.shape[1] != heads,
+    )
+    whole = query.new_zeros(batch * length, heads, size).index_copy(0, packed.queries, mixed)
+    return whole.view(batch, length, heads, size)
+
+
+def gpu_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedSequences | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention of `query` over `key` and `value`, (batch, queries, heads, size).
+
+    `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size). `attention_mask` is
+    `causal_mask`, or as transformers' "sdpa" takes it.
+    """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if packed is not None:
+        return packed_attention(query, key, value, packed, scaling, sliding_window), None
+    if attention_mask is None or attention_mask.numel():
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return found
+    grouped = key.shape[1] != query.shape[1]
+    if grouped and not _has_flash(query):
+        # Without a flash kernel, PyTorch has none for grouped heads that doesn't store the scores.
+        key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
+        grouped = False
+    mixed = scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _has_flash(query: torch.Tensor) -> bool:
+    if query.dtype not in HALF or query.shape[-1] > LARGEST_HEAD:
+        return False
+    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def register() -> str:
+    """Register the attention with transformers, and return its name for `attn_implementation`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if torch.cuda.is_available():
+        # cuDNN's attention prepares a plan for every new shape, and nearly every batch has one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    AttentionInterface.register(NAME, gpu_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

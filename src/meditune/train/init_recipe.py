@@ -1,0 +1,477 @@
+"""Write a recipe for a data file and a machine: look at both, choose the settings, and explain them in comments.
+
+The settings come from the recipe that ships for such a machine (laptop, gpu-8gb, gpu-24gb, gpu-80gb). What depends on
+the data is derived here: columns, lengths, sizes of the splits, number of epochs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from meditune.config.data_options import SourceSpec
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
+from meditune.config.recipe_keys import flow
+from meditune.config.training_options import ModelSpec
+from meditune.data.example import DECISIONS, LABEL, Example
+from meditune.data.readers import conversations, user_files
+from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.errors import DataError, RecipeError
+from meditune.files import replace_file
+from meditune.models.catalogue import CATALOGUE
+from meditune.models.load import offline_reason, refuse_unreadable
+from meditune.progress import clock
+from meditune.train.hardware_target import Target, config_of, target_of
+from meditune.train.resource_plan import Estimate, estimate
+
+MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
+"""Recipe of a kind of machine -> the GPU for which its training is predicted if the recipe is for another machine"""
+LONGEST_ROWS = {"laptop": 768, "gpu-8gb": 2048, "gpu-24gb": 4096, "gpu-80gb": 8192}
+"""Recipe of a kind of machine -> the largest prompt.max_tokens that is chosen for it"""
+SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
+"""Bases for a GPU on which its recipe's own base doesn't fit, or which can't be downloaded"""
+SECONDS_ON_CPU = 2 * 3600
+"""The time that training may take on a CPU before a smaller base, and then fewer rows, are chosen"""
+MOST_ROWS = 20_000
+"""Number of rows that are read"""
+BYTES_PER_TOKEN = 3.6
+"""Lower than the mean of PubMedQA's abstracts (4.3 bytes per token with SmolLM2's and Qwen2.5's tokenizers)"""
+CUES = 24
+"""Tokens of a prompt besides the row's own texts"""
+TEST_ITEMS = 500
+"""Largest test set, and dev set, that is chosen: with 500 decisions, the interval of an accuracy is about 4 points"""
+LEAST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a data file contains."""
+
+    path: Path
+    kind: Literal["questions", "claims", "conversations"]
+    fields: dict[str, str]
+    """Field -> column, for the columns that the reader doesn't recognize by name"""
+    rows: int
+    """Usable rows of those that were read"""
+    total: int
+    """Usable rows of the whole file, estimated if it has more than MOST_ROWS"""
+    answers: int
+    contexts: int
+    decisions: Counter[str]
+    """Decisions, or the labels of claims"""
+    row_tokens: list[int]
+    """Estimated tokens of each row, in ascending order"""
+    answer_tokens: list[int]
+    """Estimated tokens of each answer, in ascending order"""
+    rejected: list[str]
+    """Why rows can't be used, most frequent reason first"""
+
+    def summary(self) -> list[str]:
+        """Return the facts as sentences."""
+        about = "about " if self.total > self.rows else ""
+        has = [f"{self.answers:,} with an answer"] if self.kind == "questions" and self.answers else []
+        labels = ", ".join(f"{name} {count:,}" for name, count in self.decisions.most_common())
+        if labels:
+            has.append(
+                f"{self.decisions.total():,} with a {'label' if self.kind == 'claims' else 'decision'} ({labels})"
+            )
+        if self.kind == "questions" and self.contexts:
+            has.append(f"{self.contexts:,} with a context")
+        some = f". Of the first {self.rows:,}: " if about else ": "
+        found = f"{about}{self.total:,} {self.kind}{some if has else ''}{', '.join(has)}."
+        lengths = [_at(self.row_tokens, share) for share in (0.5, 0.95, 1.0)]
+        return [
+            found[0].upper() + found[1:],
+            "Tokens in a row, estimated from its bytes: half of the rows have at most {:,}, 95% at most {:,}, the "
+            "longest has {:,}.".format(*lengths),
+            *(f"Rows that can't be used: {reason}." for reason in self.rejected),
+        ]
+
+
+def look_at(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
+    """Return what a user's data file contains, from its first MOST_ROWS rows; `fields` maps fields to columns.
+
+    Raises DataError if the file is missing, empty or of an unsupported format, or has no usable column or row.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file. Give a CSV, TSV, JSON, JSON Lines or Parquet file.")
+    rejects = Rejects()
+    reader = rows(path, user_files.SOURCE, rejects)
+    found = list(itertools.islice(reader, MOST_ROWS))
+    total = _total(path, found, reader) if len(found) == MOST_ROWS else len(found)
+    fields = dict(fields or {}) or _further_columns(found)
+    try:
+        examples = list(user_files.from_rows(found, rejects, fields=fields, name=path.stem, place=str(path)))
+    except DataError as error:
+        if not found:
+            raise
+        raise DataError(f"{error} With meditune init: --field question=COLUMN --field answer=COLUMN.") from error
+    places = rejects.places(1)
+    rejected = [
+        f"{count:,} ({reason}; the first is {place[0]})"
+        for reason, count in rejects.counts().get(user_files.SOURCE, {}).items()
+        if (place := places.get((user_files.SOURCE, reason)))
+    ]
+    if len(examples) < LEAST_ROWS:
+        why = f" Rows that can't be used: {'; '.join(rejected)}." if rejected else ""
+        raise DataError(
+            f"{path}: {len(examples)} usable rows, and training and testing need at least {LEAST_ROWS}.{why} Correct "
+            "or add rows, or name the right columns: --field answer=COLUMN."
+        )
+    is_claim = LABEL in examples[0].meta
+    return DataFacts(
+        path=path,
+        kind="claims" if is_claim else "conversations" if examples[0].turns is not None else "questions",
+        fields=fields,
+        rows=len(examples),
+        total=round(total * len(examples) / len(found)),
+        answers=sum(bool(example.answer) for example in examples),
+        contexts=sum(bool(example.context) for example in examples),
+        decisions=Counter(
+            str(example.meta[LABEL]) if is_claim else str(example.decision)
+            for example in examples
+            if is_claim or example.decision
+        ),
+        row_tokens=sorted(map(_row_tokens, examples)),
+        answer_tokens=sorted(_tokens(example.answer) for example in examples if example.answer),
+        rejected=rejected[:3],
+    )
+
+
+def _total(path: Path, found: Sequence[Row], reader: Iterable[Row]) -> int:
+    """Return the number of rows of a file of which only the first were read; estimated for files of lines."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        return len(found) + sum(1 for _ in reader)
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with path.open("rb") as stream:
+        lines = sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    return max(len(found), round(len(found) * lines / int(found[-1][0].rpartition(":")[2])))
+
+
+_WORDS = {
+    "decision": r"decision|verdict",
+    "answer": r"answer|response|reply",
+    "context": r"context|passage|abstract|evidence",
+    "question": r"question|query|prompt",
+}
+
+
+def _further_columns(found: Sequence[Row]) -> dict[str, str]:
+    """Return field -> column for columns that no reader recognizes by name; empty if none is needed or found.
+
+    A decision is recognized by its values, other fields by a word in the column's name.
+    """
+    names = list(dict.fromkeys(str(column) for _, row in found for column in row))
+    lower = {name.lower() for name in names}
+    if {*user_files.CLAIM_GUESSES["claim"], *conversations.COLUMNS["messages"], "instruction"} & lower:
+        return {}
+    known = set(itertools.chain(*user_files.GUESSES.values()))
+    chosen: dict[str, str] = {}
+    for field, words in _WORDS.items():
+        if lower & set(user_files.GUESSES[field]):
+            continue
+        free = [name for name in names if name.lower() not in known and name not in chosen.values()]
+        if field == "decision":
+            fitting = [name for name in free if _holds_decisions(row.get(name) for _, row in found)]
+        else:
+            fitting = [name for name in free if re.search(words, name, re.IGNORECASE)]
+        if fitting:
+            # The longest texts, so that question_type isn't taken for the question.
+            chosen[field] = max(fitting, key=lambda name: sum(len(str(row.get(name))) for _, row in found[:200]))
+    return chosen
+
+
+def _holds_decisions(cells: Iterable[Any]) -> bool:
+    values = {user_files.cell(value).lower() for value in cells} - {""}
+    return len(values) > 1 and values <= set(DECISIONS)
+
+
+def _tokens(text: str) -> int:
+    return round(len(text.encode()) / BYTES_PER_TOKEN)
+
+
+def _row_tokens(example: Example) -> int:
+    texts = [example.question, example.context_text, example.answer, *(turn.text for turn in example.turns or ())]
+    return CUES + sum(map(_tokens, texts))
+
+
+def _at(values: Sequence[int], share: float) -> int:
+    """Return the value below which this share of ascending values is."""
+    return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def machine_recipe(target: Target) -> str:
+    """Return the name of the recipe that ships for such a machine."""
+    if target.device == "cpu":
+        return "laptop"
+    return "gpu-80gb" if target.memory_gb >= 70 else "gpu-24gb" if target.memory_gb >= 22 else "gpu-8gb"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A recipe for a data file and a machine."""
+
+    recipe: Recipe
+    machine: str
+    """The recipe from which the machine's settings are"""
+    target: Target
+    data: DataFacts
+    prediction: Estimate
+    seconds: float
+    """Predicted time of training"""
+    limit: int | None
+    """Number of rows to which the data are limited, because training would take too long"""
+    passed_over: list[str]
+    """Why bases that come first weren't chosen"""
+
+
+def choose(data: DataFacts, machine: str | None = None) -> Initial:
+    """Return a recipe for the data on this machine, or on a machine of another kind (a key of MACHINES).
+
+    Raises RecipeError for an unknown kind of machine, or if no base that can be had here fits into its memory.
+    """
+    if machine is not None and machine not in MACHINES:
+        raise RecipeError(f"--machine: unknown kind of machine {machine!r}. Choose from {', '.join(MACHINES)}.")
+    gpu = MACHINES[machine] if machine else None
+    target = target_of(ModelSpec(), gpu)
+    if machine is not None and (target.device == "cpu") != (gpu is None):
+        raise RecipeError("--machine laptop: this machine has a GPU. Leave --machine out, or name a kind of GPU.")
+    machine = machine or machine_recipe(target)
+    own = load_recipe(machine).recipe.model.base
+    candidates = [(machine, own), *((machine, base) for base in SMALLER_BASES if base != own)]
+    if target.device == "cpu":
+        candidates = [(machine, own), ("quickstart", load_recipe("quickstart").recipe.model.base)]
+    passed_over = []
+    for number, (shipped, base) in enumerate(candidates):
+        entry = CATALOGUE[base]
+        if offline_reason() and not entry.is_here:
+            passed_over.append(f"{base} isn't on this machine, and {offline_reason()} forbids downloads")
+            continue
+        recipe = _for_data(load_recipe(shipped).recipe, base, data, machine)
+        config = config_of(recipe.model)
+        refuse_unreadable(base, config, recipe.prompt, recipe)
+        prediction = estimate(recipe, config, target)
+        if prediction.verdict == "no":
+            passed_over.append(f"{base} would need {prediction.memory.total / 1e9:.1f} GB")
+            continue
+        seconds = prediction.seconds(_training_tokens(recipe, data))
+        is_slow = target.device == "cpu" and seconds > SECONDS_ON_CPU
+        if is_slow and number + 1 < len(candidates):
+            passed_over.append(f"{base} would train for {clock(seconds)}")
+            continue
+        limit = max(LEAST_ROWS, int(data.total * SECONDS_ON_CPU / seconds)) if is_slow else None
+        if limit:
+            recipe, seconds = _limited(recipe, limit, data), SECONDS_ON_CPU
+        return Initial(recipe, machine, target, data, prediction, seconds, limit, passed_over)
+    raise RecipeError(
+        f"No base model can be trained on {target.name} with {target.memory_gb:.1f} GB of free memory: "
+        f"{'; '.join(passed_over)}. Free some memory, or choose another machine with --machine."
+    )
+
+
+def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Recipe:
+    """Return the shipped recipe with this base, and with what depends on the data."""
+    longest = _up(max(128, _at(data.row_tokens, 0.98)), 64, LONGEST_ROWS[machine])
+    answer = _up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
+    tests = min(0.2, round(TEST_ITEMS / data.total, 4))
+    train_rows = data.total * (1 - tests)
+    epochs = 3.0 if train_rows <= 2000 else 2.0 if train_rows <= 20_000 else 1.0
+    # At least a hundred steps, if batches of four rows allow it.
+    sizes = [size for size in (4, 8, 16) if size <= shipped.train.batch_size and train_rows * epochs / size >= 100]
+    both = data.kind == "questions" and bool(data.decisions) and bool(data.answers)
+    rare = min(data.decisions.values(), default=0) < 0.2 * data.decisions.total()
+    changes: dict[str, dict[str, Any]] = {
+        "model": {"base": base},
+        "data": {
+            "sources": [SourceSpec(name=user_files.SOURCE, path=str(data.path), fields=data.fields)],
+            "quality": type(shipped.data.quality)(),
+            "fallback_to_sample": False,
+            "test_share": tests,
+            "dev_share": min(0.1, round(TEST_ITEMS / data.total, 4)),
+        },
+        "prompt": {
+            "max_tokens": longest,
+            "answer_tokens": max(32, answer),
+            "context_head": shipped.prompt.context_head if data.contexts and data.kind == "questions" else 0.0,
+        },
+        "train": {
+            "tasks": ["claim"] if data.kind == "claims" else ["decision", "answer"],
+            "batch_size": max(sizes, default=4),
+            "accumulation": 1,
+            "epochs": epochs,
+            "decision_share": shipped.train.decision_share if both else None,
+            "class_balance": shipped.train.class_balance if rare else 0.0,
+        },
+        "evaluate": {"max_new_tokens": max(32, min(answer, 256 if machine == "laptop" else 512))},
+    }
+    groups = {name: getattr(shipped, name).model_copy(update=values) for name, values in changes.items()}
+    name = re.sub(r"[^\w.-]+", "-", data.path.stem).strip("-.") or "own"
+    return shipped.model_copy(update={"name": name, "description": f"{base} tuned on {data.path.name}.", **groups})
+
+
+def _up(value: float, step: int, most: int) -> int:
+    return min(most, -(-int(value) // step) * step)
+
+
+def _training_tokens(recipe: Recipe, data: DataFacts) -> int:
+    mean = sum(min(count, recipe.prompt.max_tokens) for count in data.row_tokens) / len(data.row_tokens)
+    share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
+    return round(data.total * share * recipe.train.epochs * mean)
+
+
+def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
+    """Return the recipe for a sample of the rows, with splits of the sizes that such a file would get."""
+    shares = {name: min(most, round(TEST_ITEMS / limit, 4)) for name, most in (("test_share", 0.2), ("dev_share", 0.1))}
+    sources = [recipe.data.sources[0].model_copy(update={"limit": min(limit, data.total)})]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources, **shares})})
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raise RecipeError if the recipe's file is a folder, or if it exists and may not be overwritten."""
+    if output.is_dir():
+        raise RecipeError(
+            f"--output: {output} is a folder. Name a file, for example --output {output / 'recipe.yaml'}."
+        )
+    if output.exists() and not overwrite:
+        raise RecipeError(f"{output} exists already. Choose another --output, or add --force to overwrite it.")
+
+
+def write(initial: Initial, output: Path) -> None:
+    """Write the recipe with its reasons as comments."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(output) as stream:
+        stream.writelines(f"{line}\n" for line in _text(initial, output))
+
+
+def summary(initial: Initial) -> list[str]:
+    """Return what was found and chosen, as sentences."""
+    recipe, memory = initial.recipe, initial.prediction.memory.total / 1e9
+    free = "GB of free memory" if initial.target.device == "cpu" else "GB"
+    return [
+        *initial.data.summary(),
+        f"Machine: {initial.target.name}, {initial.target.memory_gb:.1f} {free}; settings of the recipe "
+        f"{initial.machine}.",
+        *(f"Not chosen: {reason}." for reason in initial.passed_over),
+        f"Base model: {recipe.model.base}, {CATALOGUE[recipe.model.base].title}. Predicted for training: "
+        f"{memory:.1f} GB and {clock(initial.seconds)}. The evaluations before and after it take time, too.",
+    ]
+
+
+def next_steps(initial: Initial, output: Path) -> list[str]:
+    """Return the commands to run next."""
+    recipe, run = shlex.quote(str(output)), shlex.quote(f"runs/{initial.recipe.name}")
+    return [
+        f"meditune data audit {shlex.quote(str(initial.data.path))} --output {run}-audit",
+        f"meditune run {recipe} --output {run}",
+    ]
+
+
+def _text(initial: Initial, output: Path) -> Iterable[str]:
+    recipe, data = initial.recipe, initial.data
+    yield "# Written by `meditune init`. Every key can be changed: docs/reference/recipes.md lists them all."
+    for line in summary(initial):
+        yield from _comment(line)
+    yield from ("# Check the data, then train and evaluate:", *(f"#   {line}" for line in next_steps(initial, output)))
+    yield from (f"name: {flow(recipe.name)}", f"description: {flow(recipe.description)}", "")
+    for group, lines in (
+        ("model", _model(initial)),
+        ("data", _data(initial)),
+        ("prompt", _prompt(recipe, data)),
+        ("train", _train(recipe, data)),
+        ("evaluate", _evaluate(recipe, data)),
+    ):
+        if found := list(lines):
+            yield from (f"{group}:", *(f"  {line}" for line in found), "")
+
+
+def _comment(text: str, width: int = 110) -> Iterable[str]:
+    """Yield a comment in lines of this width."""
+    yield from (f"# {line}" for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def _model(initial: Initial) -> Iterable[str]:
+    model = initial.recipe.model
+    yield f"base: {flow(model.base)}"
+    if model.quantize != "none":
+        yield "# The frozen base is stored in 4 bits, which needs bitsandbytes: pip install --editable '.[quantized]'"
+        yield f"quantize: {model.quantize}"
+    if model.top_layers:
+        yield "# The layers below these have the same output in every epoch, so it is computed once."
+        yield f"top_layers: {model.top_layers}"
+    yield from ("lora:", f"  r: {model.lora.r}")
+
+
+def _data(initial: Initial) -> Iterable[str]:
+    spec, data = initial.recipe.data, initial.data
+    (source,) = spec.sources
+    yield from ("sources:", f"  - name: {source.name}", f"    path: {flow(source.path)}")
+    if source.fields:
+        yield "    # Field of an example -> column. Columns with the usual names need no entry."
+        yield f"    fields: {flow(source.fields)}"
+    if source.limit:
+        yield f"    # A sample, so that training takes about {clock(SECONDS_ON_CPU)}. Remove this on a faster machine."
+        yield f"    limit: {source.limit}"
+    yield "    # licence: CC BY 4.0"
+    if source.limit or data.total * 0.2 > TEST_ITEMS:
+        yield f"# About {TEST_ITEMS} items each, or a fifth and a tenth of a small sample."
+        yield from (f"test_share: {spec.test_share:g}", f"dev_share: {spec.dev_share:g}")
+    else:
+        items = round(data.total * spec.test_share)
+        yield f"# About {items} test items; the interval of an accuracy is then about ±{100 / items**0.5:.0f} points."
+        yield f"test_share: {spec.test_share:g}"
+    yield "# Identifiers of people are counted; mask replaces them by placeholders such as [NAME]."
+    yield from ("phi:", "  action: report")
+
+
+def _prompt(recipe: Recipe, data: DataFacts) -> Iterable[str]:
+    form = recipe.prompt
+    longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
+    cut = "lose their earliest turns" if data.kind == "conversations" else "are shortened, first their context"
+    yield f"# {longer:.0%} of the rows are longer and {cut}." if longer else "# Long enough for all rows."
+    yield f"max_tokens: {form.max_tokens}"
+    if form.context_head:
+        yield "# If a context is shortened, this share of its tokens goes to its beginning, the rest to its end."
+        yield f"context_head: {form.context_head:g}"
+    if data.answers:
+        yield "# 95% of the answers fit into this."
+    yield f"answer_tokens: {form.answer_tokens}"
+
+
+def _train(recipe: Recipe, data: DataFacts) -> Iterable[str]:
+    spec = recipe.train
+    if data.kind == "claims":
+        yield "tasks: [claim]"
+    read = (recipe.data.sources[0].limit or data.total) * (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
+    yield f"# About {read * spec.epochs / spec.batch_size:,.0f} steps; an epoch has {read:,.0f} training rows."
+    yield from (f"batch_size: {spec.batch_size}", f"accumulation: {spec.accumulation}", f"epochs: {spec.epochs:g}")
+    yield "# To compare other values, evaluate on dev, and keep the test set for the final result:"
+    yield "# --set train.learning_rate=1e-4 --set evaluate.split=dev"
+    yield f"learning_rate: {flow(spec.learning_rate)}"
+    if spec.average_last:
+        yield "# The weights are the mean over this share of the steps, at the end."
+        yield f"average_last: {spec.average_last:g}"
+    if spec.decision_share:
+        yield "# A decision has few tokens: without its own share of the loss, it is hardly learnt."
+        yield f"decision_share: {spec.decision_share:g}"
+    if spec.class_balance:
+        rarest, count = data.decisions.most_common()[-1]
+        yield f"# Rare decisions count more: {count / data.decisions.total():.0%} are {rarest}."
+        yield f"class_balance: {spec.class_balance:g}"
+
+
+def _evaluate(recipe: Recipe, data: DataFacts) -> Iterable[str]:
+    if data.answers:
+        yield "# Long enough for 95% of the answers, up to a limit that keeps the evaluation short."
+    yield f"max_new_tokens: {recipe.evaluate.max_new_tokens}"

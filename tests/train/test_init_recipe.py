@@ -1,0 +1,160 @@
+"""`meditune init` looks at a file and a machine, and writes a recipe that runs."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meditune.config.load_recipe import load_recipe
+from meditune.errors import RecipeError
+from meditune.train import init_recipe
+from meditune.train.hardware_target import Target
+from meditune.train.init_recipe import choose, look_at
+from tests.commands import Bench, bench, meditune
+
+LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
+SLOW = Target("a slow laptop", 16.0, 2e9, "cpu", torch.bfloat16, "assumed")
+SMALL_GPU = Target("a card", 8.0, 40e12, "cuda", torch.bfloat16, "assumed")
+BASES = ("qwen2.5-coder-0.5b", "smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A machine without a network, on which two bases are."""
+    with bench(tmp_path_factory.mktemp("init")) as made:
+        for name in BASES:
+            folder = Path(made.environment["MEDITUNE_CACHE"]) / "models" / name
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}", encoding="utf-8")
+        yield made
+
+
+def pairs(path: Path, count: int = 60, names: tuple[str, ...] = ("question", "answer", "context", "verdict")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(names)
+        for number in range(count):
+            decision = "maybe" if number % 10 == 0 else "yes" if number % 2 else "no"
+            context = f"Study {number} followed {number + 50} patients for a year. " * 3
+            table.writerow([f"Does drug {number} help?", f"Drug {number} helped {number} patients.", context, decision])
+    return path
+
+
+def test_the_written_recipe_is_the_chosen_one_and_runs(
+    place: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
+    data, output = pairs(tmp_path / "my pairs.csv"), tmp_path / "new" / "mine.yaml"
+    done = meditune("init", data, "--output", output)
+    assert done.code == 0, done
+    assert "60 questions: 60 with an answer, 60 with a decision" in done.out
+    assert "Machine: a laptop, 16.0 GB of free memory; settings of the recipe laptop." in done.out
+    recipe = load_recipe(str(output)).recipe
+    assert recipe == choose(look_at(data)).recipe
+    assert recipe.model.base == "qwen2.5-coder-0.5b"
+    assert recipe.data.sources[0].fields == {"decision": "verdict"}
+    assert (recipe.train.batch_size, recipe.train.decision_share, recipe.train.class_balance) == (4, 0.5, 0.65)
+    assert 128 <= recipe.prompt.max_tokens <= 256
+    assert "# Rare decisions count more: 10% are maybe." in output.read_text(encoding="utf-8")
+
+    meditune("init", data, "--output", output).refused(2, "exists already", "--force")
+    assert meditune("init", data, "--output", output, "--force").code == 0
+    small = {"model.base": place.base, "model.top_layers": "null", "train.epochs": 1, "evaluate.max_new_tokens": 8}
+    small |= {"evaluate.choices": 8, "evaluate.resamples": 100, "evaluate.similarity": "false"}
+    words = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    ran = meditune("run", output, "--output", place.folder / "mine", *words)
+    assert ran.code == 0, ran
+    assert (place.folder / "mine" / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_slow_machine_gets_a_smaller_base_and_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: SLOW)
+    data, output = pairs(tmp_path / "pairs.csv", 400), tmp_path / "mine.yaml"
+    initial = choose(look_at(data))
+    assert initial.recipe.model.base == "smollm2-135m"
+    assert "qwen2.5-coder-0.5b would train for" in initial.passed_over[0]
+    init_recipe.write(initial, output)
+    recipe = load_recipe(str(output)).recipe
+    assert recipe == initial.recipe
+    assert recipe.data.sources[0].limit is not None
+    assert 20 <= recipe.data.sources[0].limit < 400
+
+
+def test_bases_that_cant_be_downloaded_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: SMALL_GPU)
+    data = look_at(pairs(tmp_path / "pairs.csv"))
+    with pytest.raises(RecipeError, match="qwen3-4b isn't on this machine, and MEDITUNE_OFFLINE forbids downloads"):
+        choose(data)
+
+
+@pytest.mark.parametrize(
+    ("memory", "recipe"), [(6.0, "gpu-8gb"), (17.0, "gpu-8gb"), (25.3, "gpu-24gb"), (85.0, "gpu-80gb")]
+)
+def test_the_memory_of_a_gpu_decides_the_recipe(memory: float, recipe: str) -> None:
+    assert init_recipe.machine_recipe(replace(SMALL_GPU, memory_gb=memory)) == recipe
+
+
+def test_claims_conversations_and_long_files_are_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = tmp_path / "claims.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"claim": f"Drug {n} helps.", "evidence": f"Trial {n}.", "label": "true" if n % 2 else "false"}
+        for n in range(30)
+    ]
+    claims.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = look_at(claims)
+    assert (found.kind, found.decisions) == ("claims", {"supported": 15, "refuted": 15})
+
+    chats = tmp_path / "chats.json"
+    turns = [{"role": "user", "content": "Is it flu, and what helps?"}, {"role": "assistant", "content": "Rest " * 100}]
+    chats.write_text(json.dumps([{"messages": turns}] * 30), encoding="utf-8")
+    found = look_at(chats)
+    assert (found.kind, found.total) == ("conversations", 30)
+    assert 100 < found.answer_tokens[0] < found.row_tokens[0] < 250
+
+    monkeypatch.setattr(init_recipe, "MOST_ROWS", 50)
+    renamed = pairs(tmp_path / "long.csv", 200, ("Patient question", "Final answer", "notes", "label"))
+    found = look_at(renamed)
+    assert found.fields == {"answer": "Final answer", "question": "Patient question"}
+    assert found.rows == 50
+    assert found.total == pytest.approx(200, abs=3)
+    assert found.summary()[0].startswith(f"About {found.total} questions. Of the first 50: 50 with an answer")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (None, (), "no such file. Give a CSV"),
+        ("", (), "no rows"),
+        ("question,answer\nWhy?,Because.\n", (), "1 usable rows, and training and testing need at least 20"),
+        ("Patient,Doctor\nWhy?,Because.\n", (), "--field question=COLUMN --field answer=COLUMN"),
+        ("Patient,Doctor\nWhy?,Because.\n", ("--field", "question=Patiens"), "Did you mean 'Patient'?"),
+        ("question,answer\n", ("--field", "question"), "write it as FIELD=COLUMN"),
+        ("question,answer,label\n" + "Why?,So.,cancer\n" * 30, (), "unknown decision (not yes, no or maybe)"),
+    ],
+)
+def test_unusable_input_gets_a_sentence(
+    tmp_path: Path, text: str | None, options: tuple[str, ...], message: str
+) -> None:
+    file = tmp_path / "data.csv"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    done = meditune("init", file, "--output", tmp_path / "out.yaml", *options)
+    assert done.code != 0
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out.yaml").exists()
+
+
+def test_folders_and_unknown_machines_are_refused(tmp_path: Path) -> None:
+    meditune("init", tmp_path, "--output", tmp_path / "out.yaml").refused(3, "this is a folder")
+    data = pairs(tmp_path / "pairs.csv")
+    meditune("init", data, "--output", tmp_path).refused(2, "is a folder. Name a file")
+    meditune("init", data, "--output", tmp_path / "out.yaml", "--machine", "gpu").refused(2, "gpu-8gb, gpu-24gb")
