@@ -2,7 +2,8 @@
 
     python benchmarks/citations.py INDEX --thresholds        # the thresholds of retrieval.py and citations.py
     python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto --record answers.jsonl
-    python benchmarks/citations.py --recorded answers.jsonl --judge runs/evidence --labels labels.jsonl
+    python benchmarks/citations.py --recorded answers.jsonl --judge RUN --scores scores.json --to-label l.jsonl
+    python benchmarks/citations.py --recorded answers.jsonl --scores scores.json --labels l.jsonl
 
 Build INDEX from MedQuAD or a part of it and, for the second command, also from PubMedQA's abstracts. MEDITUNE_DATA
 names the folder with the publishers' data. All questions are from the train splits: MedQuAD's (a tenth of the topics is
@@ -15,9 +16,14 @@ by people; withheld sentences count, too. Recall is the share of sentences with 
 citations whose source is about the question's own topic or is its own abstract; it is unknown for LiveQA.
 
 The third command checks recorded answers again, with a judge. It prints how many answers and sentences the detector and
-the judge show: the judge at its own threshold, and at the threshold that shows as many answers as the detector. LABELS
-(JSON Lines: `answer` and `sentence`, counted from 0, and `supported`, true or false) says which sentences are supported
-by the sources; then the table has the share of unsupported sentences among those shown, with its 95% interval (Wilson).
+the judge show: the judge at the assistant's threshold, and at the threshold that shows as many answers as the detector.
+The scores are stored in scores.json, and the sentences that any of these checks shows are written to l.jsonl in random
+order, with question and sources, but without scores. People set `supported` in each row to true or false: do the
+sources support the sentence? As the order is random, the first rows are a random sample.
+
+The fourth command adds to the table, from the labels, the share of unsupported sentences among those shown, with its
+95% interval (Wilson), and the difference from the detector's share (bootstrap over answers). A row's `answer` and
+`sentence` are counted from 0, in answers.jsonl and in its row's `sentences`.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +41,7 @@ from typing import Any
 import numpy as np
 
 import faithfulness as planted
+from meditune.assistant.answer_filter import withheld
 from meditune.assistant.assistant import SUPPORTED_SHARE, Assistant, load_assistant, open_assistant
 from meditune.assistant.events import Answer
 from meditune.assistant.retrieval import PASSAGES
@@ -47,13 +54,14 @@ from meditune.data.splits import by_group
 from meditune.engines.evidence_judge import EvidenceJudge, load_judge
 from meditune.evidence import detector
 from meditune.evidence.detector import evidence
-from meditune.files import read_jsonl, write_jsonl
-from meditune.retrieve.citations import SUPPORT, Citer, stated_sentences, support
+from meditune.files import numbered_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from meditune.progress import Progress
+from meditune.retrieve.citations import JUDGED_SUPPORT, SUPPORT, Citer, stated_sentences, support
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
-from meditune.statistics import wilson
+from meditune.statistics import Statistics, bootstrap, percentile_interval, ratio, wilson
 from meditune.text import sentences
 
 SEED = 17
@@ -73,11 +81,18 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="file for the answers with their sources")
     parser.add_argument("--recorded", type=Path, help="answers to check again, instead of an index")
     parser.add_argument("--judge", help="the run of a judge that checks the recorded answers")
+    parser.add_argument("--scores", type=Path, help="file for the scores, which is read if it exists")
+    parser.add_argument("--to-label", type=Path, help="file for the shown sentences, to be labelled")
     parser.add_argument("--labels", type=Path, help="which of the recorded sentences are supported")
     arguments = parser.parse_args()
     if arguments.recorded:
-        print("\n".join(checked_again(arguments.recorded, arguments.judge, arguments.labels)))
+        for line in checked_again(
+            arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels
+        ):
+            print(line, flush=True)
         return
+    if not arguments.index:
+        parser.error("name an index, or --recorded answers")
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser() / "medquad"
     train, _ = by_group(list(medquad.read(folder, Rejects())), 0.1, SEED)
     if arguments.thresholds:
@@ -234,68 +249,166 @@ def answered(
 
 def recorded(answer: Answer) -> dict[str, Any]:
     """Return what is needed to check an answer's sentences again."""
+    # A source without a title is named by its document, which the model didn't read.
+    titles = ["" if each.title == each.id.rpartition("#")[0] else each.title for each in answer.sources]
     return {
         "question": answer.question,
         "sentences": [each.text for each in answer.sentences],
-        "sources": [{"title": each.title, "text": each.text} for each in answer.sources],
+        "sources": [{"title": title, "text": each.text} for title, each in zip(titles, answer.sources, strict=True)],
     }
 
 
-def checked_again(path: Path, judge_name: str | None, labels_path: Path | None) -> Iterator[str]:
-    """Yield a table of what recorded answers show by the detector and by a judge."""
-    rows = [row for row in read_jsonl(path) if row["sentences"] and row["sources"]]
-    labels = {}
-    for each in read_jsonl(labels_path) if labels_path else ():
-        labels[each["answer"], each["sentence"]] = bool(each["supported"])
-    by_detector = [_scores(row, None) for row in rows]
-    policies = {"detector": [[score > 0 for score in scores] for scores in by_detector]}
+def checked_again(
+    path: Path, judge_name: str | None, scores: Path | None, to_label: Path | None, labels_path: Path | None
+) -> Iterator[str]:
+    """Yield a table of what recorded answers show by the detector and by a judge, and write the file to label."""
+    rows = {number: row for number, row in enumerate(read_jsonl(path)) if row["sentences"] and row["sources"]}
+    if not rows:
+        raise SystemExit(f"{path} has no answer with sentences and sources.")
+    labels = read_labels(labels_path, rows) if labels_path else {}
+    found = scored(rows, judge_name, scores)
+    policies = {"detector": [[score > 0 for score in each] for each in found["detector"]]}
+    if judge := found["judge"]:
+        count, seconds = sum(map(len, judge["scores"])), judge["seconds"]
+        yield f"{judge['name']}: {seconds / count:.2f} s a sentence, {seconds / len(rows):.2f} s an answer"
+        if judge["unjudged"]:
+            yield f"Sentences that the judge couldn't check, so that the detector's scores count: {judge['unjudged']}"
+        yield ""
+        policies[f"judge, threshold {judge['threshold']:.3f}"] = _reaching(judge["scores"], judge["threshold"])
+        wanted = _answers(shown(rows, policies["detector"]))
+        # With a higher threshold, fewer answers are shown.
+        for least in sorted({score for each in judge["scores"] for score in each if score > 0}, reverse=True):
+            equal = _reaching(judge["scores"], least)
+            if _answers(shown(rows, equal)) >= wanted:
+                policies[f"judge, threshold {least:.3f} (as many answers as by the detector)"] = equal
+                break
+        else:
+            yield f"At no threshold does the judge show as many answers as the detector ({wanted}).\n"
+    visible = {name: shown(rows, policy) for name, policy in policies.items()}
+    if to_label:
+        yield f"{write_unlabelled(to_label, rows, visible.values())} sentences to label: {to_label}\n"
+    yield "| checked by | answers shown | sentences shown | labelled | unsupported (95% interval) | minus detector's |"
+    yield "|---|---|---|---|---|---|"
+    wrong = {name: _unsupported(rows, places, labels) for name, places in visible.items()}
+    for name, places in visible.items():
+        labelled = [labels[place] for place in places if place in labels]
+        cells = ["", ""]
+        if labelled:
+            low, high = wilson(labelled.count(False), len(labelled))
+            cells[0] = f"{wrong[name].value():.1f}% ({low:.1f} to {high:.1f})"
+        if labelled and name != "detector":
+            sides = [(each.figure, each.items) for each in (wrong["detector"], wrong[name])]
+            before, after = bootstrap(sides, RESAMPLES, SEED)
+            if interval := percentile_interval(after - before):
+                difference = wrong[name].value() - wrong["detector"].value()
+                cells[1] = f"{difference:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
+        answers = f"{_answers(places)} of {len(rows)}"
+        yield f"| {name} | {answers} | {len(places)} | {len(labelled)} | {' | '.join(cells)} |"
+
+
+def scored(rows: dict[int, dict[str, Any]], judge_name: str | None, stored: Path | None) -> dict[str, Any]:
+    """Return the scores of the answers' sentences by the detector and by the judge, 0 if nothing supports a sentence.
+
+    `stored` is a file with these scores; it is written if it doesn't exist.
+    """
+    sentences = [row["sentences"] for row in rows.values()]
+    if stored and stored.is_file():
+        found: dict[str, Any] = read_json(stored)
+        if found["sentences"] != sentences or (judge_name and found["judge"]["run"] != judge_name):
+            raise SystemExit(f"{stored} has the scores of other answers or of another judge. Remove it.")
+        return found
+    found = {"sentences": sentences, "detector": [_scores(row, None)[0] for row in rows.values()], "judge": None}
     if judge_name:
         judge = load_judge(judge_name)
-        threshold, judge.threshold = judge.threshold, 0.0
+        facts: dict[str, Any] = {"run": judge_name, "name": judge.name, "threshold": JUDGED_SUPPORT}
+        facts |= {"scores": [], "unjudged": 0}
         started = time.monotonic()
-        by_judge = [_scores(row, judge) for row in rows]
-        seconds = time.monotonic() - started
-        count = sum(map(len, by_judge))
-        yield f"{judge.name}: {seconds / count:.2f} s a sentence, {seconds / len(rows):.2f} s an answer\n"
-        at_own = [[score >= threshold for score in scores] for scores in by_judge]
-        policies[f"judge, threshold {threshold:.2f}"] = at_own
-        wanted = _answers_shown(policies["detector"])
-        # With a higher threshold, fewer answers are shown.
-        for each in sorted({score for scores in by_judge for score in scores if score > 0}, reverse=True):
-            equal = [[score >= each for score in scores] for scores in by_judge]
-            if _answers_shown(equal) >= wanted:
-                policies[f"judge, threshold {each:.2f} (as many answers as by the detector)"] = equal
-                break
-    yield "| checked by | answers shown | sentences shown | labelled | unsupported (95% interval) |"
-    yield "|---|---|---|---|---|"
-    for name, policy in policies.items():
-        shown = [
-            (answer, sentence)
-            for answer, supported in enumerate(policy)
-            if sum(supported) >= SUPPORTED_SHARE * len(supported)
-            for sentence, yes in enumerate(supported)
-            if yes
-        ]
-        found = [labels[each] for each in shown if each in labels]
-        wrong = sum(not each for each in found)
-        cell = ""
-        if found:
-            low, high = wilson(wrong, len(found))
-            cell = f"{wrong / len(found):.1%} ({low:.1f} to {high:.1f})"
-        share = f"{_answers_shown(policy)} of {len(rows)}"
-        yield f"| {name} | {share} | {len(shown)} | {len(found)} | {cell} |"
+        with Progress("Judging", len(rows), "answers") as progress:
+            for row in rows.values():
+                scores, unjudged = _scores(row, judge)
+                facts["scores"].append(scores)
+                facts["unjudged"] += unjudged
+                progress.advance()
+        found["judge"] = facts | {"seconds": time.monotonic() - started}
+    if stored:
+        write_json(stored, found)
+    return found
 
 
-def _answers_shown(policy: Sequence[Sequence[bool]]) -> int:
-    return sum(any(each) and sum(each) >= SUPPORTED_SHARE * len(each) for each in policy)
+def shown(rows: dict[int, dict[str, Any]], supported: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
+    """Return answer and sentence, both counted from 0, of each sentence that an assistant would show."""
+    found = []
+    for (number, row), yes in zip(rows.items(), supported, strict=True):
+        if sum(yes) >= SUPPORTED_SHARE * len(yes):
+            texts = enumerate(row["sentences"])
+            found += [(number, place) for place, text in texts if yes[place] and not withheld(text, True, True, False)]
+    return found
 
 
-def _scores(row: dict[str, Any], judge: EvidenceJudge | None) -> list[float]:
-    """Return each sentence's score; 0 if nothing supports it."""
+def write_unlabelled(path: Path, rows: dict[int, dict[str, Any]], visible: Iterable[Sequence[tuple[int, int]]]) -> int:
+    """Write the sentences that any check shows, in random order, and return their number."""
+    if path.is_file():
+        raise SystemExit(f"{path} exists and may hold labels. Name another file.")
+    places = sorted({place for each in visible for place in each})
+    random.Random(SEED).shuffle(places)
+    return write_jsonl(
+        path,
+        (
+            {
+                "answer": answer,
+                "sentence": place,
+                "question": rows[answer]["question"],
+                "text": rows[answer]["sentences"][place],
+                "sources": rows[answer]["sources"],
+                "supported": None,
+            }
+            for answer, place in places
+        ),
+    )
+
+
+def read_labels(path: Path, rows: dict[int, dict[str, Any]]) -> dict[tuple[int, int], bool]:
+    """Return whether each labelled sentence is supported; rows without a label don't count."""
+    found = {}
+    for line, each in numbered_jsonl(path):
+        answer, sentence, label = each.get("answer"), each.get("sentence"), each.get("supported")
+        if answer not in rows or sentence not in range(len(rows[answer]["sentences"])):
+            raise SystemExit(f"{path}, line {line}: the recorded answers have no sentence {sentence} in {answer}.")
+        if "text" in each and each["text"] != rows[answer]["sentences"][sentence]:
+            raise SystemExit(f"{path}, line {line}: the text isn't that of the recorded sentence.")
+        if label is not None and not isinstance(label, bool):
+            raise SystemExit(f"{path}, line {line}: supported is {label!r}; write true, false or null.")
+        if label is not None:
+            found[answer, sentence] = label
+    return found
+
+
+def _answers(places: Iterable[tuple[int, int]]) -> int:
+    return len({answer for answer, _ in places})
+
+
+def _reaching(scores: Sequence[Sequence[float]], least: float) -> list[list[bool]]:
+    return [[score > 0 and score >= least for score in each] for each in scores]
+
+
+def _unsupported(
+    rows: Iterable[int], places: Iterable[tuple[int, int]], labels: dict[tuple[int, int], bool]
+) -> Statistics:
+    """Return the share of unsupported sentences among the labelled ones, in percent, by answer."""
+    wrong, count = dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.0)
+    for place in places:
+        if place in labels:
+            count[place[0]] += 1
+            wrong[place[0]] += 100.0 * (not labels[place])
+    return ratio([str(each) for each in count], list(wrong.values()), list(count.values()))
+
+
+def _scores(row: dict[str, Any], judge: EvidenceJudge | None) -> tuple[list[float], int]:
+    """Return each sentence's score, 0 if nothing supports it, and the number that the judge didn't check."""
     passages = [packed(each["title"], each["text"]) for each in row["sources"]]
-    citer = Citer(passages, judge, seconds=float("inf"))
+    citer = Citer(passages, judge, seconds=float("inf"), threshold=0.0)
     found = [citer.judge(text) for text in row["sentences"]]
-    return [each.score if each.places else 0.0 for each in found]
+    return [each.score if each.places else 0.0 for each in found], citer.unjudged
 
 
 def packed(title: str, text: str) -> PackedPassage:

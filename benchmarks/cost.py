@@ -77,7 +77,10 @@ def cost_of(model: Any) -> Cost:
 
     def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal per_token
-        per_token += 2 * module.weight.numel() * (1 + inputs[0].requires_grad + module.weight.requires_grad)
+        # A quantized weight has fewer elements than its layer.
+        is_linear = isinstance(module, torch.nn.Linear)
+        weights = module.in_features * module.out_features if is_linear else module.weight.numel()
+        per_token += 2 * weights * (1 + inputs[0].requires_grad + module.weight.requires_grad)
 
     layers = [module for module in whole.base_model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
     hooks = [module.register_forward_pre_hook(count) for module in layers]

@@ -3,6 +3,7 @@
     python benchmarks/judge.py words runs/evidence              # the detector, and a judge that `meditune run` made
     python benchmarks/judge.py runs/evidence --items 100 --json judge.json
     python benchmarks/judge.py qwen2.5-coder-1.5b --untuned     # a base model, asked in the same words
+    python benchmarks/judge.py RUN/export/openvino RUN/export/openvino-int4 --sets scifact-dev --items 30
 
 A judge is `words` (the detector that needs no model), the folder of a run that was trained on claims, or any model that
 evaluate.faithfulness_model takes (NLI, lettucedetect:NAME, hhem:NAME). MEDITUNE_DATA names the folder with the sets:
@@ -14,7 +15,9 @@ evaluate.faithfulness_model takes (NLI, lettucedetect:NAME, hhem:NAME). MEDITUNE
   the rate of true statements that a judge calls unsupported.
 
 Longer sets are seeded samples. Models don't read claims of more than MOST_WORDS words, which may not fit into the
-prompt. AUROC is that of supported against the other labels.
+prompt. AUROC is that of supported against the other labels; macro-F1 is of all three labels. If several judges are
+named, each later one is compared with the first: the share of claims that both call supported or both don't, each at
+its own threshold, and the largest difference of the probability of support.
 """
 
 from __future__ import annotations
@@ -23,19 +26,20 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
-from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model
+from meditune.engines.evidence_judge import AT_ONCE, EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.evaluate.metrics.claims import auroc
 from meditune.evidence.detector import Sources, detect
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
@@ -56,6 +60,8 @@ class Judged:
 
     claim: Example
     supported: float
+    label: str | None = None
+    """The likeliest label, if the judge gives all labels probabilities"""
 
 
 def medhallu(items: int) -> list[Example]:
@@ -96,20 +102,20 @@ def _claim(source: str, id: str, text: str, evidence: Sequence[str], meta: dict[
 
 
 def learnt(run: Path) -> set[str]:
-    """Return the claims that a run was trained or fitted on."""
-    files = [run / "data" / f"{name}.jsonl" for name in ("train", "dev")]
+    """Return the claims that a run, or the run of an export in its folder, was trained or fitted on."""
+    files = [home / "data" / f"{name}.jsonl" for home in (run, run / "../..") for name in ("train", "dev")]
     return {row["question"] for file in files if file.is_file() for row in read_jsonl(file)}
 
 
-def sets(items: int) -> dict[str, list[Example]]:
-    """Return the sets by name, each with up to about `items` claims."""
-    scifact = own("scifact-dev", "scifact-pairs/dev.jsonl", 2 * items, labels={"not_entailment": "refuted"})
-    return {
-        "medhallu": medhallu(items),
-        "scifact-dev": scifact,
-        "citations-test": own("citations-test", "citation-integrity/test.jsonl", 2 * items),
-        "conclusions": conclusions(items),
-    }
+SETS: dict[str, Callable[[int], list[Example]]] = {
+    "medhallu": medhallu,
+    "scifact-dev": lambda items: own(
+        "scifact-dev", "scifact-pairs/dev.jsonl", 2 * items, labels={"not_entailment": "refuted"}
+    ),
+    "citations-test": lambda items: own("citations-test", "citation-integrity/test.jsonl", 2 * items),
+    "conclusions": conclusions,
+}
+"""Each returns up to about `items` claims"""
 
 
 def by_words(claims: Sequence[Example]) -> Iterator[Judged]:
@@ -121,7 +127,14 @@ def by_words(claims: Sequence[Example]) -> Iterator[Judged]:
 
 def by_model(model: Any, claims: Sequence[Example]) -> Iterator[Judged]:
     """Yield a model's score of each claim: that of its worst sentence, or of the claim as a whole by a judge."""
-    parts = [[claim.question] if isinstance(model, EvidenceJudge) else sentences(claim.question) for claim in claims]
+    if isinstance(model, EvidenceJudge):
+        for start in range(0, len(claims), AT_ONCE):
+            few = claims[start : start + AT_ONCE]
+            found = model.probabilities([(each.question, tuple(text.text for text in each.context)) for each in few])
+            for claim, each in zip(few, found, strict=True):
+                yield Judged(claim, each["supported"], max(each, key=each.__getitem__))
+        return
+    parts = [sentences(claim.question) for claim in claims]
     asked = [
         SupportQuestion(tuple(each.text for each in claim.context), "", text, 0, len(text))
         for claim, texts in zip(claims, parts, strict=True)
@@ -148,10 +161,22 @@ def measured(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
     statistics = auroc(rows)
     (drawn,) = bootstrap([(statistics.figure, statistics.items)], RESAMPLES, SEED)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
+    if all(each.label for each in judged) and len(set(references)) > len(TWO):
+        result["macro_f1"] = 100 * float(f1_score(references, [each.label for each in judged], average="macro"))
     result |= {"auroc": float(statistics.value()), "auroc_95": [float(low), float(high)]}
     hits = int((called & ~true).sum())
     result["f1_unsupported"] = 2 * hits / (int(called.sum()) + int((~true).sum()))
     return result
+
+
+def compared(one: Sequence[Judged], least: float, other: Sequence[Judged], other_least: float) -> dict[str, float]:
+    """Return how far two judges agree on the claims that both read."""
+    earlier = {each.claim.id: each.supported for each in one}
+    pairs = [(earlier[each.claim.id], each.supported) for each in other if each.claim.id in earlier]
+    return {
+        "same_as_first": float(np.mean([(a >= least) == (b >= other_least) for a, b in pairs])),
+        "largest_difference": max(abs(a - b) for a, b in pairs),
+    }
 
 
 def _logit(share: float) -> float:
@@ -164,10 +189,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("judges", nargs="+", help="words, a run's folder, or a model's name")
     parser.add_argument("--items", type=int, default=150, help="size of each set")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="the sets to measure")
     parser.add_argument("--untuned", action="store_true", help="the names are base models to ask in the judge's words")
     parser.add_argument("--json", type=Path, help="file for all probabilities and figures")
     arguments = parser.parse_args()
     everything: dict[str, Any] = {}
+    first: dict[str, tuple[list[Judged], float]] = {}
     for name in arguments.judges:
         model: Any = None
         if arguments.untuned:
@@ -177,8 +204,8 @@ def main() -> None:
         elif name != "words":
             model = load_support_model(name)
         known = learnt(Path(name))
-        for title, all_claims in sets(arguments.items).items():
-            claims = [claim for claim in all_claims if claim.question not in known]
+        for title in arguments.sets:
+            claims = [claim for claim in SETS[title](arguments.items) if claim.question not in known]
             if model:
                 claims = [claim for claim in claims if len(claim.question.split()) <= MOST_WORDS]
             started = time.monotonic()
@@ -189,6 +216,9 @@ def main() -> None:
             if title == "medhallu":
                 hard = [each for each in judged if each.claim.meta["difficulty"] == "hard"]
                 figures |= {f"hard_{key}": value for key, value in measured(hard, threshold).items() if key != "claims"}
+            if title in first:
+                figures |= compared(*first[title], judged, threshold)
+            first.setdefault(title, (judged, threshold))
             everything[f"{name}/{title}"] = figures | {
                 "rows": [[each.claim.id, each.claim.label, each.supported] for each in judged]
             }

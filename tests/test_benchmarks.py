@@ -13,7 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import citations
 import training
+from meditune.assistant.events import Answer, Sentence, Source
+from meditune.files import read_jsonl, write_jsonl
 from tests import tiny
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
@@ -191,3 +194,54 @@ def test_every_engine_trains_the_same_answers_and_counts_what_it_read(base, engi
         assert run["number_formats"] == ["torch.bfloat16"] + ["torch.float32"] * (
             engine in {"trl", "trl-no-checkpointing"}
         )
+
+
+def source(number, title, text):
+    return Source(number, f"own:{number}#0", title, "", "", "", "", "own", text, 0.9, False)
+
+
+def written(question, *texts):
+    sentences = tuple(Sentence(text, (), False, False, "", 0.0) for text in texts)
+    sources = (source(1, "own:1", "Rest helps with pain. Aspirin lowers fever."),) if texts else ()
+    return Answer(question, "", "answered", "", "plain", sentences, sources)
+
+
+def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answers(tmp_path):
+    lines = ["Rest helps with pain.", "Aspirin lowers fever.", "Bananas cure colds."]
+    answers = [written("Empty?"), written("A?", *lines[:2]), written("B?", lines[2]), written("C?", lines[0], lines[2])]
+    record, scores = tmp_path / "answers.jsonl", tmp_path / "scores.json"
+    write_jsonl(record, map(citations.recorded, answers))
+    assert read_jsonl(record)[1]["sources"][0]["title"] == "", "the model read no title"
+    judge = {"run": "runs/j", "name": "j", "threshold": 0.7, "seconds": 5.0, "unjudged": 0}
+    stored = {"sentences": [row["sentences"] for row in read_jsonl(record)[1:]]}
+    stored |= {
+        "detector": [[0.9, 0.9], [0.0], [0.9, 0.0]],
+        "judge": judge | {"scores": [[0.9, 0.6], [0.5], [0.4, 0.3]]},
+    }
+    assert citations.scored(dict(enumerate(read_jsonl(record)[1:])), None, None)["detector"][1:] != [[0.0], [0.0, 0.0]]
+    scores.write_text(json.dumps(stored), "utf-8")
+    sheet = tmp_path / "label.jsonl"
+    lines = list(citations.checked_again(record, None, scores, sheet, None))
+    assert lines[0] == "j: 1.00 s a sentence, 1.67 s an answer"
+    # At the judge's own threshold, one answer is shown; the detector shows two, as the judge does from 0.5 on.
+    assert [line.split(" | ")[:3] for line in lines[-3:]] == [
+        ["| detector", "2 of 3", "3"],
+        ["| judge, threshold 0.700", "1 of 3", "1"],
+        ["| judge, threshold 0.500 (as many answers as by the detector)", "2 of 3", "3"],
+    ]
+    rows = read_jsonl(sheet)
+    assert sorted((row["answer"], row["sentence"]) for row in rows) == [(1, 0), (1, 1), (2, 0), (3, 0)]
+    assert all(row.keys() == {"answer", "sentence", "question", "text", "sources", "supported"} for row in rows)
+    with pytest.raises(SystemExit, match="may hold labels"):
+        list(citations.checked_again(record, None, scores, sheet, None))
+    for row in rows:
+        row["supported"] = row["text"] != "Bananas cure colds."
+    write_jsonl(sheet, rows)
+    *_, by_detector, own, equal = citations.checked_again(record, None, scores, None, sheet)
+    assert "| 3 | 3 | 0.0% (0.0 to " in by_detector
+    assert "| 1 | 1 | 0.0%" in own
+    assert "| 3 | 3 | 33.3% (" in equal
+    assert "| +33.3 (+0.0 to +" in equal
+    write_jsonl(sheet, [rows[0] | {"supported": "false"}])
+    with pytest.raises(SystemExit, match="line 1: supported is 'false'"):
+        list(citations.checked_again(record, None, scores, None, sheet))

@@ -3,12 +3,15 @@
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from meditune.data.example import LABELS
 from meditune.engines.evidence_judge import load_judge, load_support_model
 from meditune.evaluate.metrics.claims import fit_correction
+from meditune.export.verify import ClaimDeviation
+from meditune.files import read_json
 from meditune.models.nli import check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
@@ -32,17 +35,22 @@ def claims(count: int, labels=LABELS, seed: int = 0) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on two sources of claims, of which one has no third label; its folder and report."""
+    """A run on two sources of claims, one without the third label, and a dev source with a claim that is too long."""
     with bench(tmp_path_factory.mktemp("claims"), "qwen2") as place:
         three = jsonl(place.folder / "three.jsonl", claims(60))
         two = jsonl(place.folder / "two.jsonl", claims(40, ("supported", "refuted"), seed=1))
-        sources = f"[{{name: own/three, path: '{three}'}}, {{name: own/two, path: '{two}'}}]"
+        true = claims(6, ("supported",), seed=2)
+        true[0]["claim"] += " As before." * 300
+        known = jsonl(place.folder / "known.jsonl", true)
+        sources = f"[{{name: own/three, path: '{three}'}}, {{name: own/two, path: '{two}'}}, "
+        sources += f"{{name: own/known, path: '{known}', split: dev}}]"
         changes = {"data__sources": sources, "data__sources__0__limit": None, "train__tasks": "[claim]"}
         extra = {"train__replay__share": 0, "train__decision_share": None, "train__class_balance": 0}
         extra |= {"train__end_weight": 1, "data__split": "group", "data__test_share": 0.3, "data__dev_share": 0.3}
         extra |= {"train__learning_rate": 0.02, "train__epochs": 6, "model__top_layers": None}
         result = place.run("judge", *place.settings(**changes, **extra))
         assert result.code == 0, result.err
+        assert " dev claims are longer than prompt.max_tokens" in result.err
         yield place, place.folder / "judge", place.report("judge")
 
 
@@ -123,15 +131,12 @@ def test_citations_follow_the_judge_but_not_against_names_nor_beyond_its_time(ru
     judge = load_judge(str(folder))
     passages = [packed("Pain fell in group 7 with Zolpimetin."), packed("Sleep was not measured in group 8.")]
     statement = "In group 7, pain fell."
-    for lenient, places in ((0.0, {0, 1}), (1.1, set())):
-        judge.threshold = lenient
-        assert set(Citer(passages, judge).judge(statement).places) <= places
-    judge.threshold = 0.0
-    found = Citer(passages, judge).judge(statement)
+    assert Citer(passages, judge, threshold=1.1).judge(statement).places == ()
+    found = Citer(passages, judge, threshold=0.0).judge(statement)
     (verdict,) = judge.supports([statement], [passages[0].shown])
     assert 0 in found.places
     assert found.score >= verdict.supported
-    assert Citer(passages, judge).judge("In group 7, pain fell with Metazolamine.").places == ()
+    assert Citer(passages, judge, threshold=0.0).judge("In group 7, pain fell with Metazolamine.").places == ()
     assert Citer(passages, judge, seconds=0).judge(statement) == Citer(passages).judge(statement)
 
 
@@ -143,6 +148,13 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     expected = load_judge(str(copy))
     result = meditune("export", copy, "--to", "openvino")
     assert result.code == 0, result
+    # The export is checked on claims, which the judge can do, and not on written answers.
+    assert "% of the verdicts the same; probability of support " in result.out
+    assert "perplexity" not in result.out
+    drift = read_json(copy / "export" / "openvino" / "export.json")["drift"]["claims"]
+    assert drift["items"] == len(read_rows(copy / "data" / "train.jsonl"))
+    assert drift["agreement"] >= 0.9
+    assert 0 < drift["difference"] <= drift["largest"] < 0.05
     exported = load_judge(str(copy))
     assert exported.name == "judge (openvino int8)"
     assert exported.threshold == expected.threshold
@@ -156,3 +168,21 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
         exported.supports(["Exercise helps."], passages[::-1])
         (alone,) = exported.supports(statements[place : place + 1], passages)
         assert alone.supported == pytest.approx(first[place].supported, abs=1e-3)
+    result = meditune("export", copy, "--to", "openvino", "--quantization", "int4")
+    assert result.code == 0, result
+    coarse = load_judge(str(copy / "export" / "openvino-int4"))
+    assert coarse.name == "judge (openvino int4)"
+    for one, other in zip(coarse.supports(statements, passages), first, strict=True):
+        assert one.supported == pytest.approx(other.supported, abs=0.2)
+        assert one.supported != other.supported
+    meditune("export", copy, "--to", "openvino", "--quantization", "Q4_K_M").refused(4, "has int8 or int4 weights")
+
+
+def test_an_exported_judge_may_deviate_only_so_far_however_coarse_its_weights():
+    fine = ClaimDeviation(items=50, agreement=0.92, difference=0.04, largest=0.4)
+    assert fine.problems() == []
+    (problem,) = replace(fine, agreement=0.86).problems()
+    assert "only 86 % of the verdicts on claims are the same (at least 90 % required)" in problem
+    assert replace(fine, agreement=0.86, difference=0.08).problems(2.0) == []
+    assert len(replace(fine, agreement=0.7, difference=0.2).problems(5.0)) == 2
+    assert replace(fine, difference=math.nan).problems(5.0)

@@ -32,7 +32,7 @@ from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
 from meditune.models.api_client import ApiModel, find_api_model
 from meditune.models.catalogue import PRUNED, PRUNING
-from meditune.prompts import load_format
+from meditune.prompts import QuestionTooLongError, load_format
 from meditune.run_folder import (
     EVALUATION,
     RECIPE,
@@ -155,9 +155,24 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
     from meditune.evaluate.metrics.claims import fit_correction
     from meditune.evaluate.predictions import once, path_of
 
+    fitting = [claim for claim in claims if _fits(backend, claim)]
+    if len(fitting) < len(claims):
+        print(
+            f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and are left "
+            "out of the judge's correction.",
+            file=sys.stderr,
+        )
     predictions = folder / "predictions"
-    once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", claims, "Dev claims of tuned"))
+    once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", fitting, "Dev claims of tuned"))
     fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
+
+
+def _fits(backend: WeightsBackend, claim: Example) -> bool:
+    try:
+        backend.encoder.supervised(claim, "claim")
+    except QuestionTooLongError:
+        return False
+    return True
 
 
 def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:
@@ -185,9 +200,10 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             with distributed.only_first(stage(folder, "train")):
                 start = starting_point(recipe, folder)
                 with distributed.one_on_each_machine_first():
-                    # The weights' device is chosen once their size is known.
+                    # The weights' device is chosen once their size is known. Only the first process reads them.
                     several = distributed.world() > 1 and recipe.model.quantize == "none"
-                    loaded = _pruned(recipe, data, folder) or _load(recipe, start, on="cpu" if several else None)
+                    on = ("cpu" if distributed.is_first() else "meta") if several else None
+                    loaded = _pruned(recipe, data, folder) or _load(recipe, start, on=on)
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
 
 

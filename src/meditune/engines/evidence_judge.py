@@ -3,6 +3,12 @@
 The model reads the passages and is asked "Is it true that ...?". The probabilities of its answers yes, no and maybe are
 those of supported, refuted and unclear, after a correction that was fitted on development claims (`CLAIMS`). Statements
 about the same passages share one pass over them. The model runs with torch, or as an OpenVINO export without torch.
+
+Evidence that doesn't fit into the prompt is read in several windows. Of each window, only how much it speaks for and
+against the statement counts, relative to saying nothing (logit minus the logit of unclear). The strongest support and
+the strongest refutation of all windows are combined: windows about something else change nothing, and a statement that
+one window supports and another refutes gets about equal probabilities of both. A long statement is judged in parts:
+it is as much supported as its least supported part, and as much refuted as its most refuted part.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from meditune.data.example import LABEL, LABELS, Example, Passage
+from meditune.data.example import LABEL, LABELS, Example, Label, Passage
 from meditune.engines.exported_model import read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
@@ -31,10 +37,11 @@ from meditune.evidence.support_model import (
     load_correction,
     model_folder,
 )
-from meditune.prompts import Encoded, Encoder, QuestionTooLongError, load_format
+from meditune.prompts import Encoded, Encoder, load_format
 from meditune.text import sentences
 
 BATCH_TOKENS = 2048
+UNCLEAR: Label = "not_enough_information"
 AT_ONCE = 64
 """Number of sentences that are scored before the first score is returned"""
 
@@ -66,10 +73,10 @@ class EvidenceJudge:
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
         """Return a verdict for each statement, in order.
 
-        Passages that don't fit into the prompt together are read in several windows; the window that supports a
-        statement most decides. Raises ModelError if a statement is too long.
+        Passages that don't fit into the prompt together are read in several windows, and long statements in parts. The
+        module's docstring says how they are combined.
         """
-        found = self._probabilities([(statement, tuple(passages)) for statement in statements])
+        found = self.probabilities([(statement, tuple(passages)) for statement in statements])
         sources = Sources(passages)
         return [
             ClaimVerdict(
@@ -85,26 +92,39 @@ class EvidenceJudge:
         """Yield the probability of support for each sentence, in order."""
         for start in range(0, len(asked), AT_ONCE):
             few = asked[start : start + AT_ONCE]
-            for each in self._probabilities([(question.sentence, question.sources) for question in few]):
+            for each in self.probabilities([(question.sentence, question.sources) for question in few]):
                 yield SupportScore(each["supported"])
 
-    def _probabilities(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, float]]:
-        """Return the probabilities of LABELS for each statement and its passages."""
+    def probabilities(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, float]]:
+        """Return the probabilities of LABELS for each statement and its passages, in order."""
         claims: list[tuple[Encoded, Evidence]] = []
+        owners: list[int] = []
+        encoder = self.model.encoder
         for number, (statement, passages) in enumerate(asked):
-            for window in _windows(self.model.encoder, statement, passages):
-                claims.append((_encoded(self.model.encoder, str(number), statement, window), window))
-        best: dict[int, dict[str, float]] = {}
+            for part in _parts(encoder, statement):
+                for window in _windows(encoder, part, passages):
+                    claims.append((_encoded(encoder, str(len(owners)), part, window), window))
+                owners.append(number)
+        strongest: dict[int, dict[str, float]] = {}
         for item, logits in self.model.logits(claims):
             if not all(map(math.isfinite, logits)):
                 raise ModelError(
                     f"The judge {self.name} computes numbers that aren't finite; its weights may be damaged."
                 )
-            found = self.correction.probabilities(dict(zip(LABELS, logits, strict=True)))
-            number = int(item.id)
-            if number not in best or found["supported"] > best[number]["supported"]:
-                best[number] = found
-        return [best[number] for number in range(len(asked))]
+            found = dict(zip(LABELS, logits, strict=True))
+            relative: dict[str, float] = {label: value - found[UNCLEAR] for label, value in found.items()}
+            before = strongest.get(int(item.id), relative)
+            strongest[int(item.id)] = {label: max(value, before[label]) for label, value in relative.items()}
+        by_part: list[list[dict[str, float]]] = [[] for _ in asked]
+        for part_number, owner in enumerate(owners):
+            by_part[owner].append(self.correction.probabilities(strongest[part_number]))
+        return [_of_all_parts(parts) for parts in by_part]
+
+
+def _of_all_parts(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the probabilities of a statement, which holds if all its parts hold."""
+    supported, refuted = min(part["supported"] for part in parts), max(part["refuted"] for part in parts)
+    return {"supported": supported, "refuted": refuted, UNCLEAR: max(0.0, 1 - supported - refuted)}
 
 
 class TorchLabelModel:
@@ -204,28 +224,44 @@ def load_support_model(name: str) -> Support:
     return load_nli(name)
 
 
-def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str]) -> Encoded:
+def _claim(id: str, statement: str, passages: Sequence[str]) -> Example:
     context = tuple(Passage(text=text) for text in passages if text.strip())
-    example = Example(id=id, source="claim", question=statement, context=context, group=id, meta={LABEL: "supported"})
-    return encoder.supervised(example, "claim")
+    return Example(id=id, source="claim", question=statement, context=context, group=id, meta={LABEL: "supported"})
+
+
+def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str]) -> Encoded:
+    return encoder.supervised(_claim(id, statement, passages), "claim")
+
+
+def _prompt(encoder: Encoder, statement: str, passages: Sequence[str] = ()) -> list[int]:
+    """Return the tokens of the whole prompt, however long it is."""
+    return encoder.prompt_ids(_claim("0", statement, passages), "claim")
+
+
+def _parts(encoder: Encoder, statement: str) -> list[str]:
+    """Return a statement in parts, each of which leaves half of the prompt to the evidence; usually the whole one."""
+    empty = len(_prompt(encoder, "."))
+
+    def fits(texts: Sequence[str]) -> bool:
+        return len(_prompt(encoder, texts[0])) <= (empty + encoder.format.max_tokens) / 2
+
+    if fits([statement]):
+        return [statement]
+    return [piece for text in sentences(statement) for piece in _pieces(text, fits)]
 
 
 def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the passages in windows that fit into the prompt; usually one window with all of them."""
 
     def fits(texts: Sequence[str]) -> bool:
-        item = _encoded(encoder, "0", statement, texts)
-        return not item.dropped_sentences and len(item.prompt) < encoder.format.max_tokens
+        return len(_prompt(encoder, statement, texts)) < encoder.format.max_tokens
 
-    try:
-        if fits(passages):
-            return [passages]
-    except QuestionTooLongError as error:
-        raise ModelError(f"A statement of {len(statement.split())} words is too long for the judge.") from error
+    if fits(passages):
+        return [passages]
     windows: list[str] = []
     for text in (each for passage in passages for each in sentences(passage)):
         # A sentence that doesn't fit, such as a table without full stops, is read in pieces.
-        for piece in [text] if fits([text]) else _pieces(text, fits):
+        for piece in _pieces(text, fits):
             wider = f"{windows[-1]} {piece}" if windows else piece
             if windows and fits([wider]):
                 windows[-1] = wider
@@ -235,11 +271,16 @@ def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> lis
 
 
 def _pieces(text: str, fits: Callable[[Sequence[str]], bool]) -> Iterator[str]:
-    """Yield the words of a text in pieces that fit, halving a piece until it does."""
-    words = text.split()
-    if len(words) < 2 or fits([text]):
+    """Yield a text in pieces that fit, halving it at a comma near its middle, or else between words, until it does."""
+    if len(text) < 2 or fits([text]):
         yield text
         return
+    words = text.split()
     middle = len(words) // 2
-    for half in (words[:middle], words[middle:]):
-        yield from _pieces(" ".join(half), fits)
+    near = [n for n, word in enumerate(words, start=1) if word[-1] in ",;:" and abs(n - middle) <= len(words) // 4]
+    cut = min(near, key=lambda n: abs(n - middle), default=middle)
+    # A single word may be too long, too, such as a sequence of bases.
+    word = len(text) // 2
+    halves = (" ".join(words[:cut]), " ".join(words[cut:])) if len(words) > 1 else (text[:word], text[word:])
+    for half in halves:
+        yield from _pieces(half, fits)

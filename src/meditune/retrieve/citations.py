@@ -25,6 +25,10 @@ SUPPORT = 0.437
 """Minimum probability by the detector for a passage to support a sentence ..."""
 SHARE = 0.8
 """... if it also has this weighted share of the sentence's words"""
+JUDGED_SUPPORT = 0.65
+"""Minimum probability by a judge for a passage to support a sentence. The judge's own threshold is lower, because it
+limits false alarms on true conclusions; at that threshold, more than half of the sentences shown were unsupported
+(docs/experiments/faithfulness.md)."""
 MOST_JUDGED = 3
 """Maximum number of passages that a judge reads for a sentence"""
 JUDGE_SECONDS = 20.0
@@ -37,7 +41,6 @@ class Judge(Protocol):
     """A judge that decides whether passages support statements."""
 
     name: str
-    threshold: float
 
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
         """Return a verdict for each statement, in order."""
@@ -68,10 +71,17 @@ class Citer:
     """
 
     def __init__(
-        self, passages: Sequence[PackedPassage], judge: Judge | None = None, seconds: float = JUDGE_SECONDS
+        self,
+        passages: Sequence[PackedPassage],
+        judge: Judge | None = None,
+        seconds: float = JUDGE_SECONDS,
+        threshold: float = JUDGED_SUPPORT,
     ) -> None:
-        """Prepare the passages; `judge` reads the sentences, for up to `seconds` in all."""
-        self._passages = passages
+        """Prepare the passages; `judge` reads the sentences, for up to `seconds` in all.
+
+        A passage supports a sentence if the judge gives it a probability of at least `threshold`.
+        """
+        self._passages, self._threshold = passages, threshold
         self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
         self.unjudged = 0
@@ -102,7 +112,7 @@ class Citer:
         try:
             for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]:
                 (verdict,) = judge.supports([text], [self._passages[n].shown])
-                found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= judge.threshold)
+                found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= self._threshold)
         except ModelError as error:
             LOGGER.warning("the judge can't check a sentence", extra={"why": str(error)})
             self.unjudged += 1
