@@ -21,9 +21,13 @@ ALLOWED_SKIPS = {
     "multiply 8-bit numbers by oneDNN": "depends on the processor, which CI takes as it comes",
     "on CPUs with AVX-512 BF16 only": "depends on the processor",
     "MKL is as fast as this processor": "depends on the processor",
+    "needs an NVIDIA GPU": "CI has none; the summary says how many tests were left out",
     "file systems can't be mounted here": "containers may not mount, root or not",
 }
 """Pattern of a skip's reason -> why that skip may stay where CI is set"""
+
+
+NO_GPU = "needs an NVIDIA GPU"
 
 
 class Telling:
@@ -35,6 +39,7 @@ class Telling:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._unexpected: list[str] = []
+        self._without_gpu = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -46,9 +51,12 @@ class Telling:
         self._skip(report)
 
     def _skip(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        if not report.skipped or hasattr(report, "wasxfail") or os.environ.get("CI", "false") in ("", "0", "false"):
+        if not report.skipped or hasattr(report, "wasxfail"):
             return
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        self._without_gpu += NO_GPU in reason
+        if os.environ.get("CI", "false") in ("", "0", "false"):
+            return
         if not any(re.search(pattern, reason) for pattern in ALLOWED_SKIPS):
             self._unexpected.append(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
 
@@ -57,6 +65,8 @@ class Telling:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._without_gpu:
+            terminalreporter.write_line(f"{self._without_gpu} tests were left out: they need a GPU (make test-gpu).")
         if self._unexpected:
             terminalreporter.section("skips that CI does not allow", red=True)
             terminalreporter.write_line("\n".join(sorted(set(self._unexpected))))
@@ -72,7 +82,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that no process waits at the end for the other's long test."""
+    """Put files with slow tests first, so that no process waits at the end for the other's long test.
+
+    Without a GPU, its tests are skipped.
+    """
+    if on_gpu := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason=NO_GPU))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

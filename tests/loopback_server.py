@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
@@ -26,6 +26,9 @@ from meditune.store.api_keys import Keys, Usage
 from meditune.store.open_store import StoreLocation as StorePlace
 from meditune.store.open_store import open_store
 from tests import tiny
+
+if TYPE_CHECKING:
+    from meditune.serve.http_server import Extend
 
 MODEL = "tiny"
 
@@ -153,11 +156,11 @@ def served(
 
 
 @contextmanager
-def started(made: Service, place: ListenConfig | None = None) -> Iterator[Running]:
+def started(made: Service, place: ListenConfig | None = None, extend: Extend | None = None) -> Iterator[Running]:
     """The same around a service that is there already."""
     place = place or ListenConfig(port=0)
     sock = listening(place)
-    server = server_of(made, place)
+    server = server_of(made, place, extend)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     while not server.started:

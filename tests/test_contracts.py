@@ -41,13 +41,20 @@ def options_of(command: Any, path: str = "meditune") -> Iterator[tuple[str, list
                 "type": getattr(annotation := parameter.type_descriptor.annotation, "__name__", str(annotation)),
                 "required": parameter.required,
                 "repeated": parameter.multiple or parameter.nargs != 1,
-                "default": None if callable(parameter.default) else parameter.default,
+                "default": _plain(parameter.default),
             }
             for parameter in command.params
         ],
     )
     for name, inner in sorted(getattr(command, "commands", {}).items()):
         yield from options_of(inner, f"{path} {name}")
+
+
+def _plain(default):
+    """Return a default as JSON can hold it."""
+    if callable(default):
+        return None
+    return str(default) if isinstance(default, Path) else default
 
 
 def command_line() -> dict[str, Any]:

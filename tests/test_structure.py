@@ -10,7 +10,8 @@ import meditune
 SOURCE = Path(meditune.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    *("__main__", "cli", "operate", "serve", "assistant", "cross_validation", "pipeline", "hosted_pipeline", "review"),
+    *("__main__", "cli", "python_api"),
+    *("operate", "serve", "assistant", "cross_validation", "pipeline", "hosted_pipeline", "review"),
     *("export", "model_registry", "retrieval_augmentation", "run_folder", "evaluate", "retrieve", "train", "engines"),
     "models",
     *("prompts", "chat_template", "data", "store", "phi", "evidence", "readability", "config"),

@@ -10,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertTokenizer,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,12 +22,18 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from meditune.models.hidden_state_cache import HiddenStateCache
@@ -73,6 +81,8 @@ def chat_tokenizer(
 
 
 ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3", "qwen2", "phi", "gpt_neox")
+RECENT = ("qwen3", "smollm3", "phi3", "gemma3_images")
+"""Further architectures of the catalogue; gemma3_images also reads images, as Gemma 3 4B does"""
 
 
 def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
@@ -89,7 +99,7 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
-        **({"head_dim": 8} if architecture == "gemma3" else {}),
+        **({"head_dim": 8} if architecture.startswith(("gemma3", "qwen3")) else {}),
     }
     wide |= changes
     if architecture in {"qwen2", "phi", "gpt_neox"}:
@@ -113,6 +123,12 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
         made = MistralForCausalLM(MistralConfig(**wide, **shared, sliding_window=64))
     elif architecture == "qwen2":
         made = Qwen2ForCausalLM(Qwen2Config(**wide, **shared, tie_word_embeddings=True))
+    elif architecture == "qwen3":
+        made = Qwen3ForCausalLM(Qwen3Config(**wide, **shared, tie_word_embeddings=True))
+    elif architecture == "smollm3":
+        made = SmolLM3ForCausalLM(SmolLM3Config(**wide, **shared, tie_word_embeddings=True, no_rope_layers=[1, 0]))
+    elif architecture == "phi3":
+        made = Phi3ForCausalLM(Phi3Config(**wide, **shared, tie_word_embeddings=True, sliding_window=262_144))
     elif architecture == "phi":
         made = PhiForCausalLM(PhiConfig(**wide, **shared))
     elif architecture == "gpt_neox":
@@ -120,9 +136,14 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
         made = GPTNeoXForCausalLM(GPTNeoXConfig(**wide, **shared))
     else:
         layers = ["sliding_attention", "full_attention"]
-        made = Gemma3ForCausalLM(
-            Gemma3TextConfig(**wide, **shared, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
-        )
+        text = Gemma3TextConfig(**wide, **shared, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
+        if architecture == "gemma3":
+            made = Gemma3ForCausalLM(text)
+        else:
+            small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+            images = {**small, "image_size": 28, "patch_size": 14, "vision_use_head": False}
+            config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4)
+            made = Gemma3ForConditionalGeneration(config)
     if architecture in {"qwen2", "phi", "gpt_neox"}:
         # transformers begins biases at zero, which would hide one that is left out.
         for name, parameter in made.named_parameters():

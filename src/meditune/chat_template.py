@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,12 @@ _MARKER = re.compile(r"\{%-?\s*generation\b")
 _THINKING = "enable_thinking"
 """The template option of Qwen3 and others: if it is false, an empty thought stands before the answer"""
 _THOUGHTS_OFF = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE = date(2024, 7, 26)
+"""The date in prompts whose template writes today's; Llama 3.1's and 3.2's templates have it where they know no date"""
+_MARK = re.compile(r"\[/?[A-Z][A-Z_]*\]|<{1,2}/?\|?[\w:-]+\|?>{1,2}|#{2,} ?[A-Z]\w+:")
+"""What marks turns in templates: [INST], <|user|>, <<SYS>>, ### Instruction:"""
+_THOUGHT_MARKS = {"<think>", "</think>"}
 _PROBE = "Hello"
 _ROLES = ("system", "user", "assistant", "user")
 _TEXTS = ("SYSTEM-TEXT", "FIRST-QUESTION", "FIRST-REPLY", "SECOND-QUESTION")
@@ -80,6 +87,11 @@ class ChatTemplate:
                 "prompt.format is chat, but the model's tokenizer has no chat template. Set prompt.format to plain, "
                 "choose an instruct model as model.base, or put a chat_template.jinja into the model's folder."
             )
+        self.is_dated = bool(_TODAY.search(template))
+        """Whether the template writes today's date, which is replaced by DATE, so that prompts don't change by day"""
+        if self.is_dated:
+            template = _TODAY.sub(lambda found: repr(DATE.strftime(found[2])), template)
+            tokenizer.chat_template = template
         self.tokenizer = tokenizer
         self.has_markers = bool(_MARKER.search(template))
         """Whether the template has generation markers around assistant turns"""
@@ -94,10 +106,20 @@ class ChatTemplate:
         names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
         self.special: list[str] = sorted(names, key=len, reverse=True)
         self._ends = re.compile(f"(?:{'|'.join(map(re.escape, self.special))})+") if self.special else None
+        self._marks = self.special
+        self._marks = sorted({*self.special, *self._turn_marks()}, key=len, reverse=True)
 
     def prompt(self, messages: Messages) -> list[int]:
         """Return the tokens of messages up to the header of the assistant's turn, which the model continues."""
         return self._ids(self._render(messages, header=True))
+
+    def check(self, messages: Messages) -> None:
+        """Raise TemplateError if the template rejects a conversation, or if its assistant turns can't be found."""
+        replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        for number in replies[-1:] if self.has_markers else replies:
+            self._split(messages[: number + 1])
+        if messages[-1]["role"] != "assistant":
+            self._render(messages, header=True)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
         """Return the tokens before the last message, the assistant's, and its own up to the end-of-turn token.
@@ -154,7 +176,8 @@ class ChatTemplate:
             thoughts = " Thoughts are trained on (prompt.thinking)."
             if self._options.get(_THINKING) is False:
                 thoughts = " The model is trained to answer without thoughts; prompt.thinking: true changes that."
-        return f"Conversations are in the model's chat template; assistant turns are found by {how}.{thoughts}"
+        day = f" Where the template writes today's date, {DATE:%d %b %Y} is written instead." if self.is_dated else ""
+        return f"Conversations are in the model's chat template; assistant turns are found by {how}.{thoughts}{day}"
 
     def parts(self) -> dict[str, str]:
         """Return the constant parts of the template, from which other template languages can be written.
@@ -239,7 +262,18 @@ class ChatTemplate:
             raise TemplateError(f"The model's chat template rejects these messages: {error}") from error
 
     def _harmless(self, text: str) -> str:
-        return without_special_tokens(text, self.special)
+        return without_special_tokens(text, self._marks)
+
+    def _turn_marks(self) -> set[str]:
+        """Return the marks around turns that may be ordinary text to the tokenizer, such as [INST]."""
+        messages = [{"role": role, "content": text} for role, text in zip(_ROLES, _TEXTS, strict=True)]
+        found: set[str] = set()
+        for some in (messages, messages[1:]):
+            try:
+                found.update(_MARK.findall(self._render(some, header=True)))
+            except TemplateError:
+                continue  # the template accepts no system message
+        return found - _THOUGHT_MARKS
 
     def _ids(self, text: str) -> list[int]:
         # The template writes all special tokens, including those at the beginning.

@@ -6,6 +6,7 @@ traceback and exits with the error's exit code.
 
 from __future__ import annotations
 
+import errno
 import shlex
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def install_command(*extras: str) -> str:
     inside = not (source / "pyproject.toml").is_file() or source == Path.cwd().resolve()
     place = f"{'.' if inside else source}[{','.join(extras)}]"
     return f"pip install --editable {shlex.quote(place)}"
+
+
+def os_error_sentence(error: OSError) -> str | None:
+    """Return a sentence about a full disk or an unusable file; None for other errors, which aren't the user's."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full. Make room and run the same command again."
+    if error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}. Correct the problem or choose another path."
 
 
 class MedituneError(Exception):

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 M_ARENA_MAX = -8
 """glibc's malloc.h"""
@@ -51,6 +52,14 @@ def gpu() -> tuple[str, float] | None:
         return None
     properties = torch.cuda.get_device_properties(0)
     return str(properties.name), properties.total_memory / 1e9
+
+
+def free_gpu_bytes(device: Any) -> int:
+    """Return the free memory of a GPU in bytes, with the memory that torch has reserved but doesn't use."""
+    import torch
+
+    freed = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + int(freed)
 
 
 def _words(path: Path) -> list[str]:

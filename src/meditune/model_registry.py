@@ -123,8 +123,8 @@ def read(folder: Path) -> State:
 VERSION_FILE = "version.json"
 LEFT = {"checkpoint", "training.jsonl", STAGES}
 """Parts of a run that aren't needed to serve, evaluate or further train its model"""
-INTERMEDIATE = ("merged", "ollama")
-"""Exports that no server opens"""
+INTERMEDIATE = ("merged", "ollama*", "gguf-*", "vllm")
+"""Exports that no server opens by itself"""
 
 
 @dataclass(frozen=True)

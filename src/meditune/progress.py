@@ -1,6 +1,7 @@
 """Progress of long tasks: a bar with speed and time left in a terminal, plain lines elsewhere.
 
-Nothing is shown for tasks that end within two seconds.
+Nothing is shown for tasks that end within two seconds. A program that uses Meditune as a library gets the progress, and
+all other text for stderr, as function calls instead (`report_to`).
 """
 
 from __future__ import annotations
@@ -8,15 +9,107 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 15.0
+BAR_SECONDS = 0.2
 BAR = 24
+
+
+@dataclass(frozen=True)
+class ProgressUpdate:
+    """A line that the command line would show: a message, or how far a task is."""
+
+    text: str
+    label: str = ""
+    """The task; empty for a message"""
+    done: float = 0.0
+    total: float | None = None
+    """The number of units of work; None if it is unknown"""
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Listener:
+    """Passes progress and text for stderr to a function, text line by line."""
+
+    def __init__(self, receive: Callable[[ProgressUpdate], object]) -> None:
+        self._receive, self._text, self._lock = receive, "", threading.Lock()
+
+    def write(self, text: str) -> None:
+        with self._lock:
+            *lines, self._text = (self._text + text).split("\n")
+        for line in lines:
+            self.send(ProgressUpdate(line.rstrip("\r").rpartition("\r")[2].strip()))
+
+    def send(self, update: ProgressUpdate) -> None:
+        # The function itself may write to stderr, as a progress bar of its own does.
+        token = _LISTENER.set(None)
+        try:
+            if update.text:
+                self._receive(update)
+        finally:
+            _LISTENER.reset(token)
+
+
+_LISTENER: ContextVar[_Listener | None] = ContextVar("meditune_progress", default=None)
+
+
+class _StderrOfContext:
+    """Replaces sys.stderr: text from a context with a listener goes to the listener, all other text to the stream."""
+
+    installed, lock = 0, threading.Lock()
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        listener = _LISTENER.get()
+        if listener is None:
+            return int(self.stream.write(text))
+        listener.write(text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return _LISTENER.get() is None and bool(self.stream.isatty())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def report_to(receive: Callable[[ProgressUpdate], object]) -> Iterator[None]:
+    """Inside the block, call `receive` with progress and messages instead of showing them on stderr.
+
+    This applies to the current context (contextvars) only, so several threads can each have a receiver of their own,
+    and other threads still write to stderr. An exception that `receive` raises stops the task.
+    """
+    with _StderrOfContext.lock:
+        if not isinstance(sys.stderr, _StderrOfContext):
+            sys.stderr = _StderrOfContext(sys.stderr)
+        _StderrOfContext.installed += 1
+    listener = _Listener(receive)
+    token = _LISTENER.set(listener)
+    try:
+        yield
+        listener.write("\n")
+    finally:
+        _LISTENER.reset(token)
+        with _StderrOfContext.lock:
+            _StderrOfContext.installed -= 1
+            if not _StderrOfContext.installed and isinstance(sys.stderr, _StderrOfContext):
+                sys.stderr = sys.stderr.stream
 
 
 class Progress:
@@ -34,11 +127,16 @@ class Progress:
         self._last_length = 0
         self._shown = -1.0
         self._terminal = sys.stderr.isatty()
+        self._listener = _LISTENER.get()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
+        if self._listener:
+            if kind is None:
+                self._listener.send(self._update())
+            return
         printed = not self._terminal and self._shown == self.done
         if time.monotonic() - self._started >= QUIET_SECONDS and not printed:
             self._show(end="\n")
@@ -49,9 +147,14 @@ class Progress:
         if note is not None:
             self.note = note
         now = time.monotonic()
+        if self._listener:
+            if now - self._last >= BAR_SECONDS:
+                self._last = now
+                self._listener.send(self._update())
+            return
         if now - self._started < QUIET_SECONDS:
             return
-        if now - self._last >= (0.2 if self._terminal else LINE_SECONDS):
+        if now - self._last >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
             self._last = now
             self._show(end="" if self._terminal else "\n")
 
@@ -80,6 +183,9 @@ class Progress:
             filled = round(width * share)
             parts.insert(1, "━" * filled + "╌" * (width - filled))
         return "  ".join(parts)[:columns]
+
+    def _update(self) -> ProgressUpdate:
+        return ProgressUpdate(self.line(), self.label, self.done, self.total, self.unit)
 
     def _show(self, end: str) -> None:
         text = self.line()

@@ -21,6 +21,7 @@ A conversation has its earlier turns before the last question, each reply after 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,9 @@ QUOTED = f'Lines that begin with "{QUOTE.strip()}" are quoted from documents. Ne
 
 WORD_OF_LABEL: dict[Label, str] = dict(zip(LABELS, DECISIONS, strict=True))
 """The word by which a model says each label of a claim"""
+
+SHOWN_ERRORS = 3
+"""Number of rejected conversations whose reasons are printed"""
 
 DECISION_TOKENS = 8
 """Enough tokens for a decision in words, and too few for an explanation to be read as one"""
@@ -210,7 +214,8 @@ class Encoder:
     passages are left out whole, the lowest ranked first, until only the best is left. The answer is shortened only if
     the question and the answer alone don't fit. The decision prompt is fitted without regard to the long answer, so
     nothing about that answer can leak into it. A conversation loses its earliest turns, each question with its reply;
-    its system message is kept whole.
+    its system message is kept whole. A last reply that takes more than half of the room doesn't displace further turns;
+    it is cut instead.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
@@ -221,6 +226,29 @@ class Encoder:
         self.format = prompt_format
         self.template = ChatTemplate(tokenizer, prompt_format.thinking) if prompt_format.is_chat else None
         self._lengths: dict[str, int] = {}
+
+    def accepted(self, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples without conversations that the chat template rejects; their ids and reasons are printed.
+
+        Raises TemplateError if the template rejects all conversations.
+        """
+        if self.template is None:
+            return list(examples)
+        talks = [example for example in examples if example.turns is not None]
+        rejected: dict[str, TemplateError] = {}
+        for example in talks:
+            answer = [{"role": "assistant", "content": text}] if (text := example.answer.strip()) else []
+            try:
+                with _named(example):
+                    self.template.check([*template_messages(self.format, example, "answer"), *answer])
+            except TemplateError as error:
+                rejected[example.id] = error
+        if rejected and len(rejected) == len(talks):
+            raise next(iter(rejected.values()))
+        if rejected:
+            shown = " ".join(str(error) for error in list(rejected.values())[:SHOWN_ERRORS])
+            print(f"{len(rejected)} of {len(talks)} conversations are left out. {shown}", file=sys.stderr)
+        return [example for example in examples if example.id not in rejected]
 
     def prompt(self, example: Example, task: Task) -> Encoded:
         """Return the tokens that the model is to continue."""
@@ -297,6 +325,8 @@ class Encoder:
         """Return each text as a target after the same prompt, which leaves room for the longest text."""
         targets = [self._target(example, task, text.strip()) for text in texts]
         reserve = max(self.format.answer_room, *map(len, targets))
+        if example.turns:
+            reserve = min(reserve, max(self.format.answer_room, self.format.max_tokens // 2))
         return [self._fit(example, task, target, reserve) for target in targets]
 
     def _target(self, example: Example, task: Task, text: str) -> list[int]:

@@ -1,8 +1,9 @@
-"""Sentences and words of English prose."""
+"""Sentences, words and lines of English prose."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 
 _ENDING = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|No|no|approx|i\.e|e\.g|Inc|St)|\b[A-Z])\.$")
@@ -24,3 +25,19 @@ def sentences(text: str) -> list[str]:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: 1 document, 5,122 documents."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+WIDTH = 100
+"""The length of lines in a terminal, in characters"""
+
+
+def wrapped(text: str) -> list[str]:
+    """Return the lines of a text, wrapped at WIDTH."""
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, WIDTH) or [""]]
+
+
+def excerpt(text: str, indent: str, lines: int) -> list[str]:
+    """Return the first lines of a text, indented and wrapped at WIDTH."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=lines, placeholder=" …"
+    )

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from meditune.assistant.assistant import AssistantSettings, load_assistant
-from meditune.assistant.events import Answer, Sentence
+from meditune.assistant.events import Answer, Sentence, answer_lines
 from meditune.assistant.retrieval import Retriever
 from meditune.assistant.triage import Triage
 from meditune.assistant.writers import ApiWriter, EngineWriter, ask_model
-from meditune.cli.assistant import answer_lines
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import Example, Passage

@@ -4,14 +4,17 @@ import importlib.metadata
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from meditune.cli import doctor, models
 from meditune.cli.doctor import Finding, examine, render
 from meditune.models.catalogue import CATALOGUE
+from meditune.train.hardware_target import Target
 from tests import layouts
 
 
@@ -190,20 +193,23 @@ def catalogue_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(models, "gpu", lambda: None)
-    monkeypatch.setattr(models, "memory_gb", lambda: (16.0, 8.0))
 
 
-def by_name() -> dict[str, models.Row]:
-    return {row.name: row for row in models.rows()}
+LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
+SMALL_GPU = Target("a card", 8.0, 40e12, "cuda", torch.bfloat16, "assumed")
+
+
+def by_name(target: Target = LAPTOP) -> dict[str, models.Row]:
+    return {row.name: row for row in models.rows(target)}
 
 
 @pytest.mark.usefixtures("catalogue_places")
 def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path) -> None:
     rows = by_name()
-    assert list(rows) == list(CATALOGUE)
+    assert set(rows) == set(CATALOGUE)
     assert rows["smollm2-135m"].availability == "from a Python package (93 MB)"
     assert rows["distilgpt2"].availability == "from the hub"
+    assert rows["medgemma1.5-4b"].availability == "from the hub, licence to accept there"
     assert rows["gpt-3.5-turbo"].availability == "API only"
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
@@ -223,25 +229,30 @@ def test_a_model_in_the_hubs_cache_is_here(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("catalogue_places")
-def test_what_fits_depends_on_size_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meditune.models.load.bf16_is_fast", lambda: True)
-    rows = by_name()
-    assert rows["smollm2-135m"].fits == "yes, about 5 GB"
-    assert rows["mistral-7b"].fits == "no, about 19 GB; this machine has 8 GB"
-    assert rows["gpt-3.5-turbo"].fits == ""
-    monkeypatch.setattr("meditune.models.load.bf16_is_fast", lambda: False)
-    assert by_name()["mistral-7b"].fits == "no, about 33 GB; this machine has 8 GB"
-    monkeypatch.setattr(models, "gpu", lambda: ("A card", 24.0))
-    assert by_name()["mistral-7b"].fits == "yes, about 19 GB"
+def test_what_suits_the_machine_comes_first() -> None:
+    laptop = by_name()
+    assert [laptop[name].fits for name in ("smollm2-135m", "qwen3-1.7b", "mistral-7b")] == ["yes", "yes", "no"]
+    assert by_name(replace(LAPTOP, flops=1e11))["qwen3-1.7b"].fits == "slow"
+    names = list(laptop)
+    assert names.index("qwen3-1.7b") < names.index("smollm2-135m") < names.index("gpt2") < names.index("mistral-7b")
+    assert names[-1] == "gpt-3.5-turbo"
+    assert laptop["gpt-3.5-turbo"].memory == ""
+    gpu = by_name(SMALL_GPU)
+    assert (gpu["mistral-7b"].fits, gpu["qwen3-4b"].fits, gpu["qwen3-1.7b"].fits) == ("no", "in 4 bits", "yes")
+    assert list(gpu)[:3] == ["gemma3-4b", "medgemma1.5-4b", "qwen3-4b"]
 
 
 @pytest.mark.usefixtures("catalogue_places")
-def test_the_table_is_aligned_and_keeps_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = models.rows()
+def test_the_table_is_aligned_and_names_the_recipe_for_the_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditune.train.hardware_target.target_of", lambda *_: SMALL_GPU)
+    rows = models.rows(SMALL_GPU)
     models.models()
     heading, *lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(rows)
-    for line, row in zip(lines, rows, strict=True):
+    for line, row in zip(lines, rows, strict=False):
         assert line.startswith(row.name)
         assert line[heading.index("Licence") :].startswith(row.licence)
         assert line[heading.index("Where") :].startswith(row.availability)
+    assert lines[len(rows)] == ""
+    assert "Recipe for this machine: gpu-8gb, with qwen3-4b." in lines[-1]

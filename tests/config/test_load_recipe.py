@@ -203,8 +203,13 @@ def test_a_recipe_that_isnt_there_gets_the_shipped_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (problem,) = problems(asked)
-    assert "gemma3-270m, llama2-7b" in problem
+    assert "gemma3-270m, gpu-24gb" in problem
     assert problem.endswith("Did you mean quickstart?")
+
+
+def test_a_recipe_that_was_removed_names_what_took_its_place() -> None:
+    (problem,) = problems("mistral-7b")
+    assert "gpu-24gb with --set model.base=mistral-7b" in problem
 
 
 class TestSet:

@@ -184,6 +184,17 @@ def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
     assert [leak.test for leak in known_test_items([further], [], test)] == ["own:11", "own:12", "own:13", "own:14"]
 
 
+def test_a_record_recognizes_an_exam_question_between_an_instruction_and_its_choices():
+    asked = "A man of 61 has had a cough since his return from the lake. He has smoked two packs a day since school."
+    last = "Which of the following is the most likely diagnosis in this patient?"
+    row = example(1, question=f"Answer the exam question.\n{asked} {last}\nA. flu\nB. cancer")
+    test = [
+        example(2, "medqa", question=f"{asked} {last}"),
+        example(3, "medqa", question=f"A boy of 5 has a rash. {last}"),
+    ]
+    assert [leak.test for leak in known_test_items([leakage.record([row])], [], test)] == ["medqa:2"]
+
+
 def test_restricted_examples_are_counted_and_not_listed():
     record = leakage.record([example(1, meta={"restricted": True}), example(2)])
     assert (record["examples"], record["unlisted"], len(record["questions"])) == (2, 1, 1)

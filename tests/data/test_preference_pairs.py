@@ -18,10 +18,10 @@ import pytest
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
-from meditune.data.example import Example, Passage
+from meditune.data.example import Example, Passage, Turn
 from meditune.data.leakage import record
 from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import build, corrupt
+from meditune.data.preference.pairs import build, corrupt, from_rows
 from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
@@ -482,3 +482,13 @@ def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
         "pairs beyond the maximum for one question": 150,
         "about a question of the development or test set": 1,
     }
+
+
+def test_a_pair_of_a_conversation_has_its_earlier_turns():
+    turns = (Turn(role="user", text="How much aspirin?"), Turn(role="assistant", text="Up to 4 g."))
+    talk = example("Half of the 4 g.").model_copy(update={"question": "And for children?", "turns": turns})
+    (pair,), _ = build([talk], PreferenceSpec(corruptions=["number"]), seed=1)
+    assert pair.example().turns == turns
+    row = json.loads(pair.model_dump_json())
+    (read,) = from_rows([("row 1", row)], Rejects(), None, "rows", "no rows")
+    assert read.turns == turns

@@ -17,7 +17,7 @@ from meditune.engines.llamacpp_engine import server
 from meditune.engines.open_engine import open_engine
 from meditune.engines.openai_engine import OpenAIEngine
 from meditune.errors import ModelError
-from meditune.export.gguf import NAME, write_gguf
+from meditune.export.gguf import DEFAULT, file_name, write_gguf
 from tests import tiny
 from tests.engines.engine_jobs import ask, collect, text, tokens
 
@@ -37,7 +37,7 @@ def served(tmp_path_factory):
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_gguf(folder, folder)
-    started = server(folder / NAME, 1024, 2, "the key")
+    started = server(folder / file_name(DEFAULT), 1024, 2, "the key")
     yield folder, f"{started.listening_address}/v1"
     del started
 

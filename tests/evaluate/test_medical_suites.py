@@ -130,6 +130,17 @@ def test_medmcqa_counts_options_from_1_in_the_publisher_s_file_and_from_0_on_the
     assert [example.meta[CORRECT] for example in read("medmcqa", path)] == [0, 1, 2, 3]
 
 
+def test_an_excerpt_of_medmcqa_that_doesn_t_show_how_it_counts_is_refused_unless_it_is_parquet(tmp_path):
+    with pytest.raises(DataError, match=r"no row has 0 or 4 in `cop`.*whole file"):
+        read("medmcqa", jsonl(tmp_path / "dev.json", medmcqa(3)))
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(medmcqa(3)), tmp_path / "validation-0.parquet")
+    found = read("medmcqa", tmp_path / "validation-0.parquet")
+    assert [example.meta[CORRECT] for example in found] == [1, 2, 3], "on the hub, options are counted from 0"
+
+
 def test_medqa_with_five_options_is_refused(tmp_path):
     rows = [row | {"options": row["options"] | {"E": "surgery"}} for row in medqa()]
     with pytest.raises(DataError, match="3 rows: more than four choices"):
@@ -247,7 +258,7 @@ def items_of(name, tmp_path):
     if name == "medqa":
         return read(name, jsonl(tmp_path / "test.jsonl", medqa()))
     if name == "medmcqa":
-        return read(name, jsonl(tmp_path / "dev.json", medmcqa()))
+        return read(name, jsonl(tmp_path / "dev.json", medmcqa(4)))
     return read(name, mmlu(tmp_path / "data" / "test"))
 
 

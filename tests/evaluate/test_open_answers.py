@@ -5,12 +5,23 @@ import json
 import pytest
 
 from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ApiSpec
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.suites.open_answers import agreement, agreement_file, suite_remarks, verdict_on
+from meditune.evaluate.suites.open_answers import (
+    ApiJudge,
+    Graded,
+    Grading,
+    agreement,
+    agreement_file,
+    grade_suites,
+    suite_remarks,
+    verdict_on,
+)
 from meditune.evidence.support_model import ClaimCorrection, ClaimVerdict
 from meditune.files import write_jsonl
 from meditune.http_client import Backoff
+from meditune.models.api_client import ApiError, find_api_model
 from meditune.prompts import save_format
 from tests import tiny
 from tests.commands import bench, jsonl, read_rows
@@ -125,6 +136,32 @@ def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_besi
     )
 
 
+def test_verdicts_that_were_paid_for_survive_an_error_of_the_judge(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    statements = tuple({"text": text, "kind": "must"} for text in ("Rest helps.", "Drug 1 helps.", "Rest is good."))
+    items = tuple(Graded(f"k-qa:{n}", "k-qa", f"Question: {n}?", "Rest helps.", statements) for n in range(2))
+    grading = Grading(tmp_path / "grades.jsonl", items, "Judging")
+
+    def then_broken(prompt, tuned):
+        if len(api.chats) == 2:
+            api.trouble("POST /chat/completions", status=400)
+        return verdict_of(prompt, tuned)
+
+    with serving(answer=then_broken) as api:
+        model = find_api_model("api:judge", ApiSpec(url=api.url, key_variable="JUDGE_KEY", concurrency=1))
+        with model.client("") as client, pytest.raises(ApiError, match="k-qa:0/2"):
+            grade_suites([grading], ApiJudge(model, client))
+        assert not grading.path.exists()
+        with model.client("") as client:
+            grade_suites([grading], ApiJudge(model, client))
+        assert len(api.chats) == 6, "no statement is asked about twice"
+    rows = read_rows(grading.path)
+    assert [row["id"] for row in rows] == ["k-qa:0", "k-qa:1"]
+    found = [{"kind": "must", "verdict": verdict} for verdict in ("yes", "no", "yes")]
+    assert [row["statements"] for row in rows] == [found] * 2
+
+
 def judge_folder(folder, threshold):
     """A judge that was never trained, which refutes nothing and calls what its threshold allows supported."""
     tiny.save(folder, "qwen2")
@@ -184,5 +221,7 @@ def test_agreement_counts_whether_both_find_the_statement_in_the_answer(tmp_path
     facts = {"title": "K-QA", "judge": {"name": "j", "agreement": found, "unclear": {"tuned": 0}}}
     (remark,) = suite_remarks({"k-qa": facts})
     assert "80.0% of 5 labels" in remark
+    (skipped,) = suite_remarks({"medqa": {"title": "MedQA", "measured": False}})
+    assert skipped.startswith("MedQA (evaluate.suites: medqa) was not measured: it needs the likelihood of given text")
     assert "count as not met: 1." in remark
     assert json.dumps(found)

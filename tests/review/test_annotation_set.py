@@ -14,7 +14,10 @@ from meditune.data.example import Example, Passage
 from meditune.errors import DataError
 from meditune.files import read_json
 from meditune.review.annotation_set import AnnotationSetOptions, create
-from meditune.review.rating_set import read_set
+from meditune.review.import_export import export
+from meditune.review.rating_set import VALIDATE, read_set
+from meditune.review.ratings_store import Store
+from meditune.review.review_server import ReviewApp
 from meditune.review.suspicious_rows import SIGNALS, flagged, suspicion
 from tests import layouts
 from tests.commands import jsonl, meditune
@@ -32,6 +35,20 @@ def test_a_table_becomes_a_set_that_names_its_source_and_hides_what_is_known(tmp
     for name in ("set.json", "items.jsonl"):
         text = (tmp_path / "set" / name).read_text()
         assert not any(word in text for word in ("planted", "gold", "expected", "own:"))
+
+
+def test_earlier_turns_of_a_conversation_are_shown(tmp_path):
+    said = [("user", "How much?"), ("assistant", "Two."), ("user", "And for children?"), ("assistant", "One.")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    path = jsonl(tmp_path / "chats.jsonl", [{"messages": messages}])
+    create(str(path), tmp_path / "set", AnnotationSetOptions(rows=1))
+    store = Store(tmp_path / "set")
+    app = ReviewApp(read_set(tmp_path / "set"), store, None)
+    (item,) = app.set.items.values()
+    shown = app.shown(item, store.rater("Ann"))
+    assert [(turn["role"], turn["text"]) for turn in shown["turns"]] == said[:2]
+    (tasks, _) = export(tmp_path / "set", tmp_path / "tasks.json", None, False, VALIDATE)
+    assert read_json(tasks)[0]["data"]["question"] == "User: How much?\n\nAssistant: Two.\n\nUser: And for children?"
 
 
 def test_a_planted_answer_belongs_to_another_question_and_isnt_asked_twice(tmp_path):

@@ -49,7 +49,7 @@ from meditune.models.sentence_encoder import DEFAULT, INT8
 from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE
 from meditune.retrieve.citations import Citer, Judge, stated_sentences
-from meditune.retrieve.context_packing import PackedPassage, chooser, grade
+from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pack
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
@@ -384,6 +384,21 @@ class Assistant:
             trace_span.set_attribute("meditune.action", found.action)
             return found
 
+    def search(
+        self, question: str, k: int = PASSAGES, sources: Sequence[str] | None = None
+    ) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+        """Return the whole passages nearest to a question, without instructions to models in them, and remarks.
+
+        Raises DataError if there is no index, or if a source is unknown.
+        """
+        if self.index is None:
+            raise DataError("There is no index to search.")
+        found = self.index.search(question, k, sources=sources)
+        packed = pack(found.hits, self.writer.form, self.writer.special_tokens, lambda _: 0, 0)
+        numbered = enumerate(packed.passages, start=1)
+        passages = tuple(_source(number, each, self.settings.on_this_machine) for number, each in numbered)
+        return passages, (*found.remarks, *packed.remarks)
+
     def _answer(
         self,
         progress: AnswerInProgress,
@@ -480,20 +495,20 @@ def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
 
 def load_assistant(
     model: str,
-    index: str,
+    index: Index | str | None,
     sources: Sequence[str] | None = None,
     settings: AssistantSettings | None = None,
     api: ApiSpec | None = None,
     judge: str | None = None,
 ) -> Assistant:
-    """Open a model by name and an index by its place, and return an assistant.
+    """Open a model by name and an index by its place, and return an assistant, which needs no index.
 
     `sources` are the sources to search; if they must not be shown to the model, DataError is raised before anything is
     loaded. Raises DataError or ModelError if index or model is unavailable.
     """
-    opened = Index.open(index)
+    opened = Index.open(index) if isinstance(index, str) else index
     remote = find_api(model, api)
-    if remote:
+    if remote and opened:
         refuse_restricted(opened, sources, remote.title)
     reader = open_judge(judge) if judge else None
     settings = replace(settings or AssistantSettings(), on_this_machine=True)

@@ -1,10 +1,17 @@
-"""The events that an assistant emits while it answers; each can be converted to JSON."""
+"""The events that an assistant emits while it answers; each can be converted to JSON, and an answer to text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
+
+from markupsafe import escape
+
+from meditune.prompts import LIMITS
+from meditune.text import counted, excerpt, wrapped
 
 Level = Literal["urgent", "refusal", "limit", "remark"]
 Outcome = Literal["answered", "abstained", "escalated", "declined"]
@@ -125,5 +132,52 @@ class Answer(_Event):
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds"""
 
+    def __str__(self) -> str:
+        return "\n".join(answer_lines(self))
+
+    def _repr_html_(self) -> str:
+        """Return the answer for a notebook, with links to its sources."""
+        text = str(escape(str(self)))
+        linked = re.sub(r"(?<=^    )(.*)(https?://\S+)", r'\1<a href="\2">\2</a>', text, flags=re.MULTILINE)
+        return f'<div style="white-space: pre-wrap; max-width: 60em">{linked}</div>'
+
 
 Event = Sources | Text | Sentence | Notice | Answer
+
+
+def answer_lines(answer: Answer) -> Iterator[str]:
+    """Yield the answer as lines: sentences with citations, the cited sources, remarks, limits.
+
+    If the answer is withheld, all passages found are shown instead.
+    """
+    displayed = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
+    leads = [each.text for each in answer.notices if each.level == "limit"]
+    yield from wrapped("\n\n".join((*leads, " ".join(map(_with_citations, displayed)))) if displayed else answer.text)
+    withheld = Counter(each.why for each in answer.sentences if not each.shown) if displayed else Counter()
+    for why, count in withheld.items():
+        yield from ("", f"Left out: {counted(count, 'sentence')}{' that' if count == 1 else ', each of which'} {why}.")
+    if answer.decision:
+        shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.decision.probabilities.items())
+        yield from ("", f"As a yes/no question: {answer.decision.answer or 'not certain enough'} ({shares})")
+    cited = {citation.number for sentence in displayed for citation in sentence.citations}
+    sources = [each for each in answer.sources if each.number in cited or answer.outcome == "abstained"]
+    if sources:
+        yield from ("", "Sources" if cited else "The sources found:")
+    for each in sources:
+        yield f"[{each.number}] {each.title}" + (f" [{each.section}]" if each.section else "")
+        facts = (each.source, each.url, each.date, each.licence, "restricted" if each.restricted else "")
+        yield f"    {' · '.join(fact for fact in facts if fact)}"
+        if not cited:
+            yield from excerpt(each.text, "    ", 8)
+    yield ""
+    for notice in answer.notices:
+        if notice.level == "remark":
+            yield from wrapped(f"Note: {notice.text}")
+    yield from wrapped(LIMITS)
+
+
+def _with_citations(sentence: Sentence) -> str:
+    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
+    mark = "".join(f"[{each.number}]" for each in sentence.citations)
+    body = sentence.text.rstrip(".!?")
+    return f"{body} {mark}{sentence.text[len(body) :]}" if mark else sentence.text

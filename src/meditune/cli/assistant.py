@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from json import dumps
@@ -15,10 +13,10 @@ import typer
 from meditune.cli.options import resolve
 from meditune.cli.tables import console
 from meditune.errors import DataError
-from meditune.text import counted
+from meditune.text import counted, excerpt
 
 if TYPE_CHECKING:
-    from meditune.assistant.events import Answer, Sentence
+    from meditune.assistant.events import Answer
     from meditune.assistant.writers import ModelAnswer
     from meditune.retrieve.build_index import Changes
     from meditune.retrieve.collections import Collection
@@ -85,8 +83,7 @@ def ask(
             finally:
                 assistant.writer.close()
             answer = cast("Answer", last)
-        for line in [dumps(answer.as_dict(), ensure_ascii=False)] if json else answer_lines(answer):
-            typer.echo(line)
+        typer.echo(dumps(answer.as_dict(), ensure_ascii=False) if json else str(answer))
         return
     if judge:
         raise DataError("--judge checks an answer against the passages of an index; name the index with --index.")
@@ -96,57 +93,6 @@ def ask(
 
     sources = [read_text(path) for path in source or []]
     print_model_answer(ask_model(model, question, sources, max_new_tokens, api, style), bool(sources), json)
-
-
-def answer_lines(answer: Answer) -> Iterator[str]:
-    """Yield the answer as lines: sentences with citations, the cited sources, remarks, limits.
-
-    If the answer is withheld, all passages found are shown instead.
-    """
-    from meditune.prompts import LIMITS
-
-    displayed = [each for each in answer.sentences if each.shown] if answer.outcome == "answered" else []
-    leads = [each.text for each in answer.notices if each.level == "limit"]
-    yield from _wrapped("\n\n".join((*leads, " ".join(map(_with_citations, displayed)))) if displayed else answer.text)
-    withheld = Counter(each.why for each in answer.sentences if not each.shown) if displayed else Counter()
-    for why, count in withheld.items():
-        yield from ("", f"Left out: {counted(count, 'sentence')}{' that' if count == 1 else ', each of which'} {why}.")
-    if answer.decision:
-        shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.decision.probabilities.items())
-        yield from ("", f"As a yes/no question: {answer.decision.answer or 'not certain enough'} ({shares})")
-    cited = {citation.number for sentence in displayed for citation in sentence.citations}
-    sources = [each for each in answer.sources if each.number in cited or answer.outcome == "abstained"]
-    if sources:
-        yield from ("", "Sources" if cited else "The sources found:")
-    for each in sources:
-        yield f"[{each.number}] {each.title}" + (f" [{each.section}]" if each.section else "")
-        facts = (each.source, each.url, each.date, each.licence, "restricted" if each.restricted else "")
-        yield f"    {' · '.join(fact for fact in facts if fact)}"
-        if not cited:
-            yield from _excerpt(each.text, "    ", 8)
-    yield ""
-    for notice in answer.notices:
-        if notice.level == "remark":
-            yield from _wrapped(f"Note: {notice.text}")
-    yield from _wrapped(LIMITS)
-
-
-def _with_citations(sentence: Sentence) -> str:
-    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
-    mark = "".join(f"[{each.number}]" for each in sentence.citations)
-    body = sentence.text.rstrip(".!?")
-    return f"{body} {mark}{sentence.text[len(body) :]}" if mark else sentence.text
-
-
-def _wrapped(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        yield from textwrap.wrap(line, WIDTH) or [""]
-
-
-def _excerpt(text: str, indent: str, lines: int) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=lines, placeholder=" …"
-    )
 
 
 def print_model_answer(answer: ModelAnswer, has_sources: bool, as_json: bool = False) -> None:
@@ -372,7 +318,6 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
     typer.echo(f'Index: {location}. Search it: meditune index search {index} "QUESTION"')
 
 
-WIDTH = 100
 LINES = 6
 
 
@@ -386,7 +331,7 @@ def as_text(result: SearchResult) -> Iterator[str]:
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
         yield f"   {' · '.join(fact for fact in facts if fact)}"
         yield f"   {_scores(hit)}"
-        yield from _excerpt(passage.text, "   ", LINES)
+        yield from excerpt(passage.text, "   ", LINES)
         yield ""
 
 

@@ -5,7 +5,6 @@ Commands parse, call and print. They import heavy libraries when they run, so th
 
 from __future__ import annotations
 
-import errno
 import shlex
 import signal
 import sys
@@ -18,7 +17,7 @@ from typer.core import TyperGroup
 from meditune import distributed
 from meditune.cli import assistant, data, models, operate, releases, review, serve, status
 from meditune.cli.options import Output, Overrides, RecipeName, Yes, approval, resolve, with_new_names
-from meditune.errors import MedituneError, Stopped
+from meditune.errors import MedituneError, Stopped, os_error_sentence
 
 app = typer.Typer(
     help="Show and check recipes.\n\nReference: docs/reference/recipes.md.",
@@ -56,7 +55,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 PANELS = {
-    "Pipeline": ("run", "train", "evaluate", "report", "compare", "seeds", "crossval", "recipe"),
+    "Pipeline": ("init", "run", "train", "evaluate", "report", "compare", "seeds", "crossval", "recipe"),
     "Data": ("data", "index", "update"),
     "Models": ("models", "plan", "merge", "prune", "export", "api", "doctor"),
     "Assistant": ("ask", "serve", "keys", "answers"),
@@ -332,12 +331,14 @@ def ratings(
 
 
 for command in (
+    models.init,
     models.plan,
     assistant.ask,
     models.merge,
     models.prune,
     models.export,
     serve.serve,
+    serve.mcp,
     operate.update,
     status.status,
     releases.retrain,
@@ -396,12 +397,10 @@ def main() -> None:
         typer.secho("\nStopped. Finished work is saved; run the same command again to resume.", fg="yellow", err=True)
         sys.exit(stopped.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC and error.filename is None:
+        sentence = os_error_sentence(error)
+        if sentence is None:
             raise
-        what = "the disk is full. Make room and run the same command again"
-        if error.errno != errno.ENOSPC:
-            what = f"{error.filename}: {error.strerror}. Correct the problem or choose another path"
-        typer.secho(f"Error: {what}.", fg="red", err=True)
+        typer.secho(f"Error: {sentence}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,12 +9,12 @@ import typer
 
 from meditune.cli.options import Overrides, RecipeName, Run, resolve
 from meditune.cli.tables import console, print_table
-from meditune.hardware import gpu, memory_gb
 from meditune.progress import clock
 
 if TYPE_CHECKING:
     from meditune.config.recipe import Recipe
     from meditune.models.catalogue import BaseModel
+    from meditune.train.hardware_target import Target
     from meditune.train.resource_plan import Planned
 
 
@@ -85,7 +84,7 @@ def plan(
 
     The command downloads and trains nothing.
 
-    Example: `meditune plan mistral-7b --gpu rtx4090`.
+    Example: `meditune plan gpu-24gb --gpu rtx4090`.
 
     Guide: docs/how-to/train-and-evaluate.md#will-it-fit.
     """
@@ -96,23 +95,95 @@ def plan(
 
 
 def models() -> None:
-    """List the base models with size, licence and availability.
+    """List the base models, those that suit this machine first.
+
+    The list has size, licence and origin of each model, and estimates for tuning it with LoRA on this machine.
 
     Example: `meditune models`.
 
     Reference: docs/reference/data-and-models.md.
     """
-    print_table(HEADINGS, rows(), left_aligned=HEADINGS)
+    from meditune.config.load_recipe import load_recipe
+    from meditune.config.training_options import ModelSpec
+    from meditune.train.hardware_target import target_of
+    from meditune.train.init_recipe import machine_recipe
+
+    target = target_of(ModelSpec(), None)
+    cells = [(*row[:5], f"{row.fits}, {row.memory}" if row.memory else "", row.time) for row in rows(target)]
+    print_table(HEADINGS, cells, left_aligned=HEADINGS[:-1])
+    recipe = machine_recipe(target)
+    typer.echo(
+        f"\nEstimates for LoRA in all layers and rows of {ROW_TOKENS} tokens, on {target.name} with "
+        f"{target.memory_gb:.1f} GB; more precisely: meditune plan {recipe} --set model.base=NAME\n"
+        f"Recipe for this machine: {recipe}, with {load_recipe(recipe).recipe.model.base}. Adapted to your data: "
+        "meditune init FILE"
+    )
+
+
+def init(
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable."),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Write it for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write a recipe for a data file and this machine.
+
+    The command looks at the file (columns, number and length of rows) and at the machine, and writes a recipe with
+    comments that say why. It trains and downloads nothing.
+
+    Example: `meditune init pairs.csv --output mine.yaml`.
+
+    Guide: docs/tutorials/your-own-data.md.
+    """
+    from meditune.errors import RecipeError
+    from meditune.train import init_recipe
+
+    init_recipe.refuse_existing(output, force)
+    pairs = [text.partition("=") for text in field or []]
+    for name, equals, column in pairs:
+        if not (name and equals and column):
+            raise RecipeError("--field: write it as FIELD=COLUMN, for example --field question=Patient.")
+    facts = init_recipe.look_at(data, {name: column for name, _, column in pairs})
+    initial = init_recipe.choose(facts, machine)
+    init_recipe.write(initial, output)
+    for line in init_recipe.summary(initial):
+        typer.echo(line)
+    typer.echo(f"Recipe: {output.resolve()}\nNext:")
+    for line in init_recipe.next_steps(initial, output):
+        typer.echo(f"  {line}")
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, or hub to upload it.")
+        str,
+        typer.Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm, or hub to upload it."),
     ],
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --to gguf or ollama: Q8_0 (default), Q6_K, Q5_K_M or Q4_K_M; with --to openvino: int8 (default) "
+            "or int4. Repeat it for several files.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the export; MODEL/export/FORMAT by default."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-NAME for another quantization than "
+            "the default.",
+        ),
     ] = None,
     repository: Annotated[
         str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
@@ -124,21 +195,30 @@ def export(
 ) -> None:
     """Export a model for other programs, and verify the result.
 
-    The export fails if its outputs differ from the original model's by more than the tolerance.
+    The export fails if its outputs differ from the original model's by more than the tolerance, or if its prompt
+    template writes other tokens than in training.
 
-    Example: `meditune export runs/quickstart --to gguf`.
+    Example: `meditune export runs/quickstart --to gguf --quantization Q4_K_M`.
 
     Guide: docs/how-to/export-and-engines.md.
     """
     if to == "hub":
         _to_hub(model, output, repository, public, yes)
         return
-    from meditune.engines.exported_model import EXPORTS
+    from meditune.errors import ModelError
     from meditune.export.export import export as make
+    from meditune.export.export import export_folder, usage
 
-    facts = make(model, to, output)
-    typer.echo(facts["drift"]["said"])
-    typer.echo(f"Model: {(output or Path(model).expanduser() / EXPORTS / to).resolve()}")
+    if output and len(quantization or ()) > 1:
+        raise ModelError("--output names the folder of one export. Leave it out, or give --quantization once.")
+    for name in quantization or (None,):
+        facts = make(model, to, output, name)
+        folder = (output or export_folder(Path(model).expanduser(), to, facts["weights"])).resolve()
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        typer.echo(f"{facts['weights']}, {size / 1e6:,.0f} MB. {facts['drift']['said']}")
+        if facts.get("checked_prompts"):
+            typer.echo(f"The prompts of {facts['checked_prompts']} chats have the same tokens as in training.")
+        typer.echo(f"Model: {folder}\nUse it: {usage(folder, facts)}")
 
 
 def _to_hub(model: str, output: Path | None, repository: str | None, public: bool, yes: bool) -> None:
@@ -259,19 +339,22 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         f"{planned.example_tokens} tokens each, the maximum that prompt.max_tokens allows. "
         "Time and memory are for training only; the evaluations before and after take time and may need more memory."
     )
+    out.print(
+        f"Batches have up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "
+        f"{'recomputed' if planned.own.checkpointing else 'kept'} (train.gradient_checkpointing)."
+    )
     for line in planned.advice:
         out.print(f"The recipe would fit with {line}", markup=False)
     if planned.own.verdict != "fits" and not planned.advice:
         out.print("No known change makes the recipe fit. Use a smaller model.base.")
 
 
-BESIDE_WEIGHTS_GB = 4.5
-"""Memory that training small models took besides their weights, measured on a CPU with pieces of 2,048 tokens"""
-
+HEADINGS = ("Name", "Model", "Size", "Licence", "Where", "Tuning here", "1,000 rows")
+YES, IN_4_BITS, SLOW, NO = "yes", "in 4 bits", "slow", "no"
+SLOW_SECONDS = 2 * 3600
+"""Time for a thousand rows from which tuning a model counts as slow"""
+ROW_TOKENS = 512
 HERE = "here"
-
-
-HEADINGS = ("Name", "Model", "Size", "Licence", "Where", "Tuning fits in memory (estimate)")
 
 
 class Row(NamedTuple):
@@ -284,62 +367,62 @@ class Row(NamedTuple):
     availability: str
     """ "here", "from a Python package (93 MB)", "from the hub" or "API only"."""
     fits: str
-    """Estimate whether tuning fits in this machine's memory; empty if the size is unknown"""
+    """YES, IN_4_BITS, SLOW or NO; empty for a model behind an API"""
+    memory: str
+    """Estimated memory for tuning with LoRA"""
+    time: str
+    """Estimated time for one epoch of 1,000 rows of ROW_TOKENS tokens"""
 
 
-def rows() -> list[Row]:
-    """Return every base model that a recipe can name, in the catalogue's order."""
+def rows(target: Target) -> list[Row]:
+    """Return every base model that a recipe can name, those that suit the machine first.
+
+    Among these, current models come before older ones, and larger ones before smaller ones.
+    """
     from meditune.models.catalogue import CATALOGUE
-    from meditune.models.load import bf16_is_fast
 
-    card = gpu()
-    room = card[1] if card else memory_gb()[1]
-    # Without BF16 on a GPU the weights are kept in FP16, on a CPU in FP32.
-    bytes_each = 2 if card or bf16_is_fast() else 4
-    return [
-        Row(
-            model.name,
-            model.title,
-            model.parameters,
-            model.licence,
-            availability(model),
-            _fits(model, bytes_each, room),
-        )
-        for model in CATALOGUE.values()
-    ]
+    def rank(pair: tuple[BaseModel, Row]) -> tuple[int, bool, float]:
+        model, row = pair
+        order = {YES: 0, IN_4_BITS: 0, SLOW: 1, NO: 2, "": 3}[row.fits]
+        return order, model.older, -model.billions if order == 0 else model.billions
+
+    return [row for _, row in sorted(((model, _row(model, target)) for model in CATALOGUE.values()), key=rank)]
+
+
+def _row(model: BaseModel, target: Target) -> Row:
+    from meditune.train.hardware_target import UTILIZATION
+
+    known = (model.name, model.title, model.parameters, model.licence, availability(model))
+    if model.api or not model.billions:
+        return Row(*known, "", "", "")
+    needed = {fits: training_gb(model.billions, target, fits == IN_4_BITS) for fits in (YES, IN_4_BITS)}
+    possible = (YES, IN_4_BITS) if target.device == "cuda" else (YES,)
+    fits = next((way for way in possible if needed[way] <= target.memory_gb), NO)
+    memory = f"{needed[possible[-1] if fits == NO else fits]:.0f} GB"
+    if fits == NO:
+        return Row(*known, NO, memory, "")
+    # Training with adapters takes about four operations for each weight and token.
+    seconds = 4e9 * model.billions * 1000 * ROW_TOKENS / (target.flops * UTILIZATION[target.device])
+    return Row(*known, SLOW if seconds > SLOW_SECONDS else fits, memory, clock(seconds))
+
+
+def training_gb(billions: float, target: Target, in_4_bits: bool = False) -> float:
+    """Return the estimated memory in GB for tuning a model of this size with LoRA.
+
+    The numbers are rounded from predictions of `meditune plan` for the catalogue's models: besides the weights, rows of
+    1,024 tokens on a CPU, and of 2,048 tokens with recomputed activations on a GPU. In 4 bits, a weight takes 0.6 to
+    0.8 bytes on average, because embeddings and the head keep 16 bits.
+    """
+    weights = billions * (0.75 if in_4_bits else target.dtype.itemsize)
+    return weights + (2.0 + 2.3 * billions if target.device == "cpu" else 1.0 + 0.25 * billions)
 
 
 def availability(model: BaseModel) -> str:
     """Return where the model would come from if it were loaded now."""
     if model.api:
         return "API only"
+    if model.is_here:
+        return HERE
     if model.package:
-        return HERE if model.folder_is_here else f"from a Python package ({model.package.megabytes} MB)"
-    return HERE if model.hub_id and _in_hub_cache(model.hub_id) else "from the hub"
-
-
-def training_gb(parameters: str, bytes_each: int = 2) -> float | None:
-    """Return the estimated memory in GB for tuning a model of this size ("135 M"); None if that isn't a number."""
-    match = re.fullmatch(r"([\d.]+) ([MB])", parameters)
-    if match is None:
-        return None
-    billions = float(match[1]) * (1.0 if match[2] == "B" else 1e-3)
-    return billions * bytes_each + BESIDE_WEIGHTS_GB
-
-
-def _fits(model: BaseModel, bytes_each: int, room: float) -> str:
-    needed = training_gb(model.parameters, bytes_each)
-    if model.api or needed is None:
-        return ""
-    return (
-        f"yes, about {needed:.0f} GB"
-        if needed <= room
-        else f"no, about {needed:.0f} GB; this machine has {room:.0f} GB"
-    )
-
-
-def _in_hub_cache(hub_id: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    return any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in weights)
+        return f"from a Python package ({model.package.megabytes} MB)"
+    return "from the hub, licence to accept there" if model.gated else "from the hub"

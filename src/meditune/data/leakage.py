@@ -3,11 +3,14 @@
 Leakage stops a run unless the recipe allows it with `evaluate.allow_leakage`; the report then says so. A trained model
 carries a record of its training data, `trained_on.json`, with hashes that identify an item but don't reveal it:
 
-    {"version": 1, "examples": 449, "unlisted": 0, "questions": [...], "contexts": [...], "groups": [...]}
+    {"version": 1, "examples": 449, "unlisted": 0, "questions": [...], "contexts": [...], "groups": [...],
+     "sentences": [...]}
 
 Each hash is the first 16 hexadecimal digits of a SHA-256 of a question or context (without case, punctuation and
-spacing) or of a source and group. Anyone who has a text can test whether it is listed; therefore restricted examples
-(MIMIC-III) are only counted as `unlisted`.
+spacing) or of a source and group. `questions` also has the turns of conversations. `sentences` has the longest
+sentences of questions that have several, by which an exam question is recognized below an instruction or above its
+choices; records of earlier versions have none. Anyone who has a text can test whether it is listed; therefore
+restricted examples (MIMIC-III) are only counted as `unlisted`.
 """
 
 from __future__ import annotations
@@ -35,13 +38,27 @@ from meditune.data.near_duplicates import (
     words,
 )
 from meditune.data.read_sources import is_restricted
-from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
+from meditune.data.splits import (
+    FEW,
+    LEAST_TURN,
+    Splits,
+    backgrounds,
+    context_key,
+    instructions,
+    question_key,
+    telling_turns,
+    turn_keys,
+)
 from meditune.errors import DataError
 from meditune.files import read_json, write_json
+from meditune.text import sentences as split_sentences
 
 FILE_NAME = "trained_on.json"
 VERSION = 1
 PARTS = ("questions", "contexts", "groups")
+SENTENCES = "sentences"
+MOST_SENTENCES = 6
+"""Number of sentences of a question that are recorded, the longest ones"""
 DIGITS = 16
 
 Record = dict[str, Any]
@@ -66,7 +83,12 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
             own["contexts"] = ""
         for part in PARTS:
             hashes[part].add(own[part])
-    return found | {part: sorted(hashes[part] - {""}) for part in PARTS}
+    turns = telling_turns(listed)
+    hashes["questions"].update(_hash(key) for example in listed if turns for key in turn_keys(example) if key in turns)
+    counts = Counter(key for example in listed for key in set(_longest_sentences(example.user_text, MOST_SENTENCES)))
+    hashes[SENTENCES] = {key for each in before for key in each.get(SENTENCES, ())}
+    hashes[SENTENCES].update(_hash(key) for key, count in counts.items() if count <= FEW)
+    return found | {part: sorted(hashes[part] - {""}) for part in (*PARTS, SENTENCES)}
 
 
 def keys(example: Example) -> dict[str, str]:
@@ -76,6 +98,27 @@ def keys(example: Example) -> dict[str, str]:
         "contexts": _hash(context_key(example)),
         "groups": _hash(f"{example.source}\n{example.group}"),
     }
+
+
+def _longest_sentences(text: str, count: int) -> list[str]:
+    """Return the keys of a text's longest sentences of at least LEAST_TURN words; none if it is a single sentence."""
+    pieces = [question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line)]
+    pieces = [piece for piece in pieces if piece]
+    long = [piece for piece in pieces if piece.count(" ") >= LEAST_TURN - 1]
+    return sorted(long, key=len, reverse=True)[:count] if len(pieces) > 1 else []
+
+
+def _is_inside(question: str, listed: Container[str]) -> bool:
+    """Return whether a question's sentences are among the hashes of a record's sentences.
+
+    The two longest ones count if they have LEAST_WORDS words together or are most of the question, since a sentence
+    such as "What is the most likely diagnosis of this patient?" alone says little.
+    """
+    whole = question_key(question)
+    longest = _longest_sentences(question, 2) or [whole]
+    count = sum(len(key.split()) for key in longest)
+    is_telling = count >= min(LEAST_WORDS, max(LEAST_TURN, 0.8 * len(whole.split())))
+    return is_telling and all(_hash(key) in listed for key in longest)
 
 
 def _with_answered_questions(examples: Iterable[Example]) -> list[Example]:
@@ -199,7 +242,7 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
     ]
     general = instructions([*train, *measured])
     asked, tested = (
-        [each for each in _with_answered_questions(part) if question_key(each.user_text) not in general]
+        [each for each in _with_answered_questions(part) if not general or question_key(each.user_text) not in general]
         for part in (train, measured)
     )
     near = partial(near_questions, others=[example.user_text for example in others])
@@ -208,13 +251,34 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
     )
     found += {leak.test: leak for leak in alike}.values()
     common = backgrounds([*train, *measured, *others])
-    asked, tested = ([each for each in part if context_key(each) not in common] for part in (train, measured))
+    asked, tested = (
+        [each for each in part if not common or context_key(each) not in common] for part in (train, measured)
+    )
     found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, LEAST_WORDS)
     found += _in_other_fields("context", train, tested, {leak.test for leak in found if leak.kind == "context"})
     asked = [example for example in measured if question_key(example.user_text) not in general]
     found += _in_other_fields("question", train, asked, {leak.test for leak in found if leak.kind == "question"})
     found += _exam_questions(train, asked, {leak.test for leak in found if leak.kind == "question"})
+    found += _same_turns(train, asked, {leak.test for leak in found if leak.kind == "question"})
     return [*found, *in_prompt(measured)]
+
+
+def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
+    """Return leaks for test items whose last turn is, word for word, a turn of a training conversation, or vice versa.
+
+    Of a conversation that is measured, only the last turn counts, because only its reply is measured.
+    """
+    telling = telling_turns([*train, *measured])
+    rows: dict[str, str] = {}
+    for row in train if telling else ():
+        for key in turn_keys(row):
+            rows.setdefault(key, row.id)
+    found: dict[str, Leak] = {}
+    for example in measured if telling else ():
+        for key in turn_keys(example, last_only=True):
+            if key in telling and key in rows and example.id not in known:
+                found[example.id] = Leak("question", example.id, rows[key], 1.0)
+    return list(found.values())
 
 
 def _in_other_fields(
@@ -263,8 +327,10 @@ def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known
             by_rarest[min(own, key=lambda run: (common[run], run))].append(test)
     found: dict[str, Leak] = {}
     for row in train if by_rarest else ():
-        text = f" {' '.join(words(_whole('question', row)))} "
-        for test in (test for run in word_runs(text, TRIPLE) & by_rarest.keys() for test in by_rarest[run]):
+        read = words(_whole("question", row))
+        text = ""
+        for test in (test for run in zip(read, read[1:], read[2:], strict=False) for test in by_rarest.get(run, ())):
+            text = text or f" {' '.join(read)} "
             if test not in found and all(part in text for part in parts[test]):
                 found[test] = Leak("question", test, row.id, 1.0)
     return list(found.values())
@@ -332,11 +398,16 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
 def known_test_items(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
     """Return leaks for test items that are in a model's training records or its run's training examples."""
     seen: dict[str, Leak] = {}
-    listed = [{part: frozenset(record[part]) for part in PARTS} for record in records]
-    for example in _with_answered_questions(measured):
+    listed = [{part: frozenset(record.get(part, ())) for part in (*PARTS, SENTENCES)} for record in records]
+    for example in _with_answered_questions(measured) if listed else ():
         for part, key in keys(example).items():
             if any(key in each[part] for each in listed):
                 seen.setdefault(example.id, Leak("trained_on", example.id, f"recorded {part.removesuffix('s')}", 1.0))
+        turns = [_hash(key) for key in turn_keys(example, last_only=True)]
+        if any(key in each["questions"] for each in listed for key in turns):
+            seen.setdefault(example.id, Leak("trained_on", example.id, "recorded turn", 1.0))
+        if any(_is_inside(example.question, each[SENTENCES]) for each in listed):
+            seen.setdefault(example.id, Leak("trained_on", example.id, "recorded sentences", 1.0))
     for leak in find(trained, measured) if trained else []:
         if leak.kind in ("group", "question", "context"):
             seen.setdefault(leak.test, Leak("trained_on", leak.test, leak.train, leak.alike))
@@ -416,6 +487,8 @@ def _alike(
     """Return a leak to the most similar training item for each test item of at least `min_words` words that has one."""
     measured_by_text, train_by_text = (defaultdict[str, list[Example]](list) for _ in range(2))
     for examples, by_text in ((measured, measured_by_text), (train, train_by_text)):
+        if examples is train and not measured_by_text:
+            return []  # without reading the training data, which takes long
         for example in examples:
             found = words(text_of(example))
             if len(found) >= min_words:

@@ -78,7 +78,8 @@ def near_questions(
         return []
     least, fillings = (LOOSELY, LOOSE_FILLINGS) if lenient else (QUESTIONS_ALIKE, FILLINGS)
     vocabulary: dict[str, int] = {}
-    grams = [_matrix([_trigrams(text, vocabulary) for text in texts], 0) for texts in (first, second)]
+    of_word: dict[str, list[int]] = {}
+    grams = [_matrix([_trigrams(text, vocabulary, of_word) for text in texts], 0) for texts in (first, second)]
     for matrix in grams:
         matrix.resize(matrix.shape[0], len(vocabulary))
     shared = sum(np.asarray(matrix.sum(axis=0)).ravel() for matrix in grams)
@@ -87,7 +88,6 @@ def near_questions(
     one, two = (matrix[:, order] @ diags(weights[order]) for matrix in grams)
     totals = [np.asarray(matrix.sum(axis=1)).ravel() for matrix in (one, two)]
     parts = [_prefixes(matrix, total, least) for matrix, total in zip((one, two), totals, strict=True)]
-    tokens = [[words(text) for text in texts] for texts in (first, second)]
     binary = grams[1][:, order]
     found: Matches = []
     changes: list[_Change | None] = []
@@ -98,7 +98,7 @@ def near_questions(
         alike = both / np.maximum(totals[0][rows] + totals[1][columns] - both, 1e-12)
         for index in np.flatnonzero(alike >= least):
             row, column = int(rows[index]), int(columns[index])
-            change = _change(tokens[0][row], tokens[1][column])
+            change = _change(_worded(first[row]), _worded(second[column]))
             if change is None or change.is_light:
                 found.append((row, column, min(1.0, float(alike[index]))))
                 changes.append(change)
@@ -114,23 +114,29 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
     This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
     """
+    if not first or not second:
+        return []
     known: dict[str, int] = {}
-    triples, sizes = [], []
-    for texts in (first, second):
-        ids = [np.array([known.setdefault(word, len(known)) for word in words(text)], dtype=np.int64) for text in texts]
-        triples.append([_triples(each) for each in ids])
-        sizes.append(np.array([len(each) for each in triples[-1]], dtype=np.float64))
-    everything = np.unique(np.concatenate([np.empty(0, np.int64), *triples[0]]))
-    columns = [[_indices(each, everything) for each in part] for part in triples]
-    one, two = (_matrix(part, len(everything)) for part in columns)
+    ids = [np.array([known.setdefault(word, len(known)) for word in words(text)], dtype=np.int64) for text in first]
+    triples = [np.unique(_triples(each)) for each in ids]
+    everything = np.unique(np.concatenate(triples))
+    one = _matrix([_indices(each, everything) for each in triples], len(everything))
+    # Words that only the second texts have get one number, which is in no triple of the first texts.
+    other = len(known)
+    others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
+    two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
+    fewest = LEAST_WORDS - 4  # of triples, a few of which may come twice
+    sizes: dict[int, int] = {}
     found: Matches = []
     for start in range(0, one.shape[0], ROWS):
         shared = (one[start : start + ROWS] @ two.T).tocoo()
-        least = np.minimum(sizes[0][shared.row + start], sizes[1][shared.col])
-        alike = shared.data / np.maximum(least, 1)
-        long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
-        chosen = np.flatnonzero(long & (alike >= min_similarity))
-        found += [(int(shared.row[k]) + start, int(shared.col[k]), float(alike[k])) for k in chosen]
+        for k in np.flatnonzero(shared.data >= min_similarity * fewest):
+            row, column = int(shared.row[k]) + start, int(shared.col[k])
+            if column not in sizes:
+                sizes[column] = len(word_runs(second[column], 3))
+            least = min(len(triples[row]), sizes[column])
+            if least >= fewest and shared.data[k] / least >= min_similarity:
+                found.append((row, column, float(shared.data[k] / least)))
     return found
 
 
@@ -237,16 +243,21 @@ def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(found[at : at + length]) for at in range(len(found) - length + 1)}
 
 
-def _trigrams(text: str, vocabulary: dict[str, int]) -> NDArray[np.int64]:
-    padded = [f" {word} " for word in words(text)]
-    grams = {word[at : at + 3] for word in padded for at in range(len(word) - 2)}
-    return np.array([vocabulary.setdefault(gram, len(vocabulary)) for gram in sorted(grams)], dtype=np.int64)
+def _trigrams(text: str, vocabulary: dict[str, int], of_word: dict[str, list[int]]) -> NDArray[np.int64]:
+    """Return the numbers of a text's trigrams, each once; `of_word` remembers those of words."""
+    found: set[int] = set()
+    for word in words(text):
+        if word not in of_word:
+            grams = (f" {word} "[at : at + 3] for at in range(len(word)))
+            of_word[word] = [vocabulary.setdefault(gram, len(vocabulary)) for gram in grams]
+        found.update(of_word[word])
+    return np.array(sorted(found), dtype=np.int64)
 
 
 def _triples(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each run of three words once, as a number."""
+    """Return each run of three words as a number."""
     base = np.int64(1 << 21)
-    return np.unique((ids[:-2] * base + ids[1:-1]) * base + ids[2:]) if len(ids) > 2 else np.empty(0, np.int64)
+    return (ids[:-2] * base + ids[1:-1]) * base + ids[2:] if len(ids) > 2 else np.empty(0, np.int64)
 
 
 def _indices(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:

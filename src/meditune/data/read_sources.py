@@ -263,7 +263,7 @@ def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
     for example in (example for examples in by_source.values() for example in examples):
         if example.id in seen:
             raise DataError(
-                f"data.sources: the id {example.id} occurs twice. Name each source once, and give the rows of your own "
-                "files ids that are unique across all files."
+                f"data.sources: the id {example.id} occurs twice. Name each source once, and give your own files "
+                "different names, such as own/clinic and own/ward; in one file, ids must be unique."
             )
         seen.add(example.id)

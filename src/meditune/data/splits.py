@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.data.near_duplicates import LEAST_WORDS, near_questions
 from meditune.data.readers import claims, evidence_inference, liveqa, pubmedqa
+from meditune.data.readers.conversations import is_greeting
 from meditune.errors import DataError
 
 OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]]]] = {
@@ -24,6 +25,8 @@ OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]
 """Sources with an official test set"""
 FEW = 3
 """A question asked of more groups than this, each with its own context, counts as an instruction"""
+LEAST_TURN = 8
+"""A later message of a conversation with fewer words ("And for children?") is compared together with its reply"""
 MOST = 0.2
 """A context shared by more than this share of the examples counts as background"""
 
@@ -91,9 +94,10 @@ def split(
         else:
             free += examples
     settled = [*rest, *test, *(example for examples in placed.values() for example in examples)]
-    same, general = same_questions([*settled, *free]), backgrounds([*settled, *free])
-    known = {key for example in settled for key in _shared(example, same, general)}
-    new = [not known.intersection(_shared(example, same, general)) for example in free]
+    every = [*settled, *free]
+    same, general, turns = same_questions(every), backgrounds(every), telling_turns(every)
+    known = {key for example in settled for key in _shared(example, same, general, turns)}
+    new = [not known.intersection(_shared(example, same, general, turns)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
     unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
     remaining, held = (
@@ -252,12 +256,50 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
     return {key: _root(parent, key) if key in parent else "" for key in keys}
 
 
+def turn_keys(example: Example, last_only: bool = False) -> list[str]:
+    """Return keys of turns, by which a turn is recognized in another conversation or as a question of its own.
+
+    A turn is a message of the user with its reply. The first message that isn't a greeting is recognized by itself, and
+    so is a message of LEAST_TURN words; any other only together with its reply.
+    """
+    said = [(turn.role, turn.text) for turn in example.turns or ()]
+    asked = [*(text for role, text in said if role == "user"), example.question]
+    replies = [*(text for role, text in said if role == "assistant"), example.answer]
+    keys: list[str] = []
+    is_first = True
+    for number, (question, reply) in enumerate(zip(asked, replies, strict=False)):
+        if is_greeting(question):
+            continue
+        own = question_key(question)
+        is_long = own.count(" ") >= LEAST_TURN - 1
+        if not last_only or number == len(asked) - 1:
+            keys += [own] if is_long or is_first else []
+            if reply and not is_long:
+                both = f"{own} {question_key(reply)}"
+                keys += [both] if both.count(" ") >= LEAST_TURN - 1 else []
+        is_first = False
+    return keys
+
+
+def telling_turns(examples: Sequence[Example]) -> set[str]:
+    """Return the `turn_keys` of at most FEW groups; empty if no example is a conversation of several turns.
+
+    A turn of more groups, such as a farewell, doesn't make two conversations the same.
+    """
+    groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for example in examples if any(example.turns for example in examples) else ():
+        for key in turn_keys(example):
+            groups[key].add((example.source, example.group))
+    return {key for key, found in groups.items() if len(found) <= FEW}
+
+
 def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -> list[list[int]]:
     """Return the indices of examples that are connected by what they share, in order of first appearance."""
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
+    turns = telling_turns(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        for key in ((example.source, example.group), *_shared(example, same_question, general)):
+        for key in ((example.source, example.group), *_shared(example, same_question, general, turns)):
             other = seen.setdefault(key, index)
             low, high = sorted((_root(parent, index), _root(parent, other)))
             parent[high] = low
@@ -267,10 +309,16 @@ def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -
     return list(members.values())
 
 
-def _shared(example: Example, same_question: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
-    """Return the keys that connect an example to others of any source: its question, and its context if long enough."""
+def _shared(
+    example: Example, same_question: Mapping[str, str], general: Container[str], turns: Collection[str]
+) -> list[tuple[str, str]]:
+    """Return the keys that connect an example to others of any source: its question, its context, and its turns.
+
+    A context must be long enough, and a turn must be one of `turns`.
+    """
     question, context = same_question[question_key(example.user_text)], context_key(example)
     keys = [("question of", question)] if question else []
+    keys += [("turn of", key) for key in turn_keys(example) if key in turns] if turns else []
     is_telling = len(context.split()) >= LEAST_WORDS and context not in general
     return [*keys, ("context of", context)] if is_telling else keys
 

@@ -19,7 +19,7 @@ from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.structured_output import ConstraintCompiler
 from meditune.models.forward import label_logits, predict, virtual_tokens
-from meditune.models.generation import READ_TOKENS, Decoder, cached_tokens
+from meditune.models.generation import Decoder, cached_tokens
 from meditune.models.inference import inference, tokens_at_once
 from meditune.models.kv_cache import WORTH, PrefixCache, shared_prefix
 from meditune.models.load import LoadedModel, positions
@@ -60,7 +60,7 @@ class TransformersBatch:
             count = len(taken) + 1
             if len(self.running) + count > 1 and (len(self.running) + count) * longest > self.most_tokens:
                 break
-            if taken and (count * to_read > READ_TOKENS or _alike(request, taken) >= known + WORTH):
+            if taken and (count * to_read > self.decoder.read_tokens or _alike(request, taken) >= known + WORTH):
                 break
             taken.append(waiting.popleft())
         return taken

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from meditune.config.data_options import PromptFormat, Task
@@ -100,7 +101,7 @@ def request_all(
     with Progress(label, len(items), unit) as progress:
         pool = ThreadPoolExecutor(concurrency)
         try:
-            for future in [pool.submit(work, item) for item in items]:
+            for future in [pool.submit(copy_context().run, work, item) for item in items]:
                 future.result()
         except BaseException:
             stopped.set()

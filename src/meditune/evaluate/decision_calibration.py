@@ -148,7 +148,8 @@ def dev_measure(
         return None
     decided = [example for example in examples if example.decision and dev.metric != "perplexity"]
     answered = [example for example in examples if example.answer.strip() and dev.metric == "perplexity"]
-    scoring = Scoring(loaded.encoder(recipe.prompt), decided, answered)
+    encoder = loaded.encoder(recipe.prompt)
+    scoring = Scoring(encoder, decided, encoder.accepted(answered))
 
     def measure(trained: LoadedModel) -> float:
         predictions = scoring.predictions(trained, recipe.evaluate.batch_tokens, f"Measuring {dev.metric} on dev")

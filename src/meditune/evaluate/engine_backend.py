@@ -22,6 +22,10 @@ class EngineBackend(Backend):
     def __init__(self, engine: Engine, form: PromptFormat) -> None:
         self.engine, self.encoder = engine, Encoder(engine.tokenizer, form)
 
+    def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """See Backend."""
+        return self.encoder.accepted(examples)
+
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:

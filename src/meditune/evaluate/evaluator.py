@@ -133,6 +133,10 @@ API = Capabilities(
 class Backend:
     """The interface of back ends. A back end implements what its `Capabilities` contain."""
 
+    def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return the examples without conversations that the model's chat template rejects."""
+        return examples
+
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:
@@ -242,6 +246,7 @@ class Evaluator:
         """Compute and store the predictions of a model that don't exist yet."""
         if self.remark:
             print(self.remark, file=sys.stderr)
+        self._leave_out_rejected(backend)
         if self.uses_lm_eval:
             label = f"Scoring {name} as lm-eval does"
             once(self.folder, name, "decision", lambda: backend.decisions_as_lm_eval(self.items["decision"], label))
@@ -254,6 +259,15 @@ class Evaluator:
         for kind in WEIGHTS_ONLY:
             if kind in self.items:
                 once(self.folder, name, kind, partial(backend.rows, kind, self.items[kind], _label(kind, name)))
+
+    def _leave_out_rejected(self, backend: Backend) -> None:
+        """Leave out conversations that the model's chat template rejects."""
+        every = [item for items in self.items.values() for item in items]
+        talks = {item.id: item for item in every if isinstance(item, Example) and item.turns is not None}
+        left_out = talks.keys() - {example.id for example in backend.accepted(list(talks.values()))}
+        for kind, items in list(self.items.items()) if left_out else ():
+            self.items[kind] = [item for item in items if getattr(item, "id", None) not in left_out]
+        self.items = {kind: items for kind, items in self.items.items() if items}
 
     def answer_tokens(self, kind: Kind) -> int:
         """Return the maximum number of tokens of an answer of this kind."""
@@ -345,11 +359,18 @@ AnyItem = TypeVar("AnyItem", bound=Item)
 class StoredRows(Generic[AnyItem]):
     """The rows of one kind so far. As a context manager, it writes their file, in the order of the items, at its end.
 
-    If `resumes`, rows are stored in FILE.begun until then.
+    If `resumes`, rows are stored in FILE.begun until then. `finish` makes the file's rows of the rows by id.
     """
 
-    def __init__(self, path: Path, items: Sequence[AnyItem], resumes: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        items: Sequence[AnyItem],
+        resumes: bool,
+        finish: Callable[[Mapping[str, Row]], Iterable[Row]] | None = None,
+    ) -> None:
         self.path, self.items = path, items
+        self._finish = finish or (lambda rows: (rows[item.id] for item in items))
         self._begun = path.with_name(f"{path.name}.begun") if resumes else None
         self._is_begun = False
         self.rows = _read_begun(self._begun) if self._begun else {}
@@ -374,7 +395,7 @@ class StoredRows(Generic[AnyItem]):
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:
-            write_jsonl(self.path, (self.rows[item.id] for item in self.items))
+            write_jsonl(self.path, self._finish(self.rows))
             if self._begun:
                 self._begun.unlink(missing_ok=True)
 

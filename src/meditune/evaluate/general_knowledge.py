@@ -51,7 +51,7 @@ def questions(count: int) -> list[Question]:
 
 
 def answer_choices(
-    loaded: LoadedModel, encoder: Encoder, questions: Sequence[Question], batch_tokens: int, label: str
+    loaded: LoadedModel, encoder: Encoder, questions: Sequence[Question], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield for each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
 

@@ -19,7 +19,7 @@ from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError, ModelError
 from meditune.models.forward import label_logits
-from meditune.models.inference import inference, tokens_at_once
+from meditune.models.inference import batch_limit, inference, tokens_at_once
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import Row, by_length, join, rows_of_pairs, windows
 from meditune.progress import Progress
@@ -48,7 +48,7 @@ class Scores(NamedTuple):
 
 
 def score(
-    loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str, labels: dict[str, int] | None = None
+    loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None, label: str, labels: dict[str, int] | None = None
 ) -> Scores:
     """Score every task in `rows`; `labels` gives the token id of each decision word.
 
@@ -148,7 +148,7 @@ def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
 
 
 def score_claims(
-    loaded: LoadedModel, encoder: Encoder, claims: Sequence[Example], batch_tokens: int, label: str
+    loaded: LoadedModel, encoder: Encoder, claims: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield for each claim `id`, `source`, `reference`, `prediction` and the `logits` of its source's labels.
 
@@ -168,7 +168,7 @@ def _evidence(claim: Example) -> tuple[Passage, ...]:
 
 
 def score_pairs(
-    loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int, label: str
+    loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield for each pair that fits `id`, `kind`, and the summed negative log-likelihood and tokens of both answers.
 
@@ -177,7 +177,7 @@ def score_pairs(
     rows, encoded_pairs = rows_of_pairs(pairs, encoder)
     found: dict[int, dict[str, Any]] = {}
     with torch.inference_mode(), Progress(label, sum(map(len, rows)), "tokens") as progress:
-        for indices in by_length(rows, batch_tokens):
+        for indices in by_length(rows, batch_limit(loaded.model, batch_tokens)):
             chosen = [rows[index] for index in indices]
             batch, (_, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
             each = log_likelihoods(logits, batch.targets.to(logits.device))
@@ -249,7 +249,7 @@ def asked_text(loaded: LoadedModel, identifier: str, text: str, choices: Sequenc
 
 
 def decisions(
-    loaded: LoadedModel, examples: Sequence[Example], batch_tokens: int, label: str
+    loaded: LoadedModel, examples: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield for each example `id`, `reference`, `prediction`, and in `logits` each choice's log-likelihood in nats.
 
@@ -264,7 +264,7 @@ def decisions(
 
 
 def choice_likelihoods(
-    loaded: LoadedModel, questions: Sequence[Asked], batch_tokens: int, label: str
+    loaded: LoadedModel, questions: Sequence[Asked], batch_tokens: int | None, label: str
 ) -> list[list[float]]:
     """Return the log-likelihood in nats of each choice of each question.
 

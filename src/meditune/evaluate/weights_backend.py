@@ -99,7 +99,7 @@ class Scoring:
         }
         self.labels = encoder.label_ids() if decision_examples else {}
 
-    def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
+    def predictions(self, loaded: LoadedModel, batch_tokens: int | None, label: str) -> Predictions:
         """Return decisions and likelihoods; `label` is the title of the progress display."""
         scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
         found = Predictions()
@@ -124,6 +124,10 @@ class WeightsBackend(Backend):
     def encoder(self) -> Encoder:
         """The encoder of prompts. Raises ModelError if the tokenizer has no end token, which `lm-eval` doesn't need."""
         return self.loaded.encoder(self._form)
+
+    def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """See Backend."""
+        return self.encoder.accepted(examples) if examples else examples
 
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore

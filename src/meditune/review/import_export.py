@@ -68,7 +68,7 @@ def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str
     tasks, field_names = [], _shown(rating_set)
     for number, item in enumerate(rating_set.items.values(), start=1):
         sources = "\n\n".join(f"{p.label}: {p.text}" if p.label else p.text for p in item.context)
-        data = {"item": item.id, "question": item.question, "sources": sources, "answer": item.answer}
+        data = {"item": item.id, "question": item.shown_question(), "sources": sources, "answer": item.answer}
         data |= {name: getattr(item, name) for name in field_names}
         if item.id in origins:
             data |= dict(zip(("example", "origin"), origins[item.id], strict=True))

@@ -23,7 +23,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.example import DECISIONS, Example, Passage, Turn
 from meditune.data.read_sources import is_restricted
 from meditune.data.reviewer_decisions import VERDICTS, Verdict, fingerprint
 from meditune.errors import DataError, MedituneError
@@ -302,6 +302,13 @@ class Item:
     """The source's web page"""
     axes: tuple[str, ...] = ()
     """The axes of this item; empty for all axes of the set"""
+    turns: tuple[Turn, ...] = ()
+    """Earlier messages, if the question is the last one of a conversation"""
+
+    def shown_question(self) -> str:
+        """Return the question, after the earlier messages with their roles if there are any, for files."""
+        lines = [f"{turn.role.capitalize()}: {turn.text}" for turn in self.turns]
+        return "\n\n".join([*lines, f"User: {self.question}"]) if lines else self.question
 
 
 @dataclass(frozen=True)
@@ -341,12 +348,18 @@ def row_key(example: Example, **facts: Any) -> dict[str, Any]:
     return entry | {"origins": ["row"], "stratum": "", "score": 0.0, "reasons": {}, "expected": []} | facts
 
 
+def shown_prompt(example: Example) -> dict[str, Any]:
+    """Return what a page shows of a prompt: `question`, `context`, and `turns` if it belongs to a conversation."""
+    turns = [turn.model_dump(mode="json") for turn in example.turns or ()]
+    context = [passage.model_dump(mode="json") for passage in example.context]
+    return {"question": example.question, "context": context, **({"turns": turns} if turns else {})}
+
+
 def shown_row(example: Example, source: str) -> dict[str, Any]:
     """Return what the page of a data check shows of a row; `source` is the source in words."""
     link = str(example.meta.get("url") or "")
     return {
-        "question": example.question,
-        "context": [passage.model_dump(mode="json") for passage in example.context],
+        **shown_prompt(example),
         "answer": example.answer,
         "decision": example.decision or "",
         "source": source,
@@ -438,7 +451,8 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
     for number, row in numbered_jsonl(folder / ITEMS):
         try:
             context = tuple(Passage.model_validate(passage) for passage in row.pop("context"))
-            item = Item(**row | {"axes": tuple(row.get("axes", ()))}, context=context)
+            turns = tuple(Turn.model_validate(turn) for turn in row.pop("turns", ()))
+            item = Item(**row | {"axes": tuple(row.get("axes", ()))}, context=context, turns=turns)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / ITEMS}, line {number}: not an item of a rating set ({error}).") from error
         items[item.id] = item
@@ -565,8 +579,7 @@ def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dic
         group = groups_of({example.id: example})[example.id]
         for answer, whose in origins.items():
             id = secrets.token_hex(6)
-            context = [passage.model_dump(mode="json") for passage in example.context]
-            rows.append({"id": id, "asked": asked, "question": example.question, "context": context, "answer": answer})
+            rows.append({"id": id, "asked": asked, **shown_prompt(example), "answer": answer})
             key[id] = {"example": example.id, "group": group, "origins": whose, "restricted": is_restricted(example)}
     secrets.SystemRandom().shuffle(rows)
     return rows, key

@@ -131,7 +131,7 @@ def disputes(rated: RatedSet) -> list[dict[str, Any]]:
             for axis in rated.set.axes
             if axis.name in each.votes
         }
-        row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
+        row = {"item": item.id, "distance": each.distance, "question": item.shown_question(), "answer": item.answer}
         rows.append(row | {"said": options})
     return rows
 
@@ -354,6 +354,7 @@ def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, fl
                 item.context,
                 item.answer,
                 rating=1 + 4 * score / 100,
+                turns=item.turns or None,
                 **_terms(key[item.id]),
             )
 
@@ -375,6 +376,7 @@ def _corrected(
             context=item.context,
             chosen=better,
             rejected=item.answer,
+            turns=item.turns or None,
             kind=OWN,
             **_terms(key[item.id]),
         )

@@ -99,6 +99,7 @@ class ReviewApp:
             "id": item.id,
             "question": item.question,
             "context": [passage.model_dump(mode="json") for passage in item.context],
+            **({"turns": [turn.model_dump(mode="json") for turn in item.turns]} if item.turns else {}),
             "answer": item.answer,
             "ratings": {rating.axis: rating.option for rating in ratings},
             "comment": notes[0].comment if notes else "",

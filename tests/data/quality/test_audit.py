@@ -259,7 +259,7 @@ def test_a_rule_that_is_off_is_off_when_the_saved_recipe_is_read_again(tmp_path)
     assert load_recipe(str(tmp_path / "saved.yaml")).recipe == resolved.recipe
 
 
-@pytest.mark.parametrize("name", ["gemma3-270m", "distilgpt2", "llama2-7b", "mistral-7b", "preference"])
+@pytest.mark.parametrize("name", ["gemma3-270m", "distilgpt2", "laptop", "gpu-8gb", "gpu-24gb", "preference"])
 def test_the_recipes_for_pubmedqa_train_on_the_publishers_words(name):
     rules = load_recipe(name).recipe.data.quality.rules
     assert rules == load_recipe("quickstart").recipe.data.quality.rules

@@ -10,11 +10,12 @@ import pytest
 from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
 from meditune.data.deidentify import Findings, deidentified
 from meditune.data.example import Example, Turn, read_examples, write_examples
-from meditune.data.leakage import find
+from meditune.data.leakage import find, known_test_items, record
 from meditune.data.quality.deduplication import pairs
 from meditune.data.read_sources import read_sources
 from meditune.data.readers import conversations, user_files
 from meditune.data.readers.tables import Rejects
+from meditune.data.splits import by_group
 from meditune.errors import DataError
 
 ASKED = [("system", "Be brief."), ("user", "Is it flu?"), ("assistant", "Perhaps."), ("user", "Why?")]
@@ -214,6 +215,31 @@ def test_earlier_turns_count_where_conversations_are_compared() -> None:
     assert len(pairs([aspirin, talk(3, "How much aspirin may I take?")])) == 1
     assert find([aspirin], [statins]) == []
     assert [leak.kind for leak in find([aspirin], [talk(3, "How much aspirin may I take?")])] == ["question"]
+
+
+def test_a_greeting_makes_no_group_and_a_turn_is_found_outside_of_its_conversation(tmp_path: Path) -> None:
+    def talk(question: str) -> list[tuple[str, str]]:
+        return [("user", "Hi doctor!"), ("assistant", "How can I help?"), ("user", question), ("assistant", "Rest.")]
+
+    asked = ("How much aspirin may I take?", "When are statins given?")
+    follow_up = [("user", "And for children of two years?"), ("assistant", "Half of the dose.")]
+    rows = [*(openai(*talk(text)) for text in asked), openai(*talk(asked[0])[2:], *follow_up)]
+    (aspirin, statins, no_greeting), _ = read(lines(tmp_path / "a.jsonl", *rows))
+    assert aspirin.group == no_greeting.group != statins.group
+    alone = no_greeting.model_copy(update={"id": "own/b:1", "source": "own/b", "group": "b", "turns": None})
+    first = alone.model_copy(update={"question": asked[0], "answer": "Four grams."})
+    other = alone.model_copy(update={"answer": "That depends on the weight."})
+    for test, leaks in ((alone, ["question"]), (first, ["question"]), (other, [])):
+        assert [leak.kind for leak in find([no_greeting, statins], [test])] == leaks
+        assert bool(known_test_items([record([no_greeting, statins])], [], [test])) == bool(leaks)
+    others = [
+        alone.model_copy(update={"id": f"o:{n}", "question": f"Is drug {n} safe?", "answer": "", "group": str(n)})
+        for n in range(20)
+    ]
+    for seed in range(4):
+        rest, held = by_group([no_greeting, alone, first, *others], 0.3, seed)
+        assert len({each in rest for each in (no_greeting, alone, first)}) == 1
+        assert held
 
 
 def test_identifiers_are_masked_in_every_turn() -> None:

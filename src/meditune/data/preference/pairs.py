@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meditune.config.data_options import Style
 from meditune.config.training_options import Corruption, PreferenceSpec
-from meditune.data.example import STYLE, Example, Passage
+from meditune.data.example import STYLE, Example, Passage, Turn
 from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
 from meditune.data.readers.tables import Rejects, Row
-from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records
+from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records, stored_turns
 from meditune.errors import DataError
 from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 from meditune.files import numbered_jsonl, write_jsonl
@@ -54,6 +54,8 @@ class Pair(BaseModel):
     """Source of the question; empty if only its file is known"""
     restricted: bool = False
     """True if the licence forbids sharing the question"""
+    turns: tuple[Turn, ...] | None = None
+    """Earlier messages, if the question is the last one of a conversation"""
 
     def example(self) -> Example:
         """Return the question with its preferred answer as an Example."""
@@ -66,6 +68,7 @@ class Pair(BaseModel):
             answer=self.chosen,
             group=self.group,
             meta=mark | ({STYLE: self.style} if self.style else {}),
+            turns=self.turns,
         )
 
 
@@ -98,10 +101,11 @@ def from_rows(
 ) -> Iterator[Pair]:
     """Yield pairs from (place, columns) with the columns question, chosen and rejected.
 
-    The columns context, group, id, `source` (where the question comes from) and `restricted` (may not be shared) are
-    optional. `fields` maps fields to columns with other names; `name` is the prefix of generated ids. Rows without a
-    required value, with two equal answers, or with a repeated id go to `rejects`. Raises DataError if a required column
-    is missing, and with the message `no_rows` if there are no rows.
+    The columns context, group, id, `source` (where the question comes from), `restricted` (may not be shared) and
+    `turns` (earlier messages, each with `role` and `text`) are optional. `fields` maps fields to columns with other
+    names; `name` is the prefix of generated ids. Rows without a required value, with two equal answers, or with a
+    repeated id go to `rejects`. Raises DataError if a required column is missing, and with the message `no_rows` if
+    there are no rows.
     """
     yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
@@ -128,6 +132,7 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
         group=group_of(cell(values.get("group")), question),
         source=cell(row.get("source")),
         restricted=is_marked(row.get(RESTRICTED)),
+        turns=stored_turns(row.get("turns")),
         kind=OWN,
     ), ""
 
@@ -211,11 +216,10 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
     Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds. The kind `other` takes
     answers from these examples only.
     """
-    answered = [example for example in examples if example.answer.strip() and not example.turns]
+    answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()
     pairs: list[Pair] = []
-    # A pair has no earlier turns, so the last question of a conversation would stand without its context.
-    without_pair = sum(bool(example.turns) for example in examples)
+    without_pair = 0
     for example in answered:
         chance = random.Random(f"{seed}/pairs/{example.id}")
         before = len(pairs)
@@ -235,6 +239,7 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
                     style=example.style,
                     source=example.source,
                     restricted=is_restricted(example),
+                    turns=example.turns,
                     kind=kind,
                 )
             )

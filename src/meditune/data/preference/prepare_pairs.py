@@ -106,8 +106,8 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
     pairs = _without_identifiers(rated_answers.read_given_pairs(path, recipe, rejects), recipe.data.phi, phi)
     measured = [*splits.dev, *splits.test]
-    questions = {question_key(example.question) for example in measured}
-    others = [pair for pair in pairs if question_key(pair.question) not in questions]
+    questions = {question_key(example.user_text) for example in measured}
+    others = [pair for pair in pairs if question_key(pair.example().user_text) not in questions]
     rejects.count_only(SOURCE, "about a question of the development or test set", len(pairs) - len(others))
     answers = {question_key(example.answer) for example in measured if example.answer}
     usable = [pair for pair in others if not {question_key(pair.chosen), question_key(pair.rejected)} & answers]
@@ -135,6 +135,7 @@ def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Finding
             update={
                 "question": each.question,
                 "context": each.context,
+                "turns": each.turns,
                 "chosen": each.answer,
                 "rejected": each.meta["rejected"],
             }

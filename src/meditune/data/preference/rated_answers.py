@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.recipe import Recipe
-from meditune.data.example import Passage, problem_in_text
+from meditune.data.example import Passage, Turn, problem_in_text
 from meditune.data.preference import pairs as user_pairs
 from meditune.data.preference.pairs import RATED, SOURCE, Pair
 from meditune.data.read_sources import RESTRICTED, is_marked
@@ -37,6 +37,7 @@ from meditune.data.readers.user_files import (
     list_columns,
     passages,
     records,
+    stored_turns,
 )
 from meditune.data.sources import locate_source
 from meditune.data.splits import question_key
@@ -72,11 +73,12 @@ class Rated:
     """Higher is better"""
     source: str = ""
     restricted: bool = False
+    turns: tuple[Turn, ...] | None = None
 
     @property
-    def asked(self) -> tuple[str, tuple[Passage, ...], str]:
+    def asked(self) -> tuple[Any, ...]:
         """Return a key that is equal for answers that may be compared."""
-        return question_key(self.question), self.context, self.group
+        return question_key(self.question), self.context, self.turns, self.group
 
 
 def from_rows(
@@ -152,6 +154,7 @@ def _of_question(answers: Sequence[Rated], margin: float, per_question: int, see
                 group=group_of(better.group, better.question),
                 source=better.source,
                 restricted=better.restricted or worse.restricted,
+                turns=better.turns,
                 kind=RATED,
             )
         )
@@ -174,7 +177,8 @@ def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tu
         return None, NO_CONTEXT
     name, group = (cell(values.get(field)) for field in ("id", "group"))
     source, restricted = cell(row.get("source")), is_marked(row.get(RESTRICTED))
-    return Rated(place, name or place, question, context, answer, group, rating, source, restricted), ""
+    turns = stored_turns(row.get("turns"))
+    return Rated(place, name or place, question, context, answer, group, rating, source, restricted, turns), ""
 
 
 def _number(value: object) -> float | None:

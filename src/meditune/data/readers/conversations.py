@@ -53,8 +53,41 @@ ROLES: dict[str, Role] = {
 
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 """A reasoning model's thoughts before its reply"""
+LEAST_OPENING = 8
+"""Least number of characters by which the beginnings of conversations are told apart"""
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
+
+
+_GREETINGS = frozenset(
+    word
+    for line in (
+        "hi hello hey hiya greetings good morning afternoon evening day dear doctor doc dr sir madam there thanks",
+        "thank you please how are is it going today i have need want would like a an some to ask can could may me my",
+        "question questions something help advice medical health allo bonjour bonsoir salut docteur hallo guten tag",
+        "hola buenos buenas dias días tardes ciao buongiorno olá 你好 您好",
+    )
+    for word in line.split()
+)
+
+
+def is_greeting(text: str) -> bool:
+    """Return whether a message only greets or announces a question: "Hello doctor, can I ask you something?"."""
+    return all(match[0] in _GREETINGS for match in re.finditer(r"\w+", text.casefold()))
+
+
+def opening(asked: Sequence[str]) -> str:
+    """Return the user's first message without greetings; a very short one ("Fever") with the messages after it.
+
+    Conversations with the same opening are related, but not all conversations that begin with "Hi".
+    """
+    text = ""
+    for message in asked:
+        if not is_greeting(message):
+            text = f"{text} {message}".strip()
+        if len(text) >= LEAST_OPENING:
+            return text
+    return text or " ".join(asked)
 
 
 def holds_conversations(

@@ -400,7 +400,7 @@ def _conversation(
     if problem := problem or _problem_in_keys(values):
         return None, problem
     *earlier, asked, answered = turns
-    begin = next(turn.text for turn in turns if turn.role == "user")
+    begin = conversations.opening([turn.text for turn in turns if turn.role == "user"])
     return Example(
         id=f"{source}:{cell(values.get('id')) or fallback_id}",
         source=source,
@@ -412,11 +412,10 @@ def _conversation(
     ), ""
 
 
-def _stored_turns(row: Mapping[str, Any]) -> tuple[Turn, ...] | None:
-    """Return the earlier turns in a record that Meditune wrote; None if the row has none."""
-    found = row.get("turns") if {"source", "group", "meta"} <= row.keys() else None
+def stored_turns(value: object) -> tuple[Turn, ...] | None:
+    """Return the earlier turns in a record that Meditune wrote; None if the value isn't a list of turns."""
     try:
-        return tuple(Turn.model_validate(turn) for turn in found) if isinstance(found, list) else None
+        return tuple(Turn.model_validate(turn) for turn in value) if isinstance(value, list) else None
     except ValueError:
         return None
 
@@ -440,7 +439,7 @@ def _example(
         return None, NO_CONTEXT
     if problem := _problem_in_keys(values):
         return None, problem
-    turns = _stored_turns(row)
+    turns = stored_turns(row.get("turns")) if {"source", "group", "meta"} <= row.keys() else None
     return Example(
         id=f"{source}:{cell(values.get('id')) or fallback_id}",
         source=source,

@@ -47,7 +47,7 @@ def _subject(example: Example) -> str:
 
 
 def score_suite(
-    loaded: LoadedModel, encoder: Encoder, kind: str, items: Sequence[Example], batch_tokens: int, label: str
+    loaded: LoadedModel, encoder: Encoder, kind: str, items: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterable[dict[str, Any]]:
     """Return the rows of a suite's kind (evaluate/predictions.py); log-likelihoods are in nats."""
     suite = suite_of(kind)
@@ -58,7 +58,9 @@ def score_suite(
     return _letters_and_options(loaded, items, batch_tokens, label)
 
 
-def _words(loaded: LoadedModel, items: Sequence[Example], batch_tokens: int, label: str) -> Iterator[dict[str, Any]]:
+def _words(
+    loaded: LoadedModel, items: Sequence[Example], batch_tokens: int | None, label: str
+) -> Iterator[dict[str, Any]]:
     asked = [likelihood.asked_text(loaded, item.id, likelihood.prompt_text(item), item.meta[CHOICES]) for item in items]
     found = likelihood.choice_likelihoods(loaded, asked, batch_tokens, label)
     for item, words in zip(items, found, strict=True):
@@ -66,7 +68,7 @@ def _words(loaded: LoadedModel, items: Sequence[Example], batch_tokens: int, lab
 
 
 def _letters_and_options(
-    loaded: LoadedModel, items: Sequence[Example], batch_tokens: int, label: str
+    loaded: LoadedModel, items: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield `letters` and `options`, and in `lengths` the number of characters of each option."""
     letters = [
@@ -84,7 +86,7 @@ def _letters_and_options(
 
 
 def _pairs(
-    loaded: LoadedModel, encoder: Encoder, items: Sequence[Example], batch_tokens: int, label: str
+    loaded: LoadedModel, encoder: Encoder, items: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
     """Yield `margins` and `nll` (per token) of both answers; `nll` is null if the question leaves no room for them."""
     claims, pairs = [], []

@@ -12,8 +12,10 @@ published ones only as far as the judge agrees with the physicians' labels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -71,13 +73,31 @@ _CRITERION = (
 )
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A statement that a judge is to decide on."""
+
+    id: str
+    """ITEM/NUMBER"""
+    item: Graded
+    text: str
+
+
+def _statements(items: Iterable[Graded]) -> list[Decided]:
+    return [
+        Decided(f"{item.id}/{number}", item, each["text"])
+        for item in items
+        for number, each in enumerate(item.statements)
+    ]
+
+
 class Judge(Protocol):
     """A judge of answers."""
 
     name: str
 
-    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Give `keep` a row for each item: `id`, `by`, and `statements`, each with its facts and `verdict`."""
+    def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Give `keep` a row for each statement: `id`, `by` and `verdict`."""
         ...
 
 
@@ -89,17 +109,20 @@ class LocalJudge:
 
         self._judge, self.name = load_judge(name), name
 
-    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+    def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
         """Decide on the statements of one answer at a time; they share the pass over the answer."""
-        with Progress(label, len(items), "answers") as progress:
-            for item in items:
-                keep(_row(item, self.name, self._verdicts(item)))
+        by_answer = [list(group) for _, group in groupby(statements, key=lambda each: each.item.id)]
+        with Progress(label, len(by_answer), "answers") as progress:
+            for group in by_answer:
+                verdicts = self._verdicts(group[0].item.answer, [each.text for each in group])
+                for each, verdict in zip(group, verdicts, strict=True):
+                    keep({"id": each.id, "by": self.name, "verdict": verdict})
                 progress.advance()
 
-    def _verdicts(self, item: Graded) -> list[Verdict]:
-        if not item.answer.strip():
-            return ["maybe"] * len(item.statements)
-        found = self._judge.supports([each["text"] for each in item.statements], [item.answer])
+    def _verdicts(self, answer: str, statements: Sequence[str]) -> list[Verdict]:
+        if not answer.strip():
+            return ["maybe"] * len(statements)
+        found = self._judge.supports(statements, [answer])
         return [verdict_on(each, self._judge.threshold) for each in found]
 
 
@@ -120,30 +143,30 @@ class ApiJudge:
         self.name, self.model, self.client = model.title, model, client
         self._chat = Chat(client, model.name)
 
-    def grade(self, items: Sequence[Graded], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Ask about several answers at a time.
+    def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Ask about several statements at a time.
 
         An empty answer contains no statement, but it can meet a criterion of HealthBench, such as "Fails to ...".
         """
 
-        def ask(item: Graded) -> Callable[[], None]:
-            verdicts = [
-                decision_in(self._chat.write(item.messages(each["text"]), DECISION_TOKENS))
-                if item.answer.strip() or item.suite == "healthbench"
-                else "maybe"
-                for each in item.statements
-            ]
-            return lambda: keep(_row(item, self.name, verdicts))
+        def ask(each: Decided) -> Callable[[], None]:
+            verdict: Verdict = "maybe"
+            if each.item.answer.strip() or each.item.suite == "healthbench":
+                verdict = decision_in(self._chat.write(each.item.messages(each.text), DECISION_TOKENS))
+            return lambda: keep({"id": each.id, "by": self.name, "verdict": verdict})
 
-        request_all(self.client, self.model.spec.concurrency, ask, items, label, "answers")
+        request_all(self.client, self.model.spec.concurrency, ask, statements, label, "statements")
 
 
-def _row(item: Graded, by: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    statements = [
-        {key: value for key, value in each.items() if key != "text"} | {"verdict": verdict}
-        for each, verdict in zip(item.statements, verdicts, strict=True)
-    ]
-    return {"id": item.id, "by": by, "statements": statements}
+def _grade_rows(items: Iterable[Graded], decided: Mapping[str, dict[str, Any]], by: str) -> Iterator[dict[str, Any]]:
+    """Yield `id`, `by` and `statements`, each with its facts and `verdict`, for each answer."""
+    for item in items:
+        statements = [
+            {key: value for key, value in each.items() if key != "text"}
+            | {"verdict": decided[f"{item.id}/{number}"]["verdict"]}
+            for number, each in enumerate(item.statements)
+        ]
+        yield {"id": item.id, "by": by, "statements": statements}
 
 
 def api_judge(recipe: Recipe) -> ApiModel | None:
@@ -251,9 +274,10 @@ def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, i
 
 
 def grade_suites(gradings: Sequence[Grading], judge: Judge) -> None:
-    """Let the judge grade, and store the rows as they arrive; a stopped grading resumes where it was."""
+    """Let the judge grade, and store each verdict as it arrives, so that a stopped grading loses none."""
     for grading in gradings:
-        with StoredRows(grading.path, grading.items, resumes=True) as rows:
+        finish = partial(_grade_rows, grading.items, by=judge.name)
+        with StoredRows(grading.path, _statements(grading.items), resumes=True, finish=finish) as rows:
             judge.grade(rows.left, grading.label, rows.keep)
 
 
@@ -283,14 +307,17 @@ def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
 def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> dict[str, Any]:
     """Return the `suites` of report.json: the facts of suites.json, with the judge of open answers.
 
+    `measured` says whether all of the models were measured on the suite.
+
     `judge` has its `name`, its `agreement` with physicians, and model -> number of verdicts that were `unclear`.
     """
     found: dict[str, Any] = {}
     for name, suite in SUITES.items():
         if name not in (facts := suite_facts(folder)):
             continue
-        found[name] = dict(facts[name])
         kind = suite.kind
+        measured = all(path_of(folder / "predictions", model, kind).is_file() for model in models)
+        found[name] = dict(facts[name], measured=measured)
         if kind in get_args(OpenSuite):
             unclear = {}
             for model in models:
@@ -303,9 +330,20 @@ def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> 
 
 
 def suite_remarks(suites: dict[str, Any]) -> list[str]:
-    """Return a sentence for each suite of open answers about its judge, from `described_suites`."""
+    """Return a sentence for each suite that wasn't measured, and about the judge of each suite of open answers.
+
+    `suites` is the result of `described_suites`.
+    """
     remarks = []
     for name, facts in suites.items():
+        if not facts.get("measured", True):
+            why = (
+                "the model wrote no answers to it"
+                if "judge" in facts
+                else "it needs the likelihood of given text from a model that Meditune loads itself"
+            )
+            remarks.append(f"{facts['title']} (evaluate.suites: {name}) was not measured: {why}.")
+            continue
         judge = facts.get("judge")
         if not judge:
             continue

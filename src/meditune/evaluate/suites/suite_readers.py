@@ -137,14 +137,21 @@ def _integer(value: object) -> int | None:
 def medmcqa_rows(found: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows with `cop`, the position of the correct option, counted from 0.
 
-    The publisher's files count from 1, the hub's from 0. A file without any 0 is counted from 1. Raises DataError if a
-    file contains both 0 and 4.
+    The publisher's files count from 1, the hub's from 0, in Parquet. Raises DataError if a file contains both 0 and 4,
+    or neither and isn't Parquet, as a short excerpt may.
     """
     every = list(found)
     places = {row["cop"] for _, row in every if _integer(row.get("cop")) is not None}
     if {0, 4} <= places:
         raise DataError(f"{every[0][0]}: `cop` has both 0 and 4. Use files of one publisher, not a mixture.")
-    first = 0 if 0 in places or (places and every[0][0].split(":")[0].endswith("parquet")) else 1
+    is_parquet = bool(every) and ".parquet, row " in every[0][0]
+    if places and not places & {0, 4} and not is_parquet:
+        raise DataError(
+            f"{every[0][0]}: no row has 0 or 4 in `cop`, so it's unclear whether `cop` counts the options from 0 or "
+            "from 1. Use the publisher's whole file, or write the options as a list in `options` and the letter of the "
+            "correct one in `answer`, instead of opa to opd and cop."
+        )
+    first = 0 if 0 in places or is_parquet else 1
     for where, row in every:
         place = _integer(row.get("cop"))
         yield where, row | ({} if place is None else {"cop": place - first})

@@ -103,6 +103,15 @@ async function go(place) {
 }
 
 function draw(entry) {
+  const turns = item.turns ?? [];
+  $("earlier").hidden = !turns.length;
+  $("earlier").replaceChildren(
+    ...turns.map(({ role, text }) => {
+      const turn = element("p", "passage", text);
+      turn.prepend(element("strong", "", `${role[0].toUpperCase()}${role.slice(1)}:`), " ");
+      return turn;
+    }),
+  );
   $("question").textContent = item.question;
   $("sources").hidden = !item.context.length;
   $("sources").open = set.task.shows_sources;

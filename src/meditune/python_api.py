@@ -1,0 +1,397 @@
+"""Functions for Python programs and notebooks: recipes, runs, comparisons, assistants, indexes and exports.
+
+Each function calls what the command of the same purpose calls, and raises the same errors. The package exports all of
+them: `import meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from markupsafe import Markup, escape
+
+from meditune.config.data_options import Style
+from meditune.config.recipe import Recipe
+from meditune.errors import MedituneError, install_command, os_error_sentence
+from meditune.models.quiet_libraries import no_telemetry
+from meditune.progress import ProgressUpdate, report_to
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pandas import DataFrame
+
+    from meditune.assistant import assistant as internal
+    from meditune.assistant.events import Answer, Event
+    from meditune.evaluate.predictions import Kind
+    from meditune.hosted_pipeline import Approve
+    from meditune.retrieve.index import Index
+
+Place = str | Path
+RecipeLike = str | Mapping[str, Any] | Recipe
+Progress = bool | Callable[[ProgressUpdate], object]
+"""False: nothing is shown. True: lines and bars on stderr, as on the command line. A function is called with each
+update: `print` shows the lines, and an exception that the function raises stops the task."""
+Consent = bool | Callable[[str], bool]
+"""For models behind an API: True agrees to send data and spend money. A function is called with the estimate."""
+
+no_telemetry()
+
+
+def load_recipe(source: RecipeLike = "quickstart", /, **changes: Any) -> Recipe:
+    """Return a recipe from a name, a file, the values of a file or another recipe, with changes, and check it.
+
+    A change is a group with some of its keys, `train={"epochs": 2}`, or one dotted key, `**{"train.epochs": 2}`. Raises
+    RecipeError, which lists every mistake, and DataError if a source of data is unknown or the user's file is missing.
+    """
+    from meditune.config import load_recipe as loading
+    from meditune.data.read_sources import check_sources
+
+    if isinstance(source, Recipe):
+        source = source.model_dump(mode="json")
+    with _call():
+        recipe = loading.load_recipe(source, changes).recipe
+        check_sources(recipe.data)
+    return recipe
+
+
+def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approve: Consent = False) -> Run:
+    """Run the whole pipeline in the folder `output`, or resume it there: `meditune run`.
+
+    Call the function again with the same arguments to resume an interrupted run. For a model behind an API, `approve`
+    agrees to send data and spend money: True, or a function that gets the estimate and returns True or False. Raises
+    MedituneError if the folder holds another run, and its subclasses if the recipe, the data or the model can't be
+    used.
+    """
+    from meditune import pipeline
+    from meditune.run_folder import RECIPE
+
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = Path(output)
+    command = shlex.join(["meditune", "run", str(folder / RECIPE), "--output", str(folder)])
+    with _call(progress):
+        pipeline.run(chosen, folder, command, _approval(approve))
+    return Run(folder)
+
+
+def open_run(folder: Place) -> Run:
+    """Return a finished run. Raises DataError, with the command that finishes it, if there is none in the folder."""
+    from meditune.evaluate.predictions import seed_of
+    from meditune.run_folder import refuse_unfinished
+
+    with _call():
+        refuse_unfinished(Path(folder))
+        seed_of(Path(folder))
+    return Run(Path(folder))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. A notebook shows its verdict and its metrics."""
+
+    folder: Path
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Return the content of report.json, as docs/reference/report.md describes it."""
+        from meditune.files import read_json
+
+        report: dict[str, Any] = read_json(self.folder / "report.json")
+        return report
+
+    @property
+    def report_path(self) -> Path:
+        """Return the path of report.html."""
+        return self.folder / "report.html"
+
+    def metrics(self) -> DataFrame:
+        """Return one row per metric: both models' values, their difference (tuned - base) and its 95 % interval."""
+        return _frame(_metric_rows(self.report), index="metric")
+
+    def predictions(self, kind: Kind = "answer", model: str = "tuned") -> DataFrame:
+        """Return one row per item of the stored predictions of `model`, which is base or tuned."""
+        return _frame(self.prediction_rows(kind, model))
+
+    def prediction_rows(self, kind: Kind = "answer", model: str = "tuned") -> list[dict[str, Any]]:
+        """Return the stored predictions as dicts; docs/reference/report.md describes the kinds and their keys.
+
+        Raises DataError if that model has no predictions, and MedituneError if this kind wasn't measured.
+        """
+        from meditune.evaluate.predictions import KINDS, read
+
+        with _call():
+            found = vars(read(self.folder / "predictions", model))
+        measured = [name for name in KINDS if found.get(name)]
+        if kind not in measured:
+            raise MedituneError(
+                f"{self.folder} has no {kind!r} predictions of the {model} model. Kinds: {', '.join(measured)}."
+            )
+        rows: list[dict[str, Any]] = found[kind]
+        return rows
+
+    def _repr_html_(self) -> str:
+        notes = _notes_html([*self.report["remarks"], f"Report: {self.report_path}"], [self.report["leakage"]])
+        return f"<div>{_comparison_html(self.report)}{notes}</div>"
+
+
+def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Comparison:
+    """Compare measured models with the first by paired statistics: `meditune compare`.
+
+    A model is a run (its tuned model), the folder of a run or of `meditune evaluate`, or a name as on the command line,
+    such as "runs/quickstart:base". Raises DataError if the models were measured on different items.
+    """
+    from meditune.evaluate import gate
+
+    with _call():
+        return Comparison(gate.compare([_name(model) for model in models], resamples, seed, None))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two or more measured models, compared with the first. A notebook shows a table for each of the others."""
+
+    result: dict[str, Any] = field(repr=False)
+    """The content of the file that `meditune compare --json-file` writes, with `changes`: the items that changed"""
+
+    def metrics(self) -> DataFrame:
+        """Return one row per other model and metric: both values, their difference and its 95 % interval."""
+        rows = ({"model": name} | row for name, pair in self._pairs() for row in _metric_rows(pair))
+        return _frame(rows, index=["model", "metric"])
+
+    def _pairs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each other model with its comparison, in the keys of a run's report."""
+        figures, (first, *others) = self.result["figures"], self.result["models"]
+        for name in others:
+            yield name, {"base": figures[first], "tuned": figures[name], **self.result["comparisons"][name]}
+
+    def _repr_html_(self) -> str:
+        first = self.result["models"][0]
+        parts = [
+            Markup("<h4>{} → {}</h4>{}").format(first, name, _comparison_html(pair, first, name))
+            for name, pair in self._pairs()
+        ]
+        return f"<div>{''.join(parts)}{_notes_html(self.result['remarks'], self.result['leakage'])}</div>"
+
+
+def open_assistant(
+    model: Place | Run,
+    index: Place | Index | None = None,
+    *,
+    sources: Sequence[str] | None = None,
+    judge: Place | Run | None = None,
+    max_new_tokens: int | None = None,
+    api: Mapping[str, Any] | None = None,
+) -> Assistant:
+    """Open a model, with an index to cite from: `meditune ask`.
+
+    `model` is a run, a model folder, a name of the catalogue or the hub, or api:NAME; `sources` limits which sources of
+    the index are searched; `judge` is a run that was trained to check sentences; `api` holds keys of `model.api`.
+    Raises ModelError or DataError if the model, the index or the judge can't be used.
+    """
+    from meditune.assistant import assistant as opening
+    from meditune.config.load_recipe import load_recipe as load
+
+    with _call():
+        given = {f"model.api.{key}": value for key, value in (api or {}).items()}
+        spec = load("quickstart", given).recipe.model.api if given else None
+        settings = opening.AssistantSettings()
+        settings = replace(settings, max_new_tokens=max_new_tokens) if max_new_tokens else settings
+        place = str(index) if isinstance(index, str | Path) else index
+        opened = opening.load_assistant(_name(model), place, sources, settings, spec, _name(judge) if judge else None)
+    return Assistant(opened, sources)
+
+
+class Assistant:
+    """A model that answers questions, with triage before and checks after. Close it, or use it in a `with` block."""
+
+    def __init__(self, opened: internal.Assistant, sources: Sequence[str] | None = None) -> None:
+        self._assistant, self._sources = opened, sources
+
+    def ask(self, question: str, *, style: Style = "plain", k: int | None = None) -> Answer:
+        """Return the answer, as the event `answer` of the HTTP API describes it; `print` and notebooks show it.
+
+        `k` is the number of passages, 5 by default. Raises DataError if the question is empty or too long.
+        """
+        *_, last = self.stream(question, style=style, k=k)
+        return cast("Answer", last)
+
+    def stream(self, question: str, *, style: Style = "plain", k: int | None = None) -> Iterator[Event]:
+        """Yield the events of an answer while it is written; the last event is the answer.
+
+        `event.kind` is sources, text, sentence, notice or answer. A text event holds the text to show: whole sentences
+        that passed the checks.
+        """
+        events = self._assistant.ask(question, style=style, k=k, sources=self._sources)
+        while True:
+            with _call():
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+
+    def close(self) -> None:
+        """Free the model's memory and threads."""
+        self._assistant.writer.close()
+
+    def __enter__(self) -> Assistant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def build_index(
+    output: Place,
+    *,
+    documents: Place | Sequence[Place] = (),
+    sources: str | Sequence[str] = (),
+    pubmed: Place | Sequence[Place] = (),
+    embedding: str | None = None,
+    replace: bool = False,
+    progress: Progress = False,
+) -> Index:
+    """Build an index of documents to cite from, and open it: `meditune index build`.
+
+    `documents` are folders of text, Markdown, HTML and PDF files, `sources` are names of known sources, and `pubmed`
+    are PubMed files. Raises DataError if there already is an index and `replace` isn't set.
+    """
+    from meditune.models.sentence_encoder import DEFAULT, load_encoder
+    from meditune.retrieve import collections
+    from meditune.retrieve.build_index import build
+    from meditune.retrieve.index import Index
+    from meditune.retrieve.storage import index_storage
+
+    with _call(progress):
+        chosen = [
+            *map(collections.collection_named, _names(sources)),
+            *map(collections.documents, _names(documents)),
+            *map(collections.pubmed_files, _names(pubmed)),
+        ]
+        encoder = load_encoder(embedding or DEFAULT)
+        build(index_storage(str(output)), chosen, encoder, replace)
+        return Index.open(str(output), encoder)
+
+
+def open_index(place: Place, embedding: str | None = None) -> Index:
+    """Open an index in a folder or in object storage, to search it: `open_index("library").search("gout", k=3)`.
+
+    Raises DataError if there is none, and ModelError if its embedding model is unavailable.
+    """
+    from meditune.retrieve.index import Index
+
+    with _call():
+        return Index.open(str(place), embedding)
+
+
+def export_model(model: Place | Run, to: str, output: Place | None = None, *, progress: Progress = False) -> Path:
+    """Export a model, verify that the export answers as the model does, and return its folder: `meditune export`.
+
+    `to` is merged, openvino, gguf, onnx or ollama. The file export.json in the folder has the deviation from the model.
+    Raises ModelError, and leaves nothing behind, if the model can't be exported or the export deviates too much.
+    """
+    from meditune.engines.exported_model import EXPORTS
+    from meditune.export.export import export
+
+    folder = Path(output) if output else None
+    with _call(progress):
+        export(_name(model), to, folder)
+    return folder or Path(_name(model)).expanduser() / EXPORTS / to
+
+
+@contextmanager
+def _call(progress: Progress = False) -> Iterator[None]:
+    """Show nothing but what `progress` asks for, and raise errors about files as sentences."""
+    receive = progress if callable(progress) else lambda _: None
+    with nullcontext() if progress is True else report_to(receive):
+        try:
+            yield
+        except OSError as error:
+            sentence = os_error_sentence(error)
+            if sentence is None:
+                raise
+            raise MedituneError(sentence) from error
+
+
+def _approval(approve: Consent) -> Approve:
+    def check(text: str) -> None:
+        if approve is True or (callable(approve) and approve(text)):
+            return
+        hint = "" if callable(approve) else "\nTo agree, pass approve=True."
+        raise MedituneError(f"Nothing was sent. This would send data to another machine and cost money:\n{text}{hint}")
+
+    return check
+
+
+def _name(model: Place | Run) -> str:
+    return str(model.folder if isinstance(model, Run) else model)
+
+
+def _names(given: Place | Sequence[Place]) -> list[str]:
+    return [str(each) for each in ([given] if isinstance(given, str | Path) else given)]
+
+
+def _metric_rows(pair: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield one row for each metric of a report or of a pair of models."""
+    from meditune.evaluate.metrics import METRICS
+
+    for name, row in pair["comparison"].items():
+        low, high = row["ci95"]
+        yield {
+            "metric": name,
+            "title": METRICS[name].title,
+            "base": pair["base"][name],
+            "tuned": pair["tuned"][name],
+            "difference": row["delta"],
+            "low": low,
+            "high": high,
+            "p_holm": row["p_holm"],
+            "better": row["better"],
+            "items": row["items"],
+        }
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], index: str | list[str] | None = None) -> DataFrame:
+    try:
+        import pandas
+    except ImportError as error:
+        raise MedituneError(
+            f"A DataFrame needs pandas. Install it with {install_command('pandas')}. The same values are available as "
+            "dicts and lists without it: Run.report, Run.prediction_rows and Comparison.result."
+        ) from error
+    frame = pandas.DataFrame(list(rows))
+    return frame.set_index(index) if index else frame
+
+
+def _comparison_html(pair: dict[str, Any], first: str = "base", second: str = "tuned") -> Markup:
+    """Return the verdict and the compared metrics of a report or of a pair of models."""
+    from meditune.evaluate.report.before_after import rows, verdict
+
+    table = rows(pair)
+    titles = ("metric", first, second, "difference", "95% interval", "p, Holm", "verdict")
+    body = [
+        (row.metric.title, row.base, row.tuned, row.delta, row.interval, row.p_holm, row.mark)
+        for row in table
+        if row.compared
+    ]
+    lines = [_html_row("th", titles), *(_html_row("td", cells) for cells in body)]
+    return Markup("<p>{}</p><table>{}</table>").format(escape(" ".join(verdict(pair, table))), Markup("").join(lines))
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> Markup:
+    return Markup("<tr>{}</tr>").format(Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(cell) for cell in cells))
+
+
+def _notes_html(remarks: Iterable[str], checks: Iterable[dict[str, Any]]) -> Markup:
+    """Return the remarks, and the leakage that the checks found, as paragraphs."""
+    from meditune.data.leakage import described
+
+    leaks = [f"LEAKAGE (allowed by the recipe): {sentence}" for checked in checks for sentence in described(checked)]
+    return Markup("").join(Markup("<p>{}</p>").format(text) for text in (*leaks, *remarks))
