@@ -84,10 +84,11 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="file for the scores, which is read if it exists")
     parser.add_argument("--to-label", type=Path, help="file for the shown sentences, to be labelled")
     parser.add_argument("--labels", type=Path, help="which of the recorded sentences are supported")
+    parser.add_argument("--at", type=float, nargs="+", default=[], help="more thresholds of the judge to compare")
     arguments = parser.parse_args()
     if arguments.recorded:
         for line in checked_again(
-            arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels
+            arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels, arguments.at
         ):
             print(line, flush=True)
         return
@@ -259,7 +260,12 @@ def recorded(answer: Answer) -> dict[str, Any]:
 
 
 def checked_again(
-    path: Path, judge_name: str | None, scores: Path | None, to_label: Path | None, labels_path: Path | None
+    path: Path,
+    judge_name: str | None,
+    scores: Path | None,
+    to_label: Path | None,
+    labels_path: Path | None,
+    at: Sequence[float] = (),
 ) -> Iterator[str]:
     """Yield a table of what recorded answers show by the detector and by a judge, and write the file to label."""
     rows = {number: row for number, row in enumerate(read_jsonl(path)) if row["sentences"] and row["sources"]}
@@ -274,7 +280,8 @@ def checked_again(
         if judge["unjudged"]:
             yield f"Sentences that the judge couldn't check, so that the detector's scores count: {judge['unjudged']}"
         yield ""
-        policies[f"judge, threshold {judge['threshold']:.3f}"] = _reaching(judge["scores"], judge["threshold"])
+        for least in (judge["threshold"], *at):
+            policies[f"judge, threshold {least:.3f}"] = _reaching(judge["scores"], least)
         wanted = _answers(shown(rows, policies["detector"]))
         # With a higher threshold, fewer answers are shown.
         for least in sorted({score for each in judge["scores"] for score in each if score > 0}, reverse=True):

@@ -310,14 +310,14 @@ def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[E
 
 def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
     """Return the (N, hidden size) states from which the decision is predicted."""
-    from meditune.models.inference import inference
+    from meditune.models.inference import batch_limit, inference
     from meditune.models.shared_prefix_batch import by_length, rows_of
 
     encoder = loaded.encoder(recipe.prompt)
     rows = rows_of([encoder.supervised(each, "decision") for each in examples])
     found: dict[int, Any] = {}
     with inference(loaded.model):
-        for indices in by_length(rows, recipe.evaluate.batch_tokens):
+        for indices in by_length(rows, batch_limit(loaded.model, recipe.evaluate.batch_tokens)):
             batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
             firsts = np.unique(batch.rows.numpy(), return_index=True)[1]
             for index, first in zip(indices, firsts, strict=True):

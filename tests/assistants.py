@@ -38,6 +38,7 @@ class ModelAlone:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.index = None
         self.asked: list[dict[str, Any]] = []
 
     def judge(self, question: str, _: Sequence[str] = ()) -> Triage:

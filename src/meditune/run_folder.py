@@ -14,7 +14,7 @@ from typing import Any
 
 import meditune
 from meditune.config.load_recipe import load_recipe, save
-from meditune.config.recipe import Recipe, what_counts
+from meditune.config.recipe import NEUTRAL, Recipe, what_counts
 from meditune.config.recipe_keys import dotted, leaves
 from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
@@ -99,7 +99,9 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
 
 def _differing(stored: Recipe, recipe: Recipe) -> str:
     """Return the first settings that differ, with the folder's values."""
-    before, now = ({dotted(key): value for key, value in leaves(each)} for each in (stored, recipe))
+    before, now = (
+        {dotted(key): value for key, value in leaves(each) if key[:2] not in NEUTRAL} for each in (stored, recipe)
+    )
     differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
     more = len(differing) - SHOWN
     return ", ".join(differing[:SHOWN]) + (f", and {more} more" if more > 0 else "")

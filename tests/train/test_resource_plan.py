@@ -138,7 +138,9 @@ def verdicts(planned: Any) -> dict[tuple[str, str], str]:
 
 
 def test_llama_2_7b_fits_24_gb_by_qlora_and_not_in_full() -> None:
-    found = plan(load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.strategy=full"]).recipe, "RTX 4090")
+    sizes = ["prompt.max_tokens=512", "train.micro_batch_tokens=2048", "train.gradient_checkpointing=true"]
+    recipe = load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.strategy=full", *sizes]).recipe
+    found = plan(recipe, "RTX 4090")
     assert verdicts(found)[("lora", "nf4")] == "fits"
     assert found.own.verdict == "no"
     assert "--set model.quantize=nf4 --set model.strategy=lora" in found.advice

@@ -58,7 +58,7 @@ PANELS = {
     "Pipeline": ("init", "run", "train", "evaluate", "report", "compare", "seeds", "crossval", "recipe"),
     "Data": ("data", "index", "update"),
     "Models": ("models", "plan", "merge", "prune", "export", "api", "doctor"),
-    "Assistant": ("ask", "serve", "keys", "answers"),
+    "Assistant": ("ask", "serve", "mcp", "keys", "answers"),
     "Operate": ("status", "drift", "retrain", "registry", "loop"),
     "People": ("review", "ratings", "annotate", "learn"),
 }

@@ -332,7 +332,7 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
                 f"{least}{clock(each.seconds(tokens))}",
             )
         )
-    titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
+    titles = ("strategy", "base", "trained", "weights", "training", "batch", "peak GB", "", "tokens/s", "time")
     print_table(titles, rows, left_aligned=["base", ""])
     out.print(
         f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "

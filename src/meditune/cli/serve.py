@@ -237,7 +237,7 @@ def mcp(
     url: EngineUrl = None,
     name: ModelName = None,
     http: Annotated[
-        bool, typer.Option("--http", help="Serve over streamable HTTP at /mcp, beside all routes of `meditune serve`.")
+        bool, typer.Option("--http", help="Serve over streamable HTTP at /mcp, next to all routes of `meditune serve`.")
     ] = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -265,7 +265,7 @@ def mcp(
         typer.Option(help="With --evaluate: the recipe; that of the run by default, else quickstart."),
     ] = None,
 ) -> None:
-    """Serve a model's tools ask and search over the Model Context Protocol (MCP).
+    """Serve a model to other programs as MCP tools: ask and search.
 
     Without --http, the command speaks with the program that starts it over stdin and stdout.
 

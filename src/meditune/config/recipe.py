@@ -324,6 +324,13 @@ def plain(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
+NEUTRAL = frozenset({("evaluate", "batch_tokens"), *(("train", name) for name in RESULT_NEUTRAL)})
+"""Keys that don't affect the result"""
+
+
 def what_counts(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe as plain values, without keys that don't affect the result."""
-    return recipe.model_dump(mode="json", exclude={"train": set(RESULT_NEUTRAL)})
+    excluded: dict[str, set[str]] = {}
+    for group, name in NEUTRAL:
+        excluded.setdefault(group, set()).add(name)
+    return recipe.model_dump(mode="json", exclude=excluded)

@@ -52,7 +52,9 @@ class Scorer:
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
         self._tensor = ov.Tensor
-        self._request = core.compile_model(model, "CPU", {KERNELS: MOST_KERNELS}).create_infer_request()
+        # Remembered keys and values have 8 bits by default; scores then depend on how much of a prompt is remembered.
+        options = {KERNELS: MOST_KERNELS, "KV_CACHE_PRECISION": "f32"}
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=REMEMBERED)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:

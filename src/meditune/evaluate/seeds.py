@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import NEUTRAL
 from meditune.config.recipe_keys import dotted, leaves
-from meditune.config.training_options import RESULT_NEUTRAL
 from meditune.errors import DataError
 from meditune.evaluate.compare import FEWEST, claim_p, group_numbers, in_order
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
@@ -188,5 +188,5 @@ def _without_seed(folder: Path) -> dict[str, Any]:
     """Return the settings of a run's recipe that affect its result, except the seed, by dotted key."""
     path = folder / "recipe.yaml"
     read_text(path)
-    neutral = {("name",), ("seed",), *(("train", name) for name in RESULT_NEUTRAL)}
+    neutral = {("name",), ("seed",), *NEUTRAL}
     return {dotted(key): value for key, value in leaves(load_recipe(str(path)).recipe) if key[:2] not in neutral}

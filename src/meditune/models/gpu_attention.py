@@ -143,8 +143,10 @@ def _packs(dtype: torch.dtype, groups: int, size: int, device: torch.device) -> 
             found.append([output, query.grad, key.grad, value.grad])
         alike = all(torch.allclose(one, other, atol=0.05, rtol=0.05) for one, other in zip(*found, strict=True))
         reason = "" if alike else "its results differ from those of dense attention"
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if reason:
         print(
             f"Rows that share a prompt use a dense mask, which is slower: PyTorch {torch.__version__}'s attention for "

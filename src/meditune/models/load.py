@@ -100,8 +100,12 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             config = AutoConfig.from_pretrained(**source(weights))
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
-        if on == "meta" and not adapter:
+        is_empty = on == "meta" and not adapter
+        if is_empty:
             config = AutoConfig.from_pretrained(**source(weights))
+            # Weights that are stored quantized need layers of their own kind.
+            is_empty = not getattr(config, "quantization_config", None)
+        if is_empty:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
         else:

@@ -113,7 +113,7 @@ def look_at(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
     except DataError as error:
         if not found:
             raise
-        raise DataError(f"{error} With meditune init: --field question=COLUMN --field answer=COLUMN.") from error
+        raise DataError(f"{error} Name the columns with --field question=COLUMN --field answer=COLUMN.") from error
     places = rejects.places(1)
     rejected = [
         f"{count:,} ({reason}; the first is {place[0]})"
@@ -240,7 +240,7 @@ class Initial:
 def choose(data: DataFacts, machine: str | None = None) -> Initial:
     """Return a recipe for the data on this machine, or on a machine of another kind (a key of MACHINES).
 
-    Raises RecipeError for an unknown kind of machine, or if no base that can be had here fits into its memory.
+    Raises RecipeError for an unknown kind of machine, or if no base that is available here fits into its memory.
     """
     if machine is not None and machine not in MACHINES:
         raise RecipeError(f"--machine: unknown kind of machine {machine!r}. Choose from {', '.join(MACHINES)}.")
@@ -345,7 +345,7 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
             f"--output: {output} is a folder. Name a file, for example --output {output / 'recipe.yaml'}."
         )
     if output.exists() and not overwrite:
-        raise RecipeError(f"{output} exists already. Choose another --output, or add --force to overwrite it.")
+        raise RecipeError(f"{output} already exists. Choose another --output, or add --force to overwrite it.")
 
 
 def write(initial: Initial, output: Path) -> None:
@@ -423,9 +423,10 @@ def _data(initial: Initial) -> Iterable[str]:
     if source.limit:
         yield f"    # A sample, so that training takes about {clock(SECONDS_ON_CPU)}. Remove this on a faster machine."
         yield f"    limit: {source.limit}"
+    yield "    # The licence of your data, if they have one:"
     yield "    # licence: CC BY 4.0"
     if source.limit or data.total * 0.2 > TEST_ITEMS:
-        yield f"# About {TEST_ITEMS} items each, or a fifth and a tenth of a small sample."
+        yield f"# About {TEST_ITEMS} test and dev items each, or a fifth and a tenth of a small sample."
         yield from (f"test_share: {spec.test_share:g}", f"dev_share: {spec.dev_share:g}")
     else:
         items = round(data.total * spec.test_share)
@@ -460,7 +461,7 @@ def _train(recipe: Recipe, data: DataFacts) -> Iterable[str]:
     yield "# --set train.learning_rate=1e-4 --set evaluate.split=dev"
     yield f"learning_rate: {flow(spec.learning_rate)}"
     if spec.average_last:
-        yield "# The weights are the mean over this share of the steps, at the end."
+        yield "# The final weights are averaged over this share of the steps."
         yield f"average_last: {spec.average_last:g}"
     if spec.decision_share:
         yield "# A decision has few tokens: without its own share of the loss, it is hardly learnt."

@@ -77,10 +77,12 @@ def rehearse_batch(model: Any, recipe: Recipe, on_gpu: bool = False) -> Rehearse
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     weights = [1.0] * sum(len(row.targets) for row in rows)
     before = PLANNED_FOR_GPU.set(on_gpu)
-    with fuse_lora(model), _Watched() as watched:
-        loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
-        loss.backward()
-    PLANNED_FOR_GPU.reset(before)
+    try:
+        with fuse_lora(model), _Watched() as watched:
+            loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
+            loss.backward()
+    finally:
+        PLANNED_FOR_GPU.reset(before)
     for parameter in model.parameters():
         parameter.grad = None
     return RehearsedBatch(tokens, watched.peak, watched.flops)
@@ -200,6 +202,8 @@ def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[
     if processes > 1:
         # Weights outside the layers, and those of one layer, are gathered.
         spare -= weights / 2
+    if recipe.model.top_layers:
+        spare -= HiddenStateCache(model, 0).max_bytes
     choices = [bool(asked.gradient_checkpointing)]
     if asked.gradient_checkpointing is None and recipe.model.strategy != "prefix":
         choices = [False, True] if spare > 0 else [True]

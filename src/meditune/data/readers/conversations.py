@@ -64,7 +64,7 @@ _GREETINGS = frozenset(
     for line in (
         "hi hello hey hiya greetings good morning afternoon evening day dear doctor doc dr sir madam there thanks",
         "thank you please how are is it going today i have need want would like a an some to ask can could may me my",
-        "question questions something help advice medical health allo bonjour bonsoir salut docteur hallo guten tag",
+        "question questions something help advice medical health bonjour bonsoir salut docteur hallo guten tag",
         "hola buenos buenas dias días tardes ciao buongiorno olá 你好 您好",
     )
     for word in line.split()
