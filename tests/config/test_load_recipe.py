@@ -8,6 +8,7 @@ import pytest
 from meditune.config import removed_keys
 from meditune.config.data_options import DataSpec
 from meditune.config.load_recipe import load_recipe, save
+from meditune.config.recipe import what_counts
 from meditune.config.recipe_keys import Document, UnreadableError, flow, slot
 from meditune.errors import RecipeError
 
@@ -460,3 +461,11 @@ def test_both_names_of_a_key_are_refused(tmp_path: Path) -> None:
     text = "name: old\ndata:\n  quality: {alike: 0.8, near_duplicate_similarity: 0.9}\n"
     (problem,) = problems(write(tmp_path, text))
     assert problem.startswith("mine.yaml, line 3: data.quality.alike: no such key")
+
+
+def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
+    fixed = ["evaluate.batch_tokens=1024", "train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
+    fixed_sizes, automatic = (load_recipe("quickstart", changes).recipe for changes in (fixed, []))
+    assert what_counts(fixed_sizes) == what_counts(automatic)
+    longer = load_recipe("quickstart", ["train.epochs=4"]).recipe
+    assert what_counts(longer) != what_counts(automatic)

@@ -62,7 +62,7 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
     assert 128 <= recipe.prompt.max_tokens <= 256
     assert "# Rare decisions count more: 10% are maybe." in output.read_text(encoding="utf-8")
 
-    meditune("init", data, "--output", output).refused(2, "exists already", "--force")
+    meditune("init", data, "--output", output).refused(2, "already exists", "--force")
     assert meditune("init", data, "--output", output, "--force").code == 0
     small = {"model.base": place.base, "model.top_layers": "null", "train.epochs": 1, "evaluate.max_new_tokens": 8}
     small |= {"evaluate.choices": 8, "evaluate.resamples": 100, "evaluate.similarity": "false"}
