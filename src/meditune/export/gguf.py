@@ -143,7 +143,7 @@ class Quantization:
 QUANTIZATIONS = {
     "Q8_0": Quantization(7, "Q8_0", 1.0),
     "Q6_K": Quantization(18, "Q6_K", 1.0),
-    "Q5_K_M": Quantization(17, "Q5_K", 2.0),
+    "Q5_K_M": Quantization(17, "Q5_K", 3.5),
     "Q4_K_M": Quantization(15, "Q4_K", 5.0),
 }
 DEFAULT = "Q8_0"
