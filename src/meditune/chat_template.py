@@ -30,7 +30,7 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE = date(2024, 7, 26)
 """The date in prompts whose template writes today's; Llama 3.1's and 3.2's templates have it where they know no date"""
 _MARK = re.compile(r"\[/?[A-Z][A-Z_]*\]|<{1,2}/?\|?[\w:-]+\|?>{1,2}|#{2,} ?[A-Z]\w+:")
-"""What marks turns in templates: [INST], <|user|>, <<SYS>>, ### Instruction:"""
+"""Marks of turns in templates, such as [INST], <|user|>, <<SYS>> and ### Instruction:"""
 _THOUGHT_MARKS = {"<think>", "</think>"}
 _PROBE = "Hello"
 _ROLES = ("system", "user", "assistant", "user")
@@ -88,15 +88,15 @@ class ChatTemplate:
                 "choose an instruct model as model.base, or put a chat_template.jinja into the model's folder."
             )
         self.is_dated = bool(_TODAY.search(template))
-        """Whether the template writes today's date, which is replaced by DATE, so that prompts don't change by day"""
+        """True if the template contains today's date; DATE replaces it, so that prompts are the same every day"""
         if self.is_dated:
             template = _TODAY.sub(lambda found: repr(DATE.strftime(found[2])), template)
             tokenizer.chat_template = template
         self.tokenizer = tokenizer
         self.has_markers = bool(_MARKER.search(template))
-        """Whether the template has generation markers around assistant turns"""
+        """True if the template has generation markers around assistant turns"""
         self.thinks = _THINKING in template
-        """Whether the template has the option `enable_thinking`"""
+        """True if the template has the option `enable_thinking`"""
         self._options: dict[str, Any] = {_THINKING: thinking} if self.thinks and thinking is not None else {}
         self.text = template
         """The template that is saved with the model; with `thinking=False`, it switches thoughts off by default"""

@@ -453,7 +453,7 @@ def _serve(
     watched: Callable[[Service, str], DriftWatcher | None] = lambda *_: None,
     extend: Extend | None = None,
 ) -> None:
-    """Run the server until it is told to stop. `options` are the fields of ServerOptions."""
+    """Run the server until it is stopped. `options` are the fields of ServerOptions."""
     from meditune import observability
     from meditune.hardware import limit_malloc_arenas, release_memory
     from meditune.serve import http_server

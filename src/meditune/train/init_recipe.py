@@ -53,7 +53,7 @@ LEAST_ROWS = 20
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a data file contains."""
+    """The content of a data file."""
 
     path: Path
     kind: Literal["questions", "claims", "conversations"]

@@ -29,7 +29,7 @@ GPU_LOGITS = 2**29
 EXACT = 2**21
 """Logits that a CPU keeps in FP32 at the same time: 8 MB."""
 PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
-"""Whether tensors on the meta device stand for those of a GPU"""
+"""True while a plan for a GPU runs on the meta device, whose tensors then count as a GPU's"""
 CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of architectures that scale or cap the head's output."""
 

@@ -241,7 +241,7 @@ class Estimate:
     batch_tokens: int
     """Tokens of a batch, as the recipe or the plan chose them"""
     checkpointing: bool
-    """Whether activations are recomputed"""
+    """True if the backward pass recomputes activations"""
 
     def seconds(self, tokens: int) -> float:
         """Return the duration of training on this number of tokens."""

@@ -54,7 +54,7 @@ ROLES: dict[str, Role] = {
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 """A reasoning model's thoughts before its reply"""
 LEAST_OPENING = 8
-"""Least number of characters by which the beginnings of conversations are told apart"""
+"""Minimum number of characters of an opening that identifies a conversation"""
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
 
