@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -64,7 +63,18 @@ class Place:
 
     def evaluate(self, model: str = "gpt-3.5-turbo", *more: str, **changes: Any) -> Result:
         """`meditune evaluate`, approved of beforehand."""
-        return meditune("evaluate", model, "-o", self.run, *self.settings(**changes), "--yes", *more)
+        return meditune(*self.evaluation(model, *more, **changes))
+
+    def evaluation(self, model: str = "gpt-3.5-turbo", *more: str, **changes: Any) -> list[Any]:
+        """The words of `meditune evaluate`."""
+        return ["evaluate", model, "-o", self.run, *self.settings(**changes), "--yes", *more]
+
+    def interrupted(self, *words: Any, match: str, heard: bool = True) -> Result:
+        """The command in a process of its own, which gets a ctrl-C during the request that `match` names."""
+        with self.bench.started(*words) as process:
+            self.api.trouble(match, heard=heard, act=lambda: process.send_signal(signal.SIGINT), delay=0.2)
+            out, err = process.communicate(timeout=240)
+        return Result(process.returncode, out, err)
 
     @property
     def run(self) -> Path:
@@ -338,15 +348,10 @@ def made_once(place):
     assert place.asked_twice() == []
 
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "unheard"])
 @pytest.mark.parametrize("match", HEARD)
 def test_stopped_at_any_request(place, match, heard):
-    place.api.trouble(match, heard=heard, act=interrupt, delay=0.2)
-    stopped = place.call("train")
+    stopped = place.interrupted(*place.words("train", "--yes"), match=match, heard=heard)
     assert stopped.code == 130, stopped
     assert "run the same command again" in stopped.err
     begun = match.startswith("GET")
@@ -363,8 +368,7 @@ def test_stopped_while_measuring(place):
     place.api.troubles = []
     for _ in range(3):
         place.api.trouble("POST /chat/completions", heard=True, status=None, delay=0.05)
-    place.api.trouble("POST /chat/completions", heard=True, act=interrupt, delay=0.1)
-    stopped = place.evaluate()
+    stopped = place.interrupted(*place.evaluation(), match="POST /chat/completions")
     assert stopped.code == 130, stopped
     assert (place.run / "predictions" / "model-decision.jsonl.begun").is_file()
     asked = len(place.api.chats)
@@ -379,8 +383,7 @@ def test_stopped_while_measuring(place):
 
 
 def test_a_row_that_was_cut_off_is_asked_for_again(place):
-    place.api.trouble("POST /chat/completions", heard=True, act=interrupt, delay=0.1)
-    assert place.evaluate().code == 130
+    assert place.interrupted(*place.evaluation(), match="POST /chat/completions").code == 130
     begun = place.run / "predictions" / "model-decision.jsonl.begun"
     begun.write_text(begun.read_text(encoding="utf-8").rstrip()[:-20], encoding="utf-8")
     assert place.evaluate().code == 0
@@ -402,8 +405,8 @@ def test_killed(place, match):
 
 def test_an_api_without_lists_is_not_made_to_train_twice(place):
     place.api.lists = False
-    place.api.trouble("POST /fine_tuning/jobs", heard=True, act=interrupt, delay=0.2)
-    assert place.call("train").code == 130
+    stopped = place.interrupted(*place.words("train", "--yes"), match="POST /fine_tuning/jobs")
+    assert stopped.code == 130
     place.call("train").refused(
         4, "it is unknown whether it created one", "file-1", str(place.run / "api" / "job.json")
     )
