@@ -58,7 +58,7 @@ export class Turn {
     const left = answer.sentences.filter((each) => !each.shown);
     if (left.length && answer.outcome === "answered") this.after.append(leftOut(left));
     this.after.append(this.foot(answer));
-    this.announce(answer.outcome === "answered" ? "The answer is complete." : "There is no answer, but a message to read.");
+    this.announce(answer.outcome === "answered" ? "The answer is complete." : "There is no answer. Read the message instead.");
   }
 
   foot(answer) {
