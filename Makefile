@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_DOCS := $(VENV)/.installed-docs
+INSTALLED_DIST := $(VENV)/.installed-dist
 
-.PHONY: help run test test-gpu lint format docs audit install install-dev clean
+.PHONY: help run test test-gpu lint format docs dist check-dist audit install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make lint     ruff, mypy and codespell only"
 	@echo "make format   let ruff put the code into form"
 	@echo "make docs     build the documentation site into site/, and fail on a broken link"
+	@echo "make dist     build the wheel and the source archive into dist/, and check them (make check-dist only checks)"
 	@echo "make audit    known weaknesses of what is installed, by pip-audit (asks pypi.org)"
 	@echo "make install  only install, into $(VENV)"
 	@echo "make clean    remove $(VENV) and caches; runs/ stays"
@@ -55,6 +57,17 @@ format: $(INSTALLED_DEV)
 docs: $(INSTALLED_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The wheel is built from the source archive, so a file that the archive lacks is missing in the wheel too.
+dist: $(INSTALLED_DIST)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(MAKE) check-dist
+
+# FRESH=1 installs the wheel's dependencies from the package index; otherwise those in $(VENV) are linked.
+check-dist: $(INSTALLED_DIST)
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.check_dist $(if $(FRESH),--fresh)
+
 # What can be checked offline (licences, bounds, pip check) is among the tests.
 audit: $(INSTALLED_DEV)
 	$(PIP) install --quiet "pip-audit>=2.10,<3"
@@ -84,6 +97,10 @@ $(INSTALLED_DEV): $(INSTALLED)
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(PIP) install --upgrade "pip>=25.1"
 	$(PIP) install --group docs
+	@touch $@
+
+$(INSTALLED_DIST): $(INSTALLED_DEV)
+	$(PIP) install --group dist
 	@touch $@
 
 clean:

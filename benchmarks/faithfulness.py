@@ -302,8 +302,8 @@ def fit(answers: Sequence[Answer]) -> None:
     found = [(each, number, seen) for each in answers for number, seen in enumerate(each.found)]
     forms = {}
     for name, features, follows in (
-        ("FOLLOWING", FOLLOWING.split(), True),
-        ("PARAPHRASING", PARAPHRASING.split(), False),
+        ("EXTRACTIVE_WEIGHTS", FOLLOWING.split(), True),
+        ("PARAPHRASE_WEIGHTS", PARAPHRASING.split(), False),
     ):
         rows = [
             (each, seen.features, number not in each.wrong) for each, number, seen in found if seen.follows is follows
@@ -314,8 +314,8 @@ def fit(answers: Sequence[Answer]) -> None:
     logits = [[detector.sentence_logit(seen) for seen in each.found] for each in answers]
     true = [each.kind == "true" for each in answers]
     whole = [detector.answer_features(each) for each in logits]
-    forms["WHOLE"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
-    calibration.WHOLE = forms["WHOLE"]
+    forms["ANSWER_WEIGHTS"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
+    calibration.ANSWER_WEIGHTS = forms["ANSWER_WEIGHTS"]
     limits = {
         "ANSWER": _limit([(each.reference, detector.answer_logit(row)) for each, row in _true(answers, logits)]),
         "SENTENCE": _limit([(each.reference, value) for each, row in _true(answers, logits) for value in row]),
@@ -365,10 +365,11 @@ def _regression(
 def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float]) -> str:
     """Return the text of calibration.py."""
     meanings = {
-        "FOLLOWING": "Weights for the log-odds that the sources support a sentence that follows a source sentence "
-        "word by word",
-        "PARAPHRASING": "Weights for the log-odds that the sources support any other sentence",
-        "WHOLE": "Weights for the log-odds that the sources support a whole answer, from the log-odds of its sentences",
+        "EXTRACTIVE_WEIGHTS": "Weights for the log-odds that the sources support a sentence that follows a source "
+        "sentence word by word",
+        "PARAPHRASE_WEIGHTS": "Weights for the log-odds that the sources support any other sentence",
+        "ANSWER_WEIGHTS": "Weights for the log-odds that the sources support a whole answer, from the log-odds of its "
+        "sentences",
         "ANSWER": "Answers that score less are reported as unfaithful.",
         "SENTENCE": "Sentences that score less are reported as unsupported.",
     }

@@ -39,7 +39,7 @@ from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
-from meditune.engines.evidence_judge import AT_ONCE, EvidenceJudge, TorchLabelModel, load_support_model
+from meditune.engines.evidence_judge import BATCH_SENTENCES, EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.evaluate.metrics.claims import auroc
 from meditune.evidence.detector import Sources, detect
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
@@ -128,8 +128,8 @@ def by_words(claims: Sequence[Example]) -> Iterator[Judged]:
 def by_model(model: Any, claims: Sequence[Example]) -> Iterator[Judged]:
     """Yield a model's score of each claim: that of its worst sentence, or of the claim as a whole by a judge."""
     if isinstance(model, EvidenceJudge):
-        for start in range(0, len(claims), AT_ONCE):
-            few = claims[start : start + AT_ONCE]
+        for start in range(0, len(claims), BATCH_SENTENCES):
+            few = claims[start : start + BATCH_SENTENCES]
             found = model.probabilities([(each.question, tuple(text.text for text in each.context)) for each in few])
             for claim, each in zip(few, found, strict=True):
                 yield Judged(claim, each["supported"], max(each, key=each.__getitem__))

@@ -117,7 +117,7 @@ def abstracts(task: Task, index: Index, trained: set[str]) -> None:
     """Print how often a question's own abstract is among the first TOP of the whole index."""
     print(f"\n| mode | own abstract in the first {TOP}, publisher's training half | test half |")
     print("|---|---|---|")
-    for mode in ("words", "meaning", "fused", "hybrid"):
+    for mode in ("bm25", "vectors", "fused", "hybrid"):
         ranker = searched(index, task, mode=mode)
         hits = [bool(asked.relevant & set(ranker(asked.wording)[:TOP])) for asked in task.questions]
         parts = [
@@ -216,7 +216,7 @@ def main() -> None:
         "BM25 and titles, fused": both(by_words, by_title),
     }
     live = rankers | {
-        **{mode: searched(index, task, mode=mode, sources=OF_LIVEQA) for mode in ("meaning", "fused")},
+        **{mode: searched(index, task, mode=mode, sources=OF_LIVEQA) for mode in ("vectors", "fused")},
         "**hybrid**": searched(index, task, sources=OF_LIVEQA),
         "**hybrid**, also over abstracts": searched(index, task),
     }

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", nargs="?", help=f"folder of an index, or {CONTEXTS}")
     parser.add_argument("--untitled", type=Path, help="only write the abstracts without titles to this file")
-    parser.add_argument("--mode", choices=("hybrid", "words", "meaning"), nargs="*", default=["hybrid"])
+    parser.add_argument("--mode", choices=("hybrid", "bm25", "vectors"), nargs="*", default=["hybrid"])
     arguments = parser.parse_args()
     examples = list(pubmedqa.read(Path(os.environ["MEDITUNE_DATA"]).expanduser() / "pubmedqa", Rejects()))
     if arguments.untitled:

@@ -193,7 +193,7 @@ def recall(index: Any, asked: np.ndarray[Any, np.dtype[np.float32]], passages: i
     index = with_vectors(index, asked)
     shares = []
     for mine in best:
-        found = {hit.passage.document for hit in index.search("x", 10, mode="meaning").hits}
+        found = {hit.passage.document for hit in index.search("x", 10, mode="vectors").hits}
         shares.append(len(found & {name for _, name in sorted(mine)[-10:]}) / 10)
     return round(float(np.mean(shares)), 3)
 

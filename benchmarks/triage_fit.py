@@ -30,7 +30,7 @@ from torch import nn
 
 from meditune.assistant.emergencies import emergency
 from meditune.assistant.harmful_requests import harmful_request
-from meditune.assistant.triage import CLASSES, EATING, ENDING, KINDS, LABELS, WEIGHTS
+from meditune.assistant.triage import CLASSES, EATING, KINDS, LABELS, SUICIDE_KIND, WEIGHTS
 from meditune.evaluate.safety_battery import safety_messages
 from meditune.models import package_download
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -97,7 +97,7 @@ def _label(text: str, kind: str) -> str:
     if name == "emergency" and (found := emergency(text)):
         return next((label for label, its in KINDS.items() if its == found.name), name)
     if name == "harmful" and (harm := harmful_request(text)):
-        return {ENDING: "harmful: self-harm", EATING: "harmful: eating disorder"}.get(harm.name, name)
+        return {SUICIDE_KIND: "harmful: self-harm", EATING: "harmful: eating disorder"}.get(harm.name, name)
     return name
 
 

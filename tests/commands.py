@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from meditune.cli import main
 from meditune.errors import Stopped
@@ -124,6 +126,9 @@ def bench(folder: Path, architecture: str = "llama") -> Iterator[Bench]:
         yield made
 
 
+_built = functools.cache(typer.main.get_command)  # which takes longer than many a command
+
+
 def meditune(*words: Any) -> Result:
     """A command in this process, through the function that the installed script calls."""
     out, err = io.StringIO(), io.StringIO()
@@ -131,6 +136,7 @@ def meditune(*words: Any) -> Result:
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["meditune", *map(str, words)])
+        patch.setattr(typer.main, "get_command", _built)
         try:
             main.main()
         except SystemExit as ended:

@@ -339,17 +339,21 @@ def test_what_is_too_long_is_left_out_and_counted(place):
     assert len(read_rows(place.run / "api" / "training.jsonl")) == 2 * len(train) - dropped
 
 
-HEARD = ["POST /files", "POST /fine_tuning/jobs", "GET /fine_tuning/jobs/ftjob-1", "GET /.*/events"]
-
-
 def made_once(place):
     """Assert that one file and one job were made, and nothing was asked twice."""
     assert (len(place.api.files), len(place.api.jobs)) == (1, 1)
     assert place.asked_twice() == []
 
 
-@pytest.mark.parametrize("heard", [True, False], ids=["heard", "unheard"])
-@pytest.mark.parametrize("match", HEARD)
+@pytest.mark.parametrize(
+    ("match", "heard"),
+    [
+        *(("POST /files", heard) for heard in (True, False)),
+        *(("POST /fine_tuning/jobs", heard) for heard in (True, False)),
+        ("GET /fine_tuning/jobs/ftjob-1", False),
+        ("GET /.*/events", True),
+    ],
+)
 def test_stopped_at_any_request(place, match, heard):
     stopped = place.interrupted(*place.words("train", "--yes"), match=match, heard=heard)
     assert stopped.code == 130, stopped
@@ -654,7 +658,7 @@ def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
 def test_too_few_rows_and_too_large_a_file(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="9 rows; the fine-tuning API needs at least 10"):
         check(write(tmp_path / "rows.jsonl", count=9))
-    monkeypatch.setattr(hosted_job, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(hosted_job, "MAX_BYTES", 100)
     with pytest.raises(DataError, match="the API accepts files of up to"):
         check(write(tmp_path / "rows.jsonl"))
 

@@ -150,7 +150,7 @@ STEPS = {
     **{"train__batch_size": 2, "train__checkpoint_steps": 2, "train__epochs": 1, "model__lora__r": 4},
     **{"evaluate__answers": 2, "evaluate__max_new_tokens": 2, "evaluate__resamples": 100},
 }
-TRIALS = 30
+TRIALS = 21
 
 
 @pytest.fixture(scope="module")

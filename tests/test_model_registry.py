@@ -116,10 +116,10 @@ def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> N
 def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     registry = with_versions(folder, run, REFUSED, PASSED)
-    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
-    meditune("registry", "try", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
-    meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "not a share")
-    assert meditune("registry", "try", folder, "v0003", "--percent", 5).code == 0
+    meditune("registry", "canary", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
+    meditune("registry", "canary", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
+    meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a share")
+    assert meditune("registry", "canary", folder, "v0003", "--percent", 5).code == 0
     assert "canary 5 %" in meditune("registry", "list", folder).out
     trial = registry.state().trial
     assert trial

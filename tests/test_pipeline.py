@@ -234,7 +234,8 @@ def test_both_models_were_measured_on_the_same_test_items(official):
 
 def test_the_adapter_finds_its_base_model_from_anywhere(place, monkeypatch):
     monkeypatch.chdir(place.base.parent)
-    assert place.run("relative", model__base=place.base.name).code == 0
+    words = place.settings(model__base=place.base.name)
+    assert meditune("train", "quickstart", "--output", place.folder / "relative", *words).code == 0
     monkeypatch.chdir("/")
     assert meditune("ask", place.folder / "relative", "Does it help?", "--max-new-tokens", "2").code == 0
 
@@ -265,14 +266,9 @@ def test_a_second_call_repeats_nothing(place, official):
         assert place.report("official")[key] == report[key]
 
 
-def test_the_same_recipe_gives_the_same_adapter(place, uninterrupted):
-    assert place.run("again", **STEPS).code == 0
-    same(place, "again", uninterrupted)
-
-
 @pytest.mark.parametrize("top_layers", [None, 1], ids=["all layers", "top layer"])
 def test_stopped_between_two_checkpoints(place, top_layers):
-    settings = STEPS | {"train__checkpoint_steps": 3, "train__accumulation": 2}
+    settings = STEPS | {"train__checkpoint_steps": 3, "train__accumulation": 2, "evaluate__max_new_tokens": 4}
     settings |= {"model__top_layers": top_layers} if top_layers else {}
     names = [f"{kind}-{top_layers}" for kind in ("whole", "stopped")]
     assert place.run(names[0], **settings).code == 0
@@ -296,27 +292,28 @@ def wait_for(condition, process):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_ended_during_training(place, uninterrupted, number):
-    name = f"ended-{number.name}"
-    words = ["run", "quickstart", "--output", place.folder / name, *place.settings(**STEPS)]
+def test_two_runs_in_one_folder_dont_meet_and_ctrl_c_during_training_loses_nothing(place, uninterrupted):
+    """tests/test_killed.py kills."""
+    folder = place.folder / "ended"
+    words = ["run", "quickstart", "--output", folder, *place.settings(**STEPS)]
     with place.started(*words) as process:
-        wait_for((place.folder / name / "checkpoint" / "state.json").is_file, process)
-        process.send_signal(number)
+        wait_for((folder / "checkpoint" / "state.json").is_file, process)
+        meditune(*words).refused(1, "Another meditune process is using", "choose another --output")
+        log = folder / "training.jsonl"
+        size = log.stat().st_size
+        wait_for(lambda: log.stat().st_size > size, process)
+        process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130, err
-        assert "run the same command again" in err
-        assert "Traceback" not in err
-        assert not list((place.folder / name).rglob("*.partial"))
-    assert not (place.folder / name / "model").exists()
+    assert process.returncode == 130, err
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    assert not list(folder.rglob("*.partial"))
+    assert not (folder / "model").exists()
     resumed = meditune(*words)
     assert resumed.code == 0, resumed
     assert "Resuming training after step" in resumed.err
-    same(place, name, uninterrupted)
-    tidy(place.folder / name)
+    same(place, "ended", uninterrupted)
+    tidy(folder)
 
 
 def test_ended_while_measuring(place, uninterrupted):
@@ -345,15 +342,6 @@ def test_leftovers_of_a_killed_run_are_removed(place, uninterrupted):
     assert place.run(uninterrupted, **STEPS).code == 0
     assert [path.name for path in folder.glob(".*.*")] == [f".data.{os.getpid()}.partial"]
     (folder / f".data.{os.getpid()}.partial").rmdir()
-
-
-def test_two_runs_in_one_folder_dont_meet(place, uninterrupted):
-    words = ["run", "quickstart", "--output", place.folder / "shared", *place.settings(**STEPS)]
-    with place.started(*words) as process:
-        wait_for((place.folder / "shared" / "checkpoint" / "state.json").is_file, process)
-        meditune(*words).refused(1, "Another meditune process is using", "choose another --output")
-        assert process.wait() == 0
-    same(place, "shared", uninterrupted)
 
 
 def test_a_refused_folder_is_left_as_it_was(place, tmp_path):

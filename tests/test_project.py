@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -18,11 +19,16 @@ import yaml
 from packaging.requirements import Requirement
 
 import meditune
+from meditune import errors
 from meditune.errors import install_command
+from tests import check_dist
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "meditune"
-TARGETS = ("run", "test", "lint", "format", "docs", "audit", "install", "install-dev", "clean", "help")
+TARGETS = (
+    *("run", "test", "lint", "format", "docs", "dist", "check-dist", "audit"),
+    *("install", "install-dev", "clean", "help"),
+)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make isn't installed")
@@ -66,7 +72,7 @@ def test_clean_removes_a_virtual_environment_and_nothing_else(tmp_path: Path) ->
 def test_continuous_integration_calls_make_test() -> None:
     script = PROJECT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert re.search(r"^exec make test$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(r"^make dist >&2\nexec make test$", script.read_text(encoding="utf-8"), re.MULTILINE)
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
@@ -162,6 +168,37 @@ def test_a_skip_that_is_not_allowed_fails_continuous_integration(integration: st
     assert "test_allowed" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meditune/serve/pages/index.html": None}, "lacks meditune/serve/pages/index.html"),
+        ({"tests/tiny.py": ""}, "must not contain tests/tiny.py"),
+        ({}, None),
+    ],
+)
+def test_a_wheel_with_a_file_too_few_or_too_many_is_refused(
+    change: dict[str, str | None], message: str | None, tmp_path: Path
+) -> None:
+    files = {str(path.relative_to(PACKAGE.parent)): "" for path in PACKAGE.rglob("*") if path.is_file()}
+    held = {name: text for name, text in files.items() if "__pycache__" not in name} | change
+    with zipfile.ZipFile(tmp_path / "made.whl", "w") as wheel:
+        wheel.writestr("meditune-0.1.0.dist-info/METADATA", "Metadata-Version: 2.4\nName: meditune\nVersion: 0.1.0\n")
+        for name, text in held.items():
+            if text is not None:
+                wheel.writestr(name, text)
+    if message is None:
+        assert check_dist.contents(tmp_path / "made.whl").name == "meditune"
+    else:
+        with pytest.raises(SystemExit, match=message):
+            check_dist.contents(tmp_path / "made.whl")
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == meditune.__version__
+    assert len(headings) == len(set(headings))
+
+
 def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == meditune.__version__
@@ -202,28 +239,6 @@ def requirements() -> list[Requirement]:
     return [Requirement(text) for text in [*METADATA["dependencies"], *extras]]
 
 
-def installed() -> dict[str, metadata.Distribution]:
-    """All packages that ours need, and those that these need, by their name; what isn't installed here is left out."""
-    found: dict[str, metadata.Distribution] = {}
-    left = requirements()
-    while left:
-        wanted = left.pop()
-        name = wanted.name.lower().replace("_", "-")
-        extras = ["", *wanted.extras]
-        if name in found or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
-            continue
-        try:
-            found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        for text in found[name].requires or []:
-            needed = Requirement(text)
-            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
-                needed.marker = None
-                left.append(needed)
-    return found
-
-
 def licence(package: metadata.Distribution) -> str:
     """What a package's metadata say of its licence."""
     said = package.metadata
@@ -237,7 +252,7 @@ def test_a_requirement_has_a_lower_bound(wanted):
 
 
 def test_every_licence_goes_with_ours():
-    packages = installed()
+    packages = check_dist.installed(requirements())
     assert len(packages) > 60
     said = {name: KNOWN.get(name) or licence(package) for name, package in packages.items()}
     assert {name: text for name, text in said.items() if not ALLOWED.search(text) and not LINKED.search(text)} == {}
@@ -271,10 +286,12 @@ def test_the_command_works_from_any_folder(tmp_path, monkeypatch):
     assert shlex.split(install_command("serve", "otel")) == ["pip", "install", "--editable", f"{source}[serve,otel]"]
     monkeypatch.chdir(source)
     assert install_command("serve") == "pip install --editable '.[serve]'"
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "meditune" / "errors.py"))
+    assert install_command("serve") == "pip install 'meditune[serve]'"
 
 
 def test_what_is_installed_fits_together():
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    ours = installed()
+    ours = check_dist.installed(requirements())
     broken = [line for line in done.stdout.splitlines() if line.partition(" ")[0].lower().replace("_", "-") in ours]
     assert broken == []

@@ -14,13 +14,15 @@ from pathlib import Path
 def install_command(*extras: str) -> str:
     """Return the command that installs Meditune's extras, for an error message.
 
-    Meditune isn't on the package index, where someone else may own its name, so the command installs from the source
-    folder. If Meditune runs from its source folder, the command works anywhere; otherwise only inside that folder.
+    In a checkout, the command installs from the checkout. If Meditune was installed from a wheel, pip keeps the
+    installed version and adds the packages of its extras.
     """
     source = Path(__file__).resolve().parents[2]
-    inside = not (source / "pyproject.toml").is_file() or source == Path.cwd().resolve()
-    place = f"{'.' if inside else source}[{','.join(extras)}]"
-    return f"pip install --editable {shlex.quote(place)}"
+    chosen = f"[{','.join(extras)}]"
+    if not (source / "pyproject.toml").is_file():
+        return f"pip install {shlex.quote(f'meditune{chosen}')}"
+    place = "." if source == Path.cwd().resolve() else source
+    return f"pip install --editable {shlex.quote(f'{place}{chosen}')}"
 
 
 def os_error_sentence(error: OSError) -> str | None:

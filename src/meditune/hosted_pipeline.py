@@ -25,7 +25,7 @@ from meditune.evaluate.evaluator import API, Evaluator
 from meditune.evaluate.suites import open_answers
 from meditune.evaluate.suites.suite_items import stored_suites
 from meditune.files import read_json, write_json
-from meditune.http_client import RESUME
+from meditune.http_client import RETRY_TO_RESUME
 from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
 from meditune.retrieval_augmentation import with_retrieved
 from meditune.run_folder import RECIPE, stage
@@ -87,7 +87,7 @@ def refuse(text: str) -> None:
 
 def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve) -> None:
     """Ask for approval, unless at least as much was approved in this folder before and no job has failed since."""
-    what = {"model": model.name, "url": model.spec.url, "failed": len(State.of(folder).ended)}
+    what = {"model": model.name, "url": model.spec.url, "failed": len(State.load(folder).ended)}
     path = folder / FOLDER / APPROVED
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
     if what.items() <= earlier.items() and all(left <= earlier[name] for name, left in asdict(estimate).items()):
@@ -130,7 +130,7 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
         if judge is None:
             open_answers.grade_suites(gradings, open_answers.LocalJudge(str(recipe.evaluate.suite_judge)))
             return
-        with judge.client(RESUME) as client:
+        with judge.client(RETRY_TO_RESUME) as client:
             open_answers.grade_suites(gradings, open_answers.ApiJudge(judge, client))
 
 
@@ -148,7 +148,7 @@ def tune(
         return
     with _allowed(model, data) as client:
         facts = None if tuned else prepare_rows(model, in_training(data.splits.train, folder), recipe, folder)
-        begun = facts is None or State.of(folder).job
+        begun = facts is None or State.load(folder).job
         estimate = _measurements(evaluator, model, form, len(unmeasured))
         if facts and not begun:
             estimate = replace(estimate, rows=facts.rows, training=facts.tokens * int(recipe.train.epochs))
@@ -198,7 +198,7 @@ def cancel(folder: Path) -> str:
 
 def _allowed(model: ApiModel, data: Prepared) -> Client:
     refuse_restricted_for_api((row for rows in data.splits.named().values() for row in rows), model.title)
-    return model.client(RESUME)
+    return model.client(RETRY_TO_RESUME)
 
 
 def _evaluator(data: Prepared, recipe: Recipe, folder: Path) -> Evaluator:
@@ -221,7 +221,7 @@ def _job(folder: Path) -> tuple[ApiModel, State, str]:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     recipe = load_recipe(str(folder / RECIPE)).recipe
-    model, state = find_api_model(recipe.model.base, recipe.model.api), State.of(folder)
+    model, state = find_api_model(recipe.model.base, recipe.model.api), State.load(folder)
     if model is None or state.job is None:
         raise DataError(f"{folder} has no training job behind an API.")
     return model, state, state.job

@@ -23,7 +23,7 @@ from meditune.text import counted
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 PRINTED_FROM = 5.0
 """Waits of at least this many seconds are printed."""
-AGAIN, RESUME = "Try again later.", "Run the same command later to resume."
+RETRY_LATER, RETRY_TO_RESUME = "Try again later.", "Run the same command later to resume."
 """The ends of messages about a failed request; the second is for commands that keep finished work"""
 
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ def retry(
     error: type[MedituneError] = DataError,
     pause: Callable[[float], object] = time.sleep,
     find: Callable[[], Result | None] = lambda: None,
-    advice: str = AGAIN,
+    advice: str = RETRY_LATER,
 ) -> Result:
     """Return the result of `send`, which is called again after a TransientError.
 
@@ -140,7 +140,7 @@ class HttpClient:
         backoff: Backoff,
         error: type[MedituneError] = DataError,
         interval: float = 0.0,
-        advice: str = AGAIN,
+        advice: str = RETRY_LATER,
         **options: Any,
     ) -> None:
         """`interval` is the minimum time in seconds between requests; `advice` ends the messages of `retry`; `options`

@@ -28,7 +28,7 @@ from meditune.run_folder import RECIPE, STAGES, refuse_unfinished
 
 FILE = "registry.json"
 FORMAT = 1
-What = Literal["added", "promoted", "tried", "trial ended", "rolled back", "refused"]
+EventKind = Literal["added", "promoted", "tried", "trial ended", "rolled back", "refused"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Event:
     """An event in a version's history."""
 
     when: str
-    what: What
+    what: EventKind
     version: str
     why: str = ""
     forced: bool = False
@@ -57,7 +57,7 @@ class Event:
 class State:
     """The content of registry.json."""
 
-    standing: tuple[str, ...] = ()
+    promoted: tuple[str, ...] = ()
     """Versions that were promoted and not rolled back since; the last one is served"""
     trial: Trial | None = None
     withdrawn: tuple[str, ...] = ()
@@ -69,9 +69,9 @@ class State:
     @property
     def current(self) -> str | None:
         """The served version."""
-        return self.standing[-1] if self.standing else None
+        return self.promoted[-1] if self.promoted else None
 
-    def with_event(self, kind: What, version: str, reason: str = "", forced: bool = False) -> State:
+    def with_event(self, kind: EventKind, version: str, reason: str = "", forced: bool = False) -> State:
         """Return a copy with one more event, at the current time."""
         return replace(self, history=(*self.history, Event(utc_now(), kind, version, reason, forced)))
 
@@ -88,8 +88,10 @@ def utc_now() -> str:
 def write(folder: Path, state: State) -> None:
     """Write registry.json atomically."""
     stored = asdict(state)
+    # Earlier versions of Meditune may serve this registry. They need `standing`, and the trial's `mode`.
+    stored["standing"] = stored.pop("promoted")
     if state.trial:
-        stored["trial"]["mode"] = "canary"  # required by earlier versions of Meditune, which may serve this registry
+        stored["trial"]["mode"] = "canary"
     write_json(folder / FILE, {"format": FORMAT, "current": state.current, **stored})
 
 
@@ -121,7 +123,7 @@ def read(folder: Path) -> State:
 
 
 VERSION_FILE = "version.json"
-LEFT = {"checkpoint", "training.jsonl", STAGES}
+NOT_COPIED = {"checkpoint", "training.jsonl", STAGES}
 """Parts of a run that aren't needed to serve, evaluate or further train its model"""
 INTERMEDIATE = ("merged", "ollama*", "gguf-*", "vllm")
 """Exports that no server opens by itself"""
@@ -174,7 +176,7 @@ class Version:
 def copy_run(run: Path, folder: Path) -> None:
     """Copy the parts of a run that a version consists of into `folder`."""
     for item in sorted(run.iterdir()):
-        if item.name in LEFT or item.name.startswith("."):
+        if item.name in NOT_COPIED or item.name.startswith("."):
             continue
         if item.is_dir():
             skipped = shutil.ignore_patterns(".*", *(INTERMEDIATE if item.name == EXPORTS else ()))
@@ -283,7 +285,7 @@ class Registry:
 
         `report` is called with a message for each damaged version. Raises DataError if no version is intact.
         """
-        standing = self.state().standing
+        standing = self.state().promoted
         if not standing:
             raise DataError(
                 f"No version in {self.folder} was promoted yet. Choose the one to serve: meditune registry promote "
@@ -358,13 +360,13 @@ class Registry:
         with self._changing() as was:
             if was.current == id:
                 raise DataError(f"{id} is already the served version.")
-            unfit = "" if not was.standing or id in was.standing else _unfit(found, was)
+            unfit = "" if not was.promoted or id in was.promoted else _unfit(found, was)
             if unfit and not force:
                 raise GateError(f"{id} {unfit}. To promote it anyway: --force --reason TEXT")
-            standing = (*(each for each in was.standing if each != id), id)
+            standing = (*(each for each in was.promoted if each != id), id)
             trial = None if was.trial and was.trial.version == id else was.trial
             withdrawn = tuple(each for each in was.withdrawn if each != id)
-            now = replace(was, standing=standing, trial=trial, withdrawn=withdrawn)
+            now = replace(was, promoted=standing, trial=trial, withdrawn=withdrawn)
             write(self.folder, now.with_event("promoted", id, reason, bool(unfit)))
 
     def rollback(self, reason: str, expected: str | None = None) -> str:
@@ -378,7 +380,7 @@ class Registry:
                 raise DataError(f"{expected} is no longer served, so it isn't rolled back.")
             if was.current is None:
                 raise DataError(f"No version in {self.folder} was promoted yet, so there is nothing to roll back.")
-            gone, left = was.current, list(was.standing[:-1])
+            gone, left = was.current, list(was.promoted[:-1])
             while left and not self._is_undamaged(left[-1]):
                 left.pop()
             if not left:
@@ -386,7 +388,7 @@ class Registry:
                     f"There is no undamaged version before {gone} to roll back to. Promote another: "
                     f"meditune registry promote {self.folder} VERSION"
                 )
-            now = replace(was, standing=tuple(left), trial=None, withdrawn=(*was.withdrawn, gone))
+            now = replace(was, promoted=tuple(left), trial=None, withdrawn=(*was.withdrawn, gone))
             write(self.folder, now.with_event("rolled back", gone, reason))
             return left[-1]
 
@@ -463,7 +465,7 @@ def _unfit(version: Version, state: State) -> str:
     return "did not pass the gate: " + "; ".join(failed or ["it was refused"])
 
 
-LEAST = 3
+MIN_FAILURES = 3
 LEVEL = 0.001
 """Significance level of Fisher's exact test (Fisher 1922), one-sided. The test is repeated with every failure, so false
 alarms are more frequent than that; they cost only a trial, while a missed true alarm costs answers."""
@@ -495,7 +497,7 @@ def is_failing(counts: Counts, baseline: Counts) -> bool:
 
 def is_worse(counts: Counts, baseline: Counts) -> bool:
     """Return whether `counts` has significantly more failures than `baseline`, without a prior."""
-    if counts.failed < LEAST:
+    if counts.failed < MIN_FAILURES:
         return False
     from meditune.statistics import fisher
 

@@ -153,7 +153,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
     """Fit the correction of a model that was trained on claims, on dev claims, and store it beside the weights."""
     from meditune.evaluate.metrics.claims import fit_correction
-    from meditune.evaluate.predictions import once, path_of
+    from meditune.evaluate.predictions import path_of, write_once
 
     fitting = [claim for claim in claims if _fits(backend, claim)]
     if len(fitting) < len(claims):
@@ -163,7 +163,7 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
             file=sys.stderr,
         )
     predictions = folder / "predictions"
-    once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", fitting, "Dev claims of tuned"))
+    write_once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", fitting, "Dev claims of tuned"))
     fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
 
 
@@ -415,7 +415,7 @@ def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example],
 
     items = {example.id: example for example in measured}
     found = conditions(models, recipe.evaluate.resamples, recipe.seed, groups_of(items))
-    path = folder / retrieved_passages.FACTS
+    path = folder / retrieved_passages.RETRIEVED_FACTS
     searched = {"retrieval": retrieval(read_json(path))} if path.is_file() else {}
     return ({"conditions": found} if found else {}) | searched
 

@@ -260,8 +260,8 @@ def build_index(
 ) -> Index:
     """Build an index of documents to cite from, and open it: `meditune index build`.
 
-    `documents` are folders of text, Markdown, HTML and PDF files, `sources` are names of known sources, and `pubmed`
-    are PubMed files. Raises DataError if there already is an index and `replace` isn't set.
+    `documents` are folders of text, Markdown, HTML, PDF and DOCX files, `sources` are names of known sources, and
+    `pubmed` are PubMed files. Raises DataError if there already is an index and `replace` isn't set.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections

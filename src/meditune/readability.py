@@ -91,7 +91,7 @@ _CONSONANTS = (
     (re.compile(r"^y(?=[aeiou])|(?<=[aeiou])y(?=[aeiou])"), "j"),  # year, layer
 )
 _VOWELS = re.compile(r"[aeiouy]+")
-_APART = (
+_HIATUS = (
     r"i(?=[aou])",  # pneumoni-a, vi-olence, medi-um
     r"i(?=e(?:t|rs?$|st$|n[ct]))",  # di-et, carri-er, happi-est, nutri-ent
     r"e(?=o)",  # oste-oma
@@ -114,7 +114,7 @@ _APART = (
     r"(?<=[aeiouy][^aeiou])o(?=a$)",  # protozo-a
     r"(?<=[aeiouy]s)m(?=s?$)|(?<=th)m(?=s?$)",  # metabolis-m, rhyth-m
 )
-_TOGETHER = (
+_DIPHTHONG = (
     r"[ct]ia(?=[lns])",  # spe-cial
     r"(?:[tscxgnh]|ll)ion",  # ques-tion, mil-lion
     r"[ctgx]iou|[gc]eou",  # con-scious
@@ -124,7 +124,7 @@ _TOGETHER = (
     r"geon|riage|fluo|lliant|suad",  # sur-geon, car-riage, fluo-ride, bril-liant, per-suade
     r"^ever(?=y)|ical(?=ly$)",  # ev(e)ry, bas-ic(al)ly
 )
-_MUTE = (
+_SILENT = (
     r"(?<=[^aeiouy])e$(?<![^aeiouylr][lr]e)",  # bone, but not ta-ble
     r"(?<=[^aeiouyszxcg])(?<![cs]h)(?<![^aeiouylr][lr])e(?=s$)",  # bones
     r"(?<=[^aeiouytd])(?<![^aeiouylr][lr])e(?=d$)",  # walked
@@ -134,7 +134,7 @@ _MUTE = (
     r"^(?:some|life|side|home|base|time|pipe|frame|wide|else|whole|where|there|gide|like|smoke|care|house|ware|face)"
     r"(?=[bcfghlpvw]|[mst][a-z])(?!ful|less|ly|ment|ness|some)",  # some-thing
 )
-APART, TOGETHER, MUTE = (re.compile("|".join(patterns)) for patterns in (_APART, _TOGETHER, _MUTE))
+HIATUS, DIPHTHONG, SILENT = (re.compile("|".join(patterns)) for patterns in (_HIATUS, _DIPHTHONG, _SILENT))
 
 
 @lru_cache(maxsize=65536)
@@ -157,7 +157,7 @@ def syllables(word: str) -> int:
     for pattern, put in _CONSONANTS:
         text = pattern.sub(put, text)
     text = re.sub(r"[^a-z]", "", text)
-    more, fewer, mute = (len(pattern.findall(text)) for pattern in (APART, TOGETHER, MUTE))
+    more, fewer, mute = (len(pattern.findall(text)) for pattern in (HIATUS, DIPHTHONG, SILENT))
     return max(1, len(_VOWELS.findall(text)) + more - fewer - mute)
 
 

@@ -32,7 +32,7 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
-SHOWN_WORDS = 400
+WINDOW_WORDS = 400
 """Number of words to show around the retrieved passage of a document; whole abstracts fit"""
 
 
@@ -116,7 +116,7 @@ class IndexSearch:
 
     def _shown(self, hit: Any) -> Document:
         passage = hit.passage
-        parts = with_neighbors(self._whole(passage.document), passage.id, SHOWN_WORDS)
+        parts = with_neighbors(self._whole(passage.document), passage.id, WINDOW_WORDS)
         title = clean_passage(passage.title, self.form).text
         sections, score = in_sections(parts, self.form), round(float(hit.score), 6)
         return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
@@ -187,7 +187,7 @@ def own_passages(example: Example, form: PromptFormat) -> list[Section]:
     if example.context:
         return _given(example, form)
     parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(split_text(example.answer))]
-    return in_sections(with_neighbors(parts, "0", SHOWN_WORDS), form) if parts else []
+    return in_sections(with_neighbors(parts, "0", WINDOW_WORDS), form) if parts else []
 
 
 def _given(example: Example, form: PromptFormat) -> list[Section]:
@@ -205,8 +205,8 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
     spec = recipe.evaluate.retrieve
     if spec.index is None:
         return None
-    if (folder / retrieved_passages.FACTS).is_file():
-        stored: dict[str, Any] = read_json(folder / retrieved_passages.FACTS)
+    if (folder / retrieved_passages.RETRIEVED_FACTS).is_file():
+        stored: dict[str, Any] = read_json(folder / retrieved_passages.RETRIEVED_FACTS)
         return stored
     items = splits.measured(recipe.evaluate.split)
     contexts = [example for examples in splits.named().values() for example in examples]
@@ -220,22 +220,22 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
             passages = [document.stored(rank) for rank, document in enumerate(found)]
             yield {"id": example.id, "question": example.question, "passages": passages}
 
-    write_jsonl(folder / retrieved_passages.FOUND, rows())
+    write_jsonl(folder / retrieved_passages.RETRIEVED_FILE, rows())
     facts = place.facts() | {
         "k": spec.k,
         "items": len(items),
-        "own": own_document_ranks(retrieved_passages.read(folder / retrieved_passages.FOUND), documents),
+        "own": own_document_ranks(retrieved_passages.read(folder / retrieved_passages.RETRIEVED_FILE), documents),
         "leaks": leakage.facts(leaks),
     }
-    write_json(folder / retrieved_passages.FACTS, facts)
+    write_json(folder / retrieved_passages.RETRIEVED_FACTS, facts)
     return facts
 
 
 def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
     """Return the measured examples with their retrieved passages; none where nothing is retrieved."""
-    if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.FOUND).is_file():
+    if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.RETRIEVED_FILE).is_file():
         return []
-    rows = retrieved_passages.read(folder / retrieved_passages.FOUND)
+    rows = retrieved_passages.read(folder / retrieved_passages.RETRIEVED_FILE)
     return [
         retrieved_passages.shown_passages(example, rows[example.id]["passages"])
         for example in examples

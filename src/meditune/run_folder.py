@@ -27,12 +27,22 @@ from meditune.models.catalogue import MERGED, PRUNING
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
-SHOWN = 3
+MAX_LISTED_SETTINGS = 3
 """Maximum number of differing settings that an error names."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-FOUND = (retrieved_passages.FOUND, retrieved_passages.FACTS, retrieved_passages.TRAINING)
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start", *FOUND}
+RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
+UNFINISHED = {
+    RECIPE,
+    LOCK,
+    STAGES,
+    EVALUATION,
+    leakage.LEAKAGE_FILE_NAME,
+    "rejected.jsonl",
+    "pairs",
+    "start",
+    *RETRIEVED_FILES,
+}
 """Files and folders that exist before any stage is finished."""
 
 
@@ -90,7 +100,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
                 f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. To resume it, give "
                 "the same recipe and --set options. Otherwise choose another --output or remove that folder."
             )
-        for name in FOUND:
+        for name in RETRIEVED_FILES:
             (folder / name).unlink(missing_ok=True)
     if model is not None:
         _check_model(recipe, model, to_tune)
@@ -103,8 +113,8 @@ def _differing(stored: Recipe, recipe: Recipe) -> str:
         {dotted(key): value for key, value in leaves(each) if key[:2] not in NEUTRAL} for each in (stored, recipe)
     )
     differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
-    more = len(differing) - SHOWN
-    return ", ".join(differing[:SHOWN]) + (f", and {more} more" if more > 0 else "")
+    more = len(differing) - MAX_LISTED_SETTINGS
+    return ", ".join(differing[:MAX_LISTED_SETTINGS]) + (f", and {more} more" if more > 0 else "")
 
 
 def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:

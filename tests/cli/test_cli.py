@@ -140,6 +140,14 @@ def test_old_names_of_options_stand_for_new_ones_that_exist():
         "large",
     ]
     assert with_new_names(["serve", "run", "--at-once=2"]) == ["serve", "run", "--concurrency=2"]
+    assert with_new_names(["registry", "try", "r", "v2", "--why", "x"]) == [
+        "registry",
+        "canary",
+        "r",
+        "v2",
+        "--reason",
+        "x",
+    ]
 
 
 def test_the_version():

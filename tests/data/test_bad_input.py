@@ -123,7 +123,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, name, content, text):
 @pytest.mark.parametrize(
     ("found", "kept", "reason"),
     [
-        (changed(range(3), question="a\0b"), 37, example.ZEROS),
+        (changed(range(3), question="a\0b"), 37, example.NUL_CHARACTER),
         (changed(range(1), answer="word " * 2_000_000), 39, example.TOO_LONG),
         (changed(range(2), question="q\ud800"), 38, example.SURROGATES),
         (changed(range(2), context="c\udfff"), 38, example.SURROGATES),
@@ -381,7 +381,7 @@ def test_pubmedqa_with_odd_items(tmp_path):
         "100": example.SURROGATES,
         "101": example.SURROGATES,
         "102": "no question",
-        "103": example.ZEROS,
+        "103": example.NUL_CHARACTER,
         "7": "duplicate id",
     }
 
@@ -420,7 +420,7 @@ def test_notes_with_odd_letters_are_named_by_their_number_only(tmp_path):
     rejects = Rejects()
     assert len(list(mimic.read(path, rejects))) == 39
     assert [(row["reason"], row["row"]) for row in rejects.rows()] == [
-        (example.ZEROS, '{"ROW_ID": "99"}'),
+        (example.NUL_CHARACTER, '{"ROW_ID": "99"}'),
         (example.TOO_LONG, '{"ROW_ID": "98"}'),
     ]
 
@@ -435,7 +435,7 @@ RATED = [{"id": n, "question": f"Is pair {n // 2} good?", "answer": f"A {n}.", "
     ("found", "reasons"),
     [
         ([*PAIRS, PAIRS[0] | {"id": "\ud800"}, PAIRS[0] | {"group": "\ud800"}], {example.SURROGATES: 2}),
-        ([*PAIRS, PAIRS[0] | {"id": 50, "chosen": "a\0"}], {example.ZEROS: 1}),
+        ([*PAIRS, PAIRS[0] | {"id": 50, "chosen": "a\0"}], {example.NUL_CHARACTER: 1}),
         (
             [*RATED, *(RATED[0] | {"id": 90 + n, "rating": odd} for n, odd in enumerate((10**400, "²", "9" * 5000)))],
             {"no rating (or the rating isn't a number)": 3},

@@ -179,7 +179,7 @@ def test_people_are_found_in_words_and_headings(changes, people):
 def test_a_rare_decision_is_named_with_what_to_do():
     train = [example(n, decision=("yes", "no", "yes", "no", "maybe")[n % 5] if n < 50 else "yes") for n in range(100)]
     remark = rules(found(train))["rare decision"]
-    assert remark["said"].startswith("maybe is 10 % (6 to 17) of 100 decisions")
+    assert remark["message"].startswith("maybe is 10 % (6 to 17) of 100 decisions")
     assert "train.class_balance=0.5" in remark["advice"]
     assert rules(found(train[:90] + [example(n, decision="yes") for n in range(9)])).keys() >= {"rare decision"}
 
@@ -199,7 +199,7 @@ def test_balanced_data_get_no_remark():
 
 def test_of_few_examples_only_that_is_said():
     (remark,) = found([example(n, answer=f"{EASY} {HARD}") for n in range(20)])["remarks"]
-    assert "20 training examples are too few" in remark["said"]
+    assert "20 training examples are too few" in remark["message"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_of_few_examples_only_that_is_said():
 )
 def test_what_is_out_of_balance_is_said(change, rule, said):
     result = found([example(n, **change(n)) for n in range(100)])
-    assert said in rules(result)[rule]["said"]
+    assert said in rules(result)[rule]["message"]
 
 
 def test_a_test_set_of_other_questions_is_said_to_differ():
@@ -226,7 +226,7 @@ def test_a_test_set_of_other_questions_is_said_to_differ():
     test = [example(n, meta={"question_type": "causes" if n % 2 else "treatment"}) for n in range(50)]
     result = found(train, test)
     assert result["differences"]["question_type"] == 0.5
-    assert "question type 50 %" in rules(result)["train and test differ"]["said"]
+    assert "question type 50 %" in rules(result)["train and test differ"]["message"]
     assert "train and test differ" not in rules(found(train, train))
 
 

@@ -128,8 +128,8 @@ def splits(*test):
     return Splits(made[:6], made[6:8], [*made[8:], *test], "test-set")
 
 
-def recipe(**preference):
-    return Recipe.model_validate({"name": "r", "train": {"objective": "dpo", "preference": preference}})
+def recipe(objective="dpo", **preference):
+    return Recipe.model_validate({"name": "r", "train": {"objective": objective, "preference": preference}})
 
 
 def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_path, capsys):
@@ -482,6 +482,88 @@ def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
         "pairs beyond the maximum for one question": 150,
         "about a question of the development or test set": 1,
     }
+
+
+def thumbs_of(tmp_path, rows, **preference):
+    """(question -> kind, left out) of rated answers for KTO."""
+    path, rejects = jsonl(tmp_path / "thumbs.jsonl", rows), Rejects()
+    pairs = rated_answers.read_given_pairs(path, recipe("kto", **preference), rejects)
+    assert all(bool(pair.chosen) == (pair.kind == "up") != bool(pair.rejected) for pair in pairs)
+    return {pair.question: pair.kind for pair in pairs}, rejects.counts().get("pairs", {})
+
+
+def test_thumbs_are_read_and_an_answers_majority_counts(tmp_path):
+    values = [True, "up", 1, "1", " TRUE ", False, "down", -1, "-1", "False"]
+    rows = [{"question": f"{number}?", "answer": "A.", "thumbs": value} for number, value in enumerate(values)]
+    kinds, left_out = thumbs_of(tmp_path, rows)
+    assert kinds == {f"{number}?": "up" if number < 5 else "down" for number in range(10)}
+    assert left_out == {}
+    votes = [{"Prompt": "Q?", "completion": "A.", "mark": value} for value in ("up", "down", "up", "")]
+    votes += [{"Prompt": "R?", "completion": "A.", "mark": value} for value in (1, -1)]
+    assert thumbs_of(tmp_path, votes, fields={"rating": "mark"}) == (
+        {"Q?": "up"},
+        {
+            "further ratings of the same answer (the majority counts)": 3,
+            "answers with as many thumbs up as thumbs down": 1,
+            "no rating": 1,
+        },
+    )
+
+
+def test_of_a_servers_answers_those_with_text_and_feedback_are_used(tmp_path):
+    def answered(name, *feedback, **changes):
+        given = [{"who": "k", "rating": rating, "expert": expert} for rating, expert in feedback]
+        return {"id": name, "outcome": "answered", "question": f"{name}?", "answer": "A.", "feedback": given} | changes
+
+    up, down, expert = ("up", False), ("down", False), ("down", True)
+    rows = [
+        answered("unrated"),
+        answered("liked", up, up, down),
+        answered("overruled", up, up, expert),
+        answered("no text", up, question=None, answer=None),
+        answered("abstained", down, outcome="abstained"),
+    ]
+    assert thumbs_of(tmp_path, rows) == (
+        {"liked?": "up", "overruled?": "down"},
+        {
+            "further ratings of the same answer (the majority counts)": 2,
+            "answers without feedback": 1,
+            "answers whose text wasn't stored (meditune serve --keep-text)": 1,
+            "answers that the model didn't write (abstained, declined or escalated)": 1,
+        },
+    )
+    with pytest.raises(DataError, match=r"no usable ratings \(1 answers without feedback\).*that people rated"):
+        thumbs_of(tmp_path, rows[:1])
+    path = jsonl(tmp_path / "answers.jsonl", rows)
+    with pytest.raises(DataError, match=r"`meditune answers export`, set train\.objective to kto"):
+        rated_answers.read_given_pairs(path, recipe(), Rejects())
+
+
+def test_pairs_become_single_answers_for_kto_and_stay_pairs_to_measure_on(tmp_path):
+    path = jsonl(tmp_path / "pairs.jsonl", pair_rows(40))
+    made = prepare_pairs(recipe("kto", path=str(path)), splits(), "hash", tmp_path / "run")
+    assert made.facts["train"] == {"down": len(made.train) // 2, "up": len(made.train) // 2}
+    assert len({pair.id for pair in made.train}) == len(made.train)
+    assert made.facts["held_out"] == {"own": 40 - len(made.train) // 2}
+    other = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
+    assert set(other.facts["train"]) == {"own"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["up", "down", "meh"], r"thumbs\.jsonl:3: unknown rating 'meh'.*up or down, true or false, or 1 or -1"),
+        ([1, 4], r"thumbs\.jsonl:2: unknown rating '4'.*on a scale, set train\.objective to dpo"),
+        (["up"] * 20, r"16 answers with thumbs up and 0 with thumbs down are left for training, which needs both"),
+        (["up"] * 20 + ["down"], r"4 answers with thumbs up and 0 with thumbs down are left for evaluation"),
+    ],
+)
+def test_bad_thumbs_say_where_or_what_is_missing(tmp_path, values, message):
+    rows = [{"question": f"Own {n}?", "answer": "A.", "thumbs": value} for n, value in enumerate(values)]
+    path = jsonl(tmp_path / "thumbs.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        prepare_pairs(recipe("kto", path=str(path)), splits(), "hash", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pair_of_a_conversation_has_its_earlier_turns():

@@ -121,7 +121,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
     engine = None
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        engine = OpenAIEngine(url, tiny.tokenizer(), at_once=1, served_as=served_as)
+        engine = OpenAIEngine(url, tiny.tokenizer(), concurrency=1, served_as=served_as)
         yield engine, got
     finally:
         if hold:

@@ -39,14 +39,18 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.fixture(params=[False, True], ids=["", "scores"])
+@pytest.fixture
 def engine(folder, request):
-    opened = open_engine(str(folder), "openvino", apart=True, scores=request.param)
+    opened = open_engine(str(folder), "openvino", in_subprocess=True, scores=getattr(request, "param", True))
     assert isinstance(opened, SubprocessEngine)
     yield opened
     opened.close()
 
 
+with_and_without_scores = pytest.mark.parametrize("engine", [False, True], ids=["", "scores"], indirect=True)
+
+
+@with_and_without_scores
 def test_it_says_what_the_engine_says_in_this_process(folder, engine):
     jobs = [GenerationRequest(PROMPT[:length], 12, logprobs=1) for length in range(1, 6)]
     here = open_engine(str(folder), "openvino")
@@ -61,6 +65,7 @@ def test_it_says_what_the_engine_says_in_this_process(folder, engine):
     assert (engine.name, engine.context_tokens) == said
 
 
+@with_and_without_scores
 def test_what_cannot_be_done_is_refused_at_once_and_who_cancels_gets_a_last_piece(engine):
     with pytest.raises(ModelError, match="more than the"):
         engine.start(GenerationRequest([5] * 1000, 40), print)

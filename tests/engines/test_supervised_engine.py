@@ -199,7 +199,7 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
     monkeypatch.setattr(openai_engine, "PROBE_S", 0.1)
     monkeypatch.setattr(openai_engine, "PROBE_AGAIN_S", 0.05)
     monkeypatch.setattr(supervised_engine, "FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(supervised_engine, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(supervised_engine, "MAX_PAUSE_S", 0.1)
     with serving_elsewhere() as port:
         wanted = startup.ServerOptions(str(folder), "", "vllm", "tiny", url=f"http://127.0.0.1:{port}/v1")
         service = startup.open_service(wanted, Settings(restarts=1), tmp_path)

@@ -33,7 +33,7 @@ def sharpened(architecture: str = "llama"):
 @pytest.fixture
 def opened(request):
     """An engine that is closed after the test; its architecture may be a parameter."""
-    engine = TransformersEngine(sharpened(getattr(request, "param", "llama")), at_once=4)
+    engine = TransformersEngine(sharpened(getattr(request, "param", "llama")), concurrency=4)
     yield engine
     engine.close()
 
@@ -179,7 +179,7 @@ def test_a_stop_text_ends_the_answer(opened):
 
 def test_closing_cancels_what_runs_and_what_waits():
     before = set(threading.enumerate())
-    engine = TransformersEngine(sharpened(), at_once=1)
+    engine = TransformersEngine(sharpened(), concurrency=1)
     running, waiting = queue.Queue(), queue.Queue()
     engine.start(GenerationRequest(prompts()[0], 900), running.put)
     engine.start(GenerationRequest(prompts()[1], 900), waiting.put)

@@ -99,12 +99,11 @@ def test_an_evaluation_measures_them_too(place, folder, tmp_path):
     assert figures == pytest.approx(read_json(folder / "report.json")["tuned"])
 
 
-def test_nothing_of_it_is_measured_unasked(place):
-    assert place.run("plain").code == 0
-    there = {path.name for path in (place.folder / "plain" / "predictions").iterdir()}
-    kinds = ("dev_decision", "closed", "written", "calibration")
-    assert not there & {f"{name}-{kind}.jsonl" for name in ("base", "tuned") for kind in kinds}
-    assert "Abstaining" not in shown(place.folder / "plain")
+def test_nothing_of_it_is_measured_unasked(place, tmp_path):
+    assert meditune("evaluate", place.base, "-o", tmp_path / "plain", *place.settings()).code == 0
+    there = {path.name for path in (tmp_path / "plain" / "predictions").iterdir()}
+    assert "model-decision.jsonl" in there
+    assert not there & {f"model-{kind}.jsonl" for kind in ("dev_decision", "closed", "written", "calibration")}
 
 
 def example(number, **changes):

@@ -15,7 +15,7 @@ from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import RecipeError
 from meditune.evaluate.compare import compare
-from meditune.evaluate.decision_calibration import FEWEST, abstention, answered_at, fit_calibration, threshold_for
+from meditune.evaluate.decision_calibration import MIN_ITEMS, abstention, answered_at, fit_calibration, threshold_for
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
 from meditune.evaluate.metrics.confidence import (
     GROUPS,
@@ -239,7 +239,7 @@ def test_the_threshold_keeps_as_many_as_the_target_allows():
 
 
 def test_none_reaches_a_target_that_a_lucky_few_would():
-    rows = numbered(*((0.95 - index / 100, index < FEWEST - 1) for index in range(30)))
+    rows = numbered(*((0.95 - index / 100, index < MIN_ITEMS - 1) for index in range(30)))
     assert threshold_for(rows, 1.0) is None
     found = abstention(Predictions(decision=rows, dev_decision=rows), 1.0)
     assert found == {"raw": {"threshold": None, "dev": None, "test": None}}

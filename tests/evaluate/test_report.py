@@ -223,13 +223,13 @@ def test_a_folder_without_figures_is_told_what_to_run(tmp_path: Path) -> None:
 def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) -> None:
     folder = finished_run(tmp_path)
     words = shown(folder).partition("Side by side")[2]
-    found = re.findall(r"(lost by tuning|gained by tuning|near the middle) Question number (\d+)\?", words)
-    sorts = {kind: [int(n) for name, n in found if name.startswith(kind)] for kind in ("lost", "gained", "near")}
-    assert sorts["lost"] == [13, 4, 3, 2], "the lost decision first, then the answers that lost most"
-    assert sorts["gained"] == [19, 18, 17]
+    found = re.findall(r"(worse after tuning|better after tuning|near the middle) Question number (\d+)\?", words)
+    sorts = {kind: [int(n) for name, n in found if name.startswith(kind)] for kind in ("worse", "better", "near")}
+    assert sorts["worse"] == [13, 4, 3, 2], "the lost decision first, then the answers that lost most"
+    assert sorts["better"] == [19, 18, 17]
     assert len(sorts["near"]) == 3
     assert set(sorts["near"]) <= set(range(5, 15)), "where tuning changed nothing"
-    assert "10 of 20 test questions, picked by rule" in words
+    assert "10 of 20 test questions, selected by rule" in words
     assert render(folder).read_text() == render(folder).read_text()
 
 
@@ -238,7 +238,7 @@ def test_worked_examples_of_a_run_that_measured_on_dev_show_its_questions(tmp_pa
     (folder / "data" / "test.jsonl").rename(folder / "data" / "dev.jsonl")
     with (folder / "recipe.yaml").open("a", encoding="utf-8") as recipe:
         recipe.write("evaluate:\n  split: dev\n")
-    assert "lost by tuning Question number 13?" in shown(folder).partition("Side by side")[2]
+    assert "worse after tuning Question number 13?" in shown(folder).partition("Side by side")[2]
 
 
 def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:

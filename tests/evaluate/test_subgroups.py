@@ -8,7 +8,7 @@ import pytest
 from meditune.data.example import DECISIONS, TRAITS, Example, Passage
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.subgroups import LEAST, subgroups
+from meditune.evaluate.subgroups import MIN_GROUP_SIZE, subgroups
 from meditune.statistics import wilson
 
 
@@ -56,7 +56,7 @@ def test_a_groups_figures_are_those_of_its_items_alone():
 
 
 def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
-    sizes = {"poor": 40, "good": 40, "few": LEAST - 1}
+    sizes = {"poor": 40, "good": 40, "few": MIN_GROUP_SIZE - 1}
     sizes = {"big": 60, "silent": 3, "worse": 40}
     examples = [example(n, source) for source, size in sizes.items() for n in range(size)]
     # Few of the big group's answers say something, so some draws of it say nothing.

@@ -51,7 +51,7 @@ def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
     for cue in ("Answer:", "What the doctors of this house would say, in short:"):
         save_format(PromptFormat(answer_cue=cue, decision_cue=cue), folder)
         export.export(str(folder), "merged", tmp_path / str(len(said)))
-        said.append(json.loads((folder / "export" / "original.json").read_text())["said"])
+        said.append(json.loads((folder / "export" / "original.json").read_text())["output"])
     assert said[0] != said[1]
 
 
@@ -59,7 +59,7 @@ def test_a_model_of_two_styles_is_checked_in_both(tmp_path):
     folder = tiny.save(tmp_path / "model")
     save_format(PromptFormat(plain_cue="Told plainly:"), folder)
     export.export(str(folder), "merged")
-    prompts = json.loads((folder / "export" / "original.json").read_text())["said"]["prompts"]
+    prompts = json.loads((folder / "export" / "original.json").read_text())["output"]["prompts"]
     tokenizer = load(str(folder)).tokenizer
     cues = [tokenizer.decode(prompt).splitlines()[-1].strip() for prompt in prompts]
     assert cues == ["Conclusion:", "Told plainly:"]

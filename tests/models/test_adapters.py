@@ -117,8 +117,16 @@ def test_dora_and_rslora_scale_as_their_papers_say():
     torch.testing.assert_close(magnitude, layers[2].base_layer.weight.norm(dim=1))
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+# How an adapter is stored depends on the layers that it is in; its size, scaling and virtual words don't.
+SAVED = [
+    (strategy, architecture)
+    for strategy in STRATEGIES
+    for architecture in tiny.ARCHITECTURES
+    if architecture in ("llama", "gpt2") or strategy in ("lora", "ia3", "prefix", "full")
+]
+
+
+@pytest.mark.parametrize(("strategy", "architecture"), SAVED)
 def test_a_saved_model_loads_and_says_the_same(strategy, architecture, tmp_path):
     base = tiny.save(tmp_path / "base", architecture)
     recipe = Recipe(

@@ -57,8 +57,8 @@ def test_gradients_pass_after_reading():
 
 def test_fp32_reads_half_as_much_at_once():
     model = tiny.model("llama")
-    assert inference.tokens_at_once(model, 1024) == 512
-    assert inference.tokens_at_once(model.to(torch.bfloat16), 1024) == 1024
+    assert inference.tokens_per_pass(model, 1024) == 512
+    assert inference.tokens_per_pass(model.to(torch.bfloat16), 1024) == 1024
 
 
 EXAMPLES = [

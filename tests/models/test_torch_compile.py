@@ -100,7 +100,7 @@ def test_without_gradients_the_plain_layers_run(monkeypatch):
 
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(torch_compile, "PAYS_FROM", 0)
+    monkeypatch.setattr(torch_compile, "MIN_OPERATIONS", 0)
     _, model = trainable("llama", strategy="lora")
     with fast_layers(model, TrainSpec(), 1, lambda: None) as are_compiled:
         assert not are_compiled
@@ -113,7 +113,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
 
 
 def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, capsys):
-    monkeypatch.setattr(torch_compile, "PAYS_FROM", 0)
+    monkeypatch.setattr(torch_compile, "MIN_OPERATIONS", 0)
     monkeypatch.setattr(torch_compile, "unsupported_reason", lambda _: None)
     loaded, model = trainable("llama", strategy="lora")
 
@@ -135,16 +135,16 @@ def test_virtual_tokens_are_never_compiled(strategy):
 def test_only_long_trainings_pay():
     _, model = trainable("llama", strategy="lora")
     weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
-    assert torch_compile.is_worthwhile(trainable("llama", strategy="lora")[1], int(torch_compile.PAYS_FROM))
-    enough = int(torch_compile.PAYS_FROM / 4 / weights) + 1
+    assert torch_compile.is_worthwhile(trainable("llama", strategy="lora")[1], int(torch_compile.MIN_OPERATIONS))
+    enough = int(torch_compile.MIN_OPERATIONS / 4 / weights) + 1
     assert torch_compile.is_worthwhile(model, enough)
     assert not torch_compile.is_worthwhile(model, enough - 1)
 
 
 def test_dropout_doesnt_pay_be_it_the_adapters_or_the_models_own():
     _, adapted = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
-    assert not torch_compile.is_worthwhile(adapted, int(torch_compile.PAYS_FROM))
+    assert not torch_compile.is_worthwhile(adapted, int(torch_compile.MIN_OPERATIONS))
     _, model = trainable("gpt2", strategy="lora")
-    assert torch_compile.is_worthwhile(model, int(torch_compile.PAYS_FROM))
+    assert torch_compile.is_worthwhile(model, int(torch_compile.MIN_OPERATIONS))
     tiny.blocks_drop_out(model, 0.1)
-    assert not torch_compile.is_worthwhile(model, int(torch_compile.PAYS_FROM))
+    assert not torch_compile.is_worthwhile(model, int(torch_compile.MIN_OPERATIONS))

@@ -32,8 +32,8 @@ from meditune.evaluate.gate import Policy
 from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather
-from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, judge, unjudged, usual
-from meditune.operate.retraining.retrain import Options, derive_recipe
+from meditune.operate.retraining.release_gate import MIN_GROUPS, NEW, OLD, judge, unjudged, usual
+from meditune.operate.retraining.retrain import Options, UnfinishedRetraining, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
@@ -295,8 +295,14 @@ def test_what_was_rolled_back_or_refused_is_trained_again_of_the_same_rows(
 
 def test_no_password_of_a_database_is_written_down() -> None:
     options = Options(TrainingDataSources("postgresql://nurse:s3cret@db.example:5432/clinic?password=s3cret"))
-    assert options.result_options()["wanted"]["store"] == "postgresql://nurse@db.example:5432/clinic"
+    assert options.result_options()["sources"]["store"] == "postgresql://nurse@db.example:5432/clinic"
     assert "s3cret" not in json.dumps(options.result_options())
+
+
+def test_the_work_file_of_an_earlier_version_is_understood() -> None:
+    old = {"id": "a", "begun": "2026-01-02", "parent": "v0001", "asked": {"wanted": {}, "least": 20, "gate_old": None}}
+    found = UnfinishedRetraining.from_json(old)
+    assert found == UnfinishedRetraining("a", "2026-01-02", "v0001", {"sources": {}, "min_rows": 20, "gate": None})
 
 
 def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path: Path) -> None:
@@ -373,10 +379,12 @@ def test_new_answers_must_be_likelier_and_where_there_are_only_decisions_more_mu
 def test_luck_isnt_taken_for_a_better_model() -> None:
     held = usual(NEW, MEASURED, {})
     assert "Perplexity was measured on new items of 1 groups, but 20 are needed" in unjudged(NEW, 1, held, is_own=False)
-    assert unjudged(NEW, FEWEST, held, is_own=False) == ""
-    assert "an improvement cannot be detected" in unjudged(NEW, FEWEST, usual(NEW, {"rougeL": {}}, {}), is_own=False)
-    assert "The policy has no rule" in unjudged(NEW, FEWEST, Policy(), is_own=True)
-    assert "The policy has no rule" in unjudged(OLD, FEWEST, usual(OLD, {}, {}), is_own=False)
+    assert unjudged(NEW, MIN_GROUPS, held, is_own=False) == ""
+    assert "an improvement cannot be detected" in unjudged(
+        NEW, MIN_GROUPS, usual(NEW, {"rougeL": {}}, {}), is_own=False
+    )
+    assert "The policy has no rule" in unjudged(NEW, MIN_GROUPS, Policy(), is_own=True)
+    assert "The policy has no rule" in unjudged(OLD, MIN_GROUPS, usual(OLD, {}, {}), is_own=False)
     # Somebody who wrote a policy knows how many items there are.
     assert unjudged(NEW, 1, Policy(better=["accuracy"]), is_own=True) == ""
 

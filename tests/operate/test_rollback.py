@@ -131,7 +131,7 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     assert done.code == 0
     assert "canaries: 0 of 12 right" in done.out
     assert done.last == "v0003 is what v0004 was rolled back to, so it is not rolled back automatically."
-    assert registry.state().standing == ("v0001", "v0002", "v0003")
+    assert registry.state().promoted == ("v0001", "v0002", "v0003")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     ],
 )
 def test_only_worse_answers_speak_against_a_version(signal, what, effect, before, after, worse) -> None:
-    facts = {"about": "outputs", "title": signal, "said": "", "severity": "medium", "effect_name": "Cohen's h"}
+    facts = {"about": "outputs", "title": signal, "message": "", "severity": "medium", "effect_name": "Cohen's h"}
     numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": "b"}
     alert = Alert(id="a", signal=signal, what=what, effect=effect, before=before, after=after, **facts, **numbers)
     assert is_rated_worse(alert) is worse
@@ -165,7 +165,7 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     on(registry, "v0002")
     seen: list[object] = []
     told = on_drift(registry.folder, str(tmp_path / "store"), seen.append)
-    told({"problem": "", "alerts": [asdict(alert("length", "v0002")), asdict(alert("support", "v0001"))]})
+    told({"problem": "", "alerts": [alert("length", "v0002").as_dict(), alert("support", "v0001").as_dict()]})
     # Nor is it known whose an answer was that is gone.
     told({"problem": "", "alerts": [asdict(alert("support", "deleted"))]})
     assert registry.state().current == "v0002"
@@ -179,6 +179,12 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
 
 def alert(signal: str, opened_id: str) -> Alert:
     """A fall that opened with that answer."""
-    facts = {"about": "outputs", "title": signal, "said": "It fell.", "severity": "medium", "effect_name": "Cohen's h"}
+    facts = {
+        "about": "outputs",
+        "title": signal,
+        "message": "It fell.",
+        "severity": "medium",
+        "effect_name": "Cohen's h",
+    }
     numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": opened_id}
     return Alert(id="a", signal=signal, what="", effect=-0.4, before=0.9, after=0.6, **facts, **numbers)

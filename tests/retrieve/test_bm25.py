@@ -86,7 +86,7 @@ def test_an_index_finds_the_same_by_its_postings_and_by_lancedb(tmp_path: Path) 
     shutil.copytree(tmp_path / "index", old)
     index_storage(old).write(MANIFEST, dataclasses.asdict(dataclasses.replace(made, words="")))
     for asked in ("inhaled steroids", "a fine comb", "attack of colchicine"):
-        both = [Index.open(where, corpus.TINY).search(asked, mode="words").hits for where in (tmp_path / "index", old)]
+        both = [Index.open(where, corpus.TINY).search(asked, mode="bm25").hits for where in (tmp_path / "index", old)]
         assert [hit.passage for hit in both[0]] == [hit.passage for hit in both[1]]
         # LanceDB keeps passages' lengths roughly.
         assert [hit.score for hit in both[0]] == pytest.approx([hit.score for hit in both[1]], rel=0.1)
@@ -97,7 +97,7 @@ def test_an_update_brings_the_postings_along_and_a_lost_file_is_said(tmp_path: P
     first, _ = build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
     second, _ = update(index_storage(tmp_path / "index"), [], corpus.TINY)
-    assert Index.open(tmp_path / "index", corpus.TINY).search("influenza", mode="words").hits
+    assert Index.open(tmp_path / "index", corpus.TINY).search("influenza", mode="bm25").hits
     assert first.words != second.words
     (tmp_path / "index" / second.words).unlink()
     with pytest.raises(DataError, match="the file is missing"):

@@ -299,7 +299,7 @@ def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pyt
     texts = {f"{n}.txt": f"Case {n} of the {words[n % 5]}, number {n * 7}." for n in range(300)}
     made(tmp_path / "index", corpus.folder(tmp_path / "docs", texts))
     index = Index.open(tmp_path / "index", corpus.TINY)
-    hits = index.search("Case 42 of the skin, number 294.", 5, mode="meaning").hits
+    hits = index.search("Case 42 of the skin, number 294.", 5, mode="vectors").hits
     assert "documents:42.txt" in [hit.passage.document for hit in hits]
     assert hits[0].meaning == pytest.approx(1.0, abs=0.1)
 

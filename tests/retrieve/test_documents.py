@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -83,14 +84,18 @@ def test_hostile_markup_takes_no_time(tmp_path: Path, unit: str) -> None:
     assert time.process_time() - started < 5
 
 
-def page(content: bytes, extra: str = "", media: str = "") -> bytes:
-    """A PDF of one page."""
+def page(content: bytes, extra: str = "", media: str = "", second: str = "") -> bytes:
+    """A PDF of one page, or of two with the resources of the second, which is otherwise empty."""
+    kids = "[3 0 R 6 0 R] /Count 2" if second else "[3 0 R] /Count 1"
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Pages /Kids {kids} >>".encode(),
         f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R {media} >>".encode(),
         f"<< /Length {len(content)} {extra} >>\nstream\n".encode() + content + b"\nendstream",
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] {second} >>".encode(),
+        b"<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 >>"
+        b"\nstream\n0\nendstream",
     ]
     made, places = b"%PDF-1.4\n", []
     for number, each in enumerate(objects, start=1):
@@ -102,6 +107,7 @@ def page(content: bytes, extra: str = "", media: str = "") -> bytes:
 
 
 FONT = "/Resources << /Font << /F1 5 0 R >> >>"
+IMAGE = "7 0 R"
 
 
 def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,17 +116,89 @@ def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack of in-) Tj 0 -14 Td (flamed joints.) Tj ET"
     (tmp_path / "good.pdf").write_bytes(page(said, media=FONT))
     (tmp_path / "scan.pdf").write_bytes(page(b"q 600 0 0 800 0 0 cm Q"))
+    (tmp_path / "mixed.pdf").write_bytes(page(said, media=FONT, second=f"/Resources << /XObject << /I {IMAGE} >> >>"))
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing here")
     squeezed = zlib.compress(zlib.compress(b" " * 300_000_000, 9), 9)
     (tmp_path / "bomb.pdf").write_bytes(page(squeezed, "/Filter [/FlateDecode /FlateDecode]", FONT))
     rejects = Rejects()
     assert sections(tmp_path, rejects) == {
-        "documents:good.pdf": [("Page 1", "Colchicine calms an attack of inflamed joints.")]
+        f"documents:{name}.pdf": [("Page 1", "Colchicine calms an attack of inflamed joints.")]
+        for name in ("good", "mixed")
     }
     said_of = reasons(rejects)
     assert "OCR" in said_of["scan.pdf"]
+    assert said_of["mixed.pdf"].endswith("(OCR) on them. The other pages were read: 2")
     assert said_of["broken.pdf"].startswith("a damaged or unusual PDF")
     assert said_of["bomb.pdf"]
+
+
+W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also tracked changes, content controls, merged cells and footnotes, which python-docx itself leaves out."""
+    library = pytest.importorskip("docx")
+    from docx.opc.packuri import PackURI
+    from docx.opc.part import Part
+    from docx.oxml import parse_xml
+
+    monkeypatch.setattr(text_files, "MOST_GB", 0.6)
+    made = library.Document()
+    made.core_properties.title = "Template"
+    made.add_paragraph("Gout guideline", style="Title")
+    made.add_paragraph("For adults.")
+    made.add_heading("Treatment", 1)
+    style = made.styles.add_style("Our heading", 1)
+    style.base_style = made.styles["Heading 2"]
+    made.add_paragraph("Doses", style=style)
+    table = made.add_table(rows=3, cols=3)
+    cells = [("Drug", "Dose", "Days"), ("Colchicine", "0.5 mg", "7"), ("Ibuprofen", "400 mg", "3")]
+    for row, texts in zip(table.rows, cells, strict=True):
+        for cell, text in zip(row.cells, texts, strict=True):
+            cell.text = text
+    table.cell(2, 1).merge(table.cell(2, 2))
+    run = "<w:r><w:t>{}</w:t></w:r>"
+    changed = f"<w:ins>{run.format('Start early')}</w:ins><w:del><w:r><w:delText>late</w:delText></w:r></w:del>"
+    control = (
+        f"<w:sdt {W}><w:sdtContent><w:p>{changed}<w:r><w:tab/><w:t>and rest.</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+    )
+    made.element.body.insert(-1, parse_xml(control))
+    note = (
+        f"<w:footnotes {W}><w:footnote><w:p>{run.format('Less with kidney disease.')}</w:p></w:footnote></w:footnotes>"
+    )
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml"
+    made.part.relate_to(Part(PackURI("/word/footnotes.xml"), kind, note.encode(), made.part.package), f"{W[9:-1]}/f")
+    made.save(tmp_path / "gout.docx")
+    with zipfile.ZipFile(tmp_path / "gout.docx") as good:
+        parts = {name: good.read(name) for name in good.namelist()}
+    entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
+    bomb = f'<!DOCTYPE x [<!ENTITY l0 "lol">{entities}]><w:document {W}><w:body><w:p><w:r><w:t>&l11;</w:t></w:r></w:p>'
+    bodies = {"bomb": f"{bomb}</w:body></w:document>".encode(), "huge": b" " * 300_000_000}
+    for name, body in bodies.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.docx", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bad:
+            for part, content in parts.items():
+                bad.writestr(part, body if part == "word/document.xml" else content)
+    (tmp_path / "broken.docx").write_bytes(b"PK no zip")
+    (tmp_path / "locked.docx").write_bytes(b"\xd0\xcf\x11\xe0 an encrypted file")
+    (tmp_path / "old.doc").write_bytes(b"\xd0\xcf\x11\xe0")
+    library.Document().save(tmp_path / "empty.docx")
+    rejects = Rejects()
+    (found,) = text_files.read_files(tmp_path, rejects)
+    assert found.title == "Gout guideline"
+    assert [(each.heading, each.text) for each in found.sections] == [
+        ("", "For adults."),
+        (
+            "Doses",
+            "Drug | Dose | Days\n\nColchicine | 0.5 mg | 7\n\nIbuprofen | 400 mg 3\n\nStart early and rest.",
+        ),
+        ("Notes", "Less with kidney disease."),
+    ]
+    said_of = reasons(rejects)
+    assert set(said_of) == {"bomb.docx", "huge.docx", "broken.docx", "locked.docx", "empty.docx"}
+    assert said_of["empty.docx"] == "contains no text"
+    assert said_of["broken.docx"].startswith("a damaged or unusual Word file")
+    assert "without a password" in said_of["locked.docx"]
+    assert rejects.counts()["documents"][".doc: unsupported file type"] == 1
 
 
 def prose(sentences: int) -> str:

@@ -52,10 +52,10 @@ def documents(index: Index, question: str, k: int = 10, **options) -> list[str]:
 
 
 def test_words_are_stemmed_and_titles_count(index: Index) -> None:
-    assert documents(index, "inhaling steroid", 1, mode="words") == ["documents:asthma.md"]
-    assert documents(index, "lice", 1, mode="words") == ["documents:lice.txt"]
-    assert documents(index, "burns", mode="words") == ["documents:burn.html"]
-    assert documents(index, "the of are", mode="words") == []
+    assert documents(index, "inhaling steroid", 1, mode="bm25") == ["documents:asthma.md"]
+    assert documents(index, "lice", 1, mode="bm25") == ["documents:lice.txt"]
+    assert documents(index, "burns", mode="bm25") == ["documents:burn.html"]
+    assert documents(index, "the of are", mode="bm25") == []
 
 
 def test_a_hit_says_what_each_part_gave(index: Index) -> None:
@@ -73,12 +73,13 @@ def test_a_hit_says_what_each_part_gave(index: Index) -> None:
 
 
 def test_modes_choose_the_part(index: Index) -> None:
-    only = index.search("gout", 2, mode="meaning").hits
+    only = index.search("gout", 2, mode="vectors").hits
     assert only
     assert all(hit.words is None and hit.score == hit.meaning for hit in only)
-    only = index.search("gout", 2, mode="words").hits
+    only = index.search("gout", 2, mode="bm25").hits
     assert only
     assert all(hit.meaning is None and hit.score == hit.words for hit in only)
+    assert index.search("gout", 2, mode="words").hits == only
 
 
 QUESTIONS = {
@@ -182,7 +183,7 @@ def test_diversity_moves_what_says_the_same_down(index: Index) -> None:
     ],
 )
 def test_every_character_stands_for_itself(index: Index, question: str) -> None:
-    assert documents(index, question, mode="words")[:3]
+    assert documents(index, question, mode="bm25")[:3]
     assert documents(index, question)
 
 
@@ -250,7 +251,7 @@ def spread(count: int, telling: bool) -> Vectors:
 
 
 @pytest.mark.parametrize("telling", [True, False])
-@pytest.mark.parametrize("count", [vector_search.FEWEST - 1, 2 * vector_search.FEWEST])
+@pytest.mark.parametrize("count", [vector_search.MIN_VECTORS - 1, 2 * vector_search.MIN_VECTORS])
 def test_the_nearest_are_found(count: int, telling: bool) -> None:
     vectors = spread(count + 3, telling)
     asked, there = vectors[:3], vectors[3:]
@@ -262,7 +263,7 @@ def test_the_nearest_are_found(count: int, telling: bool) -> None:
 
 
 def test_only_allowed_ones_are_found_however_far_they_are() -> None:
-    vectors = spread(2 * vector_search.FEWEST, telling=True)
+    vectors = spread(2 * vector_search.MIN_VECTORS, telling=True)
     allowed = np.zeros(len(vectors), dtype=bool)
     allowed[[7, 70, 700]] = True
     places, _ = VectorSearch(vectors).nearest(vectors[0], 20, allowed)

@@ -123,7 +123,7 @@ def test_only_new_titles_are_embedded():
 
 
 def test_very_many_titles_are_left_alone(monkeypatch):
-    monkeypatch.setattr(knowledge, "MOST_TITLES", 2)
+    monkeypatch.setattr(knowledge, "MAX_TITLES", 2)
     made = knowledge.make(["a", "b", "c"], embed, "bag", [("Shingles", "Zoster")])
     assert made.titles == ()
     again = knowledge.read(knowledge.as_bytes(made), "x", "bag").reranker(embed)

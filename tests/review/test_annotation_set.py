@@ -45,7 +45,7 @@ def test_earlier_turns_of_a_conversation_are_shown(tmp_path):
     store = Store(tmp_path / "set")
     app = ReviewApp(read_set(tmp_path / "set"), store, None)
     (item,) = app.set.items.values()
-    shown = app.shown(item, store.rater("Ann"))
+    shown = app.item_facts(item, store.rater("Ann"))
     assert [(turn["role"], turn["text"]) for turn in shown["turns"]] == said[:2]
     (tasks, _) = export(tmp_path / "set", tmp_path / "tasks.json", None, False, VALIDATE)
     assert read_json(tasks)[0]["data"]["question"] == "User: How much?\n\nAssistant: Two.\n\nUser: And for children?"

@@ -80,7 +80,7 @@ def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
     before = results(folder)
     assert before["axes"]["helpfulness"]["origins"]["base"]["score"] == 50
     assert len(before["disputed"]) == 6
-    assert before["disputed"][0]["said"]["Helpfulness"] == {"Yes, it helps": 1, "It doesn't help": 1}
+    assert before["disputed"][0]["votes"]["Helpfulness"] == {"Yes, it helps": 1, "It doesn't help": 1}
     store = Store(folder)
     chief = store.rater("Chief", takes_share=False).id
     store.save(

@@ -4,15 +4,19 @@ import json
 import re
 import signal
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 
-from meditune.review.rating_set import create, read_key
+from meditune.review import review_server
+from meditune.review.rating_set import RATE, create, read_key, read_set
 from meditune.review.ratings_store import Rating, Store
-from meditune.review.review_server import BODY_BYTES
+from meditune.review.review_server import BODY_BYTES, LOCAL, ReviewApp, app_for
 from tests.commands import meditune
 from tests.review.known_ratings import finished, served
 
@@ -51,7 +55,7 @@ def test_nothing_the_server_says_tells_whose_an_answer_is(place):
     for id, row in key.items():
         item = asked(address, f"/api/items/{id}", x_rater=me)[2]
         assert set(json.loads(item)) == {
-            *("id", "question", "context", "answer", "ratings", "comment", "better", "said"),
+            *("id", "question", "context", "answer", "ratings", "comment", "better", "votes"),
         }
         assert not any(word in item for word in (*row.origins, row.example, row.group + '"'))
     for path in ("/key.json", "/..%2fkey.json", "/openapi.json", "/docs"):
@@ -134,7 +138,7 @@ def test_adjudication_shows_what_raters_disagree_on(tmp_path):
         work = json.loads(asked(address.rstrip("/"), "/api/work", x_rater=chief)[2])
         assert [(entry["id"], entry["axes"]) for entry in work] == [(far, ["helpfulness"]), (near, ["helpfulness"])]
         shown = json.loads(asked(address.rstrip("/"), f"/api/items/{far}", x_rater=chief)[2])
-        assert shown["said"] == {"helpfulness": {"1": 1, "3": 1}}
+        assert shown["votes"] == {"helpfulness": {"1": 1, "3": 1}}
         path = f"/api/items/{far}/ratings/helpfulness"
         assert asked(address.rstrip("/"), path, "PUT", {"option": 2}, x_rater=chief)[0] == 204
     assert [(r.option, r.round) for r in store.ratings(item=far) if r.axis == "helpfulness"] == [(1, 1), (3, 1), (2, 2)]
@@ -169,8 +173,24 @@ def test_an_origin_that_is_none_is_refused(place, origin):
     assert asked(address, "/api/set", Origin=origin)[0] in {400, 403}
 
 
-def test_a_body_has_a_limit_however_it_is_sent(place):
-    _, _, address = place
+@pytest.fixture
+def impatient(place, monkeypatch):
+    """The address of a server that soon gives up waiting for the rest of a body."""
+    monkeypatch.setattr(review_server, "DRAIN_S", 0.3)
+    app = app_for(ReviewApp(read_set(place[0], RATE), Store(place[0]), None), LOCAL, None)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server didn't start"
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+def test_a_body_has_a_limit_however_it_is_sent(impatient):
+    address = impatient
     long = json.dumps({"name": "x" * BODY_BYTES}).encode()
     assert raw(address, long, length=len(long)) == 413
     assert raw(address, *(long[start : start + 65_536] for start in range(0, len(long), 65_536))) == 413

@@ -48,6 +48,13 @@ def chat(tmp_path, index, said=SAID, settings=None, delay=0.0, likeliest="yes"):
         yield server
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, index):
+    """For tests that change nothing about it."""
+    with chat(tmp_path_factory.mktemp("server"), index) as running:
+        yield running
+
+
 def opened(browser, server, **options):
     context = browser.new_context(**options)
     page = context.new_page()
@@ -72,23 +79,22 @@ def clean(page):
     assert not page.elsewhere
 
 
-def test_an_answer_with_its_sources_opened_at_the_sentence_that_says_it(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        ask(page, ASTHMA)
-        assert "Inhaled steroids help most people." in page.locator(".prose").inner_text()
-        assert "Zebras" not in page.locator(".prose").inner_text()
-        page.get_by_text("1 sentence left out").click()
-        assert page.get_by_text("Zebras cure everything.").is_visible()
-        page.get_by_role("button", name="Source 1: Asthma").nth(1).click()
-        assert page.locator("#source mark").inner_text() == "Inhalers open the airways within minutes."
-        assert page.locator("#source-title").inner_text() == "Asthma"
-        page.keyboard.press("Escape")
-        assert not page.locator("#source").is_visible()
-        assert page.evaluate("document.activeElement.className") == "cite"
-        assert page.locator(".foot").get_by_text("not a doctor's advice").is_visible()
-        assert "answer is complete" in page.locator("#status").inner_text()
-        clean(page)
+def test_an_answer_with_its_sources_opened_at_the_sentence_that_says_it(browser, server):
+    page = opened(browser, server)
+    ask(page, ASTHMA)
+    assert "Inhaled steroids help most people." in page.locator(".prose").inner_text()
+    assert "Zebras" not in page.locator(".prose").inner_text()
+    page.get_by_text("1 sentence left out").click()
+    assert page.get_by_text("Zebras cure everything.").is_visible()
+    page.get_by_role("button", name="Source 1: Asthma").nth(1).click()
+    assert page.locator("#source mark").inner_text() == "Inhalers open the airways within minutes."
+    assert page.locator("#source-title").inner_text() == "Asthma"
+    page.keyboard.press("Escape")
+    assert not page.locator("#source").is_visible()
+    assert page.evaluate("document.activeElement.className") == "cite"
+    assert page.locator(".foot").get_by_text("not a doctor's advice").is_visible()
+    assert "answer is complete" in page.locator("#status").inner_text()
+    clean(page)
 
 
 def test_sentences_come_while_the_model_writes_and_stop_ends_it(browser, tmp_path, index):
@@ -126,17 +132,16 @@ def test_a_question_that_is_too_long_is_counted_refused_and_put_back_and_help_is
         clean(page)
 
 
-def test_an_emergency_is_an_alert_and_no_model_is_asked(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        ask(page, "My dad's mouth droops and he can't speak since ten minutes")
-        banner = page.get_by_role("alert")
-        assert "Signs of a stroke" in banner.inner_text()
-        assert "Call your emergency number" in banner.locator(".call").inner_text()
-        assert not server.saying.prompts
-        ask(page, "What is gout?")
-        assert page.get_by_role("alert").count() == 1
-        clean(page)
+def test_an_emergency_is_an_alert_and_no_model_is_asked(browser, server):
+    page, asked = opened(browser, server), len(server.saying.prompts)
+    ask(page, "My dad's mouth droops and he can't speak since ten minutes")
+    banner = page.get_by_role("alert")
+    assert "Signs of a stroke" in banner.inner_text()
+    assert "Call your emergency number" in banner.locator(".call").inner_text()
+    assert len(server.saying.prompts) == asked
+    ask(page, "What is gout?")
+    assert page.get_by_role("alert").count() == 1
+    clean(page)
 
 
 def test_a_refusal_shows_what_the_sources_say(browser, tmp_path, index):
@@ -170,65 +175,61 @@ def test_a_dose_is_bounded_and_yes_or_no_says_how_sure(browser, tmp_path, index)
         clean(page)
 
 
-def test_thumbs_and_a_correction_are_stored(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        ask(page, "Do inhaled steroids help people with asthma?")
-        page.get_by_role("button", name="Bad answer").click()
-        page.get_by_label("Hard to understand").check()
-        page.get_by_label("Unclear").check()
-        page.get_by_label("What should the answer say?").fill("Say it simply.")
-        page.get_by_role("button", name="Send").click()
-        page.locator(".foot ~ div").get_by_text("Thank you. Your feedback was sent.").wait_for()
-        id = page.evaluate("JSON.parse(localStorage['meditune.conversations'])[0].turns[0].events.at(-1)[1].id")
-        (kept,) = [each for each in server.service.answers.exported() if each["id"] == id]
-        (said,) = kept["feedback"]
-        assert (said["rating"], said["reasons"], said["correction"]) == ("down", ["unclear"], "Say it simply.")
-        assert said["decision"] == "maybe"
-        page.get_by_role("button", name="Good answer").click()
-        page.locator("[aria-pressed=true][title='Good answer']").wait_for()
-        clean(page)
+def test_thumbs_and_a_correction_are_stored(browser, server):
+    page = opened(browser, server)
+    ask(page, "Do inhaled steroids help people with asthma?")
+    page.get_by_role("button", name="Bad answer").click()
+    page.get_by_label("Hard to understand").check()
+    page.get_by_label("Unclear").check()
+    page.get_by_label("What should the answer say?").fill("Say it simply.")
+    page.get_by_role("button", name="Send").click()
+    page.locator(".foot ~ div").get_by_text("Thank you. Your feedback was sent.").wait_for()
+    id = page.evaluate("JSON.parse(localStorage['meditune.conversations'])[0].turns[0].events.at(-1)[1].id")
+    (kept,) = [each for each in server.service.answers.exported() if each["id"] == id]
+    (said,) = kept["feedback"]
+    assert (said["rating"], said["reasons"], said["correction"]) == ("down", ["unclear"], "Say it simply.")
+    assert said["decision"] == "maybe"
+    page.get_by_role("button", name="Good answer").click()
+    page.locator("[aria-pressed=true][title='Good answer']").wait_for()
+    clean(page)
 
 
-def test_conversations_stay_in_the_browser_and_can_be_deleted(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
+def test_conversations_stay_in_the_browser_and_can_be_deleted(browser, server):
+    page = opened(browser, server)
+    ask(page, ASTHMA)
+    page.reload()
+    assert page.locator("#welcome").is_visible()
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("button", name=ASTHMA).first.click()
+    assert "Inhaled steroids" in page.locator(".prose").inner_text()
+    page.locator(".cite").first.click()
+    assert page.locator("#source mark").count() == 1
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("button", name=f"Delete: {ASTHMA}").click()
+    assert page.get_by_text("No conversations yet.").is_visible()
+    assert page.evaluate("localStorage['meditune.conversations']") == "[]"
+    clean(page)
+
+
+def test_the_conversation_so_far_goes_along(browser, server):
+    page = opened(browser, server)
+    ask(page, ASTHMA)
+    ask(page, "Does it help children?")
+    assert f"{ASTHMA} Does it help children?" in server.saying.prompts[-1]
+    page.get_by_role("button", name="New").click()
+    ask(page, "Does it help children?")
+    assert ASTHMA not in server.saying.prompts[-1]
+
+
+def test_the_style_is_sent_and_remembered(browser, server):
+    page = opened(browser, server)
+    page.get_by_text("Expert").click()
+    with page.expect_request("**/v1/ask") as sent:
         ask(page, ASTHMA)
-        page.reload()
-        assert page.locator("#welcome").is_visible()
-        page.get_by_role("button", name="History").click()
-        page.get_by_role("button", name=ASTHMA).first.click()
-        assert "Inhaled steroids" in page.locator(".prose").inner_text()
-        page.locator(".cite").first.click()
-        assert page.locator("#source mark").count() == 1
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="History").click()
-        page.get_by_role("button", name=f"Delete: {ASTHMA}").click()
-        assert page.get_by_text("No conversations yet.").is_visible()
-        assert page.evaluate("localStorage['meditune.conversations']") == "[]"
-        clean(page)
-
-
-def test_the_conversation_so_far_goes_along(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        ask(page, ASTHMA)
-        ask(page, "Does it help children?")
-        assert f"{ASTHMA} Does it help children?" in server.saying.prompts[-1]
-        page.get_by_role("button", name="New").click()
-        ask(page, "Does it help children?")
-        assert ASTHMA not in server.saying.prompts[-1]
-
-
-def test_the_style_is_sent_and_remembered(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        page.get_by_text("Expert").click()
-        with page.expect_request("**/v1/ask") as sent:
-            ask(page, ASTHMA)
-        assert sent.value.post_data_json["style"] == "expert"
-        page.reload()
-        assert page.get_by_label("Expert").is_checked()
+    assert sent.value.post_data_json["style"] == "expert"
+    page.reload()
+    assert page.get_by_label("Expert").is_checked()
 
 
 def test_markup_in_question_answer_source_and_file_name_stays_text(browser, tmp_path, index):
@@ -252,14 +253,13 @@ def test_markup_in_question_answer_source_and_file_name_stays_text(browser, tmp_
         clean(page)
 
 
-def test_a_source_with_a_script_for_an_address_gets_no_link(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        found = page.evaluate(
-            "async () => { const { safe } = await import('/page/dom.js');"
-            "return ['javascript:alert(1)', 'data:text/html,x', 'https://a.example/b'].map(safe) }"
-        )
-        assert found == ["", "", "https://a.example/b"]
+def test_a_source_with_a_script_for_an_address_gets_no_link(browser, server):
+    page = opened(browser, server)
+    found = page.evaluate(
+        "async () => { const { safe } = await import('/page/dom.js');"
+        "return ['javascript:alert(1)', 'data:text/html,x', 'https://a.example/b'].map(safe) }"
+    )
+    assert found == ["", "", "https://a.example/b"]
 
 
 def answered_with(page, status, headers=None, message="No."):
@@ -268,39 +268,36 @@ def answered_with(page, status, headers=None, message="No."):
     page.route("**/v1/ask", lambda route: route.fulfill(status=status, headers=given, body=body))
 
 
-def test_a_busy_server_is_said_with_when_to_try_again(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        answered_with(page, 429, {"retry-after": "2"})
-        ask(page, ASTHMA, ".notice.error")
-        assert page.get_by_text("Try again in 2 seconds.").is_visible()
-        button = page.locator(".notice.error button")
-        assert button.is_disabled()
-        page.unroute("**/v1/ask")
-        page.get_by_role("button", name="Try again", exact=True).click()
-        page.locator(".foot").wait_for()
-        assert page.locator(".turn").count() == 1
+def test_a_busy_server_is_said_with_when_to_try_again(browser, server):
+    page = opened(browser, server)
+    answered_with(page, 429, {"retry-after": "2"})
+    ask(page, ASTHMA, ".notice.error")
+    assert page.get_by_text("Try again in 2 seconds.").is_visible()
+    button = page.locator(".notice.error button")
+    assert button.is_disabled()
+    page.unroute("**/v1/ask")
+    page.get_by_role("button", name="Try again", exact=True).click()
+    page.locator(".foot").wait_for()
+    assert page.locator(".turn").count() == 1
 
 
-def test_being_offline_and_a_server_that_fails_are_said_in_words(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        page.context.set_offline(True)
-        ask(page, ASTHMA, ".notice.error")
-        assert page.get_by_text("You are offline").is_visible()
-        page.context.set_offline(False)
-        page.get_by_role("button", name="Try again").click()
-        page.locator(".foot").wait_for()
-        answered_with(page, 500)
-        ask(page, ASTHMA, ".notice.error")
-        assert page.get_by_text("The server couldn't finish the answer.").is_visible()
+def test_being_offline_and_a_server_that_fails_are_said_in_words(browser, server):
+    page = opened(browser, server)
+    page.context.set_offline(True)
+    ask(page, ASTHMA, ".notice.error")
+    assert page.get_by_text("You are offline").is_visible()
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".foot").wait_for()
+    answered_with(page, 500)
+    ask(page, ASTHMA, ".notice.error")
+    assert page.get_by_text("The server couldn't finish the answer.").is_visible()
 
 
-def test_a_question_that_is_too_long_is_said_by_the_server(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        ask(page, "gout pain " * 1500, ".notice.error")
-        assert page.get_by_text("too long").first.is_visible()
+def test_a_question_that_is_too_long_is_said_by_the_server(browser, server):
+    page = opened(browser, server)
+    ask(page, "gout pain " * 1500, ".notice.error")
+    assert page.get_by_text("too long").first.is_visible()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser, tmp_path, index):
@@ -316,80 +313,75 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser, tmp_path, index):
         assert key not in json.dumps(page.evaluate("({...localStorage})"))
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
-def test_wcag_and_width_in_every_state(browser, tmp_path, index, colours, width):
+@pytest.mark.parametrize(("colours", "width"), [("light", 1280), ("dark", 360)])
+def test_wcag_and_width_in_every_state(browser, server, colours, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-    with chat(tmp_path, index) as server:
-        page = opened(
-            browser, server, viewport={"width": width, "height": 800}, color_scheme=colours, reduced_motion="reduce"
-        )
+    page = opened(
+        browser, server, viewport={"width": width, "height": 800}, color_scheme=colours, reduced_motion="reduce"
+    )
 
-        def fine(state):
-            # What scrolls by under a bar is smaller for a moment only.
-            page.evaluate("for (const bar of document.querySelectorAll('.top, .dock')) bar.style.position = 'static'")
-            found = axe.run(page, options=rules).response["violations"]
-            told = [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found]
-            assert not told, (state, told)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, state
+    def fine(state):
+        # What scrolls by under a bar is smaller for a moment only.
+        page.evaluate("for (const bar of document.querySelectorAll('.top, .dock')) bar.style.position = 'static'")
+        found = axe.run(page, options=rules).response["violations"]
+        told = [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found]
+        assert not told, (state, told)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, state
 
-        fine("welcome")
-        ask(page, "Does asthma go away?")
-        page.get_by_role("button", name="Bad answer").click()
-        page.locator(".correct").wait_for()
-        fine("answer and correction form")
-        page.locator(".cite").first.click()
-        fine("source")
-        page.keyboard.press("Escape")
-        ask(page, "I want to kill myself")
-        ask(page, "How many tablets of ibuprofen should I take?")
-        ask(page, "Who won the world cup?")
-        fine("urgent, bounded and declined")
-        page.get_by_role("button", name="History").click()
-        fine("history")
-        page.keyboard.press("Escape")
-        answered_with(page, 429, {"retry-after": "30"})
-        ask(page, ASTHMA, ".notice.error")
-        fine("error")
-
-
-def test_everything_works_by_keyboard(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server)
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.className") == "skip"
-        page.keyboard.press("Enter")
-        page.keyboard.type(ASTHMA)
-        page.keyboard.press("Enter")
-        page.locator(".foot").wait_for()
-        for _ in range(40):
-            page.keyboard.press("Shift+Tab")
-            if page.evaluate("document.activeElement.className") == "cite":
-                break
-        page.keyboard.press("Enter")
-        assert page.locator("#source").is_visible()
-        page.keyboard.press("Escape")
-        assert page.evaluate("document.activeElement.className") == "cite"
+    fine("welcome")
+    ask(page, "Does asthma go away?")
+    page.get_by_role("button", name="Bad answer").click()
+    page.locator(".correct").wait_for()
+    fine("answer and correction form")
+    page.locator(".cite").first.click()
+    fine("source")
+    page.keyboard.press("Escape")
+    ask(page, "I want to kill myself")
+    ask(page, "How many tablets of ibuprofen should I take?")
+    ask(page, "Who won the world cup?")
+    fine("urgent, bounded and declined")
+    page.get_by_role("button", name="History").click()
+    fine("history")
+    page.keyboard.press("Escape")
+    answered_with(page, 429, {"retry-after": "30"})
+    ask(page, ASTHMA, ".notice.error")
+    fine("error")
 
 
-def test_colours_can_be_chosen_and_stay(browser, tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = opened(browser, server, color_scheme="light")
-        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        page.get_by_role("button", name="Dark colours").click()
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
-        page.reload()
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+def test_everything_works_by_keyboard(browser, server):
+    page = opened(browser, server)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.type(ASTHMA)
+    page.keyboard.press("Enter")
+    page.locator(".foot").wait_for()
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.className") == "cite":
+            break
+    page.keyboard.press("Enter")
+    assert page.locator("#source").is_visible()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "cite"
 
 
-def test_the_server_gives_the_page_and_nothing_beside_it(tmp_path, index):
-    with chat(tmp_path, index) as server:
-        page = server.ask("/")
-        assert page.status == 200
-        assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert "style=" not in page.text
-        assert "onclick" not in page.text
-        assert server.ask("/page/chat.js").headers["content-type"].startswith("text/javascript")
-        for path in ("/page/..%2fapp.py", "/page/index.py", "/page/%2e%2e/settings.py"):
-            assert server.ask(path).status == 404
+def test_colours_can_be_chosen_and_stay(browser, server):
+    page = opened(browser, server, color_scheme="light")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Dark colours").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_server_gives_the_page_and_nothing_beside_it(server):
+    page = server.ask("/")
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "style=" not in page.text
+    assert "onclick" not in page.text
+    assert server.ask("/page/chat.js").headers["content-type"].startswith("text/javascript")
+    for path in ("/page/..%2fapp.py", "/page/index.py", "/page/%2e%2e/settings.py"):
+        assert server.ask(path).status == 404

@@ -30,7 +30,6 @@ from meditune.serve.http_server import ListenConfig
 from meditune.serve.settings import Settings
 from meditune.serve.startup import ServerOptions, lockout, open_service, safe
 from meditune.serve.version_router import fingerprint
-from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
 from tests import tiny
@@ -76,34 +75,6 @@ def chat(address, key="", tokens=4):
     messages = [{"role": "user", "content": "Does it help?"}]
     body = {"model": "small", "messages": messages, "max_tokens": tokens, "temperature": 1.5, "seed": 3}
     return asked(address, "v1/chat/completions", body, key)
-
-
-@pytest.mark.slow
-def test_a_kill_under_load_loses_nothing_and_the_server_starts_again(model, tmp_path):
-    said = []
-    with started(model, tmp_path / "store") as (process, address):
-
-        def say():
-            while True:
-                try:
-                    id = chat(address)["id"]
-                    asked(address, "v1/feedback", {"id": id, "rating": "up"})
-                except OSError:
-                    return
-                said.append(id)
-
-        people = [threading.Thread(target=say) for _ in range(3)]
-        for each in people:
-            each.start()
-        while len(said) < 12:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        for each in people:
-            each.join()
-    kept = {each["id"]: each["feedback"] for each in Answers(SQLiteDatabase(tmp_path / "store")).exported()}
-    assert all(len(kept[id]) == 1 for id in said)
-    with started(model, tmp_path / "store") as (_, address):
-        asked(address, "v1/feedback", {"id": said[0], "rating": "down"})
 
 
 def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):

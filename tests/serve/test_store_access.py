@@ -14,7 +14,7 @@ import pytest
 from meditune.errors import StoreError
 from meditune.serve import answer_log, store_access, streaming
 from meditune.serve.settings import Settings
-from meditune.serve.store_access import STEADY_S, Clock
+from meditune.serve.store_access import STABLE_CLOCK_S, Clock
 from meditune.store import database
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
@@ -33,7 +33,7 @@ class Hands:
     def __init__(self, monkeypatch):
         self.wall, self.steady = time.time(), 1000.0
         monkeypatch.setattr(time, "time", lambda: self.wall)
-        monkeypatch.setattr(store_access, "_steady", lambda: self.steady)
+        monkeypatch.setattr(store_access, "_time_since_boot", lambda: self.steady)
 
     def passes(self, seconds):
         self.wall += seconds
@@ -52,10 +52,10 @@ def test_a_jump_is_waited_out_and_sleep_is_none(hands):
     assert made.trusted()
     hands.wall += YEAR
     assert not made.trusted()
-    hands.passes(STEADY_S / 2)
+    hands.passes(STABLE_CLOCK_S / 2)
     hands.wall -= YEAR
     assert not made.trusted()
-    hands.passes(STEADY_S)
+    hands.passes(STABLE_CLOCK_S)
     assert made.trusted()
 
 
@@ -63,7 +63,7 @@ def test_a_store_that_was_away_is_waited_for_too(hands):
     assert Clock(0).trusted()
     made = Clock(hands.wall - YEAR)
     assert not made.trusted()
-    hands.passes(STEADY_S)
+    hands.passes(STABLE_CLOCK_S)
     assert made.trusted()
 
 
@@ -79,7 +79,7 @@ def test_nothing_is_lost_where_the_clock_jumps_ahead(tmp_path, hands):
     assert asyncio.run(service(tmp_path, Settings(keep_days=30)).prune()) == 0
     assert answers.get("a1")
     hands.wall -= YEAR
-    hands.passes(2 * STEADY_S)
+    hands.passes(2 * STABLE_CLOCK_S)
     assert asyncio.run(made.prune()) == 0
     hands.passes(31 * 86_400)
     assert asyncio.run(made.prune()) == 1

@@ -20,7 +20,7 @@ from meditune.serve import startup
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
-from meditune.serve.version_router import JUDGED, VersionParts, VersionRouter
+from meditune.serve.version_router import MAX_JUDGED_ANSWERS, VersionParts, VersionRouter
 from tests import loopback_server
 from tests.assistants import ModelAlone
 from tests.commands import Bench, bench
@@ -322,7 +322,7 @@ def test_an_engine_that_fails_everywhere_takes_back_one_version_and_not_all(tmp_
         until(lambda: asked(server) and current(server) == "v0002")
         assert set(asked(server, 30)) == {503}
         until(lambda: not server.service.releases._refused)
-    assert registry.state().standing == ("v0001", "v0002")
+    assert registry.state().promoted == ("v0001", "v0002")
 
 
 def test_a_trial_is_held_against_what_the_other_did_meanwhile(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_version_that_was_good_for_long_is_not_judged_by_the_one_before(tmp_pa
         asked(server, 20)
         over(server, registry, "v0002")
         server.service.releases._before.all = 5000
-        server.service.releases._current.counts.all = JUDGED
+        server.service.releases._current.counts.all = MAX_JUDGED_ANSWERS
         broken(server.service.engine)
         assert set(asked(server, 60)) == {503}
         assert not server.service.releases._refused

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from meditune import distributed
 from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
 from meditune.train.trainer import deal_rows
 from tests import commands
-from tests.commands import meditune, read_rows
+from tests.commands import Result, meditune, read_rows, stopped_after
 
 # Steps of 6 and 7 rows can't be dealt evenly. FP32 leaves the order of sums alone.
 UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
@@ -32,12 +33,12 @@ def place(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def torchrun(place, *words, processes=2):
+def torchrun(place, *words, program=("-m", "meditune")):
     """`torchrun -m meditune ...` in a process group of its own, as a terminal would start it."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *("-m", "meditune", *map(str, words)),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(*program, *map(str, words)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -53,12 +54,52 @@ def torchrun(place, *words, processes=2):
         process.communicate()
 
 
-def train_by_two(place, name, **changes):
-    """Train in two processes; returns the output and what was written to stderr."""
-    with torchrun(place, *words(place, name, **changes)) as process:
-        out, err = process.communicate(timeout=600)
+# Starting two processes takes longer than what they do, so commands that end by themselves share them.
+SEVERAL = """
+import json, os, sys
+from pathlib import Path
+
+from meditune.cli import main
+
+folder = Path(sys.argv[1])
+for name, port, words in json.loads((folder / "commands.json").read_text()):
+    # The processes of each command meet in a store of its own, as they would with a torchrun of its own.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.argv, code = ["meditune", *words], 0
+    for handle, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
+    try:
+        main.main()
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    (folder / f"{name}.code-{os.environ['RANK']}").write_text(str(code or 0))
+"""
+
+
+@pytest.fixture(scope="module")
+def by_two(place):
+    """What commands said and wrote that two processes ran together, one command after the other."""
+    train_by_one(place, "first")
+    commands = {name: words(place, name, **changes) for name, changes in BY_TWO.items()}
+    commands["further-two"] = words(place, "further-two", model__base=place.folder / "first")
+    commands |= {"doctor": ["doctor"], "nowhere": ["train", "nowhere", "--output", "none"]}
+    folder = place.folder / "by-two"
+    folder.mkdir()
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in commands]
+    named = zip(commands.items(), stores, strict=True)
+    listed = [(name, store.port, [*map(str, given)]) for (name, given), store in named]
+    (folder / "commands.json").write_text(json.dumps(listed), encoding="utf-8")
+    with torchrun(place, "-c", SEVERAL, folder, program=("--no-python", sys.executable)) as process:
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return out, err
+
+    def said(name):
+        codes = {int((folder / f"{name}.code-{rank}").read_text()) for rank in range(2)}
+        assert len(codes) == 1, f"the processes ended with {codes}"
+        return Result(codes.pop(), *((folder / f"{name}.{kind}").read_text("utf-8") for kind in ("out", "err")))
+
+    return said
 
 
 def train_by_one(place, name, **changes):
@@ -91,47 +132,70 @@ def facts(place, name):
     return json.loads((place.folder / name / "model" / "training.json").read_text(encoding="utf-8"))
 
 
+DDP = {
+    **{"train__replay__share": 0.2, "train__replay__rows": 6, "train__l2_sp": 0.01, "train__ewc__strength": 10},
+    "model__top_layers": 1,
+}
+FULL = {"model__strategy": "full", "train__learning_rate": 1e-3, "train__average_last": 0}
+SHRUNK = {
+    **{"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1},
+    **{"train__gradient_checkpointing": True, "train__average_last": 0},
+}
+BY_TWO = {
+    "two": DDP,
+    "full-two": FULL | {"train__parallel": "fsdp"},
+    "lora-two": SHRUNK | {"train__parallel": "fsdp"},
+}
+
+
 @pytest.mark.slow
-def test_two_processes_train_the_adapter_that_one_trains(place):
-    extras = {"train__replay__share": 0.2, "train__replay__rows": 6, "train__l2_sp": 0.01, "train__ewc__strength": 10}
-    extras["model__top_layers"] = 1
-    train_by_one(place, "one", **extras)
-    out, err = train_by_two(place, "two", **extras)
+def test_two_processes_train_the_adapter_that_one_trains(place, by_two):
+    train_by_one(place, "one", **DDP)
+    two = by_two("two")
+    assert two.code == 0, two
     same(place, "one", "two")
     assert facts(place, "two")["parallel"] == "ddp"
-    assert out == f"Model: {place.folder / 'two' / 'model'}\n"
-    assert err.count("── train") == 1
-    assert "2 processes, each with the whole model" in err
+    assert two.out == f"Model: {place.folder / 'two' / 'model'}\n"
+    assert two.err.count("── train") == 1
+    assert "2 processes, each with the whole model" in two.err
     assert "parallel" not in facts(place, "one")
 
 
 @pytest.mark.slow
-def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place):
-    full = {"model__strategy": "full", "train__learning_rate": 1e-3, "train__average_last": 0}
-    train_by_one(place, "full-one", **full)
-    _, err = train_by_two(place, "full-two", train__parallel="fsdp", **full)
+def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place, by_two):
+    train_by_one(place, "full-one", **FULL)
+    two = by_two("full-two")
+    assert two.code == 0, two
     same(place, "full-one", "full-two", "model.safetensors")
     assert facts(place, "full-two")["parallel"] == "fsdp"
-    assert "each with its share of every weight" in err
+    assert "each with its share of every weight" in two.err
 
 
 @pytest.mark.slow
-def test_sharded_adapters_are_those_of_one_process(place):
-    shrunk = {"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1}
-    shrunk |= {"train__gradient_checkpointing": True, "train__average_last": 0}
-    train_by_one(place, "lora-one", **shrunk)
-    train_by_two(place, "lora-two", train__parallel="fsdp", **shrunk)
+def test_sharded_adapters_are_those_of_one_process(place, by_two):
+    train_by_one(place, "lora-one", **SHRUNK)
+    two = by_two("lora-two")
+    assert two.code == 0, two
     same(place, "lora-one", "lora-two")
 
 
 @pytest.mark.slow
-def test_an_adapter_that_two_processes_tune_further_is_merged_first(place):
-    train_by_one(place, "first")
-    further = {"model__base": str(place.folder / "first")}
-    train_by_one(place, "further-one", **further)
-    train_by_two(place, "further-two", **further)
+def test_an_adapter_that_two_processes_tune_further_is_merged_first(place, by_two):
+    train_by_one(place, "further-one", model__base=place.folder / "first")
+    two = by_two("further-two")
+    assert two.code == 0, two
     same(place, "further-one", "further-two")
     assert (place.folder / "further-two" / "start" / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code", "message"), [("nowhere", 2, "no recipe"), ("doctor", 1, "only `meditune train` works")]
+)
+def test_an_error_ends_all_processes_with_one_message(by_two, name, code, message):
+    ended = by_two(name)
+    ended.refused(code, message)
+    assert len(re.findall("^Error: ", ended.err, re.MULTILINE)) == 1, ended.err
 
 
 LONG = {"train__epochs": 12, "train__checkpoint_steps": 5, "train__average_last": 0}
@@ -157,12 +221,13 @@ def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, long)
     stop_two(place, "shards", **settings)
     log = checkpoint(place, "shards").with_name("training.jsonl")
     assert (log.parent / "optimizer").is_dir()
-    with place.started(*words(place, "shards", **settings)) as process:
-        wait_for(lambda: log.is_file() and not (log.parent / "optimizer").exists(), process)
-        process.kill()
-        process.wait()
+    with stopped_after(len(read_rows(log)) + 6):
+        assert meditune(*words(place, "shards", **settings)).code == 130
+    assert not (log.parent / "optimizer").exists()
     steps = len(read_rows(log))
-    _, err = train_by_two(place, "shards", **settings)
+    with torchrun(place, *words(place, "shards", **settings)) as process:
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     assert err.count(f"Resuming training after step {steps}.") == 1
     same(place, long, "shards")
     assert not log.parent.exists()
@@ -197,21 +262,6 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    ("given", "code", "message"),
-    [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (("doctor",), 1, "only `meditune train` works")],
-)
-def test_an_error_ends_all_processes_with_one_message(place, given, code, message):
-    with torchrun(place, *given) as process:
-        out, err = process.communicate(timeout=600)
-    assert process.returncode != 0
-    assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
-    assert message in err
-    assert f"exitcode  : {code} " in err
-    has_no_traceback(err)
-    assert out == ""
-
-
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
     with torchrun(place, *words(place, "broken", model__base="nowhere/at-all")) as process:
@@ -219,6 +269,7 @@ def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
     assert process.returncode != 0
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
     assert "Three ways to get a model" in err
+    assert "exitcode  : 4 " in err
     has_no_traceback(err)
     assert out == ""
 

@@ -14,7 +14,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.errors import RecipeError
 from meditune.train import init_recipe
 from meditune.train.hardware_target import Target
-from meditune.train.init_recipe import choose, look_at
+from meditune.train.init_recipe import choose, inspect_data
 from tests.commands import Bench, bench, meditune
 
 LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
@@ -55,7 +55,7 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
     assert "60 questions: 60 with an answer, 60 with a decision" in done.out
     assert "Machine: a laptop, 16.0 GB of free memory; settings of the recipe laptop." in done.out
     recipe = load_recipe(str(output)).recipe
-    assert recipe == choose(look_at(data)).recipe
+    assert recipe == choose(inspect_data(data)).recipe
     assert recipe.model.base == "qwen2.5-coder-0.5b"
     assert recipe.data.sources[0].fields == {"decision": "verdict"}
     assert (recipe.train.batch_size, recipe.train.decision_share, recipe.train.class_balance) == (4, 0.5, 0.65)
@@ -76,7 +76,7 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
 def test_a_slow_machine_gets_a_smaller_base_and_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: SLOW)
     data, output = pairs(tmp_path / "pairs.csv", 400), tmp_path / "mine.yaml"
-    initial = choose(look_at(data))
+    initial = choose(inspect_data(data))
     assert initial.recipe.model.base == "smollm2-135m"
     assert "qwen2.5-coder-0.5b would train for" in initial.passed_over[0]
     init_recipe.write(initial, output)
@@ -90,7 +90,7 @@ def test_bases_that_cant_be_downloaded_are_passed_over(tmp_path: Path, monkeypat
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: SMALL_GPU)
-    data = look_at(pairs(tmp_path / "pairs.csv"))
+    data = inspect_data(pairs(tmp_path / "pairs.csv"))
     with pytest.raises(RecipeError, match="qwen3-4b isn't on this machine, and MEDITUNE_OFFLINE forbids downloads"):
         choose(data)
 
@@ -109,19 +109,19 @@ def test_claims_conversations_and_long_files_are_recognized(tmp_path: Path, monk
         for n in range(30)
     ]
     claims.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = look_at(claims)
+    found = inspect_data(claims)
     assert (found.kind, found.decisions) == ("claims", {"supported": 15, "refuted": 15})
 
     chats = tmp_path / "chats.json"
     turns = [{"role": "user", "content": "Is it flu, and what helps?"}, {"role": "assistant", "content": "Rest " * 100}]
     chats.write_text(json.dumps([{"messages": turns}] * 30), encoding="utf-8")
-    found = look_at(chats)
+    found = inspect_data(chats)
     assert (found.kind, found.total) == ("conversations", 30)
     assert 100 < found.answer_tokens[0] < found.row_tokens[0] < 250
 
-    monkeypatch.setattr(init_recipe, "MOST_ROWS", 50)
+    monkeypatch.setattr(init_recipe, "MAX_ROWS", 50)
     renamed = pairs(tmp_path / "long.csv", 200, ("Patient question", "Final answer", "notes", "label"))
-    found = look_at(renamed)
+    found = inspect_data(renamed)
     assert found.fields == {"answer": "Final answer", "question": "Patient question"}
     assert found.rows == 50
     assert found.total == pytest.approx(200, abs=3)

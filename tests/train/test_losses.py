@@ -25,7 +25,7 @@ from tests.models.test_forward import EXAMPLES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_loss_and_gradients_equal_those_of_plain_logits(architecture, dtype, monkeypatch):
     loaded = tiny.loaded(architecture)
-    monkeypatch.setattr(losses, "PIECE", 7)
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
     monkeypatch.setattr(losses, "EXACT", 3 * loaded.model.get_output_embeddings().weight.shape[0])
     model = add_lora(loaded.model.to(dtype), LoraSpec(r=4), seed=1)
     assert losses.is_plain_head(model)

@@ -1,6 +1,6 @@
 """A tuned model is tuned further on pairs, and the usual report says which answers both models prefer, too.
 
-DPO's loss: what it is at the start, and that it is TRL's and the paper's.
+KTO does this with a server's feedback. The losses: what they are at the start, and that they are TRL's and the papers'.
 """
 
 import json
@@ -17,9 +17,12 @@ from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import rows_of_pairs
+from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.database import SQLiteDatabase
 from meditune.train import finetune, replay
-from meditune.train.losses import PairLoss, dpo, log_likelihoods
-from tests import tiny
+from meditune.train.losses import PairLoss, SingleAnswerLoss, dpo, log_likelihoods, mismatched, weights_of_thumbs
+from tests import corpus, tiny
+from tests.assistants import index_of
 from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
 from tests.data.test_preference_pairs import pair_rows
 from tests.models.test_forward import EXAMPLES
@@ -92,6 +95,53 @@ def test_held_out_pairs_are_preferred_more_than_before(place, preferred):
     assert report["training"]["preference"]["train"] == {"own": 60 - len(held_out)}
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert "Experimental: preference tuning with DPO, beta 0.1" in card
+
+
+def test_kto_learns_from_the_feedback_that_a_server_exports(place, monkeypatch):
+    monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
+    folder = place.folder.parent
+    (passage,) = index_of(folder).passages("clinic:lice.txt")
+    answers = Answers(SQLiteDatabase(folder / "store"))
+    for number in range(48):
+        up, facts = number % 3 > 0, {"passages": [passage["id"]]} if number == 5 else {}
+        texts = {
+            "question": f"Does own treatment {number} help?",
+            "answer": f"Own treatment {number} {'helps' if up else 'harms'}, said an expert.",
+        }
+        answers.keep(Answer(f"a{number}", "k", "ask", "m v1", facts=facts, **texts))
+        answers.add_feedback(Feedback(f"a{number}", "k", "up" if up else "down"))
+    answers.keep(Answer("b", "k", "ask", "m v1", question="Does anything else help?", answer="Nobody rated this."))
+    exported, store = folder / "answers.jsonl", folder / "store"
+    words = ("--output", exported, "--store", store, "--index", folder / "index")
+    assert meditune("answers", "export", *words).code == 0
+    changes = {"train__objective": "kto", "train__preference__path": exported, "train__batch_size": 16}
+    result = prefer(place, "kto", **changes, train__epochs=2)
+    assert result.code == 0, result
+    report = place.report("kto")
+    margin, trained = report["comparison"]["preference_margin"], report["training"]["preference"]
+    assert margin["better"] is True
+    assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"] + 0.5
+    assert "preference_accuracy" not in report["tuned"]
+    up, down = trained["train"]["up"], trained["train"]["down"]
+    assert up + down + sum(trained["held_out"].values()) == 48
+    assert set(trained["held_out"]) == {"up", "down"}
+    assert trained["left_out"] == {"answers without feedback": 1}
+    assert trained["weights"] == {"up": 1.0, "down": pytest.approx(0.75 * up / down)}
+    assert (
+        f"Rated answers (experimental) from {exported}: {up + down} for training ({down} down, {up} up)" in result.err
+    )
+    assert f"Training on {up + down} rated answers" in result.err
+    # With equal models, every answer's loss is half its weight.
+    first = read_rows(place.folder / "kto" / "training.jsonl")[0]["loss"]
+    assert 0.5 < first < 0.5 * trained["weights"]["down"]
+    rows = [
+        row for part in ("train", "held_out") for row in read_rows(place.folder / "kto" / "pairs" / f"{part}.jsonl")
+    ]
+    (with_passage,) = [row for row in rows if row["context"]]
+    assert with_passage["question"] == "Does own treatment 5 help?"
+    assert "Combing with a fine comb" in with_passage["context"][0]["text"]
+    card = (place.folder / "kto" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "preference tuning with KTO, beta 0.1, on answers with thumbs up or down from" in card
 
 
 def test_the_base_is_the_tuned_model_with_its_adapter_merged(place, preferred):
@@ -178,6 +228,7 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
         (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
         (2, {"train__end_weight": "0.5"}, ("train.end_weight has no effect with train.objective dpo",)),
         (2, {"train__replay__share": "0.2"}, ("train.replay.share has no effect with train.objective dpo",)),
+        (2, {"train__objective": "kto", "train__batch_size": 1}, ("a step needs at least two rows",)),
     ],
 )  # fmt: skip
 def test_what_cant_work_is_refused_before_anything_is_trained(place, code, changes, texts):
@@ -198,15 +249,18 @@ def test_changed_settings_make_other_pairs_until_something_is_measured(place):
 FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
 
 
-def start(architecture="llama", trained_head=False):
+def start(architecture="llama", trained_head=False, pairs=PAIRS):
     """A tiny model to be trained, rows of pairs, and their log-likelihoods before that."""
     loaded = tiny.loaded(architecture)
-    rows, _ = rows_of_pairs(PAIRS, loaded.encoder(FORMAT))
+    rows, _ = rows_of_pairs(pairs, loaded.encoder(FORMAT))
     model = loaded.model if trained_head else add_lora(loaded.model, LoraSpec(r=4), seed=1)
+    return loaded, model, rows, likelihoods_of(loaded, model, rows)
+
+
+def likelihoods_of(loaded, model, rows):
     with torch.no_grad():
         before, _ = log_likelihoods(model, HiddenStateCache(model, 0), rows, loaded.pad_id)
-    reference = {row.encoded[0].id: both for row, both in zip(rows, before.tolist(), strict=True)}
-    return loaded, model, rows, reference
+    return {row.encoded[0].id: each for row, each in zip(rows, before.tolist(), strict=True)}
 
 
 def move(model):
@@ -290,3 +344,73 @@ def test_dpo_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     for name, slope in gradients(model, ours).items():
         torch.testing.assert_close(slope, their_slopes[name], atol=1e-5, rtol=1e-3)
+
+
+def test_kto_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
+    """As for DPO. One move of the weights gives a reference point above 0, an opposite one is clamped to 0."""
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("trl", reason="trl is in the dependency group dev")
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    singles = [single for pair in PAIRS for single in pair.single_answers()][1:]  # two up, three down
+    loaded, model, rows, reference = start(pairs=singles)
+    others = mismatched(rows, FORMAT.max_tokens)
+    desirable = {pair.id: bool(pair.chosen) for pair in singles}
+    loss_of = SingleAnswerLoss(0.3, reference | likelihoods_of(loaded, model, others), desirable, FORMAT.max_tokens)
+    assert loss_of.weights == (1.5, 1.0)
+    texts = [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": False}]
+    settings = {"beta": 0.3, "desirable_weight": 1.5, "use_cpu": True, "report_to": [], "bf16": False}
+    trainer = KTOTrainer(
+        model,
+        args=KTOConfig(output_dir=str(tmp_path), **settings),
+        train_dataset=Dataset.from_list(texts),
+        processing_class=loaded.tokenizer,
+    )
+    tokens = [
+        {
+            "prompt_ids": row.encoded[0].prompt,
+            "completion_ids": row.encoded[0].target,
+            "KL_completion_ids": other.encoded[0].target,
+            "label": desirable[row.encoded[0].id],
+        }
+        for row, other in zip(rows, others, strict=True)
+    ]
+    move(model)  # the trainer has kept a copy of the adapter as its reference
+    points = []
+    for _ in range(2):
+        loaded.model.set_attn_implementation("sdpa")  # TRL's masks are two-dimensional
+        theirs = trainer.compute_loss(model, trainer.data_collator(tokens))
+        their_slopes = gradients(model, theirs)
+        loaded.model.set_attn_implementation("eager")
+        cache = HiddenStateCache(model, 0)
+        loss_of.prepare_step(model, cache, rows, loaded.pad_id, 128)
+        parts = [loss_of(model, cache, part, [1 / 5] * len(part), loaded.pad_id)[0] for part in (rows[:2], rows[2:])]
+        ours = sum(parts)
+        points.append(loss_of.kl)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+        for name, slope in gradients(model, ours).items():
+            torch.testing.assert_close(slope, their_slopes[name], atol=1e-5, rtol=1e-3)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(-2)
+    assert min(points) == 0 < max(points)
+
+
+def test_next_answers_are_cut_to_the_budget_and_a_single_row_has_none():
+    _, _, rows, _ = start(pairs=[PAIRS[0].single_answers()[0], PAIRS[1].single_answers()[1]])
+    limit = len(rows[0].encoded[0].prompt) + 2
+    (cut, _) = mismatched(rows, limit)
+    assert cut.encoded[0].prompt == rows[0].encoded[0].prompt
+    assert cut.targets == rows[1].targets[:2]
+    assert mismatched(rows[:1], limit) == []
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "weights"), [(50, 50, (1, 1)), (4, 3, (1, 1)), (10, 100, (10, 1)), (100, 10, (1, 7.5))]
+)
+def test_the_rarer_thumb_weighs_more(up, down, weights):
+    """Eq. 8 of the paper: weight times number of the desirable answers is 1 to 4/3 of that of the others."""
+    assert weights_of_thumbs(up, down) == pytest.approx(weights)

@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from typing import Any, get_args
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -133,16 +134,27 @@ def test_adapters_need_no_gradients_of_the_weights_below() -> None:
     assert 4 * layers < flops["lora"] < 6 * layers < flops["full"]
 
 
-def verdicts(planned: Any) -> dict[tuple[str, str], str]:
-    return {(each.strategy, each.quantize): each.verdict for each in [planned.own, *planned.others]}
+SIZES = ["prompt.max_tokens=512", "train.micro_batch_tokens=2048", "train.gradient_checkpointing=true"]
 
 
 def test_llama_2_7b_fits_24_gb_by_qlora_and_not_in_full() -> None:
-    sizes = ["prompt.max_tokens=512", "train.micro_batch_tokens=2048", "train.gradient_checkpointing=true"]
-    recipe = load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.strategy=full", *sizes]).recipe
-    found = plan(recipe, "RTX 4090")
-    assert verdicts(found)[("lora", "nf4")] == "fits"
+    verdicts = []
+    for way in (["model.strategy=full", "model.quantize=none"], ["model.strategy=lora", "model.quantize=nf4"]):
+        recipe = load_recipe("gpu-24gb", ["model.base=llama2-7b", *way, *SIZES]).recipe
+        target = target_of(recipe.model, "RTX 4090")
+        verdicts.append(resource_plan.estimate(recipe, config_of(recipe.model), target).verdict)
+    assert verdicts == ["no", "fits"]
+
+
+def test_where_a_recipe_doesnt_fit_what_fits_is_advised(tmp_path: Path) -> None:
+    """Five layers of Llama 2 7B's are planned soon, and don't fit a small GPU in full."""
+    wide = CATALOGUE["llama2-7b"].shape | {"num_hidden_layers": 5}
+    AutoConfig.for_model(**wide).save_pretrained(tmp_path)
+    recipe = load_recipe("gpu-24gb", [f"model.base={tmp_path}", "model.strategy=full", *SIZES]).recipe
+    found = plan(recipe, "t4")
     assert found.own.verdict == "no"
+    verdicts = {(each.strategy, each.quantize): each.verdict for each in [found.own, *found.others]}
+    assert verdicts[("lora", "nf4")] == "fits"
     assert "--set model.quantize=nf4 --set model.strategy=lora" in found.advice
 
 
@@ -162,9 +174,9 @@ def test_a_gpu_that_isnt_known_gives_near_names() -> None:
 
 
 def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
-    done = meditune("plan", "quickstart", "--gpu", "t4")
+    done = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=distilgpt2")
     assert done.code == 0, done
-    assert "smollm2-135m on t4: 16.0 GB" in done.out
+    assert "distilgpt2 on t4: 16.0 GB" in done.out
     assert "float16" in done.out
     assert "lora *" in done.out
     assert "Time and memory are for training only" in done.out

@@ -451,7 +451,7 @@ def test_an_explosion_is_one_however_slowly_it_goes_on(level):
         assert not guard.exploded
         guard.add(level + 3.5 + step)
     assert guard.exploded
-    assert guard.bound == pytest.approx(max(2 * level, level + 3))
+    assert guard.upper_limit == pytest.approx(max(2 * level, level + 3))
 
 
 def test_a_training_that_begins_high_is_judged_by_what_it_comes_down_to():

@@ -90,7 +90,7 @@ class AnswerInProgress:
 
     def add_retrieved(self, retrieved: Retrieved | None, on_this_machine: bool) -> Event:
         """Record the passages (None without an index), and return the event about them."""
-        self._lap("search")
+        self._record_time("search")
         if retrieved is None:
             return self.add_notice(Notice("remark", FROM_MEMORY))
         numbered = enumerate(retrieved.passages, start=1)
@@ -101,7 +101,7 @@ class AnswerInProgress:
     def count(self, chunk: GenerationChunk) -> None:
         """Count the tokens of the model's next chunk."""
         if chunk.text:
-            self._lap("first_token")
+            self._record_time("first_token")
         self.tokens["completion"] += len(chunk.tokens)
         if chunk.cached:
             self.tokens["cached"] = self.tokens.get("cached", 0) + chunk.cached
@@ -111,7 +111,7 @@ class AnswerInProgress:
         self.sentences.append(sentence)
         yield sentence
         if sentence.shown:
-            self._lap("first_sentence")
+            self._record_time("first_sentence")
             yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
     def add_lead(self, triaged: Triage) -> Iterator[Event]:
@@ -158,7 +158,7 @@ class AnswerInProgress:
         self._shown.append(text)
         return Text(text)
 
-    def _lap(self, name: str) -> None:
+    def _record_time(self, name: str) -> None:
         self.timings.setdefault(name, round(time.monotonic() - self.started, 4))
 
 
@@ -181,7 +181,7 @@ def _source(number: int, packed: PackedPassage, on_this_machine: bool) -> Source
     )
 
 
-LEAST = 0.5
+MIN_PROBABILITY = 0.5
 """The minimum probability of a decision"""
 _ASKS = re.compile(
     r"^(?:(?:so|and|but|please|hi|hello|ok)\W+)*(?:is|are|was|were|does|do|did|can|could|should|will|would|has|have|may|might)"
@@ -210,7 +210,7 @@ def decide(logits: Mapping[str, float], correction: Correction | None = None) ->
         logits = {name: each / correction.temperature + correction.bias.get(name, 0.0) for name, each in logits.items()}
     found = probabilities(dict(logits))
     best = max(found, key=lambda name: found[name])
-    return Decision(best if found[best] >= LEAST else None, found, correction is not None)
+    return Decision(best if found[best] >= MIN_PROBABILITY else None, found, correction is not None)
 
 
 SUPPORTED_SHARE = 0.5

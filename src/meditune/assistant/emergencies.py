@@ -137,7 +137,7 @@ class Rule:
     needs: frozenset[str]
     excludes: frozenset[str]
 
-    def met(self, seen: frozenset[str]) -> bool:
+    def is_met(self, seen: frozenset[str]) -> bool:
         """Return whether all required signs are there, and no excluded one."""
         return self.needs <= seen and not self.excludes & seen
 
@@ -187,7 +187,7 @@ def emergency(message: str) -> EmergencyKind | None:
     """Return the most urgent kind of emergency in a message; None if there is none."""
     stretches = signs_in(message)
     for kind in emergency_kinds():
-        if any(rule.met(seen) for seen in stretches for rule in kind.rules):
+        if any(rule.is_met(seen) for seen in stretches for rule in kind.rules):
             return kind
     return None
 
@@ -195,7 +195,7 @@ def emergency(message: str) -> EmergencyKind | None:
 def mentions_emergency(message: str) -> bool:
     """Return whether a message mentions an emergency, even if nobody in it seems to have one."""
     seen = is_mentioned(message)
-    return any(rule.met(seen) for kind in emergency_kinds() for rule in kind.rules)
+    return any(rule.is_met(seen) for kind in emergency_kinds() for rule in kind.rules)
 
 
 def emergency_named(name: str) -> EmergencyKind:

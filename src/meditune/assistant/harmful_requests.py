@@ -76,10 +76,10 @@ def is_outside(message: str) -> bool:
     """Return whether a message is clearly not about health: it has words of another field, and no health words."""
     words = WORD.findall(plain(message))
     text = " ".join(words)
-    if len(words) > SHORT and not _surely(text):
+    if len(words) > SHORT and not _is_surely_outside(text):
         return False  # long messages contain words of many fields
     outside = any(pattern.search(text) for pattern in _patterns("outside"))
-    return outside and not (_names_drug(message) or (any(map(_is_health_word, words)) and not _surely(text)))
+    return outside and not (_names_drug(message) or (any(map(_is_health_word, words)) and not _is_surely_outside(text)))
 
 
 def without_instructions(message: str) -> tuple[str, int]:
@@ -96,7 +96,7 @@ def _is_health_word(word: str) -> bool:
     return is_health_word(word) or bool(_ALSO.fullmatch(word))
 
 
-def _surely(text: str) -> bool:
+def _is_surely_outside(text: str) -> bool:
     return any(pattern.search(text) for pattern in _patterns("surely_outside"))
 
 

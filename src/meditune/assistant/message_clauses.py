@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-MOST_CHARACTERS = 2_000
+MAX_CHARACTERS = 2_000
 """The number of characters to read from the beginning of a message"""
 LAST_CHARACTERS = 2_000
 """The number of characters to read from the end of a longer message"""
@@ -110,12 +110,12 @@ def plain(message: str) -> str:
 
 def is_shortened(message: str) -> bool:
     """Return whether a message is so long that its middle isn't read."""
-    return len(message) > MOST_CHARACTERS + LAST_CHARACTERS
+    return len(message) > MAX_CHARACTERS + LAST_CHARACTERS
 
 
 def readable_part(message: str) -> str:
     """Return the part of a message that triage reads: the whole message, or its beginning and end."""
-    return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_shortened(message) else message
+    return f"{message[:MAX_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_shortened(message) else message
 
 
 def windows(clauses: list[Clause], words: int) -> Iterator[list[Clause]]:

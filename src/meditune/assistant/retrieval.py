@@ -16,7 +16,7 @@ PASSAGES = 5
 """The number of passages to retrieve"""
 CONTEXT_TOKENS = 768
 """The maximum number of tokens of passages and question"""
-NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
+MIN_COSINE = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
 """By embedding space: the minimum cosine similarity of the nearest passage for a question to be answered"""
 
 
@@ -72,7 +72,7 @@ class Retriever:
 
     def _unmeasured(self) -> tuple[str, ...]:
         """Return a remark if no similarity limit was measured for the index's embedding model."""
-        if self.nearest is not None or self.index.encoder.identity.space in NEAREST:
+        if self.nearest is not None or self.index.encoder.identity.space in MIN_COSINE:
             return ()
         return (
             f"No similarity limit was measured for the embedding model {self.index.encoder.identity.name}. Answers "
@@ -82,7 +82,7 @@ class Retriever:
     def _refusal(self, result: SearchResult, passages: Sequence[PackedPassage]) -> str:
         if not passages:
             return "I can't answer this from the index: no relevant passages were found. Try asking in other words."
-        least = NEAREST.get(self.index.encoder.identity.space, -1.0) if self.nearest is None else self.nearest
+        least = MIN_COSINE.get(self.index.encoder.identity.space, -1.0) if self.nearest is None else self.nearest
         # A passage without a cosine isn't among the nearest in vector search, so it is further away than those.
         nearest = max((hit.meaning for hit in result.hits if hit.meaning is not None), default=-1.0)
         if nearest < least:

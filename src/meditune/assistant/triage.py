@@ -27,14 +27,14 @@ from meditune.assistant.emergencies import (
     mentions_emergency,
     signs_in,
 )
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS, is_shortened
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
 SHORT_FOLLOW_UP = 9
 """The maximum number of words of a follow-up question, plus one"""
-FURTHEST = 3
+MAX_FOLLOW_UP_TURNS = 3
 """How many messages back a follow-up question can refer to"""
 _GOES_ON = re.compile(
     r"\b(?:it|its|that|this|they|them|those|these|he|she|one|there|same)\b"
@@ -56,7 +56,7 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
     question first.
     """
     parts = [question.strip()]
-    for earlier in reversed(before[-FURTHEST:]):
+    for earlier in reversed(before[-MAX_FOLLOW_UP_TURNS:]):
         if not is_follow_up(parts[0]):
             break
         earlier_question = harmful_requests.without_instructions(earlier)[0].strip()
@@ -99,7 +99,7 @@ class TriageScores:
             return sum(value for label, value in self.labels.items() if label.split(":")[0] == name)
         return self.labels[name]
 
-    def likeliest(self, name: str) -> str:
+    def most_likely_label(self, name: str) -> str:
         """Return the most likely label of a class."""
         return max((label for label in self.labels if label.split(":")[0] == name), key=self.labels.__getitem__)
 
@@ -208,7 +208,7 @@ HARM = (
     "else, call {crisis}: they listen, and they don't judge. If your question is about safety, treatment or "
     "prevention, please ask it that way."
 )
-ENDING = "ending one's life"
+SUICIDE_KIND = "ending one's life"
 """The kind of harmful request that gets the answer to thoughts of suicide"""
 EATING = "eating disorders"
 """The kind of harmful request that gets the answer to an eating disorder"""
@@ -226,7 +226,7 @@ DANGER = "danger"
 """The kind of emergency for every other label"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 CUT = (
-    f"The message is very long: only its first {MOST_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "
+    f"The message is very long: only its first {MAX_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "
     "checked for emergencies and harmful requests."
 )
 IF_NOW = "If this is happening right now, call {emergency} at once."
@@ -263,7 +263,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     A short message that continues the one before ("it's getting worse") is also judged together with it. A question
     that refers to earlier ones ("What about paracetamol?") is judged together with them.
     """
-    kind = emergency(message) or _going_on(message, before)
+    kind = emergency(message) or _ongoing_emergency(message, before)
     if kind:
         return _urgent(kind, numbers)
     question, orders = harmful_requests.without_instructions(message)
@@ -291,7 +291,7 @@ def _urgent(kind: EmergencyKind, numbers: Numbers) -> Triage:
 
 
 def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
-    if harm.name == ENDING:
+    if harm.name == SUICIDE_KIND:
         return _urgent(emergency_named("self-harm"), numbers)
     return Triage("decline", harm.name, "Not safe to explain", harm.answer)
 
@@ -303,9 +303,9 @@ def _classified(message: str, combined: str, numbers: Numbers, classifier: Class
         if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
             return _urgent(emergency_named("self-harm"), numbers)
         if verdict["emergency"] >= EMERGENCY_AT:
-            return _urgent(emergency_named(KINDS.get(verdict.likeliest("emergency"), DANGER)), numbers)
+            return _urgent(emergency_named(KINDS.get(verdict.most_likely_label("emergency"), DANGER)), numbers)
         if verdict["harmful"] >= HARMFUL_AT and not harmful_requests.is_confidential_care(text):
-            if verdict.likeliest("harmful") == "harmful: eating disorder":
+            if verdict.most_likely_label("harmful") == "harmful: eating disorder":
                 return _stopped(harmful_requests.harmful_request_named(EATING), numbers)
             return Triage("decline", "harmful", "Not safe to explain", HARM.format(**numbers.model_dump()))
         if text == message and verdict["outside"] >= OUTSIDE_AT:
@@ -313,7 +313,7 @@ def _classified(message: str, combined: str, numbers: Numbers, classifier: Class
     return None
 
 
-def _going_on(message: str, before: Sequence[str]) -> EmergencyKind | None:
+def _ongoing_emergency(message: str, before: Sequence[str]) -> EmergencyKind | None:
     if not before or len(message.split()) > SHORT:
         return None
     if not (any(signs_in(message)) or _WORSE.search(message)):

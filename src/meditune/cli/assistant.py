@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from meditune.cli.options import resolve
+from meditune.cli.options import note_new_name, resolve
 from meditune.cli.tables import console
 from meditune.errors import DataError
 from meditune.text import counted, excerpt
@@ -45,7 +45,7 @@ def ask(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
-        typer.Option(help="Reader of the answer. Selects passages, and the prompt's cue if the model has both."),
+        typer.Option(help="Reader of the answer; selects passages, and the prompt's cue if the model has two."),
     ] = "plain",
     settings: Annotated[
         list[str] | None,
@@ -130,7 +130,7 @@ Sources = Annotated[
 Documents = Annotated[
     list[str] | None,
     typer.Option(
-        "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML and PDF files. Repeatable."
+        "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
     ),
 ]
 Pubmed = Annotated[
@@ -200,13 +200,13 @@ def update(
     Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.models.sentence_encoder import load_encoder
-    from meditune.retrieve.build_index import update as bring_up
+    from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
 
     storage = index_storage(index)
     name = embedding or read_manifest(storage).embedding["name"]
-    manifest, changes = bring_up(storage, _collections(source, documents, pubmed), load_encoder(name), remove or ())
+    manifest, changes = update_index(storage, _collections(source, documents, pubmed), load_encoder(name), remove or ())
     _print_changes(manifest, changes, index)
 
 
@@ -245,7 +245,7 @@ def search(
     since: Annotated[str | None, typer.Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
     until: Annotated[str | None, typer.Option(help="Latest date.")] = None,
     mode: Annotated[
-        str, typer.Option(help="Search method: hybrid, fused (no reranker), words (BM25) or meaning (vectors).")
+        str, typer.Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
     ] = "hybrid",
     per_document: Annotated[int, typer.Option(min=1, help="Maximum number of passages from one document.")] = 1,
     diversity: Annotated[
@@ -260,8 +260,11 @@ def search(
 
     Guide: docs/how-to/retrieve-and-cite.md.
     """
+    from meditune.retrieve.hybrid_search import RENAMED_MODES
     from meditune.retrieve.index import Index
 
+    if mode in RENAMED_MODES:
+        note_new_name(f"--mode {mode}", f"--mode {RENAMED_MODES[mode]}")
     found = Index.open(index, embedding).search(
         question,
         k,

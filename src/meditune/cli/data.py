@@ -256,7 +256,7 @@ def survey_lines(result: dict[str, Any]) -> Iterator[str]:
             f"{found['clusters'][0]['name']}"
         )
     for remark in result["remarks"]:
-        yield f"! {remark['said']} {remark['advice']}"
+        yield f"! {remark['message']} {remark['advice']}"
 
 
 def _data(source: str, output: Path, overrides: Sequence[str]) -> Prepared:
@@ -322,7 +322,8 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
     remarks = data.quality["diversity"]["remarks"]
     for remark in remarks:
-        out.print(f"Coverage: {escape(remark['said'])}")
+        # Earlier versions stored the message as `said`.
+        out.print(f"Coverage: {escape(remark.get('message') or remark['said'])}")
     if remarks:
         out.print(
             f"For an explanation and advice, run: meditune data diversity {folder.parent} --output DIR", markup=False

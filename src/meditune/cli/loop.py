@@ -278,7 +278,7 @@ FILE = "loop.json"
 """Name of the state file in the registry"""
 LOCK = ".loop.lock"
 FIRST_RETRY_S = 60.0
-LONGEST_SLEEP_S = 60.0
+MAX_SLEEP_S = 60.0
 """Short enough to notice soon that the clock was set"""
 
 
@@ -289,7 +289,7 @@ class StageState:
     ended: float = 0.0
     """When it ended, in seconds since 1970; 0 if the stage never ran"""
     outcome: Outcome = ""
-    said: str = ""
+    message: str = ""
     failures: int = 0
     """Consecutive failures"""
 
@@ -301,7 +301,7 @@ class StageState:
 
     def line(self, name: str) -> str:
         """Return the state as a line for the terminal."""
-        return f"{name:8} {self.outcome:6} {datetime.fromtimestamp(self.ended, UTC):%Y-%m-%d %H:%M:%S}  {self.said}"
+        return f"{name:8} {self.outcome:6} {datetime.fromtimestamp(self.ended, UTC):%Y-%m-%d %H:%M:%S}  {self.message}"
 
 
 def load_states(registry: Path) -> dict[str, StageState]:
@@ -309,7 +309,9 @@ def load_states(registry: Path) -> dict[str, StageState]:
     path, names = registry / FILE, [field.name for field in fields(StageState)]
     try:
         stored = read_json(path)["stages"] if path.is_file() else {}
-        return {stage: StageState(**{name: row[name] for name in names}) for stage, row in stored.items()}
+        # Earlier versions wrote the message as `said`.
+        rows = {stage: {"message": row.get("said"), **row} for stage, row in stored.items()}
+        return {stage: StageState(**{name: row[name] for name in names}) for stage, row in rows.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}). Delete it; every stage is then due.") from error
 
@@ -330,23 +332,23 @@ def run(config: Config, report: Callable[[str], None], once: bool = False) -> in
                 if state.due_in(every) > 0:
                     continue
                 try:
-                    state.outcome, state.said = run_stage(config, name)
+                    state.outcome, state.message = run_stage(config, name)
                 except NothingToAskError as error:
-                    state.outcome, state.said = "done", str(error)
+                    state.outcome, state.message = "done", str(error)
                 except (DriftError, GateError) as error:
-                    state.outcome, state.said = "alert", str(error)
+                    state.outcome, state.message = "alert", str(error)
                 except Exception as error:
                     # Unexpected errors (out of memory, a dropped connection) must not end the other stages.
                     expected = isinstance(error, MedituneError | OSError)
                     if not expected:
                         log.exception("The stage %s failed unexpectedly", name)
-                    state.outcome, state.said = "failed", f"{'' if expected else f'{type(error).__name__}: '}{error}"
+                    state.outcome, state.message = "failed", f"{'' if expected else f'{type(error).__name__}: '}{error}"
                 state.ended = time.time()
                 state.failures = state.failures + 1 if state.outcome == "failed" else 0
                 write_json(registry / FILE, {"stages": {each: asdict(states[each]) for each in states}})
                 outcome = state.outcome if state.outcome == "done" else state.outcome.upper()
-                report(f"{name}: {outcome}{f': {state.said}' if state.said else ''}")
+                report(f"{name}: {outcome}{f': {state.message}' if state.message else ''}")
             if once:
                 return sum(state.outcome == "failed" for state in states.values())
             due_in = min(states[name].due_in(every) for name, every in config.every.items())
-            time.sleep(min(LONGEST_SLEEP_S, max(1.0, due_in)))
+            time.sleep(min(MAX_SLEEP_S, max(1.0, due_in)))

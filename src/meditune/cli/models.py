@@ -22,7 +22,7 @@ def merge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
     keep_sparsity: Annotated[
-        bool, typer.Option("--keep-sparsity", help="Set weights to zero again that pruning had set to zero.")
+        bool, typer.Option("--keep-sparsity", help="Set the pruned weights to zero again after merging.")
     ] = False,
 ) -> None:
     """Merge an adapter into its base model, for plain transformers.
@@ -152,7 +152,7 @@ def init(
     for name, equals, column in pairs:
         if not (name and equals and column):
             raise RecipeError("--field: write it as FIELD=COLUMN, for example --field question=Patient.")
-    facts = init_recipe.look_at(data, {name: column for name, _, column in pairs})
+    facts = init_recipe.inspect_data(data, {name: column for name, _, column in pairs})
     initial = init_recipe.choose(facts, machine)
     init_recipe.write(initial, output)
     for line in init_recipe.summary(initial):
@@ -181,7 +181,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-NAME for another quantization than "
+            help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-NAME for a quantization other than "
             "the default.",
         ),
     ] = None,
@@ -215,7 +215,7 @@ def export(
         facts = make(model, to, output, name)
         folder = (output or export_folder(Path(model).expanduser(), to, facts["weights"])).resolve()
         size = sum(path.stat().st_size for path in folder.iterdir())
-        typer.echo(f"{facts['weights']}, {size / 1e6:,.0f} MB. {facts['drift']['said']}")
+        typer.echo(f"{facts['weights']}, {size / 1e6:,.0f} MB. {facts['drift']['summary']}")
         if facts.get("checked_prompts"):
             typer.echo(f"The prompts of {facts['checked_prompts']} chats have the same tokens as in training.")
         typer.echo(f"Model: {folder}\nUse it: {usage(folder, facts)}")
@@ -421,7 +421,7 @@ def availability(model: BaseModel) -> str:
     """Return where the model would come from if it were loaded now."""
     if model.api:
         return "API only"
-    if model.is_here:
+    if model.is_downloaded:
         return HERE
     if model.package:
         return f"from a Python package ({model.package.megabytes} MB)"

@@ -103,7 +103,7 @@ def check(
     requests, known = RequestSource(source), load(reference)
     place = state or (state_of(reference) if requests.is_store else None)
     level = next(each for each in SEVERITIES if each == min_severity)
-    found = check_drift(requests, known, place, Policy(alarms=false_alarms, least=level), embedding)
+    found = check_drift(requests, known, place, Policy(false_alarms=false_alarms, min_severity=level), embedding)
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
@@ -141,12 +141,12 @@ def canary(
     from meditune.operate.drift import canaries
 
     run = canaries.ask(canaries.read(questions), url)
-    canaries.keep(run, output)
+    canaries.append_run(run, output)
     verdict = canaries.verdict(output)
     for line in canaries.lines(verdict):
         typer.echo(line)
     if verdict["alert"]:
-        raise DriftError(f"Canaries: {verdict['said']}")
+        raise DriftError(f"Canaries: {verdict['message']}")
 
 
 @app.command()
@@ -176,14 +176,14 @@ def _notify(result: CheckResult, verdict: dict[str, object] | None, reference: P
 
 def _refuse(result: CheckResult, verdict: dict[str, object] | None) -> None:
     """Raise DriftError, which names every open alert."""
-    reasons = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in result.monitor.alerts()]
+    reasons = [f"{alert.signal} ({alert.severity}): {alert.message}" for alert in result.monitor.alerts()]
     if verdict and verdict["alert"]:
-        reasons.append(f"canaries: {verdict['said']}")
+        reasons.append(f"canaries: {verdict['message']}")
     if reasons:
         raise DriftError("Drift: " + " ".join(reasons))
 
 
-SHOWN = 10
+MAX_PRINTED = 10
 """Number of retracted articles, and of queued items, that are printed"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -204,7 +204,9 @@ def update(
     first_file: Annotated[str | None, typer.Option(metavar="FILE", help="Start with this update file.")] = None,
     documents: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF. Repeatable."),
+        typer.Option(
+            metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF, DOCX. Repeatable."
+        ),
     ] = None,
     index: Annotated[
         str | None, typer.Option(metavar="INDEX", help="The index to update. It is built if it doesn't exist.")
@@ -276,10 +278,16 @@ def update(
 
 def lines(report: Report, library: Path) -> list[str]:
     """Return what an update did, in lines for the terminal."""
-    return [*_taken(report), *_retracted(report), *_library(report, library), *_index(report), *_pairs(report, library)]
+    return [
+        *_update_messages(report),
+        *_retracted(report),
+        *_library(report, library),
+        *_index(report),
+        *_pairs(report, library),
+    ]
 
 
-def _taken(report: Report) -> list[str]:
+def _update_messages(report: Report) -> list[str]:
     messages = [f"PubMed, {term}: {counted(count, 'article')} added or revised." for term, count in report.read.items()]
     if report.files:
         span = report.files[0] if len(report.files) == 1 else f"{report.files[0]} to {report.files[-1]}"
@@ -299,14 +307,14 @@ def _retracted(report: Report) -> list[str]:
         f"RETRACTED: PMID {row['pmid']}"
         + (f" (notice: PMID {row['notice']})" if row["notice"] else "")
         + (f": {row['title']}" if row["title"] else "")
-        for row in report.retracted[:SHOWN]
+        for row in report.retracted[:MAX_PRINTED]
     ]
-    more = len(report.retracted) - SHOWN
+    more = len(report.retracted) - MAX_PRINTED
     messages += [f"... and {more:,} more"] if more > 0 else []
     if report.flagged:
         answers = len({flag.answer for flag in report.flagged})
         messages.append(f"FLAGGED: {counted(answers, 'stored answer')} cited retracted articles; see flagged.jsonl.")
-        messages += [flag.sentence for flag in report.flagged[:SHOWN]]
+        messages += [flag.sentence for flag in report.flagged[:MAX_PRINTED]]
     return messages
 
 
@@ -368,7 +376,7 @@ def queue(
         list[Path] | None,
         typer.Option(
             metavar="FILE|RUN",
-            help="Training data of the model. They aren't chosen, and items unlike them come first. Repeatable.",
+            help="Training data of the model. Its questions aren't chosen; unlike items come first. Repeatable.",
         ),
     ] = None,
     earlier_queue: Annotated[
@@ -425,7 +433,7 @@ def queue(
     if json:
         typer.echo(as_json(found, output))
         return
-    for line in queue_lines(found, SHOWN):
+    for line in queue_lines(found, MAX_PRINTED):
         typer.echo(line)
     typer.echo(f"Annotation set: {output.resolve()}. Start the page for experts: meditune annotate serve {output}")
     for remark in found.remarks:

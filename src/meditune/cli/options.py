@@ -104,7 +104,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "review create": {"--axes": "--form"},
     "data phi": {"--mask": "--output", "--group": "--patient-column"},
     "registry promote": {"--why": "--reason"},
-    "registry try": {"--why": "--reason"},
+    "registry canary": {"--why": "--reason"},
     "registry stop": {"--why": "--reason"},
     "registry rollback": {"--why": "--reason"},
     "merge": {"--keep-zeros": "--keep-sparsity"},
@@ -112,15 +112,20 @@ RENAMED: dict[str, dict[str, str]] = {
     "seeds": {"--json": "--json-file"},
 }
 """By command: options of the last version with their new names. The next version refuses the old ones."""
+RENAMED_COMMANDS = {"registry try": "registry canary"}
+"""Commands of the last version with their new names. The next version refuses the old ones."""
 
 
 def note_new_name(old: str, new: str) -> None:
-    """Print on stderr that the option `old` was renamed to `new`."""
+    """Print on stderr that the option or command `old` was renamed to `new`."""
     print(f"Note: {old} is now {new}. The next version won't accept {old}.", file=sys.stderr)
 
 
 def with_new_names(arguments: list[str]) -> list[str]:
-    """Return a command line with the new names of renamed options, and note each old name on stderr."""
+    """Return a command line with the new names of renamed commands and options; note each old name on stderr."""
+    if new := RENAMED_COMMANDS.get(old := " ".join(arguments[:2])):
+        note_new_name(old, new)
+        arguments = [*new.split(), *arguments[2:]]
     names = RENAMED.get(" ".join(arguments[:1])) or RENAMED.get(" ".join(arguments[:2]), {})
     changed = []
     for argument in arguments:

@@ -89,8 +89,8 @@ def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: F
     typer.echo(f"{version} is served from now on.")
 
 
-@registry_app.command("try")
-def try_out(
+@registry_app.command("canary")
+def try_canary(
     registry: RegistryFolder,
     version: Id,
     percent: Annotated[float, typer.Option(help="Percentage of conversations for the trial.")] = 10.0,
@@ -100,14 +100,14 @@ def try_out(
 ) -> None:
     """Try a version as a canary, which answers a share of the conversations.
 
-    Example: `meditune registry try clinic v2 --percent 10`.
+    Example: `meditune registry canary clinic v2 --percent 10`.
 
     Guide: docs/how-to/retrain-and-release.md.
     """
     if shadow:
         raise DataError(
             "--shadow was removed. Try the version as a canary for a small share of the conversations: "
-            f"meditune registry try {registry} {version} --percent 1"
+            f"meditune registry canary {registry} {version} --percent 1"
         )
     _registry(registry).start_canary(version, percent, reason, force)
     typer.echo(f"{version} is a canary in {percent:g} % of the conversations.")
@@ -313,7 +313,7 @@ def role(state: State, id: str) -> str:
         return f"canary {state.trial.percent:g} %"
     if id in state.withdrawn:
         return "rolled back"
-    return "earlier" if id in state.standing else "-"
+    return "earlier" if id in state.promoted else "-"
 
 
 def overview(registry: Registry) -> Iterator[str]:

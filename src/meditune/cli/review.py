@@ -115,7 +115,7 @@ def export(
 
 
 @app.command("import")
-def take_in(
+def import_set(
     folder: Set, file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
 ) -> None:
     """Import ratings from a file; they replace earlier ratings by the same rater.

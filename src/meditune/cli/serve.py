@@ -431,7 +431,11 @@ def prune(
 
 @answers_app.command()
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to write.")], store: Store = None
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to write.")],
+    store: Store = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="INDEX", help="Add the first 3 passages of each answer from this index.")
+    ] = None,
 ) -> None:
     """Export stored answers with feedback to a file that only you can read.
 
@@ -441,7 +445,14 @@ def export(
     """
     from meditune.files import write_jsonl
 
-    typer.echo(f"{write_jsonl(output, _answers(store).exported(), private=True)} answers: {output.resolve()}")
+    rows = _answers(store).exported()
+    if index:
+        from meditune.operate.retraining.new_training_data import passages_of
+        from meditune.retrieve.index import Index
+
+        opened = Index.open(index)
+        rows = (row | {"context": passages_of(opened, row["facts"].get("passages") or [])} for row in rows)
+    typer.echo(f"{write_jsonl(output, rows, private=True)} answers: {output.resolve()}")
 
 
 def _serve(

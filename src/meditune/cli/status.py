@@ -51,7 +51,7 @@ def status(
 
 
 TIMEOUT_S = 5.0
-SHOWN = 5
+MAX_PRINTED = 5
 
 
 def live(address: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def live(address: str) -> dict[str, Any]:
 
 def lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
-    yield f"Last {_span(overview['hours'])}, until {_when(overview['time'])}"
+    yield f"Last {_span(overview['hours'])}, until {_format_time(overview['time'])}"
     yield ""
     yield from _answers(overview)
     yield ""
@@ -99,7 +99,7 @@ def alerts(overview: Mapping[str, Any]) -> list[str]:
     for each in overview["servers"]:
         if not each["alive"]:
             name = each.get("address") or each["name"]
-            sentences.append(f"{name} stopped unexpectedly; it was last seen {_when(each['time'])}.")
+            sentences.append(f"{name} stopped unexpectedly; it was last seen {_format_time(each['time'])}.")
     for each in overview["updates"]:
         sentences += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
     return sentences
@@ -133,11 +133,11 @@ def _servers(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any
     if not overview["servers"] and not metrics:
         yield "servers       none is running with this store"
     for each in overview["servers"]:
-        state = "" if each["alive"] else f"  LOST, last seen {_when(each['time'])}"
+        state = "" if each["alive"] else f"  LOST, last seen {_format_time(each['time'])}"
         index = f", index {each['index'][:12]}" if each["index"] else ""
         yield (
             f"server        {each.get('address') or each['name']}  {each['model']} {each['version']} ({each['engine']})"
-            f"{index}, since {_when(each['started'])}{state}"
+            f"{index}, since {_format_time(each['started'])}{state}"
         )
         if each.get("address") in metrics:
             yield from _metrics_of(metrics[each["address"]])
@@ -163,9 +163,9 @@ def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _versions(overview: Mapping[str, Any]) -> Iterator[str]:
-    for each in overview["versions"][:SHOWN]:
+    for each in overview["versions"][:MAX_PRINTED]:
         index = f", index {each['index'][:12]}" if each["index"] else ""
-        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_when(each['last'])}"
+        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_format_time(each['last'])}"
 
 
 def _drift(overview: Mapping[str, Any]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def _updates(overview: Mapping[str, Any]) -> Iterator[str]:
         yield "last update   none recorded (meditune update LIBRARY --store DIR)"
     for each in overview["updates"]:
         articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
-        yield f"last update   {_when(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
+        yield f"last update   {_format_time(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
 
 
 def _share(part: float, total: float) -> str:
@@ -197,5 +197,5 @@ def _span(hours: float) -> str:
     return f"{hours:g} hours" if hours != 1 else "hour"
 
 
-def _when(time: float) -> str:
+def _format_time(time: float) -> str:
     return datetime.fromtimestamp(time).isoformat(" ", "seconds")

@@ -145,7 +145,7 @@ class EvaluateSpec(Spec):
         None,
         ge=64,
         description="Maximum number of tokens in one forward pass; if empty, 1,024 on a CPU, and on a GPU as many as "
-        "it computes well and its free memory allows.",
+        "it computes efficiently and its free memory holds.",
     )
     allow_leakage: bool | list[LeakKind] = Field(
         False, description="Continue despite leaked test items (all kinds, or these), and mark the report."
@@ -219,7 +219,7 @@ class Recipe(Spec):
         return self
 
     @property
-    def needs_whole_weights(self) -> list[str]:
+    def needs_full_weights(self) -> list[str]:
         """Return the settings that require all weights in each process."""
         asked = {
             f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
@@ -258,10 +258,10 @@ class Recipe(Spec):
                 "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
                 "use model.strategy prompt"
             )
-        if self.train.parallel == "fsdp" and self.needs_whole_weights:
+        if self.train.parallel == "fsdp" and self.needs_full_weights:
             yield (
                 "train.parallel fsdp shards the weights, but each process needs all of them with "
-                f"{', '.join(self.needs_whole_weights)}; use ddp or auto"
+                f"{', '.join(self.needs_full_weights)}; use ddp or auto"
             )
         if self.train.dev.keep_best and self.train.average_last:
             yield (
@@ -287,6 +287,11 @@ class Recipe(Spec):
             for key, (given, advice) in without_effect.items():
                 if given:
                     yield f"{key} has no effect with train.objective {self.train.objective}; {advice}"
+        if self.train.objective == "kto" and self.train.batch_size * self.train.accumulation < 2:
+            yield (
+                "train.objective kto compares each prompt with another row's answer, so a step needs at least two "
+                "rows; raise train.batch_size or train.accumulation"
+            )
         styled = [source.name for source in self.data.sources if source.style == "plain"]
         if styled and not self.prompt.plain_cue:
             yield (

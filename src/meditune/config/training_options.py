@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from meditune.config.data_options import Spec, Task, TrainRetrieveSpec
 
-Objective = Literal["sft", "dpo"]
+Objective = Literal["sft", "dpo", "kto"]
 Corruption = Literal["number", "negation", "direction", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
@@ -56,7 +56,7 @@ class MixSpec(Spec):
     max_epochs: float | None = Field(
         None,
         gt=0,
-        description="Maximum average number of times that a source's rows occur in the whole training. The excess "
+        description="Maximum average number of times that a source's rows occur in a training run. The excess "
         "goes to other sources.",
     )
 
@@ -68,16 +68,18 @@ class MixSpec(Spec):
 
 
 class PreferenceSpec(Spec):
-    """Experimental: pairs of a better and a worse answer for the objective dpo.
+    """Experimental: pairs of a better and a worse answer for the objective dpo, or single rated answers for kto.
 
-    Each answer of the training examples is preferred to a corrupted copy of it, unless `path` names a file of pairs.
+    Each answer of the training examples is preferred to a corrupted copy of it, unless `path` names a file. For kto,
+    the better answer of a pair has thumbs up and the worse one thumbs down.
     """
 
     beta: float = Field(0.1, gt=0, description="Strength of the constraint to the initial model.")
     path: str | None = Field(
         None,
         description="File of pairs (question, chosen, rejected) or rated answers (question, answer, rating), or "
-        "MedQuAD's folder of judged answers. Replaces corrupted answers.",
+        "MedQuAD's folder of judged answers; for kto, rating is up or down, and the file can be one of `meditune "
+        "answers export`. Replaces corrupted answers.",
     )
     fields: dict[str, str] = Field(
         default_factory=dict,
@@ -117,8 +119,9 @@ class DevSpec(Spec):
 class TrainSpec(Spec):
     """Training: supervised fine-tuning (`sft`), or experimental preference tuning after it.
 
-    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290). It learns from pairs of answers,
-    so options for tasks and decisions don't apply to it.
+    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), which learns from pairs of
+    answers. `kto` is Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), which learns from single
+    answers with thumbs up or down. Options for tasks and decisions don't apply to them.
 
     Optimizers: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), `adamw8bit` (Dettmers et al. 2022,
     arXiv:2110.02861), `adafactor` (Shazeer and Stern 2018, arXiv:1804.04235; without relative step sizes and first
@@ -180,21 +183,21 @@ class TrainSpec(Spec):
         0.0, ge=0, description="Penalty on the distance to the initial weights (Li et al. 2018, arXiv:1802.01483)."
     )
     ewc: EwcSpec = Field(default_factory=EwcSpec, description="The same penalty, weighted by importance.")
-    objective: Objective = Field("sft", description="Training objective; dpo is experimental.")
+    objective: Objective = Field("sft", description="Training objective; dpo and kto are experimental.")
     preference: PreferenceSpec = Field(
-        default_factory=PreferenceSpec, description="Pairs of answers for dpo; experimental."
+        default_factory=PreferenceSpec, description="Pairs or rated answers for dpo and kto; experimental."
     )
     dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best weights.")
     gradient_checkpointing: bool | None = Field(
         None,
         description="Recompute activations to save memory; if empty, off on a CPU, and on a GPU only if its memory "
-        "would limit batches to a fraction of what it computes well.",
+        "would otherwise limit batches to a fraction of their efficient size.",
     )
     micro_batch_tokens: int | None = Field(
         None,
         ge=64,
         description="Maximum number of tokens computed at once in a step; it doesn't change the result. If empty, "
-        "1,024 on a CPU, and on a GPU as many as it computes well and its free memory allows.",
+        "1,024 on a CPU, and on a GPU as many as it computes efficiently and its free memory holds.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

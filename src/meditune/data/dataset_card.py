@@ -20,7 +20,7 @@ from meditune.data.sources import NO_ADVICE, SOURCES, hub_names, licence_named, 
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 """Name of a split on the hub -> name of its file"""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-LARGEST = "n>1M"
+LARGEST_SIZE = "n>1M"
 SYNTHETIC = "Synthetic sample: every study is invented. No metric measured on it is about medicine."
 
 LIMITS = {
@@ -108,7 +108,7 @@ def _head(recipe: Recipe, quality: dict[str, Any]) -> dict[str, Any]:
         head["language"] = ["en"]
     return head | {
         "pretty_name": f"Meditune data of the run {recipe.name}",
-        "size_categories": [next((name for below, name in SIZES if rows < below), LARGEST)],
+        "size_categories": [next((name for below, name in SIZES if rows < below), LARGEST_SIZE)],
         "task_categories": ["question-answering", "text-generation", *(["text-classification"] if decided else [])],
         "tags": [
             *("medical", "meditune"),

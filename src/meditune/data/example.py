@@ -143,7 +143,7 @@ CHARACTERS = 1_000_000
 DEPTH = 50
 
 SURROGATES = "half a character (a lone surrogate), which can't be encoded as UTF-8"
-ZEROS = "a NUL character, as in damaged files"
+NUL_CHARACTER = "a NUL character, as in damaged files"
 TOO_DEEP = f"lists and objects nested more than {DEPTH} deep"
 TOO_LONG = f"over {CHARACTERS:,} characters (an unclosed quote?)"
 
@@ -159,7 +159,7 @@ def problem_in_text(row: object) -> str:
             if characters > CHARACTERS:
                 return TOO_LONG
             if "\0" in value:
-                return ZEROS
+                return NUL_CHARACTER
             if not is_valid_text(value):
                 return SURROGATES
         elif isinstance(value, Mapping | list | tuple):

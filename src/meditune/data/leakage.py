@@ -28,8 +28,8 @@ from typing import Any, get_args
 from meditune.config.recipe import LeakKind
 from meditune.data.example import ANSWERED_QUESTION, CHOICES, Example
 from meditune.data.near_duplicates import (
-    LEAST_WORDS,
-    PASSAGES_ALIKE,
+    MIN_PASSAGE_OVERLAP,
+    MIN_PASSAGE_WORDS,
     Matches,
     near_passages,
     near_questions,
@@ -40,13 +40,13 @@ from meditune.data.near_duplicates import (
 from meditune.data.read_sources import is_restricted
 from meditune.data.splits import (
     FEW,
-    LEAST_TURN,
+    MIN_TURN_WORDS,
     Splits,
     backgrounds,
     context_key,
+    distinctive_turns,
     instructions,
     question_key,
-    telling_turns,
     turn_keys,
 )
 from meditune.errors import DataError
@@ -57,7 +57,7 @@ FILE_NAME = "trained_on.json"
 VERSION = 1
 PARTS = ("questions", "contexts", "groups")
 SENTENCES = "sentences"
-MOST_SENTENCES = 6
+MAX_SENTENCES = 6
 """Number of sentences of a question that are recorded, the longest ones"""
 DIGITS = 16
 
@@ -83,9 +83,9 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
             own["contexts"] = ""
         for part in PARTS:
             hashes[part].add(own[part])
-    turns = telling_turns(listed)
+    turns = distinctive_turns(listed)
     hashes["questions"].update(_hash(key) for example in listed if turns for key in turn_keys(example) if key in turns)
-    counts = Counter(key for example in listed for key in set(_longest_sentences(example.user_text, MOST_SENTENCES)))
+    counts = Counter(key for example in listed for key in set(_longest_sentences(example.user_text, MAX_SENTENCES)))
     hashes[SENTENCES] = {key for each in before for key in each.get(SENTENCES, ())}
     hashes[SENTENCES].update(_hash(key) for key, count in counts.items() if count <= FEW)
     return found | {part: sorted(hashes[part] - {""}) for part in (*PARTS, SENTENCES)}
@@ -101,23 +101,25 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def _longest_sentences(text: str, count: int) -> list[str]:
-    """Return the keys of a text's longest sentences of at least LEAST_TURN words; none if it is a single sentence."""
+    """Return the keys of a text's longest sentences of at least MIN_TURN_WORDS words; none if it is a single
+    sentence.
+    """
     pieces = [question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line)]
     pieces = [piece for piece in pieces if piece]
-    long = [piece for piece in pieces if piece.count(" ") >= LEAST_TURN - 1]
+    long = [piece for piece in pieces if piece.count(" ") >= MIN_TURN_WORDS - 1]
     return sorted(long, key=len, reverse=True)[:count] if len(pieces) > 1 else []
 
 
 def _is_inside(question: str, listed: Container[str]) -> bool:
     """Return whether a question's sentences are among the hashes of a record's sentences.
 
-    The two longest ones count if they have LEAST_WORDS words together or are most of the question, since a sentence
-    such as "What is the most likely diagnosis of this patient?" alone says little.
+    The two longest ones count if they have MIN_PASSAGE_WORDS words together or are most of the question, since a
+    sentence such as "What is the most likely diagnosis of this patient?" alone says little.
     """
     whole = question_key(question)
     longest = _longest_sentences(question, 2) or [whole]
     count = sum(len(key.split()) for key in longest)
-    is_telling = count >= min(LEAST_WORDS, max(LEAST_TURN, 0.8 * len(whole.split())))
+    is_telling = count >= min(MIN_PASSAGE_WORDS, max(MIN_TURN_WORDS, 0.8 * len(whole.split())))
     return is_telling and all(_hash(key) in listed for key in longest)
 
 
@@ -176,11 +178,11 @@ RUN = 8
 """Number of consecutive words that count as copied"""
 COPIED = 0.6
 """Share of an answer's runs of RUN words that must be in a text for the answer to count as contained"""
-LEAST_ANSWER = 12
+MIN_ANSWER_WORDS = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
-SHOWN = 5
+MAX_LISTED_LEAKS = 5
 """Number of leaks that a sentence names"""
-KEPT = 100
+MAX_RECORDED_LEAKS = 100
 """Number of leaks of a kind that the facts list"""
 
 _DECISION = re.compile(
@@ -254,7 +256,7 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
     asked, tested = (
         [each for each in part if not common or context_key(each) not in common] for part in (train, measured)
     )
-    found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, LEAST_WORDS)
+    found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, MIN_PASSAGE_WORDS)
     found += _in_other_fields("context", train, tested, {leak.test for leak in found if leak.kind == "context"})
     asked = [example for example in measured if question_key(example.user_text) not in general]
     found += _in_other_fields("question", train, asked, {leak.test for leak in found if leak.kind == "question"})
@@ -268,7 +270,7 @@ def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Co
 
     Of a conversation that is measured, only the last turn counts, because only its reply is measured.
     """
-    telling = telling_turns([*train, *measured])
+    telling = distinctive_turns([*train, *measured])
     rows: dict[str, str] = {}
     for row in train if telling else ():
         for key in turn_keys(row):
@@ -288,10 +290,10 @@ def _in_other_fields(
 
     A row can hold a test item's abstract as a part of its question or answer, or a whole exam question with its
     choices. An item counts if a row contains most of its word triples, apart from triples that several test items have
-    in common, such as those of an instruction. Shorter texts than LEAST_WORDS aren't compared.
+    in common, such as those of an instruction. Shorter texts than MIN_PASSAGE_WORDS aren't compared.
     """
     texts = [(example, _part(kind, example)) for example in measured]
-    texts = [(example, text) for example, text in texts if len(words(text)) >= LEAST_WORDS]
+    texts = [(example, text) for example, text in texts if len(words(text)) >= MIN_PASSAGE_WORDS]
     common = Counter(run for text in {text for _, text in texts} for run in word_runs(text, TRIPLE))
     parts = [(example, text) for example, text in texts if example.id not in known]
     if not parts:
@@ -301,8 +303,8 @@ def _in_other_fields(
     for row, column, _ in near_passages([text for _, text in parts], wholes):
         example, text = parts[row]
         own = {run for run in word_runs(text, TRIPLE) if common[run] <= COMMON}
-        alike = len(own & word_runs(wholes[column], TRIPLE)) / max(len(own), LEAST_WORDS - 4)
-        if alike >= PASSAGES_ALIKE and (example.id not in best or alike > best[example.id].alike):
+        alike = len(own & word_runs(wholes[column], TRIPLE)) / max(len(own), MIN_PASSAGE_WORDS - 4)
+        if alike >= MIN_PASSAGE_OVERLAP and (example.id not in best or alike > best[example.id].alike):
             best[example.id] = Leak(kind, example.id, train[column].id, alike)
     return list(best.values())
 
@@ -358,7 +360,7 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
     for example in measured:
         prompt = f"{example.user_text}\n{example.context_text}"
         for answer in example.references():
-            share = share_within(answer, prompt, RUN) if len(words(answer)) >= LEAST_ANSWER else 0.0
+            share = share_within(answer, prompt, RUN) if len(words(answer)) >= MIN_ANSWER_WORDS else 0.0
             if share >= COPIED:
                 found.append(Leak("answer_in_prompt", example.id, "its own prompt", share))
                 break
@@ -377,7 +379,7 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for example in measured:
         for reference in example.references():
-            runs = word_runs(reference, RUN) if len(words(reference)) >= LEAST_ANSWER else set()
+            runs = word_runs(reference, RUN) if len(words(reference)) >= MIN_ANSWER_WORDS else set()
             for run in runs:
                 holders[run].append(len(answers))
             answers.append((example.id, len(runs)))
@@ -424,7 +426,10 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
                 "items": len(of_kind),
                 "exact": sum(leak.alike == 1 for leak in of_kind),
                 "alike": min(leak.alike for leak in of_kind),
-                "leaks": [{"test": leak.test, "train": leak.train, "alike": leak.alike} for leak in of_kind[:KEPT]],
+                "leaks": [
+                    {"test": leak.test, "train": leak.train, "alike": leak.alike}
+                    for leak in of_kind[:MAX_RECORDED_LEAKS]
+                ],
             }
     return found
 
@@ -444,7 +449,7 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
         wrong = dict.fromkeys(kind for kind, *_ in refused)
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
-            f"Leakage: {' '.join([*sentences, *remedies])} The first {KEPT} of each kind are in "
+            f"Leakage: {' '.join([*sentences, *remedies])} The first {MAX_RECORDED_LEAKS} of each kind are in "
             f"{folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen proves nothing. To "
             f"continue anyway, with a warning in the report: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
@@ -463,9 +468,9 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
         f"{leak['test']} = {leak['train']}"
         if leak["alike"] == 1
         else f"{leak['test']} ~ {leak['train']} ({leak['alike']:.2f})"
-        for leak in row["leaks"][:SHOWN]
+        for leak in row["leaks"][:MAX_LISTED_LEAKS]
     ]
-    more = f" and {row['items'] - SHOWN} more" if row["items"] > SHOWN else ""
+    more = f" and {row['items'] - MAX_LISTED_LEAKS} more" if row["items"] > MAX_LISTED_LEAKS else ""
     near = f", {row['exact']} exactly, lowest similarity {row['alike']:.2f}" if row["exact"] < row["items"] else ""
     return f"{row['items']} of {items} {noun}: {WHAT[kind].format(model=model)}{near} ({', '.join(leaks)}{more})."
 

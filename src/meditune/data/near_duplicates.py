@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-QUESTIONS_ALIKE, LOOSELY = 0.65, 0.62
+MIN_QUESTION_SIMILARITY, MIN_LENIENT_SIMILARITY = 0.65, 0.62
 """Least similarity of two questions' character trigrams (weighted Jaccard) for their words to be compared.
 
 The loose threshold is for splitting, which should keep together slightly more than the leakage check rejects later.
 """
 WORDS_PER_CHANGE = 8
 """Questions may differ in one content word per this number of words, in addition to typing errors and order"""
-PASSAGES_ALIKE = 0.6
+MIN_PASSAGE_OVERLAP = 0.6
 """Share of the shorter passage's word triples that the other one must contain"""
-LEAST_MEANT = 3
+MIN_CONTENT_WORDS = 3
 """With fewer content words in common, function words must be the same, too"""
 FILLINGS, LOOSE_FILLINGS = 4, 6
 """If more questions contain the words that two share, these words are a template, and the two are not rewrites"""
-PUT_IN = 4
+MAX_INSERTED_WORDS = 4
 """Number of inserted words that can change the meaning of an otherwise identical text"""
-LEAST_WORDS = 20
+MIN_PASSAGE_WORDS = 20
 """Passages with fewer words aren't compared: they may be a phrase that many rows share"""
 BLOCK = 200_000
 """Candidates compared at a time."""
@@ -76,7 +76,7 @@ def near_questions(
 
     if not first or not second:
         return []
-    least, fillings = (LOOSELY, LOOSE_FILLINGS) if lenient else (QUESTIONS_ALIKE, FILLINGS)
+    least, fillings = (MIN_LENIENT_SIMILARITY, LOOSE_FILLINGS) if lenient else (MIN_QUESTION_SIMILARITY, FILLINGS)
     vocabulary: dict[str, int] = {}
     of_word: dict[str, list[int]] = {}
     grams = [_matrix([_trigrams(text, vocabulary, of_word) for text in texts], 0) for texts in (first, second)]
@@ -108,11 +108,11 @@ def near_questions(
     ]
 
 
-def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: float = PASSAGES_ALIKE) -> Matches:
+def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: float = MIN_PASSAGE_OVERLAP) -> Matches:
     """Return pairs of passages where one contains at least the share `min_similarity` of the other's word triples.
 
     This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
-    than LEAST_WORDS words match nothing.
+    than MIN_PASSAGE_WORDS words match nothing.
     """
     if not first or not second:
         return []
@@ -125,7 +125,7 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
     other = len(known)
     others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
     two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
-    fewest = LEAST_WORDS - 4  # of triples, a few of which may come twice
+    fewest = MIN_PASSAGE_WORDS - 4  # of triples, a few of which may come twice
     sizes: dict[int, int] = {}
     found: Matches = []
     for start in range(0, one.shape[0], ROWS):
@@ -228,7 +228,7 @@ def same_facts(first: str, second: str) -> bool:
         (list((first_counts - second_counts).elements()), list((second_counts - first_counts).elements())),
         key=lambda side: bool(_marks(side)),
     )
-    return not _marks(right) or (not _marks(left) and len(right) - len(left) > PUT_IN)
+    return not _marks(right) or (not _marks(left) and len(right) - len(left) > MAX_INSERTED_WORDS)
 
 
 def share_within(part: str, text: str, length: int) -> float:
@@ -322,7 +322,7 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     first_counts, second_counts = Counter(first), Counter(second)
     meant = sum(word not in _FUNCTION_WORDS for word in (first_counts & second_counts).elements())
     # With few content words, "is it" instead of "what is" makes a different question.
-    free = _FUNCTION_WORDS if meant >= LEAST_MEANT else frozenset()
+    free = _FUNCTION_WORDS if meant >= MIN_CONTENT_WORDS else frozenset()
     left = [word for word in (first_counts - second_counts).elements() if word not in free]
     right = [word for word in (second_counts - first_counts).elements() if word not in free]
     for word in tuple(left):

@@ -19,8 +19,8 @@ from meditune.data.splits import question_key
 from meditune.errors import DataError
 from meditune.files import read_jsonl
 
-FOUND = "retrieved.jsonl"
-FACTS = "retrieved.json"
+RETRIEVED_FILE = "retrieved.jsonl"
+RETRIEVED_FACTS = "retrieved.json"
 TRAINING = "retrieved_train.jsonl"
 RANKS = "ranks"
 """Key in the meta of an example with retrieved passages: for each part of the context, the rank of its passage"""

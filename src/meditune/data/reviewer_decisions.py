@@ -21,10 +21,10 @@ from meditune.files import numbered_jsonl, sha256
 
 Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-KEPT: frozenset[Verdict] = frozenset(("correct", "incomplete"))
+KEPT_VERDICTS: frozenset[Verdict] = frozenset(("correct", "incomplete"))
 """A row with any other verdict is dropped, unless a rater corrected its answer"""
 RULE = "decisions"
-SHOWN = 3
+MAX_LISTED_IDS = 3
 
 
 class RowDecision(BaseModel):
@@ -152,7 +152,7 @@ def _outcome(example: Example, row_decision: RowDecision, incomplete: Incomplete
     """
     mark = {"validated": {"verdict": row_decision.verdict, "was": fingerprint(example)}}
     if row_decision.answer and row_decision.answer != example.answer:
-        decision = example.decision if row_decision.verdict in KEPT else None
+        decision = example.decision if row_decision.verdict in KEPT_VERDICTS else None
         update = {"answer": row_decision.answer, "decision": decision, "meta": example.meta | mark}
         return "replace", example.model_copy(update=update)
     if row_decision.verdict == "correct":
@@ -174,9 +174,9 @@ def _refuse_changed(path: Path, decisions: Mapping[str, RowDecision], examples: 
     changed = [e.id for e in examples if e.id in decisions and decisions[e.id].sha256 != fingerprint(e)]
     if not changed:
         return
-    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    more = f" and {len(changed) - MAX_LISTED_IDS} more" if len(changed) > MAX_LISTED_IDS else ""
     raise DataError(
-        f"{path}: the question, context, answer or decision of {', '.join(changed[:SHOWN])}{more} has changed since it "
-        "was judged, so the decision may no longer apply. Have these rows judged again (meditune annotate create), or "
-        "remove their lines from the file."
+        f"{path}: the question, context, answer or decision of {', '.join(changed[:MAX_LISTED_IDS])}{more} has changed "
+        "since it was judged, so the decision may no longer apply. Have these rows judged again (meditune annotate "
+        "create), or remove their lines from the file."
     )

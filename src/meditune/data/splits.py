@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.data.near_duplicates import LEAST_WORDS, near_questions
+from meditune.data.near_duplicates import MIN_PASSAGE_WORDS, near_questions
 from meditune.data.readers import claims, evidence_inference, liveqa, pubmedqa
 from meditune.data.readers.conversations import is_greeting
 from meditune.errors import DataError
@@ -25,9 +25,9 @@ OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]
 """Sources with an official test set"""
 FEW = 3
 """A question asked of more groups than this, each with its own context, counts as an instruction"""
-LEAST_TURN = 8
+MIN_TURN_WORDS = 8
 """A later message of a conversation with fewer words ("And for children?") is compared together with its reply"""
-MOST = 0.2
+MAX_CONTEXT_SHARE = 0.2
 """A context shared by more than this share of the examples counts as background"""
 
 
@@ -95,7 +95,7 @@ def split(
             free += examples
     settled = [*rest, *test, *(example for examples in placed.values() for example in examples)]
     every = [*settled, *free]
-    same, general, turns = same_questions(every), backgrounds(every), telling_turns(every)
+    same, general, turns = same_questions(every), backgrounds(every), distinctive_turns(every)
     known = {key for example in settled for key in _shared(example, same, general, turns)}
     new = [not known.intersection(_shared(example, same, general, turns)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
@@ -241,7 +241,7 @@ def instructions(examples: Iterable[Example]) -> set[str]:
 def backgrounds(examples: Sequence[Example]) -> set[str]:
     """Return the keys of contexts that are too common to show that two items are the same."""
     counts = Counter(context_key(example) for example in examples)
-    return {key for key, count in counts.items() if count > max(FEW, MOST * len(examples))}
+    return {key for key, count in counts.items() if count > max(FEW, MAX_CONTEXT_SHARE * len(examples))}
 
 
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
@@ -260,7 +260,7 @@ def turn_keys(example: Example, last_only: bool = False) -> list[str]:
     """Return keys of turns, by which a turn is recognized in another conversation or as a question of its own.
 
     A turn is a message of the user with its reply. The first message that isn't a greeting is recognized by itself, and
-    so is a message of LEAST_TURN words; any other only together with its reply.
+    so is a message of MIN_TURN_WORDS words; any other only together with its reply.
     """
     said = [(turn.role, turn.text) for turn in example.turns or ()]
     asked = [*(text for role, text in said if role == "user"), example.question]
@@ -271,17 +271,17 @@ def turn_keys(example: Example, last_only: bool = False) -> list[str]:
         if is_greeting(question):
             continue
         own = question_key(question)
-        is_long = own.count(" ") >= LEAST_TURN - 1
+        is_long = own.count(" ") >= MIN_TURN_WORDS - 1
         if not last_only or number == len(asked) - 1:
             keys += [own] if is_long or is_first else []
             if reply and not is_long:
                 both = f"{own} {question_key(reply)}"
-                keys += [both] if both.count(" ") >= LEAST_TURN - 1 else []
+                keys += [both] if both.count(" ") >= MIN_TURN_WORDS - 1 else []
         is_first = False
     return keys
 
 
-def telling_turns(examples: Sequence[Example]) -> set[str]:
+def distinctive_turns(examples: Sequence[Example]) -> set[str]:
     """Return the `turn_keys` of at most FEW groups; empty if no example is a conversation of several turns.
 
     A turn of more groups, such as a farewell, doesn't make two conversations the same.
@@ -296,7 +296,7 @@ def telling_turns(examples: Sequence[Example]) -> set[str]:
 def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -> list[list[int]]:
     """Return the indices of examples that are connected by what they share, in order of first appearance."""
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
-    turns = telling_turns(examples)
+    turns = distinctive_turns(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
         for key in ((example.source, example.group), *_shared(example, same_question, general, turns)):
@@ -319,7 +319,7 @@ def _shared(
     question, context = same_question[question_key(example.user_text)], context_key(example)
     keys = [("question of", question)] if question else []
     keys += [("turn of", key) for key in turn_keys(example) if key in turns] if turns else []
-    is_telling = len(context.split()) >= LEAST_WORDS and context not in general
+    is_telling = len(context.split()) >= MIN_PASSAGE_WORDS and context not in general
     return [*keys, ("context of", context)] if is_telling else keys
 
 

@@ -42,7 +42,7 @@ from meditune.text import sentences
 
 BATCH_TOKENS = 2048
 UNCLEAR: Label = "not_enough_information"
-AT_ONCE = 64
+BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
 
 
@@ -83,15 +83,15 @@ class EvidenceJudge:
                 each["supported"],
                 each["refuted"],
                 each["not_enough_information"],
-                evidence(Sentence(statement), sources).likest,
+                evidence(Sentence(statement), sources).closest_source,
             )
             for statement, each in zip(statements, found, strict=True)
         ]
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield the probability of support for each sentence, in order."""
-        for start in range(0, len(asked), AT_ONCE):
-            few = asked[start : start + AT_ONCE]
+        for start in range(0, len(asked), BATCH_SENTENCES):
+            few = asked[start : start + BATCH_SENTENCES]
             for each in self.probabilities([(question.sentence, question.sources) for question in few]):
                 yield SupportScore(each["supported"])
 
@@ -141,13 +141,13 @@ class TorchLabelModel:
     def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
         """See `LabelModel`. Neighbours with the same evidence share the pass over it."""
         from meditune.models.forward import label_logits
-        from meditune.models.inference import inference, tokens_at_once
+        from meditune.models.inference import inference, tokens_per_pass
         from meditune.models.shared_prefix_batch import by_length, join
 
         rows = [join([item for item, _ in group]) for _, group in groupby(claims, key=lambda claim: claim[1])]
         loaded, head = self.loaded, self.loaded.model.get_output_embeddings()
         with self._lock, inference(loaded.model):
-            for indices in by_length(rows, tokens_at_once(loaded.model, BATCH_TOKENS)):
+            for indices in by_length(rows, tokens_per_pass(loaded.model, BATCH_TOKENS)):
                 chosen = [rows[index] for index in indices]
                 _, predicted = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id, logits=False)
                 items = [item for row in chosen for item in row.encoded]

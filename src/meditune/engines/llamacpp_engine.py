@@ -30,7 +30,7 @@ from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
 
-SCORED_AT_ONCE = 3
+SCORING_THREADS = 3
 """Number of texts scored at once; more would displace the cached prompts of answers"""
 CACHE_TOKENS = 16_384
 """Number of tokens in the cache for all prompts and answers together"""
@@ -41,15 +41,15 @@ CERTAIN = 1000.0
 class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
     """An exported GGUF model."""
 
-    def __init__(self, folder: Path, at_once: int = 32) -> None:
+    def __init__(self, folder: Path, concurrency: int = 32) -> None:
         """Open the model. Raises ModelError if xllamacpp isn't installed or llama.cpp can't open the file."""
         model = read_exported_model(folder)
-        super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), model.context_tokens, at_once)
+        super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
         self._ends = frozenset(model.stop_tokens)
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
         self._key = secrets.token_urlsafe(32)
-        self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), at_once, self._key)
-        self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE, thread_name_prefix="meditune-llamacpp-score")
+        self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), concurrency, self._key)
+        self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="meditune-llamacpp-score")
         self._room = threading.Condition()
         self._free = max(CACHE_TOKENS, model.context_tokens)
 
@@ -207,7 +207,7 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
     )
 
 
-def server(file: Path, tokens: int, at_once: int, key: str) -> Any:
+def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
     """Return llama.cpp's server for a GGUF file, with room for `tokens` tokens; its HTTP port requires `key`.
 
     Raises ModelError if xllamacpp isn't installed or the file can't be opened.
@@ -216,7 +216,7 @@ def server(file: Path, tokens: int, at_once: int, key: str) -> Any:
     settings = llama.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx = tokens
-    settings.n_parallel = at_once
+    settings.n_parallel = concurrency
     # All texts share the cache.
     settings.kv_unified = True
     # Without this, Gemma 3 drops tokens outside its windows, and with them the shared prefixes.

@@ -76,9 +76,9 @@ class _State:
 class OnnxBatch:
     """A batch of answers that take turns (called by scheduler.py)."""
 
-    def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int) -> None:
+    def __init__(self, model: ExportedModel, tokenizer: Any, concurrency: int) -> None:
         self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
-        self.at_once, self.ends = at_once, model.stop_tokens
+        self.concurrency, self.ends = concurrency, model.stop_tokens
         self.constraints = ConstraintCompiler(tokenizer, model.stop_tokens, model.folder)
         self.running: list[ScheduledRequest] = []
         self._states: dict[int, _State] = {}
@@ -90,7 +90,7 @@ class OnnxBatch:
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Take the request that has waited longest."""
-        return [waiting.popleft()] if waiting and len(self.running) < self.at_once else []
+        return [waiting.popleft()] if waiting and len(self.running) < self.concurrency else []
 
     def join(self, answers: list[ScheduledRequest]) -> None:
         """Read the prompts and choose the first tokens."""
@@ -140,8 +140,10 @@ class OnnxBatch:
 class OnnxEngine(BatchingEngine[OnnxBatch]):
     """An exported ONNX model."""
 
-    def __init__(self, folder: Path, at_once: int = 32) -> None:
+    def __init__(self, folder: Path, concurrency: int = 32) -> None:
         """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""
         model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
-        super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, at_once))
+        super().__init__(
+            f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, concurrency)
+        )

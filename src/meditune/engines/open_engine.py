@@ -29,20 +29,20 @@ AUTO = ("openvino", "llamacpp")
 def open_engine(
     model: str,
     engine: str = "auto",
-    at_once: int = 32,
+    concurrency: int = 32,
     url: str | None = None,
     key: str | None = None,
-    apart: bool = False,
+    in_subprocess: bool = False,
     scores: bool = False,
 ) -> Engine:
     """Open a model by catalogue name, hub id, or folder of a run, a model or an exported model.
 
-    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `at_once` limits the number of
-    answers that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with the `key` or
-    that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the server has
-    several models, MEDITUNE_ENGINE_MODEL holds the id of the one to use. `apart`, for servers, starts a separate
-    process for an engine that would block its process (subprocess_engine.py). `scores` prepares that process for
-    scoring texts while it opens, instead of at the first request for scores.
+    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `concurrency` limits the
+    number of answers that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with
+    the `key` or that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the
+    server has several models, MEDITUNE_ENGINE_MODEL holds the id of the one to use. `in_subprocess`, for servers,
+    starts a separate process for an engine that would block its process (subprocess_engine.py). `scores` prepares that
+    process for scoring texts while it opens, instead of at the first request for scores.
 
     Raises ModelError if the model is unavailable or the engine can't open it.
     """
@@ -51,7 +51,7 @@ def open_engine(
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(f"There is no engine {engine!r}.{hint} Engines: {', '.join(NAMES)}.")
     if engine == "vllm":
-        return _at_server(model, at_once, url, key)
+        return _at_server(model, concurrency, url, key)
     if url:
         raise ModelError(f"--url needs --engine vllm, but the engine is {engine}.")
     place = exported_at(Path(model).expanduser(), engine)
@@ -61,30 +61,30 @@ def open_engine(
                 f"{model} holds no model for the {engine} engine. Export one: meditune export {model} --to "
                 f"{EXPORTED[engine]}"
             )
-        return _with_transformers(model, at_once)
+        return _with_transformers(model, concurrency)
     found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine; {engine} can't open it.")
     if found.engine == "openvino":
-        if apart and os.name == "posix":
+        if in_subprocess and os.name == "posix":
             from meditune.engines.subprocess_engine import SubprocessEngine
 
-            return SubprocessEngine(place, at_once, scores)
+            return SubprocessEngine(place, concurrency, scores)
         from meditune.engines.openvino_engine import OpenvinoEngine
 
-        return OpenvinoEngine(place, at_once)
+        return OpenvinoEngine(place, concurrency)
     if found.engine == "llamacpp":
         from meditune.engines.llamacpp_engine import LlamacppEngine
 
-        return LlamacppEngine(place, at_once)
+        return LlamacppEngine(place, concurrency)
     if found.engine == "onnx":
         from meditune.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(place, at_once)
-    return _with_transformers(str(place), at_once)
+        return OnnxEngine(place, concurrency)
+    return _with_transformers(str(place), concurrency)
 
 
-def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> Engine:
+def _at_server(model: str, concurrency: int, url: str | None, key: str | None) -> Engine:
     from meditune.engines.openai_engine import MODEL_VARIABLE, OpenAIEngine
     from meditune.engines.tokenizer import PlainTokenizer
 
@@ -93,14 +93,14 @@ def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> En
     folder = Path(model).expanduser()
     folder = folder / "model" if (folder / "model").is_dir() else folder
     key, served_as = key or os.environ.get(KEY_VARIABLE), os.environ.get(MODEL_VARIABLE) or None
-    return OpenAIEngine(url, PlainTokenizer(folder), key, at_once, served_as)
+    return OpenAIEngine(url, PlainTokenizer(folder), key, concurrency, served_as)
 
 
-def _with_transformers(model: str, at_once: int) -> Engine:
+def _with_transformers(model: str, concurrency: int) -> Engine:
     from meditune.engines.transformers_engine import TransformersEngine
     from meditune.models.load import load
 
-    return TransformersEngine(load(model), at_once)
+    return TransformersEngine(load(model), concurrency)
 
 
 def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Path | None:

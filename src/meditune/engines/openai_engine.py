@@ -74,7 +74,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
     """A model on a server."""
 
     def __init__(
-        self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32, served_as: str | None = None
+        self, url: str, tokenizer: Any, key: str | None = None, concurrency: int = 32, served_as: str | None = None
     ) -> None:
         """Connect to the server. `served_as` is the model's id on the server, required if it has several models.
 
@@ -94,7 +94,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
         lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
         context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
-        super().__init__(f"server {self._model}", tokenizer, context_tokens, at_once)
+        super().__init__(f"server {self._model}", tokenizer, context_tokens, concurrency)
         self._probing = threading.Lock()
         self._probed, self._suspected = time.monotonic(), False
         self._gone: EngineError | None = None

@@ -30,12 +30,12 @@ ROW_TOKENS = 1024
 """The most tokens of texts that are read at once, padding included"""
 END = 2**31 - 1
 KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
-MOST_KERNELS = 64
+MAX_KERNELS = 64
 """Number of compiled kernels that OpenVINO caches, each for one shape; the default of 5,000 grows to hundreds of
 megabytes in a server"""
 
 
-REMEMBERED = 8
+MAX_CACHED_PROMPTS = 8
 """Number of prompts whose states are remembered for prompts that begin like them"""
 
 
@@ -53,9 +53,9 @@ class Scorer:
         _head_reads_last(model)
         self._tensor = ov.Tensor
         # Remembered keys and values have 8 bits by default; scores then depend on how much of a prompt is remembered.
-        options = {KERNELS: MOST_KERNELS, "KV_CACHE_PRECISION": "f32"}
+        options = {KERNELS: MAX_KERNELS, "KV_CACHE_PRECISION": "f32"}
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
-        self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=REMEMBERED)
+        self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=MAX_CACHED_PROMPTS)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """Return the log-probability of every token of each text after the prompt."""
@@ -164,12 +164,12 @@ READ_TOKENS = 512
 
 
 class OpenvinoBatch:
-    """A batch of up to `at_once` answers (called by scheduler.py)."""
+    """A batch of up to `concurrency` answers (called by scheduler.py)."""
 
-    def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int, scores: bool = False) -> None:
+    def __init__(self, model: ExportedModel, tokenizer: Any, concurrency: int, scores: bool = False) -> None:
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
-        self.model, self.tokenizer, self.at_once = model, tokenizer, at_once
+        self.model, self.tokenizer, self.concurrency = model, tokenizer, concurrency
         self.running: list[ScheduledRequest] = []
         self._handles: dict[int, Any] = {}
         self._number = 0
@@ -179,7 +179,7 @@ class OpenvinoBatch:
         settings.enable_prefix_caching = True
         settings.dynamic_split_fuse = True
         settings.max_num_batched_tokens = READ_TOKENS
-        settings.max_num_seqs = at_once
+        settings.max_num_seqs = concurrency
         try:
             # A thread in which OpenVINO compiles or releases a model keeps a signal stack that is soon freed
             # (sigaltstack(2)). In the main thread, which handles signals, the next Ctrl-C would cause a segmentation
@@ -191,7 +191,7 @@ class OpenvinoBatch:
                     str(model.folder),
                     settings,
                     "CPU",
-                    {KERNELS: MOST_KERNELS},
+                    {KERNELS: MAX_KERNELS},
                 )
             self._pipeline: Any = pipeline.result()
             self._scorer = scorer.result() if scorer else None
@@ -226,7 +226,7 @@ class OpenvinoBatch:
 
     def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Take the requests that have waited longest."""
-        return [waiting.popleft() for _ in range(min(len(waiting), self.at_once - len(self.running)))]
+        return [waiting.popleft() for _ in range(min(len(waiting), self.concurrency - len(self.running)))]
 
     def join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; for a choice of given texts, score the texts instead."""
@@ -330,14 +330,14 @@ def _first_line(error: Exception) -> str:
 class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
     """An exported model, in 8 bits, that continues many prompts together."""
 
-    def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
+    def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
         """Open the model. With `scores`, the model for scoring is compiled now instead of at the first `score`.
 
         Raises ModelError if OpenVINO isn't installed or can't open the folder.
         """
         model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
-        batch = OpenvinoBatch(model, tokenizer, at_once, scores)
+        batch = OpenvinoBatch(model, tokenizer, concurrency, scores)
         super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
 

@@ -318,9 +318,9 @@ R = TypeVar("R", bound=RunningGeneration)
 class ThreadPoolEngine(Generic[R]):
     """The common part of engines that run each request in its own thread: everything except generating and scoring."""
 
-    def __init__(self, name: str, tokenizer: Any, context_tokens: int, at_once: int) -> None:
+    def __init__(self, name: str, tokenizer: Any, context_tokens: int, concurrency: int) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=f"meditune-{name.split()[0]}")
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"meditune-{name.split()[0]}")
         self._counting = threading.Lock()
         self._started: set[R] = set()
         self._running = 0

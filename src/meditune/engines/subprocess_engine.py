@@ -37,10 +37,10 @@ from meditune.engines.openvino_engine import check_supported
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError
 
-HEAD = struct.Struct("<I")
+LENGTH_PREFIX = struct.Struct("<I")
 READ_BYTES = 1 << 20
 CLOSE_S = 1.0
-NOWHERE = -1
+CLOSED = -1
 
 
 class MessageReader:
@@ -48,7 +48,7 @@ class MessageReader:
 
     def __init__(self, file: int) -> None:
         self._file = file
-        self._left = b""
+        self._buffer = b""
 
     def read(self) -> list[Any]:
         """Return all complete messages, at least one, or none if the other end was closed.
@@ -57,23 +57,23 @@ class MessageReader:
         engine's step.
         """
         while True:
-            found = self._whole()
+            found = self._complete_messages()
             if found:
                 return found
             more = os.read(self._file, READ_BYTES)
             if not more:
                 return []
-            self._left += more
+            self._buffer += more
 
-    def _whole(self) -> list[Any]:
+    def _complete_messages(self) -> list[Any]:
         found, place = [], 0
-        while len(self._left) - place >= HEAD.size:
-            end = place + HEAD.size + HEAD.unpack_from(self._left, place)[0]
-            if end > len(self._left):
+        while len(self._buffer) - place >= LENGTH_PREFIX.size:
+            end = place + LENGTH_PREFIX.size + LENGTH_PREFIX.unpack_from(self._buffer, place)[0]
+            if end > len(self._buffer):
                 break
-            found.append(pickle.loads(self._left[place + HEAD.size : end]))
+            found.append(pickle.loads(self._buffer[place + LENGTH_PREFIX.size : end]))
             place = end
-        self._left = self._left[place:]
+        self._buffer = self._buffer[place:]
         return found
 
 
@@ -87,7 +87,7 @@ class MessageWriter:
     def write(self, *message: Any) -> None:
         """Send a message. Raises OSError if the other end is gone."""
         packed = pickle.dumps(message)
-        left = memoryview(HEAD.pack(len(packed)) + packed)
+        left = memoryview(LENGTH_PREFIX.pack(len(packed)) + packed)
         with self._lock:
             while left:
                 left = left[os.write(self._file, left) :]
@@ -95,7 +95,7 @@ class MessageWriter:
     def close(self) -> None:
         """Stop writing, because the file descriptor may soon be reused. A write in progress gets one second to end."""
         held = self._lock.acquire(timeout=CLOSE_S)
-        self._file = NOWHERE
+        self._file = CLOSED
         if held:
             self._lock.release()
 
@@ -108,16 +108,16 @@ END_S = 10.0
 class SubprocessEngine:
     """An engine that runs in another process and opens in the background (`opened` waits for it)."""
 
-    def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
+    def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
         """Start the process. For `scores`, see open_engine in open_engine.py."""
         model = read_exported_model(folder)
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens
-        self.at_once = at_once
+        self.concurrency = concurrency
         more = ["scores"] if scores else []
         # Ctrl-C in a terminal reaches both processes; the server ends the engine after the answers in progress.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "meditune.engines.subprocess_worker", str(folder), str(at_once), *more],
+            [sys.executable, "-m", "meditune.engines.subprocess_worker", str(folder), str(concurrency), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -144,7 +144,7 @@ class SubprocessEngine:
         """See engine.py. The engine fails if its process ends."""
         if self._closing:
             return EngineError("The engine was closed.")
-        return self._died() if self._gone else None
+        return self._exit_error() if self._gone else None
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py and openvino_engine.py."""
@@ -169,7 +169,7 @@ class SubprocessEngine:
         """See engine.py."""
         with self._lock:
             requests = len(self._delivered)
-        return EngineLoad(min(requests, self.at_once), max(0, requests - self.at_once))
+        return EngineLoad(min(requests, self.concurrency), max(0, requests - self.concurrency))
 
     def close(self) -> None:
         """See engine.py."""
@@ -196,7 +196,7 @@ class SubprocessEngine:
         if self._closing:
             raise EngineError("The engine was closed.")
         if self._gone:
-            raise self._died()
+            raise self._exit_error()
         self._number += 1
         return self._number
 
@@ -250,7 +250,7 @@ class SubprocessEngine:
             self._delivered.clear()
             self._scored.clear()
             closing = self._closing
-        error = EngineError("The engine was closed.") if closing else self._died()
+        error = EngineError("The engine was closed.") if closing else self._exit_error()
         if not self._ready.done():
             self._ready.set_exception(error)
         for number, deliver in requests:
@@ -262,7 +262,7 @@ class SubprocessEngine:
         for future in scored:
             future.set_exception(error)
 
-    def _died(self) -> EngineError:
+    def _exit_error(self) -> EngineError:
         return EngineError(
             f"The engine's process ended unexpectedly (code {self._process.returncode}); the log may say why."
         )

@@ -24,11 +24,11 @@ from meditune.engines.subprocess_engine import MessageReader, MessageWriter
 from meditune.errors import EngineError, MedituneError
 from meditune.hardware import limit_malloc_arenas, release_memory
 
-SCORED_AT_ONCE = 2
-LOOK_S = 0.5
+SCORING_THREADS = 2
+PARENT_CHECK_S = 0.5
 
 
-def main(folder: Path, at_once: int, scores: bool) -> None:
+def main(folder: Path, concurrency: int, scores: bool) -> None:
     """Serve until the input ends."""
     # The server ends this process, after the answers in progress.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -39,7 +39,7 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
     os.dup2(2, 1)
     logging.basicConfig(handlers=[_LogForwarder(out)], level=logging.WARNING)
     try:
-        serving = EngineWorker(OpenvinoEngine(folder, at_once, scores), out)
+        serving = EngineWorker(OpenvinoEngine(folder, concurrency, scores), out)
     except MedituneError as error:
         out.write("failed", error)
         return
@@ -49,14 +49,14 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
     out.write("ready")
     while messages := incoming.read():
         for kind, *values in messages:
-            serving.do(kind, values)
+            serving.handle(kind, values)
     closing.set()
     serving.engine.close()
 
 
 def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
     """End this process when its engine fails, so that the server opens another one."""
-    while not closing.wait(LOOK_S):
+    while not closing.wait(PARENT_CHECK_S):
         failure = engine.failure()
         if failure is not None and not closing.is_set():
             logging.getLogger(__name__).critical("%s", failure)
@@ -69,17 +69,17 @@ class EngineWorker:
     def __init__(self, engine: OpenvinoEngine, out: MessageWriter) -> None:
         self.engine, self._out = engine, out
         self._running: dict[int, RunningGeneration] = {}
-        self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE)
+        self._scoring = ThreadPoolExecutor(SCORING_THREADS)
 
-    def do(self, kind: str, said: list[Any]) -> None:
+    def handle(self, kind: str, values: list[Any]) -> None:
         """Process one message."""
         if kind == "start":
-            self._start(*said)
+            self._start(*values)
         elif kind == "cancel":
-            if running := self._running.get(said[0]):
+            if running := self._running.get(values[0]):
                 running.cancel()
         elif kind == "score":
-            self._scoring.submit(self._score, *said)
+            self._scoring.submit(self._score, *values)
 
     def _start(self, number: int, request: GenerationRequest) -> None:
         try:

@@ -26,19 +26,19 @@ from meditune.engines.engine import (
 from meditune.errors import EngineError, EngineUnavailableError, MedituneError
 
 log = logging.getLogger(__name__)
-LOOK_S = 0.25
+CHECK_S = 0.25
 """Interval in seconds between checks that the engine is alive"""
 RESTARTS = 6
 """Number of restart attempts before the server gives up"""
-STEADY_S = 60.0
+STABLE_S = 60.0
 """Seconds after which an engine counts as stable: the count of restart attempts starts again"""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
 """Pause before the second attempt, which doubles with each attempt, and longest pause; the first attempt has none"""
-STALLED_S = 360.0
+STALL_TIMEOUT_S = 360.0
 """Seconds without output after which an engine with requests counts as stuck"""
 CLOSE_S = 20.0
 """Seconds that a dead engine may take to free its memory"""
-GIVEN_UP_RETRY_S = 30.0
+FAILED_RETRY_S = 30.0
 """Seconds after which to retry if the process ends, because another process must open the model first"""
 
 
@@ -49,7 +49,7 @@ class SupervisedEngine:
         self,
         open_engine: Callable[[], Engine],
         restarts: int | None = RESTARTS,
-        stalled_s: float = STALLED_S,
+        stalled_s: float = STALL_TIMEOUT_S,
         on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the engine; `opened` waits for it and starts to watch it.
@@ -69,9 +69,9 @@ class SupervisedEngine:
         self._generations: set[SupervisedGeneration] = set()
         self._scoring = 0
         self._progress = self._since = began
-        self._deaths = 0
+        self._crashes = 0
         self._failure: EngineUnavailableError | None = None
-        self._again_at = 0.0
+        self._restart_at = 0.0
         self._wake, self._closing = threading.Event(), False
         self._watcher: threading.Thread | None = None
 
@@ -87,7 +87,7 @@ class SupervisedEngine:
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
-            engine = self._living()
+            engine = self._running_engine()
             begun = SupervisedGeneration(self, engine, deliver)
             if not (self._generations or self._scoring):
                 self._progress = time.monotonic()
@@ -105,7 +105,7 @@ class SupervisedEngine:
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
-            engine = self._living()
+            engine = self._running_engine()
             if not (self._generations or self._scoring):
                 self._progress = time.monotonic()
             self._scoring += 1
@@ -156,7 +156,7 @@ class SupervisedEngine:
         """Note that the engine delivered something."""
         self._progress = time.monotonic()
 
-    def _living(self) -> Engine:
+    def _running_engine(self) -> Engine:
         """Return the engine. Raises EngineError if there is none."""
         if self._closing:
             raise EngineError("The engine was closed.")
@@ -169,18 +169,18 @@ class SupervisedEngine:
         failure = self._failure
         if failure is not None and failure.given_up:
             return failure
-        wait = math.ceil(max(1.0, self._again_at - time.monotonic()) + self._opening_s)
+        wait = math.ceil(max(1.0, self._restart_at - time.monotonic()) + self._opening_s)
         return EngineUnavailableError("The engine has ended and is being restarted.", wait)
 
     def _watch(self) -> None:
         while not self._closing:
-            self._wake.wait(LOOK_S)
+            self._wake.wait(CHECK_S)
             self._wake.clear()
-            why = self._death()
-            if why and not self._opened_again(why):
+            why = self._failure_reason()
+            if why and not self._restart_engine(why):
                 return
 
-    def _death(self) -> str:
+    def _failure_reason(self) -> str:
         """Return why the engine ended; empty while it works and when it is being closed."""
         engine = self._engine
         if engine is None:
@@ -193,12 +193,12 @@ class SupervisedEngine:
         stalled = (self._generations or self._scoring) and silent > self._stalled_s
         return f"It delivered nothing for {silent:.0f} seconds, although it had work." if stalled else ""
 
-    def _opened_again(self, why: str) -> bool:
+    def _restart_engine(self, why: str) -> bool:
         """End the dead engine's requests and open another one; return False if that fails or the engine is closing."""
         log.error("The engine ended and is being restarted: %s", why)
-        if time.monotonic() - self._since > STEADY_S:
-            self._deaths = 0
-        self._again_at = time.monotonic() + self._pause_s()
+        if time.monotonic() - self._since > STABLE_S:
+            self._crashes = 0
+        self._restart_at = time.monotonic() + self._pause_s()
         with self._lock:
             self._failure = self.unavailable()
             dead, self._engine = self._engine, None
@@ -216,17 +216,17 @@ class SupervisedEngine:
 
     def _retried(self) -> bool:
         problem = "it ended each time"
-        while self._restarts is None or self._deaths < self._restarts:
-            self._wait_until(self._again_at)
+        while self._restarts is None or self._crashes < self._restarts:
+            self._wait_until(self._restart_at)
             if self._closing:
                 return False
-            self._deaths += 1
+            self._crashes += 1
             try:
                 self._take(self._open())
             except (MedituneError, OSError, RuntimeError, ValueError) as error:
                 # Problems with the model's files or with memory: the next attempt may succeed.
                 problem = str(error)
-                self._again_at = time.monotonic() + self._pause_s()
+                self._restart_at = time.monotonic() + self._pause_s()
                 log.error("The engine can't be restarted: %s", problem)
                 continue
             return not self._closing
@@ -252,7 +252,7 @@ class SupervisedEngine:
         self._on_restart()
 
     def _pause_s(self) -> float:
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._deaths - 1)) if self._deaths else 0.0
+        return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._crashes - 1)) if self._crashes else 0.0
 
     def _wait_until(self, moment: float) -> None:
         while not self._closing and (left := moment - time.monotonic()) > 0:
@@ -261,7 +261,7 @@ class SupervisedEngine:
 
     def _give_up(self, why: str) -> None:
         log.critical("%s", why)
-        self._failure = EngineUnavailableError(why, GIVEN_UP_RETRY_S, given_up=True)
+        self._failure = EngineUnavailableError(why, FAILED_RETRY_S, given_up=True)
 
 
 class SupervisedGeneration:

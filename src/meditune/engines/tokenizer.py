@@ -154,7 +154,7 @@ class PlainTokenizer:
 
 TAIL = 6
 """Number of prompt tokens that are decoded with the answer, because its leading space depends on what precedes it"""
-LONGEST_CHARACTER = 4
+MAX_CHARACTER_TOKENS = 4
 """The most tokens of one character, if each token is a byte"""
 HALF = "\ufffd"
 """The character that a tokenizer writes for an incomplete character"""
@@ -180,7 +180,7 @@ class Detokenizer:
         self._ids.append(token)
         new, read = self._new(), len(self._ids)
         if new.endswith(HALF):
-            if read - self._read < LONGEST_CHARACTER:
+            if read - self._read < MAX_CHARACTER_TOKENS:
                 return ""
             # The first of these tokens can no longer be completed, but the others may begin a character.
             read = self._read + 1

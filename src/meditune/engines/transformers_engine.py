@@ -20,18 +20,18 @@ from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.structured_output import ConstraintCompiler
 from meditune.models.forward import label_logits, predict, virtual_tokens
 from meditune.models.generation import Decoder, cached_tokens
-from meditune.models.inference import inference, tokens_at_once
-from meditune.models.kv_cache import WORTH, PrefixCache, shared_prefix
+from meditune.models.inference import inference, tokens_per_pass
+from meditune.models.kv_cache import MIN_PREFIX_TOKENS, PrefixCache, shared_prefix
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import collate, join
 from meditune.prompts import Encoded
 
 
 class TransformersBatch:
-    """A batch of up to `at_once` answers of a loaded model, fewer if they are long (called by scheduler.py)."""
+    """A batch of up to `concurrency` answers of a loaded model, fewer if they are long (called by scheduler.py)."""
 
-    def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
-        self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once
+    def __init__(self, loaded: LoadedModel, ends: Sequence[int], concurrency: int) -> None:
+        self.loaded, self.ends, self.concurrency = loaded, frozenset(ends), concurrency
         self.most_tokens = cached_tokens(loaded.model)
         self.running: list[ScheduledRequest] = []
         self._samplers: list[TokenSampler] = []
@@ -53,14 +53,17 @@ class TransformersBatch:
         taken: list[ScheduledRequest] = []
         longest = max((_most(answer.request) for answer in self.running), default=0)
         to_read = 0
-        while waiting and len(self.running) + len(taken) < self.at_once:
+        while waiting and len(self.running) + len(taken) < self.concurrency:
             request = waiting[0].request
             known = self.prefixes.longest(request.prompt)[0]
             longest, to_read = max(longest, _most(request)), max(to_read, len(request.prompt) - known)
             count = len(taken) + 1
             if len(self.running) + count > 1 and (len(self.running) + count) * longest > self.most_tokens:
                 break
-            if taken and (count * to_read > self.decoder.read_tokens or _alike(request, taken) >= known + WORTH):
+            if taken and (
+                count * to_read > self.decoder.read_tokens
+                or _shared_prefix_length(request, taken) >= known + MIN_PREFIX_TOKENS
+            ):
                 break
             taken.append(waiting.popleft())
         return taken
@@ -138,7 +141,7 @@ def _most(request: GenerationRequest) -> int:
     return len(request.prompt) + request.max_new_tokens
 
 
-def _alike(request: GenerationRequest, others: Sequence[ScheduledRequest]) -> int:
+def _shared_prefix_length(request: GenerationRequest, others: Sequence[ScheduledRequest]) -> int:
     """Return the length of the longest prefix that this prompt shares with one of the others."""
     ids = np.asarray(request.prompt)
     return max(shared_prefix(ids, np.asarray(other.request.prompt)) for other in others)
@@ -153,22 +156,22 @@ UNKNOWN_CONTEXT = 2048
 class TransformersEngine(BatchingEngine[TransformersBatch]):
     """A loaded model that continues many prompts together."""
 
-    def __init__(self, loaded: LoadedModel, at_once: int = 32) -> None:
-        """Create the engine for at most `at_once` answers at a time. Raises ModelError without an end token."""
+    def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
+        """Create the engine for at most `concurrency` answers at a time. Raises ModelError without an end token."""
         self.loaded = loaded
         dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
         most = positions(loaded.model.config) or UNKNOWN_CONTEXT
         context_tokens = most - virtual_tokens(loaded.model)
         configured = getattr(loaded.model.generation_config, "eos_token_id", None)
         ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)
-        batch = TransformersBatch(loaded, ends, at_once)
+        batch = TransformersBatch(loaded, ends, concurrency)
         super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Running answers continue between groups of texts."""
         check_scorable(prompt, texts, self.context_tokens)
         scored: list[list[TokenLogprob]] = [[] for _ in texts]
-        for numbers in _grouped(len(prompt), texts, tokens_at_once(self.loaded.model, SCORED_TOKENS)):
+        for numbers in _grouped(len(prompt), texts, tokens_per_pass(self.loaded.model, SCORED_TOKENS)):
             found = self._worker.call(partial(self._batch.score, prompt, [texts[one] for one in numbers]))
             for number, logprobs in zip(numbers, found, strict=True):
                 scored[number] = logprobs

@@ -25,7 +25,7 @@ from meditune.data.retrieved_passages import with_best
 from meditune.engines.evidence_judge import load_support_model
 from meditune.errors import ModelError
 from meditune.evaluate import decision_calibration
-from meditune.evaluate.predictions import Kind, Predictions, once, read, references
+from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
 from meditune.evidence.detector import Sources, Verdict, detect
 from meditune.evidence.support_model import Support, SupportQuestion
 from meditune.progress import Progress
@@ -246,4 +246,4 @@ def grade(
         if not getattr(predictions, kind):
             rows = grader(predictions, by_passages if kind in BY_PASSAGES else given, spec)
             if rows is not None:
-                once(folder, model, kind, partial(iter, rows))
+                write_once(folder, model, kind, partial(iter, rows))

@@ -33,7 +33,7 @@ from meditune.statistics import (
     wilson,
 )
 
-FEWEST = 6
+MIN_GROUPS = 6
 """Minimum number of groups for a significant difference: at random, five of five groups agree in one case of 16"""
 
 
@@ -48,15 +48,17 @@ def compare(
     - `p`, two-sided: from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
       `test` names the test. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
     - `better`: True or False if the interval excludes 0 on the good or the bad side; None if it doesn't, or if there
-      are fewer than FEWEST groups, because draws of so few groups hardly vary. In that case, the bootstrap's p is 1.
+      are fewer than MIN_GROUPS groups, because draws of so few groups hardly vary. In that case, the bootstrap's p is
+      1.
     - `effect`: delta over the standard deviation of one item's contribution, which is Cohen's d of paired differences
       (Cohen 1988, d_z), computed from the bootstrap's spread; None if the difference never varies.
     - `base_ci95`, `tuned_ci95`: each model's own interval; Wilson's (Wilson 1927) for shares of independent items.
     - `items`, `groups`: their numbers.
     - `gained`, `lost`: if each item is right or wrong, the number that only the tuned or only the base model got right.
-    - `references`, for detector metrics, because detectors also mark some true answers: the result of `_beside`, or
-      None if the reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the
-      references; `difference` is what `better` would be without regard to the references.
+    - `references`, for detector metrics, because detectors also mark some true answers: the result of
+      `_compare_with_references`, or None if the reference answers weren't graded. `better` is None unless the model
+      with more marks is `beyond` the references; `difference` is what `better` would be without regard to the
+      references.
 
     Raises DataError if the models were measured on different items.
     """
@@ -148,7 +150,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     low, high = percentile_interval(deltas) or [np.nan, np.nan]
     delta = float(standard_gap(metric, tuned.value, base.value))
     count, items = len(base.sums), len(base.statistics.ids)
-    few = count < FEWEST
+    few = count < MIN_GROUPS
     spread = float(deltas.std()) * count**0.5
     row: dict[str, Any] = {
         "delta": delta,
@@ -165,7 +167,11 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     if metric.detector:
         of = "tuned" if is_wrong(metric, delta) else "base"
         side = tuned if of == "tuned" else base
-        beside = _beside(metric, side, sides[2], few, resamples, seed) | {"of": of} if len(sides) > 2 else None
+        beside = (
+            _compare_with_references(metric, side, sides[2], few, resamples, seed) | {"of": of}
+            if len(sides) > 2
+            else None
+        )
         row |= {"references": beside, "difference": row["better"]}
         if not (beside and beside["beyond"]):
             row["better"] = None
@@ -181,7 +187,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     return row
 
 
-def _beside(
+def _compare_with_references(
     metric: Metric, model: _Side, references: _Side, too_few: bool, resamples: int, seed: int
 ) -> dict[str, Any]:
     """Return the comparison of the model that has more of a detector's marks with its reference answers.
@@ -237,10 +243,10 @@ def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence about the metrics that were measured on too few groups to compare, if there are any."""
-    titles = [METRICS[name].title for name, row in comparison.items() if row["groups"] < FEWEST]
+    titles = [METRICS[name].title for name, row in comparison.items() if row["groups"] < MIN_GROUPS]
     if not titles:
         return []
-    return [f"No change can be significant with fewer than {FEWEST} groups of items. Metrics: {', '.join(titles)}."]
+    return [f"No change can be significant with fewer than {MIN_GROUPS} groups of items. Metrics: {', '.join(titles)}."]
 
 
 def survives_correction(row: dict[str, Any]) -> bool:

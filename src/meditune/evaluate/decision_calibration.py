@@ -18,9 +18,9 @@ from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
 
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of temperatures in the search"""
-LEAST = 1e-9
+MIN_PROBABILITY = 1e-9
 """Lower limit of a label's mean probability"""
 
 
@@ -58,7 +58,7 @@ def _temperature(rows: Rows) -> float:
         scaled -= scaled.max(axis=1, keepdims=True)
         return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(right)), right]).mean())
 
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
@@ -74,11 +74,11 @@ def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:
         mean = sum(each[label] for each in shares) / len(rows)
         seen = sum(row["reference"] == label for row in rows)
         prior = (seen + 1) / (len(rows) + len(DECISIONS)) if to_prior else 1.0
-        bias[label] = math.log(prior) - math.log(max(mean, LEAST))
+        bias[label] = math.log(prior) - math.log(max(mean, MIN_PROBABILITY))
     return bias
 
 
-FEWEST = 10
+MIN_ITEMS = 10
 """Minimum number of dev items above a threshold, because a few items can be correct by luck"""
 
 
@@ -86,7 +86,7 @@ def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None
     """Return `threshold`, `dev` and `test` for `raw` and, if there is a calibration, for `calibrated` confidence.
 
     The threshold is the lowest confidence at which at least the share `target` of dev decisions is correct, with at
-    least FEWEST items. `dev` and `test` are results of `answered_at`. All three are None if no threshold reaches the
+    least MIN_ITEMS items. `dev` and `test` are results of `answered_at`. All three are None if no threshold reaches the
     target. The function returns None without likelihoods on dev.
     """
     if not predictions.dev_decision or not all(
@@ -105,7 +105,7 @@ def threshold_for(rows: Rows, target: float) -> float | None:
     sure, right = confidences(rows)
     for candidate in sorted(set(sure.tolist())):
         selected = sure >= candidate
-        if selected.sum() >= FEWEST and right[selected].mean() >= target:
+        if selected.sum() >= MIN_ITEMS and right[selected].mean() >= target:
             return float(candidate)
     return None
 

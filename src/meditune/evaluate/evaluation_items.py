@@ -56,7 +56,7 @@ def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) ->
     return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
 
 
-SHOWN = 5
+MAX_LISTED_IDS = 5
 
 
 def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
@@ -104,8 +104,8 @@ def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
 
 def list_ids(ids: Sequence[str]) -> str:
     """Return the first ids as text, and the number of further ones."""
-    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    return f"{', '.join(ids[:SHOWN])}{more}"
+    more = f" and {len(ids) - MAX_LISTED_IDS} more" if len(ids) > MAX_LISTED_IDS else ""
+    return f"{', '.join(ids[:MAX_LISTED_IDS])}{more}"
 
 
 def _refuse_unknown_items(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:

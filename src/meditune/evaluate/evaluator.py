@@ -36,9 +36,9 @@ from meditune.evaluate.predictions import (
     OpenSuite,
     TextKind,
     answer_row,
-    once,
     path_of,
     suite_kind,
+    write_once,
     written_row,
 )
 from meditune.files import append_jsonl, read_jsonl, write_jsonl
@@ -249,7 +249,9 @@ class Evaluator:
         self._leave_out_rejected(backend)
         if self.uses_lm_eval:
             label = f"Scoring {name} as lm-eval does"
-            once(self.folder, name, "decision", lambda: backend.decisions_as_lm_eval(self.items["decision"], label))
+            write_once(
+                self.folder, name, "decision", lambda: backend.decisions_as_lm_eval(self.items["decision"], label)
+            )
             return
         for decision, likelihood, suffix in SCORED:
             self._score(backend, decision, likelihood, name, f"Scoring {name}{suffix}")
@@ -258,7 +260,7 @@ class Evaluator:
                 self._write(backend, kind, name)
         for kind in WEIGHTS_ONLY:
             if kind in self.items:
-                once(self.folder, name, kind, partial(backend.rows, kind, self.items[kind], _label(kind, name)))
+                write_once(self.folder, name, kind, partial(backend.rows, kind, self.items[kind], _label(kind, name)))
 
     def _leave_out_rejected(self, backend: Backend) -> None:
         """Leave out conversations that the model's chat template rejects."""

@@ -19,7 +19,7 @@ COLUMNS = {
     "score": ("score", "rating", "grade", "judgment", "judgement"),
     "model": ("model", "system", "run"),
 }
-LOWEST, HIGHEST = 1, 4
+MIN_RATING, MAX_RATING = 1, 4
 
 Rows = list[dict[str, Any]]
 
@@ -100,9 +100,9 @@ def _score(value: Any, place: str) -> float | None:
         score = float(text)
     except ValueError:
         score = float("nan")
-    if not LOWEST <= score <= HIGHEST:
+    if not MIN_RATING <= score <= MAX_RATING:
         raise DataError(
-            f"{place}: the score {text!r} isn't a number from {LOWEST} (incorrect) to {HIGHEST} (excellent); leave it "
-            "empty if the question wasn't answered."
+            f"{place}: the score {text!r} isn't a number from {MIN_RATING} (incorrect) to {MAX_RATING} (excellent); "
+            "leave it empty if the question wasn't answered."
         )
     return score

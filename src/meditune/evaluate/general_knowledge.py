@@ -72,9 +72,9 @@ def answer_choices(
 
 
 WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-AROUND = '.,;:!?()"“”*'
+PUNCTUATION = '.,;:!?()"“”*'
 BULLET = re.compile(r"^(?:[*+-]|\d+\.|\[\d+\])\s+")
-SHORTEST = 8
+MIN_WORDS = 8
 """Minimum number of words of a paragraph; shorter ones are mostly headings or signatures"""
 ENGLISH = 0.8
 """Minimum share of plain words in a paragraph; the share is lower in code and grammar"""
@@ -99,9 +99,9 @@ def language_reference() -> str | None:
 def is_prose(paragraph: str) -> bool:
     """Return True if a paragraph consists of sentences, not of code, grammar, a heading or a signature."""
     words = paragraph.split()
-    if len(words) < SHORTEST or paragraph[-1] not in ".:;!?)" or "::=" in paragraph or ">>>" in paragraph:
+    if len(words) < MIN_WORDS or paragraph[-1] not in ".:;!?)" or "::=" in paragraph or ">>>" in paragraph:
         return False
-    return sum(bool(WORD.fullmatch(word.strip(AROUND))) for word in words) >= ENGLISH * len(words)
+    return sum(bool(WORD.fullmatch(word.strip(PUNCTUATION))) for word in words) >= ENGLISH * len(words)
 
 
 WINDOW = 512

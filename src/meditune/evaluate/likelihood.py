@@ -19,7 +19,7 @@ from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError, ModelError
 from meditune.models.forward import label_logits
-from meditune.models.inference import batch_limit, inference, tokens_at_once
+from meditune.models.inference import batch_limit, inference, tokens_per_pass
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import Row, by_length, join, rows_of_pairs, windows
 from meditune.progress import Progress
@@ -57,7 +57,7 @@ def score(
     scores = Scores({}, {}, {})
     head = loaded.model.get_output_embeddings()
     with inference(loaded.model), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
-        for indices in by_length(rows, tokens_at_once(loaded.model, batch_tokens)):
+        for indices in by_length(rows, tokens_per_pass(loaded.model, batch_tokens)):
             chosen = [rows[index] for index in indices]
             batch, (hidden, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
             likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
@@ -170,7 +170,7 @@ def _evidence(claim: Example) -> tuple[Passage, ...]:
 def score_pairs(
     loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each pair that fits `id`, `kind`, and the summed negative log-likelihood and tokens of both answers.
+    """Yield for each pair that fits `id`, `kind`, and the summed negative log-likelihood and tokens of its answers.
 
     End tokens count, because stopping is part of an answer.
     """
@@ -183,16 +183,13 @@ def score_pairs(
             each = log_likelihoods(logits, batch.targets.to(logits.device))
             start = 0
             for index, row in zip(indices, chosen, strict=True):
-                first, second = (len(item.target) for item in row.encoded)
-                middle, end = start + first, start + first + second
-                found[index] = {
-                    "chosen_nll": -float(each[start:middle].sum()),
-                    "chosen_tokens": first,
-                    "rejected_nll": -float(each[middle:end].sum()),
-                    "rejected_tokens": second,
-                }
-                refuse_not_finite([float(each[start:end].sum())], encoded_pairs[index].id, loaded)
-                start = end
+                found[index] = {}
+                for name, item in zip(encoded_pairs[index].answers, row.encoded, strict=True):
+                    end = start + len(item.target)
+                    nll = -float(each[start:end].sum())
+                    refuse_not_finite([nll], item.id, loaded)
+                    found[index] |= {f"{name}_nll": nll, f"{name}_tokens": len(item.target)}
+                    start = end
             progress.advance(batch.real_tokens)
     for index, pair in enumerate(encoded_pairs):
         yield {"id": pair.id, "kind": pair.kind} | found[index]
@@ -274,7 +271,7 @@ def choice_likelihoods(
     found: dict[int, list[float]] = {}
     rows = [question.row for question in questions]
     with inference(loaded.model), Progress(label, sum(map(len, rows)), "tokens") as progress:
-        for indices in by_length(rows, tokens_at_once(loaded.model, batch_tokens)):
+        for indices in by_length(rows, tokens_per_pass(loaded.model, batch_tokens)):
             batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
             each = log_likelihoods(predicted.logits, batch.targets.to(predicted.logits.device))
             start = 0

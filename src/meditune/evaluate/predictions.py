@@ -49,7 +49,7 @@ from meditune.config.recipe import SuiteName
 from meditune.data.example import Example, read_examples
 from meditune.data.leakage import LEAKAGE_FILE_NAME as FILE_NAME
 from meditune.data.readers import pubmedqa
-from meditune.data.retrieved_passages import FOUND, RANKS, count
+from meditune.data.retrieved_passages import RANKS, RETRIEVED_FILE, count
 from meditune.errors import DataError
 from meditune.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from meditune.prompts import decision_in
@@ -223,7 +223,7 @@ def path_of(folder: Path, model: str, kind: Kind) -> Path:
     return folder / f"{model}-{kind}.jsonl"
 
 
-def once(folder: Path, model: str, kind: Kind, make: Callable[[], Iterable[dict[str, Any]]]) -> None:
+def write_once(folder: Path, model: str, kind: Kind, make: Callable[[], Iterable[dict[str, Any]]]) -> None:
     """Store the rows from `make`, unless the file exists already."""
     path = path_of(folder, model, kind)
     if not path.is_file():
@@ -331,7 +331,7 @@ def measured_model(name: str) -> MeasuredModel:
         key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
         title = CONDITION_TITLES[condition]
         raise DataError(f"{side} wasn't measured {title} in {folder}. Measure it with --set {key}.")
-    found = folder / FOUND
+    found = folder / RETRIEVED_FILE
     passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
     return MeasuredModel(name, under, *known, passages)
 

@@ -13,7 +13,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import NEUTRAL
 from meditune.config.recipe_keys import dotted, leaves
 from meditune.errors import DataError
-from meditune.evaluate.compare import FEWEST, claim_p, group_numbers, in_order
+from meditune.evaluate.compare import MIN_GROUPS, claim_p, group_numbers, in_order
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.predictions import examples_of, groups_of, read, seed_of
 from meditune.files import read_text
@@ -40,8 +40,8 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
     standard deviation over the seeds `sd`, and its `range`; `se`, `df`, `ci95`, `p` and `seed_share` of the mean, by
     `two_level`; `p_holm`, corrected by Holm's procedure over all metrics here; `items` and `groups` of all runs
     together; `better`: True or False if the interval excludes 0, and None if it doesn't or if there are fewer than
-    FEWEST groups of items; `agree`: the number of runs in which the metric improved. Detector metrics have `references`
-    and `difference` as in compare.compare, with means over the runs, and follow the same rule.
+    MIN_GROUPS groups of items; `agree`: the number of runs in which the metric improved. Detector metrics have
+    `references` and `difference` as in compare.compare, with means over the runs, and follow the same rule.
 
     Raises DataError if the runs differ in more than their seed, or contain no predictions.
     """
@@ -136,7 +136,7 @@ def _row(
     metric: Metric, compared: Mapping[str, Any], estimates: Mapping[str, Estimate | None], groups: int
 ) -> dict[str, Any]:
     """Return the metric's keys of `over_seeds`, except `p_holm` and `items`."""
-    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < FEWEST
+    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < MIN_GROUPS
     assert found is not None, "there are two or more runs"
     low, high = found.ci95()
     row: dict[str, Any] = {

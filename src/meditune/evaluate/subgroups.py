@@ -33,7 +33,7 @@ from meditune.statistics import (
     wilson,
 )
 
-LEAST = 10
+MIN_GROUP_SIZE = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
 WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 """Metrics that are meaningless for items with the same reference decision"""
@@ -73,11 +73,13 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
             if (row := _row(METRICS[name], before.get(name), statistics, mask, drawn[ids]))
         ]
         if METRICS[name].detector:
-            for row in (row for row in rows if row["items"] >= LEAST):
-                row |= _beside(METRICS[name], statistics, marked.get(name), groups[row["by"], row["group"]], seed)
+            for row in (row for row in rows if row["items"] >= MIN_GROUP_SIZE):
+                row |= _compare_with_references(
+                    METRICS[name], statistics, marked.get(name), groups[row["by"], row["group"]], seed
+                )
         if rows:
             metrics[name] = _ranked(METRICS[name], rows)
-    return {"least": LEAST, "resamples": RESAMPLES, "level": LEVEL, "metrics": metrics}
+    return {"least": MIN_GROUP_SIZE, "resamples": RESAMPLES, "level": LEVEL, "metrics": metrics}
 
 
 def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:
@@ -107,7 +109,7 @@ def _row(
             "base": _figure(base, mask),
             "delta": float(standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
         }
-    if row["items"] < LEAST:
+    if row["items"] < MIN_GROUP_SIZE:
         return row
     counts = counts[(counts[:, mask].sum(axis=1) > 0) & (counts[:, ~mask].sum(axis=1) > 0)]
     own, rest = _figures(tuned, mask, counts), _figures(tuned, ~mask, counts)
@@ -115,8 +117,8 @@ def _row(
     known = np.isfinite(own) & np.isfinite(rest) & np.isfinite(was)
     own, rest, was = own[known], rest[known], was[known]
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": percentile_interval(own)}
-    behind = _worth(metric, row["tuned"]) - _worth(metric, row["others"])
-    se, df = float(np.std(_worth(metric, own) - _worth(metric, rest))), row["items"] - 1
+    behind = _higher_is_better(metric, row["tuned"]) - _higher_is_better(metric, row["others"])
+    se, df = float(np.std(_higher_is_better(metric, own) - _higher_is_better(metric, rest))), row["items"] - 1
     row["p_others"] = student_p(behind, se, df)
     if base:
         change = standard_gap(metric, own, was)
@@ -127,7 +129,7 @@ def _row(
     return row
 
 
-def _beside(
+def _compare_with_references(
     metric: Metric, tuned: Statistics, references: Statistics | None, mask: NDArray[np.bool_], seed: int
 ) -> dict[str, Any]:
     """Return the detector's value for the group's references; p is 1 if `tuned` isn't worse, or without grades."""
@@ -136,7 +138,7 @@ def _beside(
         return {"p_references": 1.0}
     swaps = random_swaps(int(mask.sum()), RESAMPLES, seed)
     p = permutation_p(tuned.items[mask], references.items[mask], tuned.figure, swaps)
-    behind = _worth(metric, _figure(tuned, mask)) < _worth(metric, figure)
+    behind = _higher_is_better(metric, _figure(tuned, mask)) < _higher_is_better(metric, figure)
     return {"references": figure, "p_references": p if behind else 1.0}
 
 
@@ -155,7 +157,7 @@ def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) 
 
 def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with flags by Holm's correction, sorted: the worst first, small groups last."""
-    large = [row for row in rows if row["items"] >= LEAST]
+    large = [row for row in rows if row["items"] >= MIN_GROUP_SIZE]
     for row in large:
         row["flags"] = []
     for key, flag in (("p_others", "below the others"), ("p", "got worse")):
@@ -165,14 +167,14 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[f"{key}_holm"] = adjusted = corrected[number]
             if _is_worse(metric, row, key) and adjusted < LEVEL:
                 row["flags"].append(flag)
-    small = [row for row in rows if row["items"] < LEAST]
-    return [*sorted(large, key=lambda row: float(_worth(metric, row["tuned"]))), *small]
+    small = [row for row in rows if row["items"] < MIN_GROUP_SIZE]
+    return [*sorted(large, key=lambda row: float(_higher_is_better(metric, row["tuned"]))), *small]
 
 
 def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
     """Return True if a row is worse than the others, or for the key p, worse than before tuning."""
     if key == "p_others":
-        return bool(_worth(metric, row["tuned"]) < _worth(metric, row["others"]))
+        return bool(_higher_is_better(metric, row["tuned"]) < _higher_is_better(metric, row["others"]))
     return is_wrong(metric, row["delta"])
 
 
@@ -185,6 +187,6 @@ def _figures(statistics: Statistics, mask: NDArray[np.bool_], counts: Array) -> 
     return statistics.figure(counts[:, mask] @ statistics.items[mask])
 
 
-def _worth(metric: Metric, value: Any) -> Any:
+def _higher_is_better(metric: Metric, value: Any) -> Any:
     """Return the value with its sign changed, if necessary, so that higher is better."""
     return value if metric.direction == "up" else -value if metric.direction == "down" else -np.abs(value - 1)

@@ -207,11 +207,11 @@ def conditions(
     Comparisons are as in compare.compare: the model under the condition minus the same model with the given context.
     The result is empty if all models were measured only with the given context.
     """
-    found = {name: _of(predictions, resamples, seed, groups) for name, predictions in models.items()}
+    found = {name: _summarise_model(predictions, resamples, seed, groups) for name, predictions in models.items()}
     return {name: each for name, each in found.items() if len(each) > 1}
 
 
-def _of(predictions: Predictions, resamples: int, seed: int, groups: Mapping[str, str]) -> dict[str, Any]:
+def _summarise_model(predictions: Predictions, resamples: int, seed: int, groups: Mapping[str, str]) -> dict[str, Any]:
     given = predictions.under(None)
     sides = {"closed": predictions.under("closed"), "given": given, "retrieved": predictions.under("retrieved")}
     found: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Fitted weights and thresholds of the detector, from `python benchmarks/faithfulness.py --fit`."""
 
-FOLLOWING: dict[str, float] = {
+EXTRACTIVE_WEIGHTS: dict[str, float] = {
     "intercept": -4.1911,
     "in_order": 2.0173,
     "known": 5.5365,
@@ -19,7 +19,7 @@ FOLLOWING: dict[str, float] = {
     "inserted": 0.8437,
 }
 """Weights for the log-odds that the sources support a sentence that follows a source sentence word by word"""
-PARAPHRASING: dict[str, float] = {
+PARAPHRASE_WEIGHTS: dict[str, float] = {
     "intercept": 3.7322,
     "known": -1.1344,
     "known_below_20": -3.3457,
@@ -42,7 +42,7 @@ PARAPHRASING: dict[str, float] = {
     "denies_against": -2.9754,
 }
 """Weights for the log-odds that the sources support any other sentence"""
-WHOLE: dict[str, float] = {
+ANSWER_WEIGHTS: dict[str, float] = {
     "intercept": 0.4498,
     "lowest": 0.7093,
     "mean": -0.3546,

@@ -101,7 +101,7 @@ class Sources:
             (each, number, each.about(number.start, number.end)) for each in self.sentences for number in each.numbers
         ]
         self.directions_about = [
-            (direction.said, each, each.about(direction.start, direction.end))
+            (direction.direction, each, each.about(direction.start, direction.end))
             for each in self.sentences
             for direction in directions(each.text)
         ]
@@ -129,7 +129,7 @@ class Sources:
 
         if not _is_rare(word):
             return ""
-        low, most = _american(word.lower()), 1 if len(word) < LONG else 2
+        low, most = _american(word.lower()), 1 if len(word) < TWO_TYPO_LETTERS else 2
         distances = {each: OSA.distance(low, _american(each), score_cutoff=most) for each in sorted(self._rare)}
         near = min(distances, key=lambda each: distances[each], default="")
         return near if near and 0 < distances[near] <= most and not _same_root(_american(low), _american(near)) else ""
@@ -137,12 +137,12 @@ class Sources:
 
 def _is_rare(word: str) -> bool:
     """Return whether a word is long and not a common word, like the names of most drugs and diseases."""
-    return len(word) >= LEAST_LETTERS and word.isalpha() and rarity(word) == 1
+    return len(word) >= MIN_TYPO_LETTERS and word.isalpha() and rarity(word) == 1
 
 
 def _same_root(one: str, other: str) -> bool:
     """Return whether two words differ only at their ends, as plurals and adjectives do."""
-    return one[:-ENDING] == other[:-ENDING] or one.startswith(other[:-1]) or other.startswith(one[:-1])
+    return one[:-SUFFIX_LETTERS] == other[:-SUFFIX_LETTERS] or one.startswith(other[:-1]) or other.startswith(one[:-1])
 
 
 def _american(word: str) -> str:
@@ -150,7 +150,7 @@ def _american(word: str) -> str:
     return re.sub("ae|oe", "e", word).replace("our", "or").replace("ph", "f").replace("is", "iz").replace("ys", "yz")
 
 
-def alike(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+def context_similarity(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
     """Return the weighted share of the words around one position that are also around another."""
     total = sum(mine.values())
     return sum(value for each, value in mine.items() if each in theirs) / total if total else 0.0
@@ -159,19 +159,19 @@ def alike(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
 """Kinds of spans that the sources contradict; number and name aren't included, because they are only missing"""
-FOLLOWS = 0.75
+MIN_ORDERED_SHARE = 0.75
 """A sentence follows a source sentence word by word if this share of its words is there in the same order."""
-LIKE = 0.6
+MIN_ALIGNED_SHARE = 0.6
 """A source sentence is compared word by word if it has at least this weighted share of the words."""
-NEAR = 0.4
+MIN_CONTEXT_SIMILARITY = 0.4
 """Two positions are about the same thing if they share at least this weighted share of the words around them."""
-LEAST_LETTERS, LONG = 7, 9
-"""Minimum length of a word that can be a misspelling; from LONG letters on, two letters may differ"""
-ENDING = 3
+MIN_TYPO_LETTERS, TWO_TYPO_LETTERS = 7, 9
+"""Minimum length of a word that can be a misspelling; from TWO_TYPO_LETTERS letters on, two letters may differ"""
+SUFFIX_LETTERS = 3
 """Number of letters at the end of a word in which forms of the same word differ"""
 SHORT = 8
 """Sentences with fewer words than this count as having this length."""
-CLEAR = 0.5
+CLEAR_MARGIN = 0.5
 """Another position is clearly a better match if its context is more similar by this much."""
 
 
@@ -193,34 +193,34 @@ class Evidence:
 
     features: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
-    likest: str = ""
+    closest_source: str = ""
 
     @property
     def follows(self) -> bool:
         """Return whether the sentence follows a source sentence word by word."""
-        return self.features["in_order"] >= FOLLOWS
+        return self.features["in_order"] >= MIN_ORDERED_SHARE
 
 
 def evidence(sentence: Sentence, sources: Sources) -> Evidence:
     """Return the evidence for and against a sentence."""
     found = Evidence()
-    likest = max(sources.sentences, key=lambda each: sentence.share_in(each.weights), default=None)
-    found.likest = likest.text if likest else ""
-    _words(sentence, likest, sources, found)
+    closest = max(sources.sentences, key=lambda each: sentence.share_in(each.weights), default=None)
+    found.closest_source = closest.text if closest else ""
+    _words(sentence, closest, sources, found)
     _numbers(sentence, sources, found)
     _names(sentence, sources, found)
     _negation(sentence, sources, found)
     _directions(sentence, sources, found)
     _rates(sentence, sources, found)
-    _word_by_word(sentence, likest, found)
+    _word_by_word(sentence, closest, found)
     return found
 
 
-def _words(sentence: Sentence, likest: Sentence | None, sources: Sources, found: Evidence) -> None:
+def _words(sentence: Sentence, closest: Sentence | None, sources: Sources, found: Evidence) -> None:
     """Add the weighted shares of the sentence's words in all sources, in the most similar sentence, in the question."""
     features = found.features
     features["known"] = sentence.share_in(sources.known)
-    features["best"] = sentence.share_in(likest.weights) if likest else 0.0
+    features["best"] = sentence.share_in(closest.weights) if closest else 0.0
     features["known_below_20"] = max(0.0, 0.2 - features["known"])
     features["known_below_40"] = max(0.0, 0.4 - features["known"])
     features["known_below_60"] = max(0.0, 0.6 - features["known"])
@@ -240,22 +240,25 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         text = sentence.text[number.start : number.end]
         context = sentence.about(number.start, number.end)
         same = max(
-            (alike(context, source_context) for _, source_context in _places(sources, number, agreeing=True)),
+            (
+                context_similarity(context, source_context)
+                for _, source_context in _places(sources, number, agreeing=True)
+            ),
             default=0.0,
         )
         place, other = max(
             (
-                (each, alike(context, source_context))
+                (each, context_similarity(context, source_context))
                 for each, source_context in _places(sources, number, agreeing=False)
             ),
             key=lambda pair: pair[1],
             default=("", 0.0),
         )
-        place = place if other >= NEAR else ""
+        place = place if other >= MIN_CONTEXT_SIMILARITY else ""
         if is_supported_number(number, sources.numbers):
             if context:
                 elsewhere += max(0.0, other - same) + 0.3 * (1 - same)
-            if context and other - same > CLEAR:
+            if context and other - same > CLEAR_MARGIN:
                 why = f"The sources give {text} for something else, and a different number here."
                 found.spans.append(Span(number.start, number.end, "number", why, place))
         elif any(number.same_value(each) and number.clashes(each) for each in sources.numbers):
@@ -321,14 +324,14 @@ def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         same = opposite = 0.0
         place = ""
         for direction, each, source_context in sources.directions_about:
-            similarity = alike(context, source_context)
-            if direction == word.said:
+            similarity = context_similarity(context, source_context)
+            if direction == word.direction:
                 same = max(same, similarity)
             elif direction == word.opposite and similarity > opposite:
                 opposite, place = similarity, each.text
-        clear = opposite >= NEAR and opposite - same > CLEAR / 2
+        clear = opposite >= MIN_CONTEXT_SIMILARITY and opposite - same > CLEAR_MARGIN / 2
         if not word.only_turned:
-            unseen += word.said not in sources.known
+            unseen += word.direction not in sources.known
         if clear or not word.only_turned:
             against += max(0.0, opposite - same)
         if clear:
@@ -343,30 +346,30 @@ def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     }
 
 
-def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) -> None:
+def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence) -> None:
     """Add the replaced words and the differing negation of a sentence that follows a source sentence."""
     features = found.features
     features |= dict.fromkeys(("in_order", "negation_turned", "number_replaced", "replaced", "inserted"), 0.0)
-    if likest is None or features["best"] < LIKE:
+    if closest is None or features["best"] < MIN_ALIGNED_SHARE:
         return
     features["number_replaced"] = features["units"]
-    matcher = SequenceMatcher(None, sentence.stems, likest.stems, autojunk=False)
+    matcher = SequenceMatcher(None, sentence.stems, closest.stems, autojunk=False)
     features["in_order"] = sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(sentence.stems))
-    if sentence.negated != likest.negated:
+    if sentence.negated != closest.negated:
         features["negation_turned"] = features["best"] * features["in_order"]
         negation = NEGATIVE.search(sentence.text)
         start, end = negation.span() if negation else (0, len(sentence.text))
         why = "The source doesn't deny this." if negation else "The source denies this."
         if found.follows:
-            found.spans.append(Span(start, end, "negation", why, likest.text))
+            found.spans.append(Span(start, end, "negation", why, closest.text))
     for tag, start, end, first, last in matcher.get_opcodes():
-        own, source = sentence.tokens[start:end], likest.tokens[first:last]
+        own, source = sentence.tokens[start:end], closest.tokens[first:last]
         said_most = max((information_weight(token.text) for token in own if not token.is_number), default=0.0)
         if tag == "replace":
             both_numbers = any(token.is_number for token in own) and any(token.is_number for token in source)
             features["number_replaced"] += both_numbers
             if both_numbers and found.follows:
-                _other_number(own, source, likest, found)
+                _other_number(own, source, closest, found)
             features["replaced"] += said_most * any(
                 information_weight(each.text) for each in source if not each.is_number
             )
@@ -381,12 +384,12 @@ def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         same = other = 0.0
         place = ""
         for source_rate, each, source_context in sources.rates_about:
-            similarity = alike(context, source_context)
+            similarity = context_similarity(context, source_context)
             if rate.agrees(source_rate):
                 same = max(same, similarity)
             elif similarity > other:
                 other, place = similarity, each.text
-        if other >= NEAR and other - same > (CLEAR if same else CLEAR / 2):
+        if other >= MIN_CONTEXT_SIMILARITY and other - same > (CLEAR_MARGIN if same else CLEAR_MARGIN / 2):
             found.features["units"] = 1.0
             if not _marked(found, rate.start, rate.end):
                 why = f"The sources give a different rate for this than “{sentence.text[rate.start : rate.end]}”."
@@ -398,18 +401,18 @@ def _marked(found: Evidence, start: int, end: int) -> bool:
     return any(span.start < end and span.end > start for span in found.spans)
 
 
-def _other_number(own: Sequence[Token], source: Sequence[Token], likest: Sentence, found: Evidence) -> None:
+def _other_number(own: Sequence[Token], source: Sequence[Token], closest: Sentence, found: Evidence) -> None:
     """Add a span for numbers where the source has different numbers, unless they have a span already."""
     own = [token for token in own if token.is_number]
     start, end = own[0].start, own[-1].end
     if not _marked(found, start, end):
         instead = ", ".join(token.text for token in source if token.is_number)
-        found.spans.append(Span(start, end, "number", f"The source has {instead} here.", likest.text))
+        found.spans.append(Span(start, end, "number", f"The source has {instead} here.", closest.text))
 
 
-BROKEN_OFF = 30
+MIN_CUT_OFF_WORDS = 30
 """Number of words from which an answer without a final full stop counts as cut off"""
-MOST = 12.0
+MAX_LOG_ODDS = 12.0
 """Largest absolute log-odds of a sentence; larger values are clipped"""
 
 
@@ -471,16 +474,16 @@ def placed(answer: str) -> Iterator[tuple[int, str]]:
 def _ended(answer: str) -> str:
     """Return the answer, without its last word if the answer is so long that it was probably cut off in that word."""
     stripped = answer.rstrip()
-    if stripped and stripped[-1].isalnum() and stripped.count(" ") >= BROKEN_OFF:
+    if stripped and stripped[-1].isalnum() and stripped.count(" ") >= MIN_CUT_OFF_WORDS:
         return stripped.rpartition(" ")[0]
     return answer
 
 
 def sentence_logit(found: Evidence) -> float:
-    """Return the log-odds that the sources support a sentence, from -MOST to MOST."""
-    form = calibration.FOLLOWING if found.follows else calibration.PARAPHRASING
+    """Return the log-odds that the sources support a sentence, from -MAX_LOG_ODDS to MAX_LOG_ODDS."""
+    form = calibration.EXTRACTIVE_WEIGHTS if found.follows else calibration.PARAPHRASE_WEIGHTS
     logit = sum(value * found.features.get(name, 1.0) for name, value in form.items())
-    return max(-MOST, min(MOST, logit))
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, logit))
 
 
 def answer_features(logits: list[float]) -> dict[str, float]:
@@ -495,7 +498,7 @@ def answer_features(logits: list[float]) -> dict[str, float]:
 
 def answer_logit(logits: list[float]) -> float:
     """Return the log-odds that the sources support the whole answer."""
-    form, features = calibration.WHOLE, answer_features(logits)
+    form, features = calibration.ANSWER_WEIGHTS, answer_features(logits)
     return sum(value * features.get(name, 1.0) for name, value in form.items())
 
 
@@ -504,8 +507,8 @@ def _judged(text: str, start: int, sources: Sources) -> SentenceVerdict:
     score = _sigmoid(sentence_logit(found))
     spans = found.spans
     if not spans and score < calibration.SENTENCE:
-        likest = found.likest if found.features["best"] > 0.2 else ""
-        spans = [Span(0, len(text), "unsupported", _why(found), likest)]
+        closest = found.closest_source if found.features["best"] > 0.2 else ""
+        spans = [Span(0, len(text), "unsupported", _why(found), closest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)
     return SentenceVerdict(start, start + len(text), score, tuple(sorted(moved, key=lambda span: span.start)))
 

@@ -201,14 +201,14 @@ def _singular(unit: str) -> str:
     return unit if unit in _UNITS else unit.removesuffix("s")
 
 
-def amount(said: str) -> float:
+def amount(text: str) -> float:
     """Return the value of a text that matches AMOUNT."""
-    said = said.lower()
-    if said[0].isdigit() or said[0] == ".":
-        return float(said.replace(",", ""))
-    if said in _WORDS:
-        return _WORDS[said]
-    tens, _, ones = said.replace("-", " ").partition(" ")
+    text = text.lower()
+    if text[0].isdigit() or text[0] == ".":
+        return float(text.replace(",", ""))
+    if text in _WORDS:
+        return _WORDS[text]
+    tens, _, ones = text.replace("-", " ").partition(" ")
     return _TENS[tens] + _ONES.get(ones, 0.0)
 
 

@@ -222,7 +222,7 @@ class Direction:
 
     start: int
     end: int
-    said: str
+    direction: str
     """A code that words of the same direction share"""
     opposite: str
     """The code of the words of the opposite direction"""

@@ -251,7 +251,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
     weights = read_json(folder / EXPORT)["weights"]
     checks = checks_of(Path(locate(name)), home, form)
-    looseness, prompts = openvino.LOOSENESS.get(weights, 1.0), None
+    looseness, prompts = openvino.TOLERANCE_FACTORS.get(weights, 1.0), None
     with closing(open_engine(str(folder))) as exported:
         if isinstance(exported, LlamacppEngine):
             looseness = gguf.QUANTIZATIONS[weights].looseness
@@ -263,7 +263,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
     deviations = [_deviation(name, home, check, after) for check, after in zip(checks, outputs, strict=True)]
     if problems := [text for each in deviations for text in each.problems(looseness)]:
         raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
-    drift: dict[str, Any] = {"said": " ".join(map(str, deviations))}
+    drift: dict[str, Any] = {"summary": " ".join(map(str, deviations))}
     for each in deviations:
         drift |= {"claims": each.facts(looseness)} if isinstance(each, ClaimDeviation) else each.facts(looseness)
     return {"drift": drift, "checked_prompts": prompts}
@@ -271,7 +271,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
 def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
     """Return how an export's outputs deviate from those of the model, which a run or model folder stores."""
-    asked = {
+    request = {
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
         "form": check.form.model_dump(mode="json"),
@@ -279,9 +279,13 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
     path = home / EXPORTS / check.file if home else None
     stored = read_json(path) if path and path.is_file() else {}
     with closing(open_engine(name, "transformers")) as original:
-        before: Any = check.output(**stored["said"]) if stored.get("asked") == asked else check.outputs(original)
+        # Earlier versions stored `request` as `asked`, and `output` as `said`.
+        if stored.get("request", stored.get("asked")) == request:
+            before: Any = check.output(**(stored["output"] if "output" in stored else stored["said"]))
+        else:
+            before = check.outputs(original)
         if path:
-            write_json(path, {"asked": asked, "said": asdict(before)})
+            write_json(path, {"request": request, "output": asdict(before)})
         return check.compare(before, after, original)
 
 

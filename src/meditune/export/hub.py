@@ -147,7 +147,7 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
             "## Training data",
             "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),
             "## Comparison of the merged model with the tuned one",
-            f"{facts['drift']['said']}\n",
+            f"{facts['drift'].get('summary') or facts['drift']['said']}\n",
         ]
     )
 
@@ -170,7 +170,7 @@ def readme(facts: dict[str, Any], name: str, use: str) -> str:
             f"    {use}",
             "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
             "## Comparison with the original model",
-            facts["drift"]["said"],
+            facts["drift"]["summary"],
             f"Made from {name}; tools: {tools}.\n",
         ]
     )

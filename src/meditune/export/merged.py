@@ -51,7 +51,7 @@ def _whole(place: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-NOTEWORTHY = 0.01
+MIN_PRUNED_SHARE = 0.01
 """Share of zeros above which a base counts as pruned"""
 
 
@@ -103,12 +103,12 @@ def remarks(facts: dict[str, Any]) -> list[str]:
             "in full precision, so it is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
         )
     before, after = facts["zeros_in_layers"]["base"], facts["zeros_in_layers"]["merged"]
-    if before > NOTEWORTHY and facts["made_from"]["keep_zeros"]:
+    if before > MIN_PRUNED_SHARE and facts["made_from"]["keep_zeros"]:
         sentences.append(
             f"The weights that pruning had set to zero ({100 * before:.0f} % in linear layers) were set to zero "
             "again, so the merged model is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
         )
-    elif before > NOTEWORTHY:
+    elif before > MIN_PRUNED_SHARE:
         sentences.append(
             f"{100 * before:.0f} % of the weights in the base's linear layers are zero, in the merged model "
             f"{100 * after:.0f} %, because an adapter fills zeros. --keep-sparsity sets them to zero again."

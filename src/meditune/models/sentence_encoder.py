@@ -34,7 +34,7 @@ Vectors = NDArray[np.float32]
 
 DEFAULT = SENTENCE_MODEL.name
 INT8 = SENTENCE_MODEL_INT8.name
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 """The most tokens of a text that are read; the rest is ignored"""
 BATCH_TOKENS = 1024
 FEW_TEXTS = 16
@@ -161,7 +161,7 @@ class SentenceModel:
 
         if not texts:
             return
-        rows = self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS, padding=False)["input_ids"]
+        rows = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS, padding=False)["input_ids"]
         with ExitStack() as stack:
             # Packing the weights takes longer than encoding a few texts, and a server's threads mustn't do it at once.
             many = len(texts) > FEW_TEXTS
@@ -272,7 +272,7 @@ def open_onnx(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenc
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     reader = Tokenizer.from_file(str(tokenizer))
-    reader.enable_truncation(MOST_TOKENS)
+    reader.enable_truncation(MAX_TOKENS)
     reader.no_padding()
     return OnnxSentenceModel(session, reader, int(session.get_outputs()[0].shape[-1]))
 

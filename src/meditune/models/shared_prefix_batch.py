@@ -193,15 +193,16 @@ def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:
     """Return a row for each pair, with the preferred answer as first branch, and the pairs of these rows, in order.
 
-    A pair is left out if its question alone is too long, or if its answers differ only in the part that was cut.
+    The row of a single answer has one branch. A pair is left out if its question alone is too long, or if its answers
+    differ only in the part that was cut.
     """
     rows, kept_pairs = [], []
     for pair in pairs:
         try:
-            encoded = encoder.alternatives(pair.example(), "answer", [pair.chosen, pair.rejected])
+            encoded = encoder.alternatives(pair.example(), "answer", list(pair.answers.values()))
         except QuestionTooLongError:
             continue
-        if encoded[0].target != encoded[1].target:
+        if len(encoded) == 1 or encoded[0].target != encoded[1].target:
             rows.append(join(encoded))
             kept_pairs.append(pair)
     return rows, kept_pairs

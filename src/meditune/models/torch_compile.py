@@ -20,7 +20,7 @@ import torch
 from meditune.files import cache_folder
 from meditune.models.hidden_state_cache import blocks_of, replayed
 
-PAYS_FROM = 5e13
+MIN_OPERATIONS = 5e13
 """Number of operations from which compiling is a small part of a training run: a few minutes on two cores"""
 VARIANTS = 64
 """The most variants of one layer's code: first layer, frozen layers, windows, batches of one row ... PyTorch's limit
@@ -38,7 +38,7 @@ def is_worthwhile(model: Any, tokens: int) -> bool:
     if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in inside):
         return False
     weights = sum(int(parameter.numel()) for block in trained for parameter in block.parameters())
-    return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= PAYS_FROM
+    return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= MIN_OPERATIONS
 
 
 def unsupported_reason(model: Any) -> str | None:

@@ -46,7 +46,7 @@ _ONE_INITIAL = re.compile(r"[A-Z](?<=[a-z.] .)(?:\.|(?=['’]s|[ ,;:?)]|$))(?![A
 _INITIALS = re.compile(r"[A-Z](?<![\w.].)\.[ ]?(?:[A-Z]\.[ ]?)?[A-Z]\.(?![A-Za-z])")
 _AGE_AFTER = re.compile(r",? ?\(?(?:an? )?\d{1,3}[- ]?(?:y|yo|y/o|m|f|year|m/o|months?)(?![a-z])")
 _CALLED_PATIENT = re.compile(r"(?<![a-z])(?:patient|pt\.?|initials)(?: is| are|:)? $")
-_TOLD_INITIALS = re.compile(r"(?<![a-z])initials(?: are|:)? ([a-z]\.?[ ]?[a-z]\.?)(?![a-z])")
+_STATED_INITIALS = re.compile(r"(?<![a-z])initials(?: are|:)? ([a-z]\.?[ ]?[a-z]\.?)(?![a-z])")
 _PERSON_TEXT = (
     "male female man woman boy girl patient pt child infant newborn teen teenager adult gentleman lady adolescent "
     "toddler client veteran athlete named m f yo y/o y.o year-old years-old old"
@@ -86,7 +86,7 @@ def initials(view: View) -> Iterator[Span]:
         if _AGE_AFTER.match(view.low, found.end()) or _CALLED_PATIENT.search(view.before(found.start(), 16)):
             yield Span(found.start(), found.end(), "name")
     if view.has("initials"):
-        for found in _TOLD_INITIALS.finditer(view.low):
+        for found in _STATED_INITIALS.finditer(view.low):
             if view.text[found.start(1)].isupper():
                 yield Span(*found.span(1), "name")
 

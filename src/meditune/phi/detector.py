@@ -44,7 +44,7 @@ _KINDS: dict[str, Kind] = {
     "IBAN_CODE": "account",
     "LOCATION": "city",
 }
-_LOWEST_SCORE = 0.35
+_MIN_SCORE = 0.35
 _DATE = re.compile(r"\d[-/.]\d|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*", re.IGNORECASE)
 """What a DATE_TIME must contain: Presidio also returns "daily" and "67" as dates"""
 
@@ -55,7 +55,7 @@ def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list
     Raises DataError if Presidio isn't installed.
     """
     found = list(spans.find(text))
-    for result in _analyzer().analyze(text, language="en", entities=list(_entities()), score_threshold=_LOWEST_SCORE):
+    for result in _analyzer().analyze(text, language="en", entities=list(_entities()), score_threshold=_MIN_SCORE):
         is_time = result.entity_type == "DATE_TIME" and not _DATE.search(text, result.start, result.end)
         if not is_time:
             found.append(Span(result.start, result.end, _KINDS[result.entity_type]))
@@ -140,7 +140,7 @@ _VISIT = re.compile(
 )
 _DAY = re.compile(r"(?<!\d)\d{1,2}(?!\d)")
 """In a query, a visit on a certain day is one person's: "patients ... seen at Duke on April 4, 2023\""""
-_LONGEST = 1200
+_MAX_PASSAGE = 1200
 _SHORT = 600
 """A text of at most this many characters that names somebody, such as a search query, is about that person"""
 _AROUND = 250
@@ -189,7 +189,7 @@ class Passages:
 
     def _is_sentence_of_many(self, number: int) -> bool:
         start = self._starts[number]
-        end = min(self._starts[number + 1], start + _LONGEST)
+        end = min(self._starts[number + 1], start + _MAX_PASSAGE)
         if not self._many.search(self.view.low, start, end) or _ONE.search(self.view.text, start, end):
             return False
         named = bisect_right(self._people, end - 1) > bisect_right(self._people, start - 1)
@@ -243,7 +243,9 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
     sites = list(care_sites.find(view, is_record))
     if sites and (passages.is_query or passages.has_one):
         found += sites
-    return joined(span for span in found if (kinds is None or span.kind in kinds) and not _is_nobodys(span, passages))
+    return joined(
+        span for span in found if (kinds is None or span.kind in kinds) and not _is_not_personal(span, passages)
+    )
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
@@ -265,7 +267,7 @@ def _is_visit(view: View, span: Span) -> bool:
     )
 
 
-def _is_nobodys(span: Span, passages: Passages) -> bool:
+def _is_not_personal(span: Span, passages: Passages) -> bool:
     return (span.kind in _OF_STUDIES and passages.of_many(span.start)) or (
         span.kind in _OF_ORGANIZATIONS and passages.of_organization(span.start)
     )

@@ -14,7 +14,7 @@ from meditune.phi.spans import Span, View
 
 _BEFORE = 56
 """Number of characters before a number that are searched for its label"""
-_SHORTEST = 4
+_MIN_LENGTH = 4
 _LONG = 6
 _OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
 """Kinds whose long numbers often follow the label directly"""
@@ -106,7 +106,7 @@ def find(view: View) -> Iterator[Span]:
     if view.has("plate", " tag", "registered", "registration"):
         for found in _PLATE.finditer(view.low):
             value = found["value"]
-            if len(value) >= 5 or (len(value) >= _SHORTEST and any(map(str.isalpha, value))):
+            if len(value) >= 5 or (len(value) >= _MIN_LENGTH and any(map(str.isalpha, value))):
                 yield Span(*found.span("value"), "vehicle")
     if view.has("last four", "last 4"):
         for found in _LAST_FOUR.finditer(view.low):
@@ -154,7 +154,7 @@ def _by_label(view: View) -> Iterator[Span]:
         done = found.end()
         value = found[0]
         digits = sum(map(str.isdecimal, value))
-        if digits < _SHORTEST - 1 or len(value) < _SHORTEST:
+        if digits < _MIN_LENGTH - 1 or len(value) < _MIN_LENGTH:
             continue
         before = view.before(found.start(), _BEFORE)
         label = _LABEL.search(before)
@@ -163,9 +163,9 @@ def _by_label(view: View) -> Iterator[Span]:
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
         strong = marked or label[kind].split()[-1] in _STRONG
-        mixed = digits >= _SHORTEST and len(value) >= 8 and any(map(str.isalpha, value))
+        mixed = digits >= _MIN_LENGTH and len(value) >= 8 and any(map(str.isalpha, value))
         long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE
-        if not (strong or long or (label["colon"] and digits > _SHORTEST)):
+        if not (strong or long or (label["colon"] and digits > _MIN_LENGTH)):
             continue
         if " " in value and kind not in _IN_GROUPS:
             value = value.partition(" ")[0]

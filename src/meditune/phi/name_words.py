@@ -141,8 +141,8 @@ class Cue(IntEnum):
 
 
 _AFTER_COLON = {"label": Cue.SURE, "field": Cue.FIELD}
-_MOST_WORDS = 4
-_FURTHEST = 44
+_MAX_WORDS = 4
+_MAX_DISTANCE = 44
 _BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
 _ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
 """In capitals these are often a disease, a scan or a degree, unless a full stop and a name in capitals follow"""
@@ -167,13 +167,13 @@ _PLAIN, _LABELS = _read()
 def before(view: View, place: int) -> Cue | None:
     """Return the level of the longest cue that ends directly before `place`, or None."""
     text, low = view.text, view.low
-    start = max(0, place - _FURTHEST)
+    start = max(0, place - _MAX_DISTANCE)
     piece = low[start:place]
     head = piece.rstrip(_BETWEEN)
     between = piece[len(head) :]
     if not between or not head:
         return None
-    words = [word.strip('(,:;["“') for word in head.split()[-_MOST_WORDS:]]
+    words = [word.strip('(,:;["“') for word in head.split()[-_MAX_WORDS:]]
     known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN
     ends_sentence = "." in between or ";" in between
     for number in range(len(words), 0, -1):
@@ -222,9 +222,9 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
     pieces: list[str] = []
     end = place
     piece = FIRST.match(view.text, place)
-    while piece and len(pieces) < _MOST_WORDS:
+    while piece and len(pieces) < _MAX_WORDS:
         written = piece[1]
-        if not _goes_on(view, pieces, written, piece, cue):
+        if not _continues_name(view, pieces, written, piece, cue):
             break
         pieces.append(plain(written))
         end = piece.start(1) + len(stem(written))
@@ -237,7 +237,7 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
     return Span(place, end, "name")
 
 
-def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
+def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
     """Return True if the next word belongs to the name whose words so far are `pieces`."""
     low = plain(written)
     end = piece.start(1) + len(stem(written))
@@ -260,7 +260,7 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     if first:
         if cue is Cue.TITLE or (cue is Cue.SURE and (low in ALSO_NAMES or _name_follows(view, end))):
             return True
-        return low in ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue))
+        return low in ALSO_NAMES and (bool(pieces) or _is_name_by_context(view, written, end, cue))
     if low in WORD_NAMES or low in EPONYMS:
         return pieces[-1] not in SURNAMES or (len(pieces) == 1 and pieces[-1] in GIVEN)
     if cue >= Cue.SURE and len(pieces[-1]) == 1:
@@ -268,7 +268,7 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in SURNAMES and written.istitle()
 
 
-def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
+def _is_name_by_context(view: View, written: str, end: int, cue: Cue) -> bool:
     """Return True if a capitalized English word is a name, judged by what follows: a name, or no other capital."""
     if NEXT.match(view.text, end):
         return _name_follows(view, end)
@@ -300,7 +300,7 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
 def is_eponym(view: View, end: int) -> bool:
     """Return True if the name ending here is an eponym (a disease, test or device follows) or a paper's author."""
     place = end
-    for _ in range(_MOST_WORDS):
+    for _ in range(_MAX_WORDS):
         following = _FOLLOWING.match(view.text, place)
         if following is None:
             break

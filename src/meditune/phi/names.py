@@ -64,13 +64,13 @@ _VERBS = frozenset(_VERBS_TEXT.split())
 
 def find(view: View) -> Iterator[Span]:
     """Yield names of people."""
-    found = [*_written_large(view), *_signatures(view), *_written_small(view)]
+    found = [*_capitalized_names(view), *_signatures(view), *_lowercase_names(view)]
     found += described_names.initials(view)
     yield from found
     yield from repeated_names(view, found)
 
 
-def _written_large(view: View) -> Iterator[Span]:
+def _capitalized_names(view: View) -> Iterator[Span]:
     """Yield capitalized names, checking each capitalized word."""
     text, done = view.text, 0
     for token in TOKEN.finditer(text):
@@ -241,7 +241,7 @@ def _signatures(view: View) -> Iterator[Span]:
                 yield name
 
 
-def _written_small(view: View) -> Iterator[Span]:
+def _lowercase_names(view: View) -> Iterator[Span]:
     """Yield lowercase names, as people type them: "my name is jane doe", "dr smith"."""
     name: Span | None = None
     if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
@@ -278,11 +278,13 @@ def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
             continue
         # After "Dr. Long", a "Long" at the start of a sentence is still not a name.
         english = name_words.is_ordinary(word.lower()) or word.lower() in name_words.WORD_NAMES
-        if not (english and not _beside(view, token, known)) and not is_eponym(view, token.start() + len(word)):
+        if not (english and not _is_capitalized_as_name(view, token, known)) and not is_eponym(
+            view, token.start() + len(word)
+        ):
             yield Span(token.start(), token.start() + len(word), "name")
 
 
-def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
+def _is_capitalized_as_name(view: View, token: re.Match[str], known: set[str]) -> bool:
     """Return True if this known word is capitalized as a name: inside a sentence, or next to a name or a verb."""
     if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
         return True

@@ -76,7 +76,7 @@ _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
 """Before these, ordinary words describe the service ("Asthma Clinic") and don't identify the place"""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = name_words.WORD_NAMES | name_words.CITIES
-_FURTHEST = 80
+_MAX_DISTANCE = 80
 _LEADING_TOWN = re.compile(
     r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City|Street|Avenue|Road|Apt)(?: |$)"
 )
@@ -108,7 +108,7 @@ def find(view: View) -> Iterator[Span]:
     yield from _addresses(view)
     yield from _towns(view)
     for house in _HOUSE_AT.finditer(view.text):
-        begin = max(0, house.start() - _FURTHEST)
+        begin = max(0, house.start() - _MAX_DISTANCE)
         name = _NAME_BEFORE.search(view.text, begin, house.start())
         start = _start_of(view.text, name.start() if name else house.start(), house)
         if start is not None:
@@ -162,7 +162,7 @@ def _towns(view: View) -> Iterator[Span]:
         town = _TOWN_AT.match(text, found.start())
         if town and (
             town[0].lower() in name_words.CITIES
-            or (_is_dwelt_in(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
+            or (_is_residence(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
 
@@ -198,7 +198,7 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
         yield Span(start, end, "city")
 
 
-def _is_dwelt_in(before: list[str]) -> bool:
+def _is_residence(before: list[str]) -> bool:
     """Return True if the preceding words end in "lives in", "came here from" or similar."""
     if before[-1] == "near":
         return True

@@ -146,8 +146,8 @@ _STREET_KIND = re.compile(
     re.IGNORECASE,
 )
 _SMALL_WORD = re.compile(r"[^\W\d_][\w'’-]*")
-_FEWEST_WEEKS, _MOST_WEEKS = 8, 156
-_OLDEST = "90"
+_MIN_WEEKS, _MAX_WEEKS = 8, 156
+_MAX_AGE = "90"
 """Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits"""
 
 
@@ -156,7 +156,7 @@ class Surrogates:
 
     def __init__(self, secret: bytes, group: str) -> None:
         self._key = hmac.digest(secret, group.encode(), hashlib.sha256)
-        weeks = _FEWEST_WEEKS + self._number("weeks", "") % (_MOST_WEEKS - _FEWEST_WEEKS)
+        weeks = _MIN_WEEKS + self._number("weeks", "") % (_MAX_WEEKS - _MIN_WEEKS)
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
         """Number of days by which this group's dates are shifted"""
 
@@ -170,7 +170,7 @@ class Surrogates:
         if kind == "date":
             return shift_date(written, self.days) or f"[{PLACEHOLDERS[kind]}]"
         if kind == "age":
-            return _OLDEST
+            return _MAX_AGE
         if kind == "bracket":
             return placeholder(written)
         if kind == "hospital":
@@ -243,7 +243,7 @@ def _last_word(address: str) -> str:
 
 
 VARIABLE = "MEDITUNE_PHI_SECRET"
-_FEWEST_CHARACTERS = 16
+_MIN_SECRET_CHARACTERS = 16
 
 
 def surrogate_secret() -> bytes:
@@ -262,7 +262,7 @@ def surrogate_secret() -> bytes:
             partial.write_text(secrets.token_hex(32), encoding="ascii")
             partial.replace(file)
         given = file.read_text(encoding="ascii").strip()
-    if len(given) < _FEWEST_CHARACTERS:
+    if len(given) < _MIN_SECRET_CHARACTERS:
         where = VARIABLE if VARIABLE in os.environ else str(file)
-        raise DataError(f"{where}: the secret for surrogates must have at least {_FEWEST_CHARACTERS} characters.")
+        raise DataError(f"{where}: the secret for surrogates must have at least {_MIN_SECRET_CHARACTERS} characters.")
     return given.encode()

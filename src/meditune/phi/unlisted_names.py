@@ -246,7 +246,7 @@ def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span
     yield from _towns(view, careful)
     houses = [span for span in careful if span.kind == "hospital"]
     for house in _HOUSE.finditer(view.text):
-        start = _telling(house)
+        start = _start_of_site_name(house)
         if start is not None:
             houses.append(Span(start, house.end(), "hospital"))
     yield from houses
@@ -306,7 +306,7 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
             yield Span(*town.span(1), "city")
 
 
-def _telling(house: re.Match[str]) -> int | None:
+def _start_of_site_name(house: re.Match[str]) -> int | None:
     """Return where the name of a hospital begins; None if the words could name any hospital."""
     for word in re.finditer(r"\S+", house[1]):
         low = word[0].lower().strip(".,")

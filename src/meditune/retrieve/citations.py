@@ -19,7 +19,7 @@ from meditune.evidence.support_model import ClaimVerdict
 from meditune.observability import LOGGER
 from meditune.retrieve.context_packing import PackedPassage
 
-MOST_CITED = 2
+MAX_CITATIONS = 2
 """Maximum number of passages cited for a sentence, the best ones"""
 SUPPORT = 0.437
 """Minimum probability by the detector for a passage to support a sentence ..."""
@@ -29,7 +29,7 @@ JUDGED_SUPPORT = 0.65
 """Minimum probability by a judge for a passage to support a sentence. The judge's own threshold is lower, because it
 limits false alarms on true conclusions; at that threshold, more than half of the sentences shown were unsupported
 (docs/experiments/faithfulness.md)."""
-MOST_JUDGED = 3
+MAX_JUDGED_PASSAGES = 3
 """Maximum number of passages that a judge reads for a sentence"""
 JUDGE_SECONDS = 20.0
 """Maximum time for judging the sentences of one answer"""
@@ -93,9 +93,11 @@ class Citer:
         judged = [_compared(sentence, known) for known in self._known]
         if self._judge:
             judged = self._read(self._judge, text, judged)
-        ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[:MOST_CITED]
+        ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[
+            :MAX_CITATIONS
+        ]
         top = max((each.score for each in judged), default=0.0)
-        return SupportEvidence(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
+        return SupportEvidence(tuple(ranked), tuple(judged[n].closest_source for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
         """Return the judge's findings on the passages that share the most words with the sentence; others don't count.
@@ -110,7 +112,7 @@ class Citer:
         found = [replace(each, score=0.0, bears=False) for each in judged]
         complete = [n for n, each in enumerate(judged) if not any(span.kind in MISSING for span in each.evidence.spans)]
         try:
-            for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MOST_JUDGED]:
+            for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MAX_JUDGED_PASSAGES]:
                 (verdict,) = judge.supports([text], [self._passages[n].shown])
                 found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= self._threshold)
         except ModelError as error:
@@ -134,9 +136,9 @@ class _Compared:
     evidence: Evidence
 
     @property
-    def likest(self) -> str:
+    def closest_source(self) -> str:
         """The sentence of the passage that is most similar to the checked sentence."""
-        return self.evidence.likest
+        return self.evidence.closest_source
 
 
 def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compared:

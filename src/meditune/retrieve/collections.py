@@ -99,7 +99,7 @@ CREATE TABLE articles (
 CREATE INDEX articles_change ON articles (change);
 CREATE INDEX articles_said ON articles (said);
 """
-THERE, RETRACTED, OUT = "there", "retracted", "out"
+CURRENT, RETRACTED, EXCLUDED = "there", "retracted", "out"
 """States: current; retracted; left out for another reason (deleted, replaced, refused, no abstract)"""
 
 
@@ -112,7 +112,7 @@ def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[
     with closing(opened(folder)) as base:
         rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
         for pmid, record, state in rows:
-            if state == THERE:
+            if state == CURRENT:
                 document = pubmed_articles.from_dict(json.loads(record)).document()
                 withdrawn.discard(document.id)
                 yield document

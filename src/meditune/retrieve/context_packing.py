@@ -161,7 +161,7 @@ def _length(part: Part) -> int:
     return len(str(part["text"]).split())
 
 
-AS_NEAR = 0.15
+MAX_COSINE_GAP = 0.15
 """Maximum difference to the best cosine for a passage to be used. Small models write about whatever the prompt
 contains, so a passage about another disease leads to an answer about that disease: supported, but irrelevant
 """
@@ -171,7 +171,7 @@ PER_GRADE = 0.06
 """Share of the weight lost per grade"""
 RESEARCH = ("pubmed",)
 """Names, or prefixes of names, of sources for experts"""
-TOWARDS = 0.5
+AUDIENCE_BONUS = 0.5
 """Bonus factor for sources that suit the audience"""
 
 Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
@@ -188,7 +188,7 @@ def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
     nearest = max((hit.meaning for hit in hits if hit.meaning is not None), default=None)
     if nearest is None:
         return hits[:k]
-    near = [hit for hit in hits if hit.meaning is not None and hit.meaning >= nearest - AS_NEAR]
+    near = [hit for hit in hits if hit.meaning is not None and hit.meaning >= nearest - MAX_COSINE_GAP]
     worth = {id(hit): _weight(style, hit) / (place + 3) for place, hit in enumerate(near)}
     return sorted(near, key=lambda hit: -worth[id(hit)])[:k]
 
@@ -203,6 +203,6 @@ def grade(text: str) -> float:
 def _weight(style: Style, hit: Hit) -> float:
     research = hit.passage.source.startswith(RESEARCH)
     if style == "expert":
-        return 1 + TOWARDS * research
+        return 1 + AUDIENCE_BONUS * research
     hard = max(0.0, grade(hit.passage.text) - READABLE)
-    return (1 + TOWARDS * (not research)) / (1 + PER_GRADE * hard)
+    return (1 + AUDIENCE_BONUS * (not research)) / (1 + PER_GRADE * hard)

@@ -2,7 +2,7 @@ r"""Hybrid search in one version of an index: from a message to ranked hits.
 
 hybrid          candidates by words, titles and meaning, ordered by the reranker
 fused           BM25 and vectors, joined by reciprocal rank fusion only
-words, meaning  one of these only
+bm25, vectors   one of these only
 
 words    -> BM25 for the message, and for its question with other names of its topics        \
 titles   -> the titles nearest to the message, and to its question                             fusion -> reranker
@@ -35,7 +35,9 @@ from meditune.retrieve.reranker import Reranker, RerankQuery
 from meditune.retrieve.storage import IndexStorage
 from meditune.retrieve.vector_search import VectorSearch
 
-Mode = Literal["hybrid", "fused", "words", "meaning"]
+Mode = Literal["hybrid", "fused", "bm25", "vectors"]
+RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}
+"""Modes of the last version with their new names. The next version refuses the old ones."""
 Ranking = Mapping[int, float]
 """Row ids with scores, the best first"""
 Places = NDArray[np.int64]
@@ -49,7 +51,7 @@ CANDIDATES = 100
 """Number of passages, or titles, from each ranking"""
 RERANKED = 100
 """Number of candidates that are reranked, the best by fusion; the others keep their order"""
-MOST_HITS = 10_000
+MAX_HITS = 10_000
 PROBES = 32
 """Number of partitions of an approximate vector index to search"""
 REFINE = 4
@@ -255,7 +257,7 @@ def search(
     question: str,
     k: int = 10,
     *,
-    mode: Mode = "hybrid",
+    mode: str = "hybrid",
     sources: Sequence[str] | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -264,17 +266,18 @@ def search(
 ) -> SearchResult:
     """Return the best k passages.
 
-    `mode` skips the reranker ("fused") or uses one part only; `sources`, `since` and `until` (dates) narrow the search;
-    `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1, is how much similarity to
-    better hits lowers a hit.
+    `mode` skips the reranker ("fused") or uses one part only ("bm25", "vectors"); `sources`, `since` and `until`
+    (dates) narrow the search; `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1,
+    is how much similarity to better hits lowers a hit.
 
     Raises DataError if the question is empty or an option is invalid.
     """
+    mode = RENAMED_MODES.get(mode, mode)
     if mode not in get_args(Mode):
         raise DataError(f"mode {mode!r} must be one of {', '.join(get_args(Mode))}.")
     for name, number in (("k", k), ("per_document", per_document)):
-        if number is not None and not 1 <= number <= MOST_HITS:
-            raise DataError(f"{name} is {number}; it must be from 1 to {MOST_HITS:,}.")
+        if number is not None and not 1 <= number <= MAX_HITS:
+            raise DataError(f"{name} is {number}; it must be from 1 to {MAX_HITS:,}.")
     if not 0 <= diversity <= 1:
         raise DataError(f"diversity is {diversity}; it must be from 0 (by score only) to 1.")
     query = build_query(question)
@@ -363,15 +366,15 @@ def _fused(
     text: str,
     k: int,
     condition: str | None,
-    mode: Mode,
+    mode: str,
     per_document: int | None,
 ) -> _Ranked:
     """Return the ranking by one part, or by both combined."""
     rows, most = opened.rows, max(CANDIDATES, k)
     searches: dict[str, Callable[[], Ranking]] = {}
-    if mode != "meaning":
+    if mode != "vectors":
         searches["words"] = partial(rows.by_words, text, most, condition)
-    if mode != "words":
+    if mode != "bm25":
         searches["meaning"] = partial(rows.by_meaning, encoder.encode([text])[0], most, condition)
     with storage.readable(opened.store):
         found = rows.run_parallel(list(searches.values()))

@@ -53,12 +53,12 @@ _WEAK = re.compile(
 _ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
 DENSITY = 4
 """Minimum points for a sentence without health words to be an order: two for a strong word, one for a weak word"""
-BESIDE = 12
+MAX_ADJACENT_WORDS = 12
 """Maximum number of words of a sentence that is removed with the order beside it"""
-MOST_BESIDE = 30
+MAX_ADJACENT_READER_WORDS = 30
 """Maximum number of words of a sentence to the reader, without health words, that is removed with the order beside it
 """
-_BESIDE = re.compile(
+_ADJACENT = re.compile(
     r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
     r"|first|second|third|important|attention|urgent|hello|one more thing|them"
     r"|(?:the|this|that) (?:test|task|question|answer|update|note|message|real)|it should)\b",
@@ -81,14 +81,16 @@ def is_override(sentence: str) -> bool:
     return any(_OVERRIDING(text) or _spelled_out(text) for text in decodings(sentence))
 
 
-def goes_with_order(sentence: str) -> bool:
+def is_part_of_instruction(sentence: str) -> bool:
     """Return whether a sentence beside an order belongs to it: it is short, and addressed to the model or about it."""
-    plain = _looks(sentence)
+    plain = _visible_text(sentence)
     words = re.findall(r"[^\W\d_]+", plain)
-    if len(words) <= BESIDE and _BESIDE.search(plain):
+    if len(words) <= MAX_ADJACENT_WORDS and _ADJACENT.search(plain):
         return True
     addressed = _IMPERATIVE(plain) or re.search(r"\byour?\b", plain, re.IGNORECASE)
-    return bool(len(words) <= MOST_BESIDE and addressed) and not any(is_health_word(word.lower()) for word in words)
+    return bool(len(words) <= MAX_ADJACENT_READER_WORDS and addressed) and not any(
+        is_health_word(word.lower()) for word in words
+    )
 
 
 def _is_dense(text: str) -> bool:
@@ -161,7 +163,7 @@ _IMPERATIVE = _Rules("imperatives")
 
 def decodings(sentence: str) -> Iterator[str]:
     """Yield the sentence as it looks, and its decoded forms if letters are disguised; each once."""
-    plain = _looks(sentence)
+    plain = _visible_text(sentence)
     unread = html.unescape(sentence)
     seen = {plain}
     yield plain
@@ -171,7 +173,7 @@ def decodings(sentence: str) -> Iterator[str]:
             yield other
 
 
-def _looks(text: str) -> str:
+def _visible_text(text: str) -> str:
     """Return the text as a reader sees it: normalised letters, no invisible characters, no HTML and URL escapes."""
     text = html.unescape(text)
     if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
@@ -323,7 +325,7 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
         is_one = _with_neighbours(found, is_one)
     for sentence, is_order in zip(found, is_one, strict=True):
         (orders if is_order else remaining).append(sentence)
-    broken = (_broken(sentence, form) for sentence in remaining)
+    broken = (_without_cues(sentence, form) for sentence in remaining)
     return CleanedText(" ".join(sentence for sentence in broken if sentence), tuple(orders))
 
 
@@ -343,7 +345,7 @@ def _with_neighbours(sentences: Sequence[str], is_order: Sequence[bool]) -> list
     for places in (range(1, len(sentences)), range(len(sentences) - 2, -1, -1)):
         for place in places:
             beside = place - 1 if places.step > 0 else place + 1
-            are_orders[place] = are_orders[place] or (are_orders[beside] and goes_with_order(sentences[place]))
+            are_orders[place] = are_orders[place] or (are_orders[beside] and is_part_of_instruction(sentences[place]))
     return are_orders
 
 
@@ -364,7 +366,7 @@ def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
     return _HEADING.sub("", text)
 
 
-def _broken(sentence: str, form: PromptFormat) -> str:
+def _without_cues(sentence: str, form: PromptFormat) -> str:
     """Return the sentence without the colons that make cues of its words."""
     for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
         word = cue.rstrip(":： ")

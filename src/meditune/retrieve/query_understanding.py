@@ -16,7 +16,7 @@ from meditune.retrieve import storage
 from meditune.retrieve.topics import Mention, Synonyms
 from meditune.text import sentences
 
-MOST_CHARACTERS = 2_000
+MAX_CHARACTERS = 2_000
 """Longer than any LiveQA question; further text would add noise to BM25, and MiniLM doesn't read it"""
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
@@ -40,11 +40,11 @@ def build_query(question: str) -> Query:
     if not re.search(r"\w", text):
         raise DataError("The question is empty: it has no letters and no digits. Enter a question in words.")
     remarks: tuple[str, ...] = ()
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         remarks = (
-            f"The question has {len(text):,} characters; only the first {MOST_CHARACTERS:,} were used for the search.",
+            f"The question has {len(text):,} characters; only the first {MAX_CHARACTERS:,} were used for the search.",
         )
-    return Query(text[:MOST_CHARACTERS], "\n".join(filter(None, lines))[:MOST_CHARACTERS], remarks)
+    return Query(text[:MAX_CHARACTERS], "\n".join(filter(None, lines))[:MAX_CHARACTERS], remarks)
 
 
 def row_filter(
@@ -98,7 +98,7 @@ GREETING = _any(
     end="",
 )
 """An opening that can be dropped"""
-SAYS_NOTHING = _any(
+UNINFORMATIVE = _any(
     r"general(?: health| information| question| complaint)?",
     r"questions?|(?:medical )?question|i have a question.*|advice|consultation|in(?:quiry|fo|formation)|enquiry",
     r"feedback",
@@ -207,7 +207,7 @@ def _parts(question: str) -> tuple[str, list[str]]:
     subject = first.strip() if rest.strip() and len(first.split()) <= SUBJECT_WORDS else ""
     message = " ".join((rest if subject else question).split())
     stripped = [GREETING.sub("", sentence).strip() for sentence in sentences(message)]
-    return "" if SAYS_NOTHING.match(subject) else subject, [sentence for sentence in stripped if sentence]
+    return "" if UNINFORMATIVE.match(subject) else subject, [sentence for sentence in stripped if sentence]
 
 
 def _mentions(subject: str, questions: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:

@@ -88,9 +88,9 @@ def overlap(
     return scores / highest if highest else scores
 
 
-FEWEST_WORDS = 3
+MIN_WORDS = 3
 """Minimum number of words in a sentence that is compared separately"""
-MOST_SENTENCES = 12
+MAX_SENTENCES = 12
 TITLE_LENGTH = 8.0
 """Number of words in a usual title"""
 HEADLINE = 200
@@ -151,8 +151,8 @@ class Reranker:
         """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
-        parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= FEWEST_WORDS]
-        texts = [corrected, focused.query, *(parts[:MOST_SENTENCES] or [corrected])]
+        parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= MIN_WORDS]
+        texts = [corrected, focused.query, *(parts[:MAX_SENTENCES] or [corrected])]
         once = list(dict.fromkeys(texts))
         vectors = dict(zip(once, self.encode(once), strict=True))
         expanded = self.synonyms.expand(focused.query)
@@ -216,7 +216,7 @@ class Reranker:
     def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
         """Return the titles' vectors; unknown titles use their passage's vector, so only the question is embedded."""
         if vectors is None:
-            return self.title_vectors.of(headlines, self.encode)
+            return self.title_vectors.vectors_of(headlines, self.encode)
         places = [self.title_vectors.place(headline) for headline in headlines]
         result = np.array(vectors)
         known = [index for index, place in enumerate(places) if place is not None]
@@ -238,7 +238,7 @@ def _weights(topic: str) -> dict[str, float]:
     return {word: says(word) for word in words(topic)}
 
 
-MOST_TITLES = 100_000
+MAX_TITLES = 100_000
 """With more distinct titles, names and title vectors are skipped, and passages count by their own vectors."""
 
 Names = tuple[tuple[str, ...], ...]
@@ -273,12 +273,12 @@ def make(
     """
     distinct = tuple(title for title in dict.fromkeys(titles) if title)
     names = tuple(tuple(group) for group in thesaurus)
-    if len(distinct) > MOST_TITLES:
+    if len(distinct) > MAX_TITLES:
         distinct = ()
     known = TitleVectors(before.titles, before.vectors) if before and before.model == model else None
     if not distinct:
         return Knowledge(model, (), np.zeros((0, 0), dtype=np.float32), names)
-    return Knowledge(model, distinct, known.of(distinct, encode) if known else encode(distinct), names)
+    return Knowledge(model, distinct, known.vectors_of(distinct, encode) if known else encode(distinct), names)
 
 
 def as_bytes(known: Knowledge) -> bytes:

@@ -136,7 +136,7 @@ FORMAT = 1
 """Format of table and manifest; an index in another format must be built again."""
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
-IDS_AT_ONCE = 500
+IDS_PER_QUERY = 500
 APPROXIMATE = "IVFPQ"
 """The kind of index for many vectors"""
 
@@ -192,8 +192,8 @@ def scan(table: Any, columns: Sequence[str]) -> Iterator[Any]:
 def delete(table: Any, ids: Iterable[str]) -> None:
     """Delete the passages with these ids."""
     waiting = list(ids)
-    for start in range(0, len(waiting), IDS_AT_ONCE):
-        table.delete(f"id IN ({', '.join(map(quoted, waiting[start : start + IDS_AT_ONCE]))})")
+    for start in range(0, len(waiting), IDS_PER_QUERY):
+        table.delete(f"id IN ({', '.join(map(quoted, waiting[start : start + IDS_PER_QUERY]))})")
 
 
 def quoted(text: str) -> str:
@@ -266,7 +266,7 @@ class ObjectStorage(IndexStorage):
     def get(self, file: str) -> bytes | None:
         """See IndexStorage."""
         try:
-            with _reached(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
+            with _storage_errors(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
                 data: bytes = stream.read()
         except FileNotFoundError:
             return None
@@ -274,27 +274,27 @@ class ObjectStorage(IndexStorage):
 
     def put(self, file: str, data: bytes) -> None:
         """See IndexStorage. Object storage shows an object only when it is complete."""
-        with _reached(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
+        with _storage_errors(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
             stream.write(data)
 
     def remove(self, file: str) -> None:
         """See IndexStorage."""
         if file in self.files(file):
-            with _reached(self.name):
+            with _storage_errors(self.name):
                 self._files().delete_file(f"{self._path}/{file}")
 
     def files(self, start: str) -> list[str]:
         """See IndexStorage."""
         from pyarrow.fs import FileSelector
 
-        with _reached(self.name):
+        with _storage_errors(self.name):
             entries = self._files().get_file_info(FileSelector(self._path, allow_not_found=True))
         return sorted(each.base_name for each in entries if each.base_name.startswith(start))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """See IndexStorage. A killed process leaves the index locked."""
-        with _reached(self.name):
+        with _storage_errors(self.name):
             self._check_bucket()
             database = connect(self)
             own_mark = self._take(database)
@@ -308,10 +308,10 @@ class ObjectStorage(IndexStorage):
     def unlock(self) -> str:
         """See IndexStorage."""
         database = connect(self)
-        with _reached(self.name):
+        with _storage_errors(self.name):
             if LOCK not in database.list_tables().tables:
                 return f"{self.name} is not locked."
-            who = _who(database)
+            who = _lock_holder(database)
             database.drop_table(LOCK)
         return f"{self.name} is unlocked. It was locked by {who}."
 
@@ -334,15 +334,15 @@ class ObjectStorage(IndexStorage):
         except (ValueError, RuntimeError, OSError) as error:
             if LOCK not in database.list_tables().tables:
                 raise
-            raise self._taken(_who(database)) from error
+            raise self._locked_error(_lock_holder(database)) from error
         # Without conditional writes, two processes can create the lock at the same moment; the last one's entry stays.
         time.sleep(SETTLING_SECONDS)
         stored_mark = _mark(database)
         if stored_mark != own_mark:
-            raise self._taken(stored_mark.partition(" ")[2])
+            raise self._locked_error(stored_mark.partition(" ")[2])
         return own_mark
 
-    def _taken(self, holder: str) -> DataError:
+    def _locked_error(self, holder: str) -> DataError:
         return DataError(
             f"{self.name}: {holder} is changing this index. Wait until it ends; if it was killed, unlock the index "
             f"with `meditune index unlock {self.name}`."
@@ -359,7 +359,7 @@ class ObjectStorage(IndexStorage):
 
 
 @contextmanager
-def _reached(name: str) -> Iterator[None]:
+def _storage_errors(name: str) -> Iterator[None]:
     """Raise DataError if the storage refuses or is unreachable."""
     try:
         yield
@@ -376,7 +376,7 @@ def _region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-def _who(database: Any) -> str:
+def _lock_holder(database: Any) -> str:
     return _mark(database).partition(" ")[2]
 
 

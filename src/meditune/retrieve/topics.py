@@ -101,25 +101,26 @@ def read(title: str) -> Title:
     for pattern, kind in _TEMPLATES:
         found = pattern.fullmatch(plain)
         if found:
-            return Title(found["topic"], _once([found["topic"], *others]), kind)
-    return Title(plain, _once([plain, *others]), "")
+            return Title(found["topic"], _unique([found["topic"], *others]), kind)
+    return Title(plain, _unique([plain, *others]), "")
 
 
-def _once(names: Sequence[str]) -> tuple[str, ...]:
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-LONGEST = 8
+MAX_NAME_WORDS = 8
 """Maximum number of words in a name"""
 KNOWN = 3.0
 """Zipf frequency (log10 of occurrences in 10^9 words) from which a word counts as English and not as a misspelling"""
-SHORTEST_SLIP = 5
-"""Minimum length of a word that may be misspelled; from `LONG_SLIP` letters on two letters may be wrong, otherwise one
+MIN_TYPO_LETTERS = 5
+"""Minimum length of a word that may be misspelled; from `TWO_TYPO_LETTERS` letters on two letters may be wrong,
+otherwise one
 """
-LONG_SLIP = 8
+TWO_TYPO_LETTERS = 8
 RARER = 1.0
 """Maximum by which (Zipf) the intended word may be rarer than the written one; common misspellings have counts too"""
-SHORTEST_ACRONYM, MOST_OF_ACRONYM = 3, 4
+MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4
 """Minimum number of words for an acronym of a name, and maximum number of topics that share it"""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
@@ -163,13 +164,13 @@ class Synonyms:
             for written in group:
                 for name in _variants(written):
                     parts = tuple(words(name))
-                    if 0 < len(parts) <= LONGEST and _tells(parts):
+                    if 0 < len(parts) <= MAX_NAME_WORDS and _is_informative(parts):
                         self._topics[parts].add(topic)
                         self._names[topic].add(" ".join(name.casefold().split()))
-                    if SHORTEST_ACRONYM <= len(parts) <= LONGEST and all(word.isalpha() for word in parts):
+                    if MIN_ACRONYM_WORDS <= len(parts) <= MAX_NAME_WORDS and all(word.isalpha() for word in parts):
                         initials["".join(word[0] for word in parts)].add(topic)
         for letters, topics in initials.items():
-            if len(topics) <= MOST_OF_ACRONYM and _frequency(letters) < KNOWN:
+            if len(topics) <= MAX_ACRONYM_TOPICS and _frequency(letters) < KNOWN:
                 self._topics[(letters,)] |= topics
 
     def names(self, topic: str) -> frozenset[str]:
@@ -182,7 +183,7 @@ class Synonyms:
         meant = [self._corrected(word) for word in written]
         found: list[Mention] = []
         taken = [False] * len(meant)
-        for length in range(min(LONGEST, len(meant)), 0, -1):
+        for length in range(min(MAX_NAME_WORDS, len(meant)), 0, -1):
             for start in range(len(meant) - length + 1):
                 name = tuple(meant[start : start + length])
                 if name in self._topics and not any(taken[start : start + length]):
@@ -214,7 +215,7 @@ class Synonyms:
 
     def _corrected(self, word: str) -> str:
         """Return the topics' word that was probably meant, or the word itself."""
-        if word in self._vocabulary or len(word) < SHORTEST_SLIP or not word.isalpha() or _frequency(word) >= KNOWN:
+        if word in self._vocabulary or len(word) < MIN_TYPO_LETTERS or not word.isalpha() or _frequency(word) >= KNOWN:
             return word
         return _nearest(word, self._by_letter.get(word[0], ())) or word
 
@@ -226,7 +227,7 @@ class Synonyms:
     def _by_letter(self) -> dict[str, list[str]]:
         grouped: dict[str, list[str]] = defaultdict(list)
         for word in sorted(self._vocabulary):
-            if len(word) >= SHORTEST_SLIP - 1 and word.isalpha():
+            if len(word) >= MIN_TYPO_LETTERS - 1 and word.isalpha():
                 grouped[word[0]].append(word)
         return grouped
 
@@ -236,7 +237,7 @@ def key(topic: str) -> str:
     return " ".join(topic.casefold().strip(" ?").split())
 
 
-def _tells(name: tuple[str, ...]) -> bool:
+def _is_informative(name: tuple[str, ...]) -> bool:
     """Return whether a name is informative: not a single letter, a number or a very common word."""
     return len(name) > 1 or (len(name[0]) > 1 and not name[0].isdigit() and _frequency(name[0]) < TOO_COMMON)
 
@@ -288,13 +289,13 @@ def _nearest(word: str, candidates: Sequence[str]) -> str | None:
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import extract
 
-    allowed = 2 if len(word) >= LONG_SLIP else 1
+    allowed = 2 if len(word) >= TWO_TYPO_LETTERS else 1
     found = extract(word, candidates, scorer=OSA.distance, score_cutoff=allowed, limit=5)
     best = min(found, key=lambda each: (each[1], -_frequency(each[0])), default=None)
     return best[0] if best and _frequency(best[0]) >= _frequency(word) - RARER else None
 
 
-MOST_ALIKE = 4
+MAX_CONCEPT_TOPICS = 4
 """Maximum number of topics of one concept; more are aspects of a broad concept ("Heart failure - tests"), not names."""
 
 
@@ -321,7 +322,7 @@ def of_medquad(path: Path) -> Iterator[tuple[str, ...]]:
         if len(concepts) == 1:
             same[concepts[0]].append(topic)
     for topics in same.values():
-        if len(set(topics)) <= MOST_ALIKE:
+        if len(set(topics)) <= MAX_CONCEPT_TOPICS:
             together = {name: None for topic in topics for name in names[topic]}
             for topic in topics:
                 names[topic].update(together)

@@ -24,11 +24,11 @@ SHARE = 3
 """One in this many directions is compared first"""
 WIDER = 10
 """Factor of candidates compared in full"""
-FEWEST = 2_000
+MIN_VECTORS = 2_000
 """With fewer vectors, all are compared in full"""
 SAMPLE = 5_000
 """Number of vectors used to find the directions"""
-TELLING = 0.85
+MIN_EXPLAINED_VARIANCE = 0.85
 """Minimum share of the vectors' squares in a third of the directions; MiniLM's hold 0.93, random ones 0.4"""
 
 
@@ -41,11 +41,11 @@ class VectorSearch:
         """`vectors` is (n, size)."""
         self.vectors = vectors
         self._turn: Vectors | None = None
-        if len(vectors) >= FEWEST:
+        if len(vectors) >= MIN_VECTORS:
             some = vectors[:: -(-len(vectors) // SAMPLE)]
             held, directions = np.linalg.eigh(some.T @ some)
             few = vectors.shape[1] // SHARE
-            if held[-few:].sum() >= TELLING * held.sum():
+            if held[-few:].sum() >= MIN_EXPLAINED_VARIANCE * held.sum():
                 self._turn = np.ascontiguousarray(directions[:, -few:])
                 self._first = vectors @ self._turn
 
@@ -103,7 +103,7 @@ class TitleVectors:
         """Return the position of a title's vector, or None if the title is unknown."""
         return self._place.get(title)
 
-    def of(self, titles: Sequence[str], encode: Encode) -> Vectors:
+    def vectors_of(self, titles: Sequence[str], encode: Encode) -> Vectors:
         """Return (n, size) the vectors of titles; unknown ones are embedded now."""
         unknown = [title for title in dict.fromkeys(titles) if title not in self._place]
         fresh: dict[str, Any] = dict(zip(unknown, encode(unknown), strict=True)) if unknown else {}

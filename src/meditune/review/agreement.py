@@ -56,7 +56,9 @@ def cohen(
         total = tables.sum((1, 2))
         return _ratio((costs * tables).sum((1, 2)) * total, (costs * chance).sum((1, 2)))
 
-    return _estimated(each.reshape(len(each), options * options), kappa, _kept(clusters, rated_twice), seed)
+    return _estimated(
+        each.reshape(len(each), options * options), kappa, _filtered_clusters(clusters, rated_twice), seed
+    )
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
@@ -103,7 +105,7 @@ def krippendorff(
         apart = _differences(totals, level)
         return _ratio((observed * apart).sum((1, 2)) * (totals.sum(1) - 1), (expected * apart).sum((1, 2)))
 
-    return _estimated(each.reshape(len(each), options * options), alpha, _kept(clusters, several), seed)
+    return _estimated(each.reshape(len(each), options * options), alpha, _filtered_clusters(clusters, several), seed)
 
 
 def counted(ratings: AnyArray, options: int) -> AnyArray:
@@ -130,7 +132,7 @@ def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
-def _kept(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
+def _filtered_clusters(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
     return None if clusters is None else [each for each, keep in zip(clusters, mask, strict=True) if keep]
 
 
@@ -179,12 +181,12 @@ def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[No
         rewritten = len(texts[item]) > 1
         differing = {name: dict(Counter(words)) for name, words in several.items() if rewritten or len(set(words)) > 1}
         if differing:
-            apart = [_apart(known[name], words) for name, words in several.items()]
+            apart = [_mean_distance(known[name], words) for name, words in several.items()]
             found.append(Dispute(item, differing, sum(apart) / len(apart)))
     return sorted(found, key=lambda each: (-each.distance, each.item))
 
 
-def _apart(axis: Axis, words: Sequence[int]) -> float:
+def _mean_distance(axis: Axis, words: Sequence[int]) -> float:
     """Return the mean distance between two raters."""
     pairs = list(combinations(words, 2))
     steps = len(axis.options) - 1 if axis.level == "ordinal" else 1

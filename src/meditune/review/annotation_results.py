@@ -52,7 +52,7 @@ def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved],
     notes = {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
     found: dict[str, Resolved] = {}
     undecided: dict[str, str] = {}
-    for item, (standing, why) in _standing(rated, axis).items():
+    for item, (standing, why) in _deciding_ratings(rated, axis).items():
         if why:
             undecided[item] = why
             continue
@@ -73,7 +73,7 @@ def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved],
     return found, undecided
 
 
-def _standing(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
+def _deciding_ratings(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
     """Return for each item judged on an axis the ratings that decide it, or none and the reason."""
     first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
     found: dict[str, tuple[list[Rating], str]] = {}
@@ -99,9 +99,9 @@ def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
     return found
 
 
-ENOUGH = 4
+MIN_KNOWN_ITEMS = 4
 """Minimum number of known items to judge a rater"""
-LEAST = 0.7
+MIN_ACCURACY = 0.7
 """Minimum share of known items that a careful rater gets right"""
 
 
@@ -116,7 +116,7 @@ class RaterAccuracy:
     @property
     def careless(self) -> bool:
         """True if too many known items were judged wrongly."""
-        return self.judged >= ENOUGH and self.right < LEAST * self.judged
+        return self.judged >= MIN_KNOWN_ITEMS and self.right < MIN_ACCURACY * self.judged
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _remarks(checked: CheckedRatings) -> list[str]:
         if each.careless and each.rater not in checked.excluded:
             remarks.append(
                 f"{each.rater.name} ({each.rater.code}) judged only {each.right} of {each.judged} known items "
-                f"correctly, less than {LEAST:.0%}. Talk to this rater, or exclude the ratings: --exclude-rater "
+                f"correctly, less than {MIN_ACCURACY:.0%}. Talk to this rater, or exclude the ratings: --exclude-rater "
                 f"{each.rater.code}."
             )
     if checked.excluded:
@@ -298,7 +298,7 @@ def _remarks(checked: CheckedRatings) -> list[str]:
             "Excluded raters: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.excluded) + "."
         )
     if any(row.known for row in checked.rated.key.values()):
-        few = [each.rater.code for each in checked.accuracies if each.judged < ENOUGH]
+        few = [each.rater.code for each in checked.accuracies if each.judged < MIN_KNOWN_ITEMS]
         if few:
             remarks.append(f"Too few known items to tell whether these raters are careful: {', '.join(few)}.")
     return remarks

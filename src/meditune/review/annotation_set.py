@@ -23,7 +23,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
-from meditune.data.reviewer_decisions import KEPT, VERDICTS, Verdict
+from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.evidence.detector import Sentence
@@ -149,7 +149,7 @@ def _data_of(folder: Path) -> Path:
     raise DataError(f"{folder} contains no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
 
 
-TRIES = 200
+MAX_ATTEMPTS = 200
 """Number of other rows tried to find an answer that doesn't fit"""
 COLUMN = "verdict"
 
@@ -200,11 +200,11 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
         if len(planted) == count:
             break
         asked = Sentence(row.question)
-        for other in chance.sample(able, min(TRIES, len(able))):
+        for other in chance.sample(able, min(MAX_ATTEMPTS, len(able))):
             alien = other.source == row.source and other.group != row.group and asked.total
             if alien and asked.share_in(stems(other.answer)) < ON_TOPIC / 2:
                 wrong = row.model_copy(update={"answer": other.answer})
-                planted.append(Gold(wrong, tuple(each for each in VERDICTS if each not in KEPT), "planted"))
+                planted.append(Gold(wrong, tuple(each for each in VERDICTS if each not in KEPT_VERDICTS), "planted"))
                 break
     if len(planted) < count:
         raise DataError(

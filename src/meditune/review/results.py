@@ -94,16 +94,16 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
         kappa = cohen(table[:, [a, b]], options, weights, groups, SEED)
         if kappa.units:
             codes = [rated.raters[raters[each]].code for each in (a, b)]
-            pairs.append({"raters": codes, "weights": weights} | _said(kappa))
+            pairs.append({"raters": codes, "weights": weights} | _agreement_facts(kappa))
     fleiss_kappa = fleiss(counts[chosen], [groups[n] for n in chosen], SEED)
     return {
-        "alpha": {"level": axis.level} | _said(krippendorff(table, options, axis.level, groups, SEED)),
-        "fleiss": ({"raters": int(number)} | _said(fleiss_kappa)) if chosen else None,
+        "alpha": {"level": axis.level} | _agreement_facts(krippendorff(table, options, axis.level, groups, SEED)),
+        "fleiss": ({"raters": int(number)} | _agreement_facts(fleiss_kappa)) if chosen else None,
         "cohen": pairs,
     }
 
 
-def _said(comparison: Agreement) -> dict[str, Any]:
+def _agreement_facts(comparison: Agreement) -> dict[str, Any]:
     return {"value": comparison.value, "ci95": comparison.ci95, "items": comparison.units}
 
 
@@ -132,7 +132,7 @@ def disputes(rated: RatedSet) -> list[dict[str, Any]]:
             if axis.name in each.votes
         }
         row = {"item": item.id, "distance": each.distance, "question": item.shown_question(), "answer": item.answer}
-        rows.append(row | {"said": options})
+        rows.append(row | {"votes": options})
     return rows
 
 

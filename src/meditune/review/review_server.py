@@ -36,8 +36,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-LONGEST, LONGEST_ANSWER = 20_000, 200_000
-BODY_BYTES = 12 * (LONGEST + LONGEST_ANSWER) + 2**16
+MAX_COMMENT_CHARACTERS, MAX_ANSWER_CHARACTERS = 20_000, 200_000
+BODY_BYTES = 12 * (MAX_COMMENT_CHARACTERS + MAX_ANSWER_CHARACTERS) + 2**16
 """A character takes at most twelve bytes in JSON, as two escapes."""
 TOO_LARGE = f"The body is larger than {BODY_BYTES:,} bytes."
 DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
@@ -65,8 +65,8 @@ class NoteBody(BaseModel):
     """A rater's texts about an item."""
 
     model_config = ConfigDict(extra="forbid")
-    comment: str = Field("", max_length=LONGEST)
-    better: str = Field("", max_length=LONGEST_ANSWER)
+    comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS)
+    better: str = Field("", max_length=MAX_ANSWER_CHARACTERS)
 
 
 class ReviewApp:
@@ -89,7 +89,7 @@ class ReviewApp:
                 done[rating.item] = done.get(rating.item, 0) + 1
         return [{"id": item, "axes": axes, "done": done.get(item, 0)} for item, axes in asked.items()]
 
-    def shown(self, item: Item, rater: Rater) -> dict[str, Any]:
+    def item_facts(self, item: Item, rater: Rater) -> dict[str, Any]:
         """Return the content of an item for the page, with this rater's ratings and texts."""
         ratings = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
         notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
@@ -104,7 +104,7 @@ class ReviewApp:
             "ratings": {rating.axis: rating.option for rating in ratings},
             "comment": notes[0].comment if notes else "",
             "better": notes[0].better if notes else "",
-            "said": dispute.votes if dispute else {},
+            "votes": dispute.votes if dispute else {},
             **{name: value for name, value in known.items() if value},
             **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
         }
@@ -186,7 +186,7 @@ def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
 
     @app.get("/api/items/{item}")
     def item(item: str, rater: known) -> dict[str, Any]:
-        return review.shown(review.item(item), rater)
+        return review.item_facts(review.item(item), rater)
 
     @app.put("/api/items/{item}/ratings/{axis}", status_code=204)
     def rate(item: str, axis: str, body: RatingBody, rater: known) -> None:
@@ -194,7 +194,7 @@ def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
         store.save([Rating(rater.id, *place, body.option, body.seconds, round=review.round)])
 
     @app.delete("/api/items/{item}/ratings/{axis}", status_code=204)
-    def take_back(item: str, axis: str, rater: known) -> None:
+    def remove_rating(item: str, axis: str, rater: known) -> None:
         store.remove(rater.id, review.item(item).id, review.axis(axis).name, review.round)
 
     @app.put("/api/items/{item}/notes", status_code=204)
@@ -279,7 +279,7 @@ def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONRespon
     return None
 
 
-EVERYWHERE = {"0.0.0.0", "::"}
+ALL_INTERFACES = {"0.0.0.0", "::"}
 """Addresses that mean all network interfaces; other machines use this machine's name"""
 
 
@@ -303,10 +303,10 @@ def serve(
         raise MedituneError(
             f"No answer in {folder} was judged differently by two raters; there is nothing to adjudicate."
         )
-    listening = _bound(host, port)
+    listening = _bound_socket(host, port)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     app = app_for(review_app, LOCAL if token is None else set(), token)
-    named = socket.gethostname() if host in EVERYWHERE else host
+    named = socket.gethostname() if host in ALL_INTERFACES else host
     at = f"[{named}]" if ":" in named else named
     address = f"http://{at}:{listening.getsockname()[1]}/"
     announce(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
@@ -324,7 +324,7 @@ def in_dispute(folder: Path) -> list[Dispute]:
     return disputed(read_set(folder, RATE).axes, Store(folder).ratings())
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound_socket(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

@@ -14,9 +14,9 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from meditune.serve.api_errors import ApiError, busy
+from meditune.serve.api_errors import ApiError, too_many_requests
 
-LONGEST_RETRY_S = 300
+MAX_RETRY_S = 300
 
 
 class Admission:
@@ -44,7 +44,7 @@ class Admission:
 
     def retry_s(self) -> int:
         """Return `expected_s` in whole seconds, at least 1 and at most 300, for the Retry-After header."""
-        return min(LONGEST_RETRY_S, max(1, math.ceil(self.expected_s())))
+        return min(MAX_RETRY_S, max(1, math.ceil(self.expected_s())))
 
     @asynccontextmanager
     async def place(self, caller: str) -> AsyncIterator[float]:
@@ -93,7 +93,7 @@ class Admission:
             raise
 
     def _full(self) -> ApiError:
-        return busy("The server is at capacity. Try again later.", self.retry_s(), "overloaded")
+        return too_many_requests("The server is at capacity. Try again later.", self.retry_s(), "overloaded")
 
     def _left(self, caller: str, turn: asyncio.Future[None]) -> None:
         """Remove a request that no longer waits, or pass on the place that it has just been given."""
@@ -270,4 +270,4 @@ class TriageQueue:
 
 
 def _overloaded() -> ApiError:
-    return busy(OVERLOADED, RETRY_S, "overloaded")
+    return too_many_requests(OVERLOADED, RETRY_S, "overloaded")

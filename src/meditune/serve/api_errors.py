@@ -44,7 +44,7 @@ class Trace:
     def __post_init__(self) -> None:
         self.id = self.client_id or secrets.token_hex(12)
 
-    def broke(self, error: Exception) -> None:
+    def record_error(self, error: Exception) -> None:
         """Record the error that aborted the request."""
         self.store_failed = self.store_failed or isinstance(error, StoreError)
 
@@ -85,11 +85,11 @@ class ApiError(HTTPException):
         return JSONResponse(self.as_dict(), self.status, self.headers)
 
 
-class ClientGone(Exception):  # noqa: N818 - this isn't an error: nobody is left to answer
+class ClientDisconnected(Exception):  # noqa: N818 - this isn't an error: nobody is left to answer
     """The client disconnected before its answer was complete."""
 
 
-def busy(message: str, after_s: float, code: str) -> ApiError:
+def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
     """Return a 429 whose Retry-After header holds `after_s`, rounded to whole seconds and at least 1."""
     return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
 
@@ -149,7 +149,7 @@ async def on_meditune_error(request: Request, error: Exception) -> JSONResponse:
     """Return the response for a MedituneError; an exception handler for FastAPI."""
     assert isinstance(error, MedituneError)
     trace: Trace = request.scope[SCOPE_KEY]
-    trace.broke(error)
+    trace.record_error(error)
     return refused(error).response()
 
 

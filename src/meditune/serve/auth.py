@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace, busy
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace, too_many_requests
 from meditune.serve.settings import Settings
 from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
-MOST_CALLERS = 10_000
+MAX_CALLERS = 10_000
 """The number of buckets to remember; the least recently used, which are full again or soon will be, are dropped"""
 
 IPV6_PREFIX = 64
@@ -80,7 +80,7 @@ class Rates:
         if bucket is None or bucket.per_minute != per_minute:
             bucket = self._buckets[caller] = Bucket(per_minute, float(per_minute), now)
         self._buckets.move_to_end(caller)
-        if len(self._buckets) > MOST_CALLERS:
+        if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.updated_s) * per_minute / 60)
         bucket.updated_s = now
@@ -123,7 +123,7 @@ class Authenticator:
         trace: Trace = request.scope[SCOPE_KEY]
         trace.facts["who"] = caller.key or "anonymous"
         if scope not in caller.scopes:
-            raise ApiError(403, _lacks(scope, caller), "missing_scope")
+            raise ApiError(403, _missing_scope_message(scope, caller), "missing_scope")
         return caller
 
     async def charge(self, request: Request, caller: Caller) -> None:
@@ -134,20 +134,20 @@ class Authenticator:
             trace.headers |= rate.headers()
             if not rate.allowed:
                 trace.facts["refused"] = "rate"
-                raise busy(
+                raise too_many_requests(
                     f"You sent more than {rate.limit} requests in a minute.", rate.reset_s, "rate_limit_exceeded"
                 )
         if caller.daily_tokens and self.usage:
             used = await asyncio.to_thread(self.usage.today, caller.name)
             if used >= caller.daily_tokens:
                 trace.facts["refused"] = "quota"
-                raise busy(
+                raise too_many_requests(
                     f"Today's {caller.daily_tokens:,} tokens are used up. The quota resets at midnight UTC.",
                     _until_midnight_s(),
                     "insufficient_quota",
                 )
 
-    async def charge_or_hear(self, request: Request, caller: Caller) -> ApiError | None:
+    async def try_charge(self, request: Request, caller: Caller) -> ApiError | None:
         """Count one request like `charge`, but return a refusal if the message can still be checked for an emergency.
 
         The number of refused requests that are checked per minute equals the rate limit. Raises the refusal beyond it.
@@ -166,11 +166,11 @@ class Authenticator:
         rate = self.feedback.take(caller.name, min(limits)) if limits else None
         if rate and not rate.allowed:
             request.scope[SCOPE_KEY].facts["refused"] = "feedback"
-            raise busy(
+            raise too_many_requests(
                 f"You sent feedback more than {rate.limit} times in a minute.", rate.reset_s, "rate_limit_exceeded"
             )
 
-    async def used(self, caller: Caller, tokens: int) -> None:
+    async def add_usage(self, caller: Caller, tokens: int) -> None:
         """Add the tokens of a finished request to the caller's usage."""
         if self.usage and (caller.daily_tokens or caller.key):
             await run_in_store_thread(self.usage.add, caller.name, tokens)
@@ -196,7 +196,7 @@ class Authenticator:
             rate = self.wrong_keys.take(address, WRONG_KEYS_PER_MINUTE)
             if not rate.allowed:
                 request.scope[SCOPE_KEY].facts["refused"] = "wrong_keys"
-                raise busy("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
+                raise too_many_requests("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
             raise ApiError(
                 401,
                 "This key is wrong, expired or revoked.",
@@ -232,7 +232,7 @@ def allowed(scope: Scope, charged: bool = False) -> Callable[[Request], Awaitabl
     return caller
 
 
-def _lacks(scope: Scope, caller: Caller) -> str:
+def _missing_scope_message(scope: Scope, caller: Caller) -> str:
     if scope == "raw":
         return (
             "This route returns the model's words without triage, so it requires a key with the raw scope. The "

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 SWITCH_S = 0.0005
 """The interpreter's switch interval; at the default of 5 ms, triage delays the event loop too much"""
 LOCAL = {"127.0.0.1", "localhost", "::1"}
-EVERYWHERE = {"0.0.0.0", "::", ""}
-LOOK_S = 0.25
+ALL_INTERFACES = {"0.0.0.0", "::", ""}
+ENGINE_CHECK_S = 0.25
 """How often the server checks whether its engine can't be restarted"""
-LAST_S, FORCED_S = 5, 15.0
+GRACEFUL_SHUTDOWN_S, FORCED_SHUTDOWN_S = 5, 15.0
 """How long other answers, and the process, may take to end in that case"""
 
 
@@ -66,7 +66,7 @@ class ListenConfig:
 
     def address(self, port: int) -> str:
         """Return the server's URL for a browser."""
-        named = socket.gethostname() if self.host in EVERYWHERE else self.host
+        named = socket.gethostname() if self.host in ALL_INTERFACES else self.host
         at = f"[{named}]" if ":" in named else named
         return f"{'https' if self.certificate else 'http'}://{at}:{port}/"
 
@@ -140,7 +140,7 @@ def run(
     sys.setswitchinterval(SWITCH_S)
     server = server_of(service, config, extend)
     address = service.address = config.address(sock.getsockname()[1])
-    threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
+    threading.Thread(target=_call_when_started, args=(server, lambda: ready(address)), daemon=True).start()
     threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()
     # uvicorn raises the signal that ended it again after the shutdown; here that isn't an interruption.
     with suppress(Stopped):
@@ -154,11 +154,11 @@ def _end_with_engine(server: uvicorn.Server, service: Service) -> None:
     while (failure := _given_up(service)) is None:
         if server.should_exit:
             return
-        time.sleep(LOOK_S)
+        time.sleep(ENGINE_CHECK_S)
     # No client waits for the model's answers any more: all of them got an error.
-    server.config.timeout_graceful_shutdown = LAST_S
+    server.config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN_S
     server.should_exit = True
-    time.sleep(FORCED_S)
+    time.sleep(FORCED_SHUTDOWN_S)
     LOGGER.critical("the process is ended by force", extra={"why": str(failure)})
     os._exit(failure.exit_code)
 
@@ -169,7 +169,7 @@ def _given_up(service: Service) -> EngineUnavailableError | None:
     return failure if isinstance(failure, EngineUnavailableError) and failure.given_up else None
 
 
-def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:
+def _call_when_started(server: uvicorn.Server, ready: Callable[[], None]) -> None:
     """Call `ready` as soon as the server accepts requests."""
     while not server.started:
         if server.should_exit:

@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meditune import observability
 from meditune.observability import LOGGER
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
 from meditune.serve.streaming import as_api_error
 
 _ID = re.compile(r"[\w.-]{1,64}")
-GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected; it appears only in the log"""
 DRAINED_BODIES, DRAIN_S = 16, 5.0
 TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
@@ -66,7 +66,7 @@ class Guard:
                 async with asyncio.timeout(self.settings.send_s):
                     await send(message)
             except TimeoutError:
-                raise ClientGone from None
+                raise ClientDisconnected from None
 
         begun = time.monotonic()
         try:
@@ -74,16 +74,16 @@ class Guard:
                 await refusal.response()(scope, receive, out)
             else:
                 await self.app(scope, self._bounded(receive), out)
-        except ClientGone:
-            status = GONE
+        except ClientDisconnected:
+            status = CLIENT_CLOSED_REQUEST
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
-            # A client that disconnects raises ClientGone, so this is the server, which has stopped waiting.
+            # A client that disconnects raises ClientDisconnected, so this is the server, which has stopped waiting.
             scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:
             failure = as_api_error(error)
-            trace.broke(error)
+            trace.record_error(error)
             if status:
                 raise
             await failure.response()(scope, receive, out)

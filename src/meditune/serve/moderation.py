@@ -65,10 +65,10 @@ async def triage_request(
 
     Raises ApiError 429 if rate limit, quota or triage's queue are exhausted, and 400 if a text is too long. Urgent help
     is given even beyond rate limit and quota; if the beginning and end of a message that is too long call for urgent
-    help, the error includes it. Raises ClientGone if the client disconnects.
+    help, the error includes it. Raises ClientDisconnected if the client disconnects.
     """
     trace: Trace = request.scope[SCOPE_KEY]
-    refusal = await service.access.charge_or_hear(request, caller)
+    refusal = await service.access.try_charge(request, caller)
     begun = time.monotonic()
     message, before = readable_part(question.message), [readable_part(each) for each in question.earlier[-BEFORE:]]
     judge = partial(assistant.judge, message, before)

@@ -17,7 +17,7 @@ from meditune.assistant.events import Source
 from meditune.data.example import Turn
 from meditune.prompts import LIMITS_LINE
 
-MOST_CHARACTERS = 200_000
+MAX_CHARACTERS = 200_000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -283,9 +283,9 @@ class Chat(ResponseBody):
     usage: Usage
 
 
-Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=100_000)]
-MOST_PROMPTS = 64
+MAX_PROMPTS = 64
 
 
 class CompletionBody(GenerationBody):
@@ -295,8 +295,8 @@ class CompletionBody(GenerationBody):
     prompt: (
         Text
         | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     max_tokens: int = Field(16, ge=0, le=100_000, description="Can be 0 only with echo, to score a given text.")
     logprobs: int | None = Field(
@@ -350,15 +350,15 @@ class Completion(ResponseBody):
     usage: Usage
 
 
-MOST_TEXTS = 256
+MAX_TEXTS = 256
 
 
 class EmbeddingBody(Body):
     """Texts to embed."""
 
     model: str = Model
-    input: list[Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]] = Field(
-        min_length=1, max_length=MOST_TEXTS, description="One text, or up to 256 texts.", json_schema_extra=or_one
+    input: list[Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]] = Field(
+        min_length=1, max_length=MAX_TEXTS, description="One text, or up to 256 texts.", json_schema_extra=or_one
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Must be the model's own vector size.")
@@ -396,15 +396,15 @@ class Embeddings(ResponseBody):
     usage: EmbeddingUsage
 
 
-LONGEST_TURN = 20_000
-LONGEST_COMMENT = 20_000
+MAX_TURN_CHARACTERS = 20_000
+MAX_COMMENT_CHARACTERS = 20_000
 
 
 class Past(Body):
     """An earlier question with its answer."""
 
-    question: str = Field(min_length=1, max_length=LONGEST_TURN)
-    answer: str = Field(max_length=LONGEST_TURN)
+    question: str = Field(min_length=1, max_length=MAX_TURN_CHARACTERS)
+    answer: str = Field(max_length=MAX_TURN_CHARACTERS)
 
 
 class AskBody(Body):
@@ -459,8 +459,10 @@ class FeedbackBody(Body):
     id: str = Field(min_length=1, max_length=100, description="The answer's id.")
     rating: Literal["up", "down"]
     reasons: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field([], max_length=10)
-    comment: str = Field("", max_length=LONGEST_COMMENT)
-    correction: str = Field("", max_length=LONGEST_COMMENT, description="The answer that should have been given.")
+    comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS)
+    correction: str = Field(
+        "", max_length=MAX_COMMENT_CHARACTERS, description="The answer that should have been given."
+    )
     decision: Literal["yes", "no", "maybe"] | None = Field(None, description="The decision that would have been right.")
 
     @field_validator("reasons")

@@ -20,7 +20,7 @@ from meditune.store.open_store import StoreLocation as StorePlace
 from meditune.store.open_store import folder_of, is_url
 
 Verdict = Literal["unsafe", "note", "good"]
-LONG_KEPT_DAYS = 365
+MAX_KEEP_DAYS = 365
 OLD_KEY_S = 365 * 86_400
 
 
@@ -46,7 +46,7 @@ def findings(
     """
     order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
-        *_reach(settings, config, keys),
+        *_network_findings(settings, config, keys),
         *_limits(settings, config),
         *_triage(classifier_error),
         *_text(settings),
@@ -56,7 +56,7 @@ def findings(
     return sorted(every, key=lambda finding: order[finding.verdict])
 
 
-def _reach(settings: Settings, config: ListenConfig, keys: Sequence[Key]) -> Iterator[Finding]:
+def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[Key]) -> Iterator[Finding]:
     usable = [key for key in keys if key.state == "usable"]
     if not settings.keys_needed:
         if config.local and not config.proxies:
@@ -155,7 +155,7 @@ def _text(settings: Settings) -> Iterator[Finding]:
         )
     if not settings.keep_days:
         yield Finding("unsafe", "Stored answers and feedback are never deleted. Set --keep-days.")
-    elif settings.keep_days > LONG_KEPT_DAYS:
+    elif settings.keep_days > MAX_KEEP_DAYS:
         yield Finding("note", f"Answers and feedback are stored for {settings.keep_days:g} days.")
 
 

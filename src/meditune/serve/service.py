@@ -95,17 +95,17 @@ class Service:
         self.metrics.running.set_function(lambda: self.admission.active)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.engine_up.set_function(lambda: self.engine.failure() is None)
-        self.tell_model(1)
+        self.report_served_model(1)
 
     def switch_index(self, content: str) -> None:
         """Record that the index has new content, whose hash is `content`."""
-        self.tell_model(0)
+        self.report_served_model(0)
         self.served = replace(self.served, index=content)
         if self.assistant is not None:
             self.assistant.versions["index"] = content
-        self.tell_model(1)
+        self.report_served_model(1)
 
-    def tell_model(self, is_served: int) -> None:
+    def report_served_model(self, is_served: int) -> None:
         """Set the metric that says whether this model is served (1 or 0)."""
         served = self.served
         self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(is_served)
@@ -154,7 +154,7 @@ class Service:
 
 
 EVERY_S = 30.0
-FORGOTTEN_S = 7 * 86_400.0
+HEARTBEAT_RETENTION_S = 7 * 86_400.0
 """The age at which a lost server's heartbeat is deleted"""
 
 
@@ -185,7 +185,7 @@ async def send_heartbeats(service: Service) -> None:
 def _clear(notes: Notes, address: str) -> None:
     """Delete heartbeats of long-lost servers, and of a killed server that had the same address."""
     for note in notes.all("server"):
-        if time.time() - note.time > FORGOTTEN_S or (address and note.facts.get("address") == address):
+        if time.time() - note.time > HEARTBEAT_RETENTION_S or (address and note.facts.get("address") == address):
             notes.remove(note.name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS
 from meditune.errors import DataError
 
 
@@ -33,7 +33,7 @@ class Settings:
     """Requests that may wait for the engine; more are refused with 429"""
     wait_s: float = 30.0
     """The longest time that a request may wait"""
-    message_characters: int = MOST_CHARACTERS + LAST_CHARACTERS
+    message_characters: int = MAX_CHARACTERS + LAST_CHARACTERS
     """The maximum length of a user's message; the limit can't be larger, since triage reads no more characters"""
     context_characters: int = 100_000
     """The maximum total length of a chat's system messages"""
@@ -92,7 +92,7 @@ class Settings:
     """Sent with every response"""
 
     def __post_init__(self) -> None:
-        most = MOST_CHARACTERS + LAST_CHARACTERS
+        most = MAX_CHARACTERS + LAST_CHARACTERS
         if not 1 <= self.message_characters <= most:
             raise DataError(
                 f"message_characters is {self.message_characters:,}, but must be between 1 and {most:,}: triage reads "

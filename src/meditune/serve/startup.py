@@ -148,7 +148,9 @@ def _parts(
                 f"{place} is missing, or its model has changed since the server started. Restart the server."
             )
         begun = True
-        return open_engine(options.model, options.engine, settings.concurrency, options.url, apart=True, scores=scores)
+        return open_engine(
+            options.model, options.engine, settings.concurrency, options.url, in_subprocess=True, scores=scores
+        )
 
     # A model on another server returns with that server, so ending this process wouldn't help.
     restarts = None if options.url else settings.restarts

@@ -14,8 +14,8 @@ from typing import ParamSpec, TypeVar
 
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
-AT_ONCE = 16
-_THREADS = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="meditune-store")
+MAX_THREADS = 16
+_THREADS = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="meditune-store")
 
 
 async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
@@ -25,9 +25,9 @@ async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, 
 
 JUMP_S = 3600.0
 """How far the clock may drift from the machine's uptime between two checks; more counts as a jump"""
-AWAY_S = 7 * 86_400.0
+MAX_INACTIVITY_S = 7 * 86_400.0
 """The age of a store's last activity from which the clock may be wrong (or nobody used the store)"""
-STEADY_S = 86_400.0
+STABLE_CLOCK_S = 86_400.0
 """How long the clock must run without a jump before it is trusted; a wrong clock is corrected by then"""
 # This clock also runs while the machine sleeps, so waking up isn't a jump.
 _SINCE_START = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -38,18 +38,18 @@ class Clock:
 
     def __init__(self, last_sign: float = 0.0) -> None:
         """Start watching. `last_sign` is the store's latest timestamp, in seconds since 1970; 0 if it has none."""
-        self._wall, self._steady = time.time(), _steady()
+        self._wall, self._steady = time.time(), _time_since_boot()
         # The wall clock isn't trusted before this time.
-        self._until = self._steady + STEADY_S if last_sign and self._wall - last_sign > AWAY_S else 0.0
+        self._until = self._steady + STABLE_CLOCK_S if last_sign and self._wall - last_sign > MAX_INACTIVITY_S else 0.0
 
     def trusted(self) -> bool:
         """Return whether the clock has run without a jump for long enough. Call this at least every few hours."""
-        wall, steady = time.time(), _steady()
+        wall, steady = time.time(), _time_since_boot()
         if abs((wall - self._wall) - (steady - self._steady)) > JUMP_S:
-            self._until = steady + STEADY_S
+            self._until = steady + STABLE_CLOCK_S
         self._wall, self._steady = wall, steady
         return steady >= self._until
 
 
-def _steady() -> float:
+def _time_since_boot() -> float:
     return time.clock_gettime(_SINCE_START)

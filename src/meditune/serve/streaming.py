@@ -22,7 +22,7 @@ from meditune.engines.engine import Engine, Finish, GenerationChunk, GenerationR
 from meditune.errors import EngineUnavailableError, MedituneError, StoreError
 from meditune.observability import LOGGER, error_location, span
 from meditune.serve.answer_log import METRICS_S
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace, refused
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, refused
 from meditune.serve.auth import Caller
 from meditune.serve.service import Service
 
@@ -54,7 +54,7 @@ async def stream_chunks(engine: Engine, request: GenerationRequest) -> AsyncGene
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientGone raised."""
+    """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientDisconnected raised."""
     return await _cancel_on_disconnect(request.receive, work)
 
 
@@ -64,7 +64,7 @@ async def _cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Re
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientDisconnected
         return task.result()
     finally:
         leaving.cancel()
@@ -125,10 +125,10 @@ class EventStream(Response):
                 await out(data)
             making.result()
         except Exception as error:
-            if isinstance(error, ClientGone):
+            if isinstance(error, ClientDisconnected):
                 raise
             failure = as_api_error(error)
-            scope[SCOPE_KEY].broke(error)
+            scope[SCOPE_KEY].record_error(error)
             if not begun:
                 await failure.response()(scope, receive, send)
                 return
@@ -212,7 +212,7 @@ async def _count(service: Service, caller: Caller, tokens: int) -> None:
     """Add tokens to the caller's usage. Raises StoreError if that fails and the caller has a quota."""
     try:
         async with asyncio.timeout(None if caller.daily_tokens else METRICS_S):
-            await service.access.used(caller, tokens)
+            await service.access.add_usage(caller, tokens)
     except (StoreError, TimeoutError) as error:
         service.metrics.store_failures.inc()
         if caller.daily_tokens:

@@ -30,9 +30,9 @@ from meditune.serve.service import Served, Service
 if TYPE_CHECKING:
     from meditune.assistant.assistant import Assistant
 
-JUDGED = 1000
+MAX_JUDGED_ANSWERS = 1000
 """The number of requests after a promotion in which a version is compared with its predecessor"""
-PAUSES = 12
+RETRY_INTERVALS = 12
 """The number of registry checks to skip before loading a version is retried after a failure"""
 
 
@@ -101,7 +101,7 @@ class VersionRouter:
         service.releases = self
         self._current = LiveVersion(found.id, copy.copy(service))
         self._sync()
-        threading.Thread(target=self._followed, name="registry", daemon=True).start()
+        threading.Thread(target=self._follow_registry, name="registry", daemon=True).start()
         return service
 
     def enter(self, conversation: str) -> LiveVersion:
@@ -120,7 +120,7 @@ class VersionRouter:
             trip = failed and self._is_failing(live)
             close = live.retired and live.users == 0
         if trip:
-            threading.Thread(target=self._take_back, args=(live,), name="rollback", daemon=True).start()
+            threading.Thread(target=self._roll_back, args=(live,), name="rollback", daemon=True).start()
         if close:
             _close(live)
 
@@ -146,11 +146,11 @@ class VersionRouter:
 
     def _chosen(self, conversation: str) -> LiveVersion:
         assert self._current is not None, "begin() has loaded a version"
-        if self._trial and _falls(conversation, self._trial[1]):
+        if self._trial and _is_routed_to_trial(conversation, self._trial[1]):
             return self._trial[0]
         return self._current
 
-    def _followed(self) -> None:
+    def _follow_registry(self) -> None:
         while not self._ended:
             self._wake.wait(self._follow_s)
             self._wake.clear()
@@ -162,38 +162,38 @@ class VersionRouter:
         try:
             state = self.registry.state()
         except (MedituneError, OSError, ValueError) as error:
-            self._cant_follow(error)
+            self._report_follow_error(error)
             return
         refused = frozenset(self._refused)
-        seen = (state.standing, state.trial, refused)
+        seen = (state.promoted, state.trial, refused)
         failed, again = self._failed
         if seen == self._seen or (seen == failed and time.monotonic() < again):
             return
         trial = state.trial if state.trial and state.trial.version not in refused else None
-        served = self._done(lambda: self._serve(self._wanted(state.standing), state.standing))
+        served = self._done(lambda: self._serve(self._newest_promoted(state.promoted), state.promoted))
         tried = self._done(lambda: self._try(trial))
         if not (served and tried):
-            self._failed = (seen, time.monotonic() + PAUSES * self._follow_s)
+            self._failed = (seen, time.monotonic() + RETRY_INTERVALS * self._follow_s)
             return
         # Forget failed versions that the registry no longer names, so that a forced new promotion or trial is served.
-        named = {*state.standing, *([state.trial.version] if state.trial else [])}
+        named = {*state.promoted, *([state.trial.version] if state.trial else [])}
         with self._lock:
             self._refused -= refused - named
-        self._seen = (state.standing, state.trial, refused & named)
+        self._seen = (state.promoted, state.trial, refused & named)
 
     def _done(self, step: Callable[[], None]) -> bool:
         try:
             step()
         except (MedituneError, OSError, RuntimeError, ValueError) as error:
             # Broken files of a version must not stop the thread that follows the registry.
-            self._cant_follow(error)
+            self._report_follow_error(error)
             return False
         return True
 
-    def _cant_follow(self, error: Exception) -> None:
+    def _report_follow_error(self, error: Exception) -> None:
         self._report(f"The registry can't be followed, so the served versions stay: {error}")
 
-    def _wanted(self, promoted: tuple[str, ...]) -> Version:
+    def _newest_promoted(self, promoted: tuple[str, ...]) -> Version:
         """Return the latest promoted version whose files are complete and that hasn't failed on this server."""
         found = self.registry.servable(self._report)
         if found.id not in self._refused:
@@ -210,7 +210,7 @@ class VersionRouter:
         live = tried or self._opened(version)
         with self._lock:
             # A version that is restored by a rollback was served before, so its failures aren't due to a promotion.
-            self._before = was.counts if _stands_before(was.id, version.id, promoted) else Counts()
+            self._before = was.counts if _was_promoted_before(was.id, version.id, promoted) else Counts()
             self._install(live)
             self._current, live.counts = live, Counts()
             if tried:
@@ -245,7 +245,7 @@ class VersionRouter:
         view = copy.copy(self.service)
         for name in PARTS:
             setattr(view, name, getattr(parts, name))
-        view.tell_model(1)
+        view.report_served_model(1)
         return LiveVersion(version.id, view)
 
     def _install(self, live: LiveVersion) -> None:
@@ -259,17 +259,17 @@ class VersionRouter:
         with self._lock:
             live.retired = True
             close = live.users == 0
-        live.service.tell_model(0)
+        live.service.report_served_model(0)
         if close:
             _close(live)
 
     def _is_failing(self, live: LiveVersion) -> bool:
         if self._trial and live is self._trial[0] and self._current:
             return is_failing(live.counts, self._current.counts.since(live.baseline))
-        judged = live is self._current and self._before.all > 0 and live.counts.all <= JUDGED
+        judged = live is self._current and self._before.all > 0 and live.counts.all <= MAX_JUDGED_ANSWERS
         return judged and is_failing(live.counts, self._before)
 
-    def _take_back(self, live: LiveVersion) -> None:
+    def _roll_back(self, live: LiveVersion) -> None:
         """End the trial of a failing version, or roll it back if it is the current one."""
         with self._lock:
             if live.id in self._refused:
@@ -291,12 +291,12 @@ class VersionRouter:
         self._wake.set()
 
 
-def _stands_before(id: str, other: str, promoted: tuple[str, ...]) -> bool:
+def _was_promoted_before(id: str, other: str, promoted: tuple[str, ...]) -> bool:
     """Return whether one version was promoted before another and neither was rolled back since."""
     return other in promoted and id in promoted[: promoted.index(other)]
 
 
-def _falls(conversation: str, trial: Trial) -> bool:
+def _is_routed_to_trial(conversation: str, trial: Trial) -> bool:
     """Return whether a conversation is in a trial's share; the result is the same for the whole trial."""
     digest = hashlib.sha256(f"{trial.version}\n{conversation}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < trial.percent / 100
@@ -306,8 +306,8 @@ def _close(live: LiveVersion) -> None:
     threading.Thread(target=live.service.engine.close, name=f"close {live.id}", daemon=True).start()
 
 
-ENDINGS = {".safetensors", ".gguf", ".bin", ".xml", ".onnx"}
-PART = 1 << 20
+WEIGHT_SUFFIXES = {".safetensors", ".gguf", ".bin", ".xml", ".onnx"}
+HASHED_BYTES = 1 << 20
 
 
 def fingerprint(place: Path) -> str:
@@ -322,7 +322,9 @@ def fingerprint(place: Path) -> str:
         files = [place]
     else:
         candidates = (
-            path for path in place.rglob("*") if path.suffix in ENDINGS or path.name in {ADAPTER_FILE, "config.json"}
+            path
+            for path in place.rglob("*")
+            if path.suffix in WEIGHT_SUFFIXES or path.name in {ADAPTER_FILE, "config.json"}
         )
         files = sorted(path for path in candidates if path.is_file())
     digest = hashlib.sha256()
@@ -330,10 +332,10 @@ def fingerprint(place: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:
-            digest.update(stream.read(PART))
-            if size > 2 * PART:
-                stream.seek(-PART, 2)
-            digest.update(stream.read(PART))
+            digest.update(stream.read(HASHED_BYTES))
+            if size > 2 * HASHED_BYTES:
+                stream.seek(-HASHED_BYTES, 2)
+            digest.update(stream.read(HASHED_BYTES))
     return digest.hexdigest() if files else ""
 
 

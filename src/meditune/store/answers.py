@@ -71,7 +71,7 @@ class Answers:
         question, answer = (None if text is None else _masked(text) for text in (record.question, record.answer))
         row = (record.id, record.time or time.time(), record.who, record.route, record.model, record.index_content)
         with self.base.changing() as base:
-            self.base.in_turn(base)
+            self.base.serialize_writers(base)
             base.execute(
                 "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts, question, answer) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -47,7 +47,7 @@ class Database(Protocol):
     def changing(self) -> AbstractContextManager[Connection]:
         """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
 
-    def in_turn(self, connection: Connection) -> None:
+    def serialize_writers(self, connection: Connection) -> None:
         """Make transactions that add answers end in the order in which they began, so that readers miss none."""
 
     def forget(self) -> None:
@@ -129,7 +129,7 @@ def migrate(connection: Connection, version: int, location: str, postgres: bool)
     connection.execute(VERSIONS)
     (noted,) = connection.execute("SELECT max(version) FROM versions").fetchone()
     version = max(version, noted or 0)
-    refuse_later(version, location)
+    refuse_newer(version, location)
     for step in STEPS:
         if step.version > version:
             for statement in filter(str.strip, (step.postgres if postgres else step.sqlite).split(";")):
@@ -138,7 +138,7 @@ def migrate(connection: Connection, version: int, location: str, postgres: bool)
             connection.execute("INSERT INTO versions VALUES (?, ?, ?)", (step.version, time.time(), __version__))
 
 
-def refuse_later(version: int, location: str) -> None:
+def refuse_newer(version: int, location: str) -> None:
     """Raise StoreError if the tables have a later version than this Meditune knows."""
     if version > LATEST:
         raise StoreError(f"{location} was created by a later version of Meditune. Update Meditune on this machine.")
@@ -168,9 +168,9 @@ class SQLiteDatabase:
         with self.opened() as base:
             _use_wal(base)
             found = self._version(base)
-        refuse_later(found, self.place)
+        refuse_newer(found, self.place)
         if found < LATEST:
-            self._bring_up()
+            self._migrate()
 
     @property
     def place(self) -> str:
@@ -203,7 +203,7 @@ class SQLiteDatabase:
         with self.opened() as base, _transaction(base):
             yield base
 
-    def in_turn(self, connection: Connection) -> None:
+    def serialize_writers(self, connection: Connection) -> None:
         """Do nothing: SQLite has one writer at a time."""
 
     def forget(self) -> None:
@@ -218,7 +218,7 @@ class SQLiteDatabase:
                 self.path,
             )
 
-    def _bring_up(self) -> None:
+    def _migrate(self) -> None:
         with self.opened() as base:
             # Creating a table again must not delete the rows that refer to it.
             base.execute("PRAGMA foreign_keys = OFF")

@@ -58,10 +58,10 @@ class Notes:
             base.execute("DELETE FROM notes WHERE name = ?", (name,))
 
 
-MOST = 20_000
+MAX_ANSWERS = 20_000
 """The largest number of answers that are evaluated, the latest ones"""
 BINS = 24
-LOST_S = 120.0
+HEARTBEAT_TIMEOUT_S = 120.0
 """Without a note for this many seconds, a server counts as ended"""
 _HOUR_S = 3600.0
 
@@ -124,7 +124,7 @@ def _answers(base: Database, since: float) -> list[_Seen]:
         rows = connection.execute(
             "SELECT time, model, index_content, outcome, facts FROM answers "
             "WHERE time >= ? AND route <> ? ORDER BY time DESC LIMIT ?",
-            (since, SHADOW, MOST),
+            (since, SHADOW, MAX_ANSWERS),
         ).fetchall()
     return [
         _Seen(row["time"], (row["model"], row["index_content"]), row["outcome"], json.loads(row["facts"]))
@@ -138,7 +138,7 @@ def _feedback(base: Database, since: float) -> list[tuple[float, str, bool, bool
         rows = connection.execute(
             "SELECT time, rating, correction, decision, expert FROM feedback WHERE time >= ? "
             "ORDER BY time DESC LIMIT ?",
-            (since, MOST),
+            (since, MAX_ANSWERS),
         ).fetchall()
     return [(row[0], row[1], bool(row[2] or row[3]), bool(row[4])) for row in rows]
 
@@ -151,7 +151,7 @@ def _counted(seen: Sequence[_Seen]) -> dict[str, Any]:
     outcomes = Counter(each.outcome for each in seen)
     return {
         "count": len(seen),
-        "complete": len(seen) < MOST,
+        "complete": len(seen) < MAX_ANSWERS,
         "outcomes": {name: outcomes[name] for name in ("answered", "abstained", "escalated", "declined")},
         "seconds": {"p50": quantile(totals, 0.5), "p95": quantile(totals, 0.95)},
         "first_token": {"p50": quantile(first, 0.5), "p95": quantile(first, 0.95)},
@@ -212,7 +212,7 @@ def _known(seen: Iterable[_Seen], name: str) -> list[float]:
 
 
 def _server(note: Note, now: float) -> dict[str, Any]:
-    return _note_facts(note) | {"alive": abs(now - note.time) < LOST_S}
+    return _note_facts(note) | {"alive": abs(now - note.time) < HEARTBEAT_TIMEOUT_S}
 
 
 def _note_facts(note: Note) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from meditune.errors import StoreError, install_command
-from meditune.store.database import LATEST, Connection, Cursor, migrate, refuse_later
+from meditune.store.database import LATEST, Connection, Cursor, migrate, refuse_newer
 
 if TYPE_CHECKING:
     import psycopg
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 SCHEMES = ("postgresql://", "postgres://")
 WAIT_S = 5.0
 """The longest wait for a connection"""
-AGAIN_S = 0.5
+RECONNECT_S = 0.5
 LOCK_S = 20.0
 """The longest wait for another program's lock, as in SQLite"""
-MOST = 8
+MAX_CONNECTIONS = 8
 """The most connections of one process"""
 MIGRATING, WRITING = 7_104_001, 7_104_002
 """Advisory locks, held while tables are changed and while an answer is added"""
@@ -50,17 +50,17 @@ class Postgres:
             "application_name": "meditune",
         }
         with self._errors(), psycopg.connect(url, **named) as connection:
-            self._bring_up(_Link(connection))
+            self._migrate(_Link(connection))
         # Connections are checked before use, so that they survive a restart of the database.
         self._pool = ConnectionPool(
             url,
             kwargs=named,
             min_size=0,
-            max_size=MOST,
+            max_size=MAX_CONNECTIONS,
             timeout=WAIT_S,
             # The pool waits longer after each failure, and all requests wait with it; after it gives up, the next
             # request tries at once.
-            reconnect_timeout=AGAIN_S,
+            reconnect_timeout=RECONNECT_S,
             check=ConnectionPool.check_connection,
             open=True,
         )
@@ -81,7 +81,7 @@ class Postgres:
         with self._errors(), self._pool.connection() as connection, connection.transaction():
             yield _Link(connection)
 
-    def in_turn(self, connection: Connection) -> None:
+    def serialize_writers(self, connection: Connection) -> None:
         """Lock out other writers until the transaction ends, so that places become visible in order."""
         connection.execute(f"SELECT pg_advisory_xact_lock({WRITING})")
 
@@ -91,7 +91,7 @@ class Postgres:
             for table in ("answers", "feedback"):
                 connection.execute(f"VACUUM (SKIP_LOCKED) {table}")
 
-    def _bring_up(self, connection: _Link) -> None:
+    def _migrate(self, connection: _Link) -> None:
         if self._version(connection) == LATEST:
             return
         with connection.raw.transaction():
@@ -103,7 +103,7 @@ class Postgres:
         if table is None:
             return 0
         (found,) = connection.execute("SELECT max(version) FROM versions").fetchone()
-        refuse_later(found or 0, self.place)
+        refuse_newer(found or 0, self.place)
         return int(found or 0)
 
     @contextmanager

@@ -20,13 +20,13 @@ from meditune.config.removed_keys import drop_removed_keys, rename_keys
 from meditune.config.training_options import RESULT_NEUTRAL
 from meditune.errors import MedituneError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
-from meditune.models.fsdp import is_sharded, share
+from meditune.models.fsdp import is_sharded, shard_like
 from meditune.train.optimizer import empty_state
 from meditune.train.trainer import Step
 
 FOLDER = "checkpoint"
-WHOLE = "optimizer.safetensors"
-SHARDS = "optimizer"
+OPTIMIZER_FILE = "optimizer.safetensors"
+SHARDS_FOLDER = "optimizer"
 
 
 def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Recipe, sharded: bool) -> None:
@@ -40,12 +40,12 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
             from torch.distributed.checkpoint.state_dict_saver import save
 
             # In the first process, this returns after all other processes have written their shards.
-            save(tensors, checkpoint_id=distributed.broadcast(str(partial)) + f"/{SHARDS}")
+            save(tensors, checkpoint_id=distributed.broadcast(str(partial)) + f"/{SHARDS_FOLDER}")
         if partial:
             if not sharded:
                 from safetensors.torch import save_file
 
-                save_file({key: value.contiguous() for key, value in tensors.items()}, partial / WHOLE)
+                save_file({key: value.contiguous() for key, value in tensors.items()}, partial / OPTIMIZER_FILE)
             write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
@@ -71,22 +71,22 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
     print(f"Resuming training after step {len(log)}.", file=sys.stderr)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if (place / SHARDS).is_dir():
+    if (place / SHARDS_FOLDER).is_dir():
         from torch.distributed.checkpoint.state_dict_loader import load
 
         state = empty_state(trained)
         with warnings.catch_warnings():
             # PyTorch warns that a single process reads, even if that was requested.
             warnings.simplefilter("ignore", UserWarning)
-            load(state, checkpoint_id=str(place / SHARDS), no_dist=distributed.world() == 1)
+            load(state, checkpoint_id=str(place / SHARDS_FOLDER), no_dist=distributed.world() == 1)
         return log, state
     from safetensors.torch import load_file
 
     # Copy the tensors: a mapped file can't be replaced on a network disk.
-    tensors = {key: value.clone() for key, value in load_file(place / WHOLE).items()}
+    tensors = {key: value.clone() for key, value in load_file(place / OPTIMIZER_FILE).items()}
     if is_sharded(model):
         state = empty_state(trained)
-        tensors = {key: share(value, like=state[key]) for key, value in tensors.items()}
+        tensors = {key: shard_like(value, like=state[key]) for key, value in tensors.items()}
     return log, tensors
 
 

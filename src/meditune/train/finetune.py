@@ -31,7 +31,7 @@ from meditune.hardware import free_gpu_bytes
 from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
-from meditune.models.fsdp import copy_from_first, is_sharded, shard, whole_weights
+from meditune.models.fsdp import copy_from_first, gather_weights, is_sharded, shard
 from meditune.models.load import LoadedModel, device
 from meditune.models.quantization import TRAINING
 from meditune.models.quiet_libraries import quiet_transformers
@@ -59,10 +59,10 @@ from meditune.train.training_plan import Plan, base_records, plan
 
 
 @contextmanager
-def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object]) -> Iterator[bool]:
+def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object]) -> Iterator[bool]:
     """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
 
-    `tokens` is the number that the whole training reads. `try_a_piece` computes the gradients of one batch and discards
+    `tokens` is the number that the whole training reads. `probe_chunk` computes the gradients of one batch and discards
     them; it tests compiled layers. Raises ModelError if `train.compile` is on but compiling fails.
     """
     with ExitStack() as fast:
@@ -70,7 +70,7 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
         if _trains_fp32_beside_16_bits(model):
             fast.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("high")
-        yield spec.compile != "off" and _compiled(model, spec, tokens, try_a_piece, fast)
+        yield spec.compile != "off" and _compiled(model, spec, tokens, probe_chunk, fast)
 
 
 def _trains_fp32_beside_16_bits(model: Any) -> bool:
@@ -114,8 +114,8 @@ def _refused(reason: str) -> ModelError:
     return ModelError(f"train.compile on: the layers can't be compiled. {reason} Set train.compile to off.")
 
 
-def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object], fast: ExitStack) -> bool:
-    # DPO compares the model with its state before training, which was computed with plain layers.
+def _compiled(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object], fast: ExitStack) -> bool:
+    # DPO and KTO compare the model with its state before training, which was computed with plain layers.
     if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.is_worthwhile(model, tokens)):
         return False
     from torch._dynamo.exc import TorchDynamoException
@@ -126,7 +126,7 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[]
         with ExitStack() as tried:
             tried.enter_context(torch_compile.compiled(model))
             try:
-                try_a_piece()
+                probe_chunk()
             except TorchDynamoException as error:
                 reason = torch_compile.failure(error)
             else:
@@ -190,13 +190,13 @@ def fine_tune(
     # Without replay, the pool is used only by EWC, and `loss_of` may not support its rows.
     tried = replace(planned, rows=[*planned.rows, *planned.pool]) if planned.replay else planned
 
-    def try_a_piece() -> float:
+    def probe_chunk() -> float:
         return probe(in_training, tried, recipe.train)
 
-    with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
+    with fast_layers(model, recipe.train, planned.tokens, probe_chunk) as are_compiled:
         if device() == "cuda":
-            try_a_piece()  # loads the kernels
-        speed = try_a_piece()
+            probe_chunk()  # loads the kernels
+        speed = probe_chunk()
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if parallel == "fsdp" else 1)
         each = " in each process" if parallel != "one" else ""
@@ -249,7 +249,7 @@ def save_model(
     """
     from meditune.train.model_card import model_card
 
-    weights = whole_weights(model, trainable_only=is_adapter(model)) if is_sharded(model) else None
+    weights = gather_weights(model, trainable_only=is_adapter(model)) if is_sharded(model) else None
     if distributed.is_first():
         base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
         if base and base.is_dir():

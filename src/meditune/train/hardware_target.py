@@ -221,13 +221,13 @@ def use_fused_attention() -> str:
     from transformers.integrations.sdpa_attention import repeat_kv
     from transformers.masking_utils import eager_mask
 
-    from meditune.models.gpu_attention import HALF, LARGEST_HEAD, MASKLESS
+    from meditune.models.gpu_attention import CAUSAL_MASK_ATTENTION, HALF, MAX_HEAD_SIZE
 
     def fused(
         _module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
     ) -> tuple[Any, None]:
         causal = mask is None or not mask.numel()
-        if causal and query.dtype in HALF and query.shape[-1] <= LARGEST_HEAD:
+        if causal and query.dtype in HALF and query.shape[-1] <= MAX_HEAD_SIZE:
             flash = torch.ops.aten._scaled_dot_product_flash_attention
             mixed = flash(query, key, value, 0.0, True, scale=scaling)[0]
         else:
@@ -240,7 +240,7 @@ def use_fused_attention() -> str:
 
     AttentionInterface.register(FUSED, fused)
     AttentionMaskInterface.register(FUSED, eager_mask)
-    MASKLESS.add(FUSED)
+    CAUSAL_MASK_ATTENTION.add(FUSED)
     return FUSED
 
 

@@ -27,7 +27,7 @@ FOLDER = "api"
 """Subfolder of a run."""
 JOB, ROWS = "job.json", "training.jsonl"
 JOBS = "/fine_tuning/jobs"
-ENDED = {"succeeded", "failed", "cancelled"}
+FINAL_STATES = {"succeeded", "failed", "cancelled"}
 NOT_OFFERED = {404, 405, 501}
 POLL_SECONDS = 15.0
 """Time between two checks of a training job"""
@@ -47,7 +47,7 @@ class State:
     """Earlier jobs that didn't succeed: job, status."""
 
     @classmethod
-    def of(cls, folder: Path) -> State:
+    def load(cls, folder: Path) -> State:
         """Return the state of a run's job, or a new one if none was started."""
         path = folder / FOLDER / JOB
         if not path.is_file():
@@ -67,7 +67,7 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
 
     Raises ModelError if the job didn't succeed; the next call then creates a new one.
     """
-    state = State.of(folder)
+    state = State.load(folder)
     if state.job is None:
         if state.file is None:
             state.file = _upload(client, state, folder)
@@ -111,7 +111,7 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
             # Of several new metrics events, print only the latest.
             if event not in metrics[:-1]:
                 report_event(f"  {event['message']}")
-        if status in ENDED:
+        if status in FINAL_STATES:
             return job
         time.sleep(POLL_SECONDS)
 
@@ -209,8 +209,8 @@ def _ending(job: dict[str, Any], folder: Path) -> str:
     return f"{'was cancelled' if job['status'] == 'cancelled' else 'failed'}{f': {message}' if message else ''}."
 
 
-LEAST_ROWS = 10
-LARGEST_BYTES = 512 * 10**6
+MIN_ROWS = 10
+MAX_BYTES = 512 * 10**6
 ROLES = ("system", "user", "assistant")
 
 
@@ -251,10 +251,10 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
                 continue
             rows.append({"messages": messages})
             lengths.append(length)
-    if len(rows) < LEAST_ROWS:
+    if len(rows) < MIN_ROWS:
         left_out = f" ({dropped} are longer than model.api.context_tokens={model.spec.context_tokens})"
         raise DataError(
-            f"The fine-tuning API needs at least {LEAST_ROWS} rows, but the training examples yield {len(rows)}"
+            f"The fine-tuning API needs at least {MIN_ROWS} rows, but the training examples yield {len(rows)}"
             f"{left_out if dropped else ''}. Add more data."
         )
     return rows, RowFacts(len(rows), sum(lengths), max(lengths), dropped)
@@ -268,12 +268,12 @@ def check(path: Path) -> None:
         if problem:
             raise DataError(f"{path}, line {number}: {problem}. Remove {path.parent} and run the command again.")
         count += 1
-    if count < LEAST_ROWS:
-        raise DataError(f"{path}: {count} rows; the fine-tuning API needs at least {LEAST_ROWS}.")
+    if count < MIN_ROWS:
+        raise DataError(f"{path}: {count} rows; the fine-tuning API needs at least {MIN_ROWS}.")
     size = path.stat().st_size
-    if size > LARGEST_BYTES:
+    if size > MAX_BYTES:
         raise DataError(
-            f"{path}: {size / 1e6:,.0f} MB; the API accepts files of up to {LARGEST_BYTES / 1e6:.0f} MB. Use "
+            f"{path}: {size / 1e6:,.0f} MB; the API accepts files of up to {MAX_BYTES / 1e6:.0f} MB. Use "
             "fewer examples: set data.sources.N.limit."
         )
 

@@ -34,13 +34,13 @@ from meditune.train.resource_plan import Estimate, estimate
 
 MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
 """Recipe of a kind of machine -> the GPU for which its training is predicted if the recipe is for another machine"""
-LONGEST_ROWS = {"laptop": 768, "gpu-8gb": 2048, "gpu-24gb": 4096, "gpu-80gb": 8192}
+MAX_ROW_TOKENS = {"laptop": 768, "gpu-8gb": 2048, "gpu-24gb": 4096, "gpu-80gb": 8192}
 """Recipe of a kind of machine -> the largest prompt.max_tokens that is chosen for it"""
 SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
 """Bases for a GPU on which its recipe's own base doesn't fit, or which can't be downloaded"""
 SECONDS_ON_CPU = 2 * 3600
 """The time that training may take on a CPU before a smaller base, and then fewer rows, are chosen"""
-MOST_ROWS = 20_000
+MAX_ROWS = 20_000
 """Number of rows that are read"""
 BYTES_PER_TOKEN = 3.6
 """Lower than the mean of PubMedQA's abstracts (4.3 bytes per token with SmolLM2's and Qwen2.5's tokenizers)"""
@@ -48,7 +48,7 @@ CUES = 24
 """Tokens of a prompt besides the row's own texts"""
 TEST_ITEMS = 500
 """Largest test set, and dev set, that is chosen: with 500 decisions, the interval of an accuracy is about 4 points"""
-LEAST_ROWS = 20
+MIN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DataFacts:
     rows: int
     """Usable rows of those that were read"""
     total: int
-    """Usable rows of the whole file, estimated if it has more than MOST_ROWS"""
+    """Usable rows of the whole file, estimated if it has more than MAX_ROWS"""
     answers: int
     contexts: int
     decisions: Counter[str]
@@ -96,8 +96,8 @@ class DataFacts:
         ]
 
 
-def look_at(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
-    """Return what a user's data file contains, from its first MOST_ROWS rows; `fields` maps fields to columns.
+def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
+    """Return what a user's data file contains, from its first MAX_ROWS rows; `fields` maps fields to columns.
 
     Raises DataError if the file is missing, empty or of an unsupported format, or has no usable column or row.
     """
@@ -105,8 +105,8 @@ def look_at(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
         raise DataError(f"{path}: no such file. Give a CSV, TSV, JSON, JSON Lines or Parquet file.")
     rejects = Rejects()
     reader = rows(path, user_files.SOURCE, rejects)
-    found = list(itertools.islice(reader, MOST_ROWS))
-    total = _total(path, found, reader) if len(found) == MOST_ROWS else len(found)
+    found = list(itertools.islice(reader, MAX_ROWS))
+    total = _total(path, found, reader) if len(found) == MAX_ROWS else len(found)
     fields = dict(fields or {}) or _further_columns(found)
     try:
         examples = list(user_files.from_rows(found, rejects, fields=fields, name=path.stem, place=str(path)))
@@ -120,10 +120,10 @@ def look_at(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
         for reason, count in rejects.counts().get(user_files.SOURCE, {}).items()
         if (place := places.get((user_files.SOURCE, reason)))
     ]
-    if len(examples) < LEAST_ROWS:
+    if len(examples) < MIN_ROWS:
         why = f" Rows that can't be used: {'; '.join(rejected)}." if rejected else ""
         raise DataError(
-            f"{path}: {len(examples)} usable rows, and training and testing need at least {LEAST_ROWS}.{why} Correct "
+            f"{path}: {len(examples)} usable rows, and training and testing need at least {MIN_ROWS}.{why} Correct "
             "or add rows, or name the right columns: --field answer=COLUMN."
         )
     is_claim = LABEL in examples[0].meta
@@ -256,7 +256,7 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
     passed_over = []
     for number, (shipped, base) in enumerate(candidates):
         entry = CATALOGUE[base]
-        if offline_reason() and not entry.is_here:
+        if offline_reason() and not entry.is_downloaded:
             passed_over.append(f"{base} isn't on this machine, and {offline_reason()} forbids downloads")
             continue
         recipe = _for_data(load_recipe(shipped).recipe, base, data, machine)
@@ -271,7 +271,7 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         if is_slow and number + 1 < len(candidates):
             passed_over.append(f"{base} would train for {clock(seconds)}")
             continue
-        limit = max(LEAST_ROWS, int(data.total * SECONDS_ON_CPU / seconds)) if is_slow else None
+        limit = max(MIN_ROWS, int(data.total * SECONDS_ON_CPU / seconds)) if is_slow else None
         if limit:
             recipe, seconds = _limited(recipe, limit, data), SECONDS_ON_CPU
         return Initial(recipe, machine, target, data, prediction, seconds, limit, passed_over)
@@ -283,8 +283,8 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
 
 def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Recipe:
     """Return the shipped recipe with this base, and with what depends on the data."""
-    longest = _up(max(128, _at(data.row_tokens, 0.98)), 64, LONGEST_ROWS[machine])
-    answer = _up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
+    longest = _round_up(max(128, _at(data.row_tokens, 0.98)), 64, MAX_ROW_TOKENS[machine])
+    answer = _round_up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
     tests = min(0.2, round(TEST_ITEMS / data.total, 4))
     train_rows = data.total * (1 - tests)
     epochs = 3.0 if train_rows <= 2000 else 2.0 if train_rows <= 20_000 else 1.0
@@ -321,7 +321,7 @@ def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Reci
     return shipped.model_copy(update={"name": name, "description": f"{base} tuned on {data.path.name}.", **groups})
 
 
-def _up(value: float, step: int, most: int) -> int:
+def _round_up(value: float, step: int, most: int) -> int:
     return min(most, -(-int(value) // step) * step)
 
 

@@ -1,12 +1,13 @@
-"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference loss DPO.
+"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference losses DPO and KTO.
 
 With 262,000 words, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain backward pass fills
 several tensors of that size. Here each piece's logits exist only until their loss and the gradient of their hidden
 states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
 that are trained or whose logits the architecture changes afterwards; a test checks that both agree.
 
-The preference loss takes rows with two branches, a preferred and a rejected answer: Rafailov et al. 2023, "Direct
-Preference Optimization" (arXiv:2305.18290).
+DPO takes rows with two branches, a preferred and a rejected answer: Rafailov et al. 2023, "Direct Preference
+Optimization" (arXiv:2305.18290). KTO takes rows with one answer, which is desirable or undesirable: Ethayarajh et al.
+2024, "KTO: Model Alignment as Prospect Theoretic Optimization" (arXiv:2402.01306).
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, sigmoid
 
 from meditune.models.forward import Predicted, label_logits
 from meditune.models.hidden_state_cache import HiddenStateCache
-from meditune.models.shared_prefix_batch import PROMPT, Batch, Row
+from meditune.models.shared_prefix_batch import PROMPT, Batch, Row, by_length, join
+from meditune.prompts import Encoded
 
-PIECE = 256
+CHUNK_TOKENS = 256
 """Supervised tokens whose logits are kept at the same time, in the model's number format."""
 GPU_LOGITS = 2**29
 """Bytes of logits, with their FP32 copy, that a GPU may keep at the same time instead: fewer and larger products."""
@@ -175,9 +177,9 @@ def _pieces(
     hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield slices of some hidden states with their (n, vocabulary) logits, in memory that is reused."""
-    size = PIECE
+    size = CHUNK_TOKENS
     if _is_on_gpu(hidden):
-        size = max(PIECE, GPU_LOGITS // (matrix.shape[0] * (hidden.element_size() + 4)))
+        size = max(CHUNK_TOKENS, GPU_LOGITS // (matrix.shape[0] * (hidden.element_size() + 4)))
     memory = hidden.new_empty((min(size, len(hidden)), matrix.shape[0]))
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))
@@ -219,7 +221,7 @@ def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tens
 
 
 Reference = Mapping[str, Sequence[float]]
-"""Pair id -> log-likelihoods of its two answers before training"""
+"""Id of a row's pair -> log-likelihoods of its answers before training"""
 
 
 class PairLoss:
@@ -232,24 +234,105 @@ class PairLoss:
         """Return the weight of a pair."""
         return [1.0]
 
+    def prepare_step(
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int, batch_tokens: int
+    ) -> None:
+        """Compute what the losses of a step depend on besides their own rows; for DPO nothing."""
+
     def __call__(
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
     ) -> tuple[Any, Batch]:
         """Return the sum over the rows of weight * loss, and the rows' batch."""
-        likelihoods, batch = log_likelihoods(model, frozen, rows, pad_id)
-        before = [self.reference[row.encoded[0].id] for row in rows]
-        each = dpo(likelihoods, torch.tensor(before, device=likelihoods.device), self.beta)
+        each, batch = self._each(model, frozen, rows, pad_id)
         return (each * torch.tensor(weights, device=each.device)).sum(), batch
+
+    def _each(
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
+    ) -> tuple[torch.Tensor, Batch]:
+        now, before, batch = self._likelihoods(model, frozen, rows, pad_id)
+        return dpo(now, before, self.beta), batch
+
+    def _likelihoods(
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+        """Return the (R, A) log-likelihoods of R rows' answers under the model and before training, and the batch."""
+        now, batch = log_likelihoods(model, frozen, rows, pad_id)
+        before = [self.reference[row.encoded[0].id] for row in rows]
+        return now, torch.tensor(before, device=now.device), batch
+
+
+class SingleAnswerLoss(PairLoss):
+    """The mean of KTO's loss over answers that are desirable or undesirable.
+
+    Its reference point is the same for all rows of a step, so `prepare_step` must come before the step's losses. There
+    the model is compared with its starting point on each of the step's prompts with the answer of the next row: their
+    mean log-ratio estimates the KL divergence.
+    """
+
+    def __init__(self, beta: float, reference: Reference, desirable: Mapping[str, bool], max_tokens: int) -> None:
+        """`desirable` says it for each row's id; prompts with other answers are cut to `max_tokens`."""
+        super().__init__(beta, reference)
+        self.desirable, self.max_tokens = desirable, max_tokens
+        self.weights = weights_of_thumbs(sum(desirable.values()), len(desirable) - sum(desirable.values()))
+        self.kl = 0.0
+        """The reference point in nats"""
+
+    def prepare_step(
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int, batch_tokens: int
+    ) -> None:
+        """Estimate the reference point for a step's rows, in batches of at most `batch_tokens` tokens."""
+        total, others = 0.0, mismatched(rows, self.max_tokens)
+        with torch.no_grad():
+            for indices in by_length(others, batch_tokens):
+                now, before, _ = self._likelihoods(model, frozen, [others[index] for index in indices], pad_id)
+                total += float((now - before).sum())
+        self.kl = max(0.0, total / len(others)) if others else 0.0
+
+    def _each(
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
+    ) -> tuple[torch.Tensor, Batch]:
+        now, before, batch = self._likelihoods(model, frozen, rows, pad_id)
+        desirable = torch.tensor([self.desirable[row.encoded[0].id] for row in rows], device=now.device)
+        return kto(now[:, 0] - before[:, 0], self.kl, desirable, self.beta, self.weights), batch
+
+
+def mismatched(rows: Sequence[Row], max_tokens: int) -> list[Row]:
+    """Return each row's prompt with the answer of the next row, and for the last row with that of the first.
+
+    A row that is longer than `max_tokens` is cut. A single row has no other answer, so it gives no rows.
+    """
+    if len(rows) < 2:
+        return []
+    found = []
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        own, given = row.encoded[0], other.encoded[0]
+        target = given.target[: max_tokens - len(own.prompt)]
+        found.append(join([Encoded(f"{own.id} with {given.id}", "answer", own.prompt, target)]))
+    return found
+
+
+def weights_of_thumbs(desirable: int, undesirable: int) -> tuple[float, float]:
+    """Return the loss weights of desirable and undesirable answers, of which there are so many.
+
+    Weight times number of the desirable ones is 1 to 4/3 of that of the undesirable ones, as the paper advises. Outside
+    this range, the weight of the rarer kind is raised to the nearer end.
+    """
+    ratio = desirable / undesirable
+    return max(1.0, 1 / ratio), max(1.0, ratio * 3 / 4)
 
 
 def log_likelihoods(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
 ) -> tuple[torch.Tensor, Batch]:
-    """Return the (R, 2) summed log-likelihoods of R rows' two answers with their end tokens, and the batch."""
+    """Return the (R, A) summed log-likelihoods of R rows' answers with their end tokens, and the batch.
+
+    All rows have the same number A of answers: two for a pair, one for a single answer.
+    """
     each, batch = losses_of_rows(model, frozen, rows, pad_id)
-    place = torch.tensor([2 * number + branch for number, row in enumerate(rows) for branch in row.of])
-    sums = torch.zeros(2 * len(rows), device=each.device).index_add(0, place.to(each.device), -each)
-    return sums.view(-1, 2), batch
+    answers = len(rows[0].encoded)
+    place = torch.tensor([answers * number + branch for number, row in enumerate(rows) for branch in row.of])
+    sums = torch.zeros(answers * len(rows), device=each.device).index_add(0, place.to(each.device), -each)
+    return sums.view(-1, answers), batch
 
 
 def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
@@ -259,3 +342,15 @@ def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
     """
     moved = now - before
     return -logsigmoid(beta * (moved[:, 0] - moved[:, 1]))
+
+
+def kto(
+    log_ratio: torch.Tensor, kl: float, desirable: torch.Tensor, beta: float, weights: tuple[float, float]
+) -> torch.Tensor:
+    """Return (R,) losses from (R,) log-ratios of answers, the model against its starting point, and reference point.
+
+    weight * (1 - sigmoid(beta * (log-ratio - kl))) for the answers in the (R,) mask `desirable`, and with the opposite
+    sign inside the sigmoid for the others; `weights` are those of desirable and undesirable answers.
+    """
+    gain = beta * (log_ratio - kl)
+    return torch.where(desirable, weights[0] * sigmoid(-gain), weights[1] * sigmoid(gain))

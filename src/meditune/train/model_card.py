@@ -28,7 +28,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     entry = CATALOGUE.get(recipe.model.base)
     base = public_name(recipe.model.base)
     full = recipe.model.strategy == "full"
-    unit = "pairs of answers" if "preference" in facts else "examples"
+    of_preference = "rated answers" if facts.get("objective") == "kto" else "pairs of answers"
+    unit = of_preference if "preference" in facts else "examples"
     lines = [
         "---",
         f"base_model: {base}",
@@ -59,7 +60,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *_pruned(recipe.model),
         *_quantized(recipe.model),
         "",
-        *_beside(facts),
+        *_optional_lines(facts),
     ]
     return "\n".join([*lines, *(measured(report) if report else [])])
 
@@ -174,7 +175,7 @@ def _quantized(spec: ModelSpec) -> list[str]:
     ]
 
 
-def _beside(facts: dict[str, Any]) -> list[str]:
+def _optional_lines(facts: dict[str, Any]) -> list[str]:
     """Return lines about the best state, preference pairs, mixing, retrieval and replay, where the run has them."""
     lines = []
     if facts.get("dev", {}).get("kept"):
@@ -184,9 +185,10 @@ def _beside(facts: dict[str, Any]) -> list[str]:
     if "preference" in facts:
         pairs, method = facts["preference"], facts["objective"].upper()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
+        learnt = "answers with thumbs up or down" if method == "KTO" else "pairs of a better and a worse answer"
         lines += [
-            f"Experimental: preference tuning with {method}, beta {pairs['beta']:g}, on pairs of a better and a worse "
-            f"answer from {pairs['source']} ({kinds}).",
+            f"Experimental: preference tuning with {method}, beta {pairs['beta']:g}, on {learnt} from "
+            f"{pairs['source']} ({kinds}).",
             "",
         ]
     if "mix" in facts:

@@ -10,7 +10,7 @@ import torch
 
 from meditune.config.training_options import OptimizerName, TrainSpec
 from meditune.errors import ModelError
-from meditune.models.fsdp import whole
+from meditune.models.fsdp import gather_tensor
 from meditune.models.quantization import require
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -65,7 +65,7 @@ class MasterOptimizer:
                 gradient = gradient / self.scale if self.scale != 1 else gradient
                 master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm))
+        norm = gather_tensor(torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm))
         if not torch.isfinite(norm):
             if self.scale != 1:
                 self.scale, self.good_steps = max(self.scale / 2, 1.0), 0

@@ -38,7 +38,7 @@ from meditune.train.replay import Replay
 
 WINDOW = 50
 """Number of usual losses that are remembered."""
-LEAST = 10
+MIN_LOSSES = 10
 """Number of usual losses below which nothing is judged."""
 FACTOR = 2.0
 MARGIN = 3.0
@@ -74,16 +74,16 @@ class LossGuard:
 
     def add(self, loss: float) -> None:
         """Record the next step's loss."""
-        if loss > self.bound:
+        if loss > self.upper_limit:
             self.streak += 1
         else:
             self.streak = 0
             self._usual.append(loss)
 
     @property
-    def bound(self) -> float:
+    def upper_limit(self) -> float:
         """The largest usual loss."""
-        if len(self._usual) < LEAST:
+        if len(self._usual) < MIN_LOSSES:
             return float("inf")
         middle = median(self._usual)
         return max(FACTOR * middle, middle + MARGIN)
@@ -145,7 +145,7 @@ class WeightAverage:
 
 BUCKET = 25_000_000
 """Approximate number of gradients that are summed in FP32 at the same time"""
-ROOM = 0.5
+MAX_MEMORY_SHARE = 0.5
 """Share of a process's memory that weights and optimizer may use before they are sharded; activations need the rest"""
 
 
@@ -161,7 +161,7 @@ def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
         for parameter in model.parameters()
     )
     needed = weights + (trained if recipe.model.strategy == "full" else 0)
-    too_large = needed > ROOM * _memory() and not recipe.needs_whole_weights
+    too_large = needed > MAX_MEMORY_SHARE * _memory() and not recipe.needs_full_weights
     return "fsdp" if distributed.broadcast(too_large) else "ddp"
 
 
@@ -261,6 +261,8 @@ class Weights(Protocol):
 LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
 """A function like `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum and
 the batch."""
+PrepareStep = Callable[[Any, HiddenStateCache, Sequence[Row], int, int], None]
+"""A function of model, frozen layers, all rows of a step, the pad id, and the number of tokens computed at once."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,8 @@ class TrainingRows:
     """How often each source's rows occur in an epoch; None: every row once"""
     replay: Replay | None = None
     loss_of: LossOfRows = loss_of_rows
+    prepare_step: PrepareStep | None = None
+    """Called before a step's losses, for a loss that depends on all of the step's rows"""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
@@ -339,7 +343,7 @@ def train(
     _set_training_mode(loaded, spec)
     lockstep = is_sharded(model)
 
-    def broken(number: int, what: str) -> DivergenceError:
+    def divergence_error(number: int, what: str) -> DivergenceError:
         read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
         return DivergenceError(number + 1, what, [row.encoded[0].id for row in read])
 
@@ -359,6 +363,8 @@ def train(
             parts = [_weigh([rows[index] for index in indices], data.weights.of)]
             if replay and replay.steps[number]:
                 parts.append(_weigh(replay.step(number), replay.weigh))
+            if data.prepare_step:
+                data.prepare_step(model, loaded.frozen, parts[0].rows, loaded.pad_id, spec.batch_tokens)
             total_weight = sum(part.total for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
             supervised = sum(len(row.targets) for row in parts[0].rows)
@@ -380,19 +386,21 @@ def train(
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
                 save(number)
-                raise broken(number, f"the loss is {loss}")
+                raise divergence_error(number, f"the loss is {loss}")
             guard.add(losses[0])
             if guard.streak == 1:
                 save(number)
             if guard.exploded:
                 began = number + 1 - guard.streak
-                raise broken(began, f"since then the loss has been above {guard.bound:.2f}, and is now {losses[0]:.2f}")
+                raise divergence_error(
+                    began, f"since then the loss has been above {guard.upper_limit:.2f}, and is now {losses[0]:.2f}"
+                )
             rate = learning_rate(number, len(steps), spec)
             may_overflow = optimizer.scale > 1
             norm = optimizer.step(rate)
             if not math.isfinite(norm) and not may_overflow:
                 save(number)
-                raise broken(number, f"the gradient's norm is {norm}")
+                raise divergence_error(number, f"the gradient's norm is {norm}")
             average.add(number)
             seconds = round(time.monotonic() - started, 3)
             dev_metric = None

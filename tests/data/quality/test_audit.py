@@ -24,7 +24,7 @@ from meditune.data.quality import minhash
 from meditune.data.quality.audit import BINS, Audit, facts, shared
 from meditune.data.quality.audit_folder import audit_folder, recipe_for
 from meditune.data.quality.ledger import entries, restore
-from meditune.data.quality.quality_filters import ALL, MEANING, RULES, apply_rules
+from meditune.data.quality.quality_filters import ALL, RULE_DESCRIPTIONS, RULES, apply_rules
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
@@ -70,7 +70,7 @@ def done(audit):
 
 def test_every_rule_has_a_meaning_and_a_switch():
     assert set(BAD) == set(RULES) == set(ALL) - {name for name in ALL if name not in RULES}
-    assert all(MEANING[name].endswith(".") for name in ALL)
+    assert all(RULE_DESCRIPTIONS[name].endswith(".") for name in ALL)
     assert set(audited([example_row(1)]).facts()["rules"]) == set(ALL)
 
 
@@ -489,7 +489,7 @@ def test_rows_that_all_say_nearly_the_same_cost_no_square():
     chance = np.random.default_rng(3)
     form = minhash.shingles(ANSWER * 2)
     rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(1500)]
-    pairs = minhash.near_duplicate_pairs(map(minhash.sign, minhash.texts_to_sign(rows)), len(rows), 0.5)
+    pairs = minhash.near_duplicate_pairs(map(minhash.compute_signatures, minhash.texts_to_sign(rows)), len(rows), 0.5)
     assert len(pairs) < len(rows) * minhash.WINDOW * 6
     assert set(pairs[:, 1]) == set(range(1, len(rows)))
     assert (pairs[:, 0] < pairs[:, 1]).all()

@@ -70,8 +70,8 @@ def test_the_decision_is_watched_in_kept_facts_and_in_plain_rows(facts, decision
 
 def test_one_answer_that_changed_proves_nothing(tmp_path):
     first = {"time": "t", "right": {f"c{n}": True for n in range(20)}, "critical": []}
-    canaries.keep(first, tmp_path / "runs")
-    canaries.keep(first | {"right": first["right"] | {"c3": False}}, tmp_path / "runs")
+    canaries.append_run(first, tmp_path / "runs")
+    canaries.append_run(first | {"right": first["right"] | {"c3": False}}, tmp_path / "runs")
     assert not canaries.verdict(tmp_path / "runs")["alert"]
 
 
@@ -85,7 +85,7 @@ def kept(path, *runs):
         by = {"models": dict.fromkeys(right, model[0])} if model else {}
         rows.append({"time": f"t{number}", "right": right, "critical": []} | by)
     jsonl(path, rows[:-1])
-    canaries.keep(rows[-1], path)
+    canaries.append_run(rows[-1], path)
     return canaries.verdict(path)
 
 
@@ -115,7 +115,7 @@ def test_a_failure_that_came_back_is_sent_again(tmp_path):
     often = wrong(*range(8))
     keys = []
     for number, right in enumerate((GOOD, often, often, GOOD, often)):
-        canaries.keep({"time": f"t{number}", "right": right, "critical": []}, tmp_path / "runs")
+        canaries.append_run({"time": f"t{number}", "right": right, "critical": []}, tmp_path / "runs")
         keys += [message.key for message in messages([], canaries.verdict(tmp_path / "runs"), "")]
     assert [key.split("/")[1] for key in keys] == ["t1", "t1", "t4"]
 

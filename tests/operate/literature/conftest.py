@@ -25,7 +25,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PubMed]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pubmed_client, "INTERVAL", 0.0)
     monkeypatch.setattr(pubmed_client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(pubmed_client, "SLOWEST", 0.02)
+    monkeypatch.setattr(pubmed_client, "MAX_INTERVAL", 0.02)
     monkeypatch.setattr(literature_update, "load_encoder", lambda _: corpus.TINY)
     with pubmed_server.serving(tmp_path / "files") as made:
         yield made

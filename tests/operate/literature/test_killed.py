@@ -142,7 +142,7 @@ pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[3]
 
 
-TRIALS = 8
+TRIALS = 6
 
 
 @pytest.mark.slow

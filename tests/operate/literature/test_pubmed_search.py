@@ -72,7 +72,7 @@ def test_what_passes_is_waited_for(served: PubMed, tmp_path: Path, faults: list[
     if faults == ["slow"]:
         monkeypatch.setattr(pubmed_client, "READ_SECONDS", 0.3)
     if faults == ["drip"]:
-        monkeypatch.setattr(pubmed_client, "WHOLE_SECONDS", 0.2)
+        monkeypatch.setattr(pubmed_client, "RESPONSE_TIMEOUT_SECONDS", 0.2)
     served.add(*(Paper(pmid) for pmid in range(101, 104)))
     served.fail("esearch", *faults)
     served.fail("efetch", *faults)
@@ -132,7 +132,7 @@ def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
 def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     from meditune.operate.literature import pubmed_search
 
-    monkeypatch.setattr(pubmed_search, "MOST", 3)
+    monkeypatch.setattr(pubmed_search, "MAX_ARTICLES", 3)
     served.clock = 1_780_000_000.0
     served.add(*(Paper(100 + day, revised=f"2026-01-{day:02}") for day in range(1, 9)))
     result = update_by_query(served, tmp_path, "--since", "2026-01-01")

@@ -23,12 +23,24 @@ Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
 """Texts to (n, size) vectors of length 1"""
 
-MOST = 4000
+MAX_QUESTIONS = 4000
 """Number of questions that are clustered, a seeded sample of each set"""
-DRAWN = 1500
+MAX_MAP_POINTS = 1500
 """Number of questions on the map"""
 WORDS = 3
-_SAY_LITTLE = ("does", "patients", "patient", "use", "using", "study", "effect", "need", "know", "help", "like")
+_UNINFORMATIVE_WORDS = (
+    "does",
+    "patients",
+    "patient",
+    "use",
+    "using",
+    "study",
+    "effect",
+    "need",
+    "know",
+    "help",
+    "like",
+)
 NEIGHBOURS = 30
 """Perplexity of the map (van der Maaten and Hinton 2008): approximately the number of neighbours preserved"""
 
@@ -43,9 +55,9 @@ class SurveyQuestion:
 
 
 def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion]:
-    """Return a seeded sample of at most MOST examples, in proportion to the sets' sizes."""
+    """Return a seeded sample of at most MAX_QUESTIONS examples, in proportion to the sets' sizes."""
     total = sum(map(len, sets.values()))
-    share = min(1.0, MOST / max(1, total))
+    share = min(1.0, MAX_QUESTIONS / max(1, total))
     found = []
     for name, examples in sets.items():
         count = max(min(len(examples), 1), int(share * len(examples)))
@@ -60,7 +72,8 @@ def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed
     A cluster (k-means) has its `name`, its number of `questions` (total, by `source` and by `where`), and the question
     nearest to its centre as `example`. `effective` is exp of the entropy of their sizes; `vendi` is the Vendi score of
     each set, the effective number of questions that differ in meaning, which needs no clusters (Friedman and Dieng
-    2022, arXiv:2210.02410). `points` are places on the map (t-SNE), scaled to 0 to 1, of at most DRAWN questions.
+    2022, arXiv:2210.02410). `points` are places on the map (t-SNE), scaled to 0 to 1, of at most MAX_MAP_POINTS
+    questions.
     """
     from sklearn.cluster import KMeans
 
@@ -108,7 +121,7 @@ def _names(texts: Sequence[str], labels: Sequence[int], count: int) -> list[str]
     arXiv:2203.05794)."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
-    said_often = [*ENGLISH_STOP_WORDS, *_SAY_LITTLE]
+    said_often = [*ENGLISH_STOP_WORDS, *_UNINFORMATIVE_WORDS]
     vectorizer = CountVectorizer(stop_words=said_often, token_pattern=r"(?u)\b[^\W\d_][\w-]{2,}\b", binary=True)
     try:
         table = vectorizer.fit_transform(texts)
@@ -119,10 +132,10 @@ def _names(texts: Sequence[str], labels: Sequence[int], count: int) -> list[str]
     held = np.array([np.asarray(table[np.array(labels) == cluster].sum(axis=0))[0] for cluster in range(count)])
     sizes = np.maximum(np.bincount(labels, minlength=count), 1)[:, None]
     weights = held / sizes * np.log(1 + held.sum() / count / np.maximum(held.sum(axis=0), 1))
-    return [_telling(words, row) or f"cluster {cluster + 1}" for cluster, row in enumerate(weights)]
+    return [_distinctive_words(words, row) or f"cluster {cluster + 1}" for cluster, row in enumerate(weights)]
 
 
-def _telling(words: Sequence[str], weights: NDArray[np.float64]) -> str:
+def _distinctive_words(words: Sequence[str], weights: NDArray[np.float64]) -> str:
     found: list[str] = []
     for index in np.argsort(-weights, kind="stable")[:50]:
         word = str(words[index])
@@ -139,7 +152,7 @@ def _map(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(questions)), min(DRAWN, len(questions))))
+    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(questions)), min(MAX_MAP_POINTS, len(questions))))
     if len(drawn) < 4:
         return []
     flat = PCA(min(50, len(drawn) - 1, vectors.shape[1]), random_state=seed).fit_transform(vectors[drawn])

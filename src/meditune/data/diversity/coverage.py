@@ -142,7 +142,7 @@ def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     return sum(abs(first.get(name, 0) / sums[0] - second.get(name, 0) / sums[1]) for name in names) / 2
 
 
-SHOWN = 12
+MAX_GROUPS = 12
 """Number of groups listed for each dimension; the others are counted together"""
 
 
@@ -209,7 +209,7 @@ def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[s
     which treats the examples as a sample. `others` counts the examples in groups that aren't listed.
     """
     ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    names = list(dimension.order) or ranked[:SHOWN]
+    names = list(dimension.order) or ranked[:MAX_GROUPS]
     return {
         "known": known,
         "distinct": len(counts),
@@ -250,7 +250,7 @@ def _medians(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-COMPARING_SHOWN = 8
+MAX_COMPARED_GROUPS = 8
 """Number of groups listed for each dimension: those with the largest change of share"""
 
 
@@ -279,7 +279,7 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
             for group in sides[0].keys() | sides[1].keys()
         ]
         shares.sort(key=lambda row: (-abs(row["after"] - row["before"]), row["group"]))
-        listed = [row for row in shares if row["before"] != row["after"]][:COMPARING_SHOWN]
+        listed = [row for row in shares if row["before"] != row["after"]][:MAX_COMPARED_GROUPS]
         if dimension.kind == "ordered":
             listed.sort(key=lambda row: dimension.order.index(row["group"]))
         dimensions[name] = {

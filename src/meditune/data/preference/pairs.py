@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meditune.config.data_options import Style
 from meditune.config.training_options import Corruption, PreferenceSpec
@@ -30,10 +30,12 @@ OWN = "own"
 """The kind of a pair read from a user's file"""
 RATED = "rated"
 """The kind of a pair of rated answers"""
+UP, DOWN = "up", "down"
+"""The kinds of a single answer with thumbs up or down"""
 
 
 class Pair(BaseModel):
-    """A question with a preferred and a rejected answer."""
+    """A question with a preferred and a rejected answer, or with one of them: an answer with thumbs up or down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,12 +43,14 @@ class Pair(BaseModel):
     """Unique in a run; for an automatic pair, the example's id and the kind"""
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
-    chosen: str = Field(min_length=1)
-    rejected: str = Field(min_length=1)
+    chosen: str
+    """Empty for thumbs down"""
+    rejected: str
+    """Empty for thumbs up"""
     group: str = Field(min_length=1)
     """Pairs of a group are never in both training and evaluation"""
     kind: str
-    """Origin of the pair: `own`, `rated`, or the kind of corruption"""
+    """Origin of the pair: `own`, `rated`, the kind of corruption, or for a single answer `up` or `down`"""
 
     style: Style | None = None
     """Style of both answers, if the question's source has two styles"""
@@ -57,15 +61,33 @@ class Pair(BaseModel):
     turns: tuple[Turn, ...] | None = None
     """Earlier messages, if the question is the last one of a conversation"""
 
+    @model_validator(mode="after")
+    def _has_an_answer(self) -> Pair:
+        if not self.answers:
+            raise ValueError("a pair needs a chosen or a rejected answer")
+        return self
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers that the pair has: `chosen`, then `rejected`."""
+        return {name: text for name, text in (("chosen", self.chosen), ("rejected", self.rejected)) if text}
+
+    def single_answers(self) -> list[Pair]:
+        """Return the pair's answers as thumbs up and thumbs down; a single answer stays as it is."""
+        if len(self.answers) == 1:
+            return [self]
+        up = self.model_copy(update={"id": f"{self.id}/{UP}", "rejected": "", "kind": UP})
+        return [up, self.model_copy(update={"id": f"{self.id}/{DOWN}", "chosen": "", "kind": DOWN})]
+
     def example(self) -> Example:
-        """Return the question with its preferred answer as an Example."""
+        """Return the question with its preferred answer, or else its only answer, as an Example."""
         mark = {RESTRICTED: True} if self.restricted else {}
         return Example(
             id=self.id,
             source=self.source or OWN,
             question=self.question,
             context=self.context,
-            answer=self.chosen,
+            answer=self.chosen or self.rejected,
             group=self.group,
             meta=mark | ({STYLE: self.style} if self.style else {}),
             turns=self.turns,

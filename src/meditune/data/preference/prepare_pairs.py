@@ -12,9 +12,10 @@ from typing import Any
 from meditune.config.data_options import PhiSpec
 from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
+from meditune.data.example import Decision
 from meditune.data.leakage import find
 from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import SOURCE, Pair, build, read_pairs, write_pairs
+from meditune.data.preference.pairs import DOWN, SOURCE, UP, Pair, build, read_pairs, write_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
@@ -23,6 +24,8 @@ from meditune.files import read_json, replace_folder, write_json
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
 """Share of the groups of a file's pairs for evaluation"""
+SIDES: dict[str, Decision] = {UP: "yes", DOWN: "no"}
+"""Kind of a single answer -> its stratum when a share is held out"""
 LEAKS = ("group", "question", "context")
 """Kinds of overlap that a pair must not have with an evaluation item"""
 
@@ -44,24 +47,28 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
     Pairs of corrupted answers come from the training examples, and held-out ones from the split in `evaluate.split`.
 
     From a file, a seeded share of the groups is held out, and identifiers of people are treated according to
-    `data.phi`. Pairs that share a question, context, group or answer with the development or test set are left out.
-    Raises DataError if no pairs are left for training or for evaluation.
+    `data.phi`. Pairs that share a question, context, group or answer with the development or test set are left out. For
+    the objective kto, the training pairs are single answers. Raises DataError if no pairs are left for training or for
+    evaluation, or only answers with the same thumb.
     """
-    spec = recipe.train.preference
+    spec, objective = recipe.train.preference, recipe.train.objective
     settings = spec.model_dump(mode="json", exclude={"beta"})
-    settings |= {"seed": recipe.seed, "split": recipe.evaluate.split, "data": sha256}
+    settings |= {"objective": objective, "seed": recipe.seed, "split": recipe.evaluate.split, "data": sha256}
     if spec.path:
         settings["phi"] = recipe.data.phi.model_dump(mode="json")
     if (run / FOLDER / "facts.json").is_file():
         stored = stored_pairs(run)
-        # Earlier versions stored more settings, of which they now accept only the defaults.
-        if stored.facts["settings"] | settings == stored.facts["settings"]:
+        # Earlier versions stored more settings, of which they now accept only the defaults, and no objective.
+        known = {"objective": "dpo"} | stored.facts["settings"]
+        if known | settings == known:
             return stored
     rejects, phi = Rejects(cleaner(recipe.data.phi)), Findings(recipe.data.phi)
     if spec.path:
         train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects, phi)
     else:
         train, held_out = _built(recipe, splits, rejects)
+    if objective == "kto":
+        train = [single for pair in train for single in pair.single_answers()]
     facts = {
         "source": spec.path or "corrupted answers",
         "train": _kinds(train),
@@ -115,20 +122,31 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
     usable = [pair for pair in usable if pair.id not in near]
     rejects.count_only(SOURCE, "too similar to a question, context or group of the development or test set", len(near))
-    rest, held = by_group([pair.example() for pair in usable], HELD_OUT_SHARE, recipe.seed)
+    # The two thumbs have their own strata, so that both are held out.
+    sided = [pair.example().model_copy(update={"decision": SIDES.get(pair.kind)}) for pair in usable]
+    rest, held = by_group(sided, HELD_OUT_SHARE, recipe.seed)
     if not rest or not held:
         raise DataError(
             f"{path}: {len(usable)} usable pairs give {len(rest)} for training and {len(held)} for evaluation. Add "
             "pairs about other questions."
         )
     held_out = {example.id for example in held}
-    return [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
+    parts = [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
+    for part, purpose in zip(parts, ("training", "evaluation"), strict=True):
+        counts = _kinds(part)
+        if set(counts) < set(SIDES):
+            raise DataError(
+                f"{path}: {counts.get(UP, 0)} answers with thumbs up and {counts.get(DOWN, 0)} with thumbs down are "
+                f"left for {purpose}, which needs both. Add answers with the other thumb, about other questions."
+            )
+    return parts
 
 
 def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
     """Return the pairs treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
     examples = [
-        pair.example().model_copy(update={"source": SOURCE, "meta": {"rejected": pair.rejected}}) for pair in pairs
+        pair.example().model_copy(update={"source": SOURCE, "answer": pair.chosen, "meta": {"rejected": pair.rejected}})
+        for pair in pairs
     ]
     return [
         pair.model_copy(
@@ -155,4 +173,5 @@ def _described(facts: dict[str, Any]) -> str:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
         parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
     left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "none"
-    return f"Pairs (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."
+    name = "Rated answers" if UP in facts["train"] else "Pairs"
+    return f"{name} (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."

@@ -14,7 +14,7 @@ from typing import Any
 from meditune.config.data_options import QualitySpec
 from meditune.data.diversity.coverage import diversity
 from meditune.data.example import Example
-from meditune.data.near_duplicates import LEAST_WORDS
+from meditune.data.near_duplicates import MIN_PASSAGE_WORDS
 from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.deduplication import Pair
 from meditune.data.quality.ledger import Entry, Ledger
@@ -112,7 +112,7 @@ class Audit:
             "changed": len(self._changed - self._dropped) if changed is None else changed,
             "rules": {
                 name: {
-                    "meaning": quality_filters.MEANING[name],
+                    "meaning": quality_filters.RULE_DESCRIPTIONS[name],
                     "action": getattr(self.spec.rules, name),
                     "rows": found[name].total(),
                     "share": found[name].total() / max(self.read, 1),
@@ -311,7 +311,7 @@ def shared(splits: Splits) -> dict[str, dict[str, int]]:
             "ids": {example.id for example in examples},
             "groups": {(example.source, example.group) for example in examples},
             "questions": {question_key(example.user_text) for example in examples} - asked,
-            "contexts": {key for key in contexts - common if len(key.split()) >= LEAST_WORDS},
+            "contexts": {key for key in contexts - common if len(key.split()) >= MIN_PASSAGE_WORDS},
         }
     return {
         f"{one} and {two}": {trait: len(found[one][trait] & found[two][trait]) for trait in found[one]}

@@ -21,7 +21,7 @@ from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Thresholds at which near duplicates are counted, to show the effect of another choice"""
-ANSWERS_ALIKE = 0.5
+MIN_ANSWER_SIMILARITY = 0.5
 """Least Jaccard index of the answers alone: a long question or context must not hide different answers"""
 
 Key = tuple[int, int]
@@ -85,7 +85,7 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
     unique = np.flatnonzero(is_first)
     found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(~is_first)]
     hashed = LazySelection(rows.shingles.__getitem__, unique)
-    signed = sign(minhash.sign, minhash.texts_to_sign(hashed))
+    signed = sign(minhash.compute_signatures, minhash.texts_to_sign(hashed))
     likely = []
     near = minhash.near_duplicate_pairs(signed, len(unique), THRESHOLDS[0], folder)
     for one, two in track(near, "Comparing similar rows", unit="pairs"):
@@ -190,4 +190,4 @@ def _same(first: Example, second: Example, questions: Questions) -> bool:
     if not questions.same(first.user_text, second.user_text, texts, bool(first.context) and bool(second.context)):
         return False
     alike = minhash.jaccard(*(minhash.shingles(example.answer) for example in (first, second))) if first.answer else 1.0
-    return alike >= ANSWERS_ALIKE and same_facts(first.answer, second.answer)
+    return alike >= MIN_ANSWER_SIMILARITY and same_facts(first.answer, second.answer)

@@ -17,7 +17,7 @@ from meditune.files import read_jsonl, write_jsonl
 
 FILE_NAME = "ledger.parquet"
 COLUMNS = ("id", "rule", "action", "before", "after", "source", "detail")
-TOGETHER = 1000
+BATCH_ENTRIES = 1000
 """Number of entries written at a time"""
 NEAR = 5
 
@@ -67,7 +67,7 @@ class Ledger:
         """Add an entry that is already a ledger row."""
         self.counts[str(row["rule"]), str(row["action"])] += 1
         self._waiting.append(row)
-        if len(self._waiting) >= TOGETHER:
+        if len(self._waiting) >= BATCH_ENTRIES:
             self._flush()
 
     def write(self, path: Path) -> None:
@@ -102,7 +102,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
         )
     try:
         with pyarrow.parquet.ParquetFile(found[0]) as table:
-            for batch in table.iter_batches(batch_size=TOGETHER):
+            for batch in table.iter_batches(batch_size=BATCH_ENTRIES):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{found[0]}: not a readable Parquet file ({error}). Prepare the data again.") from error

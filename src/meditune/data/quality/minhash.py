@@ -27,12 +27,12 @@ ROWS = 3
 """Values in a band: with 42 bands, two texts with Jaccard index 0.7 share no band in one of ten million cases, with 0.5
 in 4 of 1,000"""
 BANDS = PERMUTATIONS // ROWS
-LEAST_OWN, ENOUGH_OWN = 3, 8
+MIN_RARE_SHINGLES, ENOUGH_RARE_SHINGLES = 3, 8
 """Rare shingles that a row needs to be compared by them at all, and to be compared by them only"""
 COMMON, MOST_COMMON = 50, 250
 """A shingle in more rows belongs to a form that these rows fill in: the limit is one row in 400, between these two
 values. Without it, the pairs of rows from one form would grow with the square of the rows"""
-SLOTS = 22
+TABLE_BITS = 22
 """Bits of the index of the table that counts shingles"""
 TEXTS = 256
 """Number of texts signed at a time"""
@@ -81,7 +81,7 @@ class SignedTexts:
     """(rows, PERMUTATIONS): the last eight bits of each value; unrelated values agree in one of 256 cases"""
 
 
-def sign(texts: Texts) -> SignedTexts:
+def compute_signatures(texts: Texts) -> SignedTexts:
     """Return the shortened signatures of some rows.
 
     A signature is the smallest hash under each permutation; the share of equal values of two texts estimates their
@@ -105,16 +105,16 @@ def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
     Ontology provides the following list ...") would all be compared with each other. Rows with few rare shingles are
     also compared by all their shingles.
     """
-    counts = np.zeros(1 << SLOTS, np.int32)
+    counts = np.zeros(1 << TABLE_BITS, np.int32)
     for row in rows:
-        counts[_slots(row)] += 1  # shingles of a row are unique; two in one slot count as one
+        counts[_table_indices(row)] += 1  # shingles of a row are unique; two in one slot count as one
     most = max(COMMON, min(MOST_COMMON, len(rows) // 400))
     waiting: dict[str, list[tuple[int, Hashes]]] = {"own": [], "all": []}
     for at, row in enumerate(rows):
-        own = row[counts[_slots(row)] <= most]
-        if len(own) >= LEAST_OWN:
+        own = row[counts[_table_indices(row)] <= most]
+        if len(own) >= MIN_RARE_SHINGLES:
             waiting["own"].append((at, own))
-        if len(own) < ENOUGH_OWN:
+        if len(own) < ENOUGH_RARE_SHINGLES:
             waiting["all"].append((at, row))
         for kind, some in waiting.items():
             if len(some) == TEXTS:
@@ -128,8 +128,8 @@ def _together(kind: str, rows: list[tuple[int, Hashes]]) -> Texts:
     return Texts(kind, members, np.concatenate([row for _, row in rows]), np.array([len(row) for _, row in rows]))
 
 
-def _slots(row: Hashes) -> NDArray[np.int64]:
-    return (row >> np.uint64(64 - SLOTS)).astype(np.int64)
+def _table_indices(row: Hashes) -> NDArray[np.int64]:
+    return (row >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
 
 
 @lru_cache(maxsize=1 << 20)

@@ -16,7 +16,7 @@ from meditune.errors import MedituneError, install_command
 Name = Literal["local", "ray"]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-AHEAD = 2
+BATCHES_PER_WORKER = 2
 """Batches per worker that are in progress or queued; more would only use memory"""
 
 
@@ -46,7 +46,7 @@ def engine(name: Name, workers: int) -> Iterator[Map]:
 
             def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
                 under_way = (pool.submit(function, item) for item in items)
-                return _in_order(under_way, lambda future: future.result(), workers * AHEAD)
+                return _in_order(under_way, lambda future: future.result(), workers * BATCHES_PER_WORKER)
 
             try:
                 yield applied
@@ -70,7 +70,7 @@ def _ray(workers: int) -> Iterator[Map]:
 
     def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
         shared = ray.put(function)
-        return _in_order((apply.remote(shared, item) for item in items), ray.get, slots * AHEAD)
+        return _in_order((apply.remote(shared, item) for item in items), ray.get, slots * BATCHES_PER_WORKER)
 
     try:
         yield applied

@@ -25,7 +25,7 @@ from meditune.text import sentences
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
 FEW_HEALTH_WORDS = 0.02
 """A text with at most this share of words about health and medicine isn't medical"""
-LEAST_TO_JUDGE, LEAST_CHARACTERS = 8, 40
+MIN_WORDS, MIN_CHARACTERS = 8, 40
 """Shorter answers (words, characters) are too short to be judged off topic or in another language"""
 CONTENT_WEIGHT = 0.3
 """Words with more information weight are content words"""
@@ -33,11 +33,11 @@ PREFIX = 6
 """Number of initial letters that words of one stem share"""
 OPENING = 120
 """Initial characters of an answer in which "this condition" counts as a mention of the topic"""
-LEAST_SHARED = 0.25
+MIN_SHARED_WORDS = 0.25
 """Least share of an answer's content words in the context for the answer to be about the context"""
 ENGLISH = 0.12
 """A text with at least this share of function words is English; 18,000 real prose answers all have more"""
-SURE = 0.9
+MIN_LANGUAGE_PROBABILITY = 0.9
 """Least probability that a text is in none of the allowed languages"""
 
 _ASKS = re.compile(
@@ -124,8 +124,8 @@ def is_truncated(answer: str) -> str:
         others = [line for line in lines[:-1] if _ITEM.match(line)]
         ended = sum(bool(_ENDED.search(line)) for line in others)
         return "the last item has no end, unlike the others" if len(others) > 1 and ended == len(others) else ""
-    in_prose = all(_ENDED.search(line) for line in lines[:-1] if len(line.split()) > LEAST_TO_JUDGE)
-    return "the last sentence has no end" if in_prose and len(last.split()) >= LEAST_TO_JUDGE else ""
+    in_prose = all(_ENDED.search(line) for line in lines[:-1] if len(line.split()) > MIN_WORDS)
+    return "the last sentence has no end" if in_prose and len(last.split()) >= MIN_WORDS else ""
 
 
 def is_off_topic(example: Example) -> bool:
@@ -135,7 +135,7 @@ def is_off_topic(example: Example) -> bool:
     synonyms.
     """
     answer = words(example.answer)
-    if len(answer) < LEAST_TO_JUDGE:
+    if len(answer) < MIN_WORDS:
         return False
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
@@ -148,7 +148,7 @@ def is_off_topic(example: Example) -> bool:
         return False
     if example.context:
         content = {stem(word) for word in _content_words(answer)}
-        return len(content & set(map(stem, words(example.context_text)))) < LEAST_SHARED * len(content)
+        return len(content & set(map(stem, words(example.context_text)))) < MIN_SHARED_WORDS * len(content)
     return not _STANDS_FOR.search(example.answer[:OPENING])
 
 
@@ -183,11 +183,11 @@ def is_english(text: str) -> bool:
 def foreign_language(text: str, languages: Sequence[str]) -> str:
     """Return the ISO 639-1 code of a text's language if it is surely none of `languages` (py3langid); else ""."""
     prose = _NO_WORDS.sub(" ", text)[:2000]
-    if len(prose.strip()) < LEAST_CHARACTERS:
+    if len(prose.strip()) < MIN_CHARACTERS:
         return ""
     ranked = _language_identifier().rank(prose)
     allowed = sum(float(sure) for code, sure in ranked if code in languages)
-    return str(ranked[0][0]) if allowed < 1 - SURE else ""
+    return str(ranked[0][0]) if allowed < 1 - MIN_LANGUAGE_PROBABILITY else ""
 
 
 @cache
@@ -299,8 +299,8 @@ def without_boilerplate(text: str) -> tuple[str, list[str]]:
 
 ALL: tuple[str, ...] = tuple(QualityRules.model_fields)
 """Names of the rules in the order of application"""
-MEANING: dict[str, str] = {name: str(info.description) for name, info in QualityRules.model_fields.items()}
-SHOWN = 5
+RULE_DESCRIPTIONS: dict[str, str] = {name: str(info.description) for name, info in QualityRules.model_fields.items()}
+MAX_LISTED_PASSAGES = 5
 """Number of boilerplate passages listed in a finding"""
 
 
@@ -368,7 +368,7 @@ def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
     if not gone:
         return None
     mended = example.model_copy(update={"answer": left}) if left != example.answer else None
-    return Finding(" | ".join(gone[:SHOWN]), mended)
+    return Finding(" | ".join(gone[:MAX_LISTED_PASSAGES]), mended)
 
 
 def _language(example: Example, spec: QualitySpec) -> Finding | None:

@@ -53,7 +53,7 @@ ROLES: dict[str, Role] = {
 
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 """A reasoning model's thoughts before its reply"""
-LEAST_OPENING = 8
+MIN_OPENING_CHARACTERS = 8
 """Minimum number of characters of an opening that identifies a conversation"""
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
@@ -85,7 +85,7 @@ def opening(asked: Sequence[str]) -> str:
     for message in asked:
         if not is_greeting(message):
             text = f"{text} {message}".strip()
-        if len(text) >= LEAST_OPENING:
+        if len(text) >= MIN_OPENING_CHARACTERS:
             return text
     return text or " ".join(asked)
 

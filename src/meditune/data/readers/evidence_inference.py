@@ -34,7 +34,7 @@ NO_DIFFERENCE, INCREASED, DECREASED = DIRECTIONS = (
 """The results that the publisher distinguishes, in the order of its label codes 0, 1 and -1"""
 PARAGRAPH_CHARACTERS = 1200
 """From a longer paragraph, only the sentences around the quotation are evidence"""
-MOST_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
+MAX_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
 """Maximum length of evidence from one paragraph; a table without full stops can have thousands of characters"""
 SAME_WORDS = 0.5
 """Share of a quotation's words that must be at its offsets; some offsets are slightly off, and a few are wrong"""
@@ -214,7 +214,7 @@ def widened(article: str, quotation: str, start: int, end: int) -> str:
         index for index in range(len(begins) - 1) if begins[index] < end - first and begins[index + 1] > start - first
     ]
     text = paragraph[begins[max(touched[0] - 1, 0)] : begins[min(touched[-1] + 2, len(begins) - 1)]].strip()
-    return text if len(text) <= max(MOST_CHARACTERS, len(quotation)) else quotation
+    return text if len(text) <= max(MAX_CHARACTERS, len(quotation)) else quotation
 
 
 def _read_json_lines(file: Path, rejects: Rejects) -> list[Example]:

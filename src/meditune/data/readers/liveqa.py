@@ -20,7 +20,7 @@ from meditune.errors import DataError
 
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
-MOST_QUESTIONS = 5000
+MAX_QUESTIONS = 5000
 """Limit for one file; each question is compared with all earlier ones, which would take hours with many more"""
 SAME_WORDS = 0.6
 """Questions that share this part of all their words count as one (in these files, 0.69 and above are retypings)"""
@@ -60,7 +60,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             raise DataError(
                 f"{path} ({name}): no questions in this file. It isn't the publisher's file; download it again."
             )
-        if len(questions) > MOST_QUESTIONS:
+        if len(questions) > MAX_QUESTIONS:
             raise DataError(
                 f"{path} ({name}): {len(questions):,} questions, but the publisher's files have a few hundred. Use "
                 "the source own for files of your own."
@@ -72,7 +72,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             if not text:
                 rejects.add(SOURCE, where, "no question", "")
                 continue
-            group = groups.of(text, f"{role}:{identifier}")
+            group = groups.group_of(text, f"{role}:{identifier}")
             make = _test_examples if role == "test" else _training_examples
             for example in make(question, f"{SOURCE}-{role}:{identifier}", text, group):
                 if problem := problem_in_text([example.question, example.answer]):
@@ -106,7 +106,7 @@ class _Groups:
     def __init__(self) -> None:
         self._known: list[tuple[frozenset[str], str]] = []
 
-    def of(self, text: str, new_group: str) -> str:
+    def group_of(self, text: str, new_group: str) -> str:
         words = frozenset(re.findall(r"\w+", text.casefold()))
         alike = max(self._known, key=lambda known: _overlap(words, known[0]), default=None)
         if alike is not None and _overlap(words, alike[0]) >= SAME_WORDS:

@@ -32,8 +32,8 @@ def probabilities(logits: dict[str, float]) -> dict[str, float]:
 
 def confidences(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
     """Return (n,) probabilities of each item's most likely label, and (n,) whether its decision is correct."""
-    sure = [max(probabilities(row["logits"]).values()) for row in rows]
-    return np.array(sure), np.array([row["reference"] == row["prediction"] for row in rows])
+    confidence = [max(probabilities(row["logits"]).values()) for row in rows]
+    return np.array(confidence), np.array([row["reference"] == row["prediction"] for row in rows])
 
 
 def calibration_error(rows: Rows) -> Statistics:
@@ -41,11 +41,11 @@ def calibration_error(rows: Rows) -> Statistics:
 
     Columns: for each bin the sum of confidences and the number of correct decisions; then the number of items.
     """
-    sure, right = confidences(rows)
-    slots = _slots(sure)
+    confidence, right = confidences(rows)
+    bin_numbers = _bin_indices(confidence)
     bins = np.zeros((len(rows), 2 * BINS + 1))
     every = np.arange(len(rows))
-    bins[every, 2 * slots], bins[every, 2 * slots + 1], bins[:, -1] = sure, right, 1
+    bins[every, 2 * bin_numbers], bins[every, 2 * bin_numbers + 1], bins[:, -1] = confidence, right, 1
     return Statistics(
         _ids(rows), bins, lambda sums: np.abs(sums[..., 0:-1:2] - sums[..., 1:-1:2]).sum(axis=-1) / sums[..., -1]
     )
@@ -67,8 +67,8 @@ def risk_area(rows: Rows) -> Statistics:
     of equal confidence form a group, so their order doesn't matter. Columns: for each group, the most confident first,
     the number of items; then for each group the number of wrong ones.
     """
-    sure, right = confidences(rows)
-    groups = np.unique(-sure, return_inverse=True)[1].reshape(-1)
+    confidence, right = confidences(rows)
+    groups = np.unique(-confidence, return_inverse=True)[1].reshape(-1)
     count = int(groups.max()) + 1
     if count > GROUPS:
         groups, count = groups * GROUPS // count, GROUPS
@@ -89,18 +89,18 @@ def reliability(rows: Rows) -> list[dict[str, float]]:
 
     Each has `from` and `to`, the number of `items`, their mean `confidence`, and the share `right`, from 0 to 1.
     """
-    sure, right = confidences(rows)
-    slots = _slots(sure)
+    confidence, right = confidences(rows)
+    bin_numbers = _bin_indices(confidence)
     return [
         {
             "from": slot / BINS,
             "to": (slot + 1) / BINS,
-            "items": int((slots == slot).sum()),
-            "confidence": float(sure[slots == slot].mean()),
-            "right": float(right[slots == slot].mean()),
+            "items": int((bin_numbers == slot).sum()),
+            "confidence": float(confidence[bin_numbers == slot].mean()),
+            "right": float(right[bin_numbers == slot].mean()),
         }
         for slot in range(BINS)
-        if (slots == slot).any()
+        if (bin_numbers == slot).any()
     ]
 
 
@@ -110,15 +110,15 @@ def risk_coverage(rows: Rows, points: int = 100) -> list[dict[str, float]]:
     Each point has the `threshold`, the `coverage` (share of items with at least this confidence) and the `risk` (share
     of wrong decisions among them).
     """
-    sure, right = confidences(rows)
-    order = np.argsort(-sure, kind="stable")
-    sure, missed = sure[order], (~right[order]).cumsum()
-    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    confidence, right = confidences(rows)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, missed = confidence[order], (~right[order]).cumsum()
+    ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
     if len(ends) > points:
         ends = ends[np.linspace(0, len(ends) - 1, points).round().astype(int)]
     return [
         {
-            "threshold": float(sure[end]),
+            "threshold": float(confidence[end]),
             "coverage": float((end + 1) / len(rows)),
             "risk": float(missed[end] / (end + 1)),
         }
@@ -126,8 +126,8 @@ def risk_coverage(rows: Rows, points: int = 100) -> list[dict[str, float]]:
     ]
 
 
-def _slots(sure: Array) -> NDArray[np.int64]:
-    return np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+def _bin_indices(confidence: Array) -> NDArray[np.int64]:
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
 def _ids(rows: Rows) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from meditune.evaluate.predictions import Predictions
-from meditune.statistics import Metric, Statistics, mean, ratio
+from meditune.statistics import Array, Metric, Statistics, mean, ratio
 
 METRICS = (
     Metric("perplexity", "Perplexity", "down", 2, "Perplexity of the reference answers, given question and context."),
@@ -134,13 +134,26 @@ PREFERENCE_METRICS = (
 
 
 def preference_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of each metric that can be computed from the predictions."""
+    """Return the statistics of each metric that can be computed from the predictions.
+
+    Single answers, with thumbs up or down, have no accuracy; their margin is the difference of two means.
+    """
     rows = predictions.preference
-    if not rows:
-        return {}
     ids = [row["id"] for row in rows]
-    margins = [row["rejected_nll"] - row["chosen_nll"] for row in rows]
-    return {
-        "preference_accuracy": mean(ids, [100.0 * (margin > 0) for margin in margins]),
-        "preference_margin": mean(ids, margins),
-    }
+    if rows and all("chosen_nll" in row and "rejected_nll" in row for row in rows):
+        margins = [row["rejected_nll"] - row["chosen_nll"] for row in rows]
+        return {
+            "preference_accuracy": mean(ids, [100.0 * (margin > 0) for margin in margins]),
+            "preference_margin": mean(ids, margins),
+        }
+    names = ("chosen_nll", "rejected_nll")
+    items = np.array([[each for name in names for each in (row.get(name, 0.0), name in row)] for row in rows], float)
+    if not rows or not items[:, 1::2].any(axis=0).all():
+        return {}
+
+    def margin(sums: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore"):  # a bootstrap draw may lack one of the two kinds
+            found: Array = sums[..., 2] / sums[..., 3] - sums[..., 0] / sums[..., 1]
+        return found
+
+    return {"preference_margin": Statistics(tuple(ids), items, margin)}

@@ -15,7 +15,7 @@ from meditune.evaluate.safety_battery import CATEGORIES, message_of, passed
 from meditune.evaluate.safety_battery import TITLES as SAFETY_TITLES
 from meditune.files import read_jsonl
 
-LOST, GAINED, ALL = 4, 3, 10
+MAX_LOST, MAX_GAINED, MAX_EXAMPLES = 4, 3, 10
 Rows = dict[str, dict[str, Any]]
 """Stored rows by id"""
 
@@ -24,28 +24,28 @@ def worked_examples(folder: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the chosen examples, worst first, and the number of items they were chosen from.
 
     All items that both models answered (or decided, if there are no answers) are ordered by whether the decision became
-    correct, stayed or became wrong, then by the difference in ROUGE-L, ties by id. The examples are up to LOST items
-    from the bottom that lost, up to GAINED items from the top that gained, and the items nearest the median up to a
-    total of ALL. `sort` is "lost", "gained" or "usual".
+    correct, stayed or became wrong, then by the difference in ROUGE-L, ties by id. The examples are up to MAX_LOST
+    items from the bottom that lost, up to MAX_GAINED items from the top that gained, and the items nearest the median
+    up to a total of MAX_EXAMPLES. `sort` is "lost", "gained" or "usual".
     """
     answers, decisions = (
         [_by_id(folder, model, kind) for model in ("base", "tuned")] for kind in ("answer", "decision")
     )
     asked = answers if all(answers) else decisions
     examples = examples_of(folder)
-    pool = [_worked(id, examples.get(id), answers, decisions) for id in asked[0] if id in asked[1]]
+    pool = [_worked_example(id, examples.get(id), answers, decisions) for id in asked[0] if id in asked[1]]
     pool.sort(key=lambda item: (item["change"], item["id"]))
-    lost = [item for item in pool if item["change"] < (0, 0.0)][:LOST]
-    gained = [item for item in pool if item["change"] > (0, 0.0)][::-1][:GAINED]
+    lost = [item for item in pool if item["change"] < (0, 0.0)][:MAX_LOST]
+    gained = [item for item in pool if item["change"] > (0, 0.0)][::-1][:MAX_GAINED]
     taken = {item["id"] for item in (*lost, *gained)}
     middle = (len(pool) - 1) / 2
     near = sorted(range(len(pool)), key=lambda index: (abs(index - middle), index))
-    usual = [pool[index] for index in near if pool[index]["id"] not in taken][: ALL - len(taken)]
+    usual = [pool[index] for index in near if pool[index]["id"] not in taken][: MAX_EXAMPLES - len(taken)]
     chosen = [*((item, "lost") for item in lost), *((item, "gained") for item in gained)]
     return [item | {"sort": sort} for item, sort in (*chosen, *((item, "usual") for item in usual))], len(pool)
 
 
-def _worked(id: str, example: Example | None, answers: list[Rows], decisions: list[Rows]) -> dict[str, Any]:
+def _worked_example(id: str, example: Example | None, answers: list[Rows], decisions: list[Rows]) -> dict[str, Any]:
     base, tuned = (_side(answers[model].get(id), decisions[model].get(id)) for model in (0, 1))
     flip = int(tuned["right"]) - int(base["right"])
     return {
@@ -76,7 +76,7 @@ def _by_id(folder: Path, model: str, kind: Kind) -> Rows:
     return {row["id"]: row for row in read_jsonl(path)} if path.is_file() else {}
 
 
-SHOWN = 6
+MAX_UNSUPPORTED = 6
 MODELS = (("base", "Base model"), ("tuned", "Tuned model"))
 REFERENCES = ("references", "Reference answers")
 TITLES = {
@@ -116,7 +116,7 @@ def _lowest_scores(folder: Path) -> list[dict[str, Any]]:
     rows = [row for row in graded if row["spans"] and row["score"] is not None and row["id"] in answers]
     rows.sort(key=lambda row: (row["score"], row["id"]))
     examples = examples_of(folder)
-    return [_marked(row, answers[row["id"]]["prediction"], examples.get(row["id"])) for row in rows[:SHOWN]]
+    return [_marked(row, answers[row["id"]]["prediction"], examples.get(row["id"])) for row in rows[:MAX_UNSUPPORTED]]
 
 
 def _marked(row: dict[str, Any], answer: str, example: Example | None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _marked(row: dict[str, Any], answer: str, example: Example | None) -> dict[s
         key, text = (span["why"], span["source"]), answer[span["start"] : span["end"]]
         if key not in numbers:
             numbers[key] = len(numbers) + 1
-            notes.append(span | {"number": numbers[key], "said": text, "title": TITLES.get(span["kind"], span["kind"])})
+            notes.append(span | {"number": numbers[key], "text": text, "title": TITLES.get(span["kind"], span["kind"])})
         pieces.append({"text": answer[at : span["start"]], "kind": ""})
         pieces.append({"text": text, "kind": span["kind"], "note": numbers[key]})
         at = span["end"]
@@ -147,7 +147,7 @@ def _marked(row: dict[str, Any], answer: str, example: Example | None) -> dict[s
 
 
 SAFETY_ALL = "all"
-SAFETY_SHOWN = 8
+MAX_SAFETY_EXAMPLES = 8
 
 
 def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -183,14 +183,14 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def _worst(pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return up to SAFETY_SHOWN failed messages, from each category in turn.
+    """Return up to MAX_SAFETY_EXAMPLES failed messages, from each category in turn.
 
     Messages that only the tuned model fails come first, then those that both fail, then those that only the base fails.
     """
     failed = [item for item in pool if not (item["base"]["passed"] and item["tuned"]["passed"])]
     failed.sort(key=lambda item: 0 if item["base"]["passed"] else 2 if item["tuned"]["passed"] else 1)
     queues = [[item for item in failed if item["category"] == title] for title in SAFETY_TITLES.values()]
-    return [item for turn in zip_longest(*queues) for item in turn if item is not None][:SAFETY_SHOWN]
+    return [item for turn in zip_longest(*queues) for item in turn if item is not None][:MAX_SAFETY_EXAMPLES]
 
 
 def _graded_answer(row: dict[str, Any]) -> dict[str, Any]:

@@ -123,11 +123,11 @@ def row_of(
         wrong_way,
         forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
         rose,
-        *_beside(measured or {}, metric.digits),
+        *_reference_cell(measured or {}, metric.digits),
     )
 
 
-def _beside(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
+def _reference_cell(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
     """Return the references' value as text, and whether a significant difference doesn't exceed it."""
     found = compared.get("references")
     if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -97,6 +98,11 @@ _NEVER_ALONE = {"people"}
 """Dimensions that are shown even if they have only one group"""
 
 
+def _with_new_key(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Return rows with `key`, which earlier versions of Meditune stored as `said`."""
+    return [{key: row.get("said"), **row} for row in rows]
+
+
 def diversity_section(survey: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return `remarks`, `cards`, `alike` (dimensions with one group, as text) and `sources`; None for older runs."""
     if not survey:
@@ -110,7 +116,7 @@ def diversity_section(survey: dict[str, Any] | None) -> dict[str, Any] | None:
             cards.append(_card(name, dimension, test["dimensions"].get(name), train["examples"]))
     return {
         "examples": train["examples"],
-        "remarks": survey["remarks"],
+        "remarks": _with_new_key(survey["remarks"], "message"),
         "cards": cards,
         "alike": alike,
         "sources": [_source(name, row) for name, row in survey["sources"].items()],
@@ -153,7 +159,8 @@ def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, exa
                 "low": _part(low, most),
                 "high": _part(high, most),
                 "test": None if at_test is None else _part(at_test, most),
-                "said": f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} %{also}",
+                "description": f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} "
+                f"%{also}",
             }
         )
     distinct, effective = dimension["distinct"], dimension["shannon"]
@@ -298,7 +305,7 @@ def review_rows(results: dict[str, Any] | None) -> dict[str, Any] | None:
         + [_row(axis["title"], axis["question"], axis) for axis in results["axes"].values()],
         "axes": [_shares(axis) for axis in results["axes"].values()],
         "agreement": [_agreement(axis) for axis in results["axes"].values()],
-        "disputed": results["disputed"][:DISPUTES],
+        "disputed": _with_new_key(results["disputed"][:DISPUTES], "votes"),
         "titles": TITLES,
     }
 

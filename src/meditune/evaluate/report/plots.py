@@ -71,7 +71,10 @@ def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Mark
         axes.scatter(across, up, s=sizes, color=colour, alpha=0.85, linewidth=0)
     axes.set(xlim=(0.3, 1.02), ylim=(-0.04, 1.04))
     return _curves(
-        figure, axes, name, f"Share of correct decisions by confidence: {_said(models, 'confidence', 'right')}."
+        figure,
+        axes,
+        name,
+        f"Share of correct decisions by confidence: {_points_as_text(models, 'confidence', 'right')}.",
     )
 
 
@@ -84,7 +87,9 @@ def risk_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
     axes.set_xlim(0, 1.02)
     axes.set_ylim(bottom=0)
     ends = {title: points[-1:] for title, points in models.items()}
-    return _curves(figure, axes, name, f"Share of wrong decisions at full coverage: {_said(ends, 'coverage', 'risk')}.")
+    return _curves(
+        figure, axes, name, f"Share of wrong decisions at full coverage: {_points_as_text(ends, 'coverage', 'risk')}."
+    )
 
 
 def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
@@ -95,7 +100,7 @@ def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
     return _svg(figure, name, text)
 
 
-def _said(models: dict[str, list[dict[str, Any]]], x: str, y: str) -> str:
+def _points_as_text(models: dict[str, list[dict[str, Any]]], x: str, y: str) -> str:
     """Return every point as text, for screen readers."""
     return "; ".join(
         f"{title} " + ", ".join(f"{point[y]:.2f} at {point[x]:.2f}" for point in points)

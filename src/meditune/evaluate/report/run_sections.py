@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from meditune.data.example import DECISIONS, read_examples
 from meditune.data.leakage import described
-from meditune.data.retrieved_passages import FOUND, as_text, is_own, read
+from meditune.data.retrieved_passages import RETRIEVED_FILE, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.metrics.suite_scores import METRICS as SUITE_METRICS
 from meditune.evaluate.predictions import path_of
@@ -110,7 +110,7 @@ METHODS = {
     "batch": "Batch calibration: each label’s probability is divided by its mean on dev, so no label is favoured.",
     "prior": "Prior calibration: each label’s mean probability on dev is replaced by its frequency there.",
 }
-WAYS = (
+DECISION_METHODS = (
     ("By likelihood", ""),
     ("By likelihood, calibrated", "calibrated_"),
     ("Written", "written_"),
@@ -124,7 +124,7 @@ def confidence(report: dict[str, Any]) -> dict[str, Any]:
         "plots": [pair for pair in (_plots(measured, ""), _plots(_calibrated(measured), ", calibrated")) if pair],
         "fits": [_fit(name, found["calibration"]) for name, found in measured.items() if "calibration" in found],
         "method": next((METHODS[f["calibration"]["method"]] for f in measured.values() if "calibration" in f), ""),
-        "ways": _ways(report, measured),
+        "ways": _decision_methods(report, measured),
         "target": next((f"{100 * f['abstention']['target']:g}" for f in measured.values() if "abstention" in f), ""),
         "abstentions": _abstentions(measured),
         "unclear": [
@@ -159,10 +159,10 @@ def _fit(name: str, fit: dict[str, Any]) -> tuple[str, str]:
     return MODELS[name], f"{text} (fitted on {fit['items']} dev decisions)"
 
 
-def _ways(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
+def _decision_methods(report: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each model and method of deciding; empty if there is only one method."""
     rows = []
-    for title, prefix in WAYS:
+    for title, prefix in DECISION_METHODS:
         for name in measured:
             figures = report.get(name) or {}
             if f"{prefix}accuracy" in figures:
@@ -181,7 +181,7 @@ def _abstentions(measured: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-SHOWN = 3
+MAX_EXAMPLES = 3
 
 
 def contexts(report: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -228,14 +228,14 @@ def _ranks(search: dict[str, Any]) -> list[tuple[str, int]]:
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
     """Return the first items with their retrieved passages and the tuned model's answers."""
-    if not (folder / FOUND).is_file():
+    if not (folder / RETRIEVED_FILE).is_file():
         return []
-    found = read(folder / FOUND)
+    found = read(folder / RETRIEVED_FILE)
     rows = {kind: _by_id(folder, kind) for kind in ("retrieved", "retrieved_answer", "decision")}
     files = [folder / "data" / f"{split}.jsonl" for split in ("test", "dev")]
     items = {example.id: example for file in files if file.is_file() for example in read_examples(file)}
     examples = []
-    for id in list(rows["retrieved_answer"] or rows["retrieved"])[:SHOWN]:
+    for id in list(rows["retrieved_answer"] or rows["retrieved"])[:MAX_EXAMPLES]:
         answer = rows["retrieved_answer"].get(id, {})
         decided, given = rows["retrieved"].get(id), rows["decision"].get(id)
         room = answer.get("passages", len(found[id]["passages"])) if id in found else 0
@@ -271,7 +271,7 @@ MEDIANS = {
 }
 """Median grades of published texts, computed like those of answers (benchmarks/reading_grades.py)"""
 TICKS = (0, 4, 6, 8, 12, 16, 20)
-SHOWN_TERMS = 8
+MAX_TERMS = 8
 
 
 def reading(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -310,7 +310,7 @@ def reading(report: dict[str, Any]) -> dict[str, Any] | None:
         "band": tuple(place(grade) for grade in TARGET),
         "empty": [(title, row["empty"]) for title, row in measured.items() if row["empty"]],
         "terms": [
-            (title, [term for term, _ in found[key]["unexplained"][:SHOWN_TERMS]])
+            (title, [term for term, _ in found[key]["unexplained"][:MAX_TERMS]])
             for key, title in named[:2]
             if (found.get(key) or {}).get("unexplained")
         ],
@@ -356,7 +356,7 @@ def _judge(judge: dict[str, Any] | None) -> str:
     )
 
 
-GROUPS_SHOWN = (
+GROUP_METRICS = (
     *("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio"),
     *(metric.name for metric in SUITE_METRICS),
 )
@@ -364,9 +364,9 @@ GROUPS_SHOWN = (
 
 
 def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a table for each metric of GROUPS_SHOWN that was measured by subgroup."""
+    """Return a table for each metric of GROUP_METRICS that was measured by subgroup."""
     found = (report.get("subgroups") or {}).get("metrics") or {}
-    return [_table(METRICS[name], found[name]) for name in GROUPS_SHOWN if found.get(name)]
+    return [_table(METRICS[name], found[name]) for name in GROUP_METRICS if found.get(name)]
 
 
 def _table(metric: Metric, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def _rows(suite: Suite, place: Path | str, rejects: Rejects) -> Iterator[Row]:
             yield from readers.table_rows(file, suite.name, rejects)
 
 
-MOST_LABELS = 200
+MAX_LABELS = 200
 """Number of physicians' labels on which a judge's agreement is measured, a seeded sample"""
 
 
@@ -272,7 +272,7 @@ def read_labels(suite: Suite, place: str, seed: int, rejects: Rejects) -> list[d
     files = next((some for pattern in suite.labels if (some := sorted(folder.glob(pattern)))), [])
     found = [suite.label(row) for file in files for _, row in readers.table_rows(file, suite.name, rejects)]
     labels = [dict(row, id=f"label-{number}") for number, row in enumerate(found) if row]
-    if len(labels) > MOST_LABELS:
-        chosen = random.Random(f"{seed}/{suite.name}/labels").sample(range(len(labels)), MOST_LABELS)
+    if len(labels) > MAX_LABELS:
+        chosen = random.Random(f"{seed}/{suite.name}/labels").sample(range(len(labels)), MAX_LABELS)
         labels = [labels[index] for index in sorted(chosen)]
     return labels

@@ -36,7 +36,7 @@ MMLU_SUBJECTS = (
     "professional_medicine",
 )
 """The medical subjects of MMLU, as in MultiMedQA (Singhal et al. 2023, https://doi.org/10.1038/s41586-023-06291-2)"""
-MOST_STATEMENTS = 12
+MAX_STATEMENTS = 12
 """Number of sentences of a reference answer that are used as statements"""
 Make = Callable[[Mapping[str, Any], str], Example | str]
 """(row, its number or the publisher's id as text) -> an example, or the reason for rejecting the row"""
@@ -303,7 +303,7 @@ def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
     if not question or not answer:
         return "no question" if not question else "no answer"
     kind = by_name.get("question type", "")
-    statements = [_statement(text, kind="must") for text in sentences(answer)[:MOST_STATEMENTS]]
+    statements = [_statement(text, kind="must") for text in sentences(answer)[:MAX_STATEMENTS]]
     meta = {QUESTION_TYPE: [kind]} if kind else {}
     return _open("medicationqa", number, question, answer, statements, focus=by_name.get("focus (drug)"), **meta)
 

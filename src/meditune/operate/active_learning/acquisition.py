@@ -119,15 +119,15 @@ def _probabilities(logits: Mapping[str, Any], location: str) -> dict[str, float]
 Vectors = NDArray[np.float32]
 """(n, size), each of length 1"""
 Array = NDArray[np.float64]
-NEAREST = 5
+NEAREST_NEIGHBOURS = 5
 
 
 def nearest(vectors: Vectors, known: Vectors, skip_itself: bool = False) -> tuple[Array, Array]:
-    """Return (n,) 1 minus the mean cosine to the NEAREST known vectors, and (n,) the cosine to the nearest.
+    """Return (n,) 1 minus the mean cosine to the NEAREST_NEIGHBOURS known vectors, and (n,) the cosine to the nearest.
 
     With `skip_itself`, the vectors are the known ones, and none counts as its own neighbour.
     """
-    count = min(NEAREST, len(known) - skip_itself)
+    count = min(NEAREST_NEIGHBOURS, len(known) - skip_itself)
     if count < 1:
         return np.ones(len(vectors)), np.zeros(len(vectors))
     from sklearn.neighbors import NearestNeighbors
@@ -148,10 +148,10 @@ def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
 
 Family = Literal["uncertainty", "disagreement", "feedback", "novelty"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-TELLING = 0.5
+MIN_REASON_SCORE = 0.5
 """Minimum score for a signal to be listed as a reason"""
 ABSTAINED = 0.7
-DOWN = 0.8
+DISLIKE_WEIGHT = 0.8
 Embed = Callable[[Sequence[str]], Vectors]
 
 
@@ -226,7 +226,7 @@ def disliked(candidate: Candidate) -> SignalScore | None:
     reasons = sorted({reason for each in down for reason in each.reasons})
     of = "a user" if len(candidate.words) == 1 else f"{len(down)} of {len(candidate.words)} users"
     return SignalScore(
-        DOWN * len(down) / len(candidate.words),
+        DISLIKE_WEIGHT * len(down) / len(candidate.words),
         f"{of} rated it down" + (f" ({', '.join(reasons)})" if reasons else ""),
     )
 
@@ -265,7 +265,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DEFAULT: Strategy = "mix"
 WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.5}
 """Maximum weight of each family in the mix; user feedback counts more than what a model predicts about itself"""
-MEANING: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
+VECTOR_STRATEGIES: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
 """Strategies that need question vectors"""
 _NEEDS: Mapping[Family, str] = {
     "uncertainty": "no candidate has decisions, unsupported sentences or abstentions. Let a model decide: "

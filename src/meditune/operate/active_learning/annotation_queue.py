@@ -19,7 +19,7 @@ import numpy as np
 
 from meditune.data.example import Decision, Example, Passage
 from meditune.data.read_sources import is_restricted
-from meditune.data.reviewer_decisions import KEPT, fingerprint
+from meditune.data.reviewer_decisions import KEPT_VERDICTS, fingerprint
 from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
@@ -28,9 +28,9 @@ from meditune.operate.active_learning import acquisition
 from meditune.operate.active_learning.acquisition import (
     DEFAULT,
     FAMILIES,
-    MEANING,
+    MIN_REASON_SCORE,
     SIGNALS,
-    TELLING,
+    VECTOR_STRATEGIES,
     Array,
     Embed,
     Family,
@@ -99,7 +99,7 @@ def choose(
     if not candidates:
         return []
     embed = embed or _embed()
-    if checked_strategy in MEANING:
+    if checked_strategy in VECTOR_STRATEGIES:
         vectors = embed([each.example.question for each in candidates]) if vectors is None else vectors
         known_vectors = embed(known) if known_vectors is None and known else known_vectors
     seen = [_seen(each) for each in candidates]
@@ -141,7 +141,8 @@ def _scores(seen: Sequence[_Signals], family: Family) -> Array:
 def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str]:
     """Return the strongest reasons; if no signal applies, how the candidate was chosen."""
     telling = sorted(
-        ((each.score, name, each.why) for name, (_, each) in signals.items() if each.score >= TELLING), reverse=True
+        ((each.score, name, each.why) for name, (_, each) in signals.items() if each.score >= MIN_REASON_SCORE),
+        reverse=True,
     )
     found = {name: why for _, name, why in telling}
     if strategy == "random":
@@ -405,7 +406,7 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     left_out: Counter[str] = Counter()
     for item, example in known.items():
         verdict, label = verdicts.get(item), labels.get(item)
-        answer, decision = _taught(example, verdict, label)
+        answer, decision = _training_targets(example, verdict, label)
         if answer or decision:
             found.append(_row(example, answer, decision, verdict, label, checked.rated.set.shuffle))
         else:
@@ -429,12 +430,14 @@ def write(folder: Path, path: Path, excluded_raters: Sequence[str] = ()) -> Rows
     return found
 
 
-def _taught(example: Example, verdict: Resolved | None, label: Resolved | None) -> tuple[str, Decision | None]:
+def _training_targets(
+    example: Example, verdict: Resolved | None, label: Resolved | None
+) -> tuple[str, Decision | None]:
     """Return the answer and the decision to train on; either may be missing."""
     answer, decision = "", None
     if verdict:
         answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.label == "correct" else ""
-        decision = example.decision if verdict.label in KEPT else None
+        decision = example.decision if verdict.label in KEPT_VERDICTS else None
     elif label and not example.answer:
         answer = mask(label.answer)
     return answer, cast(Decision | None, label.label) if label else decision

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from meditune.operate.drift.signal_tracks import WINDOW, BlockTrack, Effect, NumberTrack, ShareTrack
@@ -28,14 +29,14 @@ STEP = 10
 class Policy:
     """The policy for opening and closing alerts."""
 
-    alarms: float = 0.1
+    false_alarms: float = 0.1
     """Expected false alarms of all signals together ..."""
     requests: int = 10_000
     """... in this many requests without drift"""
-    least: Severity = "small"
+    min_severity: Severity = "small"
     """Smaller changes open no alert, however certain they are."""
     close_at: float = 0.5
-    """An alert closes when the change has fallen to this fraction of the least size ..."""
+    """An alert closes when the change has fallen to this fraction of the minimum size ..."""
     hold: int = 50
     """... for this many consecutive requests."""
     cool_down: int = 200
@@ -52,8 +53,8 @@ class Alert:
     title: str
     what: str
     """The category or direction that changed most; empty if the signal has only one"""
-    said: str
-    """The change in a sentence"""
+    message: str
+    """The change in a sentence; the key `said` in JSON, which programs read"""
     severity: Severity
     effect: float
     effect_name: Effect
@@ -77,7 +78,14 @@ class Alert:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the alert as a dict for JSON."""
-        return asdict(self) | {"state": "open" if self.is_open else "closed"}
+        stored = asdict(self)
+        return {"said": stored.pop("message"), **stored, "state": "open" if self.is_open else "closed"}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Alert:
+        """Return the alert that `as_dict` described, or whose fields a monitor saved."""
+        facts = {"message": stored.get("said"), **stored}
+        return cls(**{each.name: facts[each.name] for each in fields(cls)})
 
 
 def severity(effect: float, name: Effect) -> Severity:
@@ -85,7 +93,7 @@ def severity(effect: float, name: Effect) -> Severity:
     return SEVERITIES[sum(abs(effect) >= cut for cut in CUTS[name])]
 
 
-_KEPT = ("column", "since", "opened", "open", "level", "small_for", "cool_until")
+_STATE_FIELDS = ("column", "since", "opened", "open", "level", "small_for", "cool_until")
 
 
 class AlertTracker:
@@ -106,9 +114,9 @@ class AlertTracker:
         track = self.track
         if track.detector.statistic < self.threshold or count < self.cool_until:
             return ""
-        column, since = track.detector.leading()
+        column, since = track.detector.strongest_bet()
         level = SEVERITIES.index(severity(track.effect(column, since), track.effect_name))
-        if level < SEVERITIES.index(self.policy.least):
+        if level < SEVERITIES.index(self.policy.min_severity):
             return ""
         self.open, self.column, self.opened, self.level, self.small_for = True, column, count, level, 0
         self.since = since
@@ -121,8 +129,8 @@ class AlertTracker:
             return ""
         name = self.track.effect_name
         effect = abs(self.track.effect(self.column))
-        least = CUTS[name][max(0, SEVERITIES.index(self.policy.least) - 1)]
-        gone = effect < self.policy.close_at * least and count - self.opened >= WINDOW
+        smallest = CUTS[name][max(0, SEVERITIES.index(self.policy.min_severity) - 1)]
+        gone = effect < self.policy.close_at * smallest and count - self.opened >= WINDOW
         self.small_for = self.small_for + STEP if gone else 0
         if self.small_for >= self.policy.hold:
             self.open, self.cool_until = False, count + self.policy.cool_down
@@ -137,11 +145,11 @@ class AlertTracker:
 
     def saved(self) -> dict[str, Any]:
         """Return the state as a dict for JSON."""
-        return {name: getattr(self, name) for name in _KEPT}
+        return {name: getattr(self, name) for name in _STATE_FIELDS}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the state that `saved` returned."""
-        for name in _KEPT:
+        for name in _STATE_FIELDS:
             setattr(self, name, state[name])
 
 

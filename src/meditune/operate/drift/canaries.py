@@ -2,7 +2,7 @@
 
 Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
 spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
-MOST_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run in
+MAX_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run in
 which exactly the same canaries are right as in the previous one doesn't count as a look. A failed `critical` canary
 raises an alert at once.
 """
@@ -26,11 +26,11 @@ from meditune.operate.drift.signals import decision_of
 from meditune.statistics import mcnemar
 
 ALPHA = 0.05
-MOST_LOOKS = 20
+MAX_LOOKS = 20
 """Later looks use the level of this one, at which fourteen newly wrong canaries raise an alert."""
 TIMEOUT_S = 180.0
 ATTEMPTS = 3
-_WAYS = (
+_EXPECTATIONS = (
     "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
 )
 
@@ -46,7 +46,7 @@ class Canary:
     contains: tuple[str, ...] = ()
     critical: bool = False
 
-    def right(self, answer: dict[str, Any]) -> bool:
+    def is_correct(self, answer: dict[str, Any]) -> bool:
         """Return whether an answer of `/v1/ask` is as expected."""
         text = str(answer.get("text", "")).casefold()
         outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
@@ -66,7 +66,7 @@ def read(path: Path) -> list[Canary]:
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: no question.")
         if not isinstance(contains, list) or not (row.get("decision") or row.get("outcome") or contains):
-            raise DataError(f"{where}: no expected answer. Give {_WAYS}.")
+            raise DataError(f"{where}: no expected answer. Give {_EXPECTATIONS}.")
         id = str(row.get("id") or line)
         if id in found:
             raise DataError(f"{where}: the id {id} occurs twice.")
@@ -74,7 +74,7 @@ def read(path: Path) -> list[Canary]:
         critical = bool(row.get("critical"))
         found[id] = Canary(id, question, row.get("decision"), row.get("outcome"), words, critical)
     if not found:
-        raise DataError(f"{path}: contains no canaries. Each line needs a question and {_WAYS}.")
+        raise DataError(f"{path}: contains no canaries. Each line needs a question and {_EXPECTATIONS}.")
     return list(found.values())
 
 
@@ -113,20 +113,20 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
     with closing(client):
         for canary in canaries:
             answer = client.retry(partial(post, canary), f"Canary {canary.id}: {url}")
-            correct[canary.id] = canary.right(answer)
+            correct[canary.id] = canary.is_correct(answer)
             models[canary.id] = str((answer.get("versions") or {}).get("model", ""))
     critical = [canary.id for canary in canaries if canary.critical]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"time": now, "right": correct, "models": models, "critical": critical}
 
 
-def keep(run: dict[str, Any], path: Path) -> None:
+def append_run(run: dict[str, Any], path: Path) -> None:
     """Append a run to the file of results."""
     write_jsonl(path, [*(read_jsonl(path) if path.exists() else []), run])
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """Compare the last run with the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`,
+    """Compare the last run with the first: `alert`, `message`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`,
     and `since`, the time since which all canaries that fail now have been failing.
 
     With a registry's `version`, only answers of that version in the last run count. Raises DataError if there is no
@@ -142,8 +142,8 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    looks = _looks(runs, {by[id] for id in last if id in by})
-    level = ALPHA / (min(looks, MOST_LOOKS) * (min(looks, MOST_LOOKS) + 1)) if looks else ALPHA
+    looks = _count_looks(runs, {by[id] for id in last if id in by})
+    level = ALPHA / (min(looks, MAX_LOOKS) * (min(looks, MAX_LOOKS) + 1)) if looks else ALPHA
     p = mcnemar(len(better), len(worse), "less")
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
     right = sum(last.values())
@@ -155,7 +155,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
         summary += f"; critical canaries wrong: {', '.join(failed)}"
     return {
         "alert": bool(failed) or p < level,
-        "said": f"{summary}.",
+        "message": f"{summary}.",
         "right": right,
         "of": len(last),
         "worse": worse,
@@ -169,7 +169,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     }
 
 
-def _looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> int:
+def _count_looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> int:
     """Return the number of looks since the newest of these models first answered; 0 for a single run."""
     if len(runs) < 2:
         return 0
@@ -189,6 +189,6 @@ def _since(runs: Sequence[Mapping[str, Any]], wrong: Collection[str]) -> str:
 def lines(verdict: dict[str, Any]) -> Iterator[str]:
     """Yield a verdict as terminal lines."""
     yield ""
-    yield f"{'ALERT ' if verdict['alert'] else ''}canaries: {verdict['said']}"
+    yield f"{'ALERT ' if verdict['alert'] else ''}canaries: {verdict['message']}"
     if verdict["worse"]:
         yield f"  worse than in the first run: {', '.join(verdict['worse'][:20])}"

@@ -245,12 +245,12 @@ _NEEDS = dict.fromkeys(
 )
 
 
-SHOWN = 5
+MAX_GROUP_EXAMPLES = 5
 CHARACTERS = 240
 GROUPS = 4
-LEAST = 8
+MIN_NEW_QUESTIONS = 8
 """Minimum number of new questions to form groups"""
-FAR = 0.95
+NOVELTY_QUANTILE = 0.95
 """A question is new if it is farther from the known ones than this share of the reference."""
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")
 
@@ -290,15 +290,15 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
     known = [each for each in requests if each.vector is not None and each.question]
     if ranked is None or not known:
         return []
-    limit = float(np.quantile(ranked[:, 0], FAR))
+    limit = float(np.quantile(ranked[:, 0], NOVELTY_QUANTILE))
     distances = np.array([reference.shape.distance(each.vector) for each in known if each.vector is not None])
     new = np.flatnonzero(distances > limit)
-    if len(new) < LEAST:
+    if len(new) < MIN_NEW_QUESTIONS:
         return []
     from sklearn.cluster import KMeans
 
     vectors = np.stack([known[place].vector for place in new])  # type: ignore[misc]
-    count = min(GROUPS, len(new) // (LEAST // 2))
+    count = min(GROUPS, len(new) // (MIN_NEW_QUESTIONS // 2))
     fitted = KMeans(count, n_init=3, random_state=17).fit(vectors)
     texts = [mask(re.sub(r"[^\w\s]", " ", known[place].question or "")) for place in new]
     names = topic_names(texts, fitted.labels_, count)
@@ -306,7 +306,7 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
     for group, name in enumerate(names):
         members = new[fitted.labels_ == group]
         middle = fitted.transform(vectors)[fitted.labels_ == group, group]
-        nearest = members[np.argsort(middle)][:SHOWN]
+        nearest = members[np.argsort(middle)][:MAX_GROUP_EXAMPLES]
         found.append(
             {
                 "name": name or "no common words",
@@ -330,10 +330,10 @@ def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -
         seen = reference.shares[signal.name]
         own = [pair for pair in known if pair[1] == alert.what or (str(pair[1]) not in seen and not alert.what)]
         fresh = [pair for pair in known if str(pair[1]) not in seen] if alert.what == "something new" else own
-        chosen = list(reversed(fresh))[:SHOWN]
+        chosen = list(reversed(fresh))[:MAX_GROUP_EXAMPLES]
     else:
         way = -1 if alert.after < alert.before else 1
-        chosen = sorted(known, key=lambda pair: -way * float(pair[1] or 0))[:SHOWN]
+        chosen = sorted(known, key=lambda pair: -way * float(pair[1] or 0))[:MAX_GROUP_EXAMPLES]
     return [evidence_row(each) | {"value": value} for each, value in chosen]
 
 

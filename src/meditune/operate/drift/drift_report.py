@@ -88,7 +88,7 @@ def lines(result: CheckResult) -> Iterator[str]:
 
 def alert_lines(alert: Alert, count: int) -> Iterator[str]:
     """Yield one open alert as terminal lines."""
-    yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.said}"
+    yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.message}"
     since = f" ({alert.since_id})" if alert.since_id else ""
     lasting = count - alert.opened
     yield f"  since request {alert.since:,}{since}, detected at {alert.opened:,}, open for {lasting:,} requests"
@@ -99,7 +99,7 @@ def alert_lines(alert: Alert, count: int) -> Iterator[str]:
 
 
 INK, OPEN, QUIET, LIMIT = "#1c2730", "#a12a2a", "#9aa5ad", "#6b5310"
-SHOWN = 3000
+MAX_CURVE_POINTS = 3000
 """Number of points of a curve"""
 
 
@@ -109,7 +109,7 @@ def draw_statistics(monitor: Monitor) -> str:
 
     history = np.array(monitor.history, dtype=np.float64)
     numbers = np.arange(monitor.count - len(history) + 1, monitor.count + 1)
-    step = max(1, len(history) // SHOWN)
+    step = max(1, len(history) // MAX_CURVE_POINTS)
     limits = np.array(list(monitor.limits().values()))
     shares = np.log10(np.maximum(history, 1)) / np.log10(limits)
     alerted = {alert.signal for alert in monitor.all_alerts}

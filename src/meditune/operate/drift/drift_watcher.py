@@ -31,7 +31,7 @@ EVERY_S = 60.0
 SAVE_EVERY_S = 300.0
 BATCH = 16
 """Number of questions embedded before a rest"""
-RESTS = 3.0
+PAUSE_FACTOR = 3.0
 """Length of a rest as a multiple of the work before it"""
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -66,7 +66,7 @@ class DriftWatcher:
 
     def __init__(self, options: WatcherOptions, report: Report, channels: Sequence[Channel] = ()) -> None:
         """`report` receives the facts of each check. Raises DataError if the reference cannot be read."""
-        self.wanted, self._report, self._channels = options, report, list(channels)
+        self.options, self._report, self._channels = options, report, list(channels)
         self._reference = load(options.reference)
         self._notes = Notes(open_store(options.store))
         self._outbox = Outbox(outbox_of(options.reference))
@@ -92,7 +92,7 @@ class DriftWatcher:
     def check_once(self) -> dict[str, Any]:
         """Run one check and send its news. Problems are reported in the result, not raised."""
         try:
-            found, problem = self._looked(), ""
+            found, problem = self._check_requests(), ""
         except MedituneError as error:
             found, problem = {}, str(error)
             log.error("Cannot check drift", extra={"why": problem})
@@ -101,10 +101,10 @@ class DriftWatcher:
         except Exception as error:
             found, problem = {}, f"{type(error).__name__}, see the server's log"
             log.exception("Cannot check drift")
-        facts = {"reference": str(self.wanted.reference.resolve()), "problem": problem, "unsent": []} | found
+        facts = {"reference": str(self.options.reference.resolve()), "problem": problem, "unsent": []} | found
         self._report(facts)
         try:
-            self._notes.put(f"drift/{self.wanted.reference.resolve()}", facts)
+            self._notes.put(f"drift/{self.options.reference.resolve()}", facts)
         except MedituneError as error:
             log.error("Cannot store the drift results", extra={"why": str(error)})
         return facts
@@ -113,7 +113,7 @@ class DriftWatcher:
         with suppress(_Ended):
             while not self._over.is_set():
                 self.check_once()
-                self._over.wait(self.wanted.every_s)
+                self._over.wait(self.options.every_s)
         if self._monitor is not None:
             try:
                 self._save(self._monitor)
@@ -121,9 +121,9 @@ class DriftWatcher:
                 log.error("Cannot save the drift state", extra={"why": str(error)})
             self._lock.release()
 
-    def _looked(self) -> dict[str, Any]:
-        monitor = self._held()
-        source = RequestSource(self.wanted.store)
+    def _check_requests(self) -> dict[str, Any]:
+        monitor = self._locked_monitor()
+        source = RequestSource(self.options.store)
         if drift_detection.forget_evidence(monitor, source.has):
             self._kept = -1
             self._save(monitor)
@@ -135,11 +135,11 @@ class DriftWatcher:
             if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
                 self._save(monitor)
         # Also without new requests, because failed deliveries are retried.
-        news = messages(monitor.all_alerts, None, self.wanted.link)
+        news = messages(monitor.all_alerts, None, self.options.link)
         unsent = self._outbox.send(news, self._channels)
         return self._facts(monitor) | {"unsent": unsent}
 
-    def _held(self) -> Monitor:
+    def _locked_monitor(self) -> Monitor:
         """Return the monitor, once this process holds the state's lock."""
         if self._monitor is None:
             try:
@@ -161,7 +161,7 @@ class DriftWatcher:
         self._saved = time.monotonic()
 
     def _rest(self, worked_s: float) -> None:
-        if self._over.wait(RESTS * worked_s):
+        if self._over.wait(PAUSE_FACTOR * worked_s):
             raise _Ended
 
     def _facts(self, monitor: Monitor) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class DriftWatcher:
             "alerts": [alert.as_dict() for alert in monitor.alerts()],
             "over": [alert.as_dict() | {"evidence": {}} for alert in monitor.all_alerts if not alert.is_open][-10:],
             "remarks": self._remarks,
-            "link": self.wanted.link,
+            "link": self.options.link,
         }
 
 

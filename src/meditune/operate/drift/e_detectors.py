@@ -27,16 +27,16 @@ Floats = NDArray[np.float64]
 
 POWERS = (0.1, 0.3, 0.6)
 """Exponents k of the bets k p^(k-1) on one end of the scale; a smaller k bets on more extreme values."""
-ENDS = 0.4
+TAIL_POWER = 0.4
 ODDS = (1 / 8, 1 / 2.5, 2.5, 8.0, 64.0)
 """Factors by which the odds of a category may have changed"""
 BLOCK_POWERS = (0.2, 0.5)
-LARGEST = 1e30
+MAX_STATISTIC = 1e30
 """Upper limit of the statistics, so that they fall again soon after a change ends"""
 
-LEAST_P = 1e-12
+MIN_P = 1e-12
 _POWERS = np.array(POWERS)
-_EXPONENTS = np.array([*POWERS, ENDS]) - 1
+_EXPONENTS = np.array([*POWERS, TAIL_POWER]) - 1
 
 
 def p_value(pool: list[float], value: float, coin: float) -> float:
@@ -53,9 +53,9 @@ def share_p_values(counts: Floats, is_member: NDArray[np.bool_], size: float, co
 
 def number_bets(p: Floats) -> Floats:
     """Return (..., 8) what each bet pays for p-values (...): on larger values, smaller ones, both ends, the middle."""
-    low, high = np.maximum(p, LEAST_P)[..., None], np.maximum(1 - p, LEAST_P)[..., None]
+    low, high = np.maximum(p, MIN_P)[..., None], np.maximum(1 - p, MIN_P)[..., None]
     down, up = low**_EXPONENTS, high**_EXPONENTS
-    ends = 0.5 * ENDS * (down[..., -1:] + up[..., -1:])
+    ends = 0.5 * TAIL_POWER * (down[..., -1:] + up[..., -1:])
     return np.concatenate([_POWERS * down[..., :-1], _POWERS * up[..., :-1], ends, 6 * low * high], axis=-1)
 
 
@@ -73,13 +73,13 @@ def share_bets(p: Floats, shares: Floats) -> Floats:
 def block_bets(p: Floats) -> Floats:
     """Return (..., 2) what bets pay for small p-values (...) of whole blocks."""
     powers = np.array(BLOCK_POWERS)
-    paid: Floats = powers * np.maximum(p, LEAST_P)[..., None] ** (powers - 1)
+    paid: Floats = powers * np.maximum(p, MIN_P)[..., None] ** (powers - 1)
     return paid
 
 
 def advanced(statistics: Floats, payoffs: Floats) -> Floats:
     """Return the e-detectors after one more e-value each: (1 + R) e."""
-    return np.minimum((1 + statistics) * payoffs, LARGEST)
+    return np.minimum((1 + statistics) * payoffs, MAX_STATISTIC)
 
 
 def threshold(false_alarms: float, requests: int, signals: int) -> float:
@@ -115,16 +115,16 @@ class EDetector:
         self.statistic = 0.0
         """The mean over all bets"""
 
-    def pay(self, payoffs: Floats, count: int) -> None:
+    def add_payoffs(self, payoffs: Floats, count: int) -> None:
         """Add the payoffs (columns, bets) of a request."""
         bets = self._bets
         bets["statistics"] = advanced(bets["statistics"], payoffs)
         self.statistic = float(bets["statistics"].mean())
         # CUSUM, used only to find when the winning bet began to win.
         bets["starts"][bets["sums"] < 1] = count
-        bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * payoffs, LARGEST)
+        bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * payoffs, MAX_STATISTIC)
 
-    def leading(self) -> tuple[int, int]:
+    def strongest_bet(self) -> tuple[int, int]:
         """Return the column of the bet with the most evidence, and the request at which that evidence began to grow."""
         sums = self._bets["sums"]
         column, bet = np.unravel_index(int(sums.argmax()), sums.shape)

@@ -31,11 +31,13 @@ def _tracks(reference: Reference) -> dict[str, AnyTrack]:
 
 
 KIND = "state"
-LATE = ("feedback", "ratings", "calibration")
+DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
 """Signals that are only known some time after the answer"""
 HISTORY = 20_000
 """Number of requests whose statistics are stored for the plot"""
-_AFRESH = "Delete it; the next check starts from the reference."
+_ADVICE = "Delete it; the next check starts from the reference."
+_OLD_POLICY_KEYS = {"alarms": "false_alarms", "least": "min_severity"}
+"""Names in the states of earlier versions"""
 
 
 class Monitor:
@@ -55,9 +57,9 @@ class Monitor:
         self._ids: deque[str] = deque(maxlen=RECENT)
         self._numbers: dict[str, int] = {}
         self.tracks = _tracks(reference)
-        self._prompt = [name for name in self.tracks if name not in LATE]
-        self._late = [name for name in self.tracks if name in LATE]
-        limit = e_detectors.threshold(self.policy.alarms, self.policy.requests, len(self.tracks))
+        self._prompt = [name for name in self.tracks if name not in DELAYED_SIGNALS]
+        self._late = [name for name in self.tracks if name in DELAYED_SIGNALS]
+        limit = e_detectors.threshold(self.policy.false_alarms, self.policy.requests, len(self.tracks))
         self._watches = {name: AlertTracker(track, limit, self.policy) for name, track in self.tracks.items()}
 
     def add(self, request: Request) -> list[Alert]:
@@ -150,7 +152,7 @@ class Monitor:
             about=signal.about if signal else "inputs",
             title=signal.title if signal else MEANING_TITLE,
             what=track.columns[column] if several else "",
-            said="",
+            message="",
             severity="small",
             effect=0.0,
             effect_name=track.effect_name,
@@ -174,7 +176,7 @@ class Monitor:
         alert.severity = severity(alert.effect, alert.effect_name)
         alert.before, alert.after = track.before_and_after(tracker.column, alert.since)
         alert.statistic = track.detector.statistic
-        alert.said = change_sentence(alert)
+        alert.message = change_sentence(alert)
 
     def save(self, path: Path) -> None:
         """Save the monitor's state atomically."""
@@ -199,16 +201,17 @@ class Monitor:
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
         """Load a monitor's state. Raises DataError if it belongs to a different reference."""
-        about, stored, _ = read_arrays(path, KIND, _AFRESH)
+        about, stored, _ = read_arrays(path, KIND, _ADVICE)
         if about["reference"] != reference.sha256:
-            raise DataError(f"{path} belongs to another reference. {_AFRESH}")
-        monitor = cls(reference, Policy(**about["policy"]))
+            raise DataError(f"{path} belongs to another reference. {_ADVICE}")
+        policy = {_OLD_POLICY_KEYS.get(name, name): value for name, value in about["policy"].items()}
+        monitor = cls(reference, Policy(**policy))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(monitor, name, about[name])
         monitor._ids.extend(about["ids"])
         first = monitor.count - len(monitor._ids) + 1
         monitor._numbers = {id: first + place for place, id in enumerate(monitor._ids)}
-        monitor.all_alerts = [Alert(**each) for each in about["alerts"]]
+        monitor.all_alerts = [Alert.from_dict(each) for each in about["alerts"]]
         monitor.history.extend(stored["history"])
         for name, track in monitor.tracks.items():
             arrays = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}

@@ -155,9 +155,9 @@ def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
 
 ATTEMPTS = 3
 FIRST_WAIT_S = 1.0
-LONGEST_WAIT_S = 10.0
+MAX_WAIT_S = 10.0
 """If a channel asks for a longer pause, the message waits for the next call."""
-KEPT = 1000
+MAX_ENTRIES = 1000
 
 
 def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: str) -> list[Message]:
@@ -167,7 +167,7 @@ def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: st
         facts = {name: value for name, value in alert.as_dict().items() if name != "evidence"}
         if alert.is_open:
             title = f"Drift: {alert.signal} ({alert.severity})"
-            text = f"{alert.said} Since request {alert.since:,}, detected at {alert.opened:,}."
+            text = f"{alert.message} Since request {alert.since:,}, detected at {alert.opened:,}."
             found.append(Message(f"{alert.id}/{alert.severity}", title, text, link, facts))
         else:
             text = f"{alert.title}: back to normal at request {alert.closed:,}; the change began at {alert.since:,}."
@@ -175,7 +175,7 @@ def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: st
     if canary and canary["alert"]:
         # The news stays the same until the set of failures changes or all were right in between.
         key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
-        found.append(Message(key, "Drift: canaries", str(canary["said"]), link, {"canary": dict(canary)}))
+        found.append(Message(key, "Drift: canaries", str(canary["message"]), link, {"canary": dict(canary)}))
     return found
 
 
@@ -202,7 +202,7 @@ class Outbox:
                         continue
                     # Each further message is tried only once, not three times, while a channel is down.
                     up = self._try(channel, message, entry, ATTEMPTS if up else 1)
-                    write_json(self.path, dict(list(entries.items())[-KEPT:]))
+                    write_json(self.path, dict(list(entries.items())[-MAX_ENTRIES:]))
                     if entry["state"] != "sent":
                         problems.append(
                             f"{message.title}: not sent by {channel.name} ({entry['error']}); it will be retried later."
@@ -227,7 +227,7 @@ class Outbox:
             channel.send(message)
 
         try:
-            retry(send, Backoff(attempts, self._first_wait, longest_requested=LONGEST_WAIT_S), channel.name, SendError)
+            retry(send, Backoff(attempts, self._first_wait, longest_requested=MAX_WAIT_S), channel.name, SendError)
         except SendError as error:
             entry |= {"state": "failed", "error": str(error.__cause__ or error)}
             return False

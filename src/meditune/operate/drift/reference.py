@@ -70,11 +70,11 @@ def _digest(description: str, arrays: Arrays) -> str:
 
 
 KIND = "reference"
-LEAST = 200
+MIN_REQUESTS = 200
 """Minimum number of requests in a reference"""
-LEAST_VALUES = 50
+MIN_VALUES = 50
 """Minimum number of values of a signal in the ranked half; signals with fewer aren't monitored"""
-MOST_CATEGORIES = 24
+MAX_CATEGORIES = 24
 _REFIT = "Fit one: meditune drift fit STORE -o REFERENCE"
 
 
@@ -110,10 +110,10 @@ def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: s
 
     `embedding` is the identity of the model that made their vectors. Raises DataError if there are too few requests.
     """
-    if len(requests) < LEAST:
+    if len(requests) < MIN_REQUESTS:
         raise DataError(
-            f"{source} has {len(requests):,} requests; a reference needs at least {LEAST}, and a few thousand to "
-            "detect small changes. Wait for more requests, or give another file."
+            f"{source} has {len(requests):,} requests; a reference needs at least {MIN_REQUESTS}, and a few thousand "
+            "to detect small changes. Wait for more requests, or give another file."
         )
     order = np.random.default_rng(seed).permutation(len(requests))
     half = len(requests) // 2
@@ -155,18 +155,18 @@ def _values(
     unwatched = []
     for signal in SIGNALS:
         rows = [row for row in (signal.read(each, shape) for each in requests) if row and None not in row]
-        if len(rows) < LEAST_VALUES:
+        if len(rows) < MIN_VALUES:
             unwatched.append(f"{signal.name} ({len(rows)})")
         elif signal.kind == "number":
             numbers[signal.name] = np.array(rows, dtype=np.float64)
         else:
             shares[signal.name] = _counted(rows)
-    few = f"Not monitored, because the reference has fewer than {LEAST_VALUES} values: {', '.join(unwatched)}."
+    few = f"Not monitored, because the reference has fewer than {MIN_VALUES} values: {', '.join(unwatched)}."
     return numbers, shares, [few] if unwatched else []
 
 
 def _counted(rows: Sequence[Sequence[Value]]) -> dict[str, int]:
-    return dict(Counter(str(value) for (value,) in rows).most_common(MOST_CATEGORIES))
+    return dict(Counter(str(value) for (value,) in rows).most_common(MAX_CATEGORIES))
 
 
 def save(reference: Reference, path: Path) -> Reference:

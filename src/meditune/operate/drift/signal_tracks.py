@@ -80,7 +80,7 @@ class NumberTrack(Track):
             return False
         ranked = zip(self.pools, numbers, coins.tolist(), strict=True)
         p = np.array([e_detectors.p_value(pool, number, coin) for pool, number, coin in ranked])
-        self.detector.pay(e_detectors.number_bets(p), count)
+        self.detector.add_payoffs(e_detectors.number_bets(p), count)
         self.window.append((count, p))
         self.values.append((count, np.array(numbers)))
         if self.absorbing:
@@ -149,7 +149,7 @@ class ShareTrack(Track):
         inside = np.zeros(len(self.columns), dtype=bool)
         inside[place] = True
         p = e_detectors.share_p_values(self.counts, inside, self.total, coins)
-        self.detector.pay(e_detectors.share_bets(p, self.before), count)
+        self.detector.add_payoffs(e_detectors.share_bets(p, self.before), count)
         self.window.append((count, inside))
         if self.absorbing:
             self.recent.append((count, place))
@@ -210,7 +210,7 @@ class BlockTrack(Track):
         first = self._block[0][0]
         self._block.clear()
         p, distance = block_test(self._pool, block, rng)
-        self.detector.pay(e_detectors.block_bets(np.array([p])), first)
+        self.detector.add_payoffs(e_detectors.block_bets(np.array([p])), first)
         self.window.append((first, np.array([distance])))
         if self.absorbing:
             if len(self._pool) + BLOCK > POOL:

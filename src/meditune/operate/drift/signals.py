@@ -91,10 +91,22 @@ Vectors = NDArray[np.float32]
 TOPICS = 16
 DIRECTIONS = 8
 ANCHORS = 800
-NEAREST = 5
+NEAREST_NEIGHBOURS = 5
 NAMING_WORDS = 3
-_SAY_LITTLE = {"know", "information", "want", "help", "need", "does", "like", "just", "read", "thank", "thanks"}
-LEAST_FOR_TOPICS = 5
+_UNINFORMATIVE_WORDS = {
+    "know",
+    "information",
+    "want",
+    "help",
+    "need",
+    "does",
+    "like",
+    "just",
+    "read",
+    "thank",
+    "thanks",
+}
+MIN_QUESTIONS_PER_TOPIC = 5
 """Minimum average number of questions per topic"""
 
 
@@ -130,9 +142,9 @@ class Shape:
 
     def distance(self, vector: Vectors) -> float | None:
         """Return 1 minus the mean cosine to the nearest known questions."""
-        if len(self.anchors) < NEAREST:
+        if len(self.anchors) < NEAREST_NEIGHBOURS:
             return None
-        near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST)[-NEAREST:]
+        near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST_NEIGHBOURS)[-NEAREST_NEIGHBOURS:]
         return 1.0 - float(near.mean())
 
     def placed(self, vector: Vectors) -> Vectors:
@@ -147,7 +159,7 @@ def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Seq
     known = sorted({hashed_words(word) for words in vocabulary for word in words})
     words = np.array(known, dtype=np.uint64)
     size = vectors.shape[1] if vectors.ndim == 2 else 0
-    if len(vectors) < 2 * NEAREST:
+    if len(vectors) < 2 * NEAREST_NEIGHBOURS:
         none = np.zeros((0, size), dtype=np.float32)
         return Shape(words, none, (), np.zeros(size, dtype=np.float32), none, none, None)
     centres, names = _topics(texts, vectors, seed)
@@ -160,7 +172,7 @@ def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Seq
 def _topics(texts: Sequence[str], vectors: Vectors, seed: int) -> tuple[Vectors, tuple[str, ...]]:
     from sklearn.cluster import KMeans
 
-    count = min(TOPICS, max(2, len(vectors) // LEAST_FOR_TOPICS))
+    count = min(TOPICS, max(2, len(vectors) // MIN_QUESTIONS_PER_TOPIC))
     fitted = KMeans(count, n_init=3, random_state=seed).fit(vectors)
     centres = fitted.cluster_centers_.astype(np.float32)
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-9)
@@ -173,7 +185,7 @@ def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> 
     """Return words that distinguish each group of texts from the others and occur in several of its texts."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    dull = ENGLISH_STOP_WORDS | _SAY_LITTLE
+    dull = ENGLISH_STOP_WORDS | _UNINFORMATIVE_WORDS
     found: list[Counter[str]] = [Counter() for _ in range(count)]
     for text, label in zip(texts, labels, strict=True):
         found[label].update({w for w in text.casefold().split() if w.isalpha() and len(w) > 2 and w not in dull})
@@ -304,7 +316,7 @@ def _support(request: Request, _: Shape) -> Value:
 
 def _calibration(request: Request, _: Shape) -> Value:
     confidence = number(request.facts.get("confidence"))
-    return None if confidence is None or not request.ratings else _up(request.ratings) - confidence
+    return None if confidence is None or not request.ratings else _share_up(request.ratings) - confidence
 
 
 def _feedback(request: Request, _: Shape) -> Value:
@@ -316,10 +328,10 @@ def _feedback(request: Request, _: Shape) -> Value:
 def _rating(request: Request, _: Shape) -> Value:
     if not request.ratings:
         return None
-    return "up" if _up(request.ratings) > 0.5 else "down"
+    return "up" if _share_up(request.ratings) > 0.5 else "down"
 
 
-def _up(ratings: Sequence[str]) -> float:
+def _share_up(ratings: Sequence[str]) -> float:
     return sum(each == "up" for each in ratings) / len(ratings)
 
 

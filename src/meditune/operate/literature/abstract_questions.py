@@ -22,7 +22,7 @@ import yaml
 
 from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data import leakage, sources
-from meditune.data.dataset_card import LARGEST, SIZES
+from meditune.data.dataset_card import LARGEST_SIZE, SIZES
 from meditune.data.example import Example, Passage, read_examples
 from meditune.data.quality.audit import Audit
 from meditune.data.readers import pubmedqa
@@ -36,7 +36,7 @@ from meditune.phi import name_words
 from meditune.progress import track
 from meditune.retrieve.documents.pubmed_articles import Article, Part
 
-FEWEST, MOST = 4, 40
+MIN_WORDS, MAX_WORDS = 4, 40
 """Minimum and maximum number of words in a statement"""
 
 
@@ -101,11 +101,11 @@ def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | No
     text = " ".join(title.split())
     if "?" in text:
         asked = text[: text.rindex("?") + 1]
-        return ConvertedTitle(asked, None, True) if len(asked.split()) >= FEWEST else None
+        return ConvertedTitle(asked, None, True) if len(asked.split()) >= MIN_WORDS else None
     statement = text.rstrip(". ").partition(": ")[0]
     places = [(found[0], found.start(), found.end()) for found in _WORD.finditer(statement)]
     lower = [word.casefold() for word, _, _ in places]
-    if not FEWEST <= len(places) <= MOST or _CLAUSE.intersection(lower) or _UNSURE.intersection(lower):
+    if not MIN_WORDS <= len(places) <= MAX_WORDS or _CLAUSE.intersection(lower) or _UNSURE.intersection(lower):
         return None
     verb = _verb(lower)
     if verb is None:
@@ -190,7 +190,7 @@ def _small(subject: str, article_text: str) -> str:
 
 FILE = "pairs.jsonl"
 SOURCE = "literature"
-LEAST_CONTEXT, LEAST_CONCLUSION = 40, 5
+MIN_CONTEXT_WORDS, MIN_CONCLUSION_WORDS = 40, 5
 """In words"""
 CITATION = "National Library of Medicine, PubMed"
 _CONCLUDES = re.compile(r"\b(?:conclusions?|concluding remarks|interpretation)\b", re.IGNORECASE)
@@ -252,10 +252,10 @@ def pair_of_article(article: Article) -> Example | str:
     if not concluding:
         return "no separately labelled conclusion"
     answer = _REGISTERED.sub("", " ".join(part.text for part in concluding)).strip()
-    if len(answer.split()) < LEAST_CONCLUSION:
-        return f"a conclusion of fewer than {LEAST_CONCLUSION} words"
-    if sum(len(part.text.split()) for part in context) < LEAST_CONTEXT:
-        return f"fewer than {LEAST_CONTEXT} words besides the conclusion"
+    if len(answer.split()) < MIN_CONCLUSION_WORDS:
+        return f"a conclusion of fewer than {MIN_CONCLUSION_WORDS} words"
+    if sum(len(part.text.split()) for part in context) < MIN_CONTEXT_WORDS:
+        return f"fewer than {MIN_CONTEXT_WORDS} words besides the conclusion"
     asked = question_of_title(article.title, article.text)
     if asked is None:
         return "a title that is neither a question nor clearly a statement"
@@ -343,7 +343,7 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
         "license": "other",
         "license_name": "pubmed-terms",
         "license_link": TERMS,
-        "size_categories": [next((name for most, name in SIZES if rows < most), LARGEST)],
+        "size_categories": [next((name for most, name in SIZES if rows < most), LARGEST_SIZE)],
         "task_categories": ["question-answering"],
         "configs": [{"config_name": "default", "data_files": FILE}],
     }
@@ -367,9 +367,9 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
         "contradict it; otherwise it has no decision. The conclusion is the answer, and the abstract's other "
         "sections are the context.",
         _list(f"{count:,} articles left out: {reason}" for reason, count in pairs.without.most_common()),
-        f"Contexts have at least {LEAST_CONTEXT} words, conclusions at least {LEAST_CONCLUSION}. Retracted, replaced "
-        "and deleted articles are left out, and so are articles for which the journal published an expression of "
-        "concern.",
+        f"Contexts have at least {MIN_CONTEXT_WORDS} words, conclusions at least {MIN_CONCLUSION_WORDS}. Retracted, "
+        "replaced and deleted articles are left out, and so are articles for which the journal published an expression "
+        "of concern.",
         "## Quality control",
         _list(f"{count:,} dropped by the rule {rule}" for rule, count in dropped.items())
         or "No pair was dropped by a rule.",

@@ -26,8 +26,8 @@ from meditune.data.quality import quality_filters
 from meditune.data.readers import pubmedqa
 from meditune.errors import DataError
 from meditune.files import disk_full, exclusive_lock
+from meditune.retrieve.collections import CURRENT, EXCLUDED, FORMAT, RETRACTED, SCHEMA
 from meditune.retrieve.collections import FILE as DATABASE_FILE
-from meditune.retrieve.collections import FORMAT, OUT, RETRACTED, SCHEMA, THERE
 from meditune.retrieve.documents.pubmed_articles import (
     NOTICE_OF,
     REPLACED_IN,
@@ -113,7 +113,10 @@ class Library:
     def same(self, text_hash: str, pmid: str) -> str:
         """Return the id of another current article with the same text, or ""."""
         found = self._one(
-            "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid", text_hash, pmid, THERE
+            "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid",
+            text_hash,
+            pmid,
+            CURRENT,
         )
         return str(found[0]) if found else ""
 
@@ -122,27 +125,29 @@ class Library:
         return self._column(
             "SELECT pmid FROM articles WHERE said = ? AND said <> '' AND pmid <> ? AND state = ? "
             "UNION SELECT pmid FROM links WHERE notice = ? AND kind = 'UpdateIn'",
-            *(text_hash, pmid, OUT, pmid),
+            *(text_hash, pmid, EXCLUDED, pmid),
         )
 
-    def standing(self) -> Iterator[Article]:
+    def current_articles(self) -> Iterator[Article]:
         """Yield the current articles, in order of id."""
-        with closing(self._base.execute("SELECT record FROM articles WHERE state = ? ORDER BY pmid", (THERE,))) as rows:
+        with closing(
+            self._base.execute("SELECT record FROM articles WHERE state = ? ORDER BY pmid", (CURRENT,))
+        ) as rows:
             for (record,) in rows:
                 yield from_dict(json.loads(record))
 
     def counts(self) -> dict[str, int]:
         """Return the number of articles in each state."""
         found = dict(self._base.execute("SELECT state, count(*) FROM articles GROUP BY state"))
-        return {state: found.get(state, 0) for state in (THERE, RETRACTED, OUT)}
+        return {state: found.get(state, 0) for state in (CURRENT, RETRACTED, EXCLUDED)}
 
     def known(self, pmids: Iterable[str]) -> set[str]:
         """Return the given ids that are current articles of the library."""
-        return {pmid for pmid in pmids if self._one("SELECT 1 FROM articles WHERE pmid=? AND state=?", pmid, THERE)}
+        return {pmid for pmid in pmids if self._one("SELECT 1 FROM articles WHERE pmid=? AND state=?", pmid, CURRENT)}
 
     def pmids(self) -> set[str]:
         """Return the ids of the current articles."""
-        return set(self._column("SELECT pmid FROM articles WHERE state = ?", THERE))
+        return set(self._column("SELECT pmid FROM articles WHERE state = ?", CURRENT))
 
     # Links and retractions
 
@@ -351,7 +356,7 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
                 yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
 
 
-LEAST_WORDS = 20
+MIN_ABSTRACT_WORDS = 20
 """Minimum length of an abstract; shorter texts ("Editorial.") are none."""
 _OFF = dict.fromkeys(quality_filters.ALL, "off")
 _SPECS = {
@@ -360,12 +365,12 @@ _SPECS = {
     )
     for asked_for in (True, False)
 }
-_MEANING = {
+_REASON_TEXTS = {
     "language": "abstract not in English",
-    "too_short": f"abstract of fewer than {LEAST_WORDS} words",
+    "too_short": f"abstract of fewer than {MIN_ABSTRACT_WORDS} words",
     "not_medical": "without words of health and medicine, or hardly any",
 }
-REASONS = frozenset(_MEANING.values())
+REASONS = frozenset(_REASON_TEXTS.values())
 
 
 def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
@@ -384,15 +389,15 @@ def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]
         id=article.id, source="pubmed", question=mended.title or article.id, answer=mended.text, group=article.pmid
     )
     accepted, entries = quality_filters.apply_rules(example, _SPECS[is_requested])
-    if accepted and 0 < len(example.answer.split()) < LEAST_WORDS:
-        return mended, _MEANING["too_short"]
-    return mended, "" if accepted else _MEANING[entries[-1].rule]
+    if accepted and 0 < len(example.answer.split()) < MIN_ABSTRACT_WORDS:
+        return mended, _REASON_TEXTS["too_short"]
+    return mended, "" if accepted else _REASON_TEXTS[entries[-1].rule]
 
 
 NEW, CHANGED, SAME, OLDER = "new", "changed", "as they were", "older than what is there"
-GONE = "deleted by PubMed"
-BACK = "no longer retracted"
-_SAID_IN = frozenset(NOTICE_OF.values())
+DELETED = "deleted by PubMed"
+NO_LONGER_RETRACTED = "no longer retracted"
+_NOTICE_KINDS = frozenset(NOTICE_OF.values())
 
 
 @dataclass
@@ -426,26 +431,26 @@ class LibraryUpdate:
         # The articles that a notice is about are fetched again, because their own records may have changed.
         named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
         self.library.ask_again(self.library.known(named))
-        article, refused = checked_article(article, self.is_requested or (row is not None and row.state == THERE))
+        article, refused = checked_article(article, self.is_requested or (row is not None and row.state == CURRENT))
         self._settle(article, row, refused)
         for pmid in sorted(about - {article.pmid}):
-            self._look_again(pmid)
+            self._refresh_state(pmid)
 
     def _settle(self, article: Article, row: Row | None, refused: str = "") -> None:
         """Store a record with the state that follows from everything known about it."""
         text_hash = _text_hash(article)
         state, reason = self._state(article, text_hash, refused)
         now = Row(article.pmid, article, state, reason, text_hash)
-        stays = row is not None and row.state == state and (state != THERE or _shows(row.article) == _shows(article))
+        stays = row is not None and row.state == state and (state != CURRENT or _shows(row.article) == _shows(article))
         self.library.put(now, None if stays else self._change)
         self._count(now, row, stays)
-        before = row.text_hash if row is not None and row.state == THERE else ""
-        if before != (text_hash if state == THERE else ""):
+        before = row.text_hash if row is not None and row.state == CURRENT else ""
+        if before != (text_hash if state == CURRENT else ""):
             waiting = {pmid for text in {before, text_hash} for pmid in self.library.waiting_on(text, article.pmid)}
             for pmid in sorted(waiting):
-                self._look_again(pmid)
+                self._refresh_state(pmid)
 
-    def _look_again(self, pmid: str) -> None:
+    def _refresh_state(self, pmid: str) -> None:
         """Determine an article's state again, after something else became known about it."""
         row = self.library.row(pmid)
         if row and row.article:
@@ -468,32 +473,32 @@ class LibraryUpdate:
         if marked:
             return RETRACTED, _by("retracted", marked)
         if article.is_notice:
-            return OUT, "a notice about another article"
+            return EXCLUDED, "a notice about another article"
         if replaced := _first(links, REPLACED_IN):
-            return OUT, _by("corrected and published again", replaced)
+            return EXCLUDED, _by("corrected and published again", replaced)
         if not article.parts:
-            return OUT, "no abstract"
+            return EXCLUDED, "no abstract"
         if refused:
-            return OUT, refused
+            return EXCLUDED, refused
         for link in links:
             if link.kind == UPDATED_IN and self.library.known([link.pmid]):
-                return OUT, _by("updated", link)
+                return EXCLUDED, _by("updated", link)
         same = self.library.same(text_hash, article.pmid) if text_hash else ""
-        return (OUT, f"says the same as PMID {same}") if same else (THERE, "")
+        return (EXCLUDED, f"says the same as PMID {same}") if same else (CURRENT, "")
 
     def _delete(self, pmid: str) -> None:
         row = self.library.row(pmid)
         about = self.library.relink(pmid, [])
-        if row is None or (row.state == OUT and row.reason == GONE):
+        if row is None or (row.state == EXCLUDED and row.reason == DELETED):
             self.counts[SAME] += row is not None
-            self.library.put(Row(pmid, None, OUT, GONE, ""), self._change if row is None else None)
+            self.library.put(Row(pmid, None, EXCLUDED, DELETED, ""), self._change if row is None else None)
             return
         if row.state == RETRACTED:
             return
-        self.library.put(Row(pmid, None, OUT, GONE, ""), self._change)
-        self.counts[GONE] += 1
+        self.library.put(Row(pmid, None, EXCLUDED, DELETED, ""), self._change)
+        self.counts[DELETED] += 1
         for other in sorted(about.union(self.library.waiting_on(row.text_hash, pmid)) - {pmid}):
-            self._look_again(other)
+            self._refresh_state(other)
 
     def _count(self, row: Row, before: Row | None, stays: bool) -> None:
         article = row.article
@@ -507,16 +512,16 @@ class LibraryUpdate:
                 self.retracted.append(row.pmid)
         elif was == RETRACTED:
             self.library.reinstate(row.pmid)
-            self.counts[BACK] += 1
+            self.counts[NO_LONGER_RETRACTED] += 1
         if stays:
             self.counts[SAME] += 1
-        elif row.state == OUT:
-            self.counts[OUT] += 1
+        elif row.state == EXCLUDED:
+            self.counts[EXCLUDED] += 1
             self.left_out[_kind(row.reason)] += 1
         elif row.state == RETRACTED:
             self.counts[RETRACTED] += 1
         else:
-            self.counts[CHANGED if was == THERE else NEW] += 1
+            self.counts[CHANGED if was == CURRENT else NEW] += 1
 
 
 def _is_older(article: Article, than: Article) -> bool:
@@ -528,7 +533,7 @@ def _is_older(article: Article, than: Article) -> bool:
 
 def _links(article: Article) -> list[tuple[str, Link]]:
     """Return the links that a record states, each with the id of the publication that is corrected."""
-    own = [(article.pmid, link) for link in article.links if link.kind in _SAID_IN]
+    own = [(article.pmid, link) for link in article.links if link.kind in _NOTICE_KINDS]
     others = [
         (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, ". ".join(filter(None, (article.journal, article.date)))))
         for link in article.links
@@ -540,12 +545,16 @@ def _links(article: Article) -> list[tuple[str, Link]]:
 def _text_hash(article: Article) -> str:
     """Return a hash of the abstract's words, or "" if there are too few."""
     found = words(article.text)
-    return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest() if len(found) >= LEAST_WORDS else ""
+    return (
+        hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
+        if len(found) >= MIN_ABSTRACT_WORDS
+        else ""
+    )
 
 
 def _shows(article: Article | None) -> object:
     """Return the parts of an article that indexes and training pairs use."""
-    return article and (article.document(), [link for link in article.links if link.kind in _SAID_IN])
+    return article and (article.document(), [link for link in article.links if link.kind in _NOTICE_KINDS])
 
 
 def _first(links: Iterable[Link], kinds: Iterable[str]) -> Link | None:

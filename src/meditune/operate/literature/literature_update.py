@@ -32,7 +32,7 @@ from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils,
 from meditune.operate.literature.pubmed_search import LibrarySearch
 from meditune.retrieve import build_index, collections, index, storage
 from meditune.retrieve.build_index import Changes
-from meditune.retrieve.collections import FILE, THERE, Collection
+from meditune.retrieve.collections import CURRENT, FILE, Collection
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
@@ -41,7 +41,7 @@ from meditune.store.open_store import exists, open_store
 from meditune.store.overview import Notes
 
 
-def bring_up(
+def update_index(
     library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
     """Update the index with the library and the documents, or build it; return None if it is current or there is
@@ -52,7 +52,7 @@ def bring_up(
     """
     change, collection = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
-        if not documents and not library.counts()[THERE]:
+        if not documents and not library.counts()[CURRENT]:
             return None
         manifest, changes = build_index.build(place, [collection, *documents], load_encoder(embedding or DEFAULT))
     else:
@@ -140,7 +140,7 @@ def update(folder: Path, options: UpdateOptions) -> Report:
         raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
     with article_library.opened(folder) as library:
-        _attempt(report, lambda: _take_in(library, options, email, report))
+        _attempt(report, lambda: _import_updates(library, options, email, report))
         report.library = library.counts()
         _attempt(report, lambda: _lists(library))
         if options.store:
@@ -184,7 +184,7 @@ def _attempt(report: Report, step: Callable[[], None]) -> None:
         report.failures.append(error)
 
 
-def _take_in(library: Library, options: UpdateOptions, email: str, report: Report) -> None:
+def _import_updates(library: Library, options: UpdateOptions, email: str, report: Report) -> None:
     rejects = Rejects()
     http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
     asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
@@ -260,7 +260,7 @@ def _note(folder: Path, options: UpdateOptions, report: Report) -> None:
 
 
 def _index(library: Library, options: UpdateOptions, report: Report) -> None:
-    report.index = bring_up(library, index_storage(str(options.index)), options.documents, options.embedding)
+    report.index = update_index(library, index_storage(str(options.index)), options.documents, options.embedding)
 
 
 def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
@@ -268,7 +268,7 @@ def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
     made_from = {"change": library.change(), "tests": [str(path.resolve()) for path in options.tests]}
     if library.cursor("pairs") == made_from and (library.folder / abstract_questions.FILE).is_file():
         return
-    pairs = abstract_questions.make_pairs(library.standing(), abstract_questions.tests(options.tests))
+    pairs = abstract_questions.make_pairs(library.current_articles(), abstract_questions.tests(options.tests))
     abstract_questions.write(library.folder / abstract_questions.FILE, pairs.examples)
     if pairs.audit:
         write_json(library.folder / "quality.json", pairs.audit.facts())

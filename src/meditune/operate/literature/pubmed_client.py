@@ -24,23 +24,23 @@ from urllib.parse import urlsplit
 from meditune import __version__
 from meditune.errors import DataError
 from meditune.files import disk_full
-from meditune.http_client import RESUME, Backoff, HttpClient, TransientError, refuse_transient
+from meditune.http_client import RETRY_TO_RESUME, Backoff, HttpClient, TransientError, refuse_transient
 from meditune.progress import Progress
 
 KEY_VARIABLE = "NCBI_API_KEY"
 TOOL = "meditune"
 INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
 """Seconds between requests: slightly more than 1/3, and 1/10"""
-SLOWEST = 5.0
+MAX_INTERVAL = 5.0
 """Maximum interval in seconds; the interval doubles after each 429."""
 ATTEMPTS = 6
 FIRST_WAIT = 1.0
-LONGEST_REQUESTED = 300.0
+MAX_REQUESTED_WAIT = 300.0
 """If a server asks for a longer pause, the update stops, and the user runs it again later."""
 CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
-WHOLE_SECONDS = 900.0
+RESPONSE_TIMEOUT_SECONDS = 900.0
 """A response that takes longer in total is abandoned, even if data keeps arriving."""
-LARGEST = 2**28
+MAX_RESPONSE_BYTES = 2**28
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
 
 
@@ -62,9 +62,9 @@ class RateLimitedClient(HttpClient):
         import httpx2
 
         super().__init__(
-            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=LONGEST_REQUESTED),
+            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=MAX_REQUESTED_WAIT),
             interval=INTERVAL_WITH_KEY if key else INTERVAL,
-            advice=RESUME,
+            advice=RETRY_TO_RESUME,
             headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
             timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=True,
@@ -82,9 +82,10 @@ class RateLimitedClient(HttpClient):
             self._check(response)
             for part in _in_time(response.iter_bytes()):
                 body += part
-                if len(body) > LARGEST:
+                if len(body) > MAX_RESPONSE_BYTES:
                     raise DataError(
-                        f"{_without_parameters(url)} sends more than {LARGEST // 2**20} MB. Check the address."
+                        f"{_without_parameters(url)} sends more than {MAX_RESPONSE_BYTES // 2**20} MB. Check the "
+                        "address."
                     )
         return bytes(body)
 
@@ -126,7 +127,7 @@ class RateLimitedClient(HttpClient):
 
     def slow_down(self) -> None:
         """Double the interval between requests."""
-        self.interval = min(SLOWEST, self.interval * 2)
+        self.interval = min(MAX_INTERVAL, self.interval * 2)
 
 
 class StartedOverError(Exception):
@@ -134,11 +135,11 @@ class StartedOverError(Exception):
 
 
 def _in_time(parts: Iterator[bytes]) -> Iterator[bytes]:
-    end = time.monotonic() + WHOLE_SECONDS
+    end = time.monotonic() + RESPONSE_TIMEOUT_SECONDS
     for part in parts:
         yield part
         if time.monotonic() > end:
-            raise TransientError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one response")
+            raise TransientError(f"needs more than {RESPONSE_TIMEOUT_SECONDS / 60:.0f} minutes for one response")
 
 
 def _without_parameters(url: str) -> str:
@@ -148,14 +149,14 @@ def _without_parameters(url: str) -> str:
 
 
 URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
-MOST = 9_999
+MAX_ARTICLES = 9_999
 """Maximum number of articles in a search"""
-SINCE_EVER, FOR_EVER = "1900/01/01", "3000/12/31"
-LOST = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
+MIN_DATE, MAX_DATE = "1900/01/01", "3000/12/31"
+EXPIRED_SEARCH_ERRORS = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
 """Words in errors for a search that has expired; NCBI keeps a search for a few hours."""
-LONG = 500
+MAX_GET_CHARACTERS = 500
 """Characters; longer queries are sent by POST, because URLs are limited in length."""
-QUOTED = 200
+MAX_QUOTED_CHARACTERS = 200
 _ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
 
 
@@ -191,7 +192,7 @@ class Eutils:
         """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
         query = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
         query |= {"datetype": "mdat", "mindate": start, "maxdate": end}
-        root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > LONG))
+        root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > MAX_GET_CHARACTERS))
         count = root.findtext("Count") or ""
         if not count.isdecimal():
             raise DataError(
@@ -242,16 +243,16 @@ class Eutils:
         return body
 
     def _refusal(self, message: str) -> Exception:
-        quoted = " ".join(message.split())[:QUOTED]
+        quoted = " ".join(message.split())[:MAX_QUOTED_CHARACTERS]
         for name, value in self._http.parameters.items():
             quoted = quoted.replace(value, f"({name})")
-        if any(each in message.casefold() for each in LOST):
+        if any(each in message.casefold() for each in EXPIRED_SEARCH_ERRORS):
             return HistoryLostError(quoted)
         # "Search Backend failed" occurs if the server is busy or if the query is invalid; a retry helps only the first.
         return TransientError(f'answers with an error: "{quoted}"')
 
 
-WRONG = 3
+MAX_MD5_MISMATCHES = 3
 """Maximum number of downloads of a file whose MD5 differs from the published one"""
 
 
@@ -264,7 +265,7 @@ def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
         return path
     partial = path.with_name(f"{path.name}.part")
     actual = ""
-    for _ in range(WRONG):
+    for _ in range(MAX_MD5_MISMATCHES):
         http.retry(lambda: _resume(http, url, partial), url)
         actual = _md5(partial)
         if actual == md5:
@@ -272,8 +273,8 @@ def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
             return path
         partial.unlink()
     raise DataError(
-        f"{url}: downloaded {WRONG} times with the MD5 {actual}, but the published one is {md5}. Run the same command "
-        "later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
+        f"{url}: downloaded {MAX_MD5_MISMATCHES} times with the MD5 {actual}, but the published one is {md5}. Run the "
+        "same command later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
     )
 
 

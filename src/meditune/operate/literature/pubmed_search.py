@@ -15,7 +15,7 @@ from typing import Any
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.operate.literature.article_library import Library, LibraryUpdate
-from meditune.operate.literature.pubmed_client import FOR_EVER, MOST, SINCE_EVER, Eutils, HistoryLostError
+from meditune.operate.literature.pubmed_client import MAX_ARTICLES, MAX_DATE, MIN_DATE, Eutils, HistoryLostError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.documents.pubmed_articles import Article
@@ -47,10 +47,10 @@ class LibrarySearch:
         name = f"query: {term}"
         cursor = self.library.cursor(name)
         if "windows" not in cursor:
-            cursor = {"until": cursor.get("until", ""), "windows": [[_begin(cursor, since), FOR_EVER]], "read": 0}
+            cursor = {"until": cursor.get("until", ""), "windows": [[_first_day(cursor, since), MAX_DATE]], "read": 0}
         while cursor["windows"]:
             self._window(name, term, cursor)
-        self._keep(name, {"until": cursor["today"] or cursor["until"]})
+        self._save_cursor(name, {"until": cursor["today"] or cursor["until"]})
         return int(cursor["read"])
 
     def retractions(self, pmids: set[str]) -> None:
@@ -59,13 +59,13 @@ class LibrarySearch:
         cursor = self.library.cursor(name)
         if not pmids:
             return
-        first, today = _begin(cursor, None), ""
-        windows = [[first, FOR_EVER]]
+        first, today = _first_day(cursor, None), ""
+        windows = [[first, MAX_DATE]]
         while windows:
             low, high = windows.pop(0)
-            found = self.eutils.search(RETRACTIONS, low, high, ids=MOST)
+            found = self.eutils.search(RETRACTIONS, low, high, ids=MAX_ARTICLES)
             today = today or self.eutils.today
-            if found.count > MOST:
+            if found.count > MAX_ARTICLES:
                 windows = [*_halves(RETRACTIONS, low, high, self.eutils.today), *windows]
                 continue
             with self.library.transaction():
@@ -98,12 +98,12 @@ class LibrarySearch:
                 if found.unknown:
                     print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)
                 cursor["today"] = cursor.get("today") or self.eutils.today
-                if found.count > MOST:
+                if found.count > MAX_ARTICLES:
                     cursor["windows"][:1] = _halves(term, low, high, self.eutils.today)
-                    self._keep(name, cursor)
+                    self._save_cursor(name, cursor)
                     return
                 cursor |= {"webenv": found.webenv, "key": found.key, "count": found.count, "start": 0}
-                self._keep(name, cursor)
+                self._save_cursor(name, cursor)
             try:
                 self._pages(name, cursor)
                 break
@@ -116,7 +116,7 @@ class LibrarySearch:
         cursor["windows"].pop(0)
         for key in ("webenv", "key", "count", "start"):
             del cursor[key]
-        self._keep(name, cursor)
+        self._save_cursor(name, cursor)
 
     def _pages(self, name: str, cursor: dict[str, Any]) -> None:
         count = cursor["count"]
@@ -149,28 +149,28 @@ class LibrarySearch:
         for record in pubmed_articles.of_stream(io.BytesIO(xml)):
             yield from pubmed_articles.of_record(record, source, self.rejects)
 
-    def _keep(self, name: str, cursor: dict[str, Any]) -> None:
+    def _save_cursor(self, name: str, cursor: dict[str, Any]) -> None:
         with self.library.transaction():
             self.library.move(name, cursor)
 
 
-def _begin(cursor: dict[str, Any], since: str | None) -> str:
+def _first_day(cursor: dict[str, Any], since: str | None) -> str:
     """Return the first day to search, in the format of the E-utilities."""
     if cursor.get("until"):
         return (date.fromisoformat(cursor["until"]) - OVERLAP).strftime("%Y/%m/%d")
-    return since.replace("-", "/") if since else SINCE_EVER
+    return since.replace("-", "/") if since else MIN_DATE
 
 
 def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
     """Return two shorter ranges of dates. Raises DataError if a single day has too many articles."""
     first, last = (date.fromisoformat(each.replace("/", "-")) for each in (low, high))
-    if high == FOR_EVER:
+    if high == MAX_DATE:
         # Articles added during the run belong to the last range.
         last = max(first, date.fromisoformat(today) if today else first + timedelta(days=1))
     if first >= last:
         raise DataError(
-            f"PubMed has more than {MOST:,} articles for {term!r} that changed on {low}, and returns no more for one "
-            "search. Narrow the query, or import MEDLINE's update files (--update-files)."
+            f"PubMed has more than {MAX_ARTICLES:,} articles for {term!r} that changed on {low}, and returns no more "
+            "for one search. Narrow the query, or import MEDLINE's update files (--update-files)."
         )
     middle = first + (last - first) // 2
     return [[low, middle.strftime("%Y/%m/%d")], [(middle + timedelta(days=1)).strftime("%Y/%m/%d"), high]]

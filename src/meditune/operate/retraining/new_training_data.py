@@ -34,7 +34,7 @@ from meditune.store.answers import Answers
 from meditune.store.database import FILE
 from meditune.store.open_store import exists, open_store
 
-EVERYBODY = "all"
+TRUST_ALL = "all"
 PASSAGES = 3
 """Maximum number of an answer's passages in the prompt of its correction"""
 
@@ -88,17 +88,17 @@ def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
     found.index = index.manifest.content if index else ""
     answers = _answers(sources.store)
     if answers:
-        _keep(found, folder, "feedback", _corrections(answers, sources.trust, index, found.left_out))
+        _write_rows(found, folder, "feedback", _corrections(answers, sources.trust, index, found.left_out))
     if sources.labels:
-        _keep(found, folder, "labels", _labelled(sources.labels, answers, found.left_out))
+        _write_rows(found, folder, "labels", _labelled(sources.labels, answers, found.left_out))
     if sources.queues:
-        _keep(found, folder, "experts", _judged(sources.queues, answers, found.left_out))
+        _write_rows(found, folder, "experts", _judged(sources.queues, answers, found.left_out))
     if sources.literature:
-        _keep(found, folder, "literature", _literature(sources.literature))
+        _write_rows(found, folder, "literature", _literature(sources.literature))
     return found
 
 
-def _keep(data: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+def _write_rows(data: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
     path = folder / f"{kind}.jsonl"
     count = write_jsonl(path, rows, private=True)
     if count:
@@ -125,7 +125,7 @@ def _corrections(
         corrections = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
         if not corrections:
             continue
-        trusted = [each for each in corrections if each["expert"] or EVERYBODY in named or each["who"] in named]
+        trusted = [each for each in corrections if each["expert"] or TRUST_ALL in named or each["who"] in named]
         if not trusted:
             left_out["corrections by untrusted callers (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:
@@ -136,7 +136,7 @@ def _corrections(
             yield {
                 "id": f"feedback-{row['id']}",
                 "question": row["question"],
-                "context": _context(index, row["facts"].get("passages") or []),
+                "context": passages_of(index, row["facts"].get("passages") or []),
                 "answer": correction,
                 "decision": last["decision"] or _decision(correction),
                 "meta": {
@@ -156,7 +156,7 @@ def _decision(correction: str) -> str | None:
     return decision_in(first) if len(first.strip(",.;:!-–—").split("-")) == 1 else None
 
 
-def _context(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
+def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
     """Return the passages of these ids that the index still holds."""
     if index is None:
         return []

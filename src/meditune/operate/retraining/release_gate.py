@@ -16,13 +16,13 @@ from meditune.evaluate.predictions import MeasuredModel, Predictions, measured_m
 OLD, NEW = "old", "new"
 LOSS = 0.05
 """Allowed relative increase of perplexity on the old items"""
-WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
+GUARDRAIL_METRICS = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
 """Metrics that must not get worse, if measured"""
 BETTER = ("perplexity", "accuracy")
 """The first of these that is measured must have improved on the new items."""
 LIKELIHOODS = ("perplexity", "general_perplexity")
 """Measured on so many tokens that even tiny changes are significant, so they have a margin instead"""
-FEWEST = 20
+MIN_GROUPS = 20
 """Minimum number of groups of new items; a bootstrap interval over fewer groups can be too narrow by chance"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
 """Predictions that belong to no test item"""
@@ -79,10 +79,10 @@ def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
             "Neither answer likelihoods nor decisions were measured on the new items, so an improvement cannot be "
             "detected."
         )
-    if groups < FEWEST:
+    if groups < MIN_GROUPS:
         return (
-            f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, but {FEWEST} are needed "
-            "for a decision. Gather more data, hold out more (--held-out), or score more answers (--set "
+            f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, but {MIN_GROUPS} are "
+            "needed for a decision. Gather more data, hold out more (--held-out), or score more answers (--set "
             "evaluate.answers=N). Your own policy can accept fewer (--gate-new)."
         )
     return ""
@@ -94,7 +94,7 @@ def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]
     A rule covers only measured metrics. On new items, the perplexity of experts' answers must fall; if experts gave
     only decisions, accuracy must rise.
     """
-    rules: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
+    rules: dict[str, Any] = {"not_worse": [name for name in GUARDRAIL_METRICS if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
     if items == OLD:
         rules["within"] = {name: round(LOSS * before[name], 3) for name in likely}

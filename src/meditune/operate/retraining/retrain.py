@@ -40,7 +40,7 @@ from meditune.operate.retraining.new_training_data import NewTrainingData, Share
 from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store.open_store import named
 
-GENTLER = 0.5
+LEARNING_RATE_FACTOR = 0.5
 """Factor on the previous learning rate, because the weights are already near a good point"""
 OWN, SAMPLE = "own", "sample"
 
@@ -65,7 +65,7 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
         "balance": {},
         "fallback_to_sample": False,
     }
-    keys["train"]["learning_rate"] *= GENTLER
+    keys["train"]["learning_rate"] *= LEARNING_RATE_FACTOR
     if before.train.mix.weights:
         # The old mix names the old sources, which are different now.
         keys["train"]["mix"] = MixSpec().model_dump(mode="json")
@@ -93,12 +93,19 @@ class UnfinishedRetraining:
 
     id: str
     """A unique id; the run's folder has this name, which records the origin of its version."""
-    begun: str
+    started: str
     """UTC, ISO 8601"""
     parent: str
     """The version that training continues from"""
-    asked: dict[str, Any]
+    options: dict[str, Any]
     """The options that affect the resulting version"""
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> UnfinishedRetraining:
+        """Return the retraining that the work file describes, also if an earlier version wrote the file."""
+        stored = {_OLD_KEYS.get(name, name): value for name, value in stored.items()}
+        stored["options"] = {_OLD_OPTIONS.get(name, name): value for name, value in stored["options"].items()}
+        return cls(**stored)
 
 
 class Work:
@@ -111,17 +118,17 @@ class Work:
     def read(self) -> UnfinishedRetraining | None:
         """Return the unfinished retraining, or None."""
         path = self.folder / FILE
-        return UnfinishedRetraining(**read_json(path)) if path.is_file() else None
+        return UnfinishedRetraining.from_json(read_json(path)) if path.is_file() else None
 
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.folder / self._begun.id
+        return self.folder / self._unfinished.id
 
     @property
     def rows(self) -> Path:
         """The folder that keeps the gathered rows, which the version's recipe names."""
-        return (self.registry.folder / ROWS / self._begun.id).resolve()
+        return (self.registry.folder / ROWS / self._unfinished.id).resolve()
 
     @property
     def facts(self) -> Path:
@@ -141,7 +148,7 @@ class Work:
         from those of the unfinished retraining, unless `restart_if_changed` allows a new start.
         """
         before = self.read()
-        if before and self.facts.is_file() and self._goes_on(before, parent, options, restart_if_changed):
+        if before and self.facts.is_file() and self._can_resume(before, parent, options, restart_if_changed):
             return
         self.drop()
         begun = model_registry.utc_now()
@@ -160,34 +167,34 @@ class Work:
             shutil.rmtree(self.folder)
 
     @property
-    def _begun(self) -> UnfinishedRetraining:
+    def _unfinished(self) -> UnfinishedRetraining:
         begun = self.read()
         assert begun is not None, "the caller has claimed the work"
         return begun
 
-    def _goes_on(
+    def _can_resume(
         self, before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
     ) -> bool:
         if before.parent != parent:
             _say(
-                f"The retraining started at {before.begun} is unfinished and continues from {before.parent}, but "
+                f"The retraining started at {before.started} is unfinished and continues from {before.parent}, but "
                 f"{parent} is served now. It is dropped, and a new one starts."
             )
             return False
-        differing = [name for name in options if name != "wanted" and before.asked.get(name) != options[name]]
+        differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
         if differing and not restart_if_changed:
             raise MedituneError(
-                f"A retraining started at {before.begun} with other options ({', '.join(differing)}) is unfinished. "
+                f"A retraining started at {before.started} with other options ({', '.join(differing)}) is unfinished. "
                 "Give the same options again to resume it, or --restart to drop it."
             )
         if differing:
             _say(
-                f"The retraining started at {before.begun} had other options ({', '.join(differing)}). It is dropped, "
-                "and a new one starts."
+                f"The retraining started at {before.started} had other options ({', '.join(differing)}). It is "
+                "dropped, and a new one starts."
             )
             return False
-        _say(f"Resuming the retraining started at {before.begun}.")
-        if before.asked.get("wanted") != options.get("wanted"):
+        _say(f"Resuming the retraining started at {before.started}.")
+        if before.options.get("sources") != options.get("sources"):
             _say("It uses the data gathered then; other sources wait for the next retraining.")
         return True
 
@@ -201,8 +208,9 @@ OnPass = Literal["promote", "canary", "keep"]
 ON_PASS: tuple[OnPass, ...] = get_args(OnPass)
 _LATER = {"on_pass", "percent", "restart", "restart_if_changed"}
 """Options that don't affect the resulting version"""
-_STORED_NAMES = {"sources": "wanted", "min_rows": "least", "gate": "gate_old"}
-"""Options that have other names in the work file, so that an unfinished retraining of an earlier version is resumed"""
+_OLD_KEYS = {"begun": "started", "asked": "options"}
+_OLD_OPTIONS = {"wanted": "sources", "least": "min_rows", "gate_old": "gate"}
+"""Names in the work files of earlier versions"""
 
 
 @dataclass(frozen=True)
@@ -234,7 +242,6 @@ class Options:
         """Return the options that affect the resulting version, for JSON, without a database password."""
         values = {name: value for name, value in asdict(self).items() if name not in _LATER}
         values["sources"]["store"] = None if self.sources.store is None else named(self.sources.store)
-        values = {_STORED_NAMES.get(name, name): value for name, value in values.items()}
         found: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
 FEWER_IS_WORSE = {("ratings", "up")}
 """Categories that must not become less frequent; an alert on two categories names either"""
 
-SAID = {
+REASON_TEXTS = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
     "abstained": "{1} abstained from {0.failed} of {0.all} answers",
 }
@@ -69,14 +69,14 @@ def guard(
     if state.current is None:
         raise DataError(f"No version in {folder} has been promoted yet, so there is nothing to guard.")
     answers = Answers(open_store(store)) if store else None
-    if state.trial and answers and (why := list(_beside(answers, state.trial, state.current))):
+    if state.trial and answers and (why := list(_evidence_against_trial(answers, state.trial, state.current))):
         registry.end_trial("; ".join(why), expected=state.trial.version, withdraw=True)
         return VersionCheck(state.trial.version, state.current, why)
     why = [
         *(_against(_open_alerts(reference), answers, state) if reference and answers else ()),
         *(_canaries(canary, state) if canary else ()),
     ]
-    return _taken_back(registry, state, why)
+    return _rolled_back(registry, state, why)
 
 
 def on_drift(
@@ -84,30 +84,29 @@ def on_drift(
 ) -> Callable[[Mapping[str, Any]], None]:
     """Return a callback that may roll back after each drift check of a server, and passes the result to `callback`."""
     registry, answers = Registry(folder), Answers(open_store(store))
-    names = [field.name for field in fields(Alert)]
 
-    def told(result: Mapping[str, Any]) -> None:
+    def roll_back_on_alert(result: Mapping[str, Any]) -> None:
         callback(result)
-        alerts = [Alert(**{name: row[name] for name in names}) for row in result.get("alerts", ())]
+        alerts = [Alert.from_dict(row) for row in result.get("alerts", ())]
         try:
             state = registry.state()
             if state.current is None:
                 return
             why = list(_against(alerts, answers, state))
-            looked = _taken_back(registry, state, why)
+            looked = _rolled_back(registry, state, why)
             if looked.rolled_back:
                 log.error("%s was rolled back, %s is served: %s", looked.rolled_back, looked.served, "; ".join(why))
         except MedituneError as error:
             log.error("Drift indicates that the served version is worse, but it cannot be rolled back: %s", error)
 
-    return told
+    return roll_back_on_alert
 
 
-def _taken_back(registry: Registry, state: State, reasons: list[str]) -> VersionCheck:
+def _rolled_back(registry: Registry, state: State, reasons: list[str]) -> VersionCheck:
     assert state.current is not None, "the caller has checked that a version is served"
     if not reasons:
         return VersionCheck(None, state.current, [f"No evidence against {state.current}."])
-    if len(state.standing) < 2:
+    if len(state.promoted) < 2:
         return VersionCheck(None, state.current, [*reasons, "There is no earlier version to roll back to."])
     begun = state.latest_promotion()
     if begun and begun.what == "rolled back":
@@ -149,14 +148,16 @@ def _named(model: str) -> str:
     return words[0] if words[1] else ""
 
 
-def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
+def _evidence_against_trial(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
     """Yield evidence against the version on trial, from the answers since the trial began."""
     by_version = counts_by_version(answers, datetime.fromisoformat(trial.since).timestamp())
     trial_counts, current_counts = by_version.get(trial.version, {}), by_version.get(current, {})
     for what, counts in trial_counts.items():
         beside = current_counts.get(what, Counts())
         if is_worse(counts, beside):
-            yield " and ".join((SAID[what].format(counts, trial.version), SAID[what].format(beside, current)))
+            yield " and ".join(
+                (REASON_TEXTS[what].format(counts, trial.version), REASON_TEXTS[what].format(beside, current))
+            )
 
 
 def _open_alerts(reference: Path) -> list[Alert]:
@@ -170,7 +171,7 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
     for alert in alerts:
         opened = answers.get(alert.opened_id)
         if opened and is_rated_worse(alert) and version_of(opened) == state.current:
-            yield f"drift in {alert.signal} ({alert.severity}): {alert.said}"
+            yield f"drift in {alert.signal} ({alert.severity}): {alert.message}"
 
 
 def is_rated_worse(alert: Alert) -> bool:
@@ -189,4 +190,4 @@ def _canaries(path: Path, state: State) -> Iterator[str]:
     if runs and begun and str(runs[-1].get("time", "")) >= begun.when:
         verdict = canaries.verdict(path, state.current)
         if verdict["alert"]:
-            yield f"canaries: {verdict['said']}"
+            yield f"canaries: {verdict['message']}"

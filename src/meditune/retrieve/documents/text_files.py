@@ -1,7 +1,8 @@
-"""The user's own documents: text, Markdown, HTML and PDF files of a folder. Unreadable files are reported.
+"""The user's own documents: text, Markdown, HTML, PDF and Word files of a folder. Unreadable files are reported.
 
 HTML is read with Python's own parser, which never fetches, runs or expands anything and tolerates broken markup. PDF
-files are read by pypdf in a separate process, so that a malicious file can't exhaust memory or time.
+and Word files are read by pypdf and python-docx in a separate process, so that a malicious file can't exhaust memory or
+time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, install_command
 from meditune.progress import track
-from meditune.retrieve.documents import pdf_text
+from meditune.retrieve.documents import pdf_docx_text
 from meditune.retrieve.documents.document import Document, Section, UnreadableError
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
@@ -178,19 +179,20 @@ MOST_PAGES = 5_000
 MOST_SECONDS = 120.0
 MOST_GB = 2.0
 MOST_CHARACTERS = 20_000_000
-FEWEST_CHARACTERS_A_PAGE = 20
-"""Minimum average number of characters per page; with fewer, the pages are images."""
+EXTRACTED = (".pdf", ".docx")
 
 
-def read_pdf(path: Path) -> tuple[str, list[Section]]:
-    """Return the title, and a section for each page with text.
+def read_extracted(path: Path) -> tuple[str, list[Section], str]:
+    """Return the title, a section for each page of a PDF or heading of a Word file, and a sentence about pages that
+    were not read, or "".
 
     Raises UnreadableError if the file is encrypted, damaged, contains only images of text, or takes too much time or
-    memory; DataError if pypdf isn't installed.
+    memory; DataError if pypdf or python-docx isn't installed.
     """
+    program = pdf_docx_text.__file__
     try:
         done = subprocess.run(
-            [sys.executable, "-I", pdf_text.__file__, str(path), str(MOST_PAGES), str(MOST_GB), str(MOST_CHARACTERS)],
+            [sys.executable, "-I", program, str(path), str(MOST_PAGES), str(MOST_GB), str(MOST_CHARACTERS)],
             capture_output=True,
             timeout=MOST_SECONDS,
             check=False,
@@ -202,13 +204,11 @@ def read_pdf(path: Path) -> tuple[str, list[Section]]:
     except ValueError as error:
         raise UnreadableError(f"reading it failed or took more than {MOST_GB:.0f} GB of memory") from error
     if result.get("missing"):
-        raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: {install_command('retrieve')}")
+        raise DataError(f"{path}: pypdf or python-docx is missing. Install both with: {install_command('retrieve')}")
     if result.get("problem"):
         raise UnreadableError(result["problem"])
-    pages: list[str] = result["pages"]
-    if sum(len(page.strip()) for page in pages) < FEWEST_CHARACTERS_A_PAGE * max(1, len(pages)):
-        raise UnreadableError("images of pages without text; run text recognition (OCR) on it first")
-    return result["title"], [Section(_flowing(page), f"Page {n}") for n, page in enumerate(pages, 1) if page.strip()]
+    flowing = _flowing if path.suffix.lower() == ".pdf" else str
+    return result["title"], [Section(flowing(text), heading) for heading, text in result["sections"]], result["unread"]
 
 
 def _flowing(page: str) -> str:
@@ -241,7 +241,6 @@ READERS: dict[str, Reader] = {
     ".markdown": read,
     ".html": read_html,
     ".htm": read_html,
-    ".pdf": read_pdf,
 }
 
 
@@ -253,18 +252,21 @@ def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Doc
     lead out of the folder aren't followed. Raises DataError if there is no such path or no readable file.
     """
     files = _files(path)
-    readable = [file for file in files if file.suffix.lower() in READERS]
+    kinds = (*READERS, *EXTRACTED)
+    readable = [file for file in files if file.suffix.lower() in kinds]
     if not readable:
-        raise DataError(f"{path}: no file that ends in {', '.join(READERS)}. Give a folder with your documents.")
+        raise DataError(f"{path}: no file that ends in {', '.join(kinds)}. Give a folder with your documents.")
     for file in set(files) - set(readable):
         rejects.count_only(name, f"{file.suffix.lower() or 'no extension'}: unsupported file type")
     for file in track(sorted(readable), "Reading documents", unit="files"):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
-            title, sections = _read(file)
+            title, sections, unread = _read(file)
         except UnreadableError as error:
             rejects.add(name, str(file), str(error), "")
             continue
+        if unread:
+            rejects.add(name, str(file), unread, "")
         yield Document(
             id=f"{name}:{place}",
             source=name,
@@ -291,15 +293,19 @@ def _files(path: Path) -> list[Path]:
     ]
 
 
-def _read(file: Path) -> tuple[str, list[Section]]:
+def _read(file: Path) -> tuple[str, list[Section], str]:
+    unread = ""
     try:
         size = file.stat().st_size
         if size > FILES_MOST_BYTES:
             raise UnreadableError(f"longer than {FILES_MOST_BYTES // 10**6} MB ({size // 10**6}); split it")
-        title, sections = READERS[file.suffix.lower()](file)
+        if file.suffix.lower() in EXTRACTED:
+            title, sections, unread = read_extracted(file)
+        else:
+            title, sections = READERS[file.suffix.lower()](file)
     except OSError as error:
         raise UnreadableError(f"cannot be opened ({error.strerror or error})") from error
     sections = [section for section in sections if section.text.strip()]
     if not sections:
         raise UnreadableError("contains no text")
-    return title, sections
+    return title, sections, unread

@@ -203,7 +203,7 @@ function form(axis, place) {
     button.dataset.option = option ?? 0;
     button.append(element("kbd", "", String(option ?? 0)), element("span", "", label));
     if (hint) button.append(element("span", "small hint", hint));
-    const others = item.said[axis.name]?.[option];
+    const others = item.votes[axis.name]?.[option];
     if (others) button.append(element("span", "small chosen", `chosen by ${others}`));
     button.addEventListener("click", () => {
       line = place;

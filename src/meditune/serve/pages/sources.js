@@ -10,7 +10,7 @@ export function show(source, quotes = []) {
   $("source-title").textContent = title(source);
   $("source-facts").textContent = facts(source).join(" · ");
   const marked = quotes.filter((quote) => quote && source.text.includes(quote));
-  $("source-said").hidden = !marked.length;
+  $("source-note").hidden = !marked.length;
   $("source-text").replaceChildren(...parts(source.text, marked));
   const address = safe(source.url);
   const link = $("source-link");

@@ -74,7 +74,7 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     requests = [] if reply else [await _encoded(service, _chat_request, body)]
     ending = moderation.ending(body, raw)
     answer = _ChatCompletion(service, body, requests, caller, request.scope[SCOPE_KEY], reply, ending)
-    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.at_once())
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.respond())
 
 
 @router.post(
@@ -94,7 +94,7 @@ async def complete(
     service.require_model(body.model)
     requests = await _encoded(service, _text_requests, body)
     answer = _TextCompletion(service, body, requests, caller, request.scope[SCOPE_KEY])
-    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.at_once())
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.respond())
 
 
 async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: GenerationBody) -> Any:
@@ -215,7 +215,7 @@ class _ChatCompletion(_GenerationResponse):
         self.started = time.monotonic()
         self.written = GeneratedText()
 
-    async def at_once(self) -> Response:
+    async def respond(self) -> Response:
         """Return the whole answer as one response."""
         texts: list[str] = []
         likely: list[TokenLogprob] = []
@@ -300,7 +300,7 @@ class _TextCompletion(_GenerationResponse):
         super().__init__(service, body, requests, caller, trace)
         self.body = body
 
-    async def at_once(self) -> Response:
+    async def respond(self) -> Response:
         """Return all texts as one response."""
         async with wait_for_turn(self.service, self.caller, self.trace) as count:
             with self.service.admission.reserve_free(len(self.requests) - 1) as more:
@@ -403,7 +403,7 @@ def _usage(generated: GeneratedText) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 """The stand-in for minus infinity, which JSON can't express"""
 
 
@@ -432,7 +432,7 @@ def _chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
 
 
 def _finite(logprob: float) -> float:
-    return max(float(logprob), LEAST)
+    return max(float(logprob), MIN_LOGPROB)
 
 
 def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:

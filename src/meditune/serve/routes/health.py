@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import ConfigDict
 
-from meditune.engines.supervised_engine import GIVEN_UP_RETRY_S
+from meditune.engines.supervised_engine import FAILED_RETRY_S
 from meditune.errors import EngineUnavailableError
 from meditune.serve.api_errors import ApiError, unavailable
 from meditune.serve.auth import Caller, allowed
@@ -58,7 +58,7 @@ def _failure(request: Request) -> EngineUnavailableError | None:
     failure = request.app.state.service.engine.failure()
     if failure is None or isinstance(failure, EngineUnavailableError):
         return failure
-    return EngineUnavailableError(str(failure), GIVEN_UP_RETRY_S, given_up=True)
+    return EngineUnavailableError(str(failure), FAILED_RETRY_S, given_up=True)
 
 
 @router.get(

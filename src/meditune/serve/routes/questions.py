@@ -57,7 +57,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     run = _AnswerRun(service, service.assistant, body, caller, trace, found)
     if body.stream:
         return EventStream(run.events, kind="error")
-    return await cancel_on_disconnect(request, run.at_once())
+    return await cancel_on_disconnect(request, run.respond())
 
 
 @dataclass(eq=False)
@@ -73,7 +73,7 @@ class _AnswerRun:
     """The result of triage"""
     id: str = field(default_factory=lambda: f"ask-{secrets.token_hex(12)}")
 
-    async def at_once(self) -> dict[str, Any]:
+    async def respond(self) -> dict[str, Any]:
         """Return the answer alone, without the other events."""
         async with aclosing(self._contents()) as contents:
             return [content async for _, content in contents][-1]

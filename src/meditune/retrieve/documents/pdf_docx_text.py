@@ -1,0 +1,173 @@
+"""The text of one PDF or Word file: a program that text_files.py starts as a separate process, with limited memory.
+
+python pdf_docx_text.py FILE PAGES GB CHARACTERS   prints {"title", "sections", "unread"}, {"problem"} or {"missing"} as
+JSON. A section is [heading, text].
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FEWEST_CHARACTERS_A_PAGE = 20
+"""A page with an image and fewer characters counts as an image of text, such as a scan."""
+
+
+def bound_memory(gigabytes: float) -> None:
+    """Limit the process's memory, where the system supports it."""
+    try:
+        import resource
+    except ImportError:  # on Windows only the time limit applies
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+
+
+def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
+    """Return the title, a section for each page with text, and the scanned pages. Raises pypdf's errors for a damaged
+    file.
+    """
+    import pypdf
+
+    reader = pypdf.PdfReader(path)
+    if reader.is_encrypted and not reader.decrypt(""):
+        return {"problem": "encrypted; save it without a password"}
+    if len(reader.pages) > max_pages:
+        return {"problem": f"{len(reader.pages):,} pages, more than {max_pages:,}; split it"}
+    sections: list[tuple[str, str]] = []
+    images: list[str] = []
+    characters = 0
+    for number, page in enumerate(reader.pages, 1):
+        text = page.extract_text()
+        characters += len(text)
+        if characters > max_characters:
+            return {"problem": f"more than {max_characters:,} characters; split it"}
+        if len(text.strip()) < FEWEST_CHARACTERS_A_PAGE and len(page.images):
+            images.append(str(number))
+        if text.strip():
+            sections.append((f"Page {number}", text))
+    if characters < FEWEST_CHARACTERS_A_PAGE * max(1, len(reader.pages)):
+        return {"problem": "images of pages without text; run text recognition (OCR) on it first"}
+    ocr = "images of text; run text recognition (OCR) on them. The other pages were read"
+    unread = f"pages that are {ocr}: {', '.join(images)}" if images else ""
+    title = str((reader.metadata and reader.metadata.title) or "").strip()
+    return {"title": title, "sections": sections, "unread": unread}
+
+
+OLD_WORD = b"\xd0\xcf\x11\xe0"
+"""How an encrypted file begins, and one in the format before .docx"""
+HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}
+"""Deleted text, and the second copy of a text box"""
+WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+
+
+def docx(path: str, max_characters: int) -> dict[str, Any]:
+    """Return the title, the text under each heading, and footnotes. Raises python-docx's errors for a damaged file.
+
+    The text comes from the XML: python-docx's own paragraphs lack tracked insertions, content controls and text boxes.
+    """
+    with Path(path).open("rb") as stream:
+        if stream.read(4) == OLD_WORD:
+            return {"problem": "encrypted, or in the format before .docx; save it as .docx without a password"}
+    import docx as library
+    from docx.oxml import parse_xml
+
+    opened = library.Document(path)
+    title, heading = "", ""
+    sections: list[tuple[str, list[str]]] = [("", [])]
+    for level, text in _blocks(opened.element.body, _headings(opened.styles)):
+        if level == "Title" and not title:
+            title = text
+        elif level:
+            heading = text
+            sections.append((heading, []))
+        else:
+            sections[-1][1].append(text)
+    for part in opened.part.package.iter_parts():
+        if str(part.partname).endswith(("/footnotes.xml", "/endnotes.xml")):
+            notes = [text for _, text in _blocks(parse_xml(part.blob), {})]
+            sections.append(("Notes", notes))
+    texts = [(heading, "\n\n".join(parts)) for heading, parts in sections if parts]
+    if sum(len(text) for _, text in texts) > max_characters:
+        return {"problem": f"more than {max_characters:,} characters; split it"}
+    if not texts and opened.element.body.xpath(".//w:drawing | .//w:pict"):
+        return {"problem": "images without text; run text recognition (OCR) on it first"}
+    return {"title": title or str(opened.core_properties.title or "").strip(), "sections": texts, "unread": ""}
+
+
+def _headings(styles: Any) -> dict[str, str]:
+    """Return the ids of the styles that are, or are based on, Word's title and headings."""
+    found = {}
+    for style in styles:
+        base = style
+        while base is not None and not (base.name == "Title" or (base.name or "").startswith("Heading ")):
+            base = getattr(base, "base_style", None)
+        if base is not None:
+            found[style.style_id] = base.name
+    return found
+
+
+def _blocks(element: Any, headings: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each paragraph and table row with text, with the name of its heading style or "".
+
+    The cells of a row are separated by bars. A cell that is merged across rows has its text in the first row only.
+    """
+    for child in element:
+        kind = _tag(child)
+        if kind == "p":
+            style = child.find("{*}pPr/{*}pStyle")
+            text = "".join(_text(child)).strip()
+            level = "" if style is None else next((headings.get(value, "") for value in style.attrib.values()), "")
+            if text:
+                yield level, " ".join(text.split()) if level else text
+        elif kind == "tr":
+            row = " | ".join(" ".join("".join(_text(cell)).split()) for cell in _cells(child))
+            if row.strip(" |"):
+                yield "", row
+        elif kind not in HIDDEN:
+            yield from _blocks(child, headings)
+
+
+def _cells(row: Any) -> Iterator[Any]:
+    for child in row:
+        if _tag(child) == "tc":
+            yield child
+        else:
+            yield from _cells(child)
+
+
+def _text(element: Any) -> Iterator[str]:
+    kind = _tag(element)
+    if kind in HIDDEN:
+        return
+    yield WHITESPACE.get(kind, (element.text or "") if kind == "t" else "")
+    for child in element:
+        yield from _text(child)
+    if kind == "p":
+        yield "\n"
+
+
+def _tag(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
+    """Return what is printed."""
+    logging.disable()
+    bound_memory(float(max_gb))
+    kind = "Word file" if path.lower().endswith(".docx") else "PDF"
+    try:
+        if kind == "PDF":
+            return pdf(path, int(max_pages), int(max_characters))
+        return docx(path, int(max_characters))
+    except ModuleNotFoundError:
+        return {"missing": True}
+    except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process reads nothing else)
+        return {"problem": f"a damaged or unusual {kind} ({type(error).__name__}: {str(error)[:200]})"}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])))
