@@ -162,7 +162,11 @@ def place(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_anywhere(place):
     """At changes of the folder spread over the whole run, and at moments between them."""
-    words = ["run", "quickstart", *place.own(jsonl(place.folder / "own.jsonl", rows(24)), **STEPS)]
+    words = [
+        "run",
+        "quickstart",
+        *place.own(jsonl(place.folder / "own.jsonl", rows(24)), **STEPS | {"train__checkpoint_steps": 1}),
+    ]
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     found = subprocess.run(
         [sys.executable, "-m", "tests.test_killed", str(place.folder), str(TRIALS), *words],

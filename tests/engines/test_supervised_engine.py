@@ -60,7 +60,7 @@ def fast_export() -> Iterator[None]:
         for module, name, value in (
             (verify, "ANSWERS", 1),
             (verify, "COUNT", 4),
-            (verify, "WRITTEN", 9.0),
+            (verify, "MAX_PERPLEXITY_RISE", 9.0),
             (verify, "AGREEMENT", 0.0),
             (verify, "WRITTEN_ITEMS", 1),
         ):

@@ -34,7 +34,8 @@ REPLACE = normalizers.Replace(" ", SPACE)
 def few(monkeypatch):
     """A check of few items; rounding changes random weights more than those that learnt something."""
     monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
-    values = {"COUNT": 3, "ANSWERS": 1, "WRITTEN_ITEMS": 1, "WRITTEN_TOKENS": 4, "AGREEMENT": 0.0, "WRITTEN": 100.0}
+    values: dict[str, float] = {"COUNT": 3, "ANSWERS": 1, "WRITTEN_ITEMS": 1, "WRITTEN_TOKENS": 4}
+    values |= {"AGREEMENT": 0.0, "MAX_PERPLEXITY_RISE": 100.0}
     for name, value in values.items():
         monkeypatch.setattr(verify, name, value)
 

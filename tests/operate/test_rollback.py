@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -167,12 +166,12 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     told = on_drift(registry.folder, str(tmp_path / "store"), seen.append)
     told({"problem": "", "alerts": [alert("length", "v0002").as_dict(), alert("support", "v0001").as_dict()]})
     # Nor is it known whose an answer was that is gone.
-    told({"problem": "", "alerts": [asdict(alert("support", "deleted"))]})
+    told({"problem": "", "alerts": [alert("support", "deleted").as_dict()]})
     assert registry.state().current == "v0002"
-    told({"problem": "", "alerts": [asdict(alert("support", "v0002"))]})
+    told({"problem": "", "alerts": [alert("support", "v0002").as_dict()]})
     assert registry.state().current == "v0001"
     assert "v0002 was rolled back, v0001 is served: drift in support" in caplog.text
-    told({"problem": "", "alerts": [asdict(alert("support", "v0001"))]})
+    told({"problem": "", "alerts": [alert("support", "v0001").as_dict()]})
     assert registry.state().current == "v0001"
     assert len(seen) == 4
 

@@ -132,12 +132,12 @@ def windows(clauses: list[Clause], words: int) -> Iterator[list[Clause]]:
 
 @cache
 def phrase_pattern(name: str) -> re.Pattern[str]:
-    """Return a pattern that matches any entry of a list in telling.yaml as whole words."""
+    """Return a pattern that matches any entry of a list in clause_cues.yaml as whole words."""
     return re.compile(rf"\b(?:{_alternatives(name)})\b")
 
 
 def _alternatives(name: str) -> str:
-    lists: dict[str, list[str]] = yaml.safe_load((HERE / "telling.yaml").read_text(encoding="utf-8"))
+    lists: dict[str, list[str]] = yaml.safe_load((HERE / "clause_cues.yaml").read_text(encoding="utf-8"))
     return "|".join(lists[name])
 
 

@@ -21,8 +21,8 @@ export async function request(method, path, body, rater) {
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   if (response.ok) return response.status === 204 ? null : response.json();
-  const body = await response.json().catch(() => ({}));
-  const detail = typeof body.detail === "string" ? body.detail : `The server refused the request (${response.status}).`;
+  const refusal = await response.json().catch(() => ({}));
+  const detail = typeof refusal.detail === "string" ? refusal.detail : `The server refused the request (${response.status}).`;
   throw new Refused(detail, response.status);
 }
 
