@@ -202,7 +202,7 @@ def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mode": "best"}, "mode 'best' must be one of hybrid, fused, words, meaning"),
+        ({"mode": "best"}, "mode 'best' must be one of hybrid, fused, bm25, vectors"),
         ({"k": 0}, "k is 0"),
         ({"diversity": 2}, "diversity is 2"),
     ],
