@@ -130,6 +130,16 @@ def memory_of_ended_modules() -> Iterator[None]:
     release_memory()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What torch.compile makes serves all tests of this call, in whichever process they run, and no later call."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        yield
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder with the publishers' data; the test is skipped where MEDITUNE_DATA doesn't name one."""
