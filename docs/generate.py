@@ -306,8 +306,32 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Add each notebook as a page, beside the file itself."""
+    from mkdocs.structure.files import File
+
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        name = str(Path(file.src_uri).with_suffix(".md"))
+        files.append(File.generated(config, name, content=notebook_page(Path(file.abs_src_path))))
+    return files
+
+
+def notebook_page(path: Path) -> str:
+    """Return the cells of a notebook as Markdown, with a link to the file below the title."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    parts = [
+        text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for cell, text in zip(cells, texts, strict=True)
+    ]
+    title, rest = parts[0].split("\n", 1)
+    download = f'<a href="{path.name}" download>Download this page as a notebook</a>'
+    return "\n\n".join([title, download, rest.strip(), *parts[1:]]) + "\n"
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Show links to files outside docs/, which aren't part of the site, as the path in the repository."""
+    """Link to the pages of notebooks, and show files outside docs/, which aren't part of the site, as paths."""
+    markdown = re.sub(r"(\]\([^)\s]+)\.ipynb\)", r"\1.md)", markdown)
     return outside_links_as_paths(markdown, Path(page.file.src_uri).parent)
 
 
