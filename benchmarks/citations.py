@@ -42,9 +42,8 @@ import numpy as np
 
 import faithfulness as planted
 from meditune.assistant.answer_filter import withheld
-from meditune.assistant.assistant import SUPPORTED_SHARE, Assistant, load_assistant, open_assistant
+from meditune.assistant.assistant import PASSAGES, SUPPORTED_SHARE, Assistant, load_assistant, open_assistant
 from meditune.assistant.events import Answer
-from meditune.assistant.retrieval import PASSAGES
 from meditune.assistant.triage import Triage
 from meditune.assistant.writers import EngineWriter
 from meditune.data.example import Example

@@ -41,7 +41,7 @@ from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.evaluate.answer_grading import grade_faithfulness
-from meditune.evaluate.evaluation_items import chosen_answers
+from meditune.evaluate.evaluator import chosen_answers
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
 from meditune.evidence import calibration, detector

@@ -27,8 +27,8 @@ import httpx2
 
 import servers
 from meditune.evaluate.safety_battery import safety_messages
+from meditune.store import open_store
 from meditune.store.api_keys import Keys
-from meditune.store.open_store import open_store
 from servers import Served
 
 WORDS = [

@@ -84,7 +84,7 @@ def material(options: argparse.Namespace) -> tuple[Any, list[Any]]:
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.data.prepare import prepare
-    from meditune.evaluate.evaluation_items import chosen_answers
+    from meditune.evaluate.evaluator import chosen_answers
     from meditune.models.load import load
 
     torch.set_num_threads(options.threads)

@@ -142,7 +142,6 @@ def work(side: str, place: str, dtype: str, tasks: str) -> None:
 
 
 def _meditune(place: str, dtype: str) -> Scorer:
-    from meditune.config.recipe import EvaluateSpec
     from meditune.config.training_options import ModelSpec
     from meditune.data.example import Example, Passage
     from meditune.evaluate import likelihood
@@ -165,7 +164,7 @@ def _meditune(place: str, dtype: str) -> Scorer:
     def score(piece: list[int]) -> tuple[list[list[float]], float, float]:
         with _Clocks() as clocks:
             chosen = [examples[index] for index in piece]
-            made = list(likelihood.decisions(loaded, chosen, EvaluateSpec().batch_tokens, "Scoring"))
+            made = list(likelihood.decisions(loaded, chosen, None, "Scoring"))
         return [[row["logits"][choice] for choice in CHOICES] for row in made], clocks.cpu, clocks.wall
 
     return score

@@ -317,7 +317,7 @@ def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
     rows = rows_of([encoder.supervised(each, "decision") for each in examples])
     found: dict[int, Any] = {}
     with inference(loaded.model):
-        for indices in by_length(rows, batch_limit(loaded.model, recipe.evaluate.batch_tokens)):
+        for indices in by_length(rows, batch_limit(loaded.model, recipe.train.micro_batch_tokens)):
             batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
             firsts = np.unique(batch.rows.numpy(), return_index=True)[1]
             for index, first in zip(indices, firsts, strict=True):

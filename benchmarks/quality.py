@@ -38,10 +38,10 @@ from defects import (
     stated,
     swapped,
 )
-from meditune.config.data_options import QualityRules, QualitySpec
+from meditune.config.data_options import QualitySpec
 from meditune.data.example import Example
 from meditune.data.quality import deduplication, quality_filters
-from meditune.data.quality.audit import Audit
+from meditune.data.quality.audit import NEAR_DUPLICATE_SIMILARITY, Audit
 from meditune.data.quality.ledger import FILE_NAME, entries
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
@@ -162,7 +162,7 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
     pairs = [(everything[pair.first].id, everything[pair.repeat].id, pair) for pair in deduplication.pairs(everything)]
     before = {frozenset((rows[pair.first].id, rows[pair.repeat].id)) for pair in deduplication.pairs(list(rows))}
     print("\n| rows | planted | found as their original's duplicate | share |\n|---|---|---|---|")
-    alike = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= SPEC.near_duplicate_similarity}
+    alike = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= NEAR_DUPLICATE_SIMILARITY}
     twin = {row.id: row.id for row in rows} | {
         rows[pair.repeat].id: rows[pair.first].id for pair in deduplication.pairs(list(rows)) if pair.exact
     }
@@ -210,7 +210,7 @@ def between(rows: Sequence[Example]) -> None:
         made[rule] = [
             example.model_copy(update={"id": f"{rule}-{n}", "source": "planted"}) for n, example in enumerate(chosen)
         ]
-    spec = QualitySpec(rules=QualityRules(**dict.fromkeys(quality_filters.RULES, "off")))
+    spec = QualitySpec(rules=dict.fromkeys(quality_filters.RULES, "off"))
     audit = Audit(spec, {example.id for example in test})
     planted = [example for examples in made.values() for example in examples]
     audit.rows({"real": list(rows), "planted": planted})

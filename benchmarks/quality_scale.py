@@ -161,11 +161,10 @@ def write(path: Path, count: int) -> None:
 
 def audit(path: Path, folder: Path, engine: str, workers: int, compare_only: bool) -> dict[str, float]:
     """Audit a file as a stream in this process, and return the metrics."""
-    from meditune.data.quality.audit_folder import audit_folder, recipe_for
-    from meditune.data.quality.parallel_map import Name
+    from meditune.data.quality.audit_folder import Engine, audit_folder, recipe_for
     from meditune.data.quality.quality_filters import RULES
 
-    chosen: Name = "ray" if engine == "ray" else "local"
+    chosen: Engine = "ray" if engine == "ray" else "local"
     started = time.monotonic()
     off = [f"data.quality.rules.{rule}=off" for rule in RULES] if compare_only else []
     off += ["data.phi.action=off"] if compare_only else []

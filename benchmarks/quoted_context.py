@@ -18,7 +18,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.evaluate.likelihood import score
-from meditune.evaluate.metrics.confidence import probabilities
+from meditune.evaluate.metrics.decision import probabilities
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import join
 

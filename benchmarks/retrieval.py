@@ -33,8 +33,7 @@ from meditune.retrieve import reranker as rerank
 from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import build_query
-from meditune.retrieve.reranker import Reranker
-from meditune.retrieve.vector_search import TitleVectors
+from meditune.retrieve.reranker import Reranker, TitleVectors
 from retrieval_set import LETTERS, Task, Text
 
 DEPTH = 100

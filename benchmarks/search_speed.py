@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,8 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
     added = time.perf_counter() - started
     storage.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
     made = index.describe(table, "passages-1", [], titles.identity, None)
-    known = index.learn_topics(index_storage(path), table, [], [], titles, None)
-    replace(made, knowledge=known, words=index.learn_words(index_storage(path), table)).write(index_storage(path))
+    learned = index.learn(index_storage(path), table, [], [], titles, None)
+    index_storage(path).write(storage.MANIFEST, asdict(replace(made, **learned)))
     indexed = time.perf_counter() - started - added
     return {"add_s": round(added, 1), "index_s": round(indexed, 1), "built_peak_gb": peak()}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meditune.assistant.retrieval import PASSAGES
+from meditune.assistant.assistant import PASSAGES
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.retrieve.context_packing import RESEARCH, chosen, grade

@@ -29,8 +29,8 @@ from meditune.serve.http_server import ListenConfig
 from meditune.serve.service import Service
 from meditune.serve.settings import Settings
 from meditune.serve.startup import ServerOptions, open_service, safe
+from meditune.store import open_store
 from meditune.store.api_keys import Keys
-from meditune.store.open_store import open_store
 
 STORE = os.environ.get("MEDITUNE_STORE", "/tmp/meditune")
 

@@ -6,6 +6,7 @@ that they are up to date. The functions named `on_...` are hooks of MkDocs (mkdo
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -43,6 +44,33 @@ An error has the body [Error](#error), with these statuses. Each route names the
 """
 
 
+RECIPES_INTRO = """# Recipes
+
+A recipe is a YAML file that describes a whole run. All options except the names have defaults, so a recipe
+contains only what it changes:
+
+```yaml
+name: my-first
+data:
+  sources:
+    - name: own
+      path: pairs.csv
+train:
+  epochs: 2
+```
+
+`--set KEY=VALUE` on the command line changes one option for one run. Write lists and groups on one line:
+`--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,
+`--set train.decision_share=null`. Unknown keys, values of a wrong type and numbers out of range are reported
+as errors before anything is computed. `meditune recipe show RECIPE` prints every value and its origin.
+
+## Shipped recipes
+
+| Name | Base model | Purpose |
+|---|---|---|
+"""
+
+
 def command_line() -> str:
     """Return the page of all commands."""
     import typer.main
@@ -77,10 +105,44 @@ def http_api() -> str:
 
 
 def recipes() -> str:
-    """Return the page of all recipe keys."""
-    from meditune.config.load_recipe import reference
+    """Return the page of all shipped recipes and recipe keys."""
+    from meditune.config import shipped
+    from meditune.config.load_recipe import load_recipe
+    from meditune.config.recipe import Recipe
 
-    return reference()
+    rows = []
+    for name in shipped():
+        recipe = load_recipe(name).recipe
+        rows.append(f"| `{name}` | `{recipe.model.base}` | {recipe.description} |")
+    return "\n".join([RECIPES_INTRO + "\n".join(rows), "", *_options(Recipe, ())])
+
+
+def _options(group: Any, key: tuple[str | int, ...]) -> Iterator[str]:
+    """Yield the group's own options as a table, then its inner groups."""
+    from meditune.config.recipe_keys import Slot, dotted, flow
+
+    inner, rows = [], []
+    for name, info in group.model_fields.items():
+        slot, inner_key = Slot(info.annotation, info.metadata), (*key, name)
+        item = slot.inside(0) if slot.is_list else None
+        if slot.group:
+            inner.append((slot.group, inner_key))
+            continue
+        if item and item.group:
+            inner.append((item.group, (*inner_key, "N")))
+        default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
+        meaning = " ".join(str(info.description).split())
+        rows.append(f"| `{dotted(inner_key)}` | {slot.words()} | {default or 'required'} | {meaning} |")
+    yield from (f"## `{dotted(key)}`" if key else "## Top level", "", str(inspect.getdoc(group)), "")
+    yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
+    for each, inner_key in inner:
+        yield from _options(each, inner_key)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value
 
 
 PAGES = {"command-line.md": command_line, "http-api.md": http_api, "recipes.md": recipes}

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from meditune.store.open_store import open_store
+from meditune.store import open_store
 from meditune.store.overview import Notes
 
 MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -103,24 +102,6 @@ def logs_are_heard(caplog: pytest.LogCaptureFixture) -> None:
     """What earlier tests did to logging is undone: libraries quieten handlers, a server keeps its log to itself."""
     caplog.handler.setLevel(logging.NOTSET)
     logging.getLogger("meditune").propagate = True
-
-
-@pytest.fixture(scope="session", autouse=True)
-def equal_histograms_are_drawn_once() -> Iterator[None]:
-    """Runs on the same data have the same histograms, which take a tenth of a tiny model's run."""
-    from meditune.evaluate.report import plots
-
-    draw, drawn = plots._histogram, {}
-
-    def once(name: str, quantity: str, counts: Any, edges: Any, *more: Any) -> Any:
-        key = (name, quantity, counts.tobytes(), edges.tobytes(), *more)
-        if key not in drawn:
-            drawn[key] = draw(name, quantity, counts, edges, *more)
-        return drawn[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_histogram", once)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from meditune.data.balance import in_style
 from meditune.data.example import DECISIONS, Example, Passage, Turn
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.export.prompt_templates import MODELFILE, modelfile, ollama_prompt, ollama_template
+from meditune.export.prompt_templates import MODELFILE, modelfile, ollama_template
 from meditune.models.load import prompt_for
 from meditune.models.shared_prefix_batch import PROMPT
 from meditune.prompts import Encoder, QuestionTooLongError, conversation_text
@@ -22,6 +22,7 @@ from meditune.serve.chat_prompts import ChatPrompts
 from meditune.train.dataset import TokenWeights, check_masks, encode, marked
 from meditune.train.losses import loss_of_rows
 from tests import tiny
+from tests.ollama_template import modelfile_prompt
 
 THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -430,7 +431,7 @@ def ollama(tokenizer, folder):
     tokenizer.save_pretrained(folder)
     template = ollama_template(PlainTokenizer(folder), PromptFormat(format="chat"))
     (folder / MODELFILE).write_text(modelfile("model.gguf", template, [], 100))
-    return ollama_prompt(folder)
+    return modelfile_prompt(folder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,7 +9,7 @@ import pytest
 
 from meditune.data.example import LABELS
 from meditune.engines.evidence_judge import load_judge, load_support_model
-from meditune.evaluate.metrics.claims import fit_correction
+from meditune.evaluate.metrics.decision import fit_correction
 from meditune.export.verify import ClaimDeviation
 from meditune.files import read_json
 from meditune.models.nli import check

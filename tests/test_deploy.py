@@ -22,9 +22,9 @@ from meditune.cli.main import cli_app
 from meditune.config.load_recipe import load_recipe
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
+from meditune.store import open_store
 from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import Keys
-from meditune.store.open_store import open_store
 from tests import tiny
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

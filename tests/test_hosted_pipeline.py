@@ -19,13 +19,10 @@ from typing import Any
 
 import pytest
 
-from meditune.errors import DataError
 from meditune.evaluate.safety_battery import chosen_messages
 from meditune.http_client import Backoff
 from meditune.models.api_client import estimated_tokens, label_logits, of_chat, without_echo
 from meditune.prompts import LIMITS
-from meditune.train import hosted_job
-from meditune.train.hosted_job import check
 from tests import layouts
 from tests.commands import Bench, Result, jsonl, meditune, read_rows, rows
 from tests.hosted_api import KEY, Api, serving
@@ -114,9 +111,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 TEST_ITEMS = 9
 PRICES = {
-    "model__api__price_per_million_training_tokens": 8,
-    "model__api__price_per_million_input_tokens": 3,
-    "model__api__price_per_million_output_tokens": 6,
+    "model__api__prices": "{training: 8, input: 3, output: 6}",
 }
 
 
@@ -207,7 +202,7 @@ def test_nothing_is_sent_before_it_is_approved_of(place):
         result = meditune(*place.words(command, **PRICES))
         result.refused(1, "Nothing was sent", place.api.url, "OPENAI_API_KEY", "training rows", "Cost: about", "--yes")
     result = meditune("evaluate", "gpt-3.5-turbo", "-o", place.folder / "e", *place.settings())
-    result.refused(1, "Nothing was sent", "18 test prompts", "price_per_million_input_tokens", "--yes")
+    result.refused(1, "Nothing was sent", "18 test prompts", "model.api.prices.input", "--yes")
     assert place.api.requests == []
     assert place.call("train", **(PRICES | {"train__epochs": 1})).code == 0, "other settings are still taken"
 
@@ -512,9 +507,10 @@ def test_no_credit_is_no_rate_limit(place):
         (404, ["(404: The server had a trouble)", "Check the model's name"]),
     ],
 )
-def test_a_refusal_is_one_sentence_and_no_second_request(place, status, texts):
+def test_a_refusal_is_one_sentence_and_no_second_request(place, status, texts, monkeypatch):
     place.api.trouble("POST /chat/completions", times=99, status=status)
-    result = place.evaluate(model__api__concurrency=1)
+    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
+    result = place.evaluate()
     result.refused(4, "own:", "127.0.0.1 refused POST /chat/completions", *texts)
     assert place.api.count("POST", "/chat/completions") == 1
     assert not (place.run / "predictions").exists()
@@ -591,9 +587,10 @@ def test_unclear_decisions_make_the_journey(place):
 
 
 @pytest.mark.parametrize("option", ["logprobs", "max_tokens"])
-def test_options_that_a_model_does_not_take_are_left_out(place, option):
+def test_options_that_a_model_does_not_take_are_left_out(place, option, monkeypatch):
     place.api.refused = (option,)
-    result = place.evaluate(model__api__concurrency=1)
+    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
+    result = place.evaluate()
     assert result.code == 0, result
     answered = [chat for chat in place.api.chats if option not in chat]
     assert len(answered) == 18
@@ -619,48 +616,6 @@ def test_an_echo_is_masked_and_nothing_else():
     assert without_echo(f"Line 3 is bad: {secret} Mend it", [secret]) == "Line 3 is bad: … Mend it"
     assert without_echo("Key sk-1 is wrong", ["sk-1"]) == "Key … is wrong"
     assert without_echo("Nothing to hide", [secret, ""]) == "Nothing to hide"
-
-
-USER = {"role": "user", "content": "Does it help?"}
-ANSWER = {"role": "assistant", "content": "yes"}
-
-
-def write(path, *odd, count=10):
-    """A training file whose last rows are the odd ones."""
-    lines = [{"messages": [USER, ANSWER]}] * (count - len(odd)) + list(odd)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def test_a_file_that_keeps_the_rules(tmp_path):
-    check(write(tmp_path / "rows.jsonl"))
-
-
-@pytest.mark.parametrize(
-    ("odd", "problem"),
-    [
-        ({}, "no messages"),
-        ({"messages": []}, "no messages"),
-        ({"messages": [ANSWER]}, "there is no user message"),
-        ({"messages": [USER]}, "the last message isn't the assistant's"),
-        ({"messages": [USER, ANSWER, USER]}, "the last message isn't the assistant's"),
-        ({"messages": [USER, ANSWER | {"role": "doctor"}]}, "role is not one of"),
-        ({"messages": [USER, ANSWER | {"content": " "}]}, "the assistant message is empty"),
-        ({"messages": [USER | {"content": None}, ANSWER]}, "the user message is empty"),
-        ({"messages": [USER, "yes"]}, "role is not one of"),
-    ],
-)
-def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
-    with pytest.raises(DataError, match=f"rows.jsonl, line 10: .*{problem}"):
-        check(write(tmp_path / "rows.jsonl", odd))
-
-
-def test_too_few_rows_and_too_large_a_file(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="9 rows; the fine-tuning API needs at least 10"):
-        check(write(tmp_path / "rows.jsonl", count=9))
-    monkeypatch.setattr(hosted_job, "MAX_BYTES", 100)
-    with pytest.raises(DataError, match="the API accepts files of up to"):
-        check(write(tmp_path / "rows.jsonl"))
 
 
 def test_a_label_has_the_likelihood_of_all_its_spellings():

@@ -5,7 +5,6 @@ A version that fails more often than the one beside it.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import shutil
 import time
@@ -18,7 +17,7 @@ from meditune.errors import DataError, GateError
 from meditune.model_registry import Counts, Registry, is_failing
 from meditune.statistics import fisher
 from tests.commands import Bench, bench, meditune
-from tests.registry_runs import PASSED, REFUSED, bare, finished, passed, with_versions
+from tests.registry_runs import PASSED, REFUSED, finished, passed, with_versions
 
 
 @pytest.fixture(scope="module")
@@ -130,26 +129,6 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     registry.start_canary("v0003", 10)
     registry.promote("v0003")
     assert registry.state().trial is None
-
-
-@pytest.mark.parametrize(("mode", "is_tried"), [("canary", True), ("shadow", False)])
-def test_a_trial_of_an_earlier_version_of_meditune_is_read_and_no_shadow_becomes_a_canary(
-    tmp_path: Path, mode: str, is_tried: bool
-) -> None:
-    registry = bare(tmp_path / "registry", 2)
-    path = registry.folder / "registry.json"
-    trial = {"version": "v0002", "mode": mode, "percent": 50.0, "since": "2026-01-01T00:00:00+00:00"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"trial": trial}))
-    assert bool(registry.state().trial) == is_tried
-    registry.promote("v0002", "wanted", force=True)
-    assert registry.state().current == "v0002"
-
-
-def test_servers_of_an_earlier_version_can_read_a_trial(tmp_path: Path) -> None:
-    registry = bare(tmp_path / "registry", 2)
-    registry.start_canary("v0002", 10, "wanted", force=True)
-    assert json.loads((registry.folder / "registry.json").read_text())["trial"]["mode"] == "canary"
-    assert registry.state().trial is not None
 
 
 def test_programs_that_add_at_once_each_get_a_version(run: Path, tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ ASKED = {
     "evaluate__retrieve__index": "contexts",
     "evaluate__retrieve__k": "3",
     "train__retrieve__share": "0.75",
-    "train__retrieve__passages": "3",
-    "train__retrieve__missing": "0.25",
 }
 
 
@@ -124,7 +122,7 @@ def test_training_showed_the_own_passage_among_others_and_nothing_of_the_test(fo
     found = read_rows(folder / "retrieved_train.jsonl")
     train = {row["id"]: row for row in read_rows(folder / "data" / "train.jsonl")}
     assert len(found) == round(0.75 * len(train))
-    assert sum(not row["right"] for row in found) == round(0.25 * len(found))
+    assert sum(not row["right"] for row in found) == round(0.2 * len(found))
     places = set()
     for row in found:
         documents = [passage["document"] for passage in row["passages"]]
@@ -340,7 +338,7 @@ def test_training_shows_nothing_of_dev_and_test_and_of_an_answers_own_group(inde
         asked(2, "What removes lice?", context=(Passage(text="Combing does.", label="RESULTS"),)),
     ]
     hidden = asked(3, "What cools a burn?", group="clinic:burn.html")
-    spec = TrainRetrieveSpec(share=1.0, passages=3, missing=0.0, index=index)
+    spec = TrainRetrieveSpec(share=1.0, index=index)
     made = recipe(index, train=TrainSpec(retrieve=spec))
     retrieval_augmentation.retrieve_for_training(made, Splits(train, [], [hidden], "invented"), tmp_path)
     rows = {row["id"]: row for row in read_rows(tmp_path / "retrieved_train.jsonl")}

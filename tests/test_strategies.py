@@ -113,7 +113,7 @@ def loaded_in_five_lines(card, folder):
         {"model__strategy": "ia3"},
         {"model__strategy": "prefix"},
         {"model__strategy": "lora", "model__quantize": "nf4"},
-        {"model__strategy": "lora", "train__compile": "on"},
+        {"model__strategy": "lora", "train__compile": "on", "model__dtype": "float32"},
     ],
     ids=["full", "ia3", "prefix", "nf4", "compiled"],
 )

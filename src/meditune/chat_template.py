@@ -19,8 +19,7 @@ from typing import Any
 
 from meditune.errors import DataError, ModelError
 
-Messages = Sequence[dict[str, str]]
-"""{role, content} of each message"""
+Messages = Sequence[dict[str, str]]  # {role, content} of each message
 
 _MARKER = re.compile(r"\{%-?\s*generation\b")
 _THINKING = "enable_thinking"
@@ -77,7 +76,7 @@ class ChatTemplate:
     """The chat template of one tokenizer."""
 
     def __init__(self, tokenizer: Any, thinking: bool | None = None) -> None:
-        """Prepare the template. `thinking` says whether a thinking model's template leaves room for thoughts.
+        """Prepare the template; `thinking` says whether a thinking model's template leaves room for thoughts.
 
         With None, the template decides, and its text is unchanged. Raises ModelError if the tokenizer has no template.
         """
@@ -95,8 +94,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.has_markers = bool(_MARKER.search(template))
         """True if the template has generation markers around assistant turns"""
-        self.thinks = _THINKING in template
-        """True if the template has the option `enable_thinking`"""
+        self.thinks = _THINKING in template  # whether the template has the option `enable_thinking`
         self._options: dict[str, Any] = {_THINKING: thinking} if self.thinks and thinking is not None else {}
         self.text = template
         """The template that is saved with the model; with `thinking=False`, it switches thoughts off by default"""
@@ -122,10 +120,7 @@ class ChatTemplate:
             self._render(messages, header=True)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return the tokens before the last message, the assistant's, and its own up to the end-of-turn token.
-
-        Raises TemplateError if the template isn't prefix-stable: the text before the turn changes with it.
-        """
+        """Return the tokens before the last message, the assistant's, and its own up to the end-of-turn token."""
         before, turn = self._split(messages)
         prompt, whole = self._ids(before), self._ids(before + turn)
         if whole[: len(prompt)] == prompt:
@@ -135,8 +130,7 @@ class ChatTemplate:
     def earlier_turns(self, messages: Messages) -> list[int] | None:
         """Return the indices, in the tokens of `prompt`, of assistant turns with their end-of-turn tokens.
 
-        None if the template renders an earlier turn differently from the last one, as templates do that drop the
-        thoughts of earlier turns, or if the tokenizer doesn't tell where its tokens are.
+        None if the template renders an earlier turn differently from the last one, or if the tokenizer has no offsets.
         """
         text = self._render(messages, header=True)
         spans = []
@@ -149,10 +143,7 @@ class ChatTemplate:
         return within(self.tokenizer, text, spans, add_special_tokens=False)
 
     def marked(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return the tokens of a whole conversation, and the indices of those between the template's markers.
-
-        End-of-turn tokens belong to them even if they stand behind the marker.
-        """
+        """Return a conversation's tokens, and the indices between its markers, with end-of-turn tokens after them."""
         found = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         places = [place for place, is_marked in enumerate(mask) if is_marked]
@@ -217,13 +208,10 @@ class ChatTemplate:
         shortest = min(texts, key=len)
         begin = next(at for at in range(len(shortest) + 1) if all(text.endswith(shortest[at:]) for text in texts))
         ends = shortest[begin:]
+        special = re.compile("|".join(map(re.escape, self.special)))
         for text in texts:
             border = len(text) - len(ends)
-            inside = [
-                match.end()
-                for match in re.finditer("|".join(map(re.escape, self.special)), text)
-                if match.start() < border
-            ]
+            inside = [match.end() for match in special.finditer(text) if match.start() < border]
             ends = text[max(border, *inside) :] if inside else ends
         return ends
 
@@ -249,8 +237,7 @@ class ChatTemplate:
         return before, turn[: end.end()]
 
     def _render(self, messages: Messages, header: bool) -> str:
-        text: str = self._apply(messages, tokenize=False, add_generation_prompt=header)
-        return text
+        return str(self._apply(messages, tokenize=False, add_generation_prompt=header))
 
     def _apply(self, messages: Messages, **options: Any) -> Any:
         from jinja2.exceptions import TemplateError as JinjaError
@@ -277,16 +264,11 @@ class ChatTemplate:
 
     def _ids(self, text: str) -> list[int]:
         # The template writes all special tokens, including those at the beginning.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def within(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], **options: Any) -> list[int] | None:
-    """Return the indices of the text's tokens that are inside one of the spans of characters.
-
-    A token that crosses the border of a span is outside. `options` are the tokenizer's. None if the tokenizer doesn't
-    tell where its tokens are.
-    """
+    """Return the indices of tokens that are wholly inside one of the spans of characters; None without offsets."""
     if not spans:
         return []
     if not getattr(tokenizer, "is_fast", False):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,7 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
+    from meditune.evaluate.predictions import KINDS
     from meditune.statistics import wilson
 
     reports = [read_json(place / "report.json") for place in runs]
@@ -87,7 +87,7 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
         figures[metric]["difference"] = deltas | {"pooled": comparison.get(metric)}
     decided = {"base": base.decision, "tuned": tuned.decision}
     return {
-        "items": {part.name: len(getattr(base, part.name)) for part in fields(base) if getattr(base, part.name)},
+        "items": {kind: len(getattr(base, kind)) for kind in KINDS if getattr(base, kind)},
         "figures": figures,
         "accuracy_ci95": {
             model: wilson(sum(row["reference"] == row["prediction"] for row in rows), len(rows))

@@ -19,10 +19,7 @@ LINE_CHARACTERS = 2**26
 
 @contextmanager
 def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
-    """Yield a text file open for writing, which replaces `path` if the block succeeds and is deleted otherwise.
-
-    A private file is readable only by its owner, from its first byte. Raises DiskFullError if no space is left.
-    """
+    """Yield a text file that replaces `path` if the block succeeds; a private one is readable only by its owner."""
     with _partial(path, private) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         yield stream
         stream.flush()
@@ -50,10 +47,7 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which replaces `path` if the block succeeds and is deleted otherwise.
-
-    If it can't replace `path`, the previous folder stays.
-    """
+    """Yield an empty folder to fill, which replaces `path` if the block succeeds and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -69,11 +63,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except DiskFullError as error:
+    except (DiskFullError, OSError) as error:
         # Name the target folder, not a file in the temporary one.
-        raise disk_full(path) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if isinstance(error, DiskFullError) or error.errno == errno.ENOSPC:
             raise disk_full(path) from error
         raise
     finally:
@@ -95,7 +87,7 @@ def full_disk_message(path: Path) -> Iterator[None]:
 def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
     """Return whether `folder` holds a finished result of exactly `inputs`, according to its file `mark`.
 
-    A missing or empty folder gives False. Raises MedituneError if the folder holds anything else.
+    Raises MedituneError if the folder holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -136,10 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Return the JSON value in `text`, the content of `path`; `pairs`, if given, builds each object from its items.
-
-    Raises DataError with the file and line of the first error.
-    """
+    """Return the JSON value in `text`, the content of `path`; `pairs`, if given, builds each object from its items."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
@@ -176,10 +165,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> 
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = False) -> int:
-    """Write one JSON object per line, atomically, and return the number of lines.
-
-    A private file is readable only by its owner.
-    """
+    """Write one JSON object per line, atomically, and return the number of lines."""
     count = 0
     with replace_file(path, private) as stream:
         for row in rows:

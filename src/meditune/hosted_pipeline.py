@@ -20,10 +20,10 @@ from meditune.data.prepare import Prepared
 from meditune.data.read_sources import refuse_restricted_for_api
 from meditune.data.retrieved_passages import in_training
 from meditune.errors import DataError, MedituneError
-from meditune.evaluate.api_backend import ApiBackend, estimate_tokens
+from meditune.evaluate.backends import ApiBackend, estimate_tokens
 from meditune.evaluate.evaluator import API, Evaluator
 from meditune.evaluate.suites import open_answers
-from meditune.evaluate.suites.suite_items import stored_suites
+from meditune.evaluate.suites.medical_suites import stored_suites
 from meditune.files import read_json, write_json
 from meditune.http_client import RETRY_TO_RESUME
 from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
@@ -41,39 +41,35 @@ Approve = Callable[[str], None]
 class Estimate:
     """The amount of data that is still to be sent; tokens are estimated."""
 
-    rows: int = 0
-    """Training rows to be uploaded."""
-    training: int = 0
-    """Training tokens over all epochs."""
+    rows: int = 0  # training rows to be uploaded
+    training: int = 0  # training tokens over all epochs
     requests: int = 0
     read: int = 0
-    written: int = 0
-    """Output tokens, at most."""
+    written: int = 0  # output tokens, at most
 
-    def text(self, model: ApiModel, prompts: str = "test prompts", key_of_prices: str = "model.api") -> str:
+    def text(self, model: ApiModel, prompts: str = "test prompts") -> str:
         """Return a description for people: the destination, the amount and the cost."""
         spec = model.spec
         key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
         lines = [f"To be sent to {spec.url}, {key}:"]
-        prices: list[tuple[str, int, float | None, str]] = []
         if self.rows:
             lines.append(f"  {self.rows:,} training rows, about {self.training:,} training tokens")
-            prices.append(("training", self.training, spec.price_per_million_training_tokens, "training"))
         if self.requests:
             lines.append(
                 f"  {self.requests:,} {prompts}: about {self.read:,} input tokens and at most {self.written:,} "
                 "output tokens"
             )
-            prices.append(("reading", self.read, spec.price_per_million_input_tokens, "input"))
-            prices.append(("writing", self.written, spec.price_per_million_output_tokens, "output"))
-        known = [(label, tokens * price / 1e6) for label, tokens, price, _ in prices if price is not None]
-        unknown = [f"{key_of_prices}.price_per_million_{kind}_tokens" for _, _, price, kind in prices if price is None]
-        if known:
-            parts = ", ".join(f"{label} {cost:,.2f}" for label, cost in known)
-            lines.append(f"Cost: about {sum(cost for _, cost in known):,.2f} ({parts}), in the currency of the prices.")
+        parts = {"training": (self.rows, self.training), "input": (self.requests, self.read)}
+        parts["output"] = (self.requests, self.written)
+        asked = {kind: tokens for kind, (count, tokens) in parts.items() if count}
+        costs = {kind: tokens * spec.prices[kind] / 1e6 for kind, tokens in asked.items() if kind in spec.prices}
+        unknown = [f"{spec.KEY}.prices.{kind}" for kind in asked if kind not in spec.prices]
+        if costs:
+            each = ", ".join(f"{kind} {cost:,.2f}" for kind, cost in costs.items())
+            lines.append(f"Cost: about {sum(costs.values()):,.2f} ({each}), in the currency of the prices.")
         if unknown:
-            what = "The rest of the cost is" if known else "The cost is"
-            lines.append(f"{what} unknown: set {', '.join(unknown)} to the provider's prices.")
+            what = "The rest of the cost is" if costs else "The cost is"
+            lines.append(f"{what} unknown: set {', '.join(unknown)} to the provider's prices per million tokens.")
         lines.append(f"Token counts are estimates: {RULE}.")
         return "\n".join(lines)
 
@@ -85,14 +81,21 @@ def refuse(text: str) -> None:
     )
 
 
-def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve) -> None:
+def ask_once(
+    estimate: Estimate,
+    model: ApiModel,
+    folder: Path,
+    approve: Approve,
+    prompts: str = "test prompts",
+    file: str = APPROVED,
+) -> None:
     """Ask for approval, unless at least as much was approved in this folder before and no job has failed since."""
     what = {"model": model.name, "url": model.spec.url, "failed": len(State.load(folder).ended)}
-    path = folder / FOLDER / APPROVED
+    path = folder / FOLDER / file
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
     if what.items() <= earlier.items() and all(left <= earlier[name] for name, left in asdict(estimate).items()):
         return
-    approve(estimate.text(model))
+    approve(estimate.text(model, prompts))
     write_json(path, what | asdict(estimate))
 
 
@@ -100,24 +103,12 @@ JUDGE_APPROVED = "judge_approved.json"
 
 
 def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: Approve) -> None:
-    """Ask for approval of what the judge of open answers will be sent, unless it was approved in this folder before.
-
-    The answers aren't written yet, so the estimate assumes answers of the maximum length.
-    """
+    """Ask for approval of what the judge will be sent, unless it was given before; answers count at full length."""
     judge = open_answers.api_judge(recipe)
-    if judge is None:
-        return
-    requests, read, written = open_answers.planned(recipe, folder, models)
-    if not requests:
-        return
-    estimate = Estimate(requests=requests, read=read, written=written)
-    path = folder / FOLDER / JUDGE_APPROVED
-    earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
-    what = {"model": judge.name, "url": judge.spec.url}
-    if what.items() <= earlier.items() and all(left <= earlier[name] for name, left in asdict(estimate).items()):
-        return
-    approve(estimate.text(judge, "questions to the judge of answers", "evaluate.suite_judge_api"))
-    write_json(path, what | asdict(estimate))
+    requests, read, written = open_answers.planned(recipe, folder, models) if judge else (0, 0, 0)
+    if judge and requests:
+        estimate = Estimate(requests=requests, read=read, written=written)
+        ask_once(estimate, judge, folder, approve, "questions to the judge of answers", JUDGE_APPROVED)
 
 
 def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
@@ -137,7 +128,7 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
 def tune(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, measured: bool = True
 ) -> None:
-    """Tune through the API, and measure the model before and after unless `measured` is false; keep finished parts.
+    """Tune through the API, and measure the model before and after if `measured`; keep finished parts.
 
     Raises DataError if a row may not leave this machine, and MedituneError if the cost isn't approved.
     """
@@ -149,7 +140,7 @@ def tune(
     with _allowed(model, data) as client:
         facts = None if tuned else prepare_rows(model, in_training(data.splits.train, folder), recipe, folder)
         begun = facts is None or State.load(folder).job
-        estimate = _measurements(evaluator, model, form, len(unmeasured))
+        estimate = _measurements(evaluator, model, form, recipe, len(unmeasured))
         if facts and not begun:
             estimate = replace(estimate, rows=facts.rows, training=facts.tokens * int(recipe.train.epochs))
         ask_once(estimate, model, folder, approve)
@@ -171,7 +162,7 @@ def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, appro
         return
     form = model.form or recipe.prompt
     with _allowed(model, data) as client:
-        ask_once(_measurements(evaluator, model, form, 1), model, folder, approve)
+        ask_once(_measurements(evaluator, model, form, recipe, 1), model, folder, approve)
         with stage(folder, "measure"):
             evaluator.measure(ApiBackend(client, model, form, recipe), "model")
 
@@ -210,10 +201,12 @@ def _evaluator(data: Prepared, recipe: Recipe, folder: Path) -> Evaluator:
     )
 
 
-def _measurements(evaluator: Evaluator | None, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
+def _measurements(
+    evaluator: Evaluator | None, model: ApiModel, form: PromptFormat, recipe: Recipe, count: int
+) -> Estimate:
     if not evaluator or not count:
         return Estimate()
-    requests, read, written = estimate_tokens(evaluator, model, form)
+    requests, read, written = estimate_tokens(evaluator, model, form, recipe.model.api.context_tokens)
     return Estimate(requests=count * requests, read=count * read, written=count * written)
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 import meditune
 from meditune.config.load_recipe import load_recipe
@@ -28,6 +30,7 @@ from meditune.run_folder import RECIPE, STAGES, refuse_unfinished
 
 FILE = "registry.json"
 FORMAT = 1
+Content = TypeVar("Content")
 EventKind = Literal["added", "promoted", "tried", "trial ended", "rolled back", "refused"]
 
 
@@ -87,39 +90,7 @@ def utc_now() -> str:
 
 def write(folder: Path, state: State) -> None:
     """Write registry.json atomically."""
-    stored = asdict(state)
-    # Earlier versions of Meditune may serve this registry. They need `standing`, and the trial's `mode`.
-    stored["standing"] = stored.pop("promoted")
-    if state.trial:
-        stored["trial"]["mode"] = "canary"
-    write_json(folder / FILE, {"format": FORMAT, "current": state.current, **stored})
-
-
-def read(folder: Path) -> State:
-    """Return the content of registry.json; raise DataError if it is missing or damaged."""
-    path = folder / FILE
-    if not path.is_file():
-        raise DataError(
-            f"{folder} is not a registry: {FILE} is missing. Create one: meditune registry add {folder} RUN"
-        )
-    stored = read_json(path)
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: this version of Meditune can't read it. Update Meditune, or restore the file from a backup."
-        )
-    try:
-        trial = dict(stored["trial"] or {})
-        # Earlier versions of Meditune had shadow trials, whose versions needed no gate: they must not become canaries.
-        is_canary = bool(trial) and trial.pop("mode", "canary") == "canary"
-        return State(
-            tuple(stored["standing"]),
-            Trial(**trial) if is_canary else None,
-            tuple(stored["withdrawn"]),
-            dict(stored["versions"]),
-            tuple(Event(**each) for each in stored["history"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Restore it from a backup.") from error
+    write_json(folder / FILE, {"format": FORMAT, **asdict(state)})
 
 
 VERSION_FILE = "version.json"
@@ -173,18 +144,6 @@ class Version:
         return digest("\n".join(named).encode()).hexdigest()[:12]
 
 
-def copy_run(run: Path, folder: Path) -> None:
-    """Copy the parts of a run that a version consists of into `folder`."""
-    for item in sorted(run.iterdir()):
-        if item.name in NOT_COPIED or item.name.startswith("."):
-            continue
-        if item.is_dir():
-            skipped = shutil.ignore_patterns(".*", *(INTERMEDIATE if item.name == EXPORTS else ()))
-            shutil.copytree(item, folder / item.name, ignore=skipped)
-        else:
-            shutil.copyfile(item, folder / item.name)
-
-
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return SHA-256 and size of every file in the folder, except version.json and hidden files."""
     return {
@@ -213,29 +172,6 @@ def write_version(folder: Path, version: Version) -> str:
     return sha256(folder / VERSION_FILE)
 
 
-def read_version(folder: Path) -> Version:
-    """Return the version in a folder; raise DataError if version.json is missing or invalid."""
-    stored = read_json(folder / VERSION_FILE)
-    try:
-        return Version(**stored | {"parents": tuple(stored["parents"])})
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder / VERSION_FILE}: this version of Meditune can't read it ({error}). Restore it from a backup."
-        ) from error
-
-
-def refuse_unservable(run: Path) -> None:
-    """Raise ModelError if the run's model isn't on this machine, so a server couldn't open it."""
-    model = run / "model"
-    if not any((model / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-        raise ModelError(
-            f"{run} holds no model that can be served locally: {model} has neither config.json nor {ADAPTER_FILE}. "
-            "A model behind an API is served by that API."
-        )
-    if not (run / RECIPE).is_file():
-        raise ModelError(f"{run} holds no {RECIPE}. Give the folder of a finished `meditune run`.")
-
-
 VERSIONS = "versions"
 LOCK = ".lock"
 LOCK_S = 60.0
@@ -253,8 +189,19 @@ class Registry:
         self.folder = folder
 
     def state(self) -> State:
-        """Return the registry's state; raise DataError if there is no registry."""
-        return read(self.folder)
+        """Return the content of registry.json; raise DataError if it is missing or damaged."""
+        path = self.folder / FILE
+        if not path.is_file():
+            raise DataError(
+                f"{self.folder} is not a registry: {FILE} is missing. Create one: meditune registry add {self.folder} "
+                "RUN"
+            )
+        stored = read_json(path)
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            raise DataError(
+                f"{path}: this version of Meditune can't read it. Update Meditune, or restore the file from a backup."
+            )
+        return _validated(State, stored, path)
 
     def place(self, id: str) -> Path:
         """Return a version's folder, which has the structure of a finished run."""
@@ -271,7 +218,7 @@ class Registry:
                 f"{path} is missing or was changed after {id} was added. Restore it from a backup, or "
                 f"serve the previous version: meditune registry rollback {self.folder}"
             )
-        return read_version(self.place(id))
+        return _validated(Version, read_json(path), path)
 
     def checked(self, id: str) -> Version:
         """Return a version's record after checking its files; raise DataError that names a damaged file."""
@@ -280,10 +227,11 @@ class Registry:
             raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Restore that file from a backup.")
         return found
 
-    def servable(self, report: Callable[[str], None]) -> Version:
-        """Return the served version, or the last one before it whose files are intact.
+    def servable(self, report: Callable[[str], None], refused: Collection[str] = ()) -> Version:
+        """Return the served version, or the last one before it whose files are intact and that isn't `refused`.
 
-        `report` is called with a message for each damaged version. Raises DataError if no version is intact.
+        If all are refused, none is. `report` is called with a message for each damaged version. Raises DataError if no
+        version is intact.
         """
         standing = self.state().promoted
         if not standing:
@@ -291,7 +239,7 @@ class Registry:
                 f"No version in {self.folder} was promoted yet. Choose the one to serve: meditune registry promote "
                 f"{self.folder} VERSION"
             )
-        for id in reversed(standing):
+        for id in reversed([each for each in standing if each not in refused] or standing):
             try:
                 return self.checked(id)
             except DataError as error:
@@ -312,19 +260,22 @@ class Registry:
         Raises DataError if the run isn't finished, and ModelError if its model can't be served from this machine.
         """
         refuse_unfinished(run)
-        refuse_unservable(run)
+        if not any((run / "model" / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise ModelError(
+                f"{run} holds no model that can be served locally: {run / 'model'} has neither config.json nor "
+                f"{ADAPTER_FILE}. A model behind an API is served by that API."
+            )
         recipe, report = load_recipe(str(run / RECIPE)).recipe, read_json(run / "report.json")
         with self._changing(new=True) as was:
             unknown = [id for id in parents if id not in was.versions]
             if unknown:
                 raise DataError(f"{self.folder} has no version {', '.join(unknown)}.")
-            for leftover in (self.folder / VERSIONS).glob(
-                ".*"
-            ):  # left by a killed program, because this one holds the lock
+            # This program holds the lock, so hidden folders are left by a killed one.
+            for leftover in (self.folder / VERSIONS).glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             id = f"v{max((int(each[1:]) for each in was.versions), default=0) + 1:04}"
             with replace_folder(self.place(id)) as partial:
-                copy_run(run, partial)
+                _copy_run(run, partial)
                 stored_data(partial / "data")
                 version = Version(
                     id,
@@ -354,20 +305,19 @@ class Registry:
         the version didn't pass the gate against the served one and isn't forced, and DataError if a forced one has
         no reason or its files are damaged.
         """
-        if force and not reason.strip():
-            raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
-        found = self.checked(id)
+        found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
             if was.current == id:
                 raise DataError(f"{id} is already the served version.")
-            unfit = "" if not was.promoted or id in was.promoted else _unfit(found, was)
-            if unfit and not force:
-                raise GateError(f"{id} {unfit}. To promote it anyway: --force --reason TEXT")
-            standing = (*(each for each in was.promoted if each != id), id)
-            trial = None if was.trial and was.trial.version == id else was.trial
-            withdrawn = tuple(each for each in was.withdrawn if each != id)
-            now = replace(was, promoted=standing, trial=trial, withdrawn=withdrawn)
-            write(self.folder, now.with_event("promoted", id, reason, bool(unfit)))
+            needs_gate = was.promoted and id not in was.promoted
+            forced = _overrules_gate(found, was, force, "promote") if needs_gate else False
+            now = replace(
+                was,
+                promoted=(*(each for each in was.promoted if each != id), id),
+                trial=None if was.trial and was.trial.version == id else was.trial,
+                withdrawn=tuple(each for each in was.withdrawn if each != id),
+            )
+            write(self.folder, now.with_event("promoted", id, reason, forced))
 
     def rollback(self, reason: str, expected: str | None = None) -> str:
         """Serve the last intact version before the current one and return its id; a trial ends, too.
@@ -398,20 +348,16 @@ class Registry:
             raise DataError(
                 f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."
             )
-        if force and not reason.strip():
-            raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
-        found = self.checked(id)
+        found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
             if was.current is None or was.current == id:
                 raise DataError(
                     f"{id} can't be tried beside {was.current or 'no version'}: promote another version first."
                 )
-            unfit = _unfit(found, was)
-            if unfit and not force:
-                raise GateError(f"{id} {unfit}. To try it anyway: --force --reason TEXT")
+            forced = _overrules_gate(found, was, force, "try")
             trial = Trial(id, percent, utc_now())
             summary = f"canary, {percent:g} % of the conversations" + (f": {reason}" if reason else "")
-            write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, bool(unfit)))
+            write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, forced))
 
     def end_trial(self, reason: str, expected: str | None = None, withdraw: bool = False) -> None:
         """End the current trial; with `withdraw` its version is no longer promoted automatically."""
@@ -422,6 +368,11 @@ class Registry:
             withdrawn = (*was.withdrawn, gone) if withdraw and gone not in was.withdrawn else was.withdrawn
             now = replace(was, trial=None, withdrawn=withdrawn)
             write(self.folder, now.with_event("trial ended", gone, reason))
+
+    def _checked_for_release(self, id: str, reason: str, force: bool) -> Version:
+        if force and not reason.strip():
+            raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
+        return self.checked(id)
 
     def _is_undamaged(self, id: str) -> bool:
         try:
@@ -443,6 +394,36 @@ class Registry:
         busy = MedituneError(f"Another program is changing {self.folder}. Try again when it has finished.")
         with exclusive_lock(self.folder / LOCK, busy, LOCK_S):
             yield self.state() if is_registry(self.folder) else State()
+
+
+def _validated(kind: type[Content], stored: Any, path: Path) -> Content:
+    """Return the content of a JSON file as a dataclass. Raises DataError if it has another structure."""
+    try:
+        return TypeAdapter(kind).validate_python(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is damaged ({place}: {first['msg']}). Restore it from a backup.") from error
+
+
+def _copy_run(run: Path, folder: Path) -> None:
+    """Copy the parts of a run that a version consists of into `folder`."""
+    for item in sorted(run.iterdir()):
+        if item.name in NOT_COPIED or item.name.startswith("."):
+            continue
+        if item.is_dir():
+            skipped = shutil.ignore_patterns(".*", *(INTERMEDIATE if item.name == EXPORTS else ()))
+            shutil.copytree(item, folder / item.name, ignore=skipped)
+        else:
+            shutil.copyfile(item, folder / item.name)
+
+
+def _overrules_gate(version: Version, state: State, force: bool, verb: str) -> bool:
+    """Return whether a release overrules the gate. Raises GateError if it would, but isn't forced."""
+    unfit = _unfit(version, state)
+    if unfit and not force:
+        raise GateError(f"{version.id} {unfit}. To {verb} it anyway: --force --reason TEXT")
+    return bool(unfit)
 
 
 def _unfit(version: Version, state: State) -> str:
@@ -470,7 +451,7 @@ LEVEL = 0.001
 """Significance level of Fisher's exact test (Fisher 1922), one-sided. The test is repeated with every failure, so false
 alarms are more frequent than that; they cost only a trial, while a missed true alarm costs answers."""
 PRIOR_FAILED, PRIOR = 1, 20
-"""Failures and requests that are added for a server that hasn't answered much yet"""
+"""Failures and requests that are added to the baseline, which may have few requests"""
 
 
 @dataclass
@@ -496,7 +477,7 @@ def is_failing(counts: Counts, baseline: Counts) -> bool:
 
 
 def is_worse(counts: Counts, baseline: Counts) -> bool:
-    """Return whether `counts` has significantly more failures than `baseline`, without a prior."""
+    """Return whether `counts` has significantly more failures than `baseline`."""
     if counts.failed < MIN_FAILURES:
         return False
     from meditune.statistics import fisher

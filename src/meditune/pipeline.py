@@ -23,10 +23,10 @@ from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
-from meditune.errors import DataError, MedituneError
+from meditune.errors import MedituneError
 from meditune.evaluate.evaluator import ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.evaluate.suites.medical_suites import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, refuse_unusable_judge, suite_remarks
-from meditune.evaluate.suites.suite_items import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evidence.support_model import load_correction
 from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
@@ -72,15 +72,13 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
 @contextmanager
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepared, ApiModel | None]]:
-    """Yield the recipe with its prompt format decided, the prepared and checked data, and the base if behind an API.
-
-    The run's folder is claimed and locked inside the block.
-    """
+    """Yield the recipe with its prompt format, the checked data, and the base if it is behind an API; lock the run."""
     from meditune.train.training_plan import check
 
     remote = find_api_model(recipe.model.base, recipe.model.api)
-    _refuse_several(recipe, remote)
-    with distributed.only_first(lock_run(recipe, folder, recipe.model.reference, to_tune=True)):
+    if distributed.world() > 1:
+        _refuse_several(recipe, remote)
+    with distributed.only_first(lock_run(recipe, folder, recipe.model.base, to_tune=True)):
         data = None
         if distributed.is_first():
             with stage(folder, "prepare"):
@@ -97,22 +95,17 @@ def _with_prompt_format(recipe: Recipe, data: Prepared) -> Recipe:
     from meditune.models.load import prompt_for
 
     examples = chain(data.splits.train, data.splits.measured(recipe.evaluate.split))
-    form = prompt_for(recipe.prompt, recipe.model.reference, examples)
+    form = prompt_for(recipe.prompt, recipe.model.base, examples)
     return recipe if form == recipe.prompt else recipe.model_copy(update={"prompt": form})
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
     """Raise MedituneError if several processes can't share this training."""
-    if distributed.world() == 1:
-        return
+    alone = "needs a single process. Run it without torchrun."
     if remote:
-        raise MedituneError(
-            f"{recipe.model.base} is trained behind an API, which needs a single process. Run it without torchrun."
-        )
+        raise MedituneError(f"{recipe.model.base} is trained behind an API, which {alone}")
     if recipe.train.objective != "sft":
-        raise MedituneError(
-            f"train.objective {recipe.train.objective} needs a single process. Run it without torchrun."
-        )
+        raise MedituneError(f"train.objective {recipe.train.objective} {alone}")
     if recipe.model.prune.method != "none":
         raise MedituneError(
             "model.prune needs a single process. Prune with `meditune prune` first, then set model.base to the result."
@@ -152,7 +145,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
     """Fit the correction of a model that was trained on claims, on dev claims, and store it beside the weights."""
-    from meditune.evaluate.metrics.claims import fit_correction
+    from meditune.evaluate.metrics.decision import fit_correction
     from meditune.evaluate.predictions import path_of, write_once
 
     fitting = [claim for claim in claims if _fits(backend, claim)]
@@ -176,7 +169,6 @@ def _fits(backend: WeightsBackend, claim: Example) -> bool:
 
 
 def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:
-    """Return the evaluator of the measured items, with the held-out preference pairs if the run learns from pairs."""
     examples = data.splits.measured(recipe.evaluate.split)
     pairs = stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
     retrieved = retrieval_augmentation.with_retrieved(recipe, examples, folder)
@@ -185,10 +177,7 @@ def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities =
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
-    """Prepare the data and train without evaluating; leave a finished model unchanged.
-
-    With several processes (distributed.py), the first one prepares while the others wait; all of them train.
-    """
+    """Prepare the data and train without evaluating; several processes (distributed.py) train together."""
     with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve, measured=False)
@@ -221,12 +210,9 @@ def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
-    """Evaluate any model on the recipe's test items, and return the content of evaluation.json.
-
-    A model that carries its own prompt format is prompted in that format.
-    """
+    """Evaluate any model, in its own prompt format if it has one, and return the content of evaluation.json."""
     from meditune.evaluate.answer_grading import grade
-    from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
+    from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
     from meditune.evaluate.metrics import summarise, summarise_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups
@@ -292,7 +278,7 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
 def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     """Evaluate an exported model with the engine that serves it."""
     from meditune.engines.open_engine import open_engine
-    from meditune.evaluate.engine_backend import EngineBackend
+    from meditune.evaluate.backends import EngineBackend
 
     evaluator = _evaluator(recipe, data, folder, ENGINE)
     if not evaluator.is_done("model"):
@@ -328,26 +314,21 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result = summary(recipe, data, training, folder / "predictions")
     both = {name: read(folder / "predictions", name) for name in BOTH}
     result |= _conditions(both, recipe, measured, folder)
-    # Results that an earlier version measured without a leakage check are marked: they can't be undone.
-    path = folder / leakage.LEAKAGE_FILE_NAME
-    result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.reference)
-    earlier = _earlier_command(folder / "report.json")
+    result["leakage"] = read_json(folder / leakage.LEAKAGE_FILE_NAME)
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():
         result["pruning"] = read_json(folder / PRUNED / PRUNING)
-    reviewed = of_run(folder)
-    if reviewed:
+    if reviewed := of_run(folder):
         result["review"] = reviewed
     result["versions"] = versions(recipe)
     result["machine"] = machine()
+    path = folder / "report.json"
+    earlier = read_json(path).get("command") if path.is_file() else None
     result["command"] = command or earlier or f"meditune report {folder}"
-    write_json(folder / "report.json", result)
-    described = (
-        model_card.hosted_model_card
-        if find_api_model(str(folder / "model"), recipe.model.api)
-        else model_card.model_card
-    )
-    (folder / "model" / "README.md").write_text(described(recipe, training, result), encoding="utf-8")
+    write_json(path, result)
+    hosted = find_api_model(str(folder / "model"), recipe.model.api)
+    card = (model_card.hosted_model_card if hosted else model_card.model_card)(recipe, training, result)
+    (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     render(folder)
     return result
 
@@ -359,14 +340,13 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 
 
 def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
-    """Return the run's data, prepared now or earlier, and prepare preference pairs if the recipe needs them.
+    """Return the run's data, prepared now or earlier, with preference pairs if the recipe needs them.
 
-    Raises DataError if test items leaked: into the training data, into their own prompts, or into the training data
-    of `model` (by default the recipe's base). Raises ModelError if the model that judges faithfulness is
-    unavailable, so that this error comes before training.
+    Raises DataError if test items leaked: into the training data, their own prompts, or the training data of `model`
+    (by default the recipe's base). Raises ModelError if the model that judges faithfulness is unavailable.
     """
     data = _data(recipe, folder)
-    name = model or recipe.model.reference
+    name = model or recipe.model.base
     checked = _leakage(recipe, data, name)
     remote = find_api_model(name, recipe.model.api)
     facts = retrieval_augmentation.retrieve_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
@@ -445,24 +425,11 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
 
 def _refuse_other_model(stored: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
     """Raise MedituneError if `folder` holds predictions of another model, or of this one's earlier weights."""
-    if not _same_model(stored["model"], model):
+    earlier = stored["model"]
+    if earlier != model and not (Path(earlier).is_dir() and Path(earlier).resolve() == Path(model).resolve()):
         raise MedituneError(f"{folder} holds the evaluation of another model. Choose another --output.")
-    # Earlier versions stored no digests of weights.
     if stored.get("weights", weights) != weights:
         raise MedituneError(
             f"{folder} holds predictions from other weights than {model} has now. Choose another --output, or delete "
             f"{folder / 'predictions'} to evaluate the model again."
         )
-
-
-def _same_model(first: str, second: str) -> bool:
-    return first == second or (Path(first).is_dir() and Path(first).resolve() == Path(second).resolve())
-
-
-def _earlier_command(path: Path) -> str | None:
-    """Return the report's command; None if it is missing, or its file is damaged and about to be replaced."""
-    try:
-        command = read_json(path)["command"] if path.is_file() else None
-    except (DataError, KeyError, TypeError):
-        return None
-    return command if isinstance(command, str) else None

@@ -30,11 +30,9 @@ class ProgressUpdate:
     """A line that the command line would show: a message, or how far a task is."""
 
     text: str
-    label: str = ""
-    """The task; empty for a message"""
+    label: str = ""  # the task; empty for a message
     done: float = 0.0
-    total: float | None = None
-    """The number of units of work; None if it is unknown"""
+    total: float | None = None  # the number of units of work; None if it is unknown
     unit: str = ""
 
     def __str__(self) -> str:
@@ -135,7 +133,7 @@ class Progress:
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         if self._listener:
             if kind is None:
-                self._listener.send(self._update())
+                self._send()
             return
         printed = not self._terminal and self._shown == self.done
         if time.monotonic() - self._started >= QUIET_SECONDS and not printed:
@@ -150,11 +148,10 @@ class Progress:
         if self._listener:
             if now - self._last >= BAR_SECONDS:
                 self._last = now
-                self._listener.send(self._update())
-            return
-        if now - self._started < QUIET_SECONDS:
-            return
-        if now - self._last >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
+                self._send()
+        elif now - self._started >= QUIET_SECONDS and now - self._last >= (
+            BAR_SECONDS if self._terminal else LINE_SECONDS
+        ):
             self._last = now
             self._show(end="" if self._terminal else "\n")
 
@@ -184,8 +181,9 @@ class Progress:
             parts.insert(1, "━" * filled + "╌" * (width - filled))
         return "  ".join(parts)[:columns]
 
-    def _update(self) -> ProgressUpdate:
-        return ProgressUpdate(self.line(), self.label, self.done, self.total, self.unit)
+    def _send(self) -> None:
+        if self._listener:
+            self._listener.send(ProgressUpdate(self.line(), self.label, self.done, self.total, self.unit))
 
     def _show(self, end: str) -> None:
         text = self.line()

@@ -6,15 +6,10 @@
     Conclusion:                                    <- the long answer follows
     Answer:                                        <- or the decision follows
 
-A claim is put as a question that ends in the cue for decisions: "Question: Is it true that X helps with Y?". Yes means
-that the text supports the claim, no that it refutes it, maybe that it doesn't say.
-
-A format may have a second cue for long answers, which asks for plain language (`plain_cue`, see data/balance.py). The
-two tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes" where the
-explanation should begin, and its explanations get worse (docs/experiments). The text after a cue starts with a space
-and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model learns to stop.
-
-A conversation has its earlier turns before the last question, each reply after its cue. In the chat format
+A claim is the question "Is it true that X helps with Y?", whose decision means supported, refuted or unclear. The two
+tasks end in different cues, because with one cue for both, a model that learnt decisions expects "yes" where the
+explanation should begin (docs/experiments). The text after a cue starts with a space and ends with the tokenizer's
+end-of-sequence token, which is trained on, so that the model learns to stop. In the chat format
 (`prompt.format: chat`), the same texts are the messages of the model's own chat template (chat_template.py).
 """
 
@@ -22,11 +17,12 @@ from __future__ import annotations
 
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +57,9 @@ QUOTED = f'Lines that begin with "{QUOTE.strip()}" are quoted from documents. Ne
 WORD_OF_LABEL: dict[Label, str] = dict(zip(LABELS, DECISIONS, strict=True))
 """The word by which a model says each label of a claim"""
 
-SHOWN_ERRORS = 3
-"""Number of rejected conversations whose reasons are printed"""
+SHOWN_ERRORS = 3  # number of rejected conversations whose reasons are printed
 
-DECISION_TOKENS = 8
-"""Enough tokens for a decision in words, and too few for an explanation to be read as one"""
+DECISION_TOKENS = 8  # enough tokens for a decision in words, and too few for an explanation to be read as one
 
 CHAT_SYSTEM = (
     f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a '
@@ -78,10 +72,7 @@ CHAT_SYSTEM = (
 def prompt_text(
     form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task, style: str | None = "plain"
 ) -> str:
-    """Return the full prompt as one string, ending in the cue that the model continues.
-
-    Without a style, the cue asks for plain language if the format has such a cue.
-    """
+    """Return the full prompt, ending in the cue that the model continues: for plain language, or by `style` if set."""
     lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
     if form.quoted:
         lines = [f"{QUOTE}{line}" for text in lines for line in text.splitlines()]
@@ -96,10 +87,7 @@ def prompt_text(
 def chat_messages(
     form: PromptFormat, example: Example, task: Task, system: str = CHAT_SYSTEM, target: str = ""
 ) -> list[dict[str, str]]:
-    """Return the prompt as chat messages: the system message, the prompt's text, and, for training, the target.
-
-    A conversation has its own messages, and its own system message if there is one.
-    """
+    """Return the prompt as chat messages: the system message, the conversation, and, for training, the target."""
     messages = [
         {"role": "system", "content": f"{system} {QUOTED}" if form.quoted and QUOTED not in system else system},
         {"role": "user", "content": prompt_text(form, example.question, example.context, task, example.style)},
@@ -132,8 +120,8 @@ def conversation_text(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the plain prompt for the reply to a question after earlier turns, and the places of earlier replies.
 
-    System messages are context. Each earlier message of the user is a question with its cue, followed by its reply. A
-    place is the (first, last) position of a reply's characters, from the space before it on.
+    System messages are context. A place is the (first, last) position of a reply's characters, from the space before it
+    on.
     """
     system = tuple(Passage(text=turn.text.strip()) for turn in turns if turn.role == "system")
     last = prompt_text(form, question, (*system, *context), "answer", style)
@@ -151,10 +139,7 @@ def conversation_text(
 
 
 def decision_in(text: str) -> str | None:
-    """Return the decision in a model's text: the first yes, no or maybe that is a whole word, in upper or lower case.
-
-    None if there is none; "not", "know" and "yesterday" don't count.
-    """
+    """Return the first yes, no or maybe that is a whole word in a model's text, in any case; None if there is none."""
     match = re.search(rf"\b({'|'.join(DECISIONS)})\b", text.lower())
     return match[1] if match else None
 
@@ -165,10 +150,7 @@ def save_format(form: PromptFormat, folder: Path) -> None:
 
 
 def load_format(folder: Path) -> PromptFormat | None:
-    """Return the prompt format that a model was trained with; None if the folder has no `prompt.json`.
-
-    Raises ModelError if the file can't be read.
-    """
+    """Return the prompt format that a model was trained with; None if the folder has no `prompt.json`."""
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -184,20 +166,15 @@ class Encoded:
 
     id: str
     task: Task
-    prompt: list[int]
-    """Token ids up to and including the cue."""
+    prompt: list[int]  # token ids up to and including the cue
     target: list[int] = field(default_factory=list)
     """Token ids of the answer with its end token; empty if the model is to write the answer."""
-    dropped_sentences: int = 0
-    """Context sentences that were left out to keep within the budget."""
-    answer_cut: bool = False
-    """Whether the answer was too long and was cut (then it has no end token)."""
-    left_out: int = 0
-    """Retrieved passages that were left out for lack of room."""
+    dropped_sentences: int = 0  # context sentences that were left out to keep within the budget
+    answer_cut: bool = False  # whether the answer was too long and was cut (then it has no end token)
+    left_out: int = 0  # retrieved passages that were left out for lack of room
     earlier: tuple[int, ...] = ()
     """Indices in `prompt` of the tokens of earlier assistant turns, which training teaches, too."""
-    dropped_turns: int = 0
-    """Earlier turns of a conversation that were left out for lack of room."""
+    dropped_turns: int = 0  # earlier turns of a conversation that were left out for lack of room
     choices: tuple[int, ...] = ()
     """The token ids among which the single target of a claim is chosen; no other tokens compete with it."""
 
@@ -210,12 +187,10 @@ class Encoder:
     """An encoder of examples as tokens, with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question are at
-    its end; `context_head` reserves a share of the room for the first sentences, which state the question. Retrieved
-    passages are left out whole, the lowest ranked first, until only the best is left. The answer is shortened only if
-    the question and the answer alone don't fit. The decision prompt is fitted without regard to the long answer, so
-    nothing about that answer can leak into it. A conversation loses its earliest turns, each question with its reply;
-    its system message is kept whole. A last reply that takes more than half of the room doesn't displace further turns;
-    it is cut instead.
+    its end; `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out whole,
+    the lowest ranked first. A conversation loses its earliest turns, each question with its reply. The answer is cut
+    only if question and answer alone don't fit, or if a last reply takes more than half of the room. The decision
+    prompt is fitted without regard to the long answer, so nothing about that answer can leak into it.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
@@ -228,10 +203,7 @@ class Encoder:
         self._lengths: dict[str, int] = {}
 
     def accepted(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the examples without conversations that the chat template rejects; their ids and reasons are printed.
-
-        Raises TemplateError if the template rejects all conversations.
-        """
+        """Return the examples without conversations that the chat template rejects; print their ids and reasons."""
         if self.template is None:
             return list(examples)
         talks = [example for example in examples if example.turns is not None]
@@ -266,9 +238,8 @@ class Encoder:
     def trained(self, example: Example, task: Task) -> list[Encoded]:
         """Return what training teaches: as `supervised`, with all assistant turns of a conversation.
 
-        The earlier turns are in `Encoded.earlier`. Where they can't be marked in one prompt, each turn becomes an item
-        of its own, with the same id. In the chat format, the template's own generation markers decide if it has any.
-        Raises DataError like `supervised`.
+        The template's generation markers decide what is taught, if it has any. Where earlier turns can't be marked in
+        one prompt, each turn becomes an item of its own, with the same id.
         """
         last = self.supervised(example, task)
         if task != "answer" or last.dropped_sentences or last.left_out:
@@ -318,8 +289,7 @@ class Encoder:
             raise DataError(f"{example.id} has no label to train on or to evaluate against.")
         first = self.label_ids()
         choices = tuple(first[WORD_OF_LABEL[label]] for label in example.labels)
-        fitted = self._fit(example, "claim", [first[WORD_OF_LABEL[example.label]]], reserve=1)
-        return replace(fitted, choices=choices)
+        return replace(self._fit(example, "claim", [first[WORD_OF_LABEL[example.label]]], reserve=1), choices=choices)
 
     def alternatives(self, example: Example, task: Task, texts: Sequence[str]) -> list[Encoded]:
         """Return each text as a target after the same prompt, which leaves room for the longest text."""
@@ -331,12 +301,12 @@ class Encoder:
 
     def _target(self, example: Example, task: Task, text: str) -> list[int]:
         """Return the tokens of an answer with its end token."""
-        if self.template:
-            answer = {"role": "assistant", "content": text}
-            with _named(example):
-                target = self.template.answered([*template_messages(self.format, example, task), answer])[1]
-            return target if task == "answer" else target[len(self._lead) :]
-        return [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
+        if self.template is None:
+            return [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
+        messages = [*template_messages(self.format, example, task), {"role": "assistant", "content": text}]
+        with _named(example):
+            target = self.template.answered(messages)[1]
+        return target if task == "answer" else target[len(self._lead) :]
 
     def answer_ids(self, text: str) -> list[int]:
         """Return the tokens of a text that continues the prompt for a decision, without an end token."""
@@ -371,14 +341,10 @@ class Encoder:
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of text that continues a prompt, without special tokens."""
         ids = self._ids(text, add_special_tokens=False)
-        if text.startswith(" ") and not self._keeps_leading_space(ids):
+        if text.startswith(" ") and self.tokenizer.convert_ids_to_tokens(ids[:1]) in (["▁"], ["▁▁"]):
             # A SentencePiece tokenizer adds its own space before the text.
             ids = self._ids(text[1:], add_special_tokens=False)
         return ids
-
-    def _keeps_leading_space(self, ids: list[int]) -> bool:
-        pieces = self.tokenizer.convert_ids_to_tokens(ids[:1])
-        return not (pieces and pieces[0] in {"▁", "▁▁"})
 
     def _start(self, text: str) -> list[int]:
         ids = self._ids(text)
@@ -388,10 +354,8 @@ class Encoder:
 
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # Text that looks like a special token ("</s>", "<|im_end|>") stays text: only the format sets special tokens.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return ids
+        found = self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
+        return list(found["input_ids"])
 
     def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:
         room = self.format.max_tokens - reserve
@@ -430,11 +394,10 @@ class Encoder:
             with _named(example):
                 prompt = self.template.prompt(template_messages(self.format, example, task))
             return prompt if task == "answer" else [*prompt, *self._lead]
+        text = prompt_text(self.format, example.question, example.context, task, example.style)
         if example.turns and task == "answer":
-            return self._start(
-                conversation_text(self.format, example.turns, example.question, example.context, example.style)[0]
-            )
-        return self._start(prompt_text(self.format, example.question, example.context, task, example.style))
+            text, _ = conversation_text(self.format, example.turns, example.question, example.context, example.style)
+        return self._start(text)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
         """Return the prompt, in at most `room` tokens if dropping sentences allows it, and the number dropped."""
@@ -448,7 +411,7 @@ class Encoder:
             return prompt, 0
         pieces = [(index, text) for index, passage in enumerate(example.context) for text in sentences(passage.text)]
         lengths = [self._length(text) for _, text in pieces]
-        head = _leading(lengths, self.format.context_head * (sum(lengths) - excess))
+        head = bisect_right(list(accumulate(lengths)), self.format.context_head * (sum(lengths) - excess))
         dropped = 0
         # An estimate drops most of the sentences; exact counting settles the rest.
         while excess > 0 and head + dropped < len(pieces):
@@ -487,16 +450,6 @@ def _up_to(example: Example, place: int) -> Example:
     turns = example.turns or ()
     update = {"turns": turns[: place - 1], "question": turns[place - 1].text, "answer": turns[place].text}
     return example.model_copy(update=update)
-
-
-def _leading(lengths: list[int], room: float) -> int:
-    """Return how many of the first lengths fit into `room` together."""
-    taken = 0.0
-    for number, length in enumerate(lengths):
-        taken += length
-        if taken > room:
-            return number
-    return len(lengths)
 
 
 def _without(pieces: list[tuple[int, str]], head: int, dropped: int) -> list[tuple[int, str]]:

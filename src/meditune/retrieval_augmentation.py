@@ -32,6 +32,8 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
+TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2
+"""Passages of a training example, and the share of these examples whose own passage is withheld"""
 WINDOW_WORDS = 400
 """Number of words to show around the retrieved passage of a document; whole abstracts fit"""
 
@@ -280,7 +282,7 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
     able = [example for example in splits.train if own_passages(example, recipe.prompt)]
     chance = random.Random(f"{recipe.seed}/retrieved")
     chosen = sorted(chance.sample(range(len(able)), round(spec.share * len(able))))
-    alone = set(chance.sample(chosen, round(spec.missing * len(chosen))))
+    alone = set(chance.sample(chosen, round(TRAINING_MISSING * len(chosen))))
     place = open_search(spec, splits.train, recipe.prompt, elsewhere)
     unseen = {example.group for example in (*splits.dev, *splits.test)}
 
@@ -295,8 +297,7 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
 def _row(
     example: Example, search: PassageSearch, right: bool, excluded: Collection[str], recipe: Recipe
 ) -> dict[str, Any]:
-    spec = recipe.train.retrieve
-    limit = spec.passages - right
+    limit = TRAINING_PASSAGES - right
     others = search.search(example.question, limit, {*excluded, example.group}) if limit else []
     sections = own_passages(example, recipe.prompt)
     own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)

@@ -22,13 +22,12 @@ from meditune.data.leakage import Record, read_record
 from meditune.data.prepare import stored_data
 from meditune.data.read_sources import refuse_restricted_sources_for_api
 from meditune.errors import DataError, MedituneError, ModelError
-from meditune.files import read_json, write_json
+from meditune.files import exclusive_lock, read_json, write_json
 from meditune.models.catalogue import MERGED, PRUNING
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
-MAX_LISTED_SETTINGS = 3
-"""Maximum number of differing settings that an error names."""
+MAX_LISTED_SETTINGS = 3  # maximum number of differing settings that an error names
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
@@ -50,39 +49,25 @@ UNFINISHED = {
 def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
     """Claim `folder` for this recipe, or check that the recipe owns it, and lock it inside the block.
 
-    `model` must be available before anything is written. While nothing in the folder was measured or trained, the
-    settings can still change, so that a mistake in the first ones costs nothing; prepared data must still match the
-    recipe. Raises MedituneError if the folder holds something else or another process uses it, and ModelError if
-    the model is unavailable, or can't be tuned although `to_tune` is set.
+    While nothing was measured or trained, the settings can still change. Raises MedituneError if the folder holds
+    something else or another process uses it, and ModelError if `model` is unavailable, or can't be tuned although
+    `to_tune` is set.
     """
-    from filelock import FileLock, Timeout
-
     is_new = not folder.exists()
-    _refuse_foreign(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise MedituneError(
-            f"Another meditune process is using {folder}. Wait until it finishes, or choose another --output."
-        ) from error
-    try:
-        _claim(recipe, folder, model, to_tune)
-        yield
-    finally:
-        if not (folder / RECIPE).is_file():
-            (folder / LOCK).unlink(missing_ok=True)
-            if is_new:
-                folder.rmdir()
-        lock.release()
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if (folder / RECIPE).is_file() or not folder.exists():
-        return
-    if not folder.is_dir() or any(item.name != LOCK and not _process_of(item) for item in folder.iterdir()):
+    own = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
+    if not (folder / RECIPE).is_file() and any(item.name != LOCK and not _process_of(item) for item in own):
         raise MedituneError(f"{folder} already exists and holds no run. Choose another --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"Another meditune process is using {folder}. Wait until it finishes, or choose another --output."
+    with exclusive_lock(folder / LOCK, MedituneError(busy)):
+        try:
+            _claim(recipe, folder, model, to_tune)
+            yield
+        finally:
+            if not (folder / RECIPE).is_file():
+                (folder / LOCK).unlink(missing_ok=True)
+                if is_new:
+                    folder.rmdir()
 
 
 def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> None:
@@ -156,10 +141,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of runs that were killed (named as in files.py).
-
-    Files that were moved aside for a new version that never arrived are moved back.
-    """
+    """Remove temporary files of runs that were killed (named as in files.py), and move back what they moved aside."""
     import psutil
 
     for item in list(folder.rglob(".*")):
@@ -270,19 +252,14 @@ def machine() -> dict[str, Any]:
     """Return the hardware of this machine."""
     from meditune.hardware import cores, gpu, memory_gb
 
-    card = gpu()
+    card, processor = gpu(), platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        processor = next(names, platform.machine())
     return {
-        "processor": _processor(),
+        "processor": processor,
         "cores": cores(),
         "memory_gb": round(memory_gb()[0], 1),
         "gpu": card[0] if card else None,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

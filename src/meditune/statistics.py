@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, Literal, TypeVar
@@ -31,6 +31,8 @@ class Metric:
     """up: higher is better; down: lower is better; one: closer to 1 is better."""
     digits: int
     meaning: str
+    family: str = ""
+    """Heading of a group of related metrics in the report"""
     optional: bool = False
     """Left out of the report of a run that didn't measure it"""
     share: bool = False
@@ -40,11 +42,6 @@ class Metric:
     detector: bool = False
     """Counts a detector's marks. A detector also marks some true answers, so no change is claimed unless the model with
     more marks has significantly more of them than the reference answers."""
-
-    def variant(self, prefix: str, suffix: str, meaning: str) -> Metric:
-        """Return the same metric of other predictions, as an optional detail: PREFIX_NAME, entitled "TITLE, SUFFIX"."""
-        name, title = f"{prefix}_{self.name}", f"{self.title}, {suffix}"
-        return replace(self, name=name, title=title, meaning=meaning, optional=True, detail=True)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import pytest
 
 from meditune.assistant.assistant import AssistantSettings, load_assistant
 from meditune.assistant.events import Answer, Sentence, answer_lines
-from meditune.assistant.retrieval import Retriever
 from meditune.assistant.triage import Triage
-from meditune.assistant.writers import ApiWriter, EngineWriter, ask_model
+from meditune.assistant.writers import ApiWriter, ask_model
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import Example, Passage
@@ -119,15 +118,19 @@ def test_an_answer_of_which_less_than_half_is_supported_is_withheld(index: Index
     assert "replaces no doctor" in lines
 
 
-def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(index: Index) -> None:
+def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     question = "What calms a gout attack?"
     first, second = sorted((hit.meaning or 0.0 for hit in index.search(question, 6).hits), reverse=True)[:2]
     assert first > second
-    writer = EngineWriter(ScriptedEngine("Colchicine calms an attack."))
-    far = Retriever(index, writer, 400, (first + second) / 2).retrieve(
-        question, choose=lambda hits, k: sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k]
-    )
-    assert "too far" not in far.refusal
+
+    def farthest(hits: Sequence[Hit], k: int) -> list[Hit]:
+        return sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k]
+
+    monkeypatch.setattr("meditune.assistant.assistant.chooser", lambda _: farthest)
+    answer = answer_of(index, "Colchicine calms an attack.", question, nearest=(first + second) / 2)
+    assert "too far" not in answer.refused
 
 
 def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
@@ -478,7 +481,7 @@ def test_a_cue_for_plain_words_is_used_where_the_model_has_one(folder, tmp_path)
 def test_asking_shows_the_prompt_that_evaluation_shows(folder):
     """The same likelihoods as scoring a test item with this question and context."""
     from meditune.evaluate.likelihood import score
-    from meditune.evaluate.metrics.confidence import probabilities
+    from meditune.evaluate.metrics.decision import probabilities
     from meditune.models.load import load
     from meditune.models.shared_prefix_batch import rows_of
 

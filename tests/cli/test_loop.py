@@ -172,22 +172,6 @@ def test_paths_in_the_home_folder_are_expanded(tmp_path: Path, monkeypatch: pyte
     assert given(config, "queue", monkeypatch)["earlier_queue"] == [tmp_path / "queues" / "first"]
 
 
-def test_keys_of_earlier_versions_name_what_took_their_place(tmp_path: Path) -> None:
-    path = tmp_path / "loop.yaml"
-    path.write_text(
-        "registry: r\nupdate: {library: l, queries: [asthma]}\ncanary: {questions: q, results: r}\n"
-        "queue: {folder: q, on_alert: true}\nretrain: {settings: [train.epochs=1], on_pass: shadow}\n"
-    )
-    meditune("loop", path).refused(
-        2,
-        "line 2: update.queries: was renamed to `query`",
-        "line 3: canary.results: was renamed to `output`",
-        "line 4: queue.on_alert: was removed; set a shorter `every`",
-        "line 5: retrain.settings: was renamed to `set`",
-        "line 5: retrain.on_pass: --on-pass shadow was removed",
-    )
-
-
 def test_renamed_keys_are_read_with_a_note_and_keep_their_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

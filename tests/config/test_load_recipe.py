@@ -1,13 +1,11 @@
 """Recipes: read, checked, changed by settings; keys of earlier versions that were removed or renamed since."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from meditune.config import removed_keys
 from meditune.config.data_options import DataSpec
-from meditune.config.load_recipe import load_recipe, save
+from meditune.config.load_recipe import REMOVED, load_recipe, save
 from meditune.config.recipe import what_counts
 from meditune.config.recipe_keys import Document, UnreadableError, flow, slot
 from meditune.errors import RecipeError
@@ -105,8 +103,8 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
         ("batch_size: true", "expected a whole number of at least 1, found true"),
         ("batch_size: 8.0", "expected a whole number of at least 1, found 8.0"),
         ("batch_size:", "expected a whole number of at least 1, found nothing"),
-        ("weight_decay: true", "expected a number of at least 0, found true"),
-        ("max_grad_norm: .inf", "expected a number above 0, found .inf"),
+        ("l2_sp: true", "expected a number of at least 0, found true"),
+        ("epochs: .inf", "expected a number above 0, found .inf"),
         ("gradient_checkpointing: 1", "expected true or false or null, found 1"),
         ("gradient_checkpointing: 'true'", "expected true or false or null, found 'true', which is text"),
         ("tasks: decision", "found 'decision'; write a list as [decision]"),
@@ -356,33 +354,35 @@ DEFAULTS = """\
 name: old
 model:
   prune: {rows: 64}
-  api: {timeout_seconds: 120.0, poll_seconds: 15.0}
+  revision: null
+  api: {timeout_seconds: 120.0, poll_seconds: 15.0, price_per_million_input_tokens: null, concurrency: 4}
 data:
-  quality: {alike: 0.7, min_answer_words: 3, max_answer_words: 2000}
+  incomplete: keep
+  stratify: [source, decision]
+  quality: {alike: 0.7, min_answer_words: 3, max_answer_words: 2000, rules: {layout: mend, off_topic: flag}}
   balance: {by: null, cap: null, share: null, sources: [], weights: {}}
 train:
   mix: {weights: {}, temperature: null, quota: {}, unit: rows, max_epochs: null, curriculum: none}
-  retrieve: {index: null, sources: [], words: 400}
-  replay: {tokens: 128}
+  retrieve: {index: null, sources: [], words: 400, passages: 3, missing: 0.2}
+  weight_decay: 0.01
+  max_grad_norm: 1.0
+  warmup_share: 0.03
+  replay: {tokens: 128, weight: 1.0}
   ewc: {strength: 0.0, samples: 64}
   objective: sft
   preference:
     source: corrupted
+    corruptions: [number, negation, direction, other]
     rated: {margin: 1.0, per_question: 10}
     sampled: {answers: 4, temperature: 1.0, margin: 0.1}
     held_out_share: 0.2
 evaluate:
   samples: 0
   sampled_answers: 50
+  suite_tokens: 400
+  batch_tokens: null
   retrieve: {index: null, sources: [], words: 400, k: 5}
 """
-
-
-@pytest.fixture(autouse=True)
-def _notes_appear_again() -> Iterator[None]:
-    removed_keys.note_renamed.cache_clear()
-    yield
-    removed_keys.note_renamed.cache_clear()
 
 
 def test_a_recipe_with_every_removed_key_at_its_default_is_read(tmp_path: Path) -> None:
@@ -392,11 +392,9 @@ def test_a_recipe_with_every_removed_key_at_its_default_is_read(tmp_path: Path) 
     assert "alike" not in (tmp_path / "saved.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("key", [*removed_keys.REMOVED, *removed_keys.RENAMED])
-def test_old_keys_are_no_keys_and_new_names_are(key: str) -> None:
+@pytest.mark.parametrize("key", REMOVED)
+def test_removed_keys_are_no_keys(key: str) -> None:
     assert slot(tuple(key.split("."))) is None
-    if key in removed_keys.RENAMED:
-        assert slot(tuple(removed_keys.RENAMED[key].split(".")))
 
 
 def test_another_value_is_an_error_that_names_the_place_and_the_replacement(tmp_path: Path) -> None:
@@ -443,28 +441,8 @@ def test_an_option_replaces_the_removed_value_of_the_file(tmp_path: Path) -> Non
     assert recipe.train.objective == "dpo"
 
 
-@pytest.mark.parametrize("option", ["data.quality.alike=0.8", "data.quality={alike: 0.8}", None])
-def test_a_renamed_key_is_read_with_one_note(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str | None
-) -> None:
-    path = write(tmp_path, "name: old\ndata:\n  quality:\n    alike: 0.8\n" if option is None else "name: old\n")
-    for _ in range(2):
-        resolved = load_recipe(path, [option] if option else [])
-    assert resolved.recipe.data.quality.near_duplicate_similarity == 0.8
-    origin = resolved.origin["data.quality.near_duplicate_similarity"]
-    assert origin == ("--set" if option else "mine.yaml, line 4")
-    note = "data.quality.alike is now data.quality.near_duplicate_similarity"
-    assert capsys.readouterr().err.count(note) == 1
-
-
-def test_both_names_of_a_key_are_refused(tmp_path: Path) -> None:
-    text = "name: old\ndata:\n  quality: {alike: 0.8, near_duplicate_similarity: 0.9}\n"
-    (problem,) = problems(write(tmp_path, text))
-    assert problem.startswith("mine.yaml, line 3: data.quality.alike: no such key")
-
-
 def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
-    fixed = ["evaluate.batch_tokens=1024", "train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
+    fixed = ["train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
     fixed_sizes, automatic = (load_recipe("quickstart", changes).recipe for changes in (fixed, []))
     assert what_counts(fixed_sizes) == what_counts(automatic)
     longer = load_recipe("quickstart", ["train.epochs=4"]).recipe

@@ -321,8 +321,8 @@ def swollen(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda path: flagged(zipped(path), 6, 1), "0000000.xml: encrypted"),
-        (lambda path: flagged(zipped(path), 8, 99), "this compression isn't supported"),
+        (lambda path: flagged(zipped(path), 6, 1), "is encrypted"),
+        (lambda path: flagged(zipped(path), 8, 99), "compression method is not supported"),
         (lambda path: flagged(zipped(path), 14, 0), "a damaged zip file (Bad CRC-32"),
         (lambda path: zipped(path, bomb="<a>" + " " * 40_000_000 + "</a>"), "bomb.xml: more than 16 MB"),
         (

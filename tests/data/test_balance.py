@@ -193,7 +193,7 @@ def test_a_column_of_a_users_own_makes_no_style(tmp_path):
 
 def test_pairs_keep_the_style_of_their_question(tmp_path):
     splits = prepare(recipe(tmp_path, style="plain"), tmp_path / "data").splits
-    pairs, _ = build(splits.train, PreferenceSpec(corruptions=["other"]), 1)
+    pairs, _ = build(splits.train, PreferenceSpec(), 1)
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     styles = {each.id: each.style for each in splits.train}
     assert {pair.style for pair in pairs} == {"plain", "expert"}

@@ -43,7 +43,7 @@ def publisher(tmp_path: Path) -> Iterator[str]:
     layouts.pubmedqa(folder, {"1": layouts.pubmedqa_item(1)})
     Publisher.hits = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Publisher, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -20,9 +20,8 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
 from meditune.data.example import Example, Passage, Turn
 from meditune.data.leakage import record
-from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import build, corrupt, from_rows
-from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
+from meditune.data.preference.pairs import Rated, build, corrupt, from_rows, paired
+from meditune.data.preference.prepare_pairs import prepare_pairs, read_given_pairs, stored_pairs
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
@@ -105,9 +104,6 @@ def test_pairs_are_seeded_and_their_kinds_even():
     twice, _ = build(many, PreferenceSpec(per_example=2), seed=1)
     assert len(twice) > 60
     assert max(Counter((pair.question, pair.kind) for pair in twice).values()) == 1
-    only, without_pair = build(many, PreferenceSpec(corruptions=["number"]), seed=1)
-    assert {pair.kind for pair in only} == {"number"}
-    assert without_pair == 20
 
 
 def pair_rows(count, **changes):
@@ -229,7 +225,7 @@ def test_formats_and_columns_with_other_names(tmp_path, ending):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"chosen": "good"}), Rejects())
+    (pair,) = read_given_pairs(path, recipe(fields={"chosen": "good"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.kind) == ("Does it help?", "Yes, it does.", "No.", "own")
 
 
@@ -257,9 +253,9 @@ def test_bad_files_say_where(tmp_path, text, message):
 
 
 def test_answers_that_allow_no_corruption_are_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"corrupted by number.*train\.preference\.path"):
+    with pytest.raises(DataError, match=r"can be corrupted.*train\.preference\.path"):
         prepare_pairs(
-            recipe(corruptions=["number"]),
+            recipe(),
             Splits([example("Safe.")], [example("Safe.", 1)], [example("Safe.", 2)], "t"),
             "hash",
             tmp_path,
@@ -294,7 +290,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
     lines = ["1 4-Excellent A_Sec1.txt", "1 1-Incorrect A_Sec2.txt", "1 3-Incomplete A_Sec9.txt",
              "900 3-Incomplete A_Sec1.txt", "1 good A_Sec2.txt"]  # fmt: skip
     rejects = Rejects()
-    (pair,) = rated_answers.read_given_pairs(judged_set(tmp_path / "judged", lines, answers), recipe(), rejects)
+    (pair,) = read_given_pairs(judged_set(tmp_path / "judged", lines, answers), recipe(), rejects)
     assert (pair.chosen, pair.rejected) == ("It is rare (very).", "Rest.")
     assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
     assert rejects.counts()["pairs"] == {
@@ -312,13 +308,13 @@ def test_another_folder_is_refused(tmp_path, liveqa):
         DataError,
         match=r"no \*Answers\*\.csv in this folder\. Set train\.preference\.path to a file of pairs or rated answers",
     ):
-        rated_answers.read_given_pairs(tmp_path, recipe(), Rejects())
+        read_given_pairs(tmp_path, recipe(), Rejects())
 
 
 @pytest.mark.skipif(not (REAL / "medquad-judged").is_dir(), reason="needs MEDITUNE_DATA with medquad-judged")
 def test_the_real_judgments():
     rejects = Rejects()
-    pairs = rated_answers.read_given_pairs(REAL / "medquad-judged", recipe(), rejects)
+    pairs = read_given_pairs(REAL / "medquad-judged", recipe(), rejects)
     assert len(pairs) == 464
     assert len({pair.question for pair in pairs}) == 47
     assert rejects.counts()["pairs"] == {
@@ -342,7 +338,7 @@ def pairs_of(tmp_path, rows, seed=17):
     path = jsonl(tmp_path / "ratings.jsonl", rows)
     rejects = Rejects()
     asked = recipe().model_copy(update={"seed": seed})
-    return rated_answers.read_given_pairs(path, asked, rejects), rejects.counts().get("pairs", {})
+    return read_given_pairs(path, asked, rejects), rejects.counts().get("pairs", {})
 
 
 def scores(pairs):
@@ -363,10 +359,8 @@ def scores(pairs):
     ],
 )  # fmt: skip
 def test_the_higher_rated_is_preferred_where_they_are_far_enough_apart(ratings, margin, expected):
-    answers = [
-        rated_answers.Rated(str(n), str(n), "Q?", (), f"{n}: {rating}.", "", rating) for n, rating in enumerate(ratings)
-    ]
-    pairs = rated_answers.paired(answers, 17, Rejects(), margin)
+    answers = [Rated(str(n), str(n), "Q?", (), f"{n}: {rating}.", "", rating) for n, rating in enumerate(ratings)]
+    pairs = paired(answers, 17, Rejects(), margin)
     assert scores(pairs) == expected
     assert {pair.kind for pair in pairs} <= {"rated"}
 
@@ -442,7 +436,7 @@ def test_rated_answers_in_other_formats_and_columns(tmp_path, ending):
     else:
         mark = "," if ending == "csv" else "\t"
         path.write_text("\n".join(mark.join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
-    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
+    (pair,) = read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.group) == ("Why?", "So.", "No.", "7")
 
 
@@ -487,7 +481,7 @@ def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
 def thumbs_of(tmp_path, rows, **preference):
     """(question -> kind, left out) of rated answers for KTO."""
     path, rejects = jsonl(tmp_path / "thumbs.jsonl", rows), Rejects()
-    pairs = rated_answers.read_given_pairs(path, recipe("kto", **preference), rejects)
+    pairs = read_given_pairs(path, recipe("kto", **preference), rejects)
     assert all(bool(pair.chosen) == (pair.kind == "up") != bool(pair.rejected) for pair in pairs)
     return {pair.question: pair.kind for pair in pairs}, rejects.counts().get("pairs", {})
 
@@ -536,7 +530,7 @@ def test_of_a_servers_answers_those_with_text_and_feedback_are_used(tmp_path):
         thumbs_of(tmp_path, rows[:1])
     path = jsonl(tmp_path / "answers.jsonl", rows)
     with pytest.raises(DataError, match=r"`meditune answers export`, set train\.objective to kto"):
-        rated_answers.read_given_pairs(path, recipe(), Rejects())
+        read_given_pairs(path, recipe(), Rejects())
 
 
 def test_pairs_become_single_answers_for_kto_and_stay_pairs_to_measure_on(tmp_path):
@@ -569,7 +563,7 @@ def test_bad_thumbs_say_where_or_what_is_missing(tmp_path, values, message):
 def test_a_pair_of_a_conversation_has_its_earlier_turns():
     turns = (Turn(role="user", text="How much aspirin?"), Turn(role="assistant", text="Up to 4 g."))
     talk = example("Half of the 4 g.").model_copy(update={"question": "And for children?", "turns": turns})
-    (pair,), _ = build([talk], PreferenceSpec(corruptions=["number"]), seed=1)
+    (pair,), _ = build([talk], PreferenceSpec(), seed=1)
     assert pair.example().turns == turns
     row = json.loads(pair.model_dump_json())
     (read,) = from_rows([("row 1", row)], Rejects(), None, "rows", "no rows")

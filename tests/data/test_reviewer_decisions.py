@@ -74,13 +74,11 @@ def test_without_decisions_nothing_is_written_of_them(tmp_path, plain):
     assert "decisions" not in read_json(tmp_path / "plain" / "quality.json")
 
 
-def test_incomplete_rows_go_where_the_recipe_says_so(tmp_path, plain):
+def test_incomplete_rows_are_kept_with_a_mark(tmp_path, plain):
     example = plain.dev[0]
     file = decide(tmp_path / "d.jsonl", plain.dev, **{f"n{example.id[4:]}": "incomplete"})
     kept = prepared(tmp_path, "kept", decisions=file).splits.dev
     assert next(e for e in kept if e.id == example.id).meta["validated"]["verdict"] == "incomplete"
-    left = prepared(tmp_path, "left", decisions=file, incomplete="drop").splits.dev
-    assert len(left) == len(kept) - 1
 
 
 def test_decisions_move_no_row_and_leave_test_items_alone(tmp_path, plain):

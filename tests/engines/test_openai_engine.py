@@ -116,7 +116,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     engine = None
     try:

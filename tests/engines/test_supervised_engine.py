@@ -101,9 +101,9 @@ def kill(engine: Any) -> None:
     if isinstance(engine, SubprocessEngine):
         os.kill(engine._process.pid, signal.SIGKILL)
         return
-    end(engine._worker._thread)
-    with engine._worker._wake:
-        engine._worker._wake.notify_all()
+    end(engine._thread)
+    with engine._wake:
+        engine._wake.notify_all()
 
 
 def end(thread: threading.Thread) -> None:
@@ -169,7 +169,7 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
 def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     wanted = startup.ServerOptions(str(folder), engine="transformers", name="tiny")
     with started(startup.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
-        works = server.service.engine._engine._worker
+        works = server.service.engine._engine
         breaks_down = works._break_down
         # It ends where even its own end can't be handled.
         monkeypatch.setattr(works, "_break_down", lambda _: None)
@@ -238,7 +238,7 @@ def serving_elsewhere(port: int = 0) -> Iterator[int]:
             pass
 
     made = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield made.server_port
@@ -327,7 +327,7 @@ def test_a_server_whose_engine_cant_be_restarted_ends_with_an_error(folder: Path
     try:
         assert re.search(r"http://\S+/", process.stdout.readline())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (engine,) = [child for child in children if b"subprocess_worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        (engine,) = [child for child in children if b"subprocess_engine" in Path(f"/proc/{child}/cmdline").read_bytes()]
         os.kill(int(engine), signal.SIGKILL)
         out, log = process.communicate(timeout=60)
     finally:

@@ -257,15 +257,15 @@ def test_scoring_needs_a_prompt_and_room(opened):
 
 
 def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opened, monkeypatch):
-    batch, going, stuck = opened._worker.batch, threading.Event(), threading.Event()
+    going, stuck = threading.Event(), threading.Event()
 
     def fails(*_):
         stuck.set()
         going.wait(60)
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(batch.decoder, "step", fails)
-    monkeypatch.setattr(batch, "_decoder", fails)
+    monkeypatch.setattr(opened.decoder, "step", fails)
+    monkeypatch.setattr(opened, "_decoder", fails)
     running = [queue.Queue() for _ in range(6)]
     for prompt, pieces in zip(prompts(), running, strict=False):
         opened.start(GenerationRequest(prompt, MORE), pieces.put)
@@ -279,7 +279,7 @@ def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opene
             scored.put(error)
 
     threading.Thread(target=score, daemon=True).start()
-    until(lambda: opened._worker._calls)
+    until(lambda: opened._calls)
     going.set()
     errors = [collect(pieces)[-1].error for pieces in running]
     assert "no memory" in str(errors[0])

@@ -15,7 +15,7 @@ from meditune.evaluate.answer_grading import compared, grade, matched, overview
 from meditune.evaluate.compare import caveats, compare, got_worse
 from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.metrics import summarise, summarise_references
-from meditune.evaluate.metrics.faithfulness import agreement
+from meditune.evaluate.metrics.written_answers import agreement
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.report.page import render
 from meditune.evaluate.subgroups import subgroups

@@ -114,8 +114,12 @@ def test_the_correction_runs_over_every_model_that_is_compared():
 
 
 def test_what_changed_is_named_in_both_directions():
-    base = Predictions(decided(True, False, False, True).decision, [], written("", "aspirin", "it eases pain").answer)
-    tuned = Predictions(decided(False, True, False, True).decision, [], written("aspirin", "", "it eases pain").answer)
+    base = Predictions(
+        decision=decided(True, False, False, True).decision, answer=written("", "aspirin", "it eases pain").answer
+    )
+    tuned = Predictions(
+        decision=decided(False, True, False, True).decision, answer=written("aspirin", "", "it eases pain").answer
+    )
     found = changes(base, tuned, {})
     assert [(row["kind"], row["id"], row["change"]) for row in found] == [
         ("decision", "0", "lost"),

@@ -7,7 +7,7 @@ import pytest
 
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.evaluate.evaluation_items import decided_on
+from meditune.evaluate.evaluator import decided_on
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, write_pubmedqa
 from meditune.files import read_json, write_jsonl

@@ -17,15 +17,15 @@ from meditune.errors import RecipeError
 from meditune.evaluate.compare import compare
 from meditune.evaluate.decision_calibration import MIN_ITEMS, abstention, answered_at, fit_calibration, threshold_for
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
-from meditune.evaluate.metrics.confidence import (
+from meditune.evaluate.metrics.decision import (
     GROUPS,
+    calibrated,
     calibration_error,
     probabilities,
     reliability,
     risk_area,
     risk_coverage,
 )
-from meditune.evaluate.metrics.decision import calibrated
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import wilson
 from tests.evaluate.test_metrics import decisions

@@ -14,10 +14,9 @@ from meditune.data.preference.pairs import Pair
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError, ModelError
 from meditune.evaluate import likelihood
+from meditune.evaluate.backends import EngineBackend
 from meditune.evaluate.compare import compare
-from meditune.evaluate.engine_backend import EngineBackend
-from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
-from meditune.evaluate.evaluator import ENGINE, Backend, Evaluator
+from meditune.evaluate.evaluator import ENGINE, Backend, Evaluator, coverage_remarks, unmeasured_ids
 from meditune.evaluate.likelihood import decisions, score
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 
-from meditune.data.preference import rated_answers
+from meditune.data.preference import prepare_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
@@ -101,7 +101,7 @@ def test_the_command_shows_each_systems_figures(tmp_path):
 @pytest.mark.real
 def test_the_best_retrieved_answer_of_each_judged_question(real_data, tmp_path):
     """MedQuAD's judged answers: a system that finds the best answer for each of the judged LiveQA questions."""
-    judged = list(rated_answers.read(real_data / "medquad-judged", real_data / "liveqa", Rejects()))
+    judged = list(prepare_pairs.read_judged(real_data / "medquad-judged", real_data / "liveqa", Rejects()))
     lines = [f"{each.name.partition('/')[0]},{each.rating:g}" for each in judged]
     path = file(tmp_path, "\n".join(["id,score", *lines]) + "\n")
     rows = read_ratings(path, best=True)[""]

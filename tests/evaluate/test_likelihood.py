@@ -167,11 +167,6 @@ def test_bits_per_byte_dont_depend_on_how_a_text_was_cut_into_tokens():
     )
 
 
-def test_predictions_of_earlier_versions_have_no_bits_per_byte():
-    old = [{"id": "a", "nll": 8.0, "tokens": 16}]
-    assert summarise(Predictions(likelihood=old, general=old)).keys() == {"perplexity", "general_perplexity"}
-
-
 def test_a_measurement_stores_both_with_their_bytes(tmp_path):
     recipe = load_recipe("quickstart", ["evaluate.general_tokens=0", "evaluate.max_new_tokens=2"]).recipe
     loaded = tiny.loaded()

@@ -451,7 +451,6 @@ def test_wrong_settings_are_told_in_a_sentence():
         ({"suites": ["medqa"], "suite_judge": "runs/judge"}, "has no effect"),
         ({"suites": ["healthbench"], "suite_judge": "runs/judge"}, "must be api:NAME for healthbench"),
         ({"suites": ["k-qa", "medicationqa"]}, "k-qa, medicationqa need a judge"),
-        ({"suite_judge_api": {"hyperparameters": {"batch_size": 4}}}, "hyperparameters has no effect on a judge"),
         ({"suites": ["medqa"], "protocol": "lm-eval"}, "already use lm-evaluation-harness's prompts"),
     ):
         with pytest.raises(ValueError, match=text):

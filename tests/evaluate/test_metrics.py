@@ -23,8 +23,15 @@ from meditune.errors import DataError
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
-from meditune.evaluate.metrics.readability import measured, spread
-from meditune.evaluate.metrics.text_overlap import corpus_bleu, corpus_chrf, loops, repeated, signatures
+from meditune.evaluate.metrics.written_answers import (
+    corpus_bleu,
+    corpus_chrf,
+    loops,
+    measured,
+    repeated,
+    signatures,
+    spread,
+)
 from meditune.evaluate.predictions import Predictions, answer_row
 from meditune.readability import smog
 
@@ -139,7 +146,11 @@ def test_calibration_error_of_a_confident_liar_is_its_confidence():
 
 
 def everything(seed, skill, noise, mean):
-    return Predictions(decisions(seed, skill=skill), likelihoods(seed, mean=mean), answers(seed, noise=noise), [])
+    return Predictions(
+        decision=decisions(seed, skill=skill),
+        likelihood=likelihoods(seed, mean=mean),
+        answer=answers(seed, noise=noise),
+    )
 
 
 def test_a_clear_gain_is_better_in_every_metric_and_the_reverse_is_worse():

@@ -89,21 +89,21 @@ def verdict_of(prompt, _):
 
 
 def run(place, name, judge, suites="[k-qa]", **more):
-    settings = {"evaluate__suites": suites, "evaluate__suite_judge": judge, "evaluate__suite_tokens": 8}
+    settings = {"evaluate__suites": suites, "evaluate__suite_judge": judge}
     return place.run(name, *place.settings(**settings, evaluate__choices=0, evaluate__answers=4, **more))
 
 
 def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_beside_the_score(place):
     with serving(answer=verdict_of) as api:
         more = {"evaluate__suite_judge_api__url": api.url, "evaluate__suite_judge_api__key_variable": "JUDGE_KEY"}
-        more |= {"evaluate__suite_judge_api__price_per_million_input_tokens": 2}
+        more |= {"evaluate__suite_judge_api__prices": "{input: 2}"}
         suites = "[k-qa, healthbench]"
         refused = run(place, "run", "api:strict-judge", suites, **more)
         # 4 questions with 3 statements and 2 with 2 criteria, for two models, and 4 labels.
         refused.refused(1, "36 questions to the judge of answers", "Cost: about", "--yes")
         assert api.chats == [], "nothing is sent before"
         settings = place.settings(
-            evaluate__suites=suites, evaluate__suite_judge="api:strict-judge", evaluate__suite_tokens=8,
+            evaluate__suites=suites, evaluate__suite_judge="api:strict-judge",
             evaluate__choices=0, evaluate__answers=4, **more,
         )  # fmt: skip
         done = place.run("run", "--yes", *settings)
@@ -149,7 +149,7 @@ def test_verdicts_that_were_paid_for_survive_an_error_of_the_judge(tmp_path, mon
         return verdict_of(prompt, tuned)
 
     with serving(answer=then_broken) as api:
-        model = find_api_model("api:judge", ApiSpec(url=api.url, key_variable="JUDGE_KEY", concurrency=1))
+        model = find_api_model("api:judge", ApiSpec(url=api.url, key_variable="JUDGE_KEY"))
         with model.client("") as client, pytest.raises(ApiError, match="k-qa:0/2"):
             grade_suites([grading], ApiJudge(model, client))
         assert not grading.path.exists()

@@ -20,10 +20,11 @@ from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
 from meditune.export import verify
 from meditune.export.gguf import add_vocabulary, file_name, matrix_type, write_gguf
-from meditune.export.prompt_templates import MODELFILE, check_prompts, ollama_prompt, write_chat_template
+from meditune.export.prompt_templates import MODELFILE, check_prompts, write_chat_template
 from meditune.prompts import Encoder, save_format
 from tests import tiny
 from tests.commands import meditune
+from tests.ollama_template import modelfile_prompt
 
 gguf = pytest.importorskip("gguf")
 SPACE = "▁"
@@ -170,7 +171,7 @@ def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_traini
     # Ollama's own default penalises repetition.
     assert "PARAMETER repeat_penalty 1\n" in said
     engine = open_engine(str(folder))
-    encoder, write = Encoder(engine.tokenizer, FORM), ollama_prompt(folder)
+    encoder, write = Encoder(engine.tokenizer, FORM), modelfile_prompt(folder)
     for example in (chat(), chat("Inhalers help."), chat().model_copy(update={"turns": ()})):
         assert engine.tokenize(write(messages_of(example))) == encoder.prompt_ids(example, "answer")
     with pytest.raises(ModelError, match="Ollama would get other tokens"):

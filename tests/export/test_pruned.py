@@ -13,7 +13,7 @@ from tests.commands import bench, meditune, stopped_after
 from tests.models.test_pruning import deep
 from tests.test_strategies import QUICK
 
-RUN = QUICK | {"evaluate__general_tokens": 200, "evaluate__batch_tokens": 512, "train__epochs": 1}
+RUN = QUICK | {"evaluate__general_tokens": 200, "train__micro_batch_tokens": 512, "train__epochs": 1}
 TEXTS = {
     "valid": " = Lungs = \n\n They breathe air in and out . \n",
     "test": " = Hearts = \n\n They beat day and night . \n",
@@ -47,7 +47,7 @@ def facts_in(folder):
 
 
 def small(*words):
-    changes = {"evaluate.general_tokens": 200, "evaluate.batch_tokens": 512}
+    changes = {"evaluate.general_tokens": 200, "train.micro_batch_tokens": 512}
     return [*words, *(word for key, value in changes.items() for word in ("--set", f"{key}={value}"))]
 
 

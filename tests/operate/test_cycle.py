@@ -15,11 +15,11 @@ import pytest
 from meditune.cli.loop import FILE
 from meditune.files import cache_folder
 from meditune.model_registry import Registry
-from meditune.operate.active_learning.annotation_queue import examples
+from meditune.operate.label_queue import examples
 from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
 from tests.loopback_server import Running
-from tests.operate.test_active_learning import judge
+from tests.operate.test_label_queue import judge
 from tests.registry_runs import finished
 from tests.serve.test_version_router import current, kept, serving, until
 
@@ -80,7 +80,7 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             _good_time(server, store, tmp_path)
             config.write_text(
                 "registry: registry\nstore: store\ndrift: {reference: reference, every: 1s}\nguard: {every: 1s}\n"
-                f"queue: {{folder: queues, budget: 200, embedding: {EMBEDDING}, every: 1h}}\n"
+                "queue: {folder: queues, budget: 200, every: 1h}\n"
                 "retrain: {min_rows: 20, held_out: 0.5, set: [train.epochs=4, train.learning_rate=1e-2], every: 1h}\n"
             )
             first = meditune("loop", config, "--once")

@@ -33,7 +33,7 @@ from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather
 from meditune.operate.retraining.release_gate import MIN_GROUPS, NEW, OLD, judge, unjudged, usual
-from meditune.operate.retraining.retrain import Options, UnfinishedRetraining, derive_recipe
+from meditune.operate.retraining.retrain import Options, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
@@ -297,12 +297,6 @@ def test_no_password_of_a_database_is_written_down() -> None:
     options = Options(TrainingDataSources("postgresql://nurse:s3cret@db.example:5432/clinic?password=s3cret"))
     assert options.result_options()["sources"]["store"] == "postgresql://nurse@db.example:5432/clinic"
     assert "s3cret" not in json.dumps(options.result_options())
-
-
-def test_the_work_file_of_an_earlier_version_is_understood() -> None:
-    old = {"id": "a", "begun": "2026-01-02", "parent": "v0001", "asked": {"wanted": {}, "least": 20, "gate_old": None}}
-    found = UnfinishedRetraining.from_json(old)
-    assert found == UnfinishedRetraining("a", "2026-01-02", "v0001", {"sources": {}, "min_rows": 20, "gate": None})
 
 
 def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditune.model_registry import Registry
-from meditune.operate.drift.alerts import Alert
+from meditune.operate.drift.monitor import Alert
 from meditune.operate.retraining.rollback import is_rated_worse, on_drift
 from meditune.store.answers import Answer, Answers, Feedback, Rating
 from meditune.store.database import SQLiteDatabase

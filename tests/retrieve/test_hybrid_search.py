@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError
-from meditune.models.sentence_encoder import SentenceEncoder, Vectors
-from meditune.retrieve import collections, vector_search
+from meditune.models.sentence_encoder import SentenceEncoder
+from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import query_focus
+from meditune.retrieve.reranker import nearest
 from meditune.retrieve.storage import index_storage
-from meditune.retrieve.vector_search import VectorSearch
 from tests import corpus
 
 pytest.importorskip("lancedb")
@@ -241,35 +241,13 @@ def test_a_twin_gives_way_to_something_else() -> None:
     assert marginal_relevance([1.0, 1.0], vectors[:2], 5, 0.5) == [0, 1]
 
 
-def spread(count: int, telling: bool) -> Vectors:
-    """Vectors of length 1 that vary in some directions more than in others, or in all alike."""
-    random = np.random.default_rng(5)
-    turned, _ = np.linalg.qr(random.normal(size=(96, 96)))
-    sizes = 1 / np.arange(1, 97) if telling else np.ones(96)
-    made = (random.normal(size=(count, 96)) * sizes) @ turned
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.mark.parametrize("telling", [True, False])
-@pytest.mark.parametrize("count", [vector_search.MIN_VECTORS - 1, 2 * vector_search.MIN_VECTORS])
-def test_the_nearest_are_found(count: int, telling: bool) -> None:
-    vectors = spread(count + 3, telling)
-    asked, there = vectors[:3], vectors[3:]
-    for vector in asked:
-        places, cosines = VectorSearch(there).nearest(vector, 20)
-        every = there @ vector
-        assert places.tolist() == np.argsort(-every, kind="stable")[:20].tolist()
-        assert cosines == pytest.approx(every[places], abs=1e-6)
-
-
-def test_only_allowed_ones_are_found_however_far_they_are() -> None:
-    vectors = spread(2 * vector_search.MIN_VECTORS, telling=True)
+def test_the_nearest_of_the_allowed_are_found() -> None:
+    made = np.random.default_rng(5).normal(size=(2000, 96))
+    vectors = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    places, cosines = nearest(vectors, vectors[3], 20)
+    every = vectors @ vectors[3]
+    assert places.tolist() == np.argsort(-every, kind="stable")[:20].tolist()
+    assert cosines == pytest.approx(every[places], abs=1e-6)
     allowed = np.zeros(len(vectors), dtype=bool)
     allowed[[7, 70, 700]] = True
-    places, _ = VectorSearch(vectors).nearest(vectors[0], 20, allowed)
-    assert sorted(places.tolist()) == [7, 70, 700]
-
-
-def test_no_more_than_there_are() -> None:
-    vectors = spread(3, telling=True)
-    assert len(VectorSearch(vectors).nearest(vectors[0], 20)[0]) == 3
+    assert sorted(nearest(vectors, vectors[0], 20, allowed)[0].tolist()) == [7, 70, 700]

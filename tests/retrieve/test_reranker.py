@@ -10,9 +10,8 @@ import pytest
 from meditune.errors import DataError, ModelError
 from meditune.retrieve import reranker as knowledge
 from meditune.retrieve import topics
-from meditune.retrieve.reranker import Reranker
+from meditune.retrieve.reranker import Reranker, TitleVectors
 from meditune.retrieve.topics import Synonyms, key, says
-from meditune.retrieve.vector_search import TitleVectors
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from meditune.errors import DataError, MedituneError
-from meditune.files import read_json, write_json
+from meditune.files import read_json
 from meditune.review.rating_set import BLOCK, create, read_key, read_set
 from tests.commands import meditune
 from tests.review.known_ratings import finished
@@ -122,11 +122,3 @@ def test_the_default_place_is_in_the_run(tmp_path):
     assert done.code == 0
     assert "6 answers to 2 questions" in done.out
     assert read_json(run / "review" / "set.json")["axes"] == "lay"
-
-
-def test_a_set_from_before_there_were_tasks_is_one_of_answers(tmp_path):
-    found = made(tmp_path)
-    settings = read_json(tmp_path / "review" / "set.json")
-    assert settings.pop("task") == "rate"
-    write_json(tmp_path / "review" / "set.json", settings)
-    assert read_set(tmp_path / "review") == found

@@ -5,8 +5,7 @@ Ratings become pairs that preference tuning reads as they are.
 
 import pytest
 
-from meditune.data.preference import rated_answers
-from meditune.data.preference.prepare_pairs import prepare_pairs
+from meditune.data.preference.prepare_pairs import prepare_pairs, read_given_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.evaluate.report.page import render
 from meditune.files import read_json, write_json, write_jsonl
@@ -187,7 +186,7 @@ def test_the_better_rated_answer_is_preferred_and_the_existing_reader_takes_it(t
     rate(folder, "Ann", lambda _, origin: BEST[origin])
     path = tmp_path / "pairs.jsonl"
     assert write_pairs(folder, path, 1.0, 10).rated == 12
-    read = rated_answers.read_given_pairs(path, recipe(), Rejects())
+    read = read_given_pairs(path, recipe(), Rejects())
     assert {(pair.chosen, pair.rejected) for pair in read if pair.group == "g2"} == {
         (said(2, "reference"), said(2, "tuned")),
         (said(2, "reference"), said(2, "base")),
@@ -202,7 +201,7 @@ def test_answers_as_good_as_each_other_make_no_pair(tmp_path):
     folder = made_rating_set(tmp_path, 2)
     rate(folder, "Ann", lambda _, origin: 1 if origin == "reference" else 2)
     made_of = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
-    read = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
+    read = read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert made_of.rated == 4
     assert {pair.chosen for pair in read} == {said(0, "reference"), said(1, "reference")}
     assert write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 1).left_out == {
@@ -220,7 +219,7 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
     done = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
     assert (done.rated, done.corrected) == (0, 1)
     assert done.left_out == {"better answers that change nothing": 1, "better answers to an empty answer": 1}
-    (pair,) = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
+    (pair,) = read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert (pair.chosen, pair.rejected) == ("It may help some.", said(0, "tuned"))
 
 

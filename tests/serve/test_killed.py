@@ -27,9 +27,9 @@ from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import ListenConfig, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
+from meditune.store import open_store
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
-from meditune.store.open_store import open_store
 from tests.assistants import ScriptedEngine, assistant_of
 
 KILLS = 10

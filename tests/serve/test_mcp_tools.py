@@ -16,8 +16,8 @@ from meditune.errors import DataError
 from meditune.prompts import LIMITS, LIMITS_LINE
 from meditune.serve.mcp_tools import Evaluation, add_endpoint, evaluation_of
 from meditune.serve.settings import Settings
+from meditune.store import open_store
 from meditune.store.api_keys import Keys
-from meditune.store.open_store import open_store
 from tests import tiny
 from tests.assistants import ScriptedEngine, assistant_of, index_of
 from tests.commands import meditune

@@ -15,8 +15,8 @@ from meditune import observability
 from meditune.assistant.assistant import AssistantSettings
 from meditune.errors import ModelError
 from meditune.serve.settings import Settings
+from meditune.store import open_store
 from meditune.store.api_keys import Keys
-from meditune.store.open_store import open_store
 from tests.assistants import ScriptedEngine, assistant_of, index_of
 from tests.browser import chromium
 from tests.busy_store import MARKUP, fill_busy_store
@@ -66,8 +66,7 @@ def browser():
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("colours", "width"), [("light", 360), ("dark", 1280)])
 def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser, tmp_path, colours, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     keys = Keys(fill_busy_store(tmp_path))
@@ -170,7 +169,7 @@ def receiver():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", got
     finally:

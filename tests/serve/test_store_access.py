@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from meditune.errors import StoreError
-from meditune.serve import answer_log, store_access, streaming
+from meditune.serve import store_access, streaming
 from meditune.serve.settings import Settings
 from meditune.serve.store_access import STABLE_CLOCK_S, Clock
-from meditune.store import database
+from meditune.store import database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
 from meditune.store.database import FILE, SQLiteDatabase
-from meditune.store.open_store import open_store
 from tests.assistants import ScriptedEngine, assistant_of
 from tests.commands import meditune
 from tests.loopback_server import served, service
@@ -143,7 +142,7 @@ def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeyp
 
 def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 2.0)
-    for module in (answer_log, streaming):
+    for module in (store_access, streaming):
         monkeypatch.setattr(module, "METRICS_S", 0.3)
     keys = Keys(SQLiteDatabase(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]

@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from meditune.store import database
+from meditune.store import database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Usage
 from meditune.store.database import SQLiteDatabase
-from meditune.store.open_store import open_store
-from meditune.store.overview import overview
 
 
 @pytest.fixture
@@ -74,16 +72,6 @@ def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
     assert b"unmistakable a1" not in everything(tmp_path)
     assert b"remarkable a1" not in everything(tmp_path)
     assert b"remarkable a2" in everything(tmp_path)
-
-
-def test_shadow_answers_of_earlier_versions_of_meditune_are_ignored_and_deleted_with_the_answer(answers):
-    answers.keep(Answer("a1", "k1", "ask", "m v1", question="Does aspirin help?"))
-    answers.keep(Answer("a1-shadow", "k1", "shadow", "m v2", question="Does aspirin help?"))
-    assert [each["id"] for each in answers.exported()] == ["a1"]
-    assert [each.id for _, each, _ in answers.in_order()] == ["a1"]
-    assert overview(answers.base)["answers"]["count"] == 1
-    assert answers.delete("a1")
-    assert answers.get("a1-shadow") is None
 
 
 def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruning(

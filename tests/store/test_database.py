@@ -1,6 +1,5 @@
-"""Stores of earlier versions are brought up to date, those of later ones left alone; keys are kept as hashes."""
+"""Stores are created once and whole, those of later versions left alone; keys are kept as hashes."""
 
-import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,45 +8,12 @@ from threading import Barrier
 import pytest
 
 from meditune.errors import DataError, StoreError
-from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store import database, open_store
+from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import USUAL, Keys
 from meditune.store.database import FILE, LATEST, SQLiteDatabase
-from meditune.store.open_store import open_store
 from meditune.store.overview import Notes
 from meditune.store.postgresql import Postgres
-
-OLD = """
-CREATE TABLE keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, old_hash TEXT, old_until REAL,
-    scopes TEXT NOT NULL, per_minute INTEGER, daily_tokens INTEGER, created REAL NOT NULL, expires REAL, revoked REAL
-);
-CREATE TABLE usage (
-    who TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (who, day)
-);
-CREATE TABLE answers (
-    id TEXT PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
-    index_content TEXT NOT NULL, outcome TEXT NOT NULL, facts TEXT NOT NULL, question TEXT, answer TEXT
-);
-CREATE INDEX answers_time ON answers (time);
-CREATE TABLE feedback (
-    answer TEXT NOT NULL REFERENCES answers (id) ON DELETE CASCADE, who TEXT NOT NULL, time REAL NOT NULL,
-    rating TEXT NOT NULL, reasons TEXT NOT NULL, comment TEXT NOT NULL, correction TEXT NOT NULL,
-    PRIMARY KEY (answer, who)
-);
-INSERT INTO keys VALUES ('1a2b', 'Ann', 'x', NULL, NULL, 'generate', NULL, NULL, 1.0, NULL, NULL);
-INSERT INTO answers VALUES ('a1', 5.0, '1a2b', 'ask', 'm v1', 'i1', 'answered', '{"sources": 1}', 'Why?', 'So.');
-INSERT INTO answers VALUES ('gone', 6.0, '1a2b', 'ask', 'm v1', '', 'answered', '{}', NULL, NULL);
-INSERT INTO answers VALUES ('a2', 4.0, '1a2b', 'ask', 'm v1', '', 'abstained', '{}', NULL, NULL);
-DELETE FROM answers WHERE id = 'gone';
-INSERT INTO feedback VALUES ('a1', '1a2b', 7.0, 'down', '["unclear"]', 'hm', 'Because.');
-PRAGMA user_version = 1;
-"""
-
-
-def old(folder):
-    with sqlite3.connect(folder / FILE) as base:
-        base.executescript(OLD)
-    return folder
 
 
 def versions(store):
@@ -55,48 +21,24 @@ def versions(store):
         return [row["version"] for row in base.execute("SELECT version FROM versions ORDER BY version")]
 
 
-def test_a_file_of_the_first_version_keeps_everything(tmp_path):
-    answers = Answers(SQLiteDatabase(old(tmp_path)))
-    assert versions(str(tmp_path)) == list(range(1, LATEST + 1))
-    told = list(answers.in_order())
-    # Places stay, gaps included: a drift check goes on from one.
-    assert [(place, each.id, said) for place, each, said in told] == [(1, "a1", ("down",)), (3, "a2", ())]
-    (said,) = next(answers.exported())["feedback"]
-    assert (said["correction"], said["decision"], said["expert"]) == ("Because.", "", False)
-    assert Keys(answers.base).get("1a2b").name == "Ann"
-    answers.add_feedback(Feedback("a1", "other", "up"))
-    assert answers.delete("a1")
-    with answers.base.opened() as base:
-        assert base.execute("SELECT count(*) FROM feedback").fetchone()[0] == 0
-        assert base.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-
-
-def test_servers_that_start_at_once_make_the_tables_once(store, tmp_path):
-    if store == str(tmp_path):
-        old(tmp_path)
+def test_servers_that_start_at_once_make_the_tables_once(store):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(open_store, [store] * 4))
-    assert versions(store) == list(range(1, LATEST + 1))
+    assert versions(store) == [LATEST]
     open_store(store)
 
 
-def test_a_step_that_fails_is_undone_whole(tmp_path, monkeypatch):
-    old(tmp_path)
-    from meditune.store import database
-
-    broken = database.Step(2, database.STEPS[1].sqlite + "CREATE TABLE broken (;", "")
-    monkeypatch.setattr(database, "STEPS", (database.STEPS[0], broken))
-    with pytest.raises(StoreError):
-        SQLiteDatabase(tmp_path)
-    monkeypatch.undo()
-    assert [each.id for _, each, _ in Answers(SQLiteDatabase(tmp_path)).in_order()] == ["a1", "a2"]
+def test_tables_that_cant_all_be_created_are_not_created_at_all(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("meditune.store.database.TABLES", f"{database.TABLES}; CREATE TABLE broken (")
+        with pytest.raises(StoreError):
+            SQLiteDatabase(tmp_path)
+    assert list(Answers(SQLiteDatabase(tmp_path)).in_order()) == []
 
 
 def test_a_later_version_is_left_alone(store):
     with open_store(store).opened() as base:
         base.execute("INSERT INTO versions VALUES (99, 0, 'later')")
-        if store.startswith("/"):
-            base.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="later version"):
         open_store(store)
 
@@ -224,8 +166,3 @@ def test_a_store_that_cant_be_used(tmp_path):
     (tmp_path / FILE).write_text("this is no database at all " * 50)
     with pytest.raises(DataError, match="can't be used"):
         SQLiteDatabase(tmp_path)
-    later = SQLiteDatabase(tmp_path / "later")
-    with later.opened() as base:
-        base.execute("PRAGMA user_version = 99")
-    with pytest.raises(DataError, match="later version"):
-        SQLiteDatabase(tmp_path / "later")

@@ -10,7 +10,7 @@ from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_afte
 
 STEPS = {
     **{"train__batch_size": 4, "train__checkpoint_steps": 3, "train__epochs": 4, "data__dev_share": 0.27},
-    **{"train__schedule": "constant", "train__warmup_share": 0, "model__dtype": "float32", "train__average_last": 0},
+    **{"train__schedule": "constant", "model__dtype": "float32", "train__average_last": 0},
 }
 """24 rows are left, so that each step has four, in a shorter training too, and does the same there."""
 OFTEN = {"train__dev__every_steps": 2}

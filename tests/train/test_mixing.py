@@ -15,8 +15,7 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
-from meditune.train.mixing import mix_of
-from meditune.train.replay import plan_replay
+from meditune.train.replay import mix_of, plan_replay
 from meditune.train.trainer import plan_steps
 from meditune.train.training_plan import mixture, plan_lines
 from tests import tiny
@@ -51,7 +50,7 @@ def test_each_source_comes_as_often_as_stated(spec, visits):
 
 
 def test_no_row_comes_again_before_all_of_its_source_came():
-    mix = mix_of(SOURCES, MixSpec(weights={"a": 1, "b": 1, "c": 4}))
+    mix = mix_of(SOURCES, {"a": 1, "b": 1, "c": 4})
     epochs = list(islice(mix.epochs(seed=3), 6))
     for source in "abc":
         times = Counter(index for epoch in epochs for index in epoch if SOURCES[index] == source)
@@ -61,39 +60,15 @@ def test_no_row_comes_again_before_all_of_its_source_came():
 
 def test_a_plan_follows_from_its_seed_alone():
     spec = TrainSpec(batch_size=4, accumulation=1, epochs=2)
-    plans = [plan_steps(120, spec, seed, mix_of(SOURCES, MixSpec(weights=EQUAL))) for seed in (1, 1, 2)]
+    plans = [plan_steps(120, spec, seed, mix_of(SOURCES, EQUAL)) for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
-    assert plan_steps(120, spec, 1, mix_of(SOURCES, MixSpec())) == plan_steps(120, spec, 1)
-    assert mix_of(["a"] * 5, MixSpec(weights={"a": 3.0})) is None
-
-
-@pytest.mark.parametrize("epochs", [1, 2.5, 4])
-@pytest.mark.parametrize("most", [0.5, 1, 1.5, 3])
-def test_no_source_is_seen_more_often_than_the_cap_and_the_others_get_the_rest(epochs, most):
-    spec = MixSpec(weights={"a": 1, "b": 1, "c": 8}, max_epochs=most)
-    mix = mix_of(SOURCES, spec, epochs)
-    steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=1, epochs=epochs), 3, mix)
-    rows = Counter(index for step in steps for index in step)
-    visits = Counter(SOURCES[index] for index in rows.elements())
-    for source in "abc":
-        assert visits[source] <= most * SOURCES.count(source)
-    assert max(rows.values()) <= -(-most // 1)
-    if most >= epochs:
-        assert mix.size == len(SOURCES), "what is taken from c goes to a and b"
-    else:
-        assert mix.size <= most * len(SOURCES) / epochs, "all are at their caps, so an epoch is shorter"
-
-
-def test_a_cap_shortens_a_training_of_one_source_too():
-    assert mix_of(["a"] * 30, MixSpec(max_epochs=2), epochs=3).size == 20
-    assert mix_of(["a"] * 30, MixSpec(max_epochs=3), epochs=3) is None
-    with pytest.raises(DataError, match=r"train\.mix\.max_epochs leaves no row"):
-        mix_of(["a"] * 3, MixSpec(max_epochs=0.1), epochs=3)
+    assert plan_steps(120, spec, 1, mix_of(SOURCES, {})) == plan_steps(120, spec, 1)
+    assert mix_of(["a"] * 5, {"a": 3.0}) is None
 
 
 def test_a_weighed_source_without_rows_is_refused():
     with pytest.raises(DataError, match=r"train\.mix\.weights: c has no training rows"):
-        mix_of(["a", "b"], MixSpec(weights={"a": 1, "b": 1, "c": 1}))
+        mix_of(["a", "b"], {"a": 1, "b": 1, "c": 1})
 
 
 def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
@@ -106,7 +81,7 @@ def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
         both.append(example.model_copy(update=decided if n < 12 else {}))
     tasks = [(e, task) for e in both for task in ("decision", "answer") if task == "answer" or e.decision]
     made = rows_of([encoder.supervised(example, task) for example, task in tasks])
-    mix = mix_of([example.source for example in both], MixSpec(weights={"a": 1, "b": 3}))
+    mix = mix_of([example.source for example in both], {"a": 1, "b": 3})
     spec = TrainSpec(decision_share=0.4, class_balance=1.0)
     often = {example.id: mix.repeats()[example.source] for example in both}
     weights = TokenWeights(both, made, spec, often)
@@ -176,7 +151,7 @@ def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
 
 
 def test_a_training_that_was_stopped_keeps_its_mixture(place, tmp_path):
-    options = ["--set", "train.mix={weights: {own: 1, pubmedqa: 2}, max_epochs: 1.5}"]
+    options = ["--set", "train.mix={weights: {own: 1, pubmedqa: 2}}"]
     words = two_sources(place, tmp_path, *options, train__checkpoint_steps=1)
     with stopped_after(2):
         assert meditune("train", *words).code == 130

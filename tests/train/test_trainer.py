@@ -177,7 +177,7 @@ def test_training_in_16_bits_follows_fp32(dtype):
 
 def test_bf16_parameters_take_in_updates_that_are_smaller_than_their_rounding():
     parameter = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    optimizer = MasterOptimizer([parameter], TrainSpec(learning_rate=1e-4, weight_decay=0.0))
+    optimizer = MasterOptimizer([parameter], TrainSpec(learning_rate=1e-4))
     for _ in range(100):
         parameter.grad = torch.ones_like(parameter)
         optimizer.step(1e-4)
@@ -227,11 +227,11 @@ def test_an_epochs_steps_have_equal_sizes(count, sizes):
 
 
 def test_learning_rate_warms_up_and_falls():
-    spec = TrainSpec(learning_rate=1.0, warmup_share=0.1)
+    spec = TrainSpec(learning_rate=1.0)
     rates = [learning_rate(step, 100, spec) for step in range(100)]
-    assert rates[:10] == sorted(rates[:10])
+    assert rates[:3] == sorted(rates[:3])
     assert max(rates) == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
     assert 0 < rates[-1] < 0.02
 
 
@@ -305,11 +305,11 @@ def test_the_probe_changes_nothing():
 def test_what_is_fp32_in_an_fp16_model_is_trained_with_a_scaled_loss_too():
     parameter = torch.nn.Parameter(torch.ones(2))
     assert MasterOptimizer([parameter], TrainSpec()).scale == 1.0
-    optimizer = MasterOptimizer([parameter], TrainSpec(weight_decay=0.0), fp16=True)
+    optimizer = MasterOptimizer([parameter], TrainSpec(), fp16=True)
     assert optimizer.scale > 1
     parameter.grad = torch.full((2,), 1e-3) * optimizer.scale
     assert optimizer.step(0.1) == pytest.approx(1e-3 * 2**0.5)
-    assert parameter.tolist() == pytest.approx([0.9, 0.9], abs=1e-4)
+    assert parameter.tolist() == pytest.approx([0.899, 0.899], abs=1e-4)
 
 
 def test_the_loss_on_dev_is_the_loss_of_training():
@@ -487,7 +487,6 @@ def test_an_option_that_came_later_had_its_default(stored):
 def test_a_removed_option_had_its_default(stored):
     old = {"preference": {"source": "corrupted", "rated": {"margin": 1.0}}, "ewc": {"samples": 64}}
     changed(stored, lambda recipe: (recipe["train"].update(old), recipe["data"]["quality"].update(alike=0.7)))
-    changed(stored, lambda recipe: recipe["data"]["quality"].pop("near_duplicate_similarity"))
     assert checkpoint.read(stored, torch.nn.Linear(1, 1), Recipe(name="run"))
 
 

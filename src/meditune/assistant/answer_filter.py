@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from meditune.assistant.events import Citation, Sentence
+from meditune.evidence.detector import placed
+from meditune.observability import span
+from meditune.retrieve.citations import Citer, Judge, stated_sentences
+from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.prompt_injection import is_instruction
 
 Kept = Literal["amount", "order", "reassurance", "no source"]
@@ -76,3 +82,76 @@ def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -
     if _REASSURES.search(sentence) and not supported:
         return "reassurance"
     return "no source" if searched and not supported else None
+
+
+SUPPORTED_SHARE = 0.5
+"""The minimum share of supported sentences; an answer with fewer is withheld"""
+
+
+class SentenceChecker:
+    """The check of a model's answer, sentence by sentence, while it is generated. Each sentence is checked once."""
+
+    def __init__(self, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None) -> None:
+        """Start an answer from these passages (None without an index); `no_amounts` withholds doses."""
+        self.text = ""
+        self.repeats = 0
+        """The number of sentences that the answer had already"""
+        self._citer = None if passages is None else Citer(passages, judge)
+        self._no_amounts = no_amounts
+        self._finished = 0
+        self._checked: dict[str, Sentence] = {}
+
+    def add(self, text: str) -> Iterator[Sentence]:
+        """Add the next piece of text, and yield the sentences that it completes."""
+        self.text += text
+        finished = [sentence for _, sentence in placed(self.text)][:-1]
+        for sentence in finished[self._finished :]:
+            self._finished += 1
+            if sentence.endswith("?"):
+                continue
+            if sentence in self._checked:
+                self.repeats += 1
+                continue
+            yield self._check(sentence)
+
+    def rest(self) -> Iterator[Sentence]:
+        """Yield the remaining sentences at the end of the answer, without an incomplete last one."""
+        for sentence in stated_sentences(self.text):
+            if sentence not in self._checked:
+                yield self._check(sentence)
+
+    @property
+    def unjudged(self) -> int:
+        """The number of sentences that the judge had no time for."""
+        return self._citer.unjudged if self._citer else 0
+
+    def refusal(self) -> str:
+        """Return why too little of the complete answer is supported; empty if enough is, or without an index."""
+        if self._citer is None:
+            return ""
+        sentences = stated_sentences(self.text)
+        supported = sum(self._checked[each].supported for each in sentences)
+        if not sentences:
+            return "The model wrote no answer."
+        if supported < SUPPORTED_SHARE * len(sentences):
+            return (
+                f"I'd rather not answer: the passages found support {supported or 'none'} of the {len(sentences)} "
+                "sentences that the model wrote."
+            )
+        return ""
+
+    def _check(self, text: str) -> Sentence:
+        citations: tuple[Citation, ...] = ()
+        score = 0.0
+        if self._citer is not None:
+            with span("check") as trace_span:
+                support = self._citer.judge(text)
+                trace_span.set_attribute("meditune.supported", bool(support.places))
+            quotes = zip(support.places, support.words, strict=True)
+            citations = tuple(Citation(place + 1, quote) for place, quote in quotes)
+            score = round(support.score, 4)
+        supported = bool(citations)
+        reason = withheld(text, supported, searched=self._citer is not None, no_amounts=self._no_amounts)
+        sentence = Sentence(text, citations, supported, reason is None, REASONS[reason] if reason else "", score)
+        self._checked[text] = sentence
+        return sentence

@@ -15,16 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from meditune import __version__
 from meditune.assistant import triage as message_triage
-from meditune.assistant.answer_filter import REASONS, withheld
+from meditune.assistant.answer_filter import SentenceChecker
 from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.events import (
     Answer,
-    Citation,
     Decision,
     Event,
     Notice,
@@ -34,7 +34,6 @@ from meditune.assistant.events import (
     Sources,
     Text,
 )
-from meditune.assistant.retrieval import CONTEXT_TOKENS, PASSAGES, Retrieved, Retriever, refuse_restricted
 from meditune.assistant.triage import Classifier, Triage, triage
 from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api
 from meditune.config.data_options import Style
@@ -42,18 +41,35 @@ from meditune.config.recipe import EvaluateSpec
 from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import GenerationChunk
 from meditune.errors import DataError, MedituneError, ModelError
-from meditune.evaluate.metrics.confidence import probabilities
-from meditune.evidence.detector import placed
+from meditune.evaluate.metrics.decision import probabilities
 from meditune.files import read_jsonl
+from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.models.sentence_encoder import DEFAULT, INT8
 from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE
-from meditune.retrieve.citations import Citer, Judge, stated_sentences
+from meditune.retrieve.citations import Judge
 from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pack
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
 from meditune.text import counted
+
+PASSAGES = 5
+"""The number of passages to retrieve"""
+CONTEXT_TOKENS = 768
+"""The maximum number of tokens of passages and question"""
+MIN_COSINE = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
+"""By embedding space: the minimum cosine similarity of the nearest passage for a question to be answered"""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The passages for an answer, or the reason why the question can't be answered from the index."""
+
+    passages: tuple[PackedPassage, ...]
+    """The passages that the model reads, the best first"""
+    refusal: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -213,83 +229,19 @@ def decide(logits: Mapping[str, float], correction: Correction | None = None) ->
     return Decision(best if found[best] >= MIN_PROBABILITY else None, found, correction is not None)
 
 
-SUPPORTED_SHARE = 0.5
-"""The minimum share of supported sentences; an answer with fewer is withheld"""
-
-
-class SentenceChecker:
-    """The check of a model's answer, sentence by sentence, while it is generated. Each sentence is checked once."""
-
-    def __init__(self, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None) -> None:
-        """Start an answer from these passages (None without an index); `no_amounts` withholds doses."""
-        self.text = ""
-        self.repeats = 0
-        """The number of sentences that the answer had already"""
-        self._citer = None if passages is None else Citer(passages, judge)
-        self._no_amounts = no_amounts
-        self._finished = 0
-        self._checked: dict[str, Sentence] = {}
-
-    def add(self, text: str) -> Iterator[Sentence]:
-        """Add the next piece of text, and yield the sentences that it completes."""
-        self.text += text
-        finished = [sentence for _, sentence in placed(self.text)][:-1]
-        for sentence in finished[self._finished :]:
-            self._finished += 1
-            if sentence.endswith("?"):
-                continue
-            if sentence in self._checked:
-                self.repeats += 1
-                continue
-            yield self._check(sentence)
-
-    def rest(self) -> Iterator[Sentence]:
-        """Yield the remaining sentences at the end of the answer, without an incomplete last one."""
-        for sentence in stated_sentences(self.text):
-            if sentence not in self._checked:
-                yield self._check(sentence)
-
-    @property
-    def unjudged(self) -> int:
-        """The number of sentences that the judge had no time for."""
-        return self._citer.unjudged if self._citer else 0
-
-    def refusal(self) -> str:
-        """Return why too little of the complete answer is supported; empty if enough is, or without an index."""
-        if self._citer is None:
-            return ""
-        sentences = stated_sentences(self.text)
-        supported = sum(self._checked[each].supported for each in sentences)
-        if not sentences:
-            return "The model wrote no answer."
-        if supported < SUPPORTED_SHARE * len(sentences):
-            return (
-                f"I'd rather not answer: the passages found support {supported or 'none'} of the {len(sentences)} "
-                "sentences that the model wrote."
-            )
-        return ""
-
-    def _check(self, text: str) -> Sentence:
-        citations: tuple[Citation, ...] = ()
-        score = 0.0
-        if self._citer is not None:
-            with span("check") as trace_span:
-                support = self._citer.judge(text)
-                trace_span.set_attribute("meditune.supported", bool(support.places))
-            quotes = zip(support.places, support.words, strict=True)
-            citations = tuple(Citation(place + 1, quote) for place, quote in quotes)
-            score = round(support.score, 4)
-        supported = bool(citations)
-        reason = withheld(text, supported, searched=self._citer is not None, no_amounts=self._no_amounts)
-        sentence = Sentence(text, citations, supported, reason is None, REASONS[reason] if reason else "", score)
-        self._checked[text] = sentence
-        return sentence
-
-
 REPEATS = 3
 """The number of repeated sentences that ends an answer"""
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
+)
+NOTHING_FOUND = "I can't answer this from the index: no relevant passages were found. Try asking in other words."
+TOO_FAR = (
+    "I can't answer this from the index: the passages found are too far from the question to base an answer on. Try "
+    "asking in other words, or ask an expert."
+)
+UNMEASURED = (
+    "No similarity limit was measured for the embedding model {}. Answers are withheld only if the passages don't "
+    "support them, not if the passages are far from the question."
 )
 UNJUDGED = "The judge ran out of time for {} of this answer; in that part, only words were compared."
 NO_ANSWER = "The model wrote nothing that can be shown."
@@ -304,7 +256,7 @@ class AssistantSettings:
     context_tokens: int = CONTEXT_TOKENS
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
-    """The minimum cosine similarity of the nearest passage (see `retrieval.Retriever`)"""
+    """The minimum cosine similarity of the nearest passage; None: the value measured for the embedding model"""
     correction: Correction | None = None
     """The calibration of decisions, fitted on the development split"""
     on_this_machine: bool = False
@@ -342,7 +294,6 @@ class Assistant:
                 f"{name} reads {writer.context_tokens} tokens. With an answer of {limit} tokens, only {self._room} are "
                 f"left for question and passages; at least 64 are required.{hint}"
             )
-        self._retriever = Retriever(index, writer, self._room, self.settings.nearest) if index else None
         content = index.manifest.content if index else ""
         self.versions = {"meditune": __version__, "engine": writer.name, "index": content, **(versions or {})}
         if judge:
@@ -412,7 +363,7 @@ class Assistant:
         for text in triaged.remarks:
             yield progress.add_notice(Notice("remark", text))
         with span("retrieve") as trace_span:
-            retrieved = self._retrieve(question, style, k, sources)
+            retrieved = self._retrieve(question, style, k or PASSAGES, sources)
             trace_span.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
         yield progress.add_retrieved(retrieved, self.settings.on_this_machine)
         if triaged.action == "bound":
@@ -444,12 +395,47 @@ class Assistant:
         if refusal or not any(each.shown for each in progress.sentences):
             yield progress.refuse(refusal or NO_ANSWER)
 
-    def _retrieve(self, question: str, style: Style, k: int | None, sources: Sequence[str] | None) -> Retrieved | None:
-        if self._retriever:
-            return self._retriever.retrieve(question, k or PASSAGES, sources, chooser(style))
+    def _retrieve(self, question: str, style: Style, k: int, sources: Sequence[str] | None) -> Retrieved | None:
+        """Return the best k passages, only from `sources` if given, or why they are too far; None without an index.
+
+        Raises DataError if the question is too long, or if passages must not be shown to the model.
+        """
+        writer = self.writer
+        if self.index is None:
+            self._refuse_long(question, "it")
+            return None
+        refuse_restricted(self.index, sources, writer.third_party)
+        searched = self.index.search(question, 3 * k, sources=sources)
+        self._refuse_long(question, "with its passages, it")
+        count = partial(writer.count, question)
+        hits = tuple(chooser(style)(searched.hits, k))
+        packing = pack(hits, writer.form, writer.special_tokens, count, self._room)
+        remarks = [*searched.remarks, *packing.remarks]
+        encoder, least = self.index.encoder.identity, self.settings.nearest
+        if least is None:
+            least = MIN_COSINE.get(encoder.space, -1.0)
+            if encoder.space not in MIN_COSINE:
+                remarks.append(UNMEASURED.format(encoder.name))
+        # A passage without a cosine isn't among the nearest in vector search, so it is further away than those.
+        nearest = max((hit.meaning for hit in searched.hits if hit.meaning is not None), default=-1.0)
+        refusal = NOTHING_FOUND if not packing.passages else TOO_FAR if nearest < least else ""
+        return Retrieved(packing.passages, refusal, tuple(remarks))
+
+    def _refuse_long(self, question: str, subject: str) -> None:
         if self.writer.count(question, ()) >= self._room:
-            raise DataError(f"The question is too long: it must fit into {self._room} tokens. Shorten it.")
-        return None
+            raise DataError(f"The question is too long: {subject} must fit into {self._room} tokens. Shorten it.")
+
+
+def refuse_restricted(index: Index, sources: Sequence[str] | None, third_party: str) -> None:
+    """Raise DataError if a third party would get passages whose licence forbids it."""
+    restricted = [name for name in index.manifest.restricted if not sources or name in sources]
+    if third_party and restricted:
+        free = [name for name in index.manifest.sources if name not in index.manifest.restricted]
+        others = f", or search only other sources: --source-filter {free[0]}" if free else ""
+        raise DataError(
+            f"Passages from {', '.join(restricted)} can't be sent to {third_party}: their licence forbids passing "
+            f"them to third parties. Use a model that runs on this machine{others}."
+        )
 
 
 def open_assistant(

@@ -6,22 +6,17 @@ in general, or long past.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from meditune.assistant.message_clauses import clauses, phrase_pattern, windows
+from meditune.assistant.message_clauses import clauses, phrase_pattern, texts_of, windows
 from meditune.errors import DataError
 from meditune.readability import per_million
 
-HERE = Path(__file__).parent
 NEAR = 60
 """The number of words within which signs belong together"""
 KNOWN = 1.0
@@ -35,16 +30,6 @@ def signs_in(message: str) -> tuple[frozenset[str], ...]:
     found = clauses(message, spelled)
     signs = {id(clause): frozenset(_in(clause.text)) if clause.happening else frozenset() for clause in found}
     return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
-
-
-def is_mentioned(message: str) -> frozenset[str]:
-    """Return the signs whose words occur anywhere in a message, no matter who has them and when."""
-    return frozenset().union(*(_in(clause.text) for clause in clauses(message, spelled)), frozenset())
-
-
-def sign_names() -> frozenset[str]:
-    """Return the names of all signs."""
-    return frozenset(_patterns())
 
 
 def _in(text: str) -> Iterable[str]:
@@ -83,7 +68,7 @@ def _slip(word: str) -> str:
 
 @cache
 def _patterns() -> dict[str, tuple[re.Pattern[str], ...]]:
-    texts = _texts()
+    texts = texts_of("signs")
     words = texts["words"]
     return {name: tuple(compiled(each, words) for each in patterns) for name, patterns in texts["signs"].items()}
 
@@ -104,17 +89,16 @@ def compiled(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
 
 @cache
 def _vocabulary() -> frozenset[str]:
-    text = " ".join([*_texts()["words"].values(), *(each for group in _texts()["signs"].values() for each in group)])
+    text = " ".join(
+        [
+            *texts_of("signs")["words"].values(),
+            *(each for group in texts_of("signs")["signs"].values() for each in group),
+        ]
+    )
     found = set()
     for word, star in re.findall(r"([a-z]{4,})(\*?)", re.sub(r"\\\w|@\w+", " ", text)):
         found |= {word + ending for ending in ("", "s", "ing", "ed", "ness")} if star else {word}
     return frozenset(word for word in found if len(word) >= 5)
-
-
-@cache
-def _texts() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((HERE / "signs.yaml").read_text(encoding="utf-8"))
-    return loaded
 
 
 Help = Literal["emergency", "poison", "crisis"]
@@ -130,8 +114,7 @@ class Numbers(BaseModel):
     crisis: str
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A combination of signs that is an emergency."""
 
     needs: frozenset[str]
@@ -142,16 +125,22 @@ class Rule:
         return self.needs <= seen and not self.excludes & seen
 
 
-@dataclass(frozen=True)
-class EmergencyKind:
-    """A kind of emergency, with its rules and its answer."""
+class EmergencyKind(BaseModel):
+    """A kind of emergency, with its rules and its answer; an entry of emergencies.yaml."""
 
-    name: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(alias="kind")
     title: str
     help: Help
     rules: tuple[Rule, ...]
     opening: str
     then: tuple[str, ...]
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _parsed(cls, texts: list[str]) -> list[Rule]:
+        return [_rule(text) for text in texts]
 
     def answer(self, numbers: Numbers) -> str:
         """Return the answer to a message about this emergency."""
@@ -172,17 +161,6 @@ class EmergencyKind:
         return "\n".join((*first, *then))
 
 
-class _KindText(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str
-    title: str
-    help: Help
-    rules: list[str]
-    opening: str
-    then: list[str]
-
-
 def emergency(message: str) -> EmergencyKind | None:
     """Return the most urgent kind of emergency in a message; None if there is none."""
     stretches = signs_in(message)
@@ -194,7 +172,7 @@ def emergency(message: str) -> EmergencyKind | None:
 
 def mentions_emergency(message: str) -> bool:
     """Return whether a message mentions an emergency, even if nobody in it seems to have one."""
-    seen = is_mentioned(message)
+    seen = frozenset(sign for clause in clauses(message, spelled) for sign in _in(clause.text))
     return any(rule.is_met(seen) for kind in emergency_kinds() for rule in kind.rules)
 
 
@@ -203,11 +181,10 @@ def emergency_named(name: str) -> EmergencyKind:
     return next(kind for kind in emergency_kinds() if kind.name == name)
 
 
-@functools.cache
+@cache
 def emergency_kinds() -> tuple[EmergencyKind, ...]:
     """Return all kinds of emergencies, the most urgent first. Raises DataError if a rule names an unknown sign."""
-    texts = yaml.safe_load((HERE / "emergencies.yaml").read_text(encoding="utf-8"))
-    return tuple(_kind(_KindText.model_validate(each)) for each in texts)
+    return tuple(map(EmergencyKind.model_validate, texts_of("emergencies")))
 
 
 def emergency_numbers(country: str = "") -> Numbers:
@@ -215,7 +192,7 @@ def emergency_numbers(country: str = "") -> Numbers:
 
     Raises DataError if the country is unknown.
     """
-    known = yaml.safe_load((HERE / "numbers.yaml").read_text(encoding="utf-8"))
+    known = texts_of("numbers")
     if country.upper() not in known:
         raise DataError(
             f"Meditune has no emergency numbers for country {country!r}. It knows {', '.join(filter(None, known))}."
@@ -223,17 +200,11 @@ def emergency_numbers(country: str = "") -> Numbers:
     return Numbers.model_validate(known[country.upper()])
 
 
-def _kind(text: _KindText) -> EmergencyKind:
-    rules = tuple(_rule(text.kind, each) for each in text.rules)
-    return EmergencyKind(text.kind, text.title, text.help, rules, text.opening, tuple(text.then))
-
-
-def _rule(kind: str, text: str) -> Rule:
-    parts = text.split()
-    unknown = {part.removeprefix("-") for part in parts} - sign_names()
+def _rule(text: str) -> Rule:
+    """Parse names of signs, of which those after a minus are excluded. Raises DataError if a sign is unknown."""
+    needs = frozenset(part for part in text.split() if not part.startswith("-"))
+    excludes = frozenset(part[1:] for part in text.split() if part.startswith("-"))
+    unknown = (needs | excludes) - _patterns().keys()
     if unknown:
-        raise DataError(
-            f"emergencies.yaml: {kind}: {text!r} names signs that signs.yaml doesn't define: {', '.join(unknown)}."
-        )
-    needs = frozenset(part for part in parts if not part.startswith("-"))
-    return Rule(needs, frozenset(part.removeprefix("-") for part in parts if part.startswith("-")))
+        raise DataError(f"emergencies.yaml: {text!r} names signs that signs.yaml doesn't define: {', '.join(unknown)}.")
+    return Rule(needs, excludes)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from meditune.assistant import emergencies
-from meditune.assistant.message_clauses import WORD, plain
+from meditune.assistant.message_clauses import WORD, plain, texts_of
 from meditune.data.quality.quality_filters import is_health_word
 from meditune.retrieve.prompt_injection import is_override
 from meditune.text import sentences
 
-HERE = Path(__file__).parent
 SHORT = 25
 """The maximum number of words of a message that words of another field alone can decline"""
 _ALSO = re.compile(
@@ -110,29 +105,21 @@ def _words(message: str) -> str:
 
 @cache
 def _unsafe() -> tuple[HarmfulRequest, ...]:
-    texts = _texts()
     return tuple(
-        HarmfulRequest(
-            each["name"],
-            tuple(emergencies.compiled(p.strip(), texts["words"]) for p in each["patterns"]),
-            each["answer"],
-        )
-        for each in texts["unsafe"]
+        HarmfulRequest(each["name"], _compiled(each["patterns"]), each["answer"])
+        for each in texts_of("requests")["unsafe"]
     )
 
 
 @cache
 def _patterns(name: str) -> tuple[re.Pattern[str], ...]:
-    words: Mapping[str, str] = _texts()["words"]
-    return tuple(emergencies.compiled(each.strip(), words) for each in _texts()[name])
+    return _compiled(texts_of("requests")[name])
 
 
 @cache
 def _drug() -> re.Pattern[str]:
-    return emergencies.compiled("(@drug|dose*|dosage|@amount)", _texts()["words"])
+    return _compiled(["(@drug|dose*|dosage|@amount)"])[0]
 
 
-@cache
-def _texts() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((HERE / "requests.yaml").read_text(encoding="utf-8"))
-    return loaded
+def _compiled(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+    return tuple(emergencies.compiled(each.strip(), texts_of("requests")["words"]) for each in patterns)

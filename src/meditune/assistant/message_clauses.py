@@ -10,6 +10,7 @@ from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -137,8 +138,13 @@ def phrase_pattern(name: str) -> re.Pattern[str]:
 
 
 def _alternatives(name: str) -> str:
-    lists: dict[str, list[str]] = yaml.safe_load((HERE / "clause_cues.yaml").read_text(encoding="utf-8"))
-    return "|".join(lists[name])
+    return "|".join(texts_of("clause_cues")[name])
+
+
+@cache
+def texts_of(name: str) -> Any:
+    """Return the content of a YAML file of this package."""
+    return yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 @cache

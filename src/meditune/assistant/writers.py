@@ -224,7 +224,7 @@ def ask_model(
 
 
 def _ask_api(model: ApiModel, example: Example, limit: int) -> ModelAnswer:
-    from meditune.evaluate.metrics.confidence import probabilities
+    from meditune.evaluate.metrics.decision import probabilities
 
     form = model.form or PromptFormat()
     if not model.spec.is_local:
@@ -238,7 +238,7 @@ def _ask_api(model: ApiModel, example: Example, limit: int) -> ModelAnswer:
 
 def _ask_local(model: str, example: Example, limit: int) -> ModelAnswer:
     from meditune.evaluate.likelihood import score
-    from meditune.evaluate.metrics.confidence import probabilities
+    from meditune.evaluate.metrics.decision import probabilities
     from meditune.evaluate.weights_backend import generate_answers
     from meditune.models.load import load
     from meditune.models.shared_prefix_batch import join

@@ -4,60 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+from typer import Argument, Option
 
-from meditune.cli.options import note_new_name, resolve
-from meditune.cli.tables import console
+from meditune.cli.options import Embedding, Group, Json, Paths, Texts, note_new_name, resolve
+from meditune.cli.tables import console, print_json, print_lines, print_notes
 from meditune.errors import DataError
 from meditune.text import counted, excerpt
 
 if TYPE_CHECKING:
     from meditune.assistant.events import Answer
-    from meditune.assistant.writers import ModelAnswer
     from meditune.retrieve.build_index import Changes
     from meditune.retrieve.collections import Collection
-    from meditune.retrieve.hybrid_search import Hit, SearchResult
+    from meditune.retrieve.hybrid_search import SearchResult
     from meditune.retrieve.index import Manifest
 
 
 def ask(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
+        str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
     ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
-    source: Annotated[
-        list[Path] | None, typer.Option("--source", help="A text file to answer from. Repeatable.")
-    ] = None,
-    index: Annotated[
-        str | None,
-        typer.Option(metavar="INDEX", help="Answer from this index and cite its passages."),
-    ] = None,
+    question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
+    source: Annotated[Paths, Option("--source", help="A text file to answer from. Repeatable.")] = None,
+    index: Annotated[str | None, Option(metavar="INDEX", help="Answer from this index and cite its passages.")] = None,
     k: Annotated[
-        int | None, typer.Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
+        int | None, Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
     ] = None,
     source_filter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
+        Texts, Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer in tokens.")] = None,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
-        typer.Option(help="Reader of the answer; selects passages, and the prompt's cue if the model has two."),
+        Option(help="Reader of the answer; selects passages, and the prompt's cue if the model has two."),
     ] = "plain",
     settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."
-        ),
+        Texts,
+        Option("--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."),
     ] = None,
     judge: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of an answer."),
+        str | None, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of an answer.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Ask a model one question, with or without sources to cite.
 
@@ -83,83 +74,68 @@ def ask(
             finally:
                 assistant.writer.close()
             answer = cast("Answer", last)
-        typer.echo(dumps(answer.as_dict(), ensure_ascii=False) if json else str(answer))
+        print_json(answer.as_dict(), None) if json else typer.echo(str(answer))
         return
     if judge:
         raise DataError("--judge checks an answer against the passages of an index; name the index with --index.")
     if k or source_filter:
         raise DataError("-k and --source-filter select passages of an index; name the index with --index.")
     from meditune.assistant.writers import ask_model
-
-    sources = [read_text(path) for path in source or []]
-    print_model_answer(ask_model(model, question, sources, max_new_tokens, api, style), bool(sources), json)
-
-
-def print_model_answer(answer: ModelAnswer, has_sources: bool, as_json: bool = False) -> None:
-    """Print the answer, the decision and the medical disclaimer."""
     from meditune.prompts import LIMITS
 
-    if as_json:
-        print(dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
+    sources = [read_text(path) for path in source or []]
+    written = ask_model(model, question, sources, max_new_tokens, api, style)
+    if json:
+        print_json(asdict(written) | {"limits": LIMITS}, None)
         return
     out = console()
-    out.print(answer.text or "(the model wrote nothing)", markup=False)
-    shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())
-    decision = answer.decision or "none of yes, no and maybe"
+    out.print(written.text or "(the model wrote nothing)", markup=False)
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in written.probabilities.items())
+    decision = written.decision or "none of yes, no and maybe"
     out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
-    if not has_sources:
+    if not sources:
         out.print("The answer comes from the model's memory alone. Give a source with --source FILE.", style="yellow")
     out.print(LIMITS, style="dim")
 
 
-app = typer.Typer(
-    help="Build, update and search an index of medical texts to cite from.\n\nGuide: docs/how-to/retrieve-and-cite.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+app = Group(
+    "index",
+    "Build, update and search an index of medical texts to cite from.",
+    "Guide: docs/how-to/retrieve-and-cite.md.",
 )
 
-IndexLocation = Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
+EXCERPT_LINES = 6
+"""Lines of a passage that a search prints"""
+IndexLocation = Annotated[str, Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--source",
-        metavar="NAME[=PATH]",
-        help="A data source: medquad, medquad-judged, pubmedqa or mimic. Repeatable.",
+    Texts,
+    Option(
+        "--source", metavar="NAME[=PATH]", help="A data source: medquad, medquad-judged, pubmedqa or mimic. Repeatable."
     ),
 ]
 Documents = Annotated[
-    list[str] | None,
-    typer.Option(
+    Texts,
+    Option(
         "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
     ),
 ]
 Pubmed = Annotated[
-    list[str] | None,
-    typer.Option("--pubmed", metavar="FILE", help="A PubMed file (.xml, .xml.gz) or a folder of them. Repeatable."),
-]
-Embedding = Annotated[
-    str | None,
-    typer.Option(
-        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model."
-    ),
+    Texts, Option("--pubmed", metavar="FILE", help="A PubMed file (.xml, .xml.gz) or a folder of them. Repeatable.")
 ]
 
 
 @app.command()
 def build(
     output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PREFIX."
-        ),
+        str, Option("--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PREFIX.")
     ],
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
+    recipe: Annotated[str | None, Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace an existing index; searches still work meanwhile.")
+        bool, Option("--replace", help="Replace an existing index; searches still work meanwhile.")
     ] = False,
 ) -> None:
     """Build an index of the given sources.
@@ -167,8 +143,6 @@ def build(
     Repeat an interrupted command to resume it.
 
     Example: `meditune index build --source pubmedqa --documents guidelines -o library`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
@@ -186,9 +160,7 @@ def update(
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
-    remove: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")
-    ] = None,
+    remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
     """Read the sources of an index again and embed what changed.
@@ -196,8 +168,6 @@ def update(
     Without source options all sources are read.
 
     Example: `meditune index update library --documents guidelines`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
@@ -215,8 +185,6 @@ def stats(index: IndexLocation) -> None:
     """Print an index's sources, licences, embedding model and dates.
 
     Example: `meditune index stats library`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
@@ -239,46 +207,36 @@ def stats(index: IndexLocation) -> None:
 @app.command()
 def search(
     index: IndexLocation,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
-    source: Annotated[list[str] | None, typer.Option("--source", help="Search only this source. Repeatable.")] = None,
-    since: Annotated[str | None, typer.Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
-    until: Annotated[str | None, typer.Option(help="Latest date.")] = None,
+    question: Annotated[str, Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
+    k: Annotated[int, Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
+    source: Annotated[Texts, Option("--source", help="Search only this source. Repeatable.")] = None,
+    since: Annotated[str | None, Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
+    until: Annotated[str | None, Option(help="Latest date.")] = None,
     mode: Annotated[
-        str, typer.Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
+        str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
     ] = "hybrid",
-    per_document: Annotated[int, typer.Option(min=1, help="Maximum number of passages from one document.")] = 1,
-    diversity: Annotated[
-        float, typer.Option(min=0, max=1, help="Penalty on similarity to better hits; 0 is none.")
-    ] = 0.0,
+    per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
+    diversity: Annotated[float, Option(min=0, max=1, help="Penalty on similarity to better hits; 0 is none.")] = 0.0,
     embedding: Embedding = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each hit.")] = False,
+    json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:
     """Print the passages that match a question best.
 
     Example: `meditune index search library "metformin and kidney function" -k 3`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.retrieve.hybrid_search import RENAMED_MODES
     from meditune.retrieve.index import Index
 
     if mode in RENAMED_MODES:
         note_new_name(f"--mode {mode}", f"--mode {RENAMED_MODES[mode]}")
-    found = Index.open(index, embedding).search(
-        question,
-        k,
-        sources=source,
-        since=since,
-        until=until,
-        mode=mode,
-        per_document=per_document,
-        diversity=diversity,
-    )
-    for remark in found.remarks:
-        typer.echo(f"Note: {remark}", err=True)
-    for line in as_json(found) if json else as_text(found):
-        typer.echo(line)
+    filters = {"sources": source, "since": since, "until": until, "per_document": per_document}
+    found = Index.open(index, embedding).search(question, k, mode=mode, diversity=diversity, **filters)
+    print_notes(found.remarks)
+    if not json:
+        print_lines(_hits(found))
+        return
+    for hit in found.hits:
+        print_json(asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}, None)
 
 
 @app.command()
@@ -286,15 +244,13 @@ def unlock(index: IndexLocation) -> None:
     """Unlock an index in object storage after its writer was killed.
 
     Example: `meditune index unlock s3://bucket/library`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
     """
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())
 
 
-def _collections(sources: list[str] | None, documents: list[str] | None, pubmed: list[str] | None) -> list[Collection]:
+def _collections(sources: Texts, documents: Texts, pubmed: Texts) -> list[Collection]:
     from meditune.retrieve import collections
 
     return [
@@ -321,31 +277,17 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
     typer.echo(f'Index: {location}. Search it: meditune index search {index} "QUESTION"')
 
 
-LINES = 6
-
-
-def as_text(result: SearchResult) -> Iterator[str]:
+def _hits(result: SearchResult) -> Iterator[str]:
     """Yield lines with each hit's title, origin, scores and the beginning of its text."""
     if not result.hits:
         yield "Nothing was found. Use other words or fewer filters."
-    for number, hit in enumerate(result.hits, start=1):
+    for place, hit in enumerate(result.hits, start=1):
         passage = hit.passage
-        yield f"{number}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
-        yield f"   {' · '.join(fact for fact in facts if fact)}"
-        yield f"   {_scores(hit)}"
-        yield from excerpt(passage.text, "   ", LINES)
+        words = "not in the top by words" if hit.words is None else f"words {hit.words:.1f}"
+        meaning = "not in the top by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
+        yield f"{place}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
+        yield f"   {' · '.join(filter(None, facts))}"
+        yield f"   score {hit.score:.4f}: {words}, {meaning}"
+        yield from excerpt(passage.text, "   ", EXCERPT_LINES)
         yield ""
-
-
-def as_json(result: SearchResult) -> Iterator[str]:
-    """Yield one JSON object for each hit: the passage's fields, `score`, `words` and `meaning`."""
-    for hit in result.hits:
-        fields = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
-        yield dumps(fields, ensure_ascii=False)
-
-
-def _scores(hit: Hit) -> str:
-    words = "not in the top by words" if hit.words is None else f"words {hit.words:.1f}"
-    meaning = "not in the top by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
-    return f"score {hit.score:.4f}: {words}, {meaning}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,41 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer import Argument, Option
 
-from meditune.cli.options import Overrides, RecipeName, approval, refuse_upload, resolve
-from meditune.cli.tables import console, print_table
+from meditune.cli.options import Group, Overrides, RecipeName, Texts, approval, refuse_upload, resolve
+from meditune.cli.tables import console, print_lines, print_table
 from meditune.errors import ModelError
 from meditune.files import write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from meditune.data.example import Example
     from meditune.data.prepare import Prepared
-    from meditune.data.read_sources import Terms
 
-app = typer.Typer(
-    help="Prepare, audit, survey, restore, de-identify and publish data.\n\nGuide: docs/how-to/check-data.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+app = Group(
+    "data", "Prepare, audit, survey, restore, de-identify and publish data.", "Guide: docs/how-to/check-data.md."
 )
 
 
 @app.command()
 def diversity(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or `meditune run`."
-        ),
+        str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or `meditune run`.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
     compare: Annotated[
-        str | None, typer.Option(metavar="RECIPE|RUN", help="An earlier state of the data, to show side by side.")
+        str | None, Option(metavar="RECIPE|RUN", help="An earlier state of the data, to show side by side.")
     ] = None,
-    clusters: Annotated[
-        int, typer.Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")
-    ] = 12,
+    clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
     """Survey what data cover: sources, topics, people, reading grades, clusters.
@@ -53,21 +43,18 @@ def diversity(
 
     Guide: docs/how-to/measure-diversity.md.
     """
-    for line in survey_lines(survey(source, output, compare, clusters, overrides or [])):
-        typer.echo(line)
+    print_lines(_survey_lines(_survey(source, output, compare, clusters, overrides or [])))
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
     repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
+        str, Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
     ],
-    public: Annotated[
-        bool, typer.Option("--public", help="Make the data set public; it is private by default.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
+    public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
     """Upload a prepared data set with its card to the Hugging Face hub.
 
@@ -96,7 +83,7 @@ class Engine(StrEnum):
 def prepare(
     recipe: RecipeName,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
+        Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -114,47 +101,43 @@ def prepare(
 @app.command()
 def audit(
     source: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
+        str, Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the table, page and ledger.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the table, page and ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help="Read your own file in batches; by default, only large files are."),
+        Option("--stream/--no-stream", help="Read your own file in batches; by default, only large files are."),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Where to check rows of a stream: in local processes or on Ray.")
+        Engine, Option(help="Where to check rows of a stream: in local processes or on Ray.")
     ] = Engine.LOCAL,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
+    workers: Annotated[int, Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
 ) -> None:
     """Run quality control alone and show what each rule finds.
 
     The command writes a table, a page and a ledger, and stores no split.
 
     Example: `meditune data audit pairs.csv --output audit`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 
     quality = audit_folder(recipe_for(source, overrides or []), output, stream, engine.value, workers)
     page = render_quality(output)
-    print_audit(quality, console())
+    _print_audit(quality)
     typer.echo(f"Page: {page.resolve()}")
 
 
 @app.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or an audit.")],
-    identifier: Annotated[str, typer.Argument(metavar="ID", help="The row's id in the ledger.")],
-    to: Annotated[Path | None, typer.Option("--to", help="Add the row to this JSON Lines file.")] = None,
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a run or an audit.")],
+    identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger.")],
+    to: Annotated[Path | None, Option("--to", help="Add the row to this JSON Lines file.")] = None,
 ) -> None:
     """Print a dropped or changed row as it was read.
 
     Example: `meditune data restore audit pairs-17 --to restored.jsonl`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.data.quality.ledger import append_row
     from meditune.data.quality.ledger import restore as find
@@ -171,24 +154,20 @@ def restore(
 
 @app.command()
 def phi(
-    source: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
+    source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Write a copy of FILE without identifiers to this file."),
+        Option("--output", "-o", metavar="OUT", help="Write a copy of FILE without identifiers to this file."),
     ] = None,
     action: Annotated[
-        str | None,
-        typer.Option(help="Replace identifiers in the copy by: mask (placeholders) or surrogate (invented)."),
+        str | None, Option(help="Replace identifiers in the copy by: mask (placeholders) or surrogate (invented).")
     ] = None,
     patient_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates."),
+        str | None, Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates.")
     ] = None,
-    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Look only for this kind. Repeatable.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Detector: rules or presidio.")] = None,
-    show: Annotated[
-        int, typer.Option(min=0, help="Show this many findings in context, with the identifier masked.")
-    ] = 0,
+    kinds: Annotated[Texts, Option("--kind", help="Look only for this kind. Repeatable.")] = None,
+    engine: Annotated[str | None, Option(help="Detector: rules or presidio.")] = None,
+    show: Annotated[int, Option(min=0, help="Show this many findings in context, with the identifier masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:
     """Count identifiers of patients, and write a copy of a file without them.
@@ -200,44 +179,47 @@ def phi(
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])
-    for line in scan_lines(result):
-        typer.echo(line)
+    print_lines(scan_lines(result))
     if output:
         typer.echo(f"Written: {output.resolve()}")
 
 
-FILE = "diversity.json"
 SEED = 17
 
 
-def survey(source: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
+def _survey(source: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Return a survey of a recipe's or a run's data; write it as diversity.json and diversity.html to `output`.
 
-    A recipe's data are prepared in `output`, as by `meditune data prepare`, unless they are there already. `other` is
-    an earlier state of the data; if it is a recipe, its data are prepared in `output/before`. The survey has `count`
-    clusters of questions if the sentence model is available. Raises DataError and RecipeError like `prepare`.
+    A recipe's data are prepared in `output`, those of `other`, an earlier state, in `output/before`. The survey has
+    `count` clusters of questions if the sentence model is available.
     """
-    from meditune.data.diversity import coverage
+    from meditune.data import diversity
+    from meditune.data.question_clusters import chosen, clusters
     from meditune.evaluate.report.data_sections import render_page
+    from meditune.models.sentence_encoder import sentence_model
 
     data = _data(source, output, overrides)
     before = _data(other, output / "before", []) if other else None
     result: dict[str, Any] = {"of": source, "sha256": data.sha256, "synthetic": data.synthetic}
-    result |= coverage.diversity(data.splits)
+    result |= diversity.diversity(data.splits)
     sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
     if before:
-        result["compared"] = {"with": other} | coverage.compared(before.splits.train, data.splits.train, SEED)
+        result["compared"] = {"with": other} | diversity.compared(before.splits.train, data.splits.train, SEED)
         sets = {"before": before.splits.train, "after": data.splits.train}
-    if count and (found := _clusters(sets, count)):
-        result["clusters"] = found
+    if count:
+        questions = chosen(sets, SEED)
+        try:
+            encode = sentence_model().encode
+            result["clusters"] = clusters(questions, lambda texts: encode(texts, "Embedding questions"), count, SEED)
+        except ModelError as error:
+            typer.echo(f"The survey has no clusters: {error}", err=True)
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / FILE, result)
+    write_json(output / "diversity.json", result)
     render_page(result, output / "diversity.html")
     return result
 
 
-def survey_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the survey in a few lines for the terminal."""
+def _survey_lines(result: dict[str, Any]) -> Iterator[str]:
     train = result["splits"]["train"]
     yield f"{train['examples']:,} training examples."
     for name, dimension in train["dimensions"].items():
@@ -269,18 +251,6 @@ def _data(source: str, output: Path, overrides: Sequence[str]) -> Prepared:
     return pipeline.prepare_only(resolve(source, list(overrides)).recipe, output)
 
 
-def _clusters(sets: dict[str, Sequence[Example]], count: int) -> dict[str, Any] | None:
-    from meditune.data.diversity.clusters import chosen, clusters
-    from meditune.models.sentence_encoder import sentence_model
-
-    try:
-        questions = chosen(sets, SEED)
-        return clusters(questions, lambda texts: sentence_model().encode(texts, "Embedding questions"), count, SEED)
-    except ModelError as error:
-        print(f"The survey has no clusters: {error}", file=sys.stderr)
-        return None
-
-
 PHI_DONE = {"report": "unchanged", "mask": "masked", "surrogate": "replaced by invented ones"}
 
 
@@ -294,13 +264,16 @@ def print_leakage(*checks: dict[str, Any]) -> None:
 
 
 def print_data(data: Prepared, folder: Path) -> None:
-    """Print what the data stage read, left out and split."""
+    """Print what the data stage read, left out and split, and what its licences require."""
+    from meditune.data.read_sources import warning
+    from meditune.data.sources import licence_requirements
+
     out = console()
     print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
         refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
         out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
-    print_audit(data.quality, out)
+    _print_audit(data.quality)
     for name, row in data.quality["splits"].items():
         decisions = ", ".join(f"{count} {label}" for label, count in row["decisions"].items())
         out.print(
@@ -320,28 +293,16 @@ def print_data(data: Prepared, folder: Path) -> None:
     if found := data.quality.get("rebalanced"):
         rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())
         out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
-    remarks = data.quality["diversity"]["remarks"]
-    for remark in remarks:
-        # Earlier versions stored the message as `said`.
-        out.print(f"Coverage: {escape(remark.get('message') or remark['said'])}")
-    if remarks:
-        out.print(
-            f"For an explanation and advice, run: meditune data diversity {folder.parent} --output DIR", markup=False
-        )
-    print_terms(data.quality["terms"])
+    if remarks := data.quality["diversity"]["remarks"]:
+        for remark in remarks:
+            out.print(f"Coverage: {remark['message']}", markup=False)
+        out.print(f"For advice, run: meditune data diversity {folder.parent} --output DIR", markup=False)
+    terms = data.quality["terms"]
+    for sentence in licence_requirements(terms) if len(terms) > 1 else ():
+        out.print(sentence, markup=False)
+    if restricted := warning(terms):
+        out.print(restricted, style="bold yellow", markup=False)
     out.print(f"Data: {folder.resolve()}")
-
-
-def print_terms(terms: Terms) -> None:
-    """Print what several licences require together, and a warning about restricted rows."""
-    from meditune.data.read_sources import warning
-    from meditune.data.sources import licence_requirements
-
-    if len(terms) > 1:
-        for sentence in licence_requirements(terms):
-            console().print(sentence, markup=False)
-    if warning(terms):
-        console().print(warning(terms), style="bold yellow", markup=False)
 
 
 def print_synthetic(synthetic: bool) -> None:
@@ -361,9 +322,9 @@ AUDIT_DONE = {
 }
 
 
-def print_audit(quality: dict[str, Any], out: Console) -> None:
+def _print_audit(quality: dict[str, Any]) -> None:
     """Print a line for each rule that found something, and how many rows were left out and changed."""
-    audit = quality["audit"]
+    out, audit = console(), quality["audit"]
     rows = []
     for name, row in audit["rules"].items():
         if row["rows"]:

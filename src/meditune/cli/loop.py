@@ -14,19 +14,19 @@ import os.path
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from meditune.cli.options import RENAMED, note_new_name
+from meditune.cli.options import REMOVED, RENAMED, note_new_name
 from meditune.config.recipe_keys import Document, UnreadableError
 from meditune.errors import DataError, DriftError, GateError, MedituneError, RecipeError
 from meditune.files import exclusive_lock, read_json, read_text, write_json
 from meditune.model_registry import Registry
-from meditune.operate.active_learning.candidates import NothingToAskError
+from meditune.operate.label_queue import NothingToAskError
 from meditune.operate.retraining.retrain import next_step
 
 if TYPE_CHECKING:
@@ -53,13 +53,6 @@ OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "
 """Options that the loop reads itself, with their defaults"""
 RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
 """By stage: arguments of the last version with their new names; renamed options are in `options.RENAMED`"""
-MOVED = {
-    "queries": "was renamed to `query`",
-    "results": "was renamed to `output`",
-    "settings": "was renamed to `set`",
-    "on_alert": "was removed; set a shorter `every` instead: without enough new rows, nothing is trained",
-}
-"""Keys of earlier versions -> what took their place"""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -82,13 +75,8 @@ def _text(value: Any) -> None:
 
 
 CHECKS: dict[str, Callable[[Any], object]] = {
-    "every": seconds,
-    "after": seconds,
-    "answers": _count,
-    "on_pass": next_step,
-    "folder": _text,
-    "output": _text,
-    "reference": _text,
+    **{"every": seconds, "after": seconds, "answers": _count, "on_pass": next_step},
+    **{"folder": _text, "output": _text, "reference": _text},
 }
 """Options of stages that are checked here, and how; the others are checked by their commands"""
 
@@ -145,7 +133,8 @@ class Config:
             for key in unknown:
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f" of meditune {STAGES[name][0]}"
-                yield (name, key), MOVED.get(key, f"no such option{hint}")
+                removed = {_key(old): why for old, why in REMOVED.get(STAGES[name][0], {}).items()}
+                yield (name, key), removed.get(key, f"no such option{hint}")
             for key, check in CHECKS.items():
                 try:
                     check(given[key]) if key in given else None
@@ -257,8 +246,8 @@ def _queues(config: Config) -> list[Path]:
 def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
     """Promote a canary that has run long enough and given enough answers."""
     from meditune.operate.retraining.rollback import counts_by_version
+    from meditune.store import default_place, open_store
     from meditune.store.answers import Answers
-    from meditune.store.open_store import default_place, open_store
 
     trial, options = registry.state().trial, OWN["promote"] | config.stages["promote"]
     if trial is None:
@@ -306,12 +295,10 @@ class StageState:
 
 def load_states(registry: Path) -> dict[str, StageState]:
     """Return the saved states by stage, none if none was saved. Raises DataError if the file is damaged."""
-    path, names = registry / FILE, [field.name for field in fields(StageState)]
+    path = registry / FILE
     try:
         stored = read_json(path)["stages"] if path.is_file() else {}
-        # Earlier versions wrote the message as `said`.
-        rows = {stage: {"message": row.get("said"), **row} for stage, row in stored.items()}
-        return {stage: StageState(**{name: row[name] for name in names}) for stage, row in rows.items()}
+        return {stage: StageState(**row) for stage, row in stored.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}). Delete it; every stage is then due.") from error
 

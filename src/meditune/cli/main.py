@@ -12,40 +12,44 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from meditune import distributed
 from meditune.cli import assistant, data, models, operate, releases, review, serve, status
-from meditune.cli.options import Output, Overrides, RecipeName, Yes, approval, resolve, with_new_names
+from meditune.cli.options import (
+    Group,
+    JsonFile,
+    Output,
+    Overrides,
+    RecipeName,
+    Resamples,
+    Yes,
+    approval,
+    resolve,
+    with_new_names,
+)
 from meditune.errors import MedituneError, Stopped, os_error_sentence
 
-app = typer.Typer(
-    help="Show and check recipes.\n\nReference: docs/reference/recipes.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+recipe_app = Group("recipe", "Show and check recipes.", "Reference: docs/reference/recipes.md.")
 
 
-@app.command()
+@recipe_app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and where it comes from.
 
     Example: `meditune recipe show quickstart --set train.epochs=1`.
-
-    Reference: docs/reference/recipes.md.
     """
     from meditune.config import load_recipe
 
     typer.echo(load_recipe.show(resolve(recipe, overrides)))
 
 
-@app.command()
+@recipe_app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe and print all of its errors at once.
 
     Example: `meditune recipe check my-recipe.yaml`.
-
-    Reference: docs/reference/recipes.md.
     """
     from meditune.data.read_sources import check_sources
 
@@ -93,17 +97,11 @@ cli_app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cli_app.add_typer(data.app, name="data")
-cli_app.add_typer(models.app, name="api")
-cli_app.add_typer(app, name="recipe")
-cli_app.add_typer(review.app, name="review")
-cli_app.add_typer(review.annotate_app, name="annotate")
-cli_app.add_typer(assistant.app, name="index")
-cli_app.add_typer(operate.app, name="drift")
-cli_app.add_typer(operate.learn_app, name="learn")
-cli_app.add_typer(releases.registry_app, name="registry")
-cli_app.add_typer(serve.keys_app, name="keys")
-cli_app.add_typer(serve.answers_app, name="answers")
+for group in (
+    *(data.app, models.app, recipe_app, review.app, review.annotate_app, assistant.app),
+    *(operate.app, operate.learn_app, releases.registry_app, serve.keys_app, serve.answers_app),
+):
+    cli_app.add_typer(group)
 
 
 @cli_app.command()
@@ -120,10 +118,13 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     from meditune import pipeline
 
     resolved = resolve(recipe, overrides)
-    settings = [word for item in overrides or [] for word in ("--set", item)]
-    command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
-    report = pipeline.run(resolved.recipe, output, command, approval(yes))
+    report = pipeline.run(resolved.recipe, output, _run_command(recipe, output, overrides), approval(yes))
     _print_report(report, output)
+
+
+def _run_command(recipe: str, output: Path, overrides: list[str] | None) -> str:
+    settings = [word for item in overrides or [] for word in ("--set", item)]
+    return shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
 
 
 @cli_app.command()
@@ -144,13 +145,13 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 @cli_app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, run folder, or api:NAME.")
+        str, Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, run folder, or api:NAME.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the predictions and metrics.")],
-    recipe: Annotated[str, typer.Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
+    recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="meditune|lm-eval",
             help="Prompt and scoring to use; lm-eval evaluates decisions as lm-evaluation-harness does.",
         ),
@@ -166,7 +167,8 @@ def evaluate(
     """
     from meditune import pipeline
     from meditune.cli.data import print_leakage
-    from meditune.cli.metrics_tables import print_conditions, print_figures, print_remarks
+    from meditune.cli.metrics_tables import print_conditions, print_figures
+    from meditune.cli.tables import print_remarks
 
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
     resolved = resolve(recipe, [*(overrides or []), *chosen])
@@ -182,20 +184,20 @@ def evaluate(
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="A B [C ...]",
             help="Folders of `meditune evaluate` or `meditune run`, evaluated on the same items. RUN means the run's "
             "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
     gate: Annotated[
-        Path | None, typer.Option(help="A YAML file with a policy; exit with code 5 if a model doesn't meet it.")
+        Path | None, Option(help="A YAML file with a policy; exit with code 5 if a model doesn't meet it.")
     ] = None,
-    show_changes: Annotated[int, typer.Option(min=0, help="Show this many gained and this many lost items.")] = 3,
-    changes_file: Annotated[Path | None, typer.Option(help="Write every changed item to this JSON Lines file.")] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 17,
-    json_file: Annotated[Path | None, typer.Option(help="Also write the comparison to this file.")] = None,
+    show_changes: Annotated[int, Option(min=0, help="Show this many gained and this many lost items.")] = 3,
+    changes_file: Annotated[Path | None, Option(help="Write every changed item to this JSON Lines file.")] = None,
+    resamples: Resamples = 10_000,
+    seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare evaluated models by paired statistics.
 
@@ -218,10 +220,10 @@ def compare(
 @cli_app.command()
 def seeds(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
+        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
     ],
-    resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")] = 10_000,
-    json_file: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
+    resamples: Resamples = 10_000,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare base and tuned models over runs with different seeds.
 
@@ -244,7 +246,7 @@ def crossval(
     recipe: RecipeName,
     output: Output,
     folds: Annotated[
-        list[int] | None, typer.Option("--fold", min=0, max=9, help="Run only this fold, 0 to 9. Repeatable.")
+        list[int] | None, Option("--fold", min=0, max=9, help="Run only this fold, 0 to 9. Repeatable.")
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
@@ -258,22 +260,19 @@ def crossval(
     Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import cross_validation
-    from meditune.cli.metrics_tables import print_crossval, print_crossval_worse
+    from meditune.cli.metrics_tables import print_crossval
 
     recipes, commands = {}, {}
     for fold in sorted(set(folds or range(10))):
         given = [*(overrides or []), *cross_validation.settings(fold)]
         recipes[fold] = resolve(recipe, given).recipe
-        words = [word for item in given for word in ("--set", item)]
-        commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
-    result = cross_validation.crossval(recipes, output, commands, approval(yes))
-    print_crossval(result)
+        commands[fold] = _run_command(recipe, output / f"fold-{fold}", given)
+    print_crossval(cross_validation.crossval(recipes, output, commands, approval(yes)))
     typer.echo(f"Results: {(output / cross_validation.RESULT).resolve()}")
-    print_crossval_worse(result)
 
 
 @cli_app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run.")]) -> None:
+def report(folder: Annotated[Path, Argument(metavar="DIR", help="A finished run.")]) -> None:
     """Write a run's report again from its stored predictions.
 
     Example: `meditune report runs/quickstart`.
@@ -288,7 +287,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 def _print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the result of a run, and where its report is."""
     from meditune.cli.data import print_leakage, print_synthetic
-    from meditune.cli.metrics_tables import print_comparison, print_conditions, print_remarks, print_worse
+    from meditune.cli.metrics_tables import print_comparison, print_conditions, print_worse
+    from meditune.cli.tables import print_remarks
 
     print_comparison(report)
     print_conditions(report)
@@ -302,14 +302,13 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @cli_app.command()
 def ratings(
     file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), optionally model."),
+        Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), optionally model.")
     ],
     folder: Annotated[
-        Path | None, typer.Option("--run", help="Store the scores with the answers of this run or evaluation.")
+        Path | None, Option("--run", help="Store the scores with the answers of this run or evaluation.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Use a question's highest score instead of the mean of its scores.")
+        bool, Option("--best", help="Use a question's highest score instead of the mean of its scores.")
     ] = False,
 ) -> None:
     """Compute LiveQA's metrics from raters' scores.
@@ -366,7 +365,7 @@ def doctor() -> None:
 
 @cli_app.callback(invoke_without_command=True)
 def _version(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    context: typer.Context, version: Annotated[bool, Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
         from meditune import __version__

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from typer import Argument, Option
 
-from meditune.cli.options import Overrides, RecipeName, Run, resolve
-from meditune.cli.tables import console, print_table
+from meditune.cli.options import Group, Overrides, RecipeName, Run, Texts, resolve
+from meditune.cli.tables import console, print_lines, print_table
 from meditune.progress import clock
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
     keep_sparsity: Annotated[
-        bool, typer.Option("--keep-sparsity", help="Set the pruned weights to zero again after merging.")
+        bool, Option("--keep-sparsity", help="Set the pruned weights to zero again after merging.")
     ] = False,
 ) -> None:
     """Merge an adapter into its base model, for plain transformers.
@@ -35,20 +36,19 @@ def merge(
     """
     from meditune.export import merged
 
-    for sentence in merged.remarks(merged.merge(model, output, keep_sparsity)):
-        typer.echo(sentence)
+    print_lines(merged.remarks(merged.merge(model, output, keep_sparsity)))
     typer.echo(f"Model: {output.resolve()}")
 
 
 def prune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pruned model.")],
-    method: Annotated[str | None, typer.Option(help="Method: magnitude, wanda, or layers.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights to set to zero.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of whole layers to remove.")] = None,
+    model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
+    method: Annotated[str | None, Option(help="Method: magnitude, wanda, or layers.")] = None,
+    sparsity: Annotated[float | None, Option(help="Share of weights to set to zero.")] = None,
+    pattern: Annotated[str | None, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
+    layers: Annotated[int | None, Option(help="Number of whole layers to remove.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")
+        str | None, Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -65,10 +65,9 @@ def prune(
     settings = [f"model.prune.{key}={value}" for key, value in given.items() if value is not None]
     resolved = resolve(recipe or "quickstart", [*settings, *(overrides or [])]).recipe
     if recipe:
-        facts = pruned.prune_with_text_of(resolved, model, output)
+        _print_pruning(pruned.prune_with_text_of(resolved, model, output))
     else:
-        facts = pruned.prune(model, resolved, output, None)
-    print_pruning(facts)
+        _print_pruning(pruned.prune(model, resolved, output, None))
     typer.echo(f"Model: {output.resolve()}")
 
 
@@ -76,9 +75,9 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")
+        str | None, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
+    examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
     """Predict memory, speed and time of training for each strategy.
 
@@ -91,7 +90,7 @@ def plan(
     from meditune.train import resource_plan
 
     resolved = resolve(recipe, overrides).recipe
-    print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
+    _print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
 
 
 def models() -> None:
@@ -110,7 +109,8 @@ def models() -> None:
 
     target = target_of(ModelSpec(), None)
     cells = [(*row[:5], f"{row.fits}, {row.memory}" if row.memory else "", row.time) for row in rows(target)]
-    print_table(HEADINGS, cells, left_aligned=HEADINGS[:-1])
+    headings = ("Name", "Model", "Size", "Licence", "Where", "Tuning here", "1,000 rows")
+    print_table(headings, cells, left_aligned=headings[:-1])
     recipe = machine_recipe(target)
     typer.echo(
         f"\nEstimates for LoRA in all layers and rows of {ROW_TOKENS} tokens, on {target.name} with "
@@ -121,19 +121,15 @@ def models() -> None:
 
 
 def init(
-    data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
+    data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
+    output: Annotated[Path, Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable."),
+        Texts, Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable.")
     ] = None,
     machine: Annotated[
-        str | None,
-        typer.Option(help="Write it for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb."),
+        str | None, Option(help="Write it for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+    force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a recipe for a data file and this machine.
 
@@ -155,43 +151,32 @@ def init(
     facts = init_recipe.inspect_data(data, {name: column for name, _, column in pairs})
     initial = init_recipe.choose(facts, machine)
     init_recipe.write(initial, output)
-    for line in init_recipe.summary(initial):
-        typer.echo(line)
-    typer.echo(f"Recipe: {output.resolve()}\nNext:")
-    for line in init_recipe.next_steps(initial, output):
-        typer.echo(f"  {line}")
+    print_lines([*init_recipe.summary(initial), f"Recipe: {output.resolve()}", "Next:"])
+    print_lines(f"  {line}" for line in init_recipe.next_steps(initial, output))
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
-        str,
-        typer.Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm, or hub to upload it."),
+        str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm, or hub to upload it.")
     ],
     quantization: Annotated[
-        list[str] | None,
-        typer.Option(
+        Texts,
+        Option(
             metavar="NAME",
             help="With --to gguf or ollama: Q8_0 (default), Q6_K, Q5_K_M or Q4_K_M; with --to openvino: int8 (default) "
-            "or int4. Repeat it for several files.",
+            "or int4. Repeatable.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-NAME for a quantization other than "
-            "the default.",
-        ),
+        Option("--output", "-o", help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-QUANTIZATION."),
     ] = None,
     repository: Annotated[
-        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
+        str | None, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --to hub: make the model public; it is private by default.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --to hub: upload without asking.")] = False,
+    public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
+    yes: Annotated[bool, Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
     """Export a model for other programs, and verify the result.
 
@@ -202,13 +187,13 @@ def export(
 
     Guide: docs/how-to/export-and-engines.md.
     """
-    if to == "hub":
-        _to_hub(model, output, repository, public, yes)
-        return
     from meditune.errors import ModelError
     from meditune.export.export import export as make
     from meditune.export.export import export_folder, usage
 
+    if to == "hub":
+        _to_hub(model, output, repository, public, yes)
+        return
     if output and len(quantization or ()) > 1:
         raise ModelError("--output names the folder of one export. Leave it out, or give --quantization once.")
     for name in quantization or (None,):
@@ -238,11 +223,10 @@ def _to_hub(model: str, output: Path | None, repository: str | None, public: boo
     typer.echo(f"Uploaded: {hub.push(upload)}")
 
 
-app = typer.Typer(
-    help="Show or cancel a run's training job at an API.\n\n"
+app = Group(
+    "api",
+    "Show or cancel a run's training job at an API.",
     "Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
 
@@ -251,8 +235,6 @@ def status(folder: Run) -> None:
     """Print the state of a run's training job at the API.
 
     Example: `meditune api status runs/gpt`.
-
-    Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.
     """
     from meditune import hosted_pipeline
 
@@ -264,17 +246,15 @@ def cancel(folder: Run) -> None:
     """Cancel a run's training job at the API.
 
     Example: `meditune api cancel runs/gpt`.
-
-    Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.
     """
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.cancel(folder))
 
 
-def print_pruning(facts: dict[str, Any]) -> None:
+def _print_pruning(facts: dict[str, Any]) -> None:
     """Print how pruning changed quality, size and speed."""
-    rows = [
+    measured = [
         (f"perplexity, {name}", value, facts["perplexity"]["after"][name], ".2f")
         for name, value in facts["perplexity"]["before"].items()
     ]
@@ -286,16 +266,11 @@ def print_pruning(facts: dict[str, Any]) -> None:
         ("zeros in the linear layers", "zeros_in_layers", ".1%"),
         ("tokens/s, forward", "tokens_per_s", ",.0f"),
     ):
-        rows.append((title, facts[key]["before"], facts[key]["after"], form))
-    cells = [
-        (
-            title,
-            format(before, form),
-            format(after, form),
-            f"{after / before - 1:+.1%}" if before and form != ".1%" else "",
-        )
-        for title, before, after, form in rows
-    ]
+        measured.append((title, facts[key]["before"], facts[key]["after"], form))
+    cells = []
+    for title, before, after, form in measured:
+        change = f"{after / before - 1:+.1%}" if before and form != ".1%" else ""
+        cells.append((title, format(before, form), format(after, form), change))
     print_table(("", "before", "after", "change"), cells)
     out = console()
     if "removed_layers" in facts:
@@ -305,7 +280,7 @@ def print_pruning(facts: dict[str, Any]) -> None:
         out.print(remark)
 
 
-def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
+def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     """Print the cost of each strategy, the recipe's own first, and changes that make the recipe fit."""
     from meditune.train.hardware_target import UTILIZATION
 
@@ -349,7 +324,6 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         out.print("No known change makes the recipe fit. Use a smaller model.base.")
 
 
-HEADINGS = ("Name", "Model", "Size", "Licence", "Where", "Tuning here", "1,000 rows")
 YES, IN_4_BITS, SLOW, NO = "yes", "in 4 bits", "slow", "no"
 SLOW_SECONDS = 2 * 3600
 """Time for a thousand rows from which tuning a model counts as slow"""
@@ -365,7 +339,6 @@ class Row(NamedTuple):
     parameters: str
     licence: str
     availability: str
-    """ "here", "from a Python package (93 MB)", "from the hub" or "API only"."""
     fits: str
     """YES, IN_4_BITS, SLOW or NO; empty for a model behind an API"""
     memory: str
@@ -395,26 +368,19 @@ def _row(model: BaseModel, target: Target) -> Row:
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:
         return Row(*known, "", "", "")
-    needed = {fits: training_gb(model.billions, target, fits == IN_4_BITS) for fits in (YES, IN_4_BITS)}
-    possible = (YES, IN_4_BITS) if target.device == "cuda" else (YES,)
-    fits = next((way for way in possible if needed[way] <= target.memory_gb), NO)
-    memory = f"{needed[possible[-1] if fits == NO else fits]:.0f} GB"
+    # Rounded from predictions of `meditune plan`: besides the weights, rows of 1,024 tokens on a CPU, and of 2,048
+    # tokens with recomputed activations on a GPU. In 4 bits, embeddings and the head keep 16 bits.
+    rest = 2.0 + 2.3 * model.billions if target.device == "cpu" else 1.0 + 0.25 * model.billions
+    needed = {YES: model.billions * target.dtype.itemsize + rest}
+    if target.device == "cuda":
+        needed[IN_4_BITS] = model.billions * 0.75 + rest
+    fits = next((way for way, gigabytes in needed.items() if gigabytes <= target.memory_gb), NO)
+    memory = f"{needed.get(fits, min(needed.values())):.0f} GB"
     if fits == NO:
         return Row(*known, NO, memory, "")
     # Training with adapters takes about four operations for each weight and token.
     seconds = 4e9 * model.billions * 1000 * ROW_TOKENS / (target.flops * UTILIZATION[target.device])
     return Row(*known, SLOW if seconds > SLOW_SECONDS else fits, memory, clock(seconds))
-
-
-def training_gb(billions: float, target: Target, in_4_bits: bool = False) -> float:
-    """Return the estimated memory in GB for tuning a model of this size with LoRA.
-
-    The numbers are rounded from predictions of `meditune plan` for the catalogue's models: besides the weights, rows of
-    1,024 tokens on a CPU, and of 2,048 tokens with recomputed activations on a GPU. In 4 bits, a weight takes 0.6 to
-    0.8 bytes on average, because embeddings and the head keep 16 bits.
-    """
-    weights = billions * (0.75 if in_4_bits else target.dtype.itemsize)
-    return weights + (2.0 + 2.3 * billions if target.device == "cpu" else 1.0 + 0.25 * billions)
 
 
 def availability(model: BaseModel) -> str:

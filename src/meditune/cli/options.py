@@ -1,12 +1,14 @@
-"""Arguments and options that several commands share, renamed options, and the question before an upload."""
+"""What commands share: groups, arguments, options, renamed options, and the question before an upload."""
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, Typer
 
 from meditune.errors import MedituneError
 
@@ -14,16 +16,57 @@ if TYPE_CHECKING:
     from meditune.config.load_recipe import Resolved
     from meditune.hosted_pipeline import Approve
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run. An unfinished run in it is resumed.")]
+Texts = list[str] | None
+"""Values of a repeatable option"""
+Paths = list[Path] | None
+RecipeName = Annotated[str, Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
+Output = Annotated[Path, Option("--output", "-o", help="Folder of the run. An unfinished run in it is resumed.")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example train.epochs=1. Repeatable."),
+    Texts, Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example train.epochs=1. Repeatable.")
 ]
-Yes = Annotated[
-    bool, typer.Option("--yes", help="For a model behind an API: send data and spend money without asking.")
+Yes = Annotated[bool, Option("--yes", help="For a model behind an API: send data and spend money without asking.")]
+Run = Annotated[Path, Argument(metavar="DIR", help="The run's folder.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Resamples = Annotated[int, Option(min=100, help="Number of bootstrap resamples.")]
+JsonFile = Annotated[Path | None, Option(help="Also write the result to this file.")]
+Seed = Annotated[int, Option(min=0, help="Seed of what is chosen at random.")]
+Raters = Annotated[int | None, Option(min=1, help="Number of raters who share the work; by default each rates all.")]
+Overlap = Annotated[int | None, Option(min=1, help="Number of raters for each item.")]
+Store = Annotated[
+    str | None,
+    Option(
+        "--store",
+        metavar="DIR|URL",
+        envvar="MEDITUNE_STORE",
+        help="A server's store of keys, answers and feedback: a folder or postgresql://HOST/DATABASE.",
+    ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
+Embedding = Annotated[
+    str | None,
+    Option(
+        metavar="MODEL",
+        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model.",
+    ),
+]
+ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]
+
+
+class Group(Typer):
+    """A group of commands. The help of each names the group's page, unless it names another one."""
+
+    def __init__(self, name: str, summary: str, page: str) -> None:
+        self.page = f"\n\n{page}"
+        super().__init__(name=name, help=summary + self.page, no_args_is_help=True, rich_markup_mode=None)
+
+    def command(self, *names: Any, **options: Any) -> Callable[[Any], Any]:
+        """See Typer.command."""
+
+        def add(function: Any) -> Any:
+            text = inspect.getdoc(function) or ""
+            text += "" if "docs/" in text else self.page
+            return super(Group, self).command(*names, help=text, **options)(function)
+
+        return add
 
 
 def resolve(name: str, overrides: list[str] | None) -> Resolved:
@@ -89,7 +132,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "learn queue": {
         "--known": "--training-data",
         "--done": "--earlier-queue",
-        "--ask": "--model",
     },
     "learn rows": {"--without": "--exclude-rater"},
     "annotate create": {
@@ -114,6 +156,14 @@ RENAMED: dict[str, dict[str, str]] = {
 """By command: options of the last version with their new names. The next version refuses the old ones."""
 RENAMED_COMMANDS = {"registry try": "registry canary"}
 """Commands of the last version with their new names. The next version refuses the old ones."""
+REMOVED = {
+    "learn queue": dict.fromkeys(
+        ("--ask", "--model", "--predictions", "--samples", "--embedding"),
+        "was removed with the strategies that asked models, because they saved no labels; --strategy feedback (users' "
+        "corrections and ratings, then a random choice) took their place",
+    )
+}
+"""By command: options that earlier versions had, with what took their place"""
 
 
 def note_new_name(old: str, new: str) -> None:
@@ -127,9 +177,12 @@ def with_new_names(arguments: list[str]) -> list[str]:
         note_new_name(old, new)
         arguments = [*new.split(), *arguments[2:]]
     names = RENAMED.get(" ".join(arguments[:1])) or RENAMED.get(" ".join(arguments[:2]), {})
+    removed = REMOVED.get(" ".join(arguments[:2]), {})
     changed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if name in removed:
+            raise MedituneError(f"{name} {removed[name]}.")
         if name in names:
             note_new_name(name, names[name])
             argument = f"{names[name]}{equals}{value}"

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from meditune.cli.options import Overrides
+from meditune.cli.options import Group, Overrides, Paths, Store, Texts
+from meditune.cli.tables import print_lines
 from meditune.errors import DataError, DriftError, GateError, MedituneError
 
 if TYPE_CHECKING:
     from meditune.model_registry import Registry, State, Version
 
-registry_app = typer.Typer(
-    help="Add, try, promote and roll back versions of a model.\n\nGuide: docs/how-to/retrain-and-release.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+registry_app = Group(
+    "registry", "Add, try, promote and roll back versions of a model.", "Guide: docs/how-to/retrain-and-release.md."
 )
 
-RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="Folder of the registry.")]
-Id = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored in the registry's history.")]
-Force = Annotated[bool, typer.Option("--force", help="Accept a version that didn't pass a gate; needs --reason.")]
+RegistryFolder = Annotated[Path, Argument(metavar="REGISTRY", help="Folder of the registry.")]
+Id = Annotated[str, Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
+Reason = Annotated[str, Option("--reason", metavar="TEXT", help="Reason, stored in the registry's history.")]
+Force = Annotated[bool, Option("--force", help="Accept a version that didn't pass a gate; needs --reason.")]
 
 
 @registry_app.command("list")
@@ -31,11 +31,8 @@ def show_all(registry: RegistryFolder) -> None:
     """List all versions with their role, gate, parents and metrics.
 
     Example: `meditune registry list clinic`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
-    for line in overview(_registry(registry)):
-        typer.echo(line)
+    print_lines(_overview(_registry(registry)))
 
 
 @registry_app.command()
@@ -43,29 +40,24 @@ def show(registry: RegistryFolder, version: Id) -> None:
     """Show a version's lineage, data, gate and history, and check its files.
 
     Example: `meditune registry show clinic v2`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
-    for line in details(_registry(registry), version):
-        typer.echo(line)
+    print_lines(_details(_registry(registry), version))
 
 
 @registry_app.command()
 def add(
     registry: RegistryFolder,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
     parent: Annotated[
-        list[str] | None, typer.Option("--parent", metavar="VERSION", help="Version it was trained from. Repeatable.")
+        Texts, Option("--parent", metavar="VERSION", help="Version it was trained from. Repeatable.")
     ] = None,
-    note: Annotated[str, typer.Option(help="Note to store with the version.")] = "",
+    note: Annotated[str, Option(help="Note to store with the version.")] = "",
 ) -> None:
     """Add a finished run as a version.
 
     A missing registry is created, and its first version is promoted.
 
     Example: `meditune registry add clinic runs/quickstart`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
     found = _registry(registry)
     version = found.add(run, tuple(parent or ()), note=note)
@@ -82,8 +74,6 @@ def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: F
     A version that didn't pass its gate is refused unless you give --force and --reason.
 
     Example: `meditune registry promote clinic v2`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
     _registry(registry).promote(version, reason, force)
     typer.echo(f"{version} is served from now on.")
@@ -93,16 +83,14 @@ def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: F
 def try_canary(
     registry: RegistryFolder,
     version: Id,
-    percent: Annotated[float, typer.Option(help="Percentage of conversations for the trial.")] = 10.0,
-    shadow: Annotated[bool, typer.Option("--shadow", hidden=True)] = False,
+    percent: Annotated[float, Option(help="Percentage of conversations for the trial.")] = 10.0,
+    shadow: Annotated[bool, Option("--shadow", hidden=True)] = False,
     reason: Reason = "",
     force: Force = False,
 ) -> None:
     """Try a version as a canary, which answers a share of the conversations.
 
     Example: `meditune registry canary clinic v2 --percent 10`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
     if shadow:
         raise DataError(
@@ -118,8 +106,6 @@ def stop(registry: RegistryFolder, reason: Reason = "") -> None:
     """End the current trial.
 
     Example: `meditune registry stop clinic --reason "slower than the served version"`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
     _registry(registry).end_trial(reason)
     typer.echo("The trial has ended.")
@@ -132,8 +118,6 @@ def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
     The version that was rolled back is never promoted automatically again.
 
     Example: `meditune registry rollback clinic`.
-
-    Guide: docs/how-to/retrain-and-release.md.
     """
     found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is served from now on.")
@@ -142,16 +126,11 @@ def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
 @registry_app.command()
 def guard(
     registry: RegistryFolder,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Store of a server, with its answers."
-        ),
-    ] = None,
+    store: Store = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="REFERENCE", help="Drift reference; with --store, its open alerts count.")
+        Path | None, Option(metavar="REFERENCE", help="Drift reference; with --store, its open alerts count.")
     ] = None,
-    canary: Annotated[Path | None, typer.Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
+    canary: Annotated[Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
 ) -> None:
     """Roll back or end the trial if answers got worse; the exit code is then 6.
 
@@ -162,68 +141,50 @@ def guard(
     from meditune.operate.retraining.rollback import guard as check_versions
 
     found = check_versions(registry, store, reference, canary)
-    for line in found.why:
-        typer.echo(line)
+    print_lines(found.why)
     if found.rolled_back:
         raise DriftError(f"{found.rolled_back} was withdrawn; {found.served} is served.")
 
 
 def retrain(
     registry: RegistryFolder,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Train on the corrections in a server's store."
-        ),
-    ] = None,
+    store: Store = None,
     trust: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY|all", help="Also use corrections made with this key (its id), or all of them. Repeatable."
-        ),
+        Texts,
+        Option(metavar="KEY|all", help="Also use corrections made with this key (its id), or all of them. Repeatable."),
     ] = None,
     labels: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="A file of questions with experts' answers or decisions. Repeatable."),
+        Paths, Option(metavar="FILE", help="A file of questions with experts' answers or decisions. Repeatable.")
     ] = None,
-    queue: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")
-    ] = None,
+    queue: Annotated[Paths, Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")] = None,
     literature: Annotated[
-        list[Path] | None, typer.Option(metavar="LIBRARY|FILE", help="Training pairs of `meditune update`. Repeatable.")
+        Paths, Option(metavar="LIBRARY|FILE", help="Training pairs of `meditune update`. Repeatable.")
     ] = None,
     decisions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Decisions about old rows (`meditune annotate import`).")
+        Path | None, Option(metavar="FILE", help="Decisions about old rows (`meditune annotate import`).")
     ] = None,
     index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="Add the cited passages of this index to corrections.")
+        str | None, Option(metavar="INDEX", help="Add the cited passages of this index to corrections.")
     ] = None,
     overrides: Overrides = None,
-    replay: Annotated[float, typer.Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
-    held_out: Annotated[float, typer.Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
-    dev_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
-    min_rows: Annotated[
-        int, typer.Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")
-    ] = 20,
+    replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
+    held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
+    dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
+    min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
     gate: Annotated[
-        Path | None,
-        typer.Option("--gate", metavar="FILE", help="Policy for the old test items, as for `compare --gate`."),
+        Path | None, Option("--gate", metavar="FILE", help="Policy for the old test items, as for `compare --gate`.")
     ] = None,
-    gate_new: Annotated[Path | None, typer.Option(metavar="FILE", help="Policy for the new test items.")] = None,
+    gate_new: Annotated[Path | None, Option(metavar="FILE", help="Policy for the new test items.")] = None,
     export: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."
-        ),
+        Texts,
+        Option(metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."),
     ] = None,
     on_pass: Annotated[
-        str, typer.Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
+        str, Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
     ] = "promote",
-    percent: Annotated[float, typer.Option(help="Percentage of conversations for a canary.")] = 10.0,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an unfinished retraining and start again.")
-    ] = False,
-    restart_if_changed: Annotated[bool, typer.Option("--restart-if-changed", hidden=True)] = False,
+    percent: Annotated[float, Option(help="Percentage of conversations for a canary.")] = 10.0,
+    restart: Annotated[bool, Option("--restart", help="Discard an unfinished retraining and start again.")] = False,
+    restart_if_changed: Annotated[bool, Option("--restart-if-changed", hidden=True)] = False,
 ) -> None:
     """Train the next version on new data and compare it.
 
@@ -260,21 +221,18 @@ def retrain(
         restart_if_changed,
     )
     outcome = retraining.retrain(registry, options, f"meditune retrain {registry}")
-    for line in outcome.messages:
-        typer.echo(line)
+    print_lines(outcome.messages)
     if outcome.version is not None and not outcome.version.passed:
         raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
 
 
 def loop(
     context: typer.Context,
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")
-    ],
+    config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
     once: Annotated[
-        bool, typer.Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
+        bool, Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
     ] = False,
-    status: Annotated[bool, typer.Option("--status", help="Print the state of each stage and exit.")] = False,
+    status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
     """Run updates, drift checks, rollback and retraining on a schedule.
 
@@ -288,8 +246,7 @@ def loop(
 
     found = Config(config, context.find_root().command)
     if status:
-        for name, state in load_states(found.registry).items():
-            typer.echo(state.line(name))
+        print_lines(state.line(name) for name, state in load_states(found.registry).items())
         return
     if failed := run(found, typer.echo, once):
         raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
@@ -305,8 +262,7 @@ LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "gener
 """Metrics in the list of versions"""
 
 
-def role(state: State, id: str) -> str:
-    """Return a version's role: "served", "canary 10 %", "rolled back", "earlier" or "-"."""
+def _role(state: State, id: str) -> str:
     if state.current == id:
         return "served"
     if state.trial and state.trial.version == id:
@@ -316,7 +272,7 @@ def role(state: State, id: str) -> str:
     return "earlier" if id in state.promoted else "-"
 
 
-def overview(registry: Registry) -> Iterator[str]:
+def _overview(registry: Registry) -> Iterator[str]:
     """Yield one line for each version, the newest last."""
     from meditune.evaluate.metrics import METRICS
 
@@ -324,21 +280,20 @@ def overview(registry: Registry) -> Iterator[str]:
     for id in state.versions:
         found = registry.get(id)
         gate = "no gate" if found.gate is None else "passed" if found.passed else "refused"
-        figures = ", ".join(
-            f"{name} {found.figures[name]:.{METRICS[name].digits}f}" for name in LISTED if name in found.figures
-        )
+        listed = [name for name in LISTED if name in found.figures]
+        figures = ", ".join(f"{name} {found.figures[name]:.{METRICS[name].digits}f}" for name in listed)
         parents = f"from {', '.join(found.parents)}" if found.parents else f"on {found.base_model}"
-        yield f"{id}  {role(state, id):12}  {gate:8}  {found.made[:16]}  {parents:12}  {figures}"
+        yield f"{id}  {_role(state, id):12}  {gate:8}  {found.made[:16]}  {parents:12}  {figures}"
     if not state.versions:
         yield f"No versions yet. Add one: meditune registry add {registry.folder} RUN"
 
 
-def details(registry: Registry, id: str) -> Iterator[str]:
+def _details(registry: Registry, id: str) -> Iterator[str]:
     """Yield all facts about a version, including damaged files."""
     from meditune.model_registry import damaged_files
 
     state, found = registry.state(), registry.get(id)
-    yield f"{id}: {role(state, id)}; made {found.made} by Meditune {found.meditune} from {found.came_from}"
+    yield f"{id}: {_role(state, id)}; made {found.made} by Meditune {found.meditune} from {found.came_from}"
     yield f"Parents: {', '.join(found.parents) or f'none (base model {found.base_model})'}; recipe {found.recipe}"
     data = found.data
     yield f"Data: {data['train']:,} train, {data['dev']:,} dev, {data['test']:,} test; SHA-256 {data['sha256']}"

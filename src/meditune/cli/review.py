@@ -6,48 +6,39 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer import Argument, Option
 
-from meditune.cli.tables import console, print_table
+from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters, Seed
+from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_lines, print_remarks, print_table
 from meditune.errors import MedituneError
 
-app = typer.Typer(
-    help="Let people rate answers blindly, and report the results.\n\nGuide: docs/how-to/rate-answers.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = Group("review", "Let people rate answers blindly, and report the results.", "Guide: docs/how-to/rate-answers.md.")
 
-Set = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the rating set.")]
-Host = Annotated[str, typer.Option(help="Address to listen on. For other machines the page needs a token.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free port.")]
-Adjudicate = Annotated[bool, typer.Option("--adjudicate", help="Show only items on which raters disagree.")]
-To = Annotated[
-    Path | None, typer.Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")
-]
-Format = Annotated[str | None, typer.Option(help="csv or label-studio; by default from the file's extension.")]
+Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
+Host = Annotated[str, Option(help="Address to listen on. For other machines the page needs a token.")]
+Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
+Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
+To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
+Format = Annotated[str | None, Option(help="csv or label-studio; by default from the file's extension.")]
 
 
 @app.command()
 def create(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
+        Path | None, Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
     ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
-    form: Annotated[str, typer.Option(help="Rating form: expert or lay.")] = "expert",
-    raters: Annotated[
-        int | None, typer.Option(min=1, help="Number of raters who share the work; by default each rates all.")
-    ] = None,
-    overlap: Annotated[int | None, typer.Option(min=1, help="Number of raters for each question.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 17,
+    questions: Annotated[int, Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
+    form: Annotated[str, Option(help="Rating form: expert or lay.")] = "expert",
+    raters: Raters = None,
+    overlap: Overlap = None,
+    seed: Seed = 17,
 ) -> None:
     """Make a blinded rating set from a run's answers.
 
     The set mixes answers of the base model, the tuned model and the reference.
 
     Example: `meditune review create runs/quickstart --questions 30`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.rating_set import create as make
 
@@ -71,14 +62,12 @@ def serve(
     """Serve the rating page until ctrl-C.
 
     Example: `meditune review serve runs/quickstart/review`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.review_server import in_dispute
     from meditune.review.review_server import serve as run_server
 
     disputes = in_dispute(folder) if adjudicate else None
-    run_server(folder, host, port, lambda line: typer.echo(line), disputes)
+    run_server(folder, host, port, typer.echo, disputes)
 
 
 @app.command()
@@ -86,12 +75,10 @@ def results(folder: Set) -> None:
     """Report scores with intervals, agreement and disputed answers.
 
     Example: `meditune review results runs/quickstart/review`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.results import write_results
 
-    print_results(write_results(folder), console())
+    _print_results(write_results(folder))
     typer.echo(f"Results: {(folder / 'results.html').resolve()}")
 
 
@@ -100,29 +87,24 @@ def export(
     folder: Set,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[bool, typer.Option("--unblind", help="Also write the origin of each answer.")] = False,
+    unblind: Annotated[bool, Option("--unblind", help="Also write the origin of each answer.")] = False,
 ) -> None:
     """Export ratings with raters' names as CSV or Label Studio tasks.
 
     Example: `meditune review export runs/quickstart/review --to ratings.csv`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.import_export import export as write
 
-    for path in write(folder, to, format, unblind):
-        typer.echo(f"Written: {path.resolve()}")
+    print_lines(f"Written: {path.resolve()}" for path in write(folder, to, format, unblind))
 
 
 @app.command("import")
 def import_set(
-    folder: Set, file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
+    folder: Set, file: Annotated[Path, Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
 ) -> None:
     """Import ratings from a file; they replace earlier ratings by the same rater.
 
     Example: `meditune review import runs/quickstart/review ratings.csv`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.import_export import import_ratings as take
 
@@ -133,17 +115,15 @@ def import_set(
 @app.command()
 def pairs(
     folder: Set,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file for train.preference.path.")],
+    output: Annotated[Path, Option("--output", "-o", help="JSON Lines file for train.preference.path.")],
     margin: Annotated[
-        float, typer.Option(min=0.01, max=4, help="Minimum difference of two scores, on a scale of 1 to 5.")
+        float, Option(min=0.01, max=4, help="Minimum difference of two scores, on a scale of 1 to 5.")
     ] = 1.0,
-    per_question: Annotated[int, typer.Option(min=1, help="Maximum number of pairs of one question.")] = 10,
+    per_question: Annotated[int, Option(min=1, help="Maximum number of pairs of one question.")] = 10,
 ) -> None:
     """Make pairs of a better and a worse answer for preference tuning.
 
     Example: `meditune review pairs runs/quickstart/review --output pairs.jsonl`.
-
-    Guide: docs/how-to/rate-answers.md.
     """
     from meditune.review.results import write_pairs
 
@@ -154,121 +134,80 @@ def pairs(
     typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs of questions that it tests on.")
 
 
-VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
-
-
-def print_results(results: dict[str, Any], out: Console) -> None:
+def _print_results(results: dict[str, Any]) -> None:
     """Print for each line of the form the scores, tuned against base, and the agreement."""
+    from meditune.statistics import LEVEL
+
     rows = []
-    for title, row in (
-        ("All lines", results["overall"]),
-        *((axis["title"], axis) for axis in results["axes"].values()),
-    ):
-        scores = [_number(row["origins"][name]["score"], 1) for name in ("base", "tuned", "reference")]
-        rows.append((title, *scores, *_difference(row["difference"]), _alpha(row)))
+    axes = {"All lines": results["overall"]} | {axis["title"]: axis for axis in results["axes"].values()}
+    for title, row in axes.items():
+        cells = [number(row["origins"][name]["score"], 1) or "–" for name in ("base", "tuned", "reference")]
+        if difference := row["difference"]:
+            p = difference.get("p_holm")
+            unsure = difference["better"] and p is not None and p >= LEVEL
+            verdict = VERDICTS[None if unsure else difference["better"]]
+            cells += [number(difference["delta"], 1, "+"), interval(difference, 1), p_value(p), verdict]
+        else:
+            cells += [""] * 4
+        alpha = number(row["agreement"]["alpha"]["value"], 2) or "–" if "agreement" in row else ""
+        rows.append((title, *cells, alpha))
     titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
     print_table(titles, rows, left_aligned=["verdict"])
+    out = console()
     out.print("Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
     out.print(
         f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
         f"({results['cannot']:,} couldn't judge); {len(results['disputed'])} answers disputed, "
         f"{results['adjudicated']} ratings settled."
     )
-    for remark in results["remarks"]:
-        out.print(remark, style="yellow", markup=False)
+    print_remarks(results["remarks"])
 
 
-def _alpha(row: dict[str, Any]) -> str:
-    return _number(row["agreement"]["alpha"]["value"], 2) if "agreement" in row else ""
-
-
-def _difference(row: dict[str, Any] | None) -> tuple[str, str, str, str]:
-    from meditune.statistics import LEVEL
-
-    if not row:
-        return "", "", "", ""
-    low, high = row["ci95"]
-    p = row.get("p_holm")
-    p_text = "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-    verdict = None if row["better"] and p is not None and p >= LEVEL else row["better"]
-    return f"{row['delta']:+.1f}", f"{low:+.1f} to {high:+.1f}", p_text, VERDICTS[verdict]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-annotate_app = typer.Typer(
-    help="Let people check rows of the data, and apply their decisions.\n\nGuide: docs/how-to/check-data.md.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+annotate_app = Group(
+    "annotate", "Let people check rows of the data, and apply their decisions.", "Guide: docs/how-to/check-data.md."
 )
 
-AnnotationSetFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the annotation set.")]
-ExcludeRater = Annotated[
-    list[str] | None, typer.Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")
-]
+AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
 ExcludeCareless = Annotated[
-    bool, typer.Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
+    bool, Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
 ]
 
 
 @annotate_app.command("create")
 def create_annotation_set(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the annotation set.")],
-    rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 100,
+    source: Annotated[str, Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the annotation set.")],
+    rows: Annotated[int, Option(min=1, help="Number of rows.")] = 100,
     sample: Annotated[
-        str, typer.Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
+        str, Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
     ] = "random",
     stratify_by: Annotated[
-        str, typer.Option(help="Take equally many rows of each source, decision or question_type, or none.")
+        str, Option(help="Take equally many rows of each source, decision or question_type, or none.")
     ] = "none",
-    raters: Annotated[
-        int | None, typer.Option(min=1, help="Number of raters who share the work; by default each judges all.")
-    ] = None,
-    overlap: Annotated[int | None, typer.Option(min=1, help="Number of raters for each row; 2 by default.")] = None,
-    shared_rows: Annotated[int, typer.Option(min=0, help="Number of rows that all raters judge.")] = 0,
+    raters: Raters = None,
+    overlap: Overlap = None,
+    shared_rows: Annotated[int, Option(min=0, help="Number of rows that all raters judge.")] = 0,
     gold: Annotated[
-        Path | None, typer.Option(help="A table of known items with a column verdict, to detect careless raters.")
+        Path | None, Option(help="A table of known items with a column verdict, to detect careless raters.")
     ] = None,
     synthetic_gold: Annotated[
-        int, typer.Option(min=0, help="Number of known items to make from rows with a wrong answer.")
+        int, Option(min=0, help="Number of known items to make from rows with a wrong answer.")
     ] = 0,
     include_test: Annotated[
-        bool, typer.Option("--include-test", help="Include test items; decisions never change them.")
+        bool, Option("--include-test", help="Include test items; decisions never change them.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of rows.")] = 17,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key. Repeatable.")
-    ] = None,
+    seed: Seed = 17,
+    overrides: Overrides = None,
 ) -> None:
     """Choose rows of the data for people to check.
 
     Example: `meditune annotate create quickstart --rows 60 --output checks`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.review.annotation_set import AnnotationSetOptions
     from meditune.review.annotation_set import create as make
 
-    counts = make(
-        source,
-        output,
-        AnnotationSetOptions(
-            rows,
-            sample,
-            stratify_by,
-            raters,
-            overlap,
-            shared_rows,
-            gold,
-            synthetic_gold,
-            include_test,
-            seed,
-            tuple(overrides or ()),
-        ),
-    )
+    chosen = (rows, sample, stratify_by, raters, overlap, shared_rows, gold, synthetic_gold, include_test, seed)
+    counts = make(source, output, AnnotationSetOptions(*chosen, tuple(overrides or ())))
     typer.echo(f"{counts.rows} rows to check, and {counts.known} known items among them.")
     for count, what in (
         (counts.decided, "rows were checked before and aren't included again."),
@@ -292,15 +231,13 @@ def serve_annotation_set(
     """Serve the page for checking rows until ctrl-C.
 
     Example: `meditune annotate serve checks`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.review.annotation_results import open_disputes
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
 
     disputes = open_disputes(folder, exclude_rater or (), exclude_careless) if adjudicate else None
-    run_server(folder, host, port, lambda line: typer.echo(line), disputes, VALIDATE)
+    run_server(folder, host, port, typer.echo, disputes, VALIDATE)
 
 
 @annotate_app.command("results")
@@ -310,12 +247,10 @@ def annotation_results(
     """Report verdicts, agreement, careless raters and disputes.
 
     Example: `meditune annotate results checks`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.review.annotation_results import write_results
 
-    print_annotation_results(write_results(folder, exclude_rater or (), exclude_careless), console())
+    _print_annotation_results(write_results(folder, exclude_rater or (), exclude_careless))
     typer.echo(f"Results: {(folder / 'results.json').resolve()}")
 
 
@@ -325,30 +260,27 @@ def export_annotations(
     to: To = None,
     format: Format = None,
     unblind: Annotated[
-        bool, typer.Option("--unblind", help="Also write each item's row, and which items are known.")
+        bool, Option("--unblind", help="Also write each item's row, and which items are known.")
     ] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks.
 
     Example: `meditune annotate export checks --to ratings.csv`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.review.import_export import export as write
     from meditune.review.rating_set import VALIDATE
 
-    for path in write(folder, to, format, unblind, VALIDATE):
-        typer.echo(f"Written: {path.resolve()}")
+    print_lines(f"Written: {path.resolve()}" for path in write(folder, to, format, unblind, VALIDATE))
 
 
 @annotate_app.command("import")
 def import_annotations(
     folder: AnnotationSetFolder,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
+        Path | None, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the decisions to this file, for data.decisions.")
+        Path | None, Option("--output", "-o", help="Write the decisions to this file, for data.decisions.")
     ] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
@@ -356,8 +288,6 @@ def import_annotations(
     """Import ratings, or turn ratings into decisions about the data.
 
     Example: `meditune annotate import checks --output decisions.jsonl`.
-
-    Guide: docs/how-to/check-data.md.
     """
     from meditune.review.annotation_results import write_decisions
     from meditune.review.import_export import import_ratings as take
@@ -376,9 +306,9 @@ def import_annotations(
         typer.echo(f"Decisions: {output.resolve()}. Use them: --set data.decisions={output}")
 
 
-def print_annotation_results(results: dict[str, Any], out: Console) -> None:
+def _print_annotation_results(results: dict[str, Any]) -> None:
     """Print verdicts, agreement, raters, suspicions and open disputes."""
-    given = results["ratings_by_verdict"]
+    out, given = console(), results["ratings_by_verdict"]
     rows = [(verdict, str(count), str(given[verdict])) for verdict, count in results["rows_by_verdict"].items()]
     print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(results["undecided"])), "")])
     out.print(
@@ -391,12 +321,11 @@ def print_annotation_results(results: dict[str, Any], out: Console) -> None:
             low, high = share["ci95"]
             out.print(
                 f"Correct rows, {name}: {share['percent']:.0f} % of {share['decided']} "
-                f"(95 % interval {low:.0f} to {high:.0f}).",
-                highlight=False,
+                f"(95 % interval {low:.0f} to {high:.0f})."
             )
     if "decisions" in results:
         given = ", ".join(f"{name} {count}" for name, count in results["decisions"].items())
-        out.print(f"Decisions: {given}.", highlight=False)
+        out.print(f"Decisions: {given}.")
     alpha = results["agreement"]["alpha"]
     if alpha["value"] is not None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
@@ -405,9 +334,8 @@ def print_annotation_results(results: dict[str, Any], out: Console) -> None:
             out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows aren't correct.")
     for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
-        out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False, highlight=False)
+        out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False)
     open_ = [row for row in results["disputed"] if not row["settled"]]
     if open_:
         out.print(f"Disputed rows: {len(open_)}. To settle them: meditune annotate serve DIR --adjudicate")
-    for remark in results["remarks"]:
-        out.print(remark, style="yellow", markup=False)
+    print_remarks(results["remarks"])

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from meditune.cli.options import Group, Store, Texts
+from meditune.cli.tables import print_lines
 from meditune.errors import DataError, GateError
+from meditune.text import counted
 
 if TYPE_CHECKING:
     from meditune.operate.drift.drift_watcher import DriftWatcher
@@ -20,89 +24,64 @@ if TYPE_CHECKING:
     from meditune.serve.settings import Settings
     from meditune.store.answers import Answers
     from meditune.store.api_keys import Keys
+    from meditune.store.database import Database
 
-keys_app = typer.Typer(
-    help="Create, list, rotate and revoke a server's API keys.\n\nGuide: docs/how-to/serve.md#who-may-ask.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+keys_app = Group(
+    "keys", "Create, list, rotate and revoke a server's API keys.", "Guide: docs/how-to/serve.md#who-may-ask."
 )
-answers_app = typer.Typer(
-    help="Delete and export a server's stored answers and their feedback.\n\n"
+answers_app = Group(
+    "answers",
+    "Delete and export a server's stored answers and their feedback.",
     "Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
-Store = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        metavar="DIR|URL",
-        envvar="MEDITUNE_STORE",
-        help="Store of keys, answers and feedback: a folder or postgresql://HOST/DATABASE.",
-    ),
-]
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
-PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests per minute; the server's limit by default.")]
-Quota = Annotated[int | None, typer.Option(min=1, help="Tokens per day; the server's quota by default.")]
+KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
+PerMinute = Annotated[int | None, Option(min=1, help="Requests per minute; the server's limit by default.")]
+Quota = Annotated[int | None, Option(min=1, help="Tokens per day; the server's quota by default.")]
 
 
 ServedModel = Annotated[
-    str,
-    typer.Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id."),
+    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id.")
 ]
-IndexPlace = Annotated[str | None, typer.Option(metavar="INDEX", help="Index to answer from and to cite.")]
+IndexPlace = Annotated[str | None, Option(metavar="INDEX", help="Index to answer from and to cite.")]
 JudgeRun = Annotated[
-    str | None,
-    typer.Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers."),
+    str | None, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers.")
 ]
-EngineName = Annotated[str, typer.Option(help="Engine; auto takes the fastest installed one that fits the model.")]
-EngineUrl = Annotated[str | None, typer.Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
-ModelName = Annotated[str | None, typer.Option(help="Name of the model for clients; the folder's name by default.")]
-Host = Annotated[
-    str, typer.Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")
-]
-Port = Annotated[int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
-RequireKey = Annotated[
-    bool, typer.Option("--require-key", help="Require an API key from callers on this machine, too.")
-]
+EngineName = Annotated[str, Option(help="Engine; auto takes the fastest installed one that fits the model.")]
+EngineUrl = Annotated[str | None, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
+ModelName = Annotated[str | None, Option(help="Name of the model for clients; the folder's name by default.")]
+Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
+Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
+RequireKey = Annotated[bool, Option("--require-key", help="Require an API key from callers on this machine, too.")]
 AllowAnonymous = Annotated[
-    bool, typer.Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
+    bool, Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
 ]
 RatePerMinute = Annotated[
-    int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
+    int, Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
 ]
 DailyTokens = Annotated[
-    int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
+    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
+MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
-    int,
-    typer.Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage."),
+    int, Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage.")
 ]
-Timeout = Annotated[float, typer.Option(min=1, help="Maximum time for an answer, in seconds.")]
-Certificate = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
-PrivateKey = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")
-]
+Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
+Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
+PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")]
 Proxy = Annotated[
-    str,
-    typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3."),
+    str, Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3.")
 ]
-LogText = Annotated[bool, typer.Option("--log-text", help="Log questions, with identifiers masked.")]
+LogText = Annotated[bool, Option("--log-text", help="Log questions, with identifiers masked.")]
 KeepText = Annotated[
-    bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
+    bool, Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
 ]
 KeepDays = Annotated[
-    float,
-    typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete stored answers after this many days; 0: never."),
+    float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days after which stored answers are deleted; 0: never.")
 ]
 Country = Annotated[
     str,
-    typer.Option(
-        envvar="MEDITUNE_COUNTRY",
-        help="Country of the emergency numbers: GB, US, DE ...; none gives general advice.",
-    ),
+    Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US ...; none: general advice."),
 ]
 
 
@@ -120,40 +99,23 @@ def serve(
     allow_anonymous: AllowAnonymous = False,
     per_minute: RatePerMinute = 0,
     daily_tokens: DailyTokens = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests answered at the same time.")] = 16,
-    queue_size: Annotated[
-        int, typer.Option(min=0, help="Number of requests that may wait; more are refused with 429.")
-    ] = 64,
+    concurrency: Annotated[int, Option(min=1, help="Number of requests answered at the same time.")] = 16,
+    queue_size: Annotated[int, Option(min=0, help="Number of requests that may wait; more are refused with 429.")] = 64,
     max_new_tokens: MaxNewTokens = 1024,
     max_message_characters: MaxMessageCharacters = 4000,
-    max_context_characters: Annotated[
-        int, typer.Option(min=0, help="Maximum total length of a chat's system messages.")
-    ] = 100_000,
-    max_history_characters: Annotated[
-        int, typer.Option(min=0, help="Maximum total length of a chat's earlier turns.")
-    ] = 100_000,
+    max_context_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's system messages.")] = 100_000,
+    max_history_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's earlier turns.")] = 100_000,
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
         int,
-        typer.Option(
-            min=0,
-            envvar="MEDITUNE_RESTARTS",
-            help="Consecutive restarts of a dead engine before the server exits with an error.",
-        ),
+        Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts of a dead engine in a row until it exits."),
     ] = 6,
-    cors: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Origin whose pages may call the server (CORS). Repeatable."),
-    ] = None,
+    cors: Annotated[Texts, Option(metavar="ORIGIN", help="Origin whose pages may call the server. Repeatable.")] = None,
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     proxy: Proxy = "",
     raw_chat: Annotated[
-        bool,
-        typer.Option(
-            "--raw-chat",
-            help="Return chat answers without triage and disclaimer, and give every caller the raw scope.",
-        ),
+        bool, Option("--raw-chat", help="Chat without triage and disclaimer, and give every caller the raw scope.")
     ] = False,
     log_text: LogText = False,
     keep_text: KeepText = False,
@@ -161,28 +123,21 @@ def serve(
     country: Country = "",
     drift: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="REFERENCE",
             envvar="MEDITUNE_DRIFT",
             help="Check for drift from this reference of `meditune drift fit`, and send alerts.",
         ),
     ] = None,
-    drift_interval: Annotated[float, typer.Option(min=1, help="Seconds between drift checks.")] = 60.0,
+    drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
     public_url: Annotated[
-        str, typer.Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of this server, for links in alerts.")
+        str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of this server, for links in alerts.")
     ] = "",
     price: Annotated[
-        str,
-        typer.Option(
-            metavar="INPUT,OUTPUT",
-            envvar="MEDITUNE_PRICE",
-            help="Prices per million tokens, for the metrics: 0.15,0.60.",
-        ),
+        str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="Prices per million tokens: 0.15,0.60.")
     ] = "",
-    hourly_cost: Annotated[
-        float, typer.Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, for the metrics.")
-    ] = 0.0,
-    check: Annotated[bool, typer.Option("--check", help="Check the safety of this configuration and exit.")] = False,
+    hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
+    check: Annotated[bool, Option("--check", help="Check the safety of this configuration and exit.")] = False,
 ) -> None:
     """Serve a model with a chat page, cited answers and OpenAI's API.
 
@@ -194,7 +149,7 @@ def serve(
     """
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
-    from meditune.store.open_store import default_place
+    from meditune.store import default_place
 
     store_place = store or default_place()
     place = http_server.ListenConfig(host, port, certificate, private_key, proxy)
@@ -222,10 +177,7 @@ def serve(
         _print_check(settings, place, store_place, allow_anonymous)
         return
     options = (model, index, engine, name, country, url, judge)
-
-    def watched(service: Service, address: str) -> DriftWatcher | None:
-        return _watched(service, store_place, drift, drift_interval, public_url or address)
-
+    watched = partial(_watched, store_place, drift, drift_interval, public_url) if drift else None
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
 
@@ -237,7 +189,7 @@ def mcp(
     url: EngineUrl = None,
     name: ModelName = None,
     http: Annotated[
-        bool, typer.Option("--http", help="Serve over streamable HTTP at /mcp, next to all routes of `meditune serve`.")
+        bool, Option("--http", help="Serve over streamable HTTP at /mcp, next to all routes of `meditune serve`.")
     ] = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -258,11 +210,10 @@ def mcp(
     country: Country = "",
     evaluate: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Offer the tool evaluate too; its predictions and metrics go to this folder."),
+        Option(metavar="DIR", help="Offer the tool evaluate too; its predictions and metrics go to this folder."),
     ] = None,
     recipe: Annotated[
-        str | None,
-        typer.Option(help="With --evaluate: the recipe; that of the run by default, else quickstart."),
+        str | None, Option(help="With --evaluate: the recipe; that of the run by default, else quickstart.")
     ] = None,
 ) -> None:
     """Serve a model to other programs as MCP tools: ask and search.
@@ -275,7 +226,7 @@ def mcp(
     """
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
-    from meditune.store.open_store import default_place
+    from meditune.store import default_place
 
     if recipe and not evaluate:
         raise DataError("--recipe chooses the recipe of the tool evaluate. Give --evaluate DIR too.")
@@ -311,24 +262,19 @@ def mcp(
 
 @keys_app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's holder, for your own reference.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the key's holder, for your own reference.")],
     scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Permission: generate, embed, feedback (these three by default), raw (the model without triage), "
-            "expert, metrics, admin. Repeatable."
-        ),
+        Texts,
+        Option(help="generate, embed, feedback (the default), raw (no triage), expert, metrics or admin. Repeatable."),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,
-    days: Annotated[float | None, typer.Option(min=0.01, help="Days until the key expires.")] = None,
+    days: Annotated[float | None, Option(min=0.01, help="Days until the key expires.")] = None,
     store: Store = None,
 ) -> None:
     """Create an API key and print it once; the store has only its hash.
 
     Example: `meditune keys create "Dr Lee" --scope generate --scope feedback --days 90`.
-
-    Guide: docs/how-to/serve.md#who-may-ask.
     """
     from meditune.store.api_keys import USUAL
 
@@ -344,8 +290,6 @@ def show(store: Store = None) -> None:
     """List all keys, without their secrets.
 
     Example: `meditune keys list`.
-
-    Guide: docs/how-to/serve.md#who-may-ask.
     """
     keys = _keys(store).all()
     if not keys:
@@ -363,14 +307,12 @@ def show(store: Store = None) -> None:
 @keys_app.command()
 def rotate(
     id: KeyId,
-    grace_hours: Annotated[float, typer.Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
+    grace_hours: Annotated[float, Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
     """Give a key a new secret; the old secret keeps working for a while.
 
     Example: `meditune keys rotate ID --grace-hours 48`.
-
-    Guide: docs/how-to/serve.md#who-may-ask.
     """
     text = _keys(store).rotate(id, grace_hours)
     typer.echo(
@@ -385,8 +327,6 @@ def revoke(id: KeyId, store: Store = None) -> None:
     """Revoke a key at once; running servers refuse its next request.
 
     Example: `meditune keys revoke ID`.
-
-    Guide: docs/how-to/serve.md#who-may-ask.
     """
     _keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
@@ -394,17 +334,15 @@ def revoke(id: KeyId, store: Store = None) -> None:
 
 @answers_app.command()
 def delete(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
+    id: Annotated[str | None, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Delete all answers to this key's questions (id of the key).")
+        str | None, Option(metavar="KEY", help="Delete all answers to this key's questions (id of the key).")
     ] = None,
     store: Store = None,
 ) -> None:
     """Delete an answer, or all answers to a key's questions, and their feedback.
 
     Example: `meditune answers delete --key KEY`.
-
-    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
     """
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
@@ -418,30 +356,26 @@ def delete(
 
 @answers_app.command()
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Delete answers older than this many days.")], store: Store = None
+    days: Annotated[float, Option(min=0, help="Delete answers older than this many days.")], store: Store = None
 ) -> None:
     """Delete old answers with their feedback.
 
     Example: `meditune answers prune --days 30`.
-
-    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
     """
     typer.echo(f"{_answers(store).prune(days)} answers deleted.")
 
 
 @answers_app.command()
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to write.")],
+    output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
     index: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="Add the first 3 passages of each answer from this index.")
+        str | None, Option(metavar="INDEX", help="Add the first 3 passages of each answer from this index.")
     ] = None,
 ) -> None:
     """Export stored answers with feedback to a file that only you can read.
 
     Example: `meditune answers export --output answers.jsonl`.
-
-    Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.
     """
     from meditune.files import write_jsonl
 
@@ -461,7 +395,7 @@ def _serve(
     place: ListenConfig,
     store: str,
     allow_anonymous: bool,
-    watched: Callable[[Service, str], DriftWatcher | None] = lambda *_: None,
+    watched: Callable[[Service, str], DriftWatcher] | None = None,
     extend: Extend | None = None,
 ) -> None:
     """Run the server until it is stopped. `options` are the fields of ServerOptions."""
@@ -483,10 +417,13 @@ def _serve(
         typer.secho(warning, fg="yellow", err=True)
     service = startup.open_service(startup.ServerOptions(*options), settings, store)
     release_memory()
-    watching = watched(service, place.address(sock.getsockname()[1]))
+    watching = watched(service, place.address(sock.getsockname()[1])) if watched else None
 
     def ready(address: str) -> None:
-        _print_ready(service.served.name, service.engine.name, address)
+        typer.echo(
+            f"{service.served.name} is served by {service.engine.name}. Chat page: {address} (API: {address}v1, "
+            f"described at {address}docs)"
+        )
         if extend:
             typer.echo(f"Tools over MCP: {address}mcp")
 
@@ -498,19 +435,19 @@ def _serve(
         if traced:
             observability.shut_down_tracing()
     if service.aborted_requests:
-        count = f"{service.aborted_requests} request{'s' if service.aborted_requests != 1 else ''}"
+        count = counted(service.aborted_requests, "request")
         typer.echo(f"Stopped after waiting {settings.ending_s:g} seconds. Aborted: {count}.")
     else:
         typer.echo("Stopped; all running answers were finished.")
 
 
-def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> DriftWatcher | None:
-    """Start the drift watcher of the server; return None without a reference."""
-    if reference is None:
-        return None
+def _watched(
+    store: str, reference: Path, every_s: float, public_url: str, service: Service, address: str
+) -> DriftWatcher:
+    """Start the drift watcher of the server."""
     from meditune.operate.drift.drift_watcher import WatcherOptions, watch
 
-    link = f"{address.rstrip('/')}/admin#drift"
+    link = f"{(public_url or address).rstrip('/')}/admin#drift"
     report: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
     if service.releases is not None:
         from meditune.operate.retraining.rollback import on_drift
@@ -529,18 +466,22 @@ def _prices(text: str) -> tuple[float, float]:
     return read, written
 
 
+def _open(store: str | None) -> Database:
+    from meditune.store import default_place, open_store
+
+    return open_store(store or default_place())
+
+
 def _keys(store: str | None) -> Keys:
     from meditune.store.api_keys import Keys
-    from meditune.store.open_store import default_place, open_store
 
-    return Keys(open_store(store or default_place()))
+    return Keys(_open(store))
 
 
 def _answers(store: str | None) -> Answers:
     from meditune.store.answers import Answers
-    from meditune.store.open_store import default_place, open_store
 
-    return Answers(open_store(store or default_place()))
+    return Answers(_open(store))
 
 
 def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anonymous: bool) -> None:
@@ -548,7 +489,7 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
 
     from meditune.serve.security_check import classifier_error, findings
     from meditune.serve.startup import safe
-    from meditune.store.open_store import exists
+    from meditune.store import exists
 
     # A check must not create a store; without a store there are no keys.
     with TemporaryDirectory() as nowhere:
@@ -556,12 +497,6 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
         settings = safe(settings, place, known, allow_anonymous)
         stored_keys = known.all()
     found = findings(settings, place, stored_keys, store, time.time(), classifier_error())
-    for finding in found:
-        typer.echo(f"{finding.verdict:6}  {finding.sentence}")
-    unsafe = sum(finding.verdict == "unsafe" for finding in found)
-    if unsafe:
+    print_lines(f"{finding.verdict:6}  {finding.sentence}" for finding in found)
+    if unsafe := sum(finding.verdict == "unsafe" for finding in found):
         raise GateError(f"{unsafe} of these settings are unsafe.")
-
-
-def _print_ready(name: str, engine: str, address: str) -> None:
-    typer.echo(f"{name} is served by {engine}. Chat page: {address} (API: {address}v1, described at {address}docs)")

@@ -30,7 +30,7 @@ def status(
     Guide: docs/how-to/operate.md.
     """
     from meditune.errors import DataError
-    from meditune.store.open_store import default_place, exists, open_store
+    from meditune.store import default_place, exists, open_store
     from meditune.store.overview import overview
 
     place = store or default_place()

@@ -1,16 +1,20 @@
-"""The console, and tables in it: every table of the command line is printed here."""
+"""Printing: every table, statistic and JSON object of the command line is printed here."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from typer import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 200
 """The width outside a terminal, in characters"""
+VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
 
 
 def console() -> Console:
@@ -34,3 +38,42 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_align
         table.add_row(*row)
     if table.row_count:
         console().print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        echo(line)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print remarks on stderr."""
+    for note in notes:
+        echo(f"Note: {note}", err=True)
+
+
+def print_remarks(remarks: Iterable[str]) -> None:
+    """Print warnings in yellow."""
+    for remark in remarks:
+        console().print(remark, style="yellow", markup=False)
+
+
+def print_json(value: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Print a value as JSON."""
+    echo(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    """Return a rounded value, "" for None; with the sign "+" a difference."""
+    return "" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def interval(row: Mapping[str, Any], digits: int) -> str:
+    """Return the 95 % interval of a comparison's difference."""
+    low, high = row["ci95"]
+    return f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value, "" for None."""
+    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -2,85 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import difflib
+from typing import Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Spec(BaseModel):
-    """A group of options."""
+    """A group of options. The description of an option is in its Field or in the docstring after it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-Drop = Literal["drop", "flag", "off"]
-Mend = Literal["mend", "drop", "flag", "off"]
-Repeated = Literal["keep", "group", "merge", "off"]
-
-
-class QualityRules(Spec):
-    """The action for rows in which the rule of that name finds something.
-
-    `drop` leaves the row out, `mend` corrects it, `flag` keeps and counts it, and `off` disables the rule. The rules
-    run in the order of the fields. Official test items are never dropped or changed.
-    """
-
-    encoding: Mend = Field("mend", description="Wrongly decoded text (Ã© for é).")
-    layout: Mend = Field("mend", description="Remains of a page's layout: broken lines, merged lists, stray spaces.")
-    boilerplate: Mend = Field("mend", description='Web page text around the answer ("Key Points", "click here").')
-    language: Drop = Field("drop", description="An answer that is in none of data.quality.languages.")
-    not_a_question: Drop = Field("flag", description="A question that asks nothing.")
-    not_medical: Drop = Field("flag", description="A row without medical terms.")
-    too_short: Drop = Field("flag", description="An answer of fewer than 3 words.")
-    too_long: Drop = Field("flag", description="An answer of more than 2,000 words.")
-    truncated: Drop = Field("flag", description="An answer that ends in mid-sentence.")
-    off_topic: Drop = Field("flag", description="An answer that shares no content word with its question.")
-    exact_duplicate: Drop = Field(
-        "drop", description="A row that repeats another row of its source, apart from letter case and punctuation."
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    near_duplicate: Drop = Field(
-        "drop", description="A row of the same source with the same question and nearly the same answer."
-    )
-    cross_source: Drop = Field(
-        "drop", description="A row that repeats, or nearly repeats, a row of a source listed earlier."
-    )
-    cross_split: Drop = Field(
-        "drop", description="A training row that repeats, or nearly repeats, a test or development item."
-    )
-    repeated_question: Repeated = Field(
+
+
+_DROP = ("drop", "flag", "off")
+_MEND = ("mend", *_DROP)
+
+
+class QualityRule(NamedTuple):
+    """A rule of quality control; its actions are those of `data.quality.rules`."""
+
+    default: str
+    actions: tuple[str, ...]
+    description: str
+
+
+QUALITY_RULES: dict[str, QualityRule] = {
+    "encoding": QualityRule("mend", _MEND, "Wrongly decoded text (Ã© for é)."),
+    "layout": QualityRule("mend", _MEND, "Remains of a page's layout: broken lines, merged lists, stray spaces."),
+    "boilerplate": QualityRule("mend", _MEND, 'Web page text around the answer ("Key Points", "click here").'),
+    "language": QualityRule("drop", _DROP, "An answer that is in none of data.quality.languages."),
+    "not_a_question": QualityRule("flag", _DROP, "A question that asks nothing."),
+    "not_medical": QualityRule("flag", _DROP, "A row without medical terms."),
+    "too_short": QualityRule("flag", _DROP, "An answer of fewer than 3 words."),
+    "too_long": QualityRule("flag", _DROP, "An answer of more than 2,000 words."),
+    "truncated": QualityRule("flag", _DROP, "An answer that ends in mid-sentence."),
+    "off_topic": QualityRule("flag", _DROP, "An answer that shares no content word with its question."),
+    "exact_duplicate": QualityRule(
+        "drop", _DROP, "A row that repeats another row of its source, apart from letter case and punctuation."
+    ),
+    "near_duplicate": QualityRule(
+        "drop", _DROP, "A row of the same source with the same question and nearly the same answer."
+    ),
+    "cross_source": QualityRule(
+        "drop", _DROP, "A row that repeats, or nearly repeats, a row of a source listed earlier."
+    ),
+    "cross_split": QualityRule(
+        "drop", _DROP, "A training row that repeats, or nearly repeats, a test or development item."
+    ),
+    "repeated_question": QualityRule(
         "keep",
-        description="A repeated question with another answer: keep the row, group it with the earlier one, or merge.",
-    )
+        ("keep", "group", "merge", "off"),
+        "A repeated question with another answer: keep the row, group it with the earlier one, or merge.",
+    ),
+}
+"""The rules of quality control by name, in the order of application"""
 
 
 class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
-    rules: QualityRules = Field(default_factory=QualityRules, description="Action of each rule.")
-    near_duplicate_similarity: float = Field(
-        0.7, ge=0.5, le=1, description="Minimum share of common words and word pairs for near duplicates."
-    )
-    languages: list[str] = Field(
-        default_factory=lambda: ["en"], min_length=1, description="Allowed languages of answers, as ISO 639-1 codes."
-    )
-    keep: list[str] = Field(
-        default_factory=list, description="Ids of rows that quality control neither drops nor changes."
-    )
+    rules: dict[str, str] = Field(default_factory=dict)
+    """Rule -> action, if it isn't the default. drop leaves the row out, mend corrects it, flag keeps and counts it, off
+    disables the rule (docs/explanation/data-preparation.md lists the rules)."""
+    languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
+    """Allowed languages of answers, as ISO 639-1 codes."""
+    keep: list[str] = Field(default_factory=list)
+    """Ids of rows that quality control neither drops nor changes."""
+
+    @field_validator("rules")
+    @classmethod
+    def _are_known(cls, rules: dict[str, str]) -> dict[str, str]:
+        """Return the actions that aren't the default, in the order of the rules."""
+        for name, action in rules.items():
+            if name not in QUALITY_RULES:
+                near = difflib.get_close_matches(name, QUALITY_RULES, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"the rules are {', '.join(QUALITY_RULES)}"
+                raise ValueError(f"data.quality.rules.{name}: there is no such rule; {hint}")
+            if action not in QUALITY_RULES[name].actions:
+                allowed = ", ".join(QUALITY_RULES[name].actions)
+                raise ValueError(f"data.quality.rules.{name}: expected one of {allowed}, found {action!r}")
+        return {
+            name: rules[name] for name, rule in QUALITY_RULES.items() if rules.get(name, rule.default) != rule.default
+        }
+
+    def action(self, rule: str) -> str:
+        """Return the action for rows in which the rule of that name finds something."""
+        return self.rules.get(rule, QUALITY_RULES[rule].default)
 
 
-CONTEXTS = "contexts"
-"""The value of `index` that searches the contexts of the run's own examples"""
+CONTEXTS = "contexts"  # the value of `index` that searches the contexts of the run's own examples
 
 
 class SearchedSpec(Spec):
     """The collection to search."""
 
-    index: str | None = Field(
-        None,
-        min_length=1,
-        description="Index to search (built by `meditune index build`), or contexts: the contexts of the run's own "
-        "examples, searched by BM25 in memory.",
-    )
+    index: str | None = Field(None, min_length=1)
+    """Index to search (built by `meditune index build`), or contexts: the contexts of the run's own examples, searched
+    by BM25 in memory."""
 
 
 class RetrieveSpec(SearchedSpec):
@@ -92,18 +112,12 @@ class RetrieveSpec(SearchedSpec):
 class TrainRetrieveSpec(SearchedSpec):
     """Training with retrieved passages: the example's own passage among irrelevant ones.
 
-    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131). If `index` is empty, the contexts are searched.
-    Passages of dev and test items are never shown.
+    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): an example shows three passages in random order, and
+    a fifth of these examples lack their own. If `index` is empty, the contexts are searched. Passages of dev and test
+    items are never shown.
     """
 
     share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0 is off.")
-    passages: int = Field(3, ge=1, le=20, description="Number of passages in such an example, in random order.")
-    missing: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="Share of these examples whose own passage is withheld; the answer to learn is unchanged.",
-    )
 
 
 Kind = Literal[
@@ -134,10 +148,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 Task = Literal["answer", "decision", "claim"]
-Incomplete = Literal["keep", "drop"]
 Style = Literal["plain", "expert"]
 Thoughts = Literal["strip", "keep"]
-Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer", "claim")
 BalanceBy = Literal[
     "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
@@ -148,41 +160,28 @@ BalanceBy = Literal[
 class SourceSpec(Spec):
     """One source of examples."""
 
-    name: str = Field(
-        min_length=1,
-        description="Name of a known source, such as pubmedqa or scifact, or own. Several files of your own have names "
-        "such as own/trials.",
-    )
-    path: str | None = Field(
-        None, description="File or folder of the source; if empty, MEDITUNE_DATA, the cache or a download."
-    )
-    fields: dict[str, str] = Field(
-        default_factory=dict, description="For your own files: example field -> column (question: prompt)."
-    )
-    labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(
-        default_factory=dict,
-        description="For your own files of claims: word in the file -> supported, refuted or not_enough_information.",
-    )
-    split: Literal["train", "dev", "test"] | None = Field(
-        None, description="The split that all rows of this source belong to; if empty, data.split decides."
-    )
+    name: str = Field(min_length=1)
+    """Name of a known source, such as pubmedqa or scifact, or own. Several files of your own have names such as
+    own/trials."""
+    path: str | None = None
+    """File or folder of the source; if empty, MEDITUNE_DATA, the cache or a download."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """For your own files: example field -> column (question: prompt)."""
+    labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(default_factory=dict)
+    """For your own files of claims: word in the file -> supported, refuted or not_enough_information."""
+    split: Literal["train", "dev", "test"] | None = None
+    """The split that all rows of this source belong to; if empty, data.split decides."""
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
-    licence: str | None = Field(
-        None, description="Licence of your own files (CC BY 4.0); a column named licence takes precedence."
-    )
+    licence: str | None = None
+    """Licence of your own files (CC BY 4.0); a column named licence takes precedence."""
     citation: str | None = Field(None, description="Citation or address of your own files.")
-    style: Style = Field(
-        "expert",
-        description="plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes "
-        "answers up to data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue.",
-    )
-    thoughts: Thoughts = Field(
-        "strip",
-        description="For your own conversations: strip or keep what assistant turns have between <think> and </think>.",
-    )
-    restricted: bool = Field(
-        False, description="Never send rows to an API or upload them. MIMIC-III is always restricted."
-    )
+    style: Style = "expert"
+    """plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes answers up to
+    data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue."""
+    thoughts: Thoughts = "strip"
+    """For your own conversations: strip or keep what assistant turns have between <think> and </think>."""
+    restricted: bool = False
+    """Never send rows to an API or upload them. MIMIC-III is always restricted."""
 
     @property
     def is_own(self) -> bool:
@@ -194,9 +193,8 @@ class BalanceSpec(Spec):
     """Rebalancing of training examples: large groups are capped."""
 
     by: BalanceBy | None = Field(None, description="Property that defines the groups; no rebalancing if empty.")
-    cap: int | None = Field(
-        None, ge=1, description="Maximum number of training examples per group, sampled with the seed."
-    )
+    cap: int | None = Field(None, ge=1)
+    """Maximum number of training examples per group, sampled with the seed."""
     sources: list[str] = Field(default_factory=list, description="Sources whose rows are grouped; all if empty.")
 
     @model_validator(mode="after")
@@ -220,62 +218,38 @@ class PhiSpec(Spec):
     docs/how-to/find-identifiers.md describes what is found and what isn't.
     """
 
-    action: PhiAction = Field(
-        "report",
-        description="report: count identifiers; mask: replace them by placeholders such as [NAME]; surrogate: replace "
-        "them by invented ones; refuse: stop with an error; off: don't search.",
-    )
+    action: PhiAction = "report"
+    """report: count identifiers; mask: replace them by placeholders such as [NAME]; surrogate: replace them by invented
+    ones; refuse: stop with an error; off: don't search."""
     kinds: list[Kind] = Field(default_factory=list, description="Kinds to search for; all if empty.")
-    engine: Literal["rules", "presidio"] = Field(
-        "rules", description="Detector; presidio needs the extra `phi` and is much slower."
-    )
+    engine: Literal["rules", "presidio"] = "rules"
+    """Detector; presidio needs the extra `phi` and is much slower."""
 
 
 class DataSpec(Spec):
     """The data for training and testing."""
 
-    sources: list[SourceSpec] = Field(
-        default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Sources of examples."
-    )
-    split: Literal["official", "group", "newest"] = Field(
-        "official",
-        description="official: the publisher's test set if there is one; group: split by group with the seed; newest: "
-        "test on the most recent publications, by year.",
-    )
-    stratify: list[Trait] = Field(
-        default_factory=lambda: list[Trait](("source", "decision")),
-        description="Properties with similar shares in all splits: source, decision, question_type.",
-    )
-    fold: int | None = Field(
-        None,
-        ge=0,
-        lt=10,
-        description="Use this one of PubMedQA's ten published folds as dev, and train on the other nine.",
-    )
+    sources: list[SourceSpec] = Field(default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1)
+    """Sources of examples."""
+    split: Literal["official", "group", "newest"] = "official"
+    """official: the publisher's test set if there is one; group: split by group with the seed; newest: test on the most
+    recent publications, by year."""
+    fold: int | None = Field(None, ge=0, lt=10)
+    """Use this one of PubMedQA's ten published folds as dev, and train on the other nine."""
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples for development.")
-    test_share: float = Field(
-        0.2, gt=0, lt=0.9, description="Share of examples for testing if split is group or newest."
-    )
+    test_share: float = Field(0.2, gt=0, lt=0.9)
+    """Share of examples for testing if split is group or newest."""
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
-    max_reading_grade: float | None = Field(
-        None,
-        ge=0,
-        description="Maximum Flesch-Kincaid grade of training answers. Harder rows keep only their decision, or are "
-        "dropped if they have none. Dev and test don't change.",
-    )
-    plain_grade: float = Field(
-        9.0, ge=0, description="Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."
-    )
+    max_reading_grade: float | None = Field(None, ge=0)
+    """Maximum Flesch-Kincaid grade of training answers. Harder rows keep only their decision, or are dropped if they
+    have none. Dev and test don't change."""
+    plain_grade: float = Field(9.0, ge=0)
+    """Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."""
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
-    decisions: str | None = Field(
-        None, description="File of people's decisions about rows (`meditune annotate import`). Test items never change."
-    )
-    incomplete: Incomplete = Field(
-        "keep", description="Rows judged incomplete: keep them with a mark in their meta, or drop them."
-    )
-    fallback_to_sample: bool = Field(
-        False, description="Use Meditune's synthetic sample if the sources are unavailable."
-    )
+    decisions: str | None = None
+    """File of people's decisions about rows (`meditune annotate import`). Test items never change."""
+    fallback_to_sample: bool = False
+    """Use Meditune's synthetic sample if the sources are unavailable."""
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
     @property
@@ -287,38 +261,24 @@ class DataSpec(Spec):
 class PromptFormat(Spec):
     """Wording and token budget of the prompt, saved with every model as `prompt.json`."""
 
-    format: Literal["chat", "plain"] | None = Field(
-        None,
-        description="chat: the base model's chat template, in which only assistant turns are trained on; plain: the "
-        "cues below. If empty, chat if the data hold conversations and the base has a chat template, else plain.",
-    )
-    thinking: bool = Field(
-        False,
-        description="In the chat format of a thinking model, leave room for thoughts before the answer. Without it, "
-        "the model is trained and asked to answer at once.",
-    )
+    format: Literal["chat", "plain"] | None = None
+    """chat: the base model's chat template, in which only assistant turns are trained on; plain: the cues below. If
+    empty, chat if the data hold conversations and the base has a chat template, else plain."""
+    thinking: bool = False
+    """In the chat format of a thinking model, leave room for thoughts before the answer. Without it, the model is
+    trained and asked to answer at once."""
     max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
     answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
-    context_head: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="If the context is shortened, the share of its tokens for the first sentences; the last "
-        "sentences get the rest.",
-    )
+    context_head: float = Field(0.0, ge=0, lt=1)
+    """If the context is shortened, the share of its tokens for the first sentences; the last sentences get the rest."""
     question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for the long answer.")
-    plain_cue: str | None = Field(
-        None,
-        min_length=1,
-        description="Text that asks for a long answer in plain words, for sources whose style is plain.",
-    )
+    plain_cue: str | None = Field(None, min_length=1)
+    """Text that asks for a long answer in plain words, for sources whose style is plain."""
     decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for the decision.")
-    quoted: bool = Field(
-        False,
-        description='Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned '
-        "models use the value in their prompt.json; untuned models always get quoted passages from an index.",
-    )
+    quoted: bool = False
+    """Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned models use the
+    value in their prompt.json; untuned models always get quoted passages from an index."""
 
     @property
     def is_chat(self) -> bool:

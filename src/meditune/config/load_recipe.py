@@ -1,4 +1,4 @@
-"""Load a recipe from its name, file or values and its changes; print and save it; generate the reference of options.
+"""Load a recipe from its name, file or values and its changes; print and save it.
 
 All problems of the recipe and the changes are reported at once, each with its place, its key and what is allowed there.
 """
@@ -6,35 +6,41 @@ All problems of the recipe and the changes are reported at once, each with its p
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from meditune.config import recipe_keys, shipped
 from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
-from meditune.config.removed_keys import (
-    REMOVED,
-    REMOVED_KEY,
-    REMOVED_RECIPES,
-    RENAMED,
-    drop_removed_keys,
-    note_renamed,
-    rename_keys,
-)
 from meditune.errors import RecipeError
 from meditune.files import replace_file
 
 SET = "--set"
-GIVEN = "given"
-"""Stands for --set where values come from Python"""
+GIVEN = "given"  # stands for --set where values come from Python
 DEFAULT = "default"
+
+
+REMOVED: Mapping[str, tuple[Any, str]] = yaml.load(
+    (Path(__file__).parent / "removed_keys.yaml").read_text(encoding="utf-8"),
+    Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
+)
+"""Dotted key -> its last default, and what took its place; run folders of earlier versions have these keys"""
+REMOVED_KEY = "this key was removed; {}"
+REMOVED_VALUES: Mapping[tuple[str, str], str] = {("train.objective", "orpo"): "use dpo"}
+"""Dotted key and removed value -> what took the value's place"""
+REMOVED_RECIPES: Mapping[str, str] = {
+    name: f"use a recipe for your machine with this base, for example gpu-24gb with --set model.base={name}"
+    for name in ("llama2-7b", "mistral-7b")
+}
+"""Recipe that was removed -> what took its place"""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,9 @@ class Resolved:
 
 
 def load_recipe(source: str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Resolved:
-    """Return the recipe of that name, file or values, changed by each `KEY=VALUE` in `overrides`.
+    """Return the recipe of that name, file or values, changed by `KEY=VALUE` options or a mapping from dotted keys.
 
-    `overrides` can also be a mapping from dotted keys to values. Raise RecipeError, which lists every problem.
+    Raises RecipeError, which lists every problem.
     """
     draft = _Draft(_find(source) if isinstance(source, str) else source)
     if isinstance(overrides, Mapping):
@@ -66,8 +72,7 @@ class _Draft:
     """The values of a recipe before validation."""
 
     def __init__(self, source: Path | Mapping[str, Any]) -> None:
-        self.origin = SET
-        """The origin of the keys that have no line"""
+        self.origin = SET  # the origin of the keys that have no line
         self.values: dict[str, Any] = {}
         self.lines: dict[Key, int | None] = {}
         """The line of each key in the file; None for keys from --set or from Python"""
@@ -77,9 +82,6 @@ class _Draft:
         else:
             self.path, self.origin, self.values = Path("the recipe"), GIVEN, _as_yaml(source)
             self._mark((), self.values)
-        for old, new in rename_keys(self.values):
-            note_renamed(old, new)
-            self.lines[_split(new)] = self.lines.pop(_split(old))
 
     def _read(self, path: Path) -> None:
         self.path = path
@@ -108,7 +110,7 @@ class _Draft:
         if not equals or not name.strip():
             self._refuse((option,), f"write it as {SET} KEY=VALUE, for example {SET} train.epochs=2")
             return
-        key = self._key(_present_name(name.strip()))
+        key = self._key(name.strip())
         if key is None:
             return
         slot = recipe_keys.slot(key)
@@ -130,8 +132,7 @@ class _Draft:
 
     def change(self, name: str, value: Any) -> None:
         """Set the dotted key `name` to a value."""
-        key = self._key(_present_name(name))
-        if key is not None:
+        if (key := self._key(name)) is not None:
             self._assign(key, _as_yaml(value))
 
     def resolve(self) -> Resolved:
@@ -155,9 +156,8 @@ class _Draft:
             # A removed key may have any value here; `resolve` checks it.
             inside = slot.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
             if inside is None:
-                removed = dotted(key[:-1])
-                if removed in REMOVED:
-                    self._refuse(key[:-1], REMOVED_KEY.format(REMOVED[removed][1]))
+                if removed := REMOVED.get(dotted(key[:-1])):
+                    self._refuse(key[:-1], REMOVED_KEY.format(removed[1]))
                 else:
                     self._refuse(key, recipe_keys.unknown(key))
                 return None
@@ -170,8 +170,6 @@ class _Draft:
             # The group's other keys keep their values; an item of a list is replaced as a whole.
             for name, inner_value in value.items():
                 inner = (*key, name)
-                if dotted(inner) in RENAMED:
-                    inner = _split(_present_name(dotted(inner)))
                 if slot.inside(inner[-1]) is None and dotted(inner) not in REMOVED:
                     self._refuse(inner, recipe_keys.unknown(inner))
                 else:
@@ -221,10 +219,9 @@ class _Draft:
     def _validated(self) -> Recipe | None:
         try:
             recipe = Recipe.model_validate(self.values)
+            return None if self.problems else recipe
         except ValidationError as error:
             refused = self._note(error)
-        else:
-            return None if self.problems else recipe
         # Rules between keys run only if each key alone is valid, so validate again without the invalid keys.
         remaining = _without(self.values, {_above_lists(key) for key in refused})
         try:
@@ -245,11 +242,11 @@ class _Draft:
             if rules_only:
                 continue
             concerned.add(key)
-            if each["type"] == "extra_forbidden":
+            if each["loc"][-1] == "[key]":
+                self._problem(key, f"no such name; the names are {each['ctx']['expected']}")
+            elif each["type"] == "extra_forbidden":
                 self._problem(key, recipe_keys.unknown(key))
-            elif each["type"] == "missing":
-                slot = recipe_keys.slot(key)
-                assert slot is not None, f"{dotted(key)} is no key"
+            elif each["type"] == "missing" and (slot := recipe_keys.slot(key)):
                 self._problem(key, f"missing; it needs {slot.words()}")
             else:
                 self._problem(key, recipe_keys.mismatch(key, _at(self.values, key)))
@@ -261,7 +258,8 @@ class _Draft:
         places = [_split(name) for name in named if _split(name) in self.lines]
         # Options of the command line come first; they are the more likely mistake.
         places.sort(key=lambda place: self.lines[place] is not None)
-        self._problem(places[0] if places else key, text)
+        place = places[0] if places else key
+        self._problem(place, text.removeprefix(f"{dotted(place)}: "))
 
     def _problem(self, key: Key, text: str) -> None:
         self.problems.setdefault((key, text), self._line(key))
@@ -295,6 +293,32 @@ class _Draft:
         return "\n  ".join([f"The recipe has {len(lines)} problems:", *lines])
 
 
+def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Drop removed keys and values in place; yield the key of each that had an effect, with an error message.
+
+    A removed key at its last default has no effect; any other value is a problem, because the run would differ from
+    what the recipe asks for.
+    """
+    for key, (default, replacement) in REMOVED.items():
+        group, name = _group_of(values, key), key.rpartition(".")[2]
+        if group is not None and name in group:
+            value = group.pop(name)
+            if value is not None and value != default:
+                yield key, REMOVED_KEY.format(replacement)
+    for (key, value), replacement in REMOVED_VALUES.items():
+        group, name = _group_of(values, key), key.rpartition(".")[2]
+        if group is not None and group.get(name) == value:
+            del group[name]
+            yield key, f"{value} was removed; {replacement}"
+
+
+def _group_of(values: Any, key: str) -> dict[str, Any] | None:
+    """Return the group that holds a dotted key; None if the values don't have it."""
+    for part in key.split(".")[:-1]:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else None
+
+
 def _as_yaml(value: Any) -> Any:
     """Return a value from Python as a YAML file would give it: paths as text, tuples as lists."""
     if isinstance(value, Mapping):
@@ -326,20 +350,13 @@ def _find(name_or_path: str) -> Path:
 
 def _fill_empty_groups(value: Any, slot: recipe_keys.Slot) -> None:
     """Replace null by an empty group, because an empty `train:` in a file means a group without keys."""
-    if isinstance(value, list):
-        for position, item in enumerate(value):
-            inside = slot.inside(position)
-            if inside and isinstance(item, dict):
-                _fill_empty_groups(item, inside)
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            inside = slot.inside(name)
-            if inside is None:
-                continue
-            if inner is None and (inside.group or inside.is_map):
-                value[name] = {}
-            else:
-                _fill_empty_groups(inner, inside)
+    items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for part, inner in items:
+        inside = slot.inside(part)
+        if inside and inner is None and isinstance(value, dict) and (inside.group or inside.is_map):
+            value[part] = {}
+        elif inside:
+            _fill_empty_groups(inner, inside)
 
 
 def _beginning(key: Key) -> Any:
@@ -348,8 +365,8 @@ def _beginning(key: Key) -> Any:
     if slot is None or not slot.is_list:
         return {}
     parent = recipe_keys.slot(key[:-1])
-    assert parent is not None, f"{dotted(key)} is no key"
-    assert parent.group is not None, f"{dotted(key)} is no option of a group"
+    if parent is None or parent.group is None:
+        return []
     default = parent.group.model_fields[str(key[-1])].get_default(call_default_factory=True)
     items = default if isinstance(default, list) else []
     return [item.model_dump(exclude_unset=True) if isinstance(item, Spec) else item for item in items]
@@ -378,8 +395,7 @@ def _without(value: Any, refused: set[Key], key: Key = ()) -> Any:
 
 def _above_lists(key: Key) -> Key:
     """Return the part of the key before its first list index, or the whole key if it has none."""
-    positions = [number for number, part in enumerate(key) if isinstance(part, int)]
-    return key[: positions[0]] if positions else key
+    return tuple(takewhile(lambda part: isinstance(part, str), key))
 
 
 def _next_free(key: Key, length: int) -> str:
@@ -390,14 +406,6 @@ def _at(value: Any, key: Key) -> Any:
     for part in key:
         value = value[part]
     return value
-
-
-def _present_name(name: str) -> str:
-    """Return the present name of a dotted key, with a note to the user if the key was renamed."""
-    if name not in RENAMED:
-        return name
-    note_renamed(name, RENAMED[name])
-    return RENAMED[name]
 
 
 def _split(name: str) -> Key:
@@ -413,20 +421,12 @@ def show(resolved: Resolved) -> str:
 
 
 def save(resolved: Resolved | Recipe, path: Path, provenance: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file atomically; loading the file returns an equal recipe.
-
-    `provenance` (versions, hashes) becomes comments at the top.
-    """
+    """Write every option to a YAML file, with `provenance` (versions, hashes) as comments; it loads as the same."""
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
         stream.writelines(f"# {name}: {value}\n" for name, value in (provenance or {}).items())
         stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))
-
-
-def reference() -> str:
-    """Return the page docs/reference/recipes.md: every shipped recipe and every option."""
-    return "\n".join([*_introduction(), *_tables(Recipe, ())])
 
 
 def _lines(value: Spec, key: Key, indent: str, origin: Mapping[str, str]) -> Iterator[str]:
@@ -445,62 +445,3 @@ def _lines(value: Spec, key: Key, indent: str, origin: Mapping[str, str]) -> Ite
             source = origin.get(dotted(inner_key))
             text = f"{indent}{name}: {flow(inner)}"
             yield f"{text:<{COMMENT_COLUMN}}  # {source}" if source else text
-
-
-def _introduction() -> Iterator[str]:
-    yield from (
-        "# Recipes",
-        "",
-        "A recipe is a YAML file that describes a whole run. All options except the names have defaults, so a recipe",
-        "contains only what it changes:",
-        "",
-        "```yaml",
-        "name: my-first",
-        "data:",
-        "  sources:",
-        "    - name: own",
-        "      path: pairs.csv",
-        "train:",
-        "  epochs: 2",
-        "```",
-        "",
-        "`--set KEY=VALUE` on the command line changes one option for one run. Write lists and groups on one line:",
-        "`--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,",
-        "`--set train.decision_share=null`. Unknown keys, values of a wrong type and numbers out of range are reported",
-        "as errors before anything is computed. `meditune recipe show RECIPE` prints every value and its origin.",
-        "",
-        "## Shipped recipes",
-        "",
-        "| Name | Base model | Purpose |",
-        "|---|---|---|",
-    )
-    for name in shipped():
-        recipe = load_recipe(name).recipe
-        yield f"| `{name}` | `{recipe.model.base}` | {recipe.description} |"
-    yield ""
-
-
-def _tables(group: type[Spec], key: Key) -> Iterator[str]:
-    """Yield the group's own options as a table, then its inner groups."""
-    inner: list[tuple[type[Spec], Key]] = []
-    rows = []
-    for name, info in group.model_fields.items():
-        slot, inner_key = recipe_keys.Slot(info.annotation, info.metadata), (*key, name)
-        item = slot.inside(0) if slot.is_list else None
-        if slot.group:
-            inner.append((slot.group, inner_key))
-            continue
-        if item and item.group:
-            inner.append((item.group, (*inner_key, "N")))
-        default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
-        rows.append(f"| `{dotted(inner_key)}` | {slot.words()} | {default or 'required'} | {info.description} |")
-    yield from (f"## `{dotted(key)}`" if key else "## Top level", "", str(inspect.getdoc(group)), "")
-    yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
-    for each, inner_key in inner:
-        yield from _tables(each, inner_key)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.model_dump(exclude_unset=True) if isinstance(value, Spec) else value

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from meditune.config.data_options import DataSpec, PromptFormat, RetrieveSpec, Spec
-from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, ApiSpec, MixSpec, ModelSpec, TrainSpec
+from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, AddressSpec, MixSpec, ModelSpec, TrainSpec
 
 LeakKind = Literal[
     "group", "question", "context", "answer_in_prompt", "decision_in_prompt", "answer_in_index", "trained_on"
@@ -25,18 +25,15 @@ SuiteName = Literal[
 SUITE_NAMES: tuple[SuiteName, ...] = get_args(SuiteName)
 OPEN_SUITES: tuple[SuiteName, ...] = ("k-qa", "medicationqa", "healthbench")
 """Suites whose answers are written by the model and graded by a judge"""
+SUITE_TOKENS = 400  # maximum length in tokens of these answers
 
 
 class SuiteSpec(Spec):
     """A public medical test that is measured beside the run's own items. `medqa` is short for `{name: medqa}`."""
 
     name: SuiteName = Field(description="The suite (docs/how-to/medical-suites.md).")
-    path: str | None = Field(
-        None,
-        min_length=1,
-        description="The publisher's file or folder, or a hub id; if empty, the folder of that name in MEDITUNE_DATA "
-        "or the cache.",
-    )
+    path: str | None = Field(None, min_length=1)
+    """The publisher's file or folder, or a hub id; if empty, the folder of that name in MEDITUNE_DATA or the cache."""
     limit: int | None = Field(None, ge=1, description="Measure a seeded sample of at most this many items.")
 
     @model_validator(mode="before")
@@ -51,105 +48,50 @@ class SuiteSpec(Spec):
         return {"name": value}
 
 
-class JudgeApiSpec(ApiSpec):
-    """Address and prices of the judge of open answers, if it is behind an API."""
-
-    KEY: ClassVar[str] = "evaluate.suite_judge_api"
-
-    @model_validator(mode="after")
-    def _only_asks(self) -> JudgeApiSpec:
-        unused = ("context_tokens", "hyperparameters", "price_per_million_training_tokens")
-        fields = type(self).model_fields
-        for name in unused:
-            if getattr(self, name) != fields[name].get_default(call_default_factory=True):
-                raise ValueError(f"{self.KEY}.{name} has no effect on a judge; leave it out")
-        return self
-
-
 class EvaluateSpec(Spec):
     """The evaluation before and after training."""
 
-    split: Literal["test", "dev"] = Field(
-        "test", description="Items to evaluate on. Choose settings on dev; the test set is for the final result."
-    )
-    protocol: Literal["meditune", "lm-eval"] = Field(
-        "meditune",
-        description="lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness.",
-    )
+    split: Literal["test", "dev"] = "test"
+    """Items to evaluate on. Choose settings on dev; the test set is for the final result."""
+    protocol: Literal["meditune", "lm-eval"] = "meditune"
+    """lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness."""
     answers: int | None = Field(200, ge=1, description="Number of long answers to score, a fixed sample; all if empty.")
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
-    no_repeat: int | None = Field(
-        None,
-        ge=2,
-        description="Length in tokens of sequences that must not repeat in a generated answer; no limit if empty.",
-    )
-    general_tokens: int = Field(
-        20_000, ge=0, description="Number of WikiText-2 tokens for measuring forgetting; 0 is off."
-    )
-    technical_tokens: int = Field(
-        0, ge=0, description="Number of tokens of Python's language reference for measuring forgetting; 0 is off."
-    )
-    faithfulness_model: str = Field(
-        "none",
-        min_length=1,
-        description="Model that judges whether sources support an answer: a judge's run, an NLI model's "
-        "folder or hub id, lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model.",
-    )
-    samples: int = Field(
-        0,
-        ge=0,
-        description="Number of answers to sample for each of 50 questions, for self-consistency; 0 is off.",
-    )
-    choices: int = Field(
-        164, ge=0, description="Number of general knowledge questions (at most 164) for measuring forgetting; 0 is off."
-    )
-    similarity: bool = Field(
-        True, description="Measure semantic similarity of answers to references with a sentence model (84 MB download)."
-    )
+    no_repeat: int | None = Field(None, ge=2)
+    """Length in tokens of sequences that must not repeat in a generated answer; no limit if empty."""
+    general_tokens: int = Field(20_000, ge=0)
+    """Number of WikiText-2 tokens for measuring forgetting; 0 is off."""
+    technical_tokens: int = Field(0, ge=0)
+    """Number of tokens of Python's language reference for measuring forgetting; 0 is off."""
+    faithfulness_model: str = Field("none", min_length=1)
+    """Model that judges whether sources support an answer: a judge's run, an NLI model's folder or hub id,
+    lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model."""
+    samples: int = Field(0, ge=0)
+    """Number of answers to sample for each of 50 questions, for self-consistency; 0 is off."""
+    choices: int = Field(164, ge=0)
+    """Number of general knowledge questions (at most 164) for measuring forgetting; 0 is off."""
+    similarity: bool = True
+    """Measure semantic similarity of answers to references with a sentence model (84 MB download)."""
     closed_book: bool = Field(False, description="Also evaluate without any context, from the model's memory.")
     retrieve: RetrieveSpec = Field(default_factory=RetrieveSpec, description="Also evaluate with retrieved passages.")
-    written_decisions: bool = Field(
-        False, description="Also generate decisions as text, and take the first yes, no or maybe in it."
-    )
-    calibrate: Literal["none", "temperature", "batch", "prior"] = Field(
-        "none",
-        description="Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias "
-        "towards labels (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies.",
-    )
-    abstain_target: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Find on dev the confidence above which this share of decisions is correct, and use it on test.",
-    )
-    safety_messages: int = Field(
-        0, ge=0, description="Number of messages of the safety battery, sampled over its categories; 0 is off."
-    )
-    suites: list[SuiteSpec] = Field(
-        default_factory=list,
-        description="Public medical tests to measure as well, by name ([medqa, pubmedqa]) or as groups with a path.",
-    )
-    suite_tokens: int = Field(
-        400, ge=1, description="Maximum length in tokens of the answers to k-qa, medicationqa and healthbench."
-    )
-    suite_judge: str | None = Field(
-        None,
-        min_length=1,
-        description="Judge of these answers: the run of an evidence judge, or api:NAME. healthbench needs api:NAME.",
-    )
-    suite_judge_api: JudgeApiSpec = Field(
-        default_factory=JudgeApiSpec, description="Address and prices of the judge behind an API."
-    )
+    written_decisions: bool = False
+    """Also generate decisions as text, and take the first yes, no or maybe in it."""
+    calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
+    """Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias towards labels
+    (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies."""
+    abstain_target: float | None = Field(None, gt=0, le=1)
+    """Find on dev the confidence above which this share of decisions is correct, and use it on test."""
+    safety_messages: int = Field(0, ge=0)
+    """Number of messages of the safety battery, sampled over its categories; 0 is off."""
+    suites: list[SuiteSpec] = Field(default_factory=list)
+    """Public medical tests to measure as well, by name ([medqa, pubmedqa]) or as groups with a path."""
+    suite_judge: str | None = Field(None, min_length=1)
+    """Judge of these answers: the run of an evidence judge, or api:NAME. healthbench needs api:NAME."""
+    suite_judge_api: AddressSpec = Field(default_factory=AddressSpec)
+    """Address and prices of the judge behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
-    batch_tokens: int | None = Field(
-        None,
-        ge=64,
-        description="Maximum number of tokens in one forward pass; if empty, 1,024 on a CPU, and on a GPU as many as "
-        "it computes efficiently and its free memory holds.",
-    )
-    allow_leakage: bool | list[LeakKind] = Field(
-        False, description="Continue despite leaked test items (all kinds, or these), and mark the report."
-    )
+    allow_leakage: bool | list[LeakKind] = False
+    """Continue despite leaked test items (all kinds, or these), and mark the report."""
 
     @property
     def fits_on_dev(self) -> bool:
@@ -165,7 +107,7 @@ class EvaluateSpec(Spec):
     def longest_answer(self) -> tuple[int, str]:
         """Return the maximum number of tokens of a generated answer, and the key that sets it."""
         own = self.max_new_tokens, "evaluate.max_new_tokens"
-        return max(own, (self.suite_tokens, "evaluate.suite_tokens")) if self.open_suites else own
+        return max(own, (SUITE_TOKENS, "evaluate.suites")) if self.open_suites else own
 
     def suite_conflicts(self) -> Iterator[str]:
         """Yield one line for each conflict between the keys of the suites."""
@@ -329,13 +271,9 @@ def plain(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-NEUTRAL = frozenset({("evaluate", "batch_tokens"), *(("train", name) for name in RESULT_NEUTRAL)})
-"""Keys that don't affect the result"""
+NEUTRAL = frozenset(("train", name) for name in RESULT_NEUTRAL)  # keys that don't affect the result
 
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe as plain values, without keys that don't affect the result."""
-    excluded: dict[str, set[str]] = {}
-    for group, name in NEUTRAL:
-        excluded.setdefault(group, set()).add(name)
-    return recipe.model_dump(mode="json", exclude=excluded)
+    return recipe.model_dump(mode="json", exclude={"train": set(RESULT_NEUTRAL)})

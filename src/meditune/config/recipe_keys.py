@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,8 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 
-Key = tuple[str | int, ...]
-"""The path of a value: names of groups and positions in lists, outermost first"""
+Key = tuple[str | int, ...]  # the path of a value: names of groups and positions in lists, outermost first
 
 _PREFIX = "tag:yaml.org,2002:"
 _FIRST = list("-+.0123456789")
@@ -31,6 +30,15 @@ _RULES: tuple[tuple[str, str, list[str]], ...] = (
     ("float", r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$", _FIRST),
     ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", _FIRST),
 )
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -127,18 +135,10 @@ def flow(value: Any) -> str:
 
 def _scalar(node: yaml.Node) -> Any:
     text = str(node.value)
-    match node.tag.removeprefix(_PREFIX) if isinstance(node, yaml.ScalarNode) else "":
-        case "str":
-            return text
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int":
-            return int(text)
-        case "float":
-            return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-    raise ValueError(node.tag)
+    kind = node.tag.removeprefix(_PREFIX) if isinstance(node, yaml.ScalarNode) else ""
+    if kind not in _READ:
+        raise ValueError(node.tag)
+    return _READ[kind](text)
 
 
 def _where_and_why(error: yaml.MarkedYAMLError) -> tuple[int, str]:
@@ -157,8 +157,7 @@ class Slot:
     """The type and limits of one key's value."""
 
     annotation: Any
-    limits: list[Any] = field(default_factory=list)
-    """pydantic's constraints: Ge, Lt, MinLen ..."""
+    limits: list[Any] = field(default_factory=list)  # pydantic's constraints: Ge, Lt, MinLen ..
 
     @property
     def options(self) -> list[Any]:
@@ -219,7 +218,8 @@ class Slot:
         if option in (int, float):
             return ("a whole number" if option is int else "a number") + _range(self.limits)
         if get_origin(option) is Literal:
-            return _either(get_args(option))
+            words = get_args(option)
+            return " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}"
         if get_origin(option) is list:
             count = " that isn't empty" if any(isinstance(limit, MinLen) for limit in self.limits) else ""
             return f"a list{count}, each item {Slot(get_args(option)[0]).words()}"
@@ -330,22 +330,9 @@ def _near(name: str, known: list[str]) -> str | None:
 
 
 def _range(limits: list[Any]) -> str:
-    words = []
-    for limit in limits:
-        match limit:
-            case Ge(ge=bound):
-                words.append(f"of at least {bound}")
-            case Gt(gt=bound):
-                words.append(f"above {bound}")
-            case Le(le=bound):
-                words.append(f"at most {bound}")
-            case Lt(lt=bound):
-                words.append(f"below {bound}")
+    named = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
+    words = [f"{named[type(limit)]} {astuple(limit)[0]}" for limit in limits if type(limit) in named]
     return f" {' and '.join(words)}" if words else ""
-
-
-def _either(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
 
 
 def _found(value: Any) -> str:

@@ -1,8 +1,7 @@
 """Rebalancing of training data by reading grade and group size, and marking of plain and expert answer styles.
 
-In sources with two styles, the reading grade decides whether an answer is plain or expert, and a cue in the prompt
-tells the model (conditional training, Keskar et al. 2019, arXiv:1909.05858). One model can then learn from hard
-answers and still be asked for easy ones.
+A cue in the prompt tells the model which style an answer has (conditional training, Keskar et al. 2019,
+arXiv:1909.05858), so one model can learn from hard answers and still be asked for easy ones.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from meditune.config.data_options import BalanceSpec, DataSpec, Style
-from meditune.data.diversity.coverage import BY_NAME, grade
+from meditune.data.diversity import BY_NAME, grade
 from meditune.data.example import STYLE, Example
 from meditune.data.quality.ledger import Entry
 from meditune.data.splits import Splits
@@ -27,8 +26,7 @@ BALANCE = "data.balance"
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """Return the training examples that the recipe's rules keep, in order, and the ledger entries of the changes.
 
-    First, answers above `max_reading_grade` are removed; then groups are capped. Rows in `quality.keep` always stay.
-    Raises DataError if nothing is left.
+    Rows in `quality.keep` always stay. Raises DataError if nothing is left.
     """
     remaining, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
     if spec.balance.cap is not None:
@@ -109,8 +107,7 @@ def _easiest(train: Sequence[Example], max_grade: float | None) -> str:
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
     """Return the splits with a style in the meta of each row from a source with the plain style.
 
-    Training examples get the style of their answer. The prompts of evaluation items ask for plain language, even if
-    their reference is hard to read.
+    Training examples get the style of their answer; the prompts of evaluation items ask for plain language.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:

@@ -36,10 +36,10 @@ _PUBLISHED = tuple(f"meta.{name}" for name in _META)
 def found_in(
     fields: Mapping[str, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[str] = ()
 ) -> dict[str, list[Span]]:
-    """Return the spans of each field, as positions in that field.
+    """Return the spans of each field, as positions in that field; a span across fields is split at the boundary.
 
-    Fields in `headed` are searched with the last part of their name as a heading, so that a column "MRN" or
-    "patient_name" explains its values. A span across fields is split at the boundary.
+    Fields in `headed` are searched with the last part of their name as a heading, so that a column "patient_name"
+    explains its values.
     """
     heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
     # Fields with headings come first: a column "patient_name" introduces the name in the other texts.
@@ -145,8 +145,7 @@ class Findings:
 def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
     """Return the examples of one source, treated according to `spec`; the findings are added to `findings`.
 
-    Raises DataError if identifiers are found and the action is refuse. If identifiers are left in a user's own data
-    and `warn` is set, a warning is printed to stderr.
+    Raises DataError if identifiers are found and the action is refuse; see `refuse_left_identifiers` for `warn`.
     """
     if spec.action == "off" or not examples:
         return list(examples)

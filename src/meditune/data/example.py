@@ -1,8 +1,7 @@
 """The Example record that all stages use, checks for unusable texts, and the groups of an example.
 
-Groups come from the source's metadata and from word lists. The lists are Meditune's own and coarse: they find mentions,
-not the topic of a study. MeSH headings come without tree numbers, so `subject` groups them by the words in the
-headings, not by MeSH's own branches.
+Groups come from the source's metadata and from the word lists in word_groups.yaml. The lists are Meditune's own and
+coarse: they find mentions, not the topic of a study.
 """
 
 from __future__ import annotations
@@ -56,10 +55,11 @@ class Turn(BaseModel):
 
 
 class Example(BaseModel):
-    """A question with its context, answer, decision and metadata; or a claim; or a conversation.
+    """A question with its context, answer, decision and metadata; or a claim (`question`) with its evidence
+    (`context`).
 
-    A claim is in `question` and its evidence in `context`. The last message of the user in a conversation is in
-    `question`, the assistant's reply to it in `answer`, and all messages before them in `turns`.
+    Of a conversation, `question` is the user's last message, `answer` the reply to it, and `turns` are all messages
+    before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -52,8 +52,7 @@ class Upload:
 def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     """Return the planned upload of a prepared set, or of the run that contains it.
 
-    Raises DataError if it may not be uploaded: restricted rows, identifiers left in a user's own data, or synthetic
-    rows that the card doesn't mention.
+    Raises DataError for restricted rows, identifiers left in a user's own data, or synthetic rows that the card omits.
     """
     place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
     if not (place / "quality.json").is_file():

@@ -1,16 +1,11 @@
 """Leakage checks: test items in the training data, answers in prompts or documents, and known test items.
 
 Leakage stops a run unless the recipe allows it with `evaluate.allow_leakage`; the report then says so. A trained model
-carries a record of its training data, `trained_on.json`, with hashes that identify an item but don't reveal it:
-
-    {"version": 1, "examples": 449, "unlisted": 0, "questions": [...], "contexts": [...], "groups": [...],
-     "sentences": [...]}
-
-Each hash is the first 16 hexadecimal digits of a SHA-256 of a question or context (without case, punctuation and
-spacing) or of a source and group. `questions` also has the turns of conversations. `sentences` has the longest
-sentences of questions that have several, by which an exam question is recognized below an instruction or above its
-choices; records of earlier versions have none. Anyone who has a text can test whether it is listed; therefore
-restricted examples (MIMIC-III) are only counted as `unlisted`.
+carries a record of its training data, `trained_on.json`: `version`, the numbers of `examples` and of `unlisted` ones
+(restricted examples are only counted), and the `questions`, `contexts`, `groups` and `sentences` as the first 16
+hexadecimal digits of SHA-256 hashes of the texts without case, punctuation and spacing. They identify an item but don't
+reveal it. `questions` also has the turns of conversations. `sentences` has the longest sentences of questions that have
+several, by which an exam question is recognized below an instruction or above its choices.
 """
 
 from __future__ import annotations
@@ -60,7 +55,6 @@ SENTENCES = "sentences"
 MAX_SENTENCES = 6
 """Number of sentences of a question that are recorded, the longest ones"""
 DIGITS = 16
-
 Record = dict[str, Any]
 
 
@@ -68,13 +62,9 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
     """Return the record of a model trained on `examples`, including the `earlier` records of its base model."""
     listed = [example for example in examples if not is_restricted(example)]
     before = list(earlier)
-    found: Record = {
-        "version": VERSION,
-        "examples": len(examples) + sum(each["examples"] for each in before),
-        "unlisted": len(examples) - len(listed) + sum(each["unlisted"] for each in before),
-    }
     general, common = instructions(examples), backgrounds(examples)
-    hashes: dict[str, set[str]] = {part: set().union(*(each[part] for each in before)) for part in PARTS}
+    # Records of earlier versions have no sentences.
+    hashes = {part: {key for each in before for key in each.get(part, ())} for part in (*PARTS, SENTENCES)}
     for example in _with_answered_questions(listed):
         own = keys(example)
         if question_key(example.user_text) in general:
@@ -86,9 +76,13 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
     turns = distinctive_turns(listed)
     hashes["questions"].update(_hash(key) for example in listed if turns for key in turn_keys(example) if key in turns)
     counts = Counter(key for example in listed for key in set(_longest_sentences(example.user_text, MAX_SENTENCES)))
-    hashes[SENTENCES] = {key for each in before for key in each.get(SENTENCES, ())}
     hashes[SENTENCES].update(_hash(key) for key, count in counts.items() if count <= FEW)
-    return found | {part: sorted(hashes[part] - {""}) for part in (*PARTS, SENTENCES)}
+    return {
+        "version": VERSION,
+        "examples": len(examples) + sum(each["examples"] for each in before),
+        "unlisted": len(examples) - len(listed) + sum(each["unlisted"] for each in before),
+        **{part: sorted(found - {""}) for part, found in hashes.items()},
+    }
 
 
 def keys(example: Example) -> dict[str, str]:
@@ -101,20 +95,17 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def _longest_sentences(text: str, count: int) -> list[str]:
-    """Return the keys of a text's longest sentences of at least MIN_TURN_WORDS words; none if it is a single
-    sentence.
-    """
-    pieces = [question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line)]
-    pieces = [piece for piece in pieces if piece]
+    """Return the keys of the longest sentences of at least MIN_TURN_WORDS words; none if the text is one sentence."""
+    found = (question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line))
+    pieces = list(filter(None, found))
     long = [piece for piece in pieces if piece.count(" ") >= MIN_TURN_WORDS - 1]
     return sorted(long, key=len, reverse=True)[:count] if len(pieces) > 1 else []
 
 
 def _is_inside(question: str, listed: Container[str]) -> bool:
-    """Return whether a question's sentences are among the hashes of a record's sentences.
+    """Return whether a question's two longest sentences are among the hashes of a record's sentences.
 
-    The two longest ones count if they have MIN_PASSAGE_WORDS words together or are most of the question, since a
-    sentence such as "What is the most likely diagnosis of this patient?" alone says little.
+    They count only if they are long or most of the question: "What is the most likely diagnosis?" alone says little.
     """
     whole = question_key(question)
     longest = _longest_sentences(question, 2) or [whole]
@@ -242,41 +233,41 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
         for example in measured
         if (example.source, example.group) in groups
     ]
-    general = instructions([*train, *measured])
+
+    def known(kind: LeakKind) -> set[str]:
+        return {leak.test for leak in found if leak.kind == kind}
+
+    general, common = instructions([*train, *measured]), backgrounds([*train, *measured, *others])
     asked, tested = (
         [each for each in _with_answered_questions(part) if not general or question_key(each.user_text) not in general]
         for part in (train, measured)
     )
     near = partial(near_questions, others=[example.user_text for example in others])
-    alike = sorted(
-        _alike("question", asked, tested, lambda example: example.user_text, near, 1), key=lambda it: it.alike
-    )
-    found += {leak.test: leak for leak in alike}.values()
-    common = backgrounds([*train, *measured, *others])
+    alike = _alike("question", asked, tested, lambda example: example.user_text, near, 1)
+    found += {leak.test: leak for leak in sorted(alike, key=lambda leak: leak.alike)}.values()
     asked, tested = (
         [each for each in part if not common or context_key(each) not in common] for part in (train, measured)
     )
     found += _alike("context", asked, tested, lambda example: example.context_text, near_passages, MIN_PASSAGE_WORDS)
-    found += _in_other_fields("context", train, tested, {leak.test for leak in found if leak.kind == "context"})
-    asked = [example for example in measured if question_key(example.user_text) not in general]
-    found += _in_other_fields("question", train, asked, {leak.test for leak in found if leak.kind == "question"})
-    found += _exam_questions(train, asked, {leak.test for leak in found if leak.kind == "question"})
-    found += _same_turns(train, asked, {leak.test for leak in found if leak.kind == "question"})
+    found += _in_other_fields("context", train, tested, known("context"))
+    specific = [example for example in measured if question_key(example.user_text) not in general]
+    found += _in_other_fields("question", train, specific, known("question"))
+    found += _exam_questions(train, specific, known("question"))
+    found += _same_turns(train, specific, known("question"))
     return [*found, *in_prompt(measured)]
 
 
 def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
-    """Return leaks for test items whose last turn is, word for word, a turn of a training conversation, or vice versa.
-
-    Of a conversation that is measured, only the last turn counts, because only its reply is measured.
-    """
+    """Return leaks for test items whose last turn, the one that is measured, is a turn of a training conversation."""
     telling = distinctive_turns([*train, *measured])
+    if not telling:
+        return []
     rows: dict[str, str] = {}
-    for row in train if telling else ():
+    for row in train:
         for key in turn_keys(row):
             rows.setdefault(key, row.id)
     found: dict[str, Leak] = {}
-    for example in measured if telling else ():
+    for example in measured:
         for key in turn_keys(example, last_only=True):
             if key in telling and key in rows and example.id not in known:
                 found[example.id] = Leak("question", example.id, rows[key], 1.0)
@@ -288,9 +279,8 @@ def _in_other_fields(
 ) -> list[Leak]:
     """Return leaks for test items that stand in a training row under another name, the most similar row for each.
 
-    A row can hold a test item's abstract as a part of its question or answer, or a whole exam question with its
-    choices. An item counts if a row contains most of its word triples, apart from triples that several test items have
-    in common, such as those of an instruction. Shorter texts than MIN_PASSAGE_WORDS aren't compared.
+    An item counts if a row contains most of its word triples, apart from triples that several test items have in
+    common, such as those of an instruction. Shorter texts than MIN_PASSAGE_WORDS aren't compared.
     """
     texts = [(example, _part(kind, example)) for example in measured]
     texts = [(example, text) for example, text in texts if len(words(text)) >= MIN_PASSAGE_WORDS]
@@ -312,9 +302,8 @@ def _in_other_fields(
 def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
     """Return leaks for multiple-choice questions that a training row contains word for word, with all their choices.
 
-    The choices may be in any order and have letters before them. Most exam questions are too short for
-    `_in_other_fields`, or letters between short choices leave too few of their word triples. Questions of fewer than
-    TRIPLE words aren't compared.
+    Most exam questions are too short for `_in_other_fields`, or letters between short choices leave too few of their
+    word triples. Questions of fewer than TRIPLE words aren't compared.
     """
     parts: dict[str, list[str]] = {}
     for example in measured:
@@ -359,11 +348,10 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
     found = []
     for example in measured:
         prompt = f"{example.user_text}\n{example.context_text}"
-        for answer in example.references():
-            share = share_within(answer, prompt, RUN) if len(words(answer)) >= MIN_ANSWER_WORDS else 0.0
-            if share >= COPIED:
-                found.append(Leak("answer_in_prompt", example.id, "its own prompt", share))
-                break
+        answers = (answer for answer in example.references() if len(words(answer)) >= MIN_ANSWER_WORDS)
+        shares = (share_within(answer, prompt, RUN) for answer in answers)
+        if share := next((share for share in shares if share >= COPIED), 0.0):
+            found.append(Leak("answer_in_prompt", example.id, "its own prompt", share))
         stated = {match[1].lower() for match in _DECISION.finditer(prompt)}
         if example.decision and example.decision in stated:
             found.append(Leak("decision_in_prompt", example.id, "its own prompt", 1.0))
@@ -402,14 +390,16 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
     seen: dict[str, Leak] = {}
     listed = [{part: frozenset(record.get(part, ())) for part in (*PARTS, SENTENCES)} for record in records]
     for example in _with_answered_questions(measured) if listed else ():
-        for part, key in keys(example).items():
-            if any(key in each[part] for each in listed):
-                seen.setdefault(example.id, Leak("trained_on", example.id, f"recorded {part.removesuffix('s')}", 1.0))
         turns = [_hash(key) for key in turn_keys(example, last_only=True)]
-        if any(key in each["questions"] for each in listed for key in turns):
-            seen.setdefault(example.id, Leak("trained_on", example.id, "recorded turn", 1.0))
-        if any(_is_inside(example.question, each[SENTENCES]) for each in listed):
-            seen.setdefault(example.id, Leak("trained_on", example.id, "recorded sentences", 1.0))
+        recorded = {
+            **{
+                part.removesuffix("s"): any(key in each[part] for each in listed) for part, key in keys(example).items()
+            },
+            "turn": any(key in each["questions"] for each in listed for key in turns),
+            "sentences": any(_is_inside(example.question, each[SENTENCES]) for each in listed),
+        }
+        if what := next((what for what, is_listed in recorded.items() if is_listed), ""):
+            seen.setdefault(example.id, Leak("trained_on", example.id, f"recorded {what}", 1.0))
     for leak in find(trained, measured) if trained else []:
         if leak.kind in ("group", "question", "context"):
             seen.setdefault(leak.test, Leak("trained_on", leak.test, leak.train, leak.alike))
@@ -439,27 +429,28 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
 
     If anything was found, `checked` (the content of leakage.json) is written to `folder`.
     """
-    model = checked["model"]["name"]
     found = list(_findings(checked))
     if found:
         write_json(folder / LEAKAGE_FILE_NAME, checked)
     refused = [each for each in found if each[0] not in (KINDS if allowed is True else allowed or ())]
     if refused:
-        sentences = [sentence(kind, row, items, model, what) for kind, row, items, what in refused]
-        wrong = dict.fromkeys(kind for kind, *_ in refused)
+        wrong = list(dict.fromkeys(kind for kind, _ in refused))
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
-            f"Leakage: {' '.join([*sentences, *remedies])} The first {MAX_RECORDED_LEAKS} of each kind are in "
-            f"{folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen proves nothing. To "
+            f"Leakage: {' '.join([*(sentence for _, sentence in refused), *remedies])} The first {MAX_RECORDED_LEAKS} "
+            f"of each kind are in {folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen proves nothing. To "
             f"continue anyway, with a warning in the report: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
 
 
-def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int, str]]:
-    """Yield kind, facts, number of items, and what the items are called, first of the run's own test items."""
-    yield from ((kind, row, checked["items"], "test items") for kind, row in checked.get("found", {}).items())
-    for name, suite in checked.get("suites", {}).items():
-        yield from ((kind, row, suite["items"], f"items of the suite {name}") for kind, row in suite["found"].items())
+def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each kind of leak with a sentence, first of the run's own test items, then of the suites."""
+    model = checked.get("model", {}).get("name", "the model")
+    parts = [(checked, "test items")]
+    parts += [(suite, f"items of the suite {name}") for name, suite in checked.get("suites", {}).items()]
+    for part, noun in parts:
+        for kind, row in part.get("found", {}).items():
+            yield kind, sentence(kind, row, part["items"], model, noun)
 
 
 def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model", noun: str = "test items") -> str:
@@ -477,8 +468,7 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
 
 def described(checked: dict[str, Any]) -> list[str]:
     """Return a sentence for each kind of leak in the content of leakage.json."""
-    model = checked.get("model", {}).get("name", "the model")
-    return [sentence(kind, row, items, model, what) for kind, row, items, what in _findings(checked)]
+    return [sentence for _, sentence in _findings(checked)]
 
 
 def _alike(

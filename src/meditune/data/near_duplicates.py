@@ -1,7 +1,6 @@
 """Near duplicates: questions that are light rewrites of each other, and passages that share most of their words.
 
-Both searches are exact joins over sparse matrices, not randomized sketches, so they miss no pair; comparing 500
-questions with 200,000 takes seconds.
+Both searches are exact joins over sparse matrices, so they miss no pair.
 """
 
 from __future__ import annotations
@@ -65,12 +64,11 @@ def near_questions(
 ) -> Matches:
     """Return pairs of questions that are the same or light rewrites of each other.
 
-    A light rewrite changes punctuation, case or order, has a typing error in a word, or replaces, adds or omits one
-    word in eight. Questions that differ in numbers, single letters, numerals or negations are different ("type 1" is
-    not a typing error for "type 2"). So are questions that fill a template ("What are the symptoms of ...?"), which is
-    detected by the number of all questions, including `others`, with the same words. Similarity is the weighted
-    Jaccard index of their character trigrams, weighted by rarity. If both lists are the same object, each pair is
-    returned once.
+    A light rewrite changes punctuation, case or order, has a typing error, or replaces, adds or omits one word in
+    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are questions
+    that fill a template ("What are the symptoms of ...?"), which is detected by the number of all questions, including
+    `others`, with the same words. Similarity is the weighted Jaccard index of their character trigrams, weighted by
+    rarity. If both lists are the same object, each pair is returned once.
     """
     from scipy.sparse import diags
 
@@ -111,8 +109,7 @@ def near_questions(
 def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: float = MIN_PASSAGE_OVERLAP) -> Matches:
     """Return pairs of passages where one contains at least the share `min_similarity` of the other's word triples.
 
-    This finds an abstract in an article that quotes it, even with about one word in seven replaced. Passages of fewer
-    than MIN_PASSAGE_WORDS words match nothing.
+    Passages of fewer than MIN_PASSAGE_WORDS words match nothing.
     """
     if not first or not second:
         return []
@@ -143,16 +140,14 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
 class Questions:
     """A comparison of two questions that takes all questions of the data into account.
 
-    It is stricter than `near_questions`, because rows are dropped based on it. A different word makes a different
-    question, however long the questions are ("... for Ovarian Germ Cell Tumors"), unless a context shows what is meant.
-    If many questions contain the words that two share, even a different letter makes a different question, unless the
-    row's own text uses the other spelling.
+    It is stricter than `near_questions`, because rows are dropped based on it: a different word makes a different
+    question, unless a context shows what is meant. If many questions contain the words that two share, even a different
+    letter makes a different question, unless the row's own text uses the other spelling.
     """
 
     def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
-        """`questions` are all questions, one per set of words; they are iterated twice.
-
-        `pairs` are the pairs that may be compared; memory use grows with them only.
+        """`questions` are all questions, iterated twice; only `pairs` may be compared, and memory use grows with them
+        only.
         """
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
@@ -186,7 +181,8 @@ class Questions:
         if first_words == second_words:
             return True
         change = _change(first_words, second_words)
-        is_template = self._is_template(frozenset(first_words) & frozenset(second_words))
+        shared = frozenset(first_words) & frozenset(second_words)
+        is_template = not shared or self._fillings[shared] > FILLINGS
         if change is not None:
             return has_context and change.is_light and not is_template
         return self._are_slips(first_words, second_words, texts, is_template)
@@ -196,8 +192,7 @@ class Questions:
     ) -> bool:
         """Return True if the words that differ by a letter are misspellings of one word, not two words of the texts.
 
-        With `strict`, evidence is required: a row's own text doesn't contain the word but contains the other question's
-        spelling, or only this question contains the word while others contain the other spelling.
+        With `strict`, a row's own text must have the other question's spelling, or only this question has the word.
         """
         left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]
@@ -214,20 +209,14 @@ class Questions:
         """Return True if only one question contains the word, and several contain the other."""
         return self._holders[word] == 1 < self._holders[other]
 
-    def _is_template(self, shared: frozenset[str]) -> bool:
-        return not shared or self._fillings[shared] > FILLINGS
-
 
 def same_facts(first: str, second: str) -> bool:
-    """Return True if no number or negation was replaced, or inserted with only a few words.
-
-    "50 mg" for "5 mg", or "is not safe" for "is safe", changes the meaning of an otherwise identical text.
-    """
+    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with only a few words."""
     first_counts, second_counts = Counter(words(first)), Counter(words(second))
-    left, right = sorted(
-        (list((first_counts - second_counts).elements()), list((second_counts - first_counts).elements())),
-        key=lambda side: bool(_marks(side)),
+    sides = (
+        list((one - two).elements()) for one, two in ((first_counts, second_counts), (second_counts, first_counts))
     )
+    left, right = sorted(sides, key=lambda side: bool(_marks(side)))
     return not _marks(right) or (not _marks(left) and len(right) - len(left) > MAX_INSERTED_WORDS)
 
 
@@ -281,11 +270,9 @@ def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
 
 
 def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any:
-    """Return each row's rarest features, enough that any two similar rows share one of them (prefix filtering).
+    """Return each row's rarest features, enough that any two similar rows share one of them.
 
-    If the weight of a row's other features is below the share `min_share` of its total, rows that share none of the
-    returned features can't reach that similarity (Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9). Columns
-    are in order of rarity.
+    Columns are in order of rarity (prefix filtering, Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9).
     """
     from scipy.sparse import csr_matrix
 

@@ -47,8 +47,8 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Read the recipe's sources, audit and split them, and write the result to `folder` atomically.
 
-    Raises DataError if a source can't be found, no rows are left, or evaluation items leaked and the recipe doesn't
-    allow it. The rejected rows are then also in `rejected.jsonl` in the parent folder.
+    Raises DataError if a source can't be found, no rows are left, or leakage isn't allowed. The rejected rows are then
+    in `rejected.jsonl` in the parent folder.
     """
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
         splits = audit.between(split_rows(spec, recipe.seed, audit.remaining, by_source))
-        splits, decided = reviewer_decisions.apply(spec.decisions, spec.incomplete, splits)
+        splits, decided = reviewer_decisions.apply(spec.decisions, splits)
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
         audit.note(entries)
@@ -99,9 +99,8 @@ def write_prepared(
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
-    """Write the splits to `folder` as a run's prepared data, atomically.
-
-    `leakage` is the result of the leakage check; `done` holds further entries of quality.json.
+    """Write the splits to `folder` atomically, with `leakage`, the result of the leakage check, and `done`, further
+    entries of quality.json.
     """
     styles = styles_of(splits)
     quality = {
@@ -157,9 +156,8 @@ def used_fallback(spec: DataSpec, data: Prepared) -> bool:
 
 
 def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Container[str]) -> Audit:
-    """Return the audit of all rows; official test items are only checked, never changed.
-
-    The text of rows whose ids are in `hidden` is never shown as an example.
+    """Return the audit of all rows; official test items are only checked, and rows in `hidden` never shown as an
+    example.
     """
     audit = Audit(
         spec.quality, official_tests(by_source, spec.fixed_splits) if spec.split == "official" else (), hidden=hidden
@@ -180,7 +178,6 @@ def split_rows(
         seed,
         spec.fold,
         newest=spec.split == "newest",
-        traits=spec.stratify,
         all_rows=all_rows,
         fixed=spec.fixed_splits,
     )

@@ -24,10 +24,8 @@ RESTRICTED = "restricted"
 
 
 def is_restricted(example: Example) -> bool:
-    """Return True if the example is restricted.
-
-    Either it is marked (by the reader, the recipe, or a column of the user's own file), or it comes from a restricted
-    source, directly or through a file that Meditune wrote.
+    """Return True if the example is marked as restricted (by the reader, the recipe, or a column of the user's own
+    file), or comes from a restricted source, directly or through a file that Meditune wrote.
     """
     if is_marked(example.meta.get(RESTRICTED)):
         return True
@@ -41,10 +39,7 @@ def is_marked(mark: object) -> bool:
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
-    """Raise DataError if the source itself or the recipe restricts all rows of a source.
-
-    This check reads no data, so it can run first.
-    """
+    """Raise DataError if the source itself or the recipe restricts all rows of a source; reads no data."""
     restricted: dict[str, str] = {}
     for spec in specs:
         source = SOURCES.get(spec.name)
@@ -57,8 +52,8 @@ def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: s
 def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> None:
     """Raise DataError if any of the examples may not be sent to `model_name`, a model on another party's machine.
 
-    Call this before the first request. PhysioNet's agreement forbids sharing credentialed data with third parties,
-    online services included: https://physionet.org/news/post/gpt-responsible-use.
+    PhysioNet forbids sharing credentialed data with online services:
+    https://physionet.org/news/post/gpt-responsible-use.
     """
     number = 0
     licences: dict[str, str] = {}
@@ -88,7 +83,7 @@ Terms = dict[str, dict[str, Any]]
 def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
     """Yield the examples with the recipe's terms for their source, and a citation if they have no URL.
 
-    A licence in a row's own column takes precedence over the recipe's; either can mark the row as restricted.
+    A licence in a row's own column takes precedence over the recipe's.
     """
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
@@ -143,9 +138,8 @@ SAMPLE_TEST_SHARE = 0.4
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError if a source is unknown or doesn't fit the recipe's options; reads no data of the sources.
-
-    Also raises DataError if the file of people's decisions can't be read.
+    """Raise DataError if a source or the file of decisions doesn't fit the recipe's options; reads no data of the
+    sources.
     """
     if spec.decisions is not None:
         reviewer_decisions.read_decisions(Path(spec.decisions))

@@ -41,10 +41,7 @@ def read(path: Path) -> dict[str, Row]:
 
 
 def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
-    """Return the example with these passages as its context.
-
-    A title that equals the question isn't repeated: PubMedQA's questions are titles of articles.
-    """
+    """Return the example with these passages as its context; a title that equals the question isn't repeated."""
     parts = [(part, passage["rank"]) for passage in passages for part in _parts(example, passage)]
     context, ranks = tuple(part for part, _ in parts), [rank for _, rank in parts]
     return example.model_copy(update={"context": context, "meta": {**example.meta, RANKS: ranks}})

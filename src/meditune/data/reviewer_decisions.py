@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meditune.config.data_options import Incomplete
 from meditune.data.example import Example
 from meditune.data.quality.ledger import Entry
 from meditune.data.splits import Splits
@@ -82,11 +81,11 @@ def read_decisions(path: Path) -> dict[str, RowDecision]:
     return found
 
 
-def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Splits, AppliedDecisions]:
+def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
     """Return the splits with people's decisions applied, and the changes made; test items are never changed.
 
-    Decisions are applied last, after the split, so that they move no row to another split. Raises DataError if a row
-    has changed since it was judged, or a split has no rows left.
+    Decisions are applied after the split, so that they move no row to another split. Raises DataError if a row has
+    changed since it was judged, or a split has no rows left.
     """
     if path is None:
         return splits, AppliedDecisions()
@@ -95,7 +94,7 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
     _refuse_changed(file, decisions, (*splits.train, *splits.dev))
     applied = AppliedDecisions()
     changed = {
-        name: list(_decided(examples, decisions, incomplete, applied.entries))
+        name: list(_decided(examples, decisions, applied.entries))
         for name, examples in (("train", splits.train), ("dev", splits.dev))
     }
     for name, left in changed.items():
@@ -130,7 +129,6 @@ def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> 
 def _decided(
     examples: Iterable[Example],
     decisions: Mapping[str, RowDecision],
-    incomplete: Incomplete,
     entries: list[Entry],
 ) -> Iterator[Example]:
     for example in examples:
@@ -138,13 +136,13 @@ def _decided(
         if decided is None:
             yield example
             continue
-        action, result = _outcome(example, decided, incomplete)
+        action, result = _outcome(example, decided)
         entries.append(_entry(example, decided, action, result))
         if result is not None:
             yield result
 
 
-def _outcome(example: Example, row_decision: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:
+def _outcome(example: Example, row_decision: RowDecision) -> tuple[str, Example | None]:
     """Return the action and the resulting row; None if the row is dropped.
 
     A row with a corrected answer is kept, whatever the verdict. The yes, no or maybe of a faulty answer was judged
@@ -157,7 +155,7 @@ def _outcome(example: Example, row_decision: RowDecision, incomplete: Incomplete
         return "replace", example.model_copy(update=update)
     if row_decision.verdict == "correct":
         return "validate", example.model_copy(update={"meta": example.meta | mark})
-    if row_decision.verdict == "incomplete" and incomplete == "keep":
+    if row_decision.verdict == "incomplete":
         return "flag", example.model_copy(update={"meta": example.meta | mark})
     return "drop", None
 

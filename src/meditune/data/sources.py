@@ -10,9 +10,11 @@ import os
 import re
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+from pydantic.dataclasses import dataclass
 
 from meditune.data.example import Example
 from meditune.data.readers import claims, evidence_inference, liveqa, medquad, mimic, pubmedqa
@@ -27,7 +29,7 @@ Reader = Callable[[Path, Rejects], Iterator[Example]]
 
 @dataclass(frozen=True)
 class Download:
-    """A file to download from a fixed commit, so that changes to the publisher's branch don't change the data."""
+    """A file to download."""
 
     url: str
     filename: str
@@ -43,12 +45,12 @@ class Source:
 
     name: str
     title: str
-    licence: str
-    homepage: str
     files: tuple[str, ...]
     """File names or patterns in the source's folder; one existing file is enough"""
+    licence: str
     reader: Reader | None
     """Turns the files into Examples; None for plain text"""
+    homepage: str = ""
     download: tuple[Download, ...] = ()
     """All files are downloaded and checked before the first one is renamed, so a partial download is never used"""
     how: str = ""
@@ -59,214 +61,40 @@ class Source:
     """True if the licence forbids sharing rows (`data/read_sources.py`)"""
     packaged: Path | None = None
     """Path of the file if it is included with Meditune"""
+    limits: str = ""
+    """Limits of the data, for the data-set card"""
+    personal_data: str = ""
+    """Whom the data are about, for the data-set card"""
 
 
-_MEDQUAD_COMMIT = "7e94c7b336f1f8e010c03091df691c8bea014399"
-"""The commit that contains every XML file of the published collection"""
-
-
-def _github(repository: str, commit: str, path: str, sha256: str) -> Download:
-    url = f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
-    return Download(url, path.rpartition("/")[2], sha256)
-
-
-def _at_levels(*names: str) -> tuple[str, ...]:
-    """Return patterns for files of these names in the source's folder, or in folders one or two levels below it."""
-    return tuple(f"{level}{name}" for level in ("", "*/", "*/*/") for name in names)
-
-
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="pubmedqa",
-            title="PubMedQA: research questions with abstracts and yes/no/maybe decisions",
-            licence=pubmedqa.LICENCE,
-            homepage="https://github.com/pubmedqa/pubmedqa",
-            citation="Jin et al. (2019), PubMedQA: A Dataset for Biomedical Research Question Answering. EMNLP-IJCNLP. "
-            "https://doi.org/10.18653/v1/D19-1259",
-            files=(
-                "ori_pqal.json",
-                "ori_pqaa.json",
-                "ori_pqau.json",
-                "pqa_*/*.parquet",
-                "pqa_*.parquet",
-                "pqa_*.jsonl",
-            ),
-            reader=pubmedqa.read,
-            download=(
-                _github(
-                    "pubmedqa/pubmedqa",
-                    "3e7616d288b52edaf38f5fd5c59821c7806bde86",
-                    "data/test_ground_truth.json",
-                    "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
-                ),
-                _github(
-                    "pubmedqa/pubmedqa",
-                    "1f00b98d5cc626844bf8c4ca513b6e62c40071ec",
-                    "data/ori_pqal.json",
-                    "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
-                ),
-            ),
-        ),
-        Source(
-            name="medquad",
-            title="MedQuAD: questions and answers from twelve NIH sites",
-            licence=medquad.LICENCE,
-            homepage="https://github.com/abachaa/MedQuAD",
-            citation="Ben Abacha and Demner-Fushman (2019), A Question-Entailment Approach to Question Answering. BMC "
-            "Bioinformatics 20:511. https://doi.org/10.1186/s12859-019-3119-4",
-            files=("*_QA*/*.xml", "*/*_QA*/*.xml", "MedQuAD*.zip", "medquad*.zip"),
-            reader=medquad.read,
-            download=(
-                Download(
-                    f"https://github.com/abachaa/MedQuAD/archive/{_MEDQUAD_COMMIT}.zip",
-                    f"MedQuAD-{_MEDQUAD_COMMIT[:7]}.zip",
-                    contents_sha256="3eac49028e3bba522f39734b416ec9ea5ce420864d24a0bf37762a90e67e1ef8",
-                ),
-            ),
-        ),
-        Source(
-            name="liveqa",
-            title="LiveQA-Medical, TREC 2017: consumers' health questions with reference answers",
-            licence=liveqa.LICENCE,
-            homepage="https://github.com/abachaa/LiveQA_MedicalTask_TREC2017",
-            citation="Ben Abacha et al. (2017), Overview of the Medical Question Answering Task at TREC 2017 LiveQA. "
-            "TREC 2017. https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf",
-            files=("TREC-2017-*.xml", "*/TREC-2017-*.xml", "*/*/TREC-2017-*.xml", "LiveQA*.zip", "liveqa*.zip"),
-            reader=liveqa.read,
-            download=(
-                _github(
-                    "abachaa/LiveQA_MedicalTask_TREC2017",
-                    "e784f2d28b6a174e9a8d9f740876bdaccbd705af",
-                    "TestDataset/TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml",
-                    "f6384fcf03e9b1bd0d9a15f6ea1a1aafc9491082e63fef0922ae2d6bc451805b",
-                ),
-                _github(
-                    "abachaa/LiveQA_MedicalTask_TREC2017",
-                    "d6c0998610d7e775100eb6482f89ea6120fa139c",
-                    "TestDataset/TREC-2017-LiveQA-Medical-Test.xml",
-                    "be321b6708d1cfffe7117ac36fb98c88ad0b457185b48cc6cec80fbf810e8046",
-                ),
-                _github(
-                    "abachaa/LiveQA_MedicalTask_TREC2017",
-                    "40fe188f25263df9e0ee907859e10f737477d259",
-                    "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-1.xml",
-                    "04b307031ab9d2ff0b2e8593f6c7e2313aa86e3da25dabd85ffc051ea431b4d7",
-                ),
-                _github(
-                    "abachaa/LiveQA_MedicalTask_TREC2017",
-                    "40fe188f25263df9e0ee907859e10f737477d259",
-                    "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-2.xml",
-                    "7f7d0466829227cfd830fd8d83d99064868f927b943079ae3c4fffe18dbde47b",
-                ),
-            ),
-        ),
-        Source(
-            name="mimic",
-            title="MIMIC-III clinical notes (your own credentialed copy)",
-            licence=mimic.LICENCE,
-            homepage="https://physionet.org/content/mimiciii/",
-            citation="Johnson et al. (2016), MIMIC-III, a freely accessible critical care database. Scientific Data "
-            "3:160035. https://doi.org/10.1038/sdata.2016.35",
-            files=("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"),
-            reader=mimic.read,
-            restricted=True,
-            how="MIMIC-III can't be downloaded without credentials: complete the training and sign the data use "
-            "agreement at https://physionet.org/content/mimiciii/, then fetch NOTEEVENTS.csv.gz there",
-        ),
-        Source(
-            name=evidence_inference.SOURCE,
-            title="Evidence Inference 2.0: experts' judgements of the results of randomized trials, as claims",
-            licence=evidence_inference.LICENCE,
-            homepage="https://github.com/jayded/evidence-inference",
-            citation="DeYoung et al. (2020), Evidence Inference 2.0: More Data, Better Models. BioNLP. "
-            "https://doi.org/10.18653/v1/2020.bionlp-1.13",
-            files=_at_levels("prompts_merged.csv", "prompts.jsonl"),
-            reader=evidence_inference.read,
-            how="Download https://evidence-inference.ebm-nlp.com/v2.0.tar.gz, unpack it",
-        ),
-        Source(
-            name=claims.SCIFACT,
-            title="SciFact: scientific claims with abstracts that support or refute them",
-            licence=claims.LICENCES[claims.SCIFACT],
-            homepage="https://github.com/allenai/scifact",
-            citation="Wadden et al. (2020), Fact or Fiction: Verifying Scientific Claims. EMNLP. "
-            "https://doi.org/10.18653/v1/2020.emnlp-main.609",
-            files=_at_levels("claims_train.jsonl", "claims_dev.jsonl"),
-            reader=claims.read_scifact,
-            how="Download data.tar.gz as described at https://github.com/allenai/scifact, unpack it",
-        ),
-        Source(
-            name=claims.HEALTHVER,
-            title="HealthVer: health claims about COVID-19 with evidence from scientific articles",
-            licence=claims.LICENCES[claims.HEALTHVER],
-            homepage="https://github.com/sarrouti/HealthVer",
-            citation="Sarrouti et al. (2021), Evidence-based Fact-Checking of Health-related Claims. Findings of "
-            "EMNLP. https://doi.org/10.18653/v1/2021.findings-emnlp.297",
-            files=_at_levels("healthver_*.csv"),
-            reader=claims.read_healthver,
-            how="Get healthver_train.csv, healthver_dev.csv and healthver_test.csv from the folder data of "
-            "https://github.com/sarrouti/HealthVer",
-        ),
-        Source(
-            name=claims.CITATION_INTEGRITY,
-            title="Citation-Integrity: citing sentences with evidence from the cited biomedical articles",
-            licence=claims.LICENCES[claims.CITATION_INTEGRITY],
-            homepage="https://github.com/ScienceNLP-Lab/Citation-Integrity",
-            citation="Sarol et al. (2024), Assessing citation integrity in biomedical publications: corpus annotation "
-            "and NLP models. Bioinformatics 40(7). https://doi.org/10.1093/bioinformatics/btae420",
-            files=_at_levels("claims_*.jsonl", "claims-*.jsonl", "train.jsonl", "dev.jsonl", "test.jsonl"),
-            reader=claims.read_citation_integrity,
-            how="Get claims_train.jsonl, claims_dev.jsonl, claims_test.jsonl and corpus.jsonl from the link in the "
-            "README of https://github.com/ScienceNLP-Lab/Citation-Integrity",
-        ),
-        Source(
-            name=claims.NLI4CT,
-            title="NLI4CT: statements about the reports of breast cancer trials",
-            licence=claims.LICENCES[claims.NLI4CT],
-            homepage="https://github.com/ai-systems/nli4ct",
-            citation="Jullien et al. (2023), NLI4CT: Multi-Evidence Natural Language Inference for Clinical Trial "
-            "Reports. EMNLP. https://arxiv.org/abs/2305.03598",
-            files=_at_levels("train.json", "dev.json"),
-            reader=claims.read_nli4ct,
-            how="Download Complete_dataset.zip from https://github.com/ai-systems/nli4ct, unpack it",
-        ),
-        Source(
-            name=claims.MEDHALLU,
-            title="MedHallu: true and hallucinated answers to PubMedQA's questions, with the abstracts",
-            licence=claims.LICENCES[claims.MEDHALLU],
-            homepage="https://huggingface.co/datasets/UTAustin-AIHealth/MedHallu",
-            citation="Pandit et al. (2025), MedHallu: A Comprehensive Benchmark for Detecting Medical Hallucinations "
-            "in Large Language Models. https://arxiv.org/abs/2502.14302",
-            files=("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl", "training_half.jsonl"),
-            reader=claims.read_medhallu,
-            how='Get the folders pqa_labeled and pqa_artificial of Hugging Face\'s "UTAustin-AIHealth/MedHallu"',
-        ),
-        Source(
-            name="wikitext-2",
-            title="WikiText-2: general English text, for replay and for measuring forgetting",
-            licence="CC BY-SA 4.0",
-            homepage="https://huggingface.co/datasets/Salesforce/wikitext",
-            files=("test.txt", "valid.txt"),
-            reader=None,
-            how='Save the splits of Hugging Face\'s "Salesforce/wikitext", configuration "wikitext-2-raw-v1", as '
-            "test.txt and valid.txt",
-        ),
-        Source(
-            name="sample",
-            title="A small synthetic data set in PubMedQA's format, included with Meditune",
-            licence=pubmedqa.SYNTHETIC_LICENCE,
-            homepage="",
-            files=(pubmedqa.FILE.name,),
-            reader=pubmedqa.read_synthetic,
-            packaged=pubmedqa.FILE,
-        ),
-    )
+READERS: dict[str, tuple[Reader | None, str]] = {
+    "pubmedqa": (pubmedqa.read, pubmedqa.LICENCE),
+    "medquad": (medquad.read, medquad.LICENCE),
+    "liveqa": (liveqa.read, liveqa.LICENCE),
+    "mimic": (mimic.read, mimic.LICENCE),
+    evidence_inference.SOURCE: (evidence_inference.read, evidence_inference.LICENCE),
+    claims.SCIFACT: (claims.read_scifact, claims.LICENCES[claims.SCIFACT]),
+    claims.HEALTHVER: (claims.read_healthver, claims.LICENCES[claims.HEALTHVER]),
+    claims.CITATION_INTEGRITY: (claims.read_citation_integrity, claims.LICENCES[claims.CITATION_INTEGRITY]),
+    claims.NLI4CT: (claims.read_nli4ct, claims.LICENCES[claims.NLI4CT]),
+    claims.MEDHALLU: (claims.read_medhallu, claims.LICENCES[claims.MEDHALLU]),
+    "wikitext-2": (None, "CC BY-SA 4.0"),
+    "sample": (pubmedqa.read_synthetic, pubmedqa.SYNTHETIC_LICENCE),
 }
+"""Source -> its reader and licence; sources.yaml has the rest"""
 
 
-UNKNOWN = "unknown"
+def _sources() -> dict[str, Source]:
+    with (Path(__file__).parent / "sources.yaml").open(encoding="utf-8") as stream:
+        rows = yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    rows["sample"]["packaged"] = pubmedqa.FILE
+    return {
+        name: Source(name=name, reader=reader, licence=licence, **rows[name])
+        for name, (reader, licence) in READERS.items()
+    }
+
+
+SOURCES: dict[str, Source] = _sources()
 NO_ADVICE = "This summarizes the licence texts. It is not legal advice."
 
 
@@ -285,18 +113,19 @@ class Licence:
     no_sharing: bool = False
 
 
-_PHYSIONET = "https://physionet.org/content/mimiciii/view-license/1.4/"
 _KNOWN: tuple[tuple[str, Licence], ...] = (
     (r"cc0(-1\.0)?", Licence("cc0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/")),
     (r"mit( licence| license)?", Licence("mit", "https://opensource.org/license/mit", notice=True)),
-    (
-        r"apache[- ](licence |license )?2\.0",
-        Licence("apache-2.0", "https://apache.org/licenses/LICENSE-2.0", notice=True),
-    ),
+    (r"apache[- ](licen[cs]e )?2\.0", Licence("apache-2.0", "https://apache.org/licenses/LICENSE-2.0", notice=True)),
     (r"bsd-3-clause", Licence("bsd-3-clause", "https://opensource.org/license/bsd-3-clause", notice=True)),
     (r"odc-by", Licence("odc-by", "https://opendatacommons.org/licenses/by/1-0/", attribution=True)),
     (r"odbl", Licence("odbl", "https://opendatacommons.org/licenses/odbl/1-0/", attribution=True, share_alike=True)),
-    (r"physionet credentialed.*", Licence("other", _PHYSIONET, attribution=True, no_sharing=True)),
+    (
+        r"physionet credentialed.*",
+        Licence(
+            *("other", "https://physionet.org/content/mimiciii/view-license/1.4/"), attribution=True, no_sharing=True
+        ),
+    ),
 )
 _CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\d))?")
 
@@ -324,15 +153,12 @@ def licence_named(text: str) -> Licence | None:
 
 def hub_names(texts: Iterable[str]) -> list[str]:
     """Return the hub's names of the licences, each once; `unknown` for an unknown licence."""
-    found = [licence_named(text) for text in texts]
-    return list(dict.fromkeys(licence.hub if licence else UNKNOWN for licence in found))
+    found = map(licence_named, texts)
+    return list(dict.fromkeys(licence.hub if licence else "unknown" for licence in found))
 
 
 def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return, as sentences, the combined requirements for sharing sources together.
-
-    `terms` has, for each source, the `licences` of its rows.
-    """
+    """Return, as sentences, the combined requirements for sharing sources together, by the rows' `licences`."""
     named = [(source, text, licence_named(text)) for source, row in terms.items() for text in row["licences"]]
     lines = []
     for trait, sentence in (
@@ -345,9 +171,8 @@ def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ):
         if affected := [f"{source} ({text})" for source, text, licence in named if getattr(licence, trait, False)]:
             lines.append(sentence.format(", ".join(affected)))
-    found = [licence for _, _, licence in named if licence]
-    share_alike = {licence.hub for licence in found if licence.share_alike}
-    non_commercial = {licence.hub for licence in found if licence.non_commercial} - share_alike
+    share_alike = {licence.hub for _, _, licence in named if licence and licence.share_alike}
+    non_commercial = {licence.hub for _, _, licence in named if licence and licence.non_commercial} - share_alike
     if len(share_alike) > 1 or (share_alike and non_commercial):
         both = " and ".join([*sorted(share_alike), *sorted(non_commercial)])
         lines.append(
@@ -368,9 +193,8 @@ _CHUNK = 2**18
 def locate_source(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
     """Return the folder (or file) of a source, and download it if necessary.
 
-    The search order is `path` (if given, nothing else is tried), `$MEDITUNE_DATA/NAME`, `NAME` in the cache
-    (`$MEDITUNE_CACHE` or ~/.cache/meditune), the publisher's site. Raises DataError that says where to get the files
-    and where to put them.
+    The search order is `path` (if given, nothing else is tried), `$MEDITUNE_DATA/NAME`, `NAME` in the cache, the
+    publisher's site. Raises DataError that says where to get the files and where to put them.
     """
     source = known_source(source_name)
     if path is not None:
@@ -383,9 +207,11 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
     for place in places:
         if has_files(source, place):
             return place
-    why = _why_no_download(source, download)
-    if why:
-        raise DataError(_not_found(source, places, why))
+    if not source.download:
+        raise DataError(_not_found(source, places, "it has no public download"))
+    if not download or offline():
+        by = " or ".join(name for name in OFFLINE_VARIABLES if os.environ.get(name)) if download else ""
+        raise DataError(_not_found(source, places, f"downloads are turned off{f' by {by}' if by else ''}"))
     _fetch(source, places)
     return places[-1]
 
@@ -476,7 +302,7 @@ def data_places(name: str) -> list[Path]:
 
 
 def locate_own(path: str, citation: str | None = None) -> str:
-    """Return the path of a user's own file: as given, or in the folder that MEDITUNE_DATA names; or a hub id as given.
+    """Return the path of a user's own file, as given or in the folder that MEDITUNE_DATA names; or a hub id as given.
 
     Raises DataError, with the citation, if a path with an ending such as .jsonl exists in neither place.
     """
@@ -491,20 +317,8 @@ def locate_own(path: str, citation: str | None = None) -> str:
     return str(found or path)
 
 
-def _why_no_download(source: Source, allowed: bool) -> str:
-    if not source.download:
-        return "it has no public download"
-    if not allowed:
-        return "downloads are turned off"
-    if offline():
-        return f"downloads are turned off by {' or '.join(name for name in OFFLINE_VARIABLES if os.environ.get(name))}"
-    return ""
-
-
 def _how(source: Source) -> str:
-    if source.how:
-        return source.how
-    return f"get {' and '.join(each.url for each in source.download) or source.homepage}"
+    return source.how or f"get {' and '.join(each.url for each in source.download) or source.homepage}"
 
 
 def _not_found(source: Source, places: list[Path], reason: str) -> str:

@@ -63,20 +63,16 @@ def split(
     fold: int | None = None,
     *,
     newest: bool = False,
-    traits: Sequence[str] = ("source", "decision"),
     all_rows: dict[str, list[Example]] | None = None,
     fixed: Mapping[str, str] | None = None,
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
     With `newest`, the test set is what was published last. `fixed` maps sources whose rows all belong to one split to
-    "train", "dev" or "test". `all_rows` are the rows as they were read, before quality control: official test sets are
-    defined on those. Groups are stratified by the `traits`.
-
-    Rows of other sources that share a question or context with an official set go to training: a test item that leaks
-    that way is detected and rejected later (leakage.py). The development set is drawn from the rows that aren't test
-    items, by group, stratified by source and decision; with `fold` it is exactly the PubMedQA fold with that number.
-    Raises DataError if a split is empty.
+    "train", "dev" or "test". `all_rows` are the rows before quality control, on which official test sets are defined.
+    Rows of other sources that share a question or context with an official set go to training, where the leakage check
+    finds them. The development set is drawn by group, or is the PubMedQA fold with the number `fold`. Raises DataError
+    if a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -100,12 +96,10 @@ def split(
     new = [not known.intersection(_shared(example, same, general, turns)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
     unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
-    remaining, held = (
-        by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same, traits)
-    )
+    remaining, held = by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same)
     rest += remaining
     test += held
-    train, dev = by_group(rest, dev_share, seed + 1, same, traits) if fold is None else _fold(read, rest, fold)
+    train, dev = by_group(rest, dev_share, seed + 1, same) if fold is None else _fold(read, rest, fold)
     train, dev, test = [*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *placed["test"]]
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
@@ -127,16 +121,16 @@ def by_group(
     share: float,
     seed: int,
     same_question: Mapping[str, str] | None = None,
-    stratify_by: Sequence[str] = ("source", "decision"),
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with about `share` of the examples held out, in whole groups, stratified by `stratify_by`.
+    """Return (rest, held) with about `share` of the examples held out, in whole groups, by source and decision.
 
     Examples with the same group, the same context or (nearly) the same question form one group; `same_question` is the
-    result of `same_questions`. The groups of each stratum are shuffled with the seed.
+    result of `same_questions`.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same_question is None else same_question):
-        strata["/".join(_trait(examples[members[0]], trait) for trait in stratify_by)].append(members)
+        first = examples[members[0]]
+        strata[f"{first.source}/{first.decision}"].append(members)
     held: set[int] = set()
     for name in sorted(strata):
         groups = strata[name]
@@ -155,8 +149,8 @@ def by_year(
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with the newest groups held out, up to about `share` of the examples that have a year.
 
-    The year of a group is that of its oldest example; examples without a year are not held out. In the last year
-    reached, the seed decides which groups are held out. Raises DataError if no example has a year.
+    The year of a group is that of its oldest example; examples without a year are not held out. Raises DataError if no
+    example has a year.
     """
     dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
     if examples and not dated:
@@ -179,10 +173,7 @@ def by_year(
 
 
 def official_tests(by_source: Mapping[str, list[Example]], fixed: Container[str] = ()) -> set[str]:
-    """Return the ids of the official test items of sources that aren't `fixed`.
-
-    Raises DataError if the rows don't include all of them.
-    """
+    """Return the ids of the official test items of sources that aren't `fixed`. Raises DataError if any is missing."""
     return {
         example.id
         for source, examples in by_source.items()
@@ -196,12 +187,6 @@ def _parted(examples: Sequence[Example], held_out: Container[int]) -> tuple[list
         [example for index, example in enumerate(examples) if index not in held_out],
         [example for index, example in enumerate(examples) if index in held_out],
     )
-
-
-def _trait(example: Example, trait: str) -> str:
-    """Return an example's `source`, `decision` or `question_type` as text."""
-    value = example.meta.get(trait) if trait == "question_type" else getattr(example, trait)
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _fold(read: dict[str, list[Example]], rest: Sequence[Example], fold: int) -> tuple[list[Example], list[Example]]:
@@ -224,8 +209,7 @@ def context_key(example: Example) -> str:
 def instructions(examples: Iterable[Example]) -> set[str]:
     """Return the keys of questions that are asked of more than FEW groups, each with its own context.
 
-    "What is the diagnosis at discharge?" has a different meaning for every patient, so a shared question doesn't make
-    two items the same.
+    "What is the diagnosis at discharge?" has a different meaning for every patient.
     """
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
@@ -257,10 +241,10 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def turn_keys(example: Example, last_only: bool = False) -> list[str]:
-    """Return keys of turns, by which a turn is recognized in another conversation or as a question of its own.
+    """Return keys of turns (a message of the user with its reply), by which a turn is recognized elsewhere.
 
-    A turn is a message of the user with its reply. The first message that isn't a greeting is recognized by itself, and
-    so is a message of MIN_TURN_WORDS words; any other only together with its reply.
+    The first message that isn't a greeting is recognized by itself, and so is one of MIN_TURN_WORDS words; others only
+    together with their reply.
     """
     said = [(turn.role, turn.text) for turn in example.turns or ()]
     asked = [*(text for role, text in said if role == "user"), example.question]
@@ -282,10 +266,7 @@ def turn_keys(example: Example, last_only: bool = False) -> list[str]:
 
 
 def distinctive_turns(examples: Sequence[Example]) -> set[str]:
-    """Return the `turn_keys` of at most FEW groups; empty if no example is a conversation of several turns.
-
-    A turn of more groups, such as a farewell, doesn't make two conversations the same.
-    """
+    """Return the `turn_keys` of at most FEW groups; empty if no example is a conversation of several turns."""
     groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for example in examples if any(example.turns for example in examples) else ():
         for key in turn_keys(example):
@@ -312,10 +293,7 @@ def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -
 def _shared(
     example: Example, same_question: Mapping[str, str], general: Container[str], turns: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Return the keys that connect an example to others of any source: its question, its context, and its turns.
-
-    A context must be long enough, and a turn must be one of `turns`.
-    """
+    """Return the keys that connect an example to others of any source: its question, its context, and its turns."""
     question, context = same_question[question_key(example.user_text)], context_key(example)
     keys = [("question of", question)] if question else []
     keys += [("turn of", key) for key in turn_keys(example) if key in turns] if turns else []

@@ -1,7 +1,4 @@
-"""The common interface of all engines: requests that are started, chunks of text, and scores of given texts.
-
-An engine runs in its own threads and accepts any number of requests at once, which it batches or queues.
-"""
+"""The common interface of all engines, which batch or queue any number of requests in threads of their own."""
 
 from __future__ import annotations
 
@@ -60,6 +57,11 @@ class GenerationChunk:
     """The error that ended the request; this is then its last chunk"""
     cached: int = 0
     """Number of prompt tokens that were cached, if the engine knows; reported once"""
+
+    @property
+    def is_last(self) -> bool:
+        """Return whether the answer ends with this chunk."""
+        return self.finish is not None or self.error is not None
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,12 @@ def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Itera
     Raises the first request's error that occurs; the other requests are then cancelled.
     """
     chunks: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
-    begun: dict[int, tuple[list[str], list[int]]] = {}
-    running = []
+    running: dict[int, RunningGeneration] = {}
+    begun: list[tuple[list[str], list[int]]] = [([], []) for _ in requests]
     try:
         for number, request in enumerate(requests):
-            begun[number] = ([], [])
-            running.append(engine.start(request, lambda chunk, number=number: chunks.put((number, chunk))))  # type: ignore[misc]
-        while begun:
+            running[number] = engine.start(request, lambda chunk, number=number: chunks.put((number, chunk)))  # type: ignore[misc]
+        while running:
             number, chunk = chunks.get()
             if chunk.error:
                 raise chunk.error
@@ -180,9 +181,8 @@ def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Itera
             texts.append(chunk.text)
             tokens += chunk.tokens
             if chunk.finish:
-                del begun[number]
+                del running[number]
                 yield number, GenerationResult("".join(texts), tokens, chunk.finish)
     finally:
-        for number in begun:
-            if number < len(running):
-                running[number].cancel()
+        for each in running.values():
+            each.cancel()

@@ -57,7 +57,6 @@ class LabelModel(Protocol):
 
     def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
         """Yield each claim with the logits of its choices, in any order. It may be called from several threads."""
-        ...
 
 
 class EvidenceJudge:
@@ -71,11 +70,7 @@ class EvidenceJudge:
         self.threshold = correction.threshold
 
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order.
-
-        Passages that don't fit into the prompt together are read in several windows, and long statements in parts. The
-        module's docstring says how they are combined.
-        """
+        """Return a verdict for each statement, in order; the module's docstring says how long texts are read."""
         found = self.probabilities([(statement, tuple(passages)) for statement in statements])
         sources = Sources(passages)
         return [
@@ -103,7 +98,7 @@ class EvidenceJudge:
         for number, (statement, passages) in enumerate(asked):
             for part in _parts(encoder, statement):
                 for window in _windows(encoder, part, passages):
-                    claims.append((_encoded(encoder, str(len(owners)), part, window), window))
+                    claims.append((encoder.supervised(_claim(str(len(owners)), part, window), "claim"), window))
                 owners.append(number)
         strongest: dict[int, dict[str, float]] = {}
         for item, logits in self.model.logits(claims):
@@ -122,7 +117,6 @@ class EvidenceJudge:
 
 
 def _of_all_parts(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the probabilities of a statement, which holds if all its parts hold."""
     supported, refuted = min(part["supported"] for part in parts), max(part["refuted"] for part in parts)
     return {"supported": supported, "refuted": refuted, UNCLEAR: max(0.0, 1 - supported - refuted)}
 
@@ -229,21 +223,17 @@ def _claim(id: str, statement: str, passages: Sequence[str]) -> Example:
     return Example(id=id, source="claim", question=statement, context=context, group=id, meta={LABEL: "supported"})
 
 
-def _encoded(encoder: Encoder, id: str, statement: str, passages: Sequence[str]) -> Encoded:
-    return encoder.supervised(_claim(id, statement, passages), "claim")
-
-
-def _prompt(encoder: Encoder, statement: str, passages: Sequence[str] = ()) -> list[int]:
-    """Return the tokens of the whole prompt, however long it is."""
-    return encoder.prompt_ids(_claim("0", statement, passages), "claim")
+def _length(encoder: Encoder, statement: str, passages: Sequence[str] = ()) -> int:
+    """Return the number of tokens of the whole prompt, however long it is."""
+    return len(encoder.prompt_ids(_claim("0", statement, passages), "claim"))
 
 
 def _parts(encoder: Encoder, statement: str) -> list[str]:
     """Return a statement in parts, each of which leaves half of the prompt to the evidence; usually the whole one."""
-    empty = len(_prompt(encoder, "."))
+    most = (_length(encoder, ".") + encoder.format.max_tokens) / 2
 
     def fits(texts: Sequence[str]) -> bool:
-        return len(_prompt(encoder, texts[0])) <= (empty + encoder.format.max_tokens) / 2
+        return _length(encoder, texts[0]) <= most
 
     if fits([statement]):
         return [statement]
@@ -254,7 +244,7 @@ def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> lis
     """Return the passages in windows that fit into the prompt; usually one window with all of them."""
 
     def fits(texts: Sequence[str]) -> bool:
-        return len(_prompt(encoder, statement, texts)) < encoder.format.max_tokens
+        return _length(encoder, statement, texts) < encoder.format.max_tokens
 
     if fits(passages):
         return [passages]

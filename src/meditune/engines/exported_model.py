@@ -53,15 +53,10 @@ def read_exported_model(folder: Path) -> ExportedModel:
     """Return an exported model. Raises ModelError if its folder is incomplete, DataError if export.json is damaged."""
     record = read_json(folder / EXPORT)
     try:
+        names = ("kind", "engine", "weights", "stop_tokens", "context_tokens", "sha256", "made_from")
+        kind, engine, weights, stop_tokens, context_tokens, files, made_from = (record[name] for name in names)
         found = ExportedModel(
-            folder,
-            record["kind"],
-            record["engine"],
-            record["weights"],
-            tuple(record["stop_tokens"]),
-            record["context_tokens"],
-            tuple(record["sha256"]),
-            record["made_from"],
+            folder, kind, engine, weights, tuple(stop_tokens), context_tokens, tuple(files), made_from
         )
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / EXPORT} lacks {error}. Export the model again.") from error
@@ -123,10 +118,7 @@ def why_outdated(export: Path, model: Path) -> str:
 
 
 def _weights(place: Path) -> list[Path]:
-    if not place.is_dir():
-        return []
-    files = [path for pattern in WEIGHTS for path in place.glob(pattern)]
-    return sorted([*files, *([place / ADAPTER_FILE] if (place / ADAPTER_FILE).is_file() else [])])
+    return sorted(path for pattern in (*WEIGHTS, ADAPTER_FILE) for path in place.glob(pattern))
 
 
 EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",), "onnx": ("onnxruntime",)}

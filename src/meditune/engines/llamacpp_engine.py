@@ -48,10 +48,10 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         self._ends = frozenset(model.stop_tokens)
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
         self._key = secrets.token_urlsafe(32)
-        self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), concurrency, self._key)
-        self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="meditune-llamacpp-score")
-        self._room = threading.Condition()
         self._free = max(CACHE_TOKENS, model.context_tokens)
+        self._room = threading.Condition()
+        self._server: Any = server(file, self._free, concurrency, self._key)
+        self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="meditune-llamacpp-score")
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""

@@ -7,19 +7,15 @@ engines are faster for several users.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob
-from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
+from meditune.engines.engine import ALTERNATIVES, TokenLogprob
+from meditune.engines.exported_model import import_package, read_exported_model
 from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.structured_output import ConstraintCompiler
@@ -65,57 +61,34 @@ class OnnxModel:
         return torch.cat(parts), past
 
 
-@dataclass
-class _State:
-    """The state of a running answer."""
+class OnnxEngine(BatchingEngine):
+    """An exported ONNX model, with which running answers take turns."""
 
-    past: Past
-    sampler: TokenSampler
+    def __init__(self, folder: Path, concurrency: int = 32) -> None:
+        """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""
+        model, tokenizer = read_exported_model(folder), PlainTokenizer(folder)
+        self.model = OnnxModel(folder / next(name for name in model.files if name.endswith(".onnx")))
+        self.ends, self.constraints = model.stop_tokens, ConstraintCompiler(tokenizer, model.stop_tokens, folder)
+        super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, concurrency)
 
+    def _chosen(self) -> list[ScheduledRequest]:
+        return [self._waiting.popleft()] if self._waiting and len(self.running) < self.concurrency else []
 
-class OnnxBatch:
-    """A batch of answers that take turns (called by scheduler.py)."""
-
-    def __init__(self, model: ExportedModel, tokenizer: Any, concurrency: int) -> None:
-        self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
-        self.concurrency, self.ends = concurrency, model.stop_tokens
-        self.constraints = ConstraintCompiler(tokenizer, model.stop_tokens, model.folder)
-        self.running: list[ScheduledRequest] = []
-        self._states: dict[int, _State] = {}
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Do nothing: onnxruntime needs no context."""
-        yield
-
-    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Take the request that has waited longest."""
-        return [waiting.popleft()] if waiting and len(self.running) < self.concurrency else []
-
-    def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read the prompts and choose the first tokens."""
+    def _join(self, answers: list[ScheduledRequest]) -> None:
         for answer in answers:
-            logits, past = self.model.read(answer.request.prompt, self.model.nothing)
-            sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
+            logits, answer.state = self.model.read(answer.request.prompt, self.model.nothing)
+            answer.sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
             self.running.append(answer)
-            self._states[id(answer)] = _State(past, sampler)
-            add_tokens(logits[-1:], [answer], [sampler], self.ends)
+            add_tokens(logits[-1:], [answer], self.ends)
 
-    def step(self) -> None:
-        """Add one token to every answer."""
+    def _step(self) -> None:
         self._leave()
         for answer in self.running:
-            state = self._states[id(answer)]
-            logits, state.past = self.model.read(answer.tokens[-1:], state.past)
-            add_tokens(logits, [answer], [state.sampler], self.ends)
+            logits, answer.state = self.model.read(answer.tokens[-1:], answer.state)
+            add_tokens(logits, [answer], self.ends)
         self._leave()
 
-    def clear(self) -> None:
-        """Drop all running answers."""
-        self.running, self._states = [], {}
-
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text after one prompt."""
+    def _score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         first, past = self.model.read(prompt, self.model.nothing)
         found = []
         for text in texts:
@@ -123,27 +96,3 @@ class OnnxBatch:
             logits = torch.cat([first[-1:], *rest])
             found.append([top_logprobs(row, token, ALTERNATIVES) for row, token in zip(logits, text, strict=False)])
         return found
-
-    def check(self, request: GenerationRequest) -> None:
-        """Raise ModelError if a request's constraint is invalid."""
-        self.constraints.compile(request)
-
-    def _leave(self) -> None:
-        for answer in [*self.running]:
-            if answer.cancelled:
-                answer.end("cancelled")
-            if answer.ended:
-                self.running.remove(answer)
-                del self._states[id(answer)]
-
-
-class OnnxEngine(BatchingEngine[OnnxBatch]):
-    """An exported ONNX model."""
-
-    def __init__(self, folder: Path, concurrency: int = 32) -> None:
-        """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""
-        model = read_exported_model(folder)
-        tokenizer = PlainTokenizer(folder)
-        super().__init__(
-            f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, concurrency)
-        )

@@ -39,10 +39,9 @@ def open_engine(
 
     `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `concurrency` limits the
     number of answers that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with
-    the `key` or that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer. If the
-    server has several models, MEDITUNE_ENGINE_MODEL holds the id of the one to use. `in_subprocess`, for servers,
-    starts a separate process for an engine that would block its process (subprocess_engine.py). `scores` prepares that
-    process for scoring texts while it opens, instead of at the first request for scores.
+    the `key` or that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer.
+    `in_subprocess`, for servers, starts a separate process for an engine that would block its process
+    (subprocess_engine.py); `scores` prepares that process for scoring texts while it opens.
 
     Raises ModelError if the model is unavailable or the engine can't open it.
     """
@@ -65,11 +64,11 @@ def open_engine(
     found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine; {engine} can't open it.")
-    if found.engine == "openvino":
-        if in_subprocess and os.name == "posix":
-            from meditune.engines.subprocess_engine import SubprocessEngine
+    if found.engine == "openvino" and in_subprocess and os.name == "posix":
+        from meditune.engines.subprocess_engine import SubprocessEngine
 
-            return SubprocessEngine(place, concurrency, scores)
+        return SubprocessEngine(place, concurrency, scores)
+    if found.engine == "openvino":
         from meditune.engines.openvino_engine import OpenvinoEngine
 
         return OpenvinoEngine(place, concurrency)
@@ -111,21 +110,19 @@ def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Pa
     """
     if (place / EXPORT).is_file():
         return place
-    if engine != "transformers":
-        for name, kind in EXPORTED.items():
-            folder = place / EXPORTS / kind
-            if not (folder / EXPORT).is_file() or not (
-                engine == name or (engine == "auto" and name in automatic and is_installed(name))
-            ):
-                continue
-            changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)
-            if not changed:
-                return folder
-            outdated = (
-                f"{folder} is outdated: it was exported with {changed} than {place} has now. Export it again: meditune "
-                f"export {place} --to {kind}"
-            )
-            if engine == name:
-                raise ModelError(outdated)
-            log.warning("%s; until then another engine answers", outdated)
+    for name, kind in EXPORTED.items():
+        folder = place / EXPORTS / kind
+        is_meant = engine == name or (engine == "auto" and name in automatic and is_installed(name))
+        if not is_meant or not (folder / EXPORT).is_file():
+            continue
+        changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)
+        if not changed:
+            return folder
+        outdated = (
+            f"{folder} is outdated: it was exported with {changed} than {place} has now. Export it again: meditune "
+            f"export {place} --to {kind}"
+        )
+        if engine == name:
+            raise ModelError(outdated)
+        log.warning("%s; until then another engine answers", outdated)
     return None

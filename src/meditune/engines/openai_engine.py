@@ -39,6 +39,7 @@ UNKNOWN_CONTEXT = 2048
 """Assumed context length in tokens if the server doesn't report it"""
 MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
 """Environment variable with the id of the model on a server that has several"""
+CANCELLED = GenerationChunk("", finish="cancelled")
 MARK = "token_id:"
 """Prefix of the number with which vLLM identifies a token"""
 
@@ -48,21 +49,18 @@ class ForwardedRequest:
 
     def __init__(self) -> None:
         self.cancelled = False
-        self._lock = threading.Lock()
         self._socket: Any = None
 
     def cancel(self) -> None:
         """End the request now; its last chunk reports it. The server notices when the connection is closed."""
-        with self._lock:
-            self.cancelled = True
-            self._cut()
+        self.cancelled = True
+        self._cut()
 
     def answered_by(self, response: Any) -> None:
         """Make `cancel` close this response's connection, even while a thread is reading from it."""
-        with self._lock:
-            self._socket = response.extensions["network_stream"].get_extra_info("socket")
-            if self.cancelled:
-                self._cut()
+        self._socket = response.extensions["network_stream"].get_extra_info("socket")
+        if self.cancelled:
+            self._cut()
 
     def _cut(self) -> None:
         if self._socket is not None:
@@ -120,7 +118,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         with self._probing:
             if self._gone is None and (self._suspected or time.monotonic() - self._probed >= PROBE_S):
                 self._suspected = False
-                if not (self._answers() or self._closing):
+                if not self._answers():
                     time.sleep(PROBE_AGAIN_S)
                     if not (self._answers() or self._closing):
                         self._gone = EngineError(f"{self.url} no longer answers. Check that server.")
@@ -146,13 +144,13 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
     ) -> None:
         try:
             if forwarded.cancelled:
-                deliver(GenerationChunk("", finish="cancelled"))
+                deliver(CANCELLED)
                 return
             for chunk in self._chunks(request, forwarded):
                 deliver(chunk)
         except Exception as error:  # noqa: BLE001 - it is passed on in the request's last chunk
             if forwarded.cancelled:
-                deliver(GenerationChunk("", finish="cancelled"))
+                deliver(CANCELLED)
                 return
             self._suspected = True
             if isinstance(error, TransientError):
@@ -168,7 +166,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
                 raise self._refused(response)
             for choice in _choices(response.iter_lines()):
                 if forwarded.cancelled:
-                    yield GenerationChunk("", finish="cancelled")
+                    yield CANCELLED
                     return
                 text = choice.get("text") or ""
                 written += text

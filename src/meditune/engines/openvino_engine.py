@@ -163,17 +163,18 @@ READ_TOKENS = 512
 """The most tokens that one step reads"""
 
 
-class OpenvinoBatch:
-    """A batch of up to `concurrency` answers (called by scheduler.py)."""
+class OpenvinoEngine(BatchingEngine):
+    """An exported model, in 8 or 4 bits, that continues up to `concurrency` prompts together."""
 
-    def __init__(self, model: ExportedModel, tokenizer: Any, concurrency: int, scores: bool = False) -> None:
+    def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
+        """Open the model. With `scores`, the model for scoring is compiled now instead of at the first `score`.
+
+        Raises ModelError if OpenVINO isn't installed or can't open the folder.
+        """
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
-        self.model, self.tokenizer, self.concurrency = model, tokenizer, concurrency
-        self.running: list[ScheduledRequest] = []
-        self._handles: dict[int, Any] = {}
+        self.model = model = read_exported_model(folder)
         self._number = 0
-        self._scorer: Scorer | None = None
         settings = self._genai.SchedulerConfig()
         settings.num_kv_blocks = _blocks(model)
         settings.enable_prefix_caching = True
@@ -185,64 +186,49 @@ class OpenvinoBatch:
             # (sigaltstack(2)). In the main thread, which handles signals, the next Ctrl-C would cause a segmentation
             # fault.
             with ThreadPoolExecutor(2, thread_name_prefix="meditune-openvino") as threads:
-                scorer = threads.submit(Scorer, model.folder) if scores else None
-                pipeline = threads.submit(
-                    self._genai.ContinuousBatchingPipeline,
-                    str(model.folder),
-                    settings,
-                    "CPU",
-                    {KERNELS: MAX_KERNELS},
-                )
+                scorer = threads.submit(Scorer, folder) if scores else None
+                options = {KERNELS: MAX_KERNELS}
+                pipeline = threads.submit(self._genai.ContinuousBatchingPipeline, str(folder), settings, "CPU", options)
             self._pipeline: Any = pipeline.result()
-            self._scorer = scorer.result() if scorer else None
+            self._scorer: Scorer | None = scorer.result() if scorer else None
         except RuntimeError as error:
             raise ModelError(
-                f"OpenVINO can't open {model.folder}: {_first_line(error)}. Export the model again with the installed "
+                f"OpenVINO can't open {folder}: {_last_line(error)}. Export the model again with the installed "
                 "version of OpenVINO."
             ) from error
+        super().__init__(f"openvino {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
+    def _inside(self) -> Iterator[None]:
         """Release the model in the thread that uses it (see `__init__` for the reason)."""
         try:
             yield
         finally:
-            self._handles.clear()
+            for answer in self.running:
+                answer.state = None
             self._pipeline = self._scorer = None
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise ModelError if OpenVINO doesn't support a request."""
+    def _check(self, request: GenerationRequest) -> None:
         check_supported(request, self.tokenizer)
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text, by a second copy of the model.
-
-        The copy is compiled when texts are first scored.
-        """
+    def _score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         if self._scorer is None:
             self._scorer = Scorer(self.model.folder)
             release_memory()
         return self._scorer.score(prompt, texts)
 
-    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Take the requests that have waited longest."""
-        return [waiting.popleft() for _ in range(min(len(waiting), self.concurrency - len(self.running)))]
-
-    def join(self, answers: list[ScheduledRequest]) -> None:
+    def _join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; for a choice of given texts, score the texts instead."""
         for answer in answers:
             if answer.request.choices:
-                answer.choose(self.score, self.model.stop_tokens[0])
+                answer.choose(self._score, self.model.stop_tokens[0])
                 continue
-            tokens = np.array([answer.request.prompt], dtype=np.int64)
+            tokens = self._tensor(np.array([answer.request.prompt], dtype=np.int64))
             self._number += 1
-            self._handles[id(answer)] = self._pipeline.add_request(
-                self._number, self._tensor(tokens), self._settings(answer.request)
-            )
+            answer.state = self._pipeline.add_request(self._number, tokens, self._settings(answer.request))
             self.running.append(answer)
 
-    def step(self) -> None:
-        """Run one step of the pipeline, and read its results."""
+    def _step(self) -> None:
         self._leave()
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
@@ -250,16 +236,22 @@ class OpenvinoBatch:
             self._read(answer)
         self._leave()
 
-    def clear(self) -> None:
-        """Drop all running answers."""
+    def _clear(self) -> None:
         for answer in self.running:
-            self._handles.pop(id(answer)).cancel()
-        self.running = []
+            answer.state.cancel()
+            answer.state = None
+        super()._clear()
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
+    def _leave(self) -> None:
+        for answer in self.running:
+            if (answer.cancelled or answer.ended) and answer.state.get_status() == self._genai.GenerationStatus.RUNNING:
+                answer.state.stop()
+        super()._leave()
+
     def _read(self, answer: ScheduledRequest) -> None:
-        handle = self._handles[id(answer)]
+        handle = answer.state
         while handle.can_read() and not answer.ended:
             for output in handle.read().values():
                 self._take(answer, output)
@@ -277,16 +269,6 @@ class OpenvinoBatch:
             answer.take(token, self._likely(answer.request, token, logprob))
             if answer.ended:
                 return
-
-    def _leave(self) -> None:
-        for answer in list(self.running):
-            if answer.cancelled:
-                answer.end("cancelled")
-            if answer.ended:
-                handle = self._handles.pop(id(answer))
-                if handle.get_status() == self._genai.GenerationStatus.RUNNING:
-                    handle.stop()
-                self.running.remove(answer)
 
     def _settings(self, request: GenerationRequest) -> Any:
         settings = self._genai.GenerationConfig()
@@ -322,23 +304,9 @@ def _blocks(model: ExportedModel) -> int:
     return max(CACHE_BYTES // (token * BLOCK), math.ceil(model.context_tokens / BLOCK) + 1)
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
-    """An exported model, in 8 bits, that continues many prompts together."""
-
-    def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
-        """Open the model. With `scores`, the model for scoring is compiled now instead of at the first `score`.
-
-        Raises ModelError if OpenVINO isn't installed or can't open the folder.
-        """
-        model = read_exported_model(folder)
-        tokenizer = PlainTokenizer(folder)
-        batch = OpenvinoBatch(model, tokenizer, concurrency, scores)
-        super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
 
 def check_supported(request: GenerationRequest, tokenizer: Any) -> None:

@@ -44,28 +44,25 @@ class TokenSampler:
         return int(tokens[int(torch.multinomial(ordered * nucleus, 1, generator=self._generator))])
 
 
-def add_tokens(
-    logits: torch.Tensor, answers: Sequence[ScheduledRequest], samplers: Sequence[TokenSampler], ends: Collection[int]
-) -> None:
+def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
     """Add the next token to each answer, from (N, vocabulary) logits; tokens in `ends` end an answer.
 
     An answer whose logits aren't finite ends with an error.
     """
     highest, best = logits.max(dim=-1)
-    rows = zip(logits, highest.isfinite().tolist(), best.tolist(), answers, samplers, strict=True)
-    for row, is_finite, first, answer, sampler in rows:
+    for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
         if not is_finite:
             answer.fail(ModelError("The model gives logits that aren't finite for this prompt."))
             continue
-        token = sampler.next_token(row, first)
+        token = answer.sampler.next_token(row, first)
         if token in ends:
             answer.end()
             continue
-        count = sampler.request.logprobs
+        count = answer.request.logprobs
         answer.take(token, top_logprobs(row, token, count) if count else None)
-        if sampler.constraint:
-            sampler.constraint.take(token)
-            if sampler.constraint.complete:
+        if constraint := answer.sampler.constraint:
+            constraint.take(token)
+            if constraint.complete:
                 answer.end()
 
 

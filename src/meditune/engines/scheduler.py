@@ -1,7 +1,7 @@
-"""The scheduler and common parts of engines that batch in this process.
+"""The common parts of engines: an answer in progress, batching in one thread, and one thread for each request.
 
-Jobs wait in order, join the running batch, and leave it when they end. All use of the model is in one thread, between
-two steps: reading new prompts, scoring texts, cancelling answers.
+In a batching engine, requests wait in order, join the running batch, and leave it when they end. All use of the model
+is in one thread, between two steps: reading new prompts, scoring texts, cancelling answers.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 from meditune.engines.engine import (
     EngineLoad,
@@ -24,11 +24,13 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.engines.structured_output import ChoiceConstraint, choose
+from meditune.engines.structured_output import ChoiceConstraint, ConstraintCompiler, choose
 from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import EngineError
 
 log = logging.getLogger(__name__)
+CLOSED = "The engine was closed."
+Result = TypeVar("Result")
 
 
 class ScheduledRequest:
@@ -45,6 +47,10 @@ class ScheduledRequest:
         self._likely: list[TokenLogprob] = []
         self.cached = 0
         """Number of cached prompt tokens, not reported yet"""
+        self.sampler: Any = None
+        """The choice of the next token (sampling.py), in engines that choose it themselves"""
+        self.state: Any = None
+        """What the engine keeps for a running answer"""
 
     def cancel(self) -> None:
         """End the request now; its last chunk reports it."""
@@ -65,14 +71,12 @@ class ScheduledRequest:
             self._send(text)
 
     def end(self, finish: Finish = "stop") -> None:
-        """End the answer."""
-        if not self.ended:
-            self._send(self._detokenizer.rest(), finish)
+        """End the answer, unless it has ended."""
+        self._send("" if self.ended else self._detokenizer.rest(), finish)
 
     def fail(self, error: Exception) -> None:
-        """End the answer with an error."""
-        if not self.ended:
-            self._send("", None, error)
+        """End the answer with an error, unless it has ended."""
+        self._send("", None, error)
 
     def choose(
         self, score: Callable[[Sequence[int], list[list[int]]], Sequence[Sequence[TokenLogprob]]], end: int
@@ -92,7 +96,7 @@ class ScheduledRequest:
         chunk = GenerationChunk(text, tuple(self._undelivered), tuple(self._likely), finish, error, self.cached)
         self.cached = 0
         self._undelivered, self._likely = [], []
-        self.ended = finish is not None or error is not None
+        self.ended = chunk.is_last
         try:
             self._deliver(chunk)
         except Exception:
@@ -100,43 +104,21 @@ class ScheduledRequest:
             self.cancelled = True
 
 
-Result = TypeVar("Result")
+class BatchingEngine:
+    """An engine that continues a batch of answers in one thread, which alone uses the model.
 
+    A subclass opens its model and then calls this `__init__`, which starts the thread.
+    """
 
-class Batch(Protocol):
-    """A batch of answers that a model continues together."""
+    constraints: ConstraintCompiler
+    """The constraints of answers, in engines that choose each token themselves"""
 
-    running: list[ScheduledRequest]
-
-    def inside(self) -> AbstractContextManager[None]:
-        """Return the context for all use of the model, in its thread."""
-
-    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Take the requests that join now from the left of `waiting`."""
-
-    def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read the requests' prompts and add them to the running ones."""
-
-    def step(self) -> None:
-        """Continue all running answers, and remove finished and cancelled ones."""
-
-    def clear(self) -> None:
-        """Drop all running answers, after an error or when the engine closes."""
-
-    def check(self, request: GenerationRequest) -> None:
-        """Raise ModelError if the engine doesn't support a request's constraint or log-probabilities."""
-
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text after one prompt."""
-
-
-class Scheduler:
-    """A scheduler that runs a batch in its own thread."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, name: str, tokenizer: Any, context_tokens: int, concurrency: int) -> None:
+        self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
+        self.concurrency = concurrency
+        self.running: list[ScheduledRequest] = []
         self._waiting: deque[ScheduledRequest] = deque()
-        self._calls: deque[tuple[Future[Any], Callable[[], None]]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._joining: list[ScheduledRequest] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -144,172 +126,173 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="meditune-engine", daemon=True)
         self._thread.start()
 
-    def start(self, answer: ScheduledRequest) -> None:
-        """Append a request to the queue. Raises EngineError if the engine was closed or has failed."""
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+        """See engine.py."""
+        check_request(request, self.context_tokens)
+        self._check(request)
+        answer = ScheduledRequest(request, deliver, self.tokenizer)
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
             self._wake.notify()
-
-    def call(self, work: Callable[[], Result]) -> Result:
-        """Run a function in the model's thread between two steps, and return its result or raise its error.
-
-        Raises EngineError if the engine was closed or has failed.
-        """
-        future: Future[Result] = Future()
-
-        def do() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-
-        with self._wake:
-            self._refuse_closed()
-            self._calls.append((future, do))
-            self._wake.notify()
-        return future.result()
-
-    def load(self) -> EngineLoad:
-        """Return the numbers of running and waiting requests."""
-        with self._wake:
-            return EngineLoad(len(self.batch.running) + len(self._joining), len(self._waiting))
-
-    def failure(self) -> EngineError | None:
-        """Return why no more requests are accepted (the thread failed, ended or is closing), or None."""
-        with self._wake:
-            ended = not (self._thread.is_alive() or self._closing or self._broken)
-        if ended:
-            # The thread ended without reporting it, so waiting callers would wait forever.
-            self._break_down(RuntimeError("the thread ended"))
-        return self._broken or (EngineError("The engine was closed.") if self._closing else None)
-
-    def close(self) -> None:
-        """Cancel all requests, and wait until the thread has ended."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _refuse_closed(self) -> None:
-        if self._broken:
-            raise self._broken
-        if self._closing:
-            raise EngineError("The engine was closed.")
-
-    def _run(self) -> None:
-        try:
-            with self.batch.inside():
-                while self._has_work():
-                    self._try_once()
-                self._end_all()
-        except BaseException as error:
-            log.critical("An engine broke down and accepts no more requests", exc_info=True)
-            self._break_down(error)
-
-    def _try_once(self) -> None:
-        try:
-            self._once()
-        except Exception as error:
-            log.exception("An engine's step failed; the running answers end with this error")
-            for answer in [*self.batch.running, *self._joining]:
-                answer.fail(error)
-            self._joining = []
-            self.batch.clear()
-
-    def _end_all(self) -> None:
-        with self._wake:
-            left = [*self.batch.running, *self._waiting]
-            calls = [call for _, call in self._calls]
-            self._waiting.clear()
-            self._calls.clear()
-        for call in calls:
-            call()
-        for answer in left:
-            answer.end("cancelled")
-        self.batch.clear()
-
-    def _break_down(self, error: BaseException) -> None:
-        """End all requests with an error and reject later ones, because this thread ends."""
-        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
-        broken.__cause__ = error
-        with self._wake:
-            self._broken = broken
-            left, calls = [*self.batch.running, *self._joining, *self._waiting], [*self._calls]
-            self.batch.running, self._joining = [], []
-            self._waiting.clear()
-            self._calls.clear()
-        for answer in left:
-            answer.fail(broken)
-        for future, _ in calls:
-            future.set_exception(broken)
-
-    def _has_work(self) -> bool:
-        """Wait for work, and return True; return False if the engine is closing."""
-        with self._wake:
-            while not (self._closing or self._waiting or self._calls or self.batch.running):
-                self._wake.wait()
-            return not self._closing
-
-    def _once(self) -> None:
-        with self._wake:
-            call = self._calls.popleft()[1] if self._calls else None
-            gone = [answer for answer in self._waiting if answer.cancelled]
-            for answer in gone:
-                self._waiting.remove(answer)
-            self._joining = self.batch.chosen(self._waiting)
-        for answer in gone:
-            answer.end("cancelled")
-        if call:
-            call()
-        if self._joining:
-            self.batch.join(self._joining)
-            self._joining = []
-        if self.batch.running:
-            self.batch.step()
-
-
-B = TypeVar("B", bound=Batch)
-
-
-class BatchingEngine(Generic[B]):
-    """The common part of batching engines."""
-
-    def __init__(self, name: str, tokenizer: Any, context_tokens: int, batch: B) -> None:
-        self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
-        self._batch = batch
-        self._worker = Scheduler(batch)
-
-    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
-        """See engine.py."""
-        check_request(request, self.context_tokens)
-        self._batch.check(request)
-        answer = ScheduledRequest(request, deliver, self.tokenizer)
-        self._worker.start(answer)
         return answer
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. The `ALTERNATIVES` most likely tokens of each position are returned, too."""
         check_scorable(prompt, texts, self.context_tokens)
-        return self._worker.call(lambda: self._batch.score(prompt, texts))
+        return self._call(lambda: self._score(prompt, texts))
 
     def load(self) -> EngineLoad:
         """See engine.py."""
-        return self._worker.load()
+        with self._wake:
+            return EngineLoad(len(self.running) + len(self._joining), len(self._waiting))
 
     def opened(self) -> None:
         """See engine.py. The model is already open."""
 
     def failure(self) -> EngineError | None:
         """See engine.py. The engine fails if its thread fails or ends."""
-        return self._worker.failure()
+        with self._wake:
+            ended = not (self._thread.is_alive() or self._closing or self._broken)
+        if ended:
+            # The thread ended without reporting it, so waiting callers would wait forever.
+            self._break_down(RuntimeError("the thread ended"))
+        return self._broken or (EngineError(CLOSED) if self._closing else None)
 
     def close(self) -> None:
-        """See engine.py."""
-        self._worker.close()
+        """See engine.py. Waits until the thread has ended."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Surround all use of the model, in its thread."""
+        yield
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Raise ModelError if the engine doesn't support a request's constraint or log-probabilities."""
+        self.constraints.compile(request)
+
+    def _chosen(self) -> list[ScheduledRequest]:
+        """Take the requests that join now from the left of `_waiting`."""
+        room = min(len(self._waiting), self.concurrency - len(self.running))
+        return [self._waiting.popleft() for _ in range(room)]
+
+    def _join(self, answers: list[ScheduledRequest]) -> None:
+        """Read the requests' prompts and add them to the running ones."""
+        raise NotImplementedError
+
+    def _step(self) -> None:
+        """Continue all running answers, and remove finished and cancelled ones."""
+        raise NotImplementedError
+
+    def _score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """Return the log-probability of every token of each text after one prompt."""
+        raise NotImplementedError
+
+    def _clear(self) -> None:
+        """Drop all running answers, after an error or when the engine closes."""
+        self.running = []
+
+    def _leave(self) -> None:
+        """Remove finished and cancelled answers."""
+        for answer in [*self.running]:
+            if answer.cancelled:
+                answer.end("cancelled")
+            if answer.ended:
+                self.running.remove(answer)
+                answer.state = None
+
+    def _call(self, work: Callable[[], Result]) -> Result:
+        """Run a function in the model's thread between two steps, and return its result or raise its error."""
+        future: Future[Result] = Future()
+        with self._wake:
+            self._refuse_closed()
+            self._calls.append((future, work))
+            self._wake.notify()
+        return future.result()
+
+    def _refuse_closed(self) -> None:
+        if self._broken or self._closing:
+            raise self._broken or EngineError(CLOSED)
+
+    def _run(self) -> None:
+        try:
+            with self._inside():
+                while self._has_work():
+                    try:
+                        self._once()
+                    except Exception as error:
+                        log.exception("An engine's step failed; the running answers end with this error")
+                        for answer in [*self.running, *self._joining]:
+                            answer.fail(error)
+                        self._joining = []
+                        self._clear()
+                left, calls = self._emptied()
+                for call in calls:
+                    _fulfil(*call)
+                for answer in left:
+                    answer.end("cancelled")
+                self._clear()
+        except BaseException as error:
+            log.critical("An engine broke down and accepts no more requests", exc_info=True)
+            self._break_down(error)
+
+    def _break_down(self, error: BaseException) -> None:
+        """End all requests with an error and reject later ones, because this thread ends."""
+        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
+        broken.__cause__ = error
+        left, calls = self._emptied(broken)
+        self.running, self._joining = [], []
+        for answer in left:
+            answer.fail(broken)
+        for future, _ in calls:
+            future.set_exception(broken)
+
+    def _emptied(self, broken: EngineError | None = None) -> tuple[list[ScheduledRequest], list[Any]]:
+        """Note why the engine ends, empty the queues, and return all requests and calls."""
+        with self._wake:
+            self._broken = broken
+            left, calls = [*self.running, *self._joining, *self._waiting], [*self._calls]
+            self._waiting.clear()
+            self._calls.clear()
+        return left, calls
+
+    def _has_work(self) -> bool:
+        """Wait for work, and return True; return False if the engine is closing."""
+        with self._wake:
+            while not (self._closing or self._waiting or self._calls or self.running):
+                self._wake.wait()
+            return not self._closing
+
+    def _once(self) -> None:
+        with self._wake:
+            call = self._calls.popleft() if self._calls else None
+            gone = [answer for answer in self._waiting if answer.cancelled]
+            for answer in gone:
+                self._waiting.remove(answer)
+            self._joining = self._chosen()
+        for answer in gone:
+            answer.end("cancelled")
+        if call:
+            _fulfil(*call)
+        if self._joining:
+            self._join(self._joining)
+            self._joining = []
+        if self.running:
+            self._step()
+
+
+def _fulfil(future: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
 
 
 R = TypeVar("R", bound=RunningGeneration)
@@ -336,7 +319,7 @@ class ThreadPoolEngine(Generic[R]):
 
     def failure(self) -> EngineError | None:
         """See engine.py."""
-        return EngineError("The engine was closed.") if self._closing else None
+        return EngineError(CLOSED) if self._closing else None
 
     def close(self) -> None:
         """See engine.py."""
@@ -361,7 +344,7 @@ class ThreadPoolEngine(Generic[R]):
 
         with self._counting:
             if self._closing:
-                raise EngineError("The engine was closed.")
+                raise EngineError(CLOSED)
             self._started.add(running)
             self._threads.submit(counted)
         return running

@@ -5,7 +5,10 @@ In the server's own process, nothing else could run meanwhile: no answer to an e
 its own process, the engine opens while the server opens its index, and the server reports it if the engine dies.
 
 Messages are sent over a pipe as a length and a pickled tuple. Both ends are Meditune in processes of the same user, and
-nothing else writes into the pipe.
+nothing else writes into the pipe. The engine's process runs this module, reads requests from its standard input, writes
+chunks to its standard output, and ends when the input does:
+
+    python -m meditune.engines.subprocess_engine FOLDER CONCURRENCY [scores]
 """
 
 from __future__ import annotations
@@ -13,14 +16,15 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +37,20 @@ from meditune.engines.engine import (
     check_request,
 )
 from meditune.engines.exported_model import read_exported_model
-from meditune.engines.openvino_engine import check_supported
+from meditune.engines.openvino_engine import OpenvinoEngine, check_supported
+from meditune.engines.scheduler import CLOSED
 from meditune.engines.tokenizer import PlainTokenizer
-from meditune.errors import EngineError
+from meditune.errors import EngineError, MedituneError
+from meditune.hardware import limit_malloc_arenas, release_memory
 
+log = logging.getLogger(__name__)
 LENGTH_PREFIX = struct.Struct("<I")
 READ_BYTES = 1 << 20
 CLOSE_S = 1.0
-CLOSED = -1
+END_S = 10.0
+"""Seconds that a process may take to end"""
+SCORING_THREADS = 2
+PARENT_CHECK_S = 0.5
 
 
 class MessageReader:
@@ -95,14 +105,9 @@ class MessageWriter:
     def close(self) -> None:
         """Stop writing, because the file descriptor may soon be reused. A write in progress gets one second to end."""
         held = self._lock.acquire(timeout=CLOSE_S)
-        self._file = CLOSED
+        self._file = -1
         if held:
             self._lock.release()
-
-
-log = logging.getLogger(__name__)
-END_S = 10.0
-"""Seconds that a process may take to end"""
 
 
 class SubprocessEngine:
@@ -117,7 +122,7 @@ class SubprocessEngine:
         more = ["scores"] if scores else []
         # Ctrl-C in a terminal reaches both processes; the server ends the engine after the answers in progress.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "meditune.engines.subprocess_worker", str(folder), str(concurrency), *more],
+            [sys.executable, "-m", "meditune.engines.subprocess_engine", str(folder), str(concurrency), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -129,11 +134,11 @@ class SubprocessEngine:
         self._number = 0
         self._delivered: dict[int, Callable[[GenerationChunk], None]] = {}
         self._scored: dict[int, Future[list[list[TokenLogprob]]]] = {}
-        self._ready: Future[None] = Future()
+        self._ready: Future[Any] = Future()
         self._closing = False
         self._gone = False
         self.tokenizer: Any = PlainTokenizer(folder)
-        self._thread = threading.Thread(target=self._read, name="meditune-apart", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="meditune-subprocess", daemon=True)
         self._thread.start()
 
     def opened(self) -> None:
@@ -143,7 +148,7 @@ class SubprocessEngine:
     def failure(self) -> EngineError | None:
         """See engine.py. The engine fails if its process ends."""
         if self._closing:
-            return EngineError("The engine was closed.")
+            return EngineError(CLOSED)
         return self._exit_error() if self._gone else None
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
@@ -194,7 +199,7 @@ class SubprocessEngine:
 
     def _new(self) -> int:
         if self._closing:
-            raise EngineError("The engine was closed.")
+            raise EngineError(CLOSED)
         if self._gone:
             raise self._exit_error()
         self._number += 1
@@ -214,23 +219,17 @@ class SubprocessEngine:
     def _take(self, kind: str, values: list[Any]) -> None:
         if kind == "chunk":
             number, chunk = values
-            last = chunk.finish is not None or chunk.error is not None
             with self._lock:
-                deliver = self._delivered.pop(number, None) if last else self._delivered.get(number)
+                deliver = self._delivered.pop(number, None) if chunk.is_last else self._delivered.get(number)
             if deliver:
                 self._deliver(number, deliver, chunk)
         elif kind == "scored":
+            number, found = values
             with self._lock:
-                future = self._scored.pop(values[0])
-            future.set_result(values[1])
-        elif kind == "not scored":
-            with self._lock:
-                future = self._scored.pop(values[0])
-            future.set_exception(values[1])
+                future = self._scored.pop(number)
+            _settle(future, found)
         elif kind == "ready":
-            self._ready.set_result(None)
-        elif kind == "failed":
-            self._ready.set_exception(values[0])
+            _settle(self._ready, values[0])
         elif kind == "log":
             log.log(values[0], "The engine's process: %s", values[1])
 
@@ -250,15 +249,12 @@ class SubprocessEngine:
             self._delivered.clear()
             self._scored.clear()
             closing = self._closing
-        error = EngineError("The engine was closed.") if closing else self._exit_error()
+        error = EngineError(CLOSED) if closing else self._exit_error()
         if not self._ready.done():
             self._ready.set_exception(error)
+        last = GenerationChunk("", finish="cancelled") if closing else GenerationChunk("", error=error)
         for number, deliver in requests:
-            self._deliver(
-                number,
-                deliver,
-                GenerationChunk("", finish="cancelled") if closing else GenerationChunk("", error=error),
-            )
+            self._deliver(number, deliver, last)
         for future in scored:
             future.set_exception(error)
 
@@ -278,3 +274,111 @@ class RemoteGeneration:
     def cancel(self) -> None:
         """End the request now; its last chunk reports it."""
         self.engine.cancel(self.number)
+
+
+def _settle(future: Future[Any], result: Any) -> None:
+    """Give a future its result, or its error if the result is one."""
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+class EngineWorker:
+    """A worker in the engine's process that passes a server's messages to the engine."""
+
+    def __init__(self, engine: OpenvinoEngine, out: MessageWriter) -> None:
+        self.engine, self._out = engine, out
+        self._running: dict[int, RunningGeneration] = {}
+        self._scoring = ThreadPoolExecutor(SCORING_THREADS)
+
+    def handle(self, kind: str, values: list[Any]) -> None:
+        """Process one message."""
+        if kind == "start":
+            self._start(*values)
+        elif kind == "cancel":
+            if running := self._running.get(values[0]):
+                running.cancel()
+        elif kind == "score":
+            self._scoring.submit(self._score, *values)
+
+    def _start(self, number: int, request: GenerationRequest) -> None:
+        def deliver(chunk: GenerationChunk) -> None:
+            if chunk.error is not None:
+                chunk = replace(chunk, error=_reported(chunk.error))
+            # If the server is gone, the input ends too.
+            with suppress(OSError):
+                self._out.write("chunk", number, chunk)
+            if chunk.is_last:
+                self._running.pop(number, None)
+
+        try:
+            self._running[number] = self.engine.start(request, deliver)
+        except MedituneError as error:
+            self._out.write("chunk", number, GenerationChunk("", error=error))
+
+    def _score(self, number: int, prompt: list[int], texts: list[list[int]]) -> None:
+        try:
+            found: Any = self.engine.score(prompt, texts)
+        except Exception as error:  # noqa: BLE001 - raised in the server's process
+            found = _reported(error)
+        self._out.write("scored", number, found)
+
+
+def _reported(error: Exception) -> MedituneError:
+    """Return an error that can be sent to the server: other errors may quote a question, or can't be pickled."""
+    return error if isinstance(error, MedituneError) else EngineError(f"OpenVINO failed ({type(error).__name__}).")
+
+
+class _LogForwarder(logging.Handler):
+    """A handler that sends log records to the server's log, without error messages, which may quote a question."""
+
+    def __init__(self, out: MessageWriter) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        with suppress(OSError):
+            self._out.write("log", record.levelno, record.getMessage() + (f" ({kind.__name__})" if kind else ""))
+
+
+def main(folder: Path, concurrency: int, scores: bool) -> None:
+    """Serve an engine in this process until the input ends."""
+    # The server ends this process, after the answers in progress.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    limit_malloc_arenas()
+    out, incoming = MessageWriter(os.dup(1)), MessageReader(0)
+    # Redirect what libraries print to the log.
+    os.dup2(2, 1)
+    logging.basicConfig(handlers=[_LogForwarder(out)], level=logging.WARNING)
+    try:
+        serving = EngineWorker(OpenvinoEngine(folder, concurrency, scores), out)
+    except MedituneError as error:
+        out.write("ready", error)
+        return
+    release_memory()
+    closing = threading.Event()
+    threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
+    out.write("ready", None)
+    while messages := incoming.read():
+        for kind, *values in messages:
+            serving.handle(kind, values)
+    closing.set()
+    serving.engine.close()
+
+
+def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
+    """End this process when its engine fails, so that the server opens another one."""
+    while not closing.wait(PARENT_CHECK_S):
+        failure = engine.failure()
+        if failure is not None and not closing.is_set():
+            logging.getLogger(__name__).critical("%s", failure)
+            os._exit(failure.exit_code)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), "scores" in sys.argv[3:])
+    # Threads of libraries may still be running, and there is nothing to save.
+    os._exit(0)

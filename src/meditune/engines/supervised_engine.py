@@ -1,8 +1,8 @@
 """A wrapper for a server's engine that restarts it when it dies, with exponential back-off.
 
-When the engine dies, its requests end with an error, even if the engine itself can no longer report it. Until the next
-engine is open, requests fail with the time after which to retry. If the engine can't be restarted, `failure` returns
-the reason, and the process should end, so that its supervisor (systemd, Docker, Kubernetes) starts another one.
+The dead engine's requests end with an error. Until the next engine is open, requests fail with the time after which to
+retry. If the engine can't be restarted, `failure` returns the reason, and the process should end, so that its
+supervisor (systemd, Docker, Kubernetes) starts another one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from meditune.engines.engine import (
     RunningGeneration,
     TokenLogprob,
 )
+from meditune.engines.scheduler import CLOSED
 from meditune.errors import EngineError, EngineUnavailableError, MedituneError
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,6 @@ class SupervisedEngine:
         with self._lock:
             engine = self._running_engine()
             begun = SupervisedGeneration(self, engine, deliver)
-            if not (self._generations or self._scoring):
-                self._progress = time.monotonic()
             self._generations.add(begun)
         try:
             begun.runs(engine.start(request, begun.deliver))
@@ -106,8 +105,6 @@ class SupervisedEngine:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
             engine = self._running_engine()
-            if not (self._generations or self._scoring):
-                self._progress = time.monotonic()
             self._scoring += 1
         try:
             return engine.score(prompt, texts)
@@ -157,11 +154,13 @@ class SupervisedEngine:
         self._progress = time.monotonic()
 
     def _running_engine(self) -> Engine:
-        """Return the engine. Raises EngineError if there is none."""
+        """Return the engine for new work. Raises EngineError if there is none."""
         if self._closing:
-            raise EngineError("The engine was closed.")
+            raise EngineError(CLOSED)
         if self._failure is not None or self._engine is None:
             raise self.unavailable()
+        if not (self._generations or self._scoring):
+            self._progress = time.monotonic()
         return self._engine
 
     def unavailable(self) -> EngineUnavailableError:
@@ -177,17 +176,15 @@ class SupervisedEngine:
             self._wake.wait(CHECK_S)
             self._wake.clear()
             why = self._failure_reason()
-            if why and not self._restart_engine(why):
+            if why and not self._closing and not self._restart_engine(why):
                 return
 
     def _failure_reason(self) -> str:
-        """Return why the engine ended; empty while it works and when it is being closed."""
+        """Return why the engine ended; empty while it works."""
         engine = self._engine
         if engine is None:
             return ""
         failure, silent = engine.failure(), time.monotonic() - self._progress
-        if self._closing:
-            return ""
         if failure is not None:
             return str(failure)
         stalled = (self._generations or self._scoring) and silent > self._stalled_s
@@ -206,18 +203,24 @@ class SupervisedEngine:
         for request in requests:
             request.end(self.unavailable())
         del requests
-        if dead is None or not _closed(dead):
+        assert dead is not None, "only this thread removes the engine"
+        closing = threading.Thread(target=dead.close, name="meditune-engine-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
             self._give_up("The engine is stuck; only ending this process can end it.")
             return False
         # The dead engine's weights are freed before they are loaded again.
-        del dead
+        del dead, closing
         gc.collect()
         return self._retried()
 
     def _retried(self) -> bool:
         problem = "it ended each time"
         while self._restarts is None or self._crashes < self._restarts:
-            self._wait_until(self._restart_at)
+            while not self._closing and (left := self._restart_at - time.monotonic()) > 0:
+                self._wake.wait(left)
+                self._wake.clear()
             if self._closing:
                 return False
             self._crashes += 1
@@ -254,11 +257,6 @@ class SupervisedEngine:
     def _pause_s(self) -> float:
         return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._crashes - 1)) if self._crashes else 0.0
 
-    def _wait_until(self, moment: float) -> None:
-        while not self._closing and (left := moment - time.monotonic()) > 0:
-            self._wake.wait(left)
-            self._wake.clear()
-
     def _give_up(self, why: str) -> None:
         log.critical("%s", why)
         self._failure = EngineUnavailableError(why, FAILED_RETRY_S, given_up=True)
@@ -290,12 +288,11 @@ class SupervisedGeneration:
     def deliver(self, chunk: GenerationChunk) -> None:
         """Pass a chunk on, unless the request has already ended."""
         self._supervisor.progressed()
-        last = chunk.finish is not None or chunk.error is not None
         with self._lock:
             if self._over:
                 return
-            self._over = last
-        if last:
+            self._over = chunk.is_last
+        if chunk.is_last:
             self._supervisor.ended(self)
         if isinstance(chunk.error, EngineError) and self._supervisor.lost(self._engine):
             chunk = replace(chunk, error=self._supervisor.unavailable())
@@ -311,11 +308,3 @@ class SupervisedGeneration:
             self._deliver(GenerationChunk("", error=error))
         except Exception:
             log.exception("The receiver of an answer failed")
-
-
-def _closed(engine: Engine) -> bool:
-    """Close a dead engine, and return False if that doesn't end, for example because a thread is stuck."""
-    closing = threading.Thread(target=engine.close, name="meditune-engine-close", daemon=True)
-    closing.start()
-    closing.join(CLOSE_S)
-    return not closing.is_alive()

@@ -5,7 +5,6 @@ It batches continuously with Meditune's own decoder: prompts join and answers le
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,33 +18,53 @@ from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.structured_output import ConstraintCompiler
 from meditune.models.forward import label_logits, predict, virtual_tokens
-from meditune.models.generation import Decoder, cached_tokens
+from meditune.models.generation import MIN_PREFIX_TOKENS, Decoder, PrefixCache, cached_tokens, shared_prefix
 from meditune.models.inference import inference, tokens_per_pass
-from meditune.models.kv_cache import MIN_PREFIX_TOKENS, PrefixCache, shared_prefix
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import collate, join
 from meditune.prompts import Encoded
 
+SCORED_TOKENS = 1024
+"""The most tokens that are scored in one pass, between two steps"""
+UNKNOWN_CONTEXT = 2048
+"""Assumed context length in tokens if the model's config doesn't give it"""
 
-class TransformersBatch:
-    """A batch of up to `concurrency` answers of a loaded model, fewer if they are long (called by scheduler.py)."""
 
-    def __init__(self, loaded: LoadedModel, ends: Sequence[int], concurrency: int) -> None:
-        self.loaded, self.ends, self.concurrency = loaded, frozenset(ends), concurrency
+class TransformersEngine(BatchingEngine):
+    """A loaded model that continues many prompts together."""
+
+    def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
+        """Create the engine for at most `concurrency` answers at a time, fewer if they are long.
+
+        Raises ModelError without an end token.
+        """
+        self.loaded = loaded
+        configured = getattr(loaded.model.generation_config, "eos_token_id", None)
+        ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)
+        self.ends, self.constraints = frozenset(ends), ConstraintCompiler(loaded.tokenizer, ends)
         self.most_tokens = cached_tokens(loaded.model)
-        self.running: list[ScheduledRequest] = []
-        self._samplers: list[TokenSampler] = []
-        self.constraints = ConstraintCompiler(loaded.tokenizer, ends)
         self.prefixes = PrefixCache()
         self.decoder = self._decoder()
+        dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+        context_tokens = (positions(loaded.model.config) or UNKNOWN_CONTEXT) - virtual_tokens(loaded.model)
+        super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, concurrency)
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """See engine.py. Running answers continue between groups of texts."""
+        check_scorable(prompt, texts, self.context_tokens)
+        scored: list[list[TokenLogprob]] = [[] for _ in texts]
+        for numbers in _grouped(len(prompt), texts, tokens_per_pass(self.loaded.model, SCORED_TOKENS)):
+            found = self._call(partial(self._score, prompt, [texts[one] for one in numbers]))
+            for number, logprobs in zip(numbers, found, strict=True):
+                scored[number] = logprobs
+        return scored
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Disable gradients and use the faster products."""
+    def _inside(self) -> Iterator[None]:
         with inference(self.loaded.model, small_batches=True):
             yield
 
-    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
+    def _chosen(self) -> list[ScheduledRequest]:
         """Take the requests that have waited longest, as many as one pass can read and memory allows.
 
         A request that shares a prefix with one of them waits for the next pass, which doesn't read that prefix again.
@@ -53,8 +72,8 @@ class TransformersBatch:
         taken: list[ScheduledRequest] = []
         longest = max((_most(answer.request) for answer in self.running), default=0)
         to_read = 0
-        while waiting and len(self.running) + len(taken) < self.concurrency:
-            request = waiting[0].request
+        while self._waiting and len(self.running) + len(taken) < self.concurrency:
+            request = self._waiting[0].request
             known = self.prefixes.longest(request.prompt)[0]
             longest, to_read = max(longest, _most(request)), max(to_read, len(request.prompt) - known)
             count = len(taken) + 1
@@ -65,41 +84,33 @@ class TransformersBatch:
                 or _shared_prefix_length(request, taken) >= known + MIN_PREFIX_TOKENS
             ):
                 break
-            taken.append(waiting.popleft())
+            taken.append(self._waiting.popleft())
         return taken
 
-    def join(self, answers: list[ScheduledRequest]) -> None:
-        """Read the prompts and choose the first tokens."""
-        first = len(self.running)
+    def _join(self, answers: list[ScheduledRequest]) -> None:
         for answer in answers:
             answer.cached = self.prefixes.longest(answer.request.prompt)[0]
+            answer.sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
         logits = self.decoder.read([answer.request.prompt for answer in answers])
         self.running += answers
-        self._samplers += [TokenSampler(each.request, self.constraints.compile(each.request)) for each in answers]
-        add_tokens(logits, self.running[first:], self._samplers[first:], self.ends)
+        add_tokens(logits, answers, self.ends)
 
-    def step(self) -> None:
-        """Add one token to every answer."""
+    def _step(self) -> None:
         self._leave()
         if self.running:
             logits = self.decoder.step([answer.tokens[-1] for answer in self.running])
-            add_tokens(logits, self.running, self._samplers, self.ends)
+            add_tokens(logits, self.running, self.ends)
             self._leave()
 
-    def clear(self) -> None:
-        """Drop all running answers."""
-        self.running, self._samplers = [], []
+    def _clear(self) -> None:
+        super()._clear()
         self.decoder = self._decoder()
 
     def _decoder(self) -> Decoder:
         return Decoder(self.loaded.model, self.loaded.pad_id, 1, self.prefixes)
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise ModelError if a request's constraint is invalid."""
-        self.constraints.compile(request)
-
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text after one prompt, all read in one pass."""
+    def _score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
+        """Return the log-probabilities of all texts, read in one pass."""
         row = join([Encoded(str(number), "answer", list(prompt), list(text)) for number, text in enumerate(texts)])
         hidden, logits = predict(self.loaded.model, collate([row], self.loaded.pad_id))
         found: list[list[TokenLogprob]] = [[] for _ in texts]
@@ -130,9 +141,8 @@ class TransformersBatch:
                 read = [*answer.request.prompt, *answer.tokens][: self.decoder.lengths[number]]
                 self.decoder.remember(number, read)
             self.decoder.drop(number)
-            self.running[number], self._samplers[number] = self.running[-1], self._samplers[-1]
+            self.running[number] = self.running[-1]
             self.running.pop()
-            self._samplers.pop()
         if not self.running:
             self.decoder.slots.clear()
 
@@ -145,37 +155,6 @@ def _shared_prefix_length(request: GenerationRequest, others: Sequence[Scheduled
     """Return the length of the longest prefix that this prompt shares with one of the others."""
     ids = np.asarray(request.prompt)
     return max(shared_prefix(ids, np.asarray(other.request.prompt)) for other in others)
-
-
-SCORED_TOKENS = 1024
-"""The most tokens that are scored in one pass, between two steps"""
-UNKNOWN_CONTEXT = 2048
-"""Assumed context length in tokens if the model's config doesn't give it"""
-
-
-class TransformersEngine(BatchingEngine[TransformersBatch]):
-    """A loaded model that continues many prompts together."""
-
-    def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
-        """Create the engine for at most `concurrency` answers at a time. Raises ModelError without an end token."""
-        self.loaded = loaded
-        dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        most = positions(loaded.model.config) or UNKNOWN_CONTEXT
-        context_tokens = most - virtual_tokens(loaded.model)
-        configured = getattr(loaded.model.generation_config, "eos_token_id", None)
-        ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)
-        batch = TransformersBatch(loaded, ends, concurrency)
-        super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
-
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. Running answers continue between groups of texts."""
-        check_scorable(prompt, texts, self.context_tokens)
-        scored: list[list[TokenLogprob]] = [[] for _ in texts]
-        for numbers in _grouped(len(prompt), texts, tokens_per_pass(self.loaded.model, SCORED_TOKENS)):
-            found = self._worker.call(partial(self._batch.score, prompt, [texts[one] for one in numbers]))
-            for number, logprobs in zip(numbers, found, strict=True):
-                scored[number] = logprobs
-        return scored
 
 
 def _grouped(prompt: int, texts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -11,8 +11,7 @@ import numpy as np
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
 from meditune.evaluate.metrics import summarise
-from meditune.evaluate.metrics.confidence import Rows, confidences, probabilities
-from meditune.evaluate.metrics.decision import calibrated
+from meditune.evaluate.metrics.decision import Rows, calibrated, confidences, probabilities
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
@@ -152,7 +151,7 @@ def dev_measure(
     scoring = Scoring(encoder, decided, encoder.accepted(answered))
 
     def measure(trained: LoadedModel) -> float:
-        predictions = scoring.predictions(trained, recipe.evaluate.batch_tokens, f"Measuring {dev.metric} on dev")
+        predictions = scoring.predictions(trained, recipe.train.micro_batch_tokens, f"Measuring {dev.metric} on dev")
         return summarise(predictions)[dev.metric]
 
     return measure

@@ -1,28 +1,28 @@
 """Evaluation of one model on the test items, with every prediction stored.
 
 The evaluator selects the items and conditions, skips what is stored, resumes what was interrupted, and writes the
-predictions. A back end decides, scores and writes: the weights in this process (`weights_backend`), an engine
-(`engine_backend`) or an API (`api_backend`).
+predictions. A back end decides, scores and writes: the weights in this process (`weights_backend`), an engine or an API
+(`backends`).
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from meditune.config.data_options import Task
-from meditune.config.recipe import Recipe, SuiteName
+from meditune.config.recipe import SUITE_TOKENS, EvaluateSpec, Recipe, SuiteName
 from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError
 from meditune.evaluate import safety_battery
-from meditune.evaluate.evaluation_items import chosen_answers, decided_on, under_conditions
 from meditune.evaluate.predictions import (
     ANSWER,
     GRADES_OF,
@@ -30,10 +30,12 @@ from meditune.evaluate.predictions import (
     LIKELIHOOD,
     AnswerKind,
     ChoiceSuite,
+    Condition,
     DecisionKind,
     Kind,
     LikelihoodKind,
     OpenSuite,
+    Predictions,
     TextKind,
     answer_row,
     path_of,
@@ -273,7 +275,7 @@ class Evaluator:
 
     def answer_tokens(self, kind: Kind) -> int:
         """Return the maximum number of tokens of an answer of this kind."""
-        return self.spec.suite_tokens if kind in GRADES_OF else self.spec.max_new_tokens
+        return SUITE_TOKENS if kind in GRADES_OF else self.spec.max_new_tokens
 
     def _is_stored(self, name: str, kind: Kind) -> bool:
         return path_of(self.folder, name, kind).is_file()
@@ -339,26 +341,15 @@ class Evaluator:
                     file=sys.stderr,
                 )
 
-    def _rows(self, name: str, kind: Kind) -> StoredRows[Example]:
-        rows: StoredRows[Example] = StoredRows(path_of(self.folder, name, kind), self.items[kind], self.can.resumes)
+    def _rows(self, name: str, kind: Kind) -> StoredRows:
+        rows: StoredRows = StoredRows(path_of(self.folder, name, kind), self.items[kind], self.can.resumes)
         if rows.rows and rows.left:
             done = f"{len(rows.rows)} of {len(rows.items)} are done"
             print(f"Resuming the {TITLES[kind]} of {name}: {done}.", file=sys.stderr)
         return rows
 
 
-class Item(Protocol):
-    """Something that a row is about."""
-
-    @property
-    def id(self) -> str:
-        """Return the id, which its row and error messages have."""
-
-
-AnyItem = TypeVar("AnyItem", bound=Item)
-
-
-class StoredRows(Generic[AnyItem]):
+class StoredRows:
     """The rows of one kind so far. As a context manager, it writes their file, in the order of the items, at its end.
 
     If `resumes`, rows are stored in FILE.begun until then. `finish` makes the file's rows of the rows by id.
@@ -367,7 +358,7 @@ class StoredRows(Generic[AnyItem]):
     def __init__(
         self,
         path: Path,
-        items: Sequence[AnyItem],
+        items: Sequence[Any],
         resumes: bool,
         finish: Callable[[Mapping[str, Row]], Iterable[Row]] | None = None,
     ) -> None:
@@ -375,10 +366,20 @@ class StoredRows(Generic[AnyItem]):
         self._finish = finish or (lambda rows: (rows[item.id] for item in items))
         self._begun = path.with_name(f"{path.name}.begun") if resumes else None
         self._is_begun = False
-        self.rows = _read_begun(self._begun) if self._begun else {}
+        self.rows: dict[str, Row] = {}
+        """The rows so far by id, at first those of an interrupted evaluation"""
+        text = (
+            self._begun.read_text(encoding="utf-8", errors="replace") if self._begun and self._begun.is_file() else ""
+        )
+        for line in text.split("\n"):
+            try:
+                row = json.loads(line)
+                self.rows[row["id"]] = row
+            except (ValueError, KeyError, TypeError):  # a line that was cut off
+                continue
 
     @property
-    def left(self) -> list[AnyItem]:
+    def left(self) -> list[Any]:
         """The items without a row."""
         return [item for item in self.items if item.id not in self.rows]
 
@@ -392,7 +393,7 @@ class StoredRows(Generic[AnyItem]):
             append_jsonl(self._begun, row)
         self.rows[row["id"]] = row
 
-    def __enter__(self) -> StoredRows[AnyItem]:
+    def __enter__(self) -> StoredRows:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -400,19 +401,6 @@ class StoredRows(Generic[AnyItem]):
             write_jsonl(self.path, self._finish(self.rows))
             if self._begun:
                 self._begun.unlink(missing_ok=True)
-
-
-def _read_begun(path: Path) -> dict[str, Row]:
-    """Return the rows of an interrupted evaluation; a line that was cut off is ignored."""
-    rows: dict[str, Row] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            rows[row["id"]] = row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows
 
 
 def _label(kind: Kind, name: str) -> str:
@@ -427,3 +415,121 @@ def _report_unclear(kind: Kind, name: str, rows: Collection[Row]) -> None:
             f"{unclear} of {len(rows)} {TITLES[kind]} of {name} are neither yes, no nor maybe, and count as wrong.",
             file=sys.stderr,
         )
+
+
+# Items
+
+
+def decided_on(
+    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
+) -> dict[DecisionKind, list[Example]]:
+    """Return the examples for each kind of decision, as the model sees them; kinds without examples are absent.
+
+    `dev` is used only if something is fitted on it. `retrieved` are the examples with retrieved passages instead of the
+    given context.
+    """
+    kinds: dict[DecisionKind, list[Example]] = {"decision": _decided(examples)}
+    if spec.fits_on_dev:
+        kinds["dev_decision"] = _decided(dev)
+    for condition, items in under_conditions(examples, spec, retrieved).items():
+        kinds[condition] = _decided(items)
+    return {kind: items for kind, items in kinds.items() if items}
+
+
+def under_conditions(
+    examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
+) -> dict[Condition, list[Example]]:
+    """Return the examples as the model sees them under each condition that is measured.
+
+    Only examples with a context are asked closed book.
+    """
+    ids = {example.id for example in examples}
+    closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
+    kinds: dict[Condition, list[Example]] = {
+        "closed": closed if spec.closed_book else [],
+        "retrieved": [example for example in retrieved if example.id in ids],
+    }
+    return {kind: items for kind, items in kinds.items() if items}
+
+
+def _decided(examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.decision]
+
+
+def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
+    """Return the examples whose long answers are scored: a seeded subset in the original order."""
+    able = [example for example in examples if example.answer.strip()]
+    if count is None or len(able) <= count:
+        return able
+    return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
+
+
+MAX_LISTED_IDS = 5
+
+
+def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
+    """Return sentences about what is missing in a model's stored predictions.
+
+    Raises DataError if an id isn't among `examples`, or an item has a different reference there, because such
+    predictions were made from different data.
+    """
+    known = {example.id: example for example in examples}
+    answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
+    decided = [example.id for example in examples if example.decision]
+    asked = [example.id for example in answered]
+    expected = {"decision": decided, "likelihood": asked, "answer": asked, "rating": asked}
+    found = []
+    for kind, ids in expected.items():
+        rows: list[dict[str, Any]] = getattr(predictions, kind)
+        if not rows:
+            continue
+        _refuse_unknown_items(rows, known, f"{name}-{kind}.jsonl")
+        predicted = {row["id"] for row in rows} | set(predictions.no_reference if kind == "answer" else ())
+        missing = [each for each in ids if each not in predicted]
+        if missing:
+            found.append(
+                f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({list_ids(missing)}); "
+                "the metrics cover only the others."
+            )
+    if predictions.no_reference:
+        found.append(
+            f"{len(predictions.no_reference)} answers in {name}-answer.jsonl have an empty reference "
+            f"({list_ids(predictions.no_reference)}) and are left out of the metrics."
+        )
+    return found
+
+
+def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
+    """Return a sentence if test items have neither a decision nor an answer."""
+    without = [example.id for example in examples if not (example.answer.strip() or example.decision or example.label)]
+    if not without:
+        return []
+    return [
+        f"{len(without)} of {len(examples)} items have neither an answer nor a decision to measure "
+        f"({list_ids(without)})."
+    ]
+
+
+def list_ids(ids: Sequence[str]) -> str:
+    """Return the first ids as text, and the number of further ones."""
+    more = f" and {len(ids) - MAX_LISTED_IDS} more" if len(ids) > MAX_LISTED_IDS else ""
+    return f"{', '.join(ids[:MAX_LISTED_IDS])}{more}"
+
+
+def _refuse_unknown_items(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:
+    unknown = [row["id"] for row in rows if row["id"] not in known]
+    if unknown:
+        raise DataError(
+            f"{file}: {len(unknown)} of {len(rows)} predictions are for items that aren't in the test data "
+            f"({list_ids(unknown)}). Evaluate the model again, or remove these predictions."
+        )
+    changed = [row["id"] for row in rows if row.get("reference") not in _references(known[row["id"]])]
+    if changed:
+        raise DataError(
+            f"{file}: {len(changed)} of {len(rows)} predictions have another reference than the data "
+            f"({list_ids(changed)}). The data or the file has changed: evaluate the model again."
+        )
+
+
+def _references(example: Example) -> list[str | None]:
+    return [None, example.decision, example.answer, *example.references()]

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -76,7 +76,6 @@ ChoiceSuite = Literal[
 """Public tests that are scored by likelihood"""
 OpenSuite = Literal["suite_k_qa", "suite_medicationqa", "suite_healthbench"]
 SuiteGrades = Literal["suite_k_qa_grades", "suite_medicationqa_grades", "suite_healthbench_grades"]
-GRADES_OF: dict[OpenSuite, SuiteGrades] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades), strict=True))
 Kind = Literal[
     DecisionKind,
     AnswerKind,
@@ -102,6 +101,10 @@ Kind = Literal[
     SuiteGrades,
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+GRADES_OF: dict[Kind, Kind] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades), strict=True))
+GIVEN: tuple[Kind, ...] = ("decision", "likelihood", "answer", "faithfulness", "reference_faithfulness")
+"""Kinds with the given context in the prompt"""
+Row = dict[str, Any]
 
 
 def suite_kind(name: SuiteName) -> Kind:
@@ -111,53 +114,24 @@ def suite_kind(name: SuiteName) -> Kind:
     return found
 
 
-@dataclass
 class Predictions:
-    """One model's rows of each kind; a kind that wasn't measured is empty."""
+    """One model's rows of each kind, as attributes such as `decision`; a kind that wasn't measured is empty.
 
-    decision: list[dict[str, Any]] = field(default_factory=list)
-    likelihood: list[dict[str, Any]] = field(default_factory=list)
-    answer: list[dict[str, Any]] = field(default_factory=list)
-    general: list[dict[str, Any]] = field(default_factory=list)
-    preference: list[dict[str, Any]] = field(default_factory=list)
-    technical: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    faithfulness: list[dict[str, Any]] = field(default_factory=list)
-    unconditional: list[dict[str, Any]] = field(default_factory=list)
-    similarity: list[dict[str, Any]] = field(default_factory=list)
-    choice: list[dict[str, Any]] = field(default_factory=list)
-    dev_decision: list[dict[str, Any]] = field(default_factory=list)
-    closed: list[dict[str, Any]] = field(default_factory=list)
-    closed_likelihood: list[dict[str, Any]] = field(default_factory=list)
-    closed_answer: list[dict[str, Any]] = field(default_factory=list)
-    retrieved: list[dict[str, Any]] = field(default_factory=list)
-    retrieved_likelihood: list[dict[str, Any]] = field(default_factory=list)
-    retrieved_answer: list[dict[str, Any]] = field(default_factory=list)
-    retrieved_faithfulness: list[dict[str, Any]] = field(default_factory=list)
-    reference_faithfulness: list[dict[str, Any]] = field(default_factory=list)
-    retrieved_reference_faithfulness: list[dict[str, Any]] = field(default_factory=list)
-    written: list[dict[str, Any]] = field(default_factory=list)
-    calibration: list[dict[str, Any]] = field(default_factory=list)
-    safety: list[dict[str, Any]] = field(default_factory=list)
-    rating: list[dict[str, Any]] = field(default_factory=list)
-    claim: list[dict[str, Any]] = field(default_factory=list)
-    dev_claim: list[dict[str, Any]] = field(default_factory=list)
-    suite_medqa: list[dict[str, Any]] = field(default_factory=list)
-    suite_medmcqa: list[dict[str, Any]] = field(default_factory=list)
-    suite_mmlu_medical: list[dict[str, Any]] = field(default_factory=list)
-    suite_pubmedqa: list[dict[str, Any]] = field(default_factory=list)
-    suite_bioasq_yesno: list[dict[str, Any]] = field(default_factory=list)
-    suite_medhallu: list[dict[str, Any]] = field(default_factory=list)
-    suite_k_qa: list[dict[str, Any]] = field(default_factory=list)
-    suite_medicationqa: list[dict[str, Any]] = field(default_factory=list)
-    suite_healthbench: list[dict[str, Any]] = field(default_factory=list)
-    suite_k_qa_grades: list[dict[str, Any]] = field(default_factory=list)
-    suite_medicationqa_grades: list[dict[str, Any]] = field(default_factory=list)
-    suite_healthbench_grades: list[dict[str, Any]] = field(default_factory=list)
-    no_reference: list[str] = field(default_factory=list)
-    """Ids of stored answers with an empty reference; they aren't in `answer`, because they can't be scored"""
+    `no_reference` has the ids of stored answers with an empty reference; they aren't in `answer`, because they can't be
+    scored.
+    """
 
-    def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
+    def __init__(self, **rows: list[Any]) -> None:
+        self.no_reference: list[str] = rows.pop("no_reference", [])
+        assert rows.keys() <= set(KINDS), f"unknown kinds of predictions: {rows.keys() - set(KINDS)}"
+        self._rows = rows
+
+    def __getattr__(self, kind: str) -> list[Row]:
+        if kind not in KINDS:
+            raise AttributeError(kind)
+        return self._rows.setdefault(kind, [])
+
+    def texts(self) -> dict[TextKind, list[Row]]:
         """Return the windows of each running text that was measured."""
         return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
 
@@ -166,30 +140,17 @@ class Predictions:
 
         Items without a context are the same closed book, so their predictions are taken from the given context.
         """
+        given: dict[str, list[Row]] = {kind: getattr(self, kind) for kind in GIVEN}
         if condition is None:
-            return Predictions(
-                self.decision,
-                self.likelihood,
-                self.answer,
-                faithfulness=self.faithfulness,
-                reference_faithfulness=self.reference_faithfulness,
-            )
-        if condition == "retrieved":
-            return Predictions(
-                self.retrieved,
-                self.retrieved_likelihood,
-                self.retrieved_answer,
-                faithfulness=self.retrieved_faithfulness,
-                reference_faithfulness=self.retrieved_reference_faithfulness,
-            )
-        return Predictions(
-            _filled(self.closed, self.decision),
-            _filled(self.closed_likelihood, self.likelihood),
-            _filled(self.closed_answer, self.answer),
-        )
+            return Predictions(**given)
+        kinds = {kind: "decision" if kind == condition else kind.removeprefix(f"{condition}_") for kind in KINDS}
+        rows = {kinds[kind]: getattr(self, kind) for kind in KINDS if kind.split("_")[0] == condition}
+        if condition == "closed":
+            rows = {kind: _filled(each, given[kind]) for kind, each in rows.items()}
+        return Predictions(**rows)
 
 
-def _filled(rows: list[dict[str, Any]], replacements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _filled(rows: list[Row], replacements: list[Row]) -> list[Row]:
     """Return the rows in the order of `replacements`, which replace missing rows; empty without rows."""
     by_id = {row["id"]: row for row in rows}
     return [by_id.get(row["id"], row) for row in replacements] if rows else []
@@ -247,7 +208,7 @@ def read(folder: Path, model: str) -> Predictions:
     return Predictions(**found, no_reference=empty)
 
 
-def _check_ids(rows: list[dict[str, Any]], path: Path) -> None:
+def _check_ids(rows: list[Row], path: Path) -> None:
     nameless = sum(not isinstance(row.get("id"), str) for row in rows)
     if nameless:
         raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id. Add the id of the item to each row.")

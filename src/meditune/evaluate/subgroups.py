@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meditune.data.example import TRAITS, Example
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
-from meditune.evaluate.metrics.suite_scores import BY_WORD
+from meditune.evaluate.metrics.grades import BY_WORD
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import (
     LEVEL,

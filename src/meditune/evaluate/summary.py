@@ -13,19 +13,24 @@ from meditune.data.prepare import Prepared
 from meditune.evaluate.answer_grading import overview
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
 from meditune.evaluate.decision_calibration import abstention
-from meditune.evaluate.evaluation_items import coverage_remarks, unmeasured_ids
-from meditune.evaluate.metrics import claims, summarise, summarise_references
-from meditune.evaluate.metrics.conditions import asked
-from meditune.evaluate.metrics.confidence import reliability, risk_coverage
-from meditune.evaluate.metrics.decision import calibrated, confusion, macro_f1, recalls
+from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+from meditune.evaluate.metrics import asked, summarise, summarise_references
+from meditune.evaluate.metrics.decision import (
+    calibrated,
+    claims_by_source,
+    confusion,
+    macro_f1,
+    recalls,
+    reliability,
+    risk_coverage,
+)
 from meditune.evaluate.metrics.grades import Graded, graded
 from meditune.evaluate.metrics.perplexity import preference_statistics
-from meditune.evaluate.metrics.readability import spread
-from meditune.evaluate.metrics.text_overlap import signatures
+from meditune.evaluate.metrics.written_answers import signatures, spread
 from meditune.evaluate.predictions import CONDITIONS, Predictions, groups_of, read
 from meditune.evaluate.subgroups import subgroups
+from meditune.evaluate.suites.medical_suites import suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
-from meditune.evaluate.suites.suite_items import suite_examples
 from meditune.statistics import wilson
 
 PUBLISHED = {
@@ -63,7 +68,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "meditune": meditune.__version__,
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "base_model": recipe.model.reference,
+        "base_model": recipe.model.base,
         **({"base_commit": training["base_commit"]} if training.get("base_commit") else {}),
         "strategy": training.get("strategy", recipe.model.strategy),
         "quantize": recipe.model.quantize,
@@ -90,7 +95,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "subgroups": subgroups(tested, base, tuned, recipe.seed),
         "training": training,
         **({"suites": suites} if suites else {}),
-        **({"claims": {"base": claims.by_source(base), "tuned": claims.by_source(tuned)}} if tuned.claim else {}),
+        **({"claims": {"base": claims_by_source(base), "tuned": claims_by_source(tuned)}} if tuned.claim else {}),
         **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
@@ -106,8 +111,7 @@ def by_pair_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
     for row in predictions.preference:
         kinds.setdefault(row["kind"], []).append(row)
     return {
-        kind: {"pairs": float(len(rows))}
-        | {name: each.value() for name, each in preference_statistics(Predictions(preference=rows)).items()}
+        kind: {"pairs": float(len(rows))} | {name: each.value() for name, each in preference_statistics(rows).items()}
         for kind, rows in sorted(kinds.items())
     }
 

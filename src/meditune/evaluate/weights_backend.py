@@ -118,6 +118,7 @@ class WeightsBackend(Backend):
 
     def __init__(self, loaded: LoadedModel, recipe: Recipe, form: PromptFormat | None = None) -> None:
         self.loaded, self.spec, self.seed = loaded, recipe.evaluate, recipe.seed
+        self._batch_tokens = recipe.train.micro_batch_tokens
         self._form = form or recipe.prompt
 
     @property
@@ -134,7 +135,7 @@ class WeightsBackend(Backend):
     ) -> None:
         """Score decisions and answers together, in shared batches."""
         found = Scoring(self.encoder, decision_examples, answer_examples).predictions(
-            self.loaded, self.spec.batch_tokens, label
+            self.loaded, self._batch_tokens, label
         )
         for row in found.decision:
             keep("decision", row)
@@ -152,7 +153,7 @@ class WeightsBackend(Backend):
 
     def decisions_as_lm_eval(self, examples: Sequence[Example], label: str) -> Iterable[dict[str, Any]]:
         """Return decisions under the `lm-eval` protocol."""
-        return likelihood.decisions(self.loaded, examples, self.spec.batch_tokens, label)
+        return likelihood.decisions(self.loaded, examples, self._batch_tokens, label)
 
     def rows(self, kind: Kind, items: Sequence[Any], label: str) -> Iterable[dict[str, Any]]:
         """Return the rows of a kind that needs the weights."""
@@ -163,13 +164,13 @@ class WeightsBackend(Backend):
         if kind == "samples":
             return sample_answers(loaded, encoder, items, spec.samples, spec.max_new_tokens, self.seed, label)
         if kind == "choice":
-            return answer_choices(loaded, encoder, items, spec.batch_tokens, label)
+            return answer_choices(loaded, encoder, items, self._batch_tokens, label)
         if kind in ("claim", "dev_claim"):
-            return likelihood.score_claims(loaded, encoder, items, spec.batch_tokens, label)
+            return likelihood.score_claims(loaded, encoder, items, self._batch_tokens, label)
         if kind == "preference":
-            return likelihood.score_pairs(loaded, items, encoder, spec.batch_tokens, label)
+            return likelihood.score_pairs(loaded, items, encoder, self._batch_tokens, label)
         if kind in get_args(ChoiceSuite):
-            return score_suite(loaded, encoder, kind, items, spec.batch_tokens, label)
+            return score_suite(loaded, encoder, kind, items, self._batch_tokens, label)
         assert kind in ("general", "technical"), f"{kind} is written by another method"
         (text,) = items
         windows = self._texts(text.rows(loaded, tokens_of(spec, kind)), label)
@@ -177,7 +178,7 @@ class WeightsBackend(Backend):
 
     def _texts(self, rows: Sequence[Row], label: str) -> Iterator[dict[str, Any]]:
         """Yield the likelihood of each row's single text."""
-        scores = likelihood.score(self.loaded, rows, self.spec.batch_tokens, label)
+        scores = likelihood.score(self.loaded, rows, self._batch_tokens, label)
         for item in (row.encoded[0] for row in rows):
             yield _likelihood_row(item.id, scores, scored_bytes(self.loaded.tokenizer, item))
 

@@ -21,15 +21,16 @@ from meditune.engines.open_engine import open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.evidence.support_model import copy_correction
-from meditune.export import gguf, hub
+from meditune.export import gguf, openvino_onnx
 from meditune.export import prompt_templates as templates
+from meditune.export.merged import write_merged
 from meditune.export.verify import Check, ClaimCheck, ClaimDeviation, Deviation, checks_of
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.models.load import base_of, loading, locate
 from meditune.models.load import source as model_source
-from meditune.prompts import load_format, save_format
+from meditune.prompts import LIMITS, load_format, save_format
 
 TEXTS = (
     "tokenizer.json",
@@ -71,15 +72,13 @@ def _convert(source: Path, folder: Path, to: str, quantization: str, form: Promp
 
     `form` is the prompt format that the model was tuned with; None if it wasn't tuned.
     """
-    from meditune.export import onnx, openvino
-
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
     if to == "openvino":
-        return openvino.write_openvino(source, folder, quantization)
+        return openvino_onnx.write_openvino(source, folder, quantization)
     if to == "onnx":
-        return onnx.write_onnx(source, folder)
+        return openvino_onnx.write_onnx(source, folder)
     if to == "vllm":
         return _write_vllm(source, folder, form)
     tokenizer = PlainTokenizer(source)
@@ -109,14 +108,6 @@ def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[s
     return {}
 
 
-def vllm_command(folder: Path, facts: dict[str, Any]) -> str:
-    """Return the command that serves an exported model with vLLM, as greedily as in the evaluation."""
-    return (
-        f"vllm serve {shlex.quote(str(folder))} --dtype bfloat16 --max-model-len {facts['context_tokens']} "
-        f"--override-generation-config '{{\"temperature\": 0}}'"
-    )
-
-
 def export(name: str, to: str, output: Path | None = None, quantization: str | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
@@ -127,16 +118,12 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     if to not in KINDS:
         raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
     kind = KINDS[to]
-    if quantization and kind.weights and quantization.lower() not in (kind.weights, *kind.others):
-        known = " or ".join((kind.weights, *kind.others))
+    weights = (quantization or kind.weights).lower() if kind.weights else gguf.quantization_named(quantization)
+    if kind.weights and weights not in (kind.weights, *kind.others):
         raise ModelError(
-            f"--quantization {quantization}: a {to} export has {known} weights. --to gguf and --to ollama have "
-            f"{', '.join(gguf.QUANTIZATIONS)}."
+            f"--quantization {quantization}: a {to} export has {' or '.join((kind.weights, *kind.others))} weights. "
+            f"--to gguf and --to ollama have {', '.join(gguf.QUANTIZATIONS)}."
         )
-    if kind.weights:
-        weights = (quantization or kind.weights).lower()
-    else:
-        weights = gguf.quantization_named(quantization or gguf.DEFAULT)
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
     place = locate(name)
@@ -158,8 +145,6 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     if is_result_of(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts
-    from meditune.export.merged import write_merged
-
     with _plain(name, place, home, to) as source, replace_folder(folder) as partial:
         tools = {"meditune": __version__}
         if to == PLAIN:
@@ -174,7 +159,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
         write_json(partial / EXPORT, facts)
         facts |= _checked(name, partial, home, form, to, tuned is not None)
         write_json(partial / EXPORT, facts)
-        (partial / "README.md").write_text(hub.readme(facts, name, usage(Path("FOLDER"), facts)), encoding="utf-8")
+        (partial / "README.md").write_text(_readme(facts, name, usage(Path("FOLDER"), facts)), encoding="utf-8")
     return facts
 
 
@@ -198,15 +183,16 @@ def usage(folder: Path, facts: dict[str, Any]) -> str:
     if facts["kind"] == "ollama":
         return f"ollama create NAME -f {shlex.quote(str(folder / templates.MODELFILE))}"
     if facts["kind"] == "vllm":
-        return vllm_command(folder, facts)
+        return (
+            f"vllm serve {shlex.quote(str(folder))} --dtype bfloat16 --max-model-len {facts['context_tokens']} "
+            f"--override-generation-config '{{\"temperature\": 0}}'"
+        )
     return f"meditune serve {shlex.quote(str(folder))}"
 
 
 @contextmanager
 def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
     """Yield the plain BF16 folder that other formats are made from; a run keeps it as an export of its own."""
-    from meditune.export.merged import write_merged
-
     if to == PLAIN:
         yield Path()
     elif home:
@@ -223,18 +209,14 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
     import transformers
 
     config = read_json(folder / "config.json")
-    config = config.get("text_config", config)
-    most = config.get("max_position_embeddings") or config.get("n_positions") or 2048
-    window = config.get("sliding_window")
-    if kind.engine in {"openvino", "llamacpp"} and window and not config.get("layer_types"):
-        # GenAI's paged attention and llama.cpp ignore a sliding window in every layer (Mistral's first version).
-        most = min(most, window)
+    # GenAI's paged attention and llama.cpp ignore a sliding window in every layer (Mistral's first version).
+    ignores_windows = kind.engine in {"openvino", "llamacpp"}
     return {
         "kind": to,
         "engine": kind.engine,
         "weights": kind.weights,
         "stop_tokens": stop_tokens(folder),
-        "context_tokens": most,
+        "context_tokens": gguf.context_tokens(config, ignores_windows),
         "made_from": inputs,
         "tools": tools | {"torch": torch.__version__, "transformers": transformers.__version__},
         "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
@@ -247,16 +229,14 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
     Raises ModelError if the deviation is too large, or a prompt's tokens differ.
     """
-    from meditune.export import openvino
-
     weights = read_json(folder / EXPORT)["weights"]
     checks = checks_of(Path(locate(name)), home, form)
-    looseness, prompts = openvino.TOLERANCE_FACTORS.get(weights, 1.0), None
+    looseness, prompts = openvino_onnx.TOLERANCE_FACTORS.get(weights, 1.0), None
     with closing(open_engine(str(folder))) as exported:
         if isinstance(exported, LlamacppEngine):
             looseness = gguf.QUANTIZATIONS[weights].looseness
             if to == "ollama" or is_tuned:
-                prompts = _checked_prompts(exported, folder, form, to)
+                prompts = _checked_prompts(exported, form, to)
         elif to == "vllm" and is_tuned:
             prompts = templates.check_chat_template(folder, form)
         outputs = [check.outputs(exported) for check in checks]
@@ -265,7 +245,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
         raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
     drift: dict[str, Any] = {"summary": " ".join(map(str, deviations))}
     for each in deviations:
-        drift |= {"claims": each.facts(looseness)} if isinstance(each, ClaimDeviation) else each.facts(looseness)
+        drift |= {"claims": asdict(each)} if isinstance(each, ClaimDeviation) else asdict(each)
     return {"drift": drift, "checked_prompts": prompts}
 
 
@@ -279,25 +259,42 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
     path = home / EXPORTS / check.file if home else None
     stored = read_json(path) if path and path.is_file() else {}
     with closing(open_engine(name, "transformers")) as original:
-        # Earlier versions stored `request` as `asked`, and `output` as `said`.
-        if stored.get("request", stored.get("asked")) == request:
-            before: Any = check.output(**(stored["output"] if "output" in stored else stored["said"]))
-        else:
-            before = check.outputs(original)
+        same = stored.get("request") == request
+        before: Any = check.output(**stored["output"]) if same else check.outputs(original)
         if path:
             write_json(path, {"request": request, "output": asdict(before)})
+        if before.prompts != after.prompts:
+            raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
         return check.compare(before, after, original)
 
 
-def _checked_prompts(engine: LlamacppEngine, folder: Path, form: PromptFormat, to: str) -> int:
+def _checked_prompts(engine: LlamacppEngine, form: PromptFormat, to: str) -> int:
     """Return how many chats have the prompts of training, written by the template in a GGUF file or its Modelfile.
 
     llama.cpp tokenizes them. Raises ModelError if the tokens of a prompt differ.
     """
+    tokenizer = engine.tokenizer
     if to == "ollama":
-        write, accepts_system = templates.ollama_prompt(folder), form.is_chat or not form.quoted
-        return templates.check_prompts(engine.tokenizer, form, write, engine.tokenize, "Ollama", accepts_system)
-    write, bos = templates.jinja_prompt(engine.tokenizer), templates.added_bos(engine.tokenizer)
+        write, accepts_system = templates.ollama_prompt(tokenizer, form), form.is_chat or not form.quoted
+        return templates.check_prompts(tokenizer, form, write, engine.tokenize, "Ollama", accepts_system)
+    jinja, bos = templates.jinja_prompt(tokenizer), templates.added_bos(tokenizer)
     return templates.check_prompts(
-        engine.tokenizer, form, lambda messages: write(messages).removeprefix(bos), engine.tokenize, "llama.cpp"
+        tokenizer, form, lambda messages: jinja(messages).removeprefix(bos), engine.tokenize, "llama.cpp"
+    )
+
+
+def _readme(facts: dict[str, Any], name: str, use: str) -> str:
+    """Return the README of an export: the model, its limits, its use, and the result of the verification."""
+    tools = ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items())
+    return "\n\n".join(
+        [
+            f"# A Meditune model for the {facts['engine']} engine ({facts['weights']})",
+            f"**Limits.** {LIMITS}",
+            "## Use",
+            f"    {use}",
+            "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
+            "## Comparison with the original model",
+            facts["drift"]["summary"],
+            f"Made from {name}; tools: {tools}.\n",
+        ]
     )

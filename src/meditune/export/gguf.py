@@ -41,46 +41,34 @@ def add_vocabulary(writer: Any, source: Path) -> None:
     if model.get("type") != "BPE":
         raise ModelError(f"GGUF export supports BPE tokenizers, not {model.get('type')}. Export the model as merged.")
     size = read_json(source / "config.json")["vocab_size"]
-    tokens, kinds = _listed(model["vocab"], spec["added_tokens"], size)
+    tokens, kinds = [f"[UNUSED{number}]" for number in range(size)], [UNUSED] * size
+    for token, number in model["vocab"].items():
+        tokens[number], kinds[number] = token, NORMAL
+    for entry in spec["added_tokens"]:
+        tokens[entry["id"]], kinds[entry["id"]] = entry["content"], CONTROL if entry["special"] else USER_DEFINED
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
-        _sentencepiece(writer, tokens, kinds, spec)
+        # SentencePiece: tokens that are merged earlier have higher scores.
+        ranks: dict[str, int] = {}
+        for rank, pair in enumerate(merges):
+            ranks.setdefault(pair.replace(" ", "", 1), rank)
+        kinds = [BYTE if re.fullmatch("<0x..>", token) else kind for token, kind in zip(tokens, kinds, strict=True)]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(ranks.get(token, 0)) for token in tokens])
+        writer.add_add_space_prefix(_begins_with_space(spec))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(spec.get("pre_tokenizer") or {}))
-        writer.add_token_list(tokens)
-        writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-    _add_special(writer, source, {token: number for number, token in enumerate(tokens)})
-
-
-def _listed(vocabulary: dict[str, int], added: list[dict[str, Any]], size: int) -> tuple[list[str], list[int]]:
-    """Return every token by its number, and its type; numbers without a token are unused."""
-    tokens = [f"[UNUSED{number}]" for number in range(size)]
-    kinds = [UNUSED] * size
-    for token, number in vocabulary.items():
-        tokens[number], kinds[number] = token, NORMAL
-    for entry in added:
-        number = entry["id"]
-        tokens[number] = entry["content"]
-        kinds[number] = CONTROL if entry["special"] else USER_DEFINED
-    return tokens, kinds
-
-
-def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], spec: dict[str, Any]) -> None:
-    """Write tokens with scores: tokens that are merged earlier have higher scores."""
-    ranks: dict[str, int] = {}
-    for rank, pair in enumerate(spec["model"]["merges"]):
-        first, second = pair if isinstance(pair, list) else pair.split(" ", 1)
-        ranks.setdefault(first + second, rank)
-    for number, token in enumerate(tokens):
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            kinds[number] = BYTE
-    writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
-    writer.add_token_scores([-float(ranks.get(token, 0)) for token in tokens])
     writer.add_token_types(kinds)
-    writer.add_add_space_prefix(_begins_with_space(spec))
+    tokenizer = PlainTokenizer(source)
+    for name in ("bos", "eos", "pad", "unk"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(False)
 
 
 def _begins_with_space(spec: dict[str, Any]) -> bool:
@@ -109,23 +97,6 @@ def _pre_tokenizer(spec: dict[str, Any]) -> str:
         "Meditune doesn't know llama.cpp's name for this tokenizer's pre-tokenizer. Export the model as merged, and "
         "convert that folder with llama.cpp's convert_hf_to_gguf.py."
     )
-
-
-def _add_special(writer: Any, source: Path, numbers: dict[str, int]) -> None:
-    settings = read_json(source / "tokenizer_config.json")
-    for name, add in (
-        ("bos_token", writer.add_bos_token_id),
-        ("eos_token", writer.add_eos_token_id),
-        ("pad_token", writer.add_pad_token_id),
-        ("unk_token", writer.add_unk_token_id),
-    ):
-        token = settings.get(name)
-        token = token["content"] if isinstance(token, dict) else token
-        if token in numbers:
-            add(numbers[token])
-    tokenizer = PlainTokenizer(source)
-    writer.add_add_bos_token(tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(False)
 
 
 @dataclass(frozen=True)
@@ -167,9 +138,9 @@ def file_name(quantization: str) -> str:
     return f"model-{quantization}.gguf"
 
 
-def quantization_named(name: str) -> str:
-    """Return a quantization's name as llama.cpp writes it; raise ModelError if there is none of this name."""
-    found = name.upper()
+def quantization_named(name: str | None) -> str:
+    """Return a quantization's name as llama.cpp writes it, by default DEFAULT; raise ModelError if it is unknown."""
+    found = (name or DEFAULT).upper()
     if found not in QUANTIZATIONS:
         near = difflib.get_close_matches(found, QUANTIZATIONS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -223,14 +194,15 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
     return {package: importlib.metadata.version(package) for package in ("gguf", "xllamacpp")}
 
 
-def context_tokens(config: dict[str, Any]) -> int:
-    """Return how many tokens llama.cpp may read: the model's positions, or its window if every layer has one.
+def context_tokens(config: dict[str, Any], ignores_windows: bool = True) -> int:
+    """Return how many tokens an engine may read: the model's positions, or its window if every layer has one.
 
-    llama.cpp ignores the windows of Mistral's first version.
+    The latter holds for engines that ignore such windows, as llama.cpp does.
     """
-    most = int(config.get("max_position_embeddings") or config["n_positions"])
+    config = config.get("text_config", config)
+    most = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     window = config.get("sliding_window")
-    return min(most, window) if window and not config.get("layer_types") else most
+    return min(most, window) if ignores_windows and window and not config.get("layer_types") else most
 
 
 def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> None:
@@ -252,19 +224,15 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    rope = config.get("rope_parameters") or {}
-    rope = rope.get("full_attention", rope)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0))
+    rope = config["rope_parameters"].get("full_attention", config["rope_parameters"])
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
     scaling = rope.get("rope_type", "default")
     if scaling == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, size))
-    elif scaling != "default":
-        raise ModelError(f"GGUF export doesn't support {scaling} positions. Export the model as merged.")
+    elif scaling != "default" or (kind != "gemma3" and config.get("use_sliding_window")):
+        unsupported = "Qwen models with sliding windows" if scaling == "default" else f"{scaling} positions"
+        raise ModelError(f"GGUF export doesn't support {unsupported}. Export the model as merged.")
     if kind != "gemma3":
-        if config.get("use_sliding_window"):
-            raise ModelError(
-                "GGUF export doesn't support Qwen models with sliding windows. Export the model as merged."
-            )
         writer.add_rope_dimension_count(size)
         return
     kinds = config["layer_types"]
@@ -276,8 +244,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
 def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
     """Return by what llama.cpp divides each rotary frequency of Llama 3.1 and later, FP32 of half a head's size.
 
-    Long wavelengths are stretched, short ones aren't, and those between are interpolated, as in transformers'
-    modeling_rope_utils.py.
+    Long wavelengths are stretched, short ones aren't: transformers' modeling_rope_utils.py.
     """
     base, factor, trained = float(rope["rope_theta"]), rope["factor"], rope["original_max_position_embeddings"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -306,16 +273,12 @@ def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any
         return np.ascontiguousarray(tensor.T) if name.endswith(TRANSPOSED) else tensor
     if kind != "llama":
         return tensor
+    if "q_proj." not in name and "k_proj." not in name:
+        return tensor
+    # transformers rotates the two halves of a head against each other, llama.cpp adjacent rows.
     heads = config["num_attention_heads"]
-    if "k_proj." in name:
-        heads = config.get("num_key_value_heads") or heads
-    return _interleaved(tensor, heads) if "q_proj." in name or "k_proj." in name else tensor
-
-
-def _interleaved(tensor: Any, heads: int) -> Any:
-    """Reorder rows: transformers rotates the two halves of a head against each other, llama.cpp adjacent rows."""
-    rows = tensor.shape[0] // heads
-    return tensor.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+    heads = heads if "q_proj." in name else config.get("num_key_value_heads") or heads
+    return tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
 
 def _add(writer: Any, name: str, tensor: Any, quantization: str, layers: int, tied: bool) -> None:
@@ -350,10 +313,7 @@ def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: b
 
 
 def _k_quantized(tensor: Any, kind: Any) -> Any:
-    """Return the blocks of a matrix of FP32 as bytes, a row for each of its rows, made by llama.cpp's code.
-
-    Raises ModelError if xllamacpp isn't installed or doesn't offer that code.
-    """
+    """Return the blocks of an FP32 matrix as bytes, a row for each of its rows, made by llama.cpp's code."""
     import gguf
 
     library = ctypes.CDLL(import_package("llamacpp", "xllamacpp").xllamacpp.__file__)

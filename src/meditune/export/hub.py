@@ -1,7 +1,7 @@
 """Upload the merged model of a run to the Hugging Face hub, after checking whether it may be shared.
 
 A model can reveal its training data, so the checks are those of `meditune data push`. The uploaded files name no path
-of this machine. The module also writes the README of exported models.
+of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meditune.export.prompt_templates import write_chat_template
 from meditune.files import read_json, read_text, write_json
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.load import is_hub_id
-from meditune.prompts import LIMITS, load_format
+from meditune.prompts import load_format
 from meditune.train.model_card import measured, warnings
 
 CARD = "README.md"
@@ -79,9 +79,8 @@ def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> Mode
             "with --set data.phi.action=mask, or remove these pairs. Nothing was sent."
         )
     recipe = yaml.safe_load(read_text(run / "recipe.yaml"))
-    report = run / "report.json"
-    measured = read_json(report) if report.is_file() else None
-    return ModelUpload(merged, data, str(recipe["model"]["base"]), measured)
+    report = read_json(run / "report.json") if (run / "report.json").is_file() else None
+    return ModelUpload(merged, data, str(recipe["model"]["base"]), report)
 
 
 def refuse_without_data(run: Path) -> None:
@@ -121,56 +120,32 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
     base = known.hub_id if known else upload.base if is_hub_id(upload.base) else None
     licence = IDENTIFIERS.get(_licence(upload.base), "other")
     repository = upload.data.repository
-    head = [
-        "---",
+    front = [
         *([f"base_model: {base}"] if base else []),
         f"license: {licence}",
         *(["license_name: base-model"] if licence == "other" else []),
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "language: en",
-        "tags: [medical, meditune]",
-        "---",
+        *("library_name: transformers", "pipeline_tag: text-generation", "language: en", "tags: [medical, meditune]"),
     ]
+    metrics = "## Not measured\n\nThe run has no report.json, so the model wasn't compared with its base."
+    if upload.report:
+        metrics = "\n".join(measured(upload.report)).strip()
     return "\n\n".join(
         [
-            "\n".join(head),
+            "\n".join(["---", *front, "---"]),
             f"# {repository.rpartition('/')[2]}: {Path(upload.base).name} tuned with Meditune",
             "\n".join(warnings(upload.report)).strip(),
             "## Use",
             f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
             "It is a plain transformers model in BF16. Its chat template writes the prompts of training, so servers "
             "such as vLLM ask it as it was trained; `prompt.json` describes the format.",
-            "\n".join(measured(upload.report)).strip()
-            if upload.report
-            else "## Not measured\n\nThe run has no report.json, so the model wasn't compared with its base.",
+            metrics,
             "## Training data",
             "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),
             "## Comparison of the merged model with the tuned one",
-            f"{facts['drift'].get('summary') or facts['drift']['said']}\n",
+            f"{facts['drift']['summary']}\n",
         ]
     )
 
 
 def _licence(base: str) -> str:
     return CATALOGUE[base].licence if base in CATALOGUE else "the base model's own licence"
-
-
-def readme(facts: dict[str, Any], name: str, use: str) -> str:
-    """Return the README of an export: the model, its limits, its use, and the result of the verification.
-
-    `use` is the command that uses the export in FOLDER.
-    """
-    tools = ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items())
-    return "\n\n".join(
-        [
-            f"# A Meditune model for the {facts['engine']} engine ({facts['weights']})",
-            f"**Limits.** {LIMITS}",
-            "## Use",
-            f"    {use}",
-            "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
-            "## Comparison with the original model",
-            facts["drift"]["summary"],
-            f"Made from {name}; tools: {tools}.\n",
-        ]
-    )

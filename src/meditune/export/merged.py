@@ -63,7 +63,10 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
     merged, and MedituneError if `folder` holds something else.
     """
     adapter = _adapter(name)
-    made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_sparsity}
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ModelError(f"{adapter} has no {weights.name}, so there are no weights to merge. Copy the adapter again.")
+    made_from = {"adapter": str(adapter.resolve()), "sha256": sha256(weights), "keep_zeros": keep_sparsity}
     if is_result_of(folder, MERGED, made_from):
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
@@ -131,41 +134,24 @@ def _adapter(name: str) -> Path:
     raise ModelError(f"{name} is not a local folder with an adapter. Give a run's folder or one with {ADAPTER_FILE}.")
 
 
-def _weights_digest(adapter: Path) -> str:
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{adapter} has no {weights.name}, so there are no weights to merge. Copy the adapter again.")
-    return sha256(weights)
-
-
 def _card(facts: dict[str, Any], form: PromptFormat, adapter: Path) -> str:
     from meditune.train.model_card import loading, measured
 
+    front = [
+        *("---", f"base_model: {facts['base']}", "library_name: transformers", "pipeline_tag: text-generation"),
+        *("language: en", "tags: [medical, merged, meditune]", "---"),
+    ]
+    parts = [
+        "\n".join(front),
+        f"# {facts['base']} tuned with Meditune, merged into one model",
+        f"**Limits.** {LIMITS}",
+        "## Use",
+        "\n".join(loading(form, "full")),
+        "## How it was made",
+        "\n".join(remarks(facts)),
+    ]
     report = adapter.parent / "report.json"
-    figures = measured(read_json(report)) if adapter.name == "model" and report.is_file() else []
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {facts['base']}",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "language: en",
-            "tags: [medical, merged, meditune]",
-            "---",
-            "",
-            f"# {facts['base']} tuned with Meditune, merged into one model",
-            "",
-            f"**Limits.** {LIMITS}",
-            "",
-            "## Use",
-            "",
-            *loading(form, "full"),
-            "",
-            "## How it was made",
-            "",
-            *remarks(facts),
-            "",
-            *(["The metrics below were measured with the separate adapter, before merging.", ""] if figures else []),
-            *figures,
-        ]
-    )
+    if adapter.name == "model" and report.is_file():
+        parts.append("The metrics below were measured with the separate adapter, before merging.")
+        parts.append("\n".join(measured(read_json(report))))
+    return "\n\n".join(parts) + "\n"

@@ -8,7 +8,6 @@ are context, and each question and reply follows its cue.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from meditune.config.data_options import PromptFormat
 from meditune.data.example import STYLE, Example, Turn
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.files import read_text
 from meditune.prompts import LIMITS, QUOTE, Encoder
 
 MODELFILE = "Modelfile"
 JINJA = "chat_template.jinja"
 _QUOTES = '"""'
-_ACTION = re.compile(r"\{\{ (.*?) \}\}")
-_TEMPLATE = re.compile(f"^TEMPLATE {_QUOTES}(.*?){_QUOTES}$", re.DOTALL | re.MULTILINE)
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
@@ -53,17 +49,7 @@ def ollama_template(tokenizer: Any, form: PromptFormat) -> str:
     A BOS token that llama.cpp adds itself is left out, and so are system messages if the format quotes its context,
     because the language can't begin each line with a mark. Raises ModelError if the template can't be written.
     """
-    if form.is_chat:
-        part = _chat_parts(tokenizer, form)
-    else:
-        part = {
-            "start": "",
-            "user_start": f"{form.question_cue} ",
-            "user_end": f"\n{form.plain_cue or form.answer_cue}",
-            "assistant_start": " ",
-            "assistant_end": "\n",
-        }
-        part |= {} if form.quoted else {"system_start": "", "system_end": "\n"}
+    part = _chat_parts(tokenizer, form)
     if any(mark in text for text in part.values() for mark in ("{{", _QUOTES)):
         raise ModelError('The prompt format contains {{ or """, which have a special meaning in a Modelfile.')
     begin = part["start"]
@@ -76,7 +62,33 @@ def ollama_template(tokenizer: Any, form: PromptFormat) -> str:
     return f"{begin}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
 
 
+def ollama_prompt(tokenizer: Any, form: PromptFormat) -> Callable[[Messages], str]:
+    """Return a function that writes prompts as Ollama does with the template of `ollama_template`."""
+    part = _chat_parts(tokenizer, form)
+
+    def write(messages: Messages) -> str:
+        system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+        with_system = system and "system_start" in part
+        text = f"{part['system_start']}{system}{part['system_end']}" if with_system else part["start"]
+        for role, content in ((message["role"], message["content"]) for message in messages):
+            if role != "system":
+                text += f"{part[f'{role}_start']}{content}{part[f'{role}_end']}"
+        return text
+
+    return write
+
+
 def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
+    """Return what is before the first message, and before and after each role's content."""
+    if not form.is_chat:
+        part = {
+            "start": "",
+            "user_start": f"{form.question_cue} ",
+            "user_end": f"\n{form.plain_cue or form.answer_cue}",
+            "assistant_start": " ",
+            "assistant_end": "\n",
+        }
+        return part if form.quoted else part | {"system_start": "", "system_end": "\n"}
     try:
         part = ChatTemplate(tokenizer, form.thinking).parts()
     except TemplateError as error:
@@ -148,58 +160,6 @@ def jinja_prompt(tokenizer: Any) -> Callable[[Messages], str]:
 def _jinja_text(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"
-
-
-def ollama_prompt(folder: Path) -> Callable[[Messages], str]:
-    """Return a function that writes the prompts of the Modelfile in a folder as Ollama does."""
-    found = _TEMPLATE.search(read_text(folder / MODELFILE))
-    assert found is not None, "modelfile() writes a template"
-    pieces = _ACTION.split(found[1])
-    return lambda messages: _executed(
-        pieces,
-        0,
-        {"System": "\n\n".join(message["content"] for message in messages if message["role"] == "system")},
-        messages,
-    )[0]
-
-
-def _executed(pieces: list[str], at: int, fields: dict[str, str], messages: Messages) -> tuple[str, int]:
-    """Execute a template of Go's text/template up to the end of a block, and return its text and where it ended.
-
-    `pieces` are texts and, at odd places, actions: fields, conditions on fields and roles, and a loop over messages.
-    """
-    text = ""
-    while at < len(pieces):
-        action = pieces[at] if at % 2 else ""
-        if action == "end" or action.startswith("else"):
-            break
-        if not at % 2:
-            text += pieces[at]
-        elif action.startswith("."):
-            text += fields[action[1:]]
-        elif action == "range .Messages":
-            begin = at + 1
-            _, at = _executed(pieces, begin, {"Role": "", "Content": ""}, messages)
-            for message in messages:
-                inside = {"Role": message["role"], "Content": message["content"]}
-                text += _executed(pieces, begin, inside, messages)[0]
-        else:
-            is_done = False
-            while pieces[at] != "end":
-                condition = pieces[at].removeprefix("else").strip()
-                branch, at = _executed(pieces, at + 1, fields, messages)
-                if not is_done and _holds(condition, fields):
-                    text, is_done = text + branch, True
-        at += 1
-    return text, at
-
-
-def _holds(condition: str, fields: dict[str, str]) -> bool:
-    """Return whether a condition holds: "" (else), "if .System" or 'if eq .Role "user"'."""
-    if not condition.startswith("if eq "):
-        return not condition or bool(fields[condition.removeprefix("if .")])
-    name, value = condition.removeprefix("if eq .").split(" ", 1)
-    return f'"{fields[name]}"' == value
 
 
 def check_prompts(

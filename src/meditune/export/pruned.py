@@ -5,26 +5,48 @@ The calibration text and the text for measuring quality don't overlap, and neith
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import ApiSpec, ModelSpec
 from meditune.data.leakage import copy_record
 from meditune.data.prepare import Prepared, prepare
 from meditune.errors import DataError, ModelError, RecipeError
+from meditune.evaluate.general_knowledge import WINDOW, general_texts, tokens_of
+from meditune.evaluate.likelihood import score
 from meditune.evidence.support_model import copy_correction
 from meditune.files import is_result_of, read_json, replace_folder, write_json
+from meditune.models import merging
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, PRUNING, public_name
+from meditune.models.inference import batch_limit
 from meditune.models.load import LoadedModel, load, locate
-from meditune.models.shared_prefix_batch import Row, rows_of
+from meditune.models.pruning import (
+    block_influence,
+    check_count,
+    least,
+    magnitude,
+    passages,
+    remove_layers,
+    sparsity,
+    wanda,
+)
+from meditune.models.shared_prefix_batch import Row, by_length, rows_of
 from meditune.prompts import Encoder, QuestionTooLongError, save_format
 from meditune.run_folder import machine
+from meditune.train import replay
+from meditune.train.dataset import encode
 
 CALIBRATION_ROWS = 64
 """Number of rows from which wanda and layers learn which weights matter"""
@@ -49,11 +71,6 @@ class Texts:
     measured: dict[str, list[Row]]
     """Title for people -> rows; at least one text"""
 
-    def description(self) -> dict[str, Any] | None:
-        """Return a description of the calibration text, or None."""
-        rows = self.calibration
-        return {"text": self.source, "rows": len(rows), "tokens": sum(map(len, rows))} if rows else None
-
     def some(self) -> list[Row]:
         """Return the rows of one text that quality is measured on."""
         return next(iter(self.measured.values()))
@@ -66,9 +83,6 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     validation and test text. Returns the content of pruning.json. Raises ModelError if the model can't be pruned,
     DataError if there is no text, and MedituneError if `folder` holds something else.
     """
-    from meditune.models import merging
-    from meditune.models.pruning import check_count
-
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
         raise RecipeError(
@@ -85,11 +99,14 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         return done
     started = time.monotonic()
     dtype = merging.stored_dtype(place)
-    loaded = _load(place, str(dtype).removeprefix("torch."))
+    # FP16 is slow on CPUs, and BF16 would round FP16 weights, so CPUs compute in FP32.
+    known = {torch.float32, torch.bfloat16} | ({torch.float16} if torch.cuda.is_available() else set())
+    computed: Any = str(dtype if dtype in known else torch.float32).removeprefix("torch.")
+    loaded = load(place, ModelSpec(base=place, dtype=computed))
     if spec.layers is not None:
         check_count(loaded.model, spec.layers)
     texts = _texts(loaded, recipe, data)
-    before = _measured(loaded, texts, recipe.evaluate.batch_tokens, "before")
+    measured = {"before": _measured(loaded, texts, recipe.train.micro_batch_tokens, "before")}
     found = _pruned(loaded, recipe, texts)
     expected = _logits(loaded.model, texts)
     with replace_folder(folder) as partial:
@@ -99,23 +116,22 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         copy_record(Path(place), partial)
         copy_correction(Path(place), partial)
         loaded.model = loaded.frozen = None  # type: ignore[assignment]
-        written = _load(str(partial), str(dtype).removeprefix("torch."))
+        written = load(str(partial), ModelSpec(base=str(partial), dtype=computed))
         _check_same(expected, _logits(written.model, texts), name)
-        after = _measured(written, texts, recipe.evaluate.batch_tokens, "after")
-        sizes = {
-            key: facts_of["parameters"] * dtype.itemsize for key, facts_of in (("before", before), ("after", after))
-        }
+        measured["after"] = _measured(written, texts, recipe.train.micro_batch_tokens, "after")
+        rows = texts.calibration
+        calibrated = {"text": texts.source, "rows": len(rows), "tokens": sum(map(len, rows))} if rows else None
         facts = {
             "made_from": made_from,
             "base": public_name(name),
             "what": spec.summary,
             "method": spec.method,
             **({} if spec.method == "layers" else {"sparsity": spec.sparsity, "pattern": spec.pattern}),
-            "calibration": texts.description(),
+            "calibration": calibrated,
             **found,
-            **{key: {"before": before[key], "after": after[key]} for key in before},
-            "bytes": sizes,
-            "measured_in": str(_computed_in(dtype)).removeprefix("torch."),
+            **{key: {when: each[key] for when, each in measured.items()} for key in measured["before"]},
+            "bytes": {key: each["parameters"] * dtype.itemsize for key, each in measured.items()},
+            "measured_in": computed,
             "machine": machine(),
             "seconds": round(time.monotonic() - started, 1),
             "remarks": [DENSE, FILLED] if spec.method != "layers" else [],
@@ -145,29 +161,7 @@ def _whole_model(name: str) -> str:
     return place
 
 
-def _load(folder: str, dtype: str) -> LoadedModel:
-    import torch
-
-    spec: dict[str, Any] = {"dtype": str(_computed_in(getattr(torch, dtype))).removeprefix("torch.")}
-    return load(folder, ModelSpec(base=folder, **spec))
-
-
-def _computed_in(dtype: Any) -> Any:
-    """Return the dtype to compute in; the weights are written in their own dtype again.
-
-    FP16 is slow on CPUs, and BF16 would round FP16 weights, so CPUs compute in FP32.
-    """
-    import torch
-
-    known = {torch.float32, torch.bfloat16} | ({torch.float16} if torch.cuda.is_available() else set())
-    return dtype if dtype in known else torch.float32
-
-
 def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
-    from meditune.evaluate.general_knowledge import WINDOW, general_texts, tokens_of
-    from meditune.train import replay
-    from meditune.train.dataset import encode
-
     encoder = loaded.encoder(recipe.prompt)
     calibration: list[Row] = []
     if recipe.model.prune.method == "magnitude":
@@ -194,23 +188,19 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
 def _answers(data: Prepared, encoder: Encoder) -> list[Row]:
     found = []
     for example in data.splits.dev:
-        if example.answer:
-            try:
+        with suppress(QuestionTooLongError):
+            if example.answer:
                 found.append(encoder.supervised(example, "answer"))
-            except QuestionTooLongError:
-                continue
     return rows_of(found)
 
 
 def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]:
     """Prune in place, and return the decisions that were made."""
-    from meditune.models.pruning import block_influence, least, magnitude, passages, remove_layers, wanda
-
     spec, model = recipe.model.prune, loaded.model
     if spec.method == "magnitude":
         magnitude(model, spec)
         return {}
-    batches = passages(model, texts.calibration, loaded.pad_id, recipe.evaluate.batch_tokens)
+    batches = passages(model, texts.calibration, loaded.pad_id, recipe.train.micro_batch_tokens)
     if spec.method == "wanda":
         wanda(model, spec, batches)
         return {}
@@ -223,42 +213,53 @@ def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]
 
 def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int | None, label: str) -> dict[str, Any]:
     """Return the perplexity of each text, size, and speed."""
-    import math
-
-    from meditune.evaluate.likelihood import score
-    from meditune.models.load import forward_tokens_per_s
-    from meditune.models.pruning import sparsity
-
     perplexity = {}
     for name, rows in texts.measured.items():
         scores = score(loaded, rows, batch_tokens, f"{name[0].upper()}{name[1:]}, {label}").answers.values()
         perplexity[name] = math.exp(sum(each.nll for each in scores) / sum(each.tokens for each in scores))
     weights = list(loaded.model.parameters())
+    count = sum(weight.numel() for weight in weights)
     return {
         "perplexity": perplexity,
-        "parameters": sum(weight.numel() for weight in weights),
-        "nonzero_share": sum(int(weight.count_nonzero()) for weight in weights) / sum(w.numel() for w in weights),
+        "parameters": count,
+        "nonzero_share": sum(int(weight.count_nonzero()) for weight in weights) / count,
         "zeros_in_layers": sparsity(loaded.model),
         "layers": loaded.model.config.get_text_config().num_hidden_layers,
-        "tokens_per_s": forward_tokens_per_s(loaded, texts.some(), batch_tokens),
+        "tokens_per_s": _tokens_per_s(loaded, texts.some(), batch_tokens),
     }
 
 
 def _logits(model: Any, texts: Texts) -> Any:
     """Return the logits of one row from transformers' own forward pass, (T, vocabulary)."""
-    import torch
-
     ids = torch.tensor([texts.some()[0].tokens], device=next(model.parameters()).device)
     with torch.inference_mode():
         return model.eval()(input_ids=ids, use_cache=False).logits[0].float()
 
 
 def _check_same(expected: Any, actual: Any, name: str) -> None:
-    import torch
-
     if not torch.allclose(expected, actual, atol=1e-3, rtol=1e-3):
         raise ModelError(
             f"{name}: the pruned model gives different outputs after it is saved and loaded again, because its "
             "architecture depends on its layers in a way that Meditune doesn't support. Nothing was kept. Zeroing "
             "weights (--method magnitude or wanda) may work."
         )
+
+
+SECONDS, LEAST, MOST = 3.0, 5, 10
+"""Duration of a speed measurement in seconds, and its smallest and largest number of passes"""
+
+
+def _tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None) -> float:
+    """Return the median speed of forward passes over one batch of the rows, in tokens per second without padding."""
+    chosen = [rows[index] for index in by_length(rows, batch_limit(loaded.model, batch_tokens))[0]]
+    tokens = sum(len(row) for row in chosen)
+    seconds: list[float] = []
+    with torch.inference_mode():
+        loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
+        while len(seconds) < LEAST or (sum(seconds) < SECONDS and len(seconds) < MOST):
+            started = time.perf_counter()
+            loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    return tokens / statistics.median(seconds)

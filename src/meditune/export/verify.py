@@ -2,10 +2,8 @@
 
 Both are called through the common engine interface: the likelihood of long answers, the most likely decision, and the
 generated text. The original scores the text that the export generates, because scores of given texts can't reveal a
-wrong cache, mask or stop token in the engine's generation. The questions have a decision and a long answer, and come
-from training data.
-
-A judge of evidence is compared on claims instead: by the probabilities of its labels.
+wrong cache, mask or stop token in the engine's generation. A judge of evidence is compared on claims instead: by the
+probabilities of its labels. The items come from training data.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -27,7 +25,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, locate_source
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
-from meditune.errors import DataError, ModelError
+from meditune.errors import DataError
 from meditune.evidence.support_model import ClaimCorrection, load_correction
 from meditune.prompts import Encoder, QuestionTooLongError
 from meditune.text import sentences
@@ -71,7 +69,7 @@ class Deviation:
                 f"the perplexity of reference answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
                 f"(allowed: {100 * looseness * PERPLEXITY:g} %)"
             )
-        if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_of_loss(*self.changed) < CHANCE:
+        if self.accuracy[0] - self.accuracy[1] > ACCURACY and self._chance_of_loss() < CHANCE:
             found.append(
                 f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
                 f"turned wrong and {self.changed[1]} right, which is more than chance"
@@ -88,16 +86,11 @@ class Deviation:
             )
         return found
 
-    def facts(self, looseness: float = 1.0) -> dict[str, object]:
-        """Return the content for export.json, with the tolerances."""
-        tolerance = {
-            "perplexity": looseness * PERPLEXITY,
-            "accuracy_points": ACCURACY,
-            "accuracy_chance": CHANCE,
-            "agreement": 1 - looseness * (1 - AGREEMENT),
-            "written": MAX_PERPLEXITY_RISE,
-        }
-        return asdict(self) | {"tolerance": tolerance}
+    def _chance_of_loss(self) -> float:
+        """Return the probability of at least as many changes for the worse, if both directions are equally likely."""
+        from scipy.stats import binomtest
+
+        return float(binomtest(self.changed[0], sum(self.changed), alternative="greater").pvalue)
 
     def __str__(self) -> str:
         (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
@@ -150,14 +143,12 @@ class Check:
                 nll -= sum(one.logprob for one in engine.score(item.prompt, [text])[0])
                 tokens += len(text)
         prompts = [encoder.prompt(example, "answer").prompt for example in self.examples[:WRITTEN_ITEMS]]
-        return ModelOutput(nll, tokens, decisions, prompts, written_answers(engine, prompts, WRITTEN_TOKENS))
+        written = dict(generate_all(engine, [GenerationRequest(prompt, WRITTEN_TOKENS) for prompt in prompts]))
+        generated = [written[number].tokens for number in range(len(prompts))]
+        return ModelOutput(nll, tokens, decisions, prompts, generated)
 
     def compare(self, before: ModelOutput, after: ModelOutput, original: Engine) -> Deviation:
-        """Return the deviation of the exported model's outputs from the original's; `original` scores generated text.
-
-        Raises ModelError if the two tokenize a prompt differently.
-        """
-        _refuse_other_prompts(before.prompts, after.prompts)
+        """Return the deviation of the export's outputs from the original's; `original` scores generated text."""
         right = [str(example.decision) for example in self.examples]
         was, now = ([one == truth for one, truth in zip(o.decisions, right, strict=True)] for o in (before, after))
         changes = list(zip(was, now, strict=True))
@@ -193,7 +184,8 @@ class ClaimDeviation:
     def problems(self, looseness: float = 1.0) -> list[str]:
         """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances."""
         found = []
-        difference, least = _claim_tolerances(looseness)
+        factor = min(looseness, MAX_CLAIM_TOLERANCE_FACTOR)
+        difference, least = factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
         if not self.difference <= difference:
             found.append(
                 f"the probabilities that claims are supported differ by {self.difference:.3f} on average (allowed: "
@@ -206,22 +198,11 @@ class ClaimDeviation:
             )
         return found
 
-    def facts(self, looseness: float = 1.0) -> dict[str, object]:
-        """Return the content for export.json, with the tolerances."""
-        difference, least = _claim_tolerances(looseness)
-        return asdict(self) | {"tolerance": {"difference": difference, "agreement": least}}
-
     def __str__(self) -> str:
         return (
             f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; probability of support "
             f"{self.difference:.3f} apart on average; largest difference of a label's probability {self.largest:.3f}."
         )
-
-
-def _claim_tolerances(looseness: float) -> tuple[float, float]:
-    """Return the largest mean difference and the smallest agreement that are allowed."""
-    factor = min(looseness, MAX_CLAIM_TOLERANCE_FACTOR)
-    return factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
 
 
 @dataclass(frozen=True)
@@ -256,13 +237,8 @@ class ClaimCheck:
             [item.prompt for item in items], [[tokens[0].logprob for tokens in labels] for labels in scored]
         )
 
-    def compare(self, before: ClaimOutput, after: ClaimOutput, original: Engine) -> ClaimDeviation:
-        """Return the deviation of the exported judge's outputs from the original's.
-
-        Raises ModelError if the two tokenize a prompt differently.
-        """
-        del original
-        _refuse_other_prompts(before.prompts, after.prompts)
+    def compare(self, before: ClaimOutput, after: ClaimOutput, _: Engine) -> ClaimDeviation:
+        """Return the deviation of the exported judge's outputs from the original's."""
         was, now = (
             [self.correction.probabilities(dict(zip(LABELS, each, strict=True))) for each in output.logprobs]
             for output in (before, after)
@@ -276,11 +252,6 @@ class ClaimCheck:
             fmean(abs(one["supported"] - other["supported"]) for one, other in pairs),
             max(abs(one[label] - other[label]) for one, other in pairs for label in LABELS),
         )
-
-
-def _refuse_other_prompts(before: list[list[int]], after: list[list[int]]) -> None:
-    if before != after:
-        raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
 
 
 def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check | ClaimCheck]:
@@ -300,19 +271,6 @@ def _perplexity(original: Engine, output: ModelOutput) -> float:
         total -= sum(one.logprob for one in original.score(prompt, [text])[0])
         count += len(text)
     return math.exp(total / count) if count else math.inf
-
-
-def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-    """Return the greedy continuation of each prompt, as tokens; re-raise errors of generation."""
-    found = dict(generate_all(engine, [GenerationRequest(prompt, max_new_tokens) for prompt in prompts]))
-    return [found[number].tokens for number in range(len(prompts))]
-
-
-def chance_of_loss(worse: int, better: int) -> float:
-    """Return the probability of at least `worse` changes for the worse, if both directions are equally likely."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(worse, worse + better, alternative="greater").pvalue)
 
 
 COUNT = 50

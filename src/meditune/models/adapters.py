@@ -16,24 +16,23 @@ from meditune.models import forward, quantization
 from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quiet_libraries import quiet_transformers
 
-# Attention and MLP projections; the output head stays frozen. GPT-2 keeps them in Conv1D layers of its own.
+USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""LoRA: attention and MLP projections; the output head stays frozen"""
 TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
 }
-USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-# Keys, values, and the input of the MLP's second projection, which is listed last. If one layer computes queries, keys
-# and values, all three are rescaled.
+USUAL_IA3_TARGETS = ["k_proj", "v_proj", "down_proj"]
+"""(IA)³: keys, values, and the input of the MLP's second projection, which is listed last. If one layer computes
+queries, keys and values, all three are rescaled."""
 IA3_TARGETS = {
     "gpt2": ["c_attn", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "phi": ["k_proj", "v_proj", "fc2"],
     "phi3": ["qkv_proj", "down_proj"],
 }
-USUAL_IA3_TARGETS = ["k_proj", "v_proj", "down_proj"]
 
 
 def add_lora(
@@ -92,7 +91,9 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     blocks = blocks_of(model)
     inside = {id(module) for block in blocks[-(top_layers or len(blocks)) :] for module in block.modules()}
     found = {
-        target: [name for name, module in model.named_modules() if id(module) in inside and _ends_in(name, target)]
+        target: [
+            name for name, module in model.named_modules() if id(module) in inside and f".{name}".endswith(f".{target}")
+        ]
         for target in targets
     }
     missing = [target for target, names in found.items() if not names]
@@ -129,10 +130,6 @@ def linear_layers(model: Any) -> set[str]:
         for name, module in model.named_modules()
         if type(module).__name__ in kinds and module is not model.get_output_embeddings()
     }
-
-
-def _ends_in(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}")
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
@@ -178,13 +175,13 @@ def merged(model: Any) -> Any:
 
 def parameter_counts(model: Any) -> tuple[int, int]:
     """Return the numbers of trained weights and of all weights, without regard to quantization."""
-    counts = [(parameter.requires_grad, _size(parameter)) for parameter in model.parameters()]
-    return sum(size for trained, size in counts if trained), sum(size for _, size in counts)
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else parameter.numel()
+    trained = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        size = int(state.shape.numel()) if state is not None else parameter.numel()
+        total += size
+        trained += size if parameter.requires_grad else 0
+    return trained, total
 
 
 def _unfrozen(model: Any, top_layers: int | None) -> Any:
@@ -200,16 +197,12 @@ def _unfrozen(model: Any, top_layers: int | None) -> Any:
             module.requires_grad_(True)
         return model
     model.requires_grad_(False)
-    for module in [*blocks_of(model)[-top_layers:], *_norms_above_layers(model)]:
-        module.requires_grad_(True)
-    return model
-
-
-def _norms_above_layers(model: Any) -> list[Any]:
-    """Return the norms between the last layer and the head."""
     children = list(model.get_decoder().children())
     last = next(index for index, child in enumerate(children) if isinstance(child, torch.nn.ModuleList))
-    return [child for child in children[last + 1 :] if "Norm" in type(child).__name__]
+    norms = [child for child in children[last + 1 :] if "Norm" in type(child).__name__]
+    for module in [*blocks_of(model)[-top_layers:], *norms]:
+        module.requires_grad_(True)
+    return model
 
 
 @contextmanager
@@ -230,9 +223,7 @@ def fuse_lora(model: Any) -> Iterator[int]:
 
 
 def _is_plain(module: Any) -> bool:
-    """Return whether the module is a LoRA layer that only adds scale * B A x (dropout on x is allowed) to the output of
-    a linear layer.
-    """
+    """Return whether a LoRA layer only adds scale * B A x (dropout on x is allowed) to a linear layer's output."""
     from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
@@ -249,7 +240,7 @@ def _is_plain(module: Any) -> bool:
     if base.weight.requires_grad or any(part._forward_hooks or part._forward_pre_hooks for part in parts):
         return False
     dtype = a.weight.dtype
-    computed = quantization.compute_dtype(base) or dtype if is_quantized else base.weight.dtype
+    computed = getattr(base, "compute_dtype", None) or dtype if is_quantized else base.weight.dtype
     return (is_quantized or type(base) in {torch.nn.Linear, Conv1D}) and dtype == b.weight.dtype == computed
 
 

@@ -9,11 +9,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import PromptFormat
-from meditune.config.training_options import ApiSpec
+from meditune.config.training_options import AddressSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
@@ -31,19 +32,13 @@ def without_echo(message: str, secrets: Iterable[str]) -> str:
     """Return the beginning of the message, with repeated parts of the secrets masked."""
     text = " ".join(message[:MAX_MESSAGE_CHARACTERS].split())
     masked = [False] * len(text)
-    for secret in map(_plain, secrets):
+    for secret in (" ".join(each.split()) for each in secrets):
         window = min(WINDOW, len(secret))
         for start in range(len(text) - window + 1) if window else ():
             if text[start : start + window] in secret:
                 masked[start : start + window] = [True] * window
-    return "".join(
-        "" if hidden and masked[index - 1 : index] == [True] else "…" if hidden else character
-        for index, (character, hidden) in enumerate(zip(text, masked, strict=True))
-    )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+    parts = groupby(zip(text, masked, strict=True), key=lambda pair: pair[1])
+    return "".join("…" if hidden else "".join(character for character, _ in part) for hidden, part in parts)
 
 
 BACKOFF = Backoff(attempts=8, first_wait=0.5)
@@ -79,7 +74,7 @@ class ApiError(ModelError):
 class Client:
     """A client of one API. It can be used from several threads; close it when done."""
 
-    def __init__(self, spec: ApiSpec, key: str | None, advice: str = RETRY_LATER) -> None:
+    def __init__(self, spec: AddressSpec, key: str | None, advice: str = RETRY_LATER) -> None:
         """`advice` ends the message about a request that failed several times."""
         import httpx2
 
@@ -111,11 +106,7 @@ class Client:
         return self._http.retry(lambda: self._request("POST", path, lambda: texts, json=body), self.host)
 
     def create(self, path: str, body: dict[str, Any], find: Finder) -> dict[str, Any]:
-        """Create something that must not be created twice.
-
-        If it is unknown whether a request was processed, `find` looks for its result before the request is sent again.
-        Raises ApiError.
-        """
+        """Create something that must not be created twice: before it is sent again, `find` looks for its result."""
         return self._http.retry(lambda: self._request("POST", path, json=body), self.host, find)
 
     def upload(self, path: Path, name: str, find: Finder) -> dict[str, Any]:
@@ -131,7 +122,11 @@ class Client:
     def _request(self, method: str, path: str, texts: Texts = list, **options: Any) -> dict[str, Any]:
         """Send one request. Raises TransientError if a retry may succeed, else ApiError."""
         response = self._http.request(method, self._url + path, **options)
-        content = _object(response)
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        content = content if isinstance(content, dict) else None
         if response.is_success and content is not None:
             return content
         if response.is_success or response.is_redirect:
@@ -157,14 +152,6 @@ class Client:
         detail = f": {message.rstrip('.')}" if message else ""
         sentence = f"{self.host} refused {request} ({response.status_code}{detail}). {advice}".rstrip()
         return ApiError(sentence, status, f"{facts.get('param') or ''} {message}")
-
-
-def _object(answer: Any) -> dict[str, Any] | None:
-    try:
-        content = answer.json()
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
 
 
 Messages = Sequence[dict[str, str]]
@@ -212,26 +199,21 @@ class Chat:
         try:
             answer = self.client.post("/chat/completions", body)
         except ApiError as error:
-            if not self._adapted(error, body):
+            if error.status not in {400, 422}:
                 raise
-            return self._ask(messages, max_tokens, likelihoods and self._likelihoods)
+            # An option that the model refuses is dropped or renamed.
+            if likelihoods and "logprobs" in error.reason:
+                self._likelihoods = likelihoods = False
+            elif "max_tokens" in body and "max_completion_tokens" in error.reason:
+                self._limit = "max_completion_tokens"
+            else:
+                raise
+            return self._ask(messages, max_tokens, likelihoods)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise ApiError(f"{self.client.host} answered without choices. Does it serve chat completions?")
         choice: dict[str, Any] = choices[0]
         return choice
-
-    def _adapted(self, error: ApiError, body: dict[str, Any]) -> bool:
-        """Drop or rename an option that the model refused, and return whether there was one."""
-        if error.status not in {400, 422}:
-            return False
-        if "logprobs" in body and "logprobs" in error.reason:
-            self._likelihoods = False
-            return True
-        if "max_tokens" in body and "max_completion_tokens" in error.reason:
-            self._limit = "max_completion_tokens"
-            return True
-        return False
 
 
 def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
@@ -242,12 +224,8 @@ def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
     """
     if not tokens:
         return None
-    found: dict[str, list[float]] = {label: [] for label in DECISIONS}
-    for token, likelihood in tokens.items():
-        word = token.strip().lower()
-        for label in DECISIONS:
-            if word and label.startswith(word):
-                found[label].append(likelihood)
+    words = [(token.strip().lower(), likelihood) for token, likelihood in tokens.items() if token.strip()]
+    found = {label: [value for word, value in words if label.startswith(word)] for label in DECISIONS}
     least = min(tokens.values())
     return {label: _log_sum(values) if values else least for label, values in found.items()}
 
@@ -279,7 +257,7 @@ class ApiModel:
 
     name: str
     """The model's name at the API"""
-    spec: ApiSpec
+    spec: AddressSpec
     form: PromptFormat | None = None
     """The prompt format saved with the model, if any"""
     system: str = CHAT_SYSTEM
@@ -308,7 +286,7 @@ class ApiModel:
         if not key:
             raise ModelError(
                 f"{self.title} needs a key, and the environment variable {variable} isn't set. Set it to the key, or "
-                "name another variable with --set {self.spec.KEY}.key_variable=NAME (null if the API needs no key)."
+                f"name another variable with --set {self.spec.KEY}.key_variable=NAME (null if the API needs no key)."
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ModelError(f"The value of {variable} isn't a key: it contains spaces or non-ASCII characters.")
@@ -320,7 +298,7 @@ class ApiModel:
         write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
 
 
-def find_api_model(name: str, spec: ApiSpec) -> ApiModel | None:
+def find_api_model(name: str, spec: AddressSpec) -> ApiModel | None:
     """Return the API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
 
     A tuned model's folder records where the model is; for other models `spec` does. Raises ModelError if such a folder
@@ -340,11 +318,11 @@ def find_api_model(name: str, spec: ApiSpec) -> ApiModel | None:
     return None
 
 
-def _stored(folder: Path, spec: ApiSpec) -> ApiModel:
+def _stored(folder: Path, spec: AddressSpec) -> ApiModel:
     record = read_json(folder / FILE)
     try:
         place = {name: record[name] for name in ("url", "key_variable")}
-        spec = ApiSpec.model_validate(spec.model_dump() | place)
+        spec = type(spec).model_validate(spec.model_dump() | place)
         return ApiModel(record["model"], spec, load_format(folder), record["system"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / FILE} was changed or damaged. Copy the model's folder again.") from error

@@ -48,12 +48,8 @@ class PackedSequences(NamedTuple):
 
     def to(self, device: torch.device) -> PackedSequences:
         """Return the layout on a device."""
-        return self._replace(
-            queries=self.queries.to(device),
-            keys=self.keys.to(device),
-            query_ends=self.query_ends.to(device),
-            key_ends=self.key_ends.to(device),
-        )
+        names = ("queries", "keys", "query_ends", "key_ends")
+        return self._replace(**{name: getattr(self, name).to(device) for name in names})
 
 
 def pack(branch: torch.Tensor) -> PackedSequences:

@@ -98,7 +98,6 @@ class HiddenStateCache:
                 child.eval()
 
     def _size(self, row: Row) -> int:
-        """Return the size of a row in bytes."""
         return len(row) * self._token_bytes
 
     @torch.no_grad()
@@ -148,9 +147,8 @@ class HiddenStateCache:
             return (hidden,) if self._as_tuple else hidden
 
         with ExitStack() as afterwards:
-            for block in self.blocks[:-1]:
-                afterwards.enter_context(replayed(block, nothing))
-            afterwards.enter_context(replayed(self.blocks[-1], remembered))
+            for block in self.blocks:
+                afterwards.enter_context(replayed(block, remembered if block is self.blocks[-1] else nothing))
             yield
 
 

@@ -1,8 +1,8 @@
 """Faster matrix products and attention for inference on CPUs.
 
 PyTorch multiplies FP32 matrices with MKL, which uses AVX2 on processors that aren't Intel's, even if they have AVX-512;
-that halves their speed. oneDNN, which PyTorch includes for other number formats, uses the best instructions available.
-Its products are the same FP32 sums as MKL's, in a different order (checked by a test). It doesn't propagate gradients.
+that halves their speed. oneDNN uses the best instructions available: the same FP32 sums in a different order (checked
+by a test), without gradients.
 
 PyTorch's fused CPU attention is slow in BF16, and repeating the key heads for grouped-query attention costs memory
 traffic. Folding the G query heads of a key head into the rows of one product avoids both.
@@ -41,8 +41,8 @@ def inference(model: Any, small_batches: bool = False) -> Iterator[None]:
     """
     with torch.inference_mode(), ExitStack() as afterwards:
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
-        sizes = {id(module.weight): module.weight.nbytes for module in linear}
-        packed = small_batches and sum(sizes.values()) <= MAX_PACKED
+        size = sum({id(module.weight): module.weight.nbytes for module in linear}.values())
+        packed = small_batches and size <= MAX_PACKED
         for module in linear:
             if packed and can_pack(module.weight):
                 weight = torch.ops.mkldnn._reorder_linear_weight(module.weight, ROWS)
@@ -87,16 +87,13 @@ def batch_limit(model: Any, max_tokens: int | None = None) -> int:
     weight = model.get_input_embeddings().weight
     if max_tokens is not None or not weight.is_cuda:
         return max_tokens or CPU_TOKENS
-    return gpu_limit(model.config, weight.element_size(), free_gpu_bytes(weight.device))
-
-
-def gpu_limit(config: Any, element_size: int, free: int) -> int:
-    """Return `batch_limit` for a GPU with this number of free bytes and a model of this configuration."""
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     # A layer's tensors; logits, their FP32 copy, and its probabilities.
-    token_bytes = element_size * (10 * text.hidden_size + 4 * inner) + (element_size + 8) * text.vocab_size
-    return int(max(CPU_TOKENS // 4, min(GPU_WORK // text.hidden_size, free // 2 // token_bytes)))
+    size = weight.element_size()
+    token_bytes = size * (10 * text.hidden_size + 4 * inner) + (size + 8) * text.vocab_size
+    most = free_gpu_bytes(weight.device) // 2 // token_bytes
+    return int(max(CPU_TOKENS // 4, min(GPU_WORK // text.hidden_size, most)))
 
 
 def tokens_per_pass(model: Any, max_tokens: int | None) -> int:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -80,34 +81,23 @@ class Int8MatMul:
         # four times as long.
         small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
         small = small.view(torch.uint8).bitwise_xor_(128)
+        weights = (self.weight, self.scales, self.zeros, self.bias)
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            small,
-            self.step,
-            self.zero,
-            self.weight,
-            self.scales,
-            self.zeros,
-            self.bias,
-            1.0,
-            0,
-            dtype,
-            after,
-            [],
-            "none",
+            small, self.step, self.zero, *weights, 1.0, 0, dtype, after, [], "none"
         )
         return product
 
 
 @dataclass(frozen=True)
 class Int8BertLayer:
-    """One layer of the encoder."""
+    """The four products of a layer of the encoder, and its norms."""
 
     qkv: Callable[..., torch.Tensor]
     """The product that gives queries, keys and values together"""
     attention_output: Callable[..., torch.Tensor]
-    attention_norm: Any
     intermediate: Callable[..., torch.Tensor]
     output: Callable[..., torch.Tensor]
+    attention_norm: Any
     output_norm: Any
 
 
@@ -136,13 +126,11 @@ class Int8Bert:
             found[batch] = self._vectors([rows[index] for index in batch])
             return sum(len(rows[index]) for index in batch)
 
-        progress = Progress(label, sum(map(len, rows)), "tokens") if label else None
-        readers = self._readers
-        for tokens in (readers.map if readers else map)(read, _batches(rows, self.threads)):
-            if progress:
-                progress.advance(tokens)
-        if progress:
-            progress.__exit__(None, None, None)
+        with Progress(label, sum(map(len, rows)), "tokens") if label else nullcontext() as progress:
+            readers = self._readers
+            for tokens in (readers.map if readers else map)(read, _batches(rows, self.threads)):
+                if progress:
+                    progress.advance(tokens)
         return found
 
     @cached_property
@@ -162,9 +150,8 @@ class Int8Bert:
         return pool
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return [list(ids) for ids in self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]]
+        ids = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
+        return [list(each) for each in ids]
 
     def _vectors(self, rows: Sequence[Sequence[int]]) -> Vectors:
         with torch.inference_mode():
@@ -244,27 +231,21 @@ class _Calibrator:
 
 
 def _calibrating(layer: Any) -> Int8BertLayer:
-    attention = layer.attention.self
+    attention, after = layer.attention.self, layer.attention.output
     parts = (attention.query, attention.key, attention.value)
     return Int8BertLayer(
         _Calibrator(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
-        _Calibrator(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
-        layer.attention.output.LayerNorm,
+        _Calibrator(after.dense.weight, after.dense.bias),
         _Calibrator(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
         _Calibrator(layer.output.dense.weight, layer.output.dense.bias),
+        after.LayerNorm,
         layer.output.LayerNorm,
     )
 
 
-def _quantized(layer: Any) -> Int8BertLayer:
-    return Int8BertLayer(
-        layer.qkv.quantized(),
-        layer.attention_output.quantized(),
-        layer.attention_norm,
-        layer.intermediate.quantized(),
-        layer.output.quantized(),
-        layer.output_norm,
-    )
+def _quantized(layer: Int8BertLayer) -> Int8BertLayer:
+    products = ("qkv", "attention_output", "intermediate", "output")
+    return replace(layer, **{name: getattr(layer, name).quantized() for name in products})
 
 
 def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]:
@@ -275,15 +256,12 @@ def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]
         yield from _shares(rows, order[::-1], min(threads, tokens // MIN_TOKENS_PER_THREAD))
         return
     batch: list[int] = []
-    tokens = 0
     for index in order:
-        if batch and tokens + len(rows[index]) > BATCH_TOKENS:
+        if batch and sum(len(rows[one]) for one in batch) + len(rows[index]) > BATCH_TOKENS:
             yield batch
-            batch, tokens = [], 0
+            batch = []
         batch.append(index)
-        tokens += len(rows[index])
-    if batch:
-        yield batch
+    yield batch
 
 
 def _shares(rows: Sequence[Sequence[int]], longest_first: Sequence[int], count: int) -> Iterator[list[int]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import statistics
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,13 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec
 from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
+from meditune.files import read_json
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PRUNED, START, split_revision
 from meditune.models.forward import virtual_tokens
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
-from meditune.models.shared_prefix_batch import Row, by_length
 from meditune.prompts import Encoder, load_format
 
 
@@ -59,8 +57,8 @@ class LoadedModel:
     def encoder(self, form: PromptFormat) -> Encoder:
         """Return an encoder of examples as this model's tokens.
 
-        In the chat format, the chat template's end-of-turn token becomes the tokenizer's end token, and thoughts are
-        off in its template unless `form.thinking`, so that other servers of a saved model do the same.
+        In the chat format, the tokenizer gets the template's end-of-turn token and the template without thoughts
+        (unless `form.thinking`), so that other servers of a saved model do the same.
         """
         encoder = Encoder(self.tokenizer, form)
         if encoder.template:
@@ -73,10 +71,9 @@ class LoadedModel:
 def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> LoadedModel:
     """Load a model for evaluation or training, in the number formats and attention that `spec` asks for.
 
-    `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
-    `model/` is used). Without `spec`, a tuned model's base is quantized as in training. The model is moved to the
-    device `on`, by default that of `device`; on "meta", its weights aren't read. Raises ModelError, with the ways to
-    get a model, if it isn't available.
+    `name` may be a catalogue name, a hub id, or the folder of a model, an adapter or a finished run. Without `spec`, a
+    tuned model's base is quantized as in training. The model is moved to the device `on`, by default that of `device`;
+    on "meta", its weights aren't read. Raises ModelError, with the ways to get a model, if it isn't available.
     """
     no_telemetry()
     # Every batch has another shape, and oneDNN caches code for the last 1,024 products, which can reach a gigabyte.
@@ -96,16 +93,12 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
     options |= quantization.loading_options(spec.quantize, number_format("auto"))
     with loading(name, place):
+        config = AutoConfig.from_pretrained(**source(weights))
         if spec.dtype == "auto":
-            config = AutoConfig.from_pretrained(**source(weights))
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
-        is_empty = on == "meta" and not adapter
-        if is_empty:
-            config = AutoConfig.from_pretrained(**source(weights))
-            # Weights that are stored quantized need layers of their own kind.
-            is_empty = not getattr(config, "quantization_config", None)
-        if is_empty:
+        # Weights that are stored quantized need layers of their own kind.
+        if on == "meta" and not adapter and not getattr(config, "quantization_config", None):
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
         else:
@@ -157,7 +150,7 @@ def locate(name: str) -> str:
         return place
     if Path(place).is_dir():
         raise ModelError(
-            f"{given}: a revision (model.revision) needs a model on the hub, and {name} is "
+            f"{given}: a revision needs a model on the hub, and {name} is "
             f"{'part of a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave the "
             "revision out."
         )
@@ -175,7 +168,6 @@ def source(location: str) -> dict[str, Any]:
 
 
 def _commit(location: str) -> str | None:
-    """Return the commit of the hub repository whose files were read for `location`; None for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = split_revision(location)
@@ -245,7 +237,6 @@ def prompt_for(form: PromptFormat, name: str, examples: Iterable[Example]) -> Pr
 
 
 def _chat_template(place: str) -> str | None:
-    """Return the chat template of the model at `place`, a folder or a hub id; None if it has none."""
     from transformers import AutoTokenizer
 
     with loading(place, place):
@@ -253,7 +244,7 @@ def _chat_template(place: str) -> str | None:
 
 
 def download_advice(name: str) -> str:
-    """Return the three ways to get a model, for an error message."""
+    """Return the ways to get a model, for an error message."""
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
     forbidden = offline_reason()
@@ -268,21 +259,17 @@ def download_advice(name: str) -> str:
 
 def offline_reason() -> str | None:
     """Return the environment variable that forbids network use, or None."""
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE"):
-        if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
-            return variable
-    return None
+    variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE")
+    return next((name for name in variables if os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}), None)
 
 
 def device() -> str:
     """Return the device on which models run: this process's GPU if there is one, else the CPU."""
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bf16_is_fast() -> bool:
     """Return whether this machine multiplies BF16 matrices in hardware."""
-
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -290,7 +277,6 @@ def bf16_is_fast() -> bool:
 
 def number_format(name: str) -> Any:
     """Return the torch dtype that `model.dtype` means on this machine."""
-
     if name in {"float32", "bfloat16"}:
         return getattr(torch, name)
     if name == "float16" and torch.cuda.is_available():
@@ -302,7 +288,6 @@ def number_format(name: str) -> Any:
 
 def in_range(dtype: Any, config: Any) -> Any:
     """Return the dtype, or FP32 instead of FP16 for models whose hidden states are too large for FP16 (Gemma 3)."""
-
     too_large = str(config.get_text_config().model_type).startswith("gemma")
     return torch.float32 if dtype == torch.float16 and too_large else dtype
 
@@ -323,16 +308,14 @@ def base_of(adapter: Path) -> str:
 
     A pruned base, or the model that a run started from, is in the run's folder and moves with it.
     """
-    from meditune.files import read_json
-
-    base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
+    config = read_json(adapter / ADAPTER_FILE)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
     for own in (PRUNED, START):
         beside = adapter.resolve().parent / own
         if Path(base).name == own and beside.is_dir():
             return str(beside)
-    revision = read_json(adapter / ADAPTER_FILE).get("revision")
     return f"{base}@{revision}" if revision and is_hub_id(str(base)) else str(base)
 
 
@@ -367,23 +350,3 @@ def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe
             f"{reads}, but a prompt may have {prompt:,} and an answer {more:,} ({key}). Lower "
             f"{key} to at most {room - prompt}, or lower prompt.max_tokens."
         )
-
-
-SECONDS, LEAST, MOST = 3.0, 5, 10
-"""Duration of a speed measurement in seconds, and its smallest and largest number of passes"""
-
-
-def forward_tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None) -> float:
-    """Return the median speed of forward passes over one batch of the rows, in tokens per second without padding."""
-    chosen = [rows[index] for index in by_length(rows, inference.batch_limit(loaded.model, batch_tokens))[0]]
-    tokens = sum(len(row) for row in chosen)
-    seconds: list[float] = []
-    with torch.inference_mode():
-        loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
-        while len(seconds) < LEAST or (sum(seconds) < SECONDS and len(seconds) < MOST):
-            started = time.perf_counter()
-            loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-    return tokens / statistics.median(seconds)

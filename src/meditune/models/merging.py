@@ -63,15 +63,17 @@ class Merged:
 def merge(adapter: Path, keep_sparsity: bool = False) -> Merged:
     """Return the base model of the PEFT adapter in that folder with the adapter merged in.
 
-    With `keep_sparsity`, linear-layer weights that are zero in a pruned base are set to zero again.
-
-    Raises ModelError if the adapter has no weights to merge (virtual tokens), if its base is stored quantized or
-    unavailable, or if the sum isn't finite.
+    With `keep_sparsity`, linear-layer weights that are zero in a pruned base are set to zero again. Raises ModelError
+    for virtual tokens, if the base is stored quantized or unavailable, or if the sum isn't finite.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    check_mergeable(adapter)
+    if is_virtual(adapter):
+        raise ModelError(
+            f"The adapter in {adapter} consists of virtual tokens, which can't be merged into the base model's "
+            f"weights. Use it as it is: {ADAPTER_FILE} names its base model."
+        )
     base = locate(base_of(adapter))
     dtype = stored_dtype(base)
     spoken = str(adapter) if has_tokenizer(adapter) else base
@@ -94,20 +96,8 @@ def merge(adapter: Path, keep_sparsity: bool = False) -> Merged:
     return Merged(model.eval(), tokenizer, dtype, (zeros, sparsity(model)))
 
 
-def check_mergeable(adapter: Path) -> None:
-    """Raise ModelError if the adapter in that folder consists of virtual tokens."""
-    if is_virtual(adapter):
-        raise ModelError(
-            f"The adapter in {adapter} consists of virtual tokens, which can't be merged into the base model's "
-            f"weights. Use it as it is: {ADAPTER_FILE} names its base model."
-        )
-
-
 def is_virtual(adapter: Path) -> bool:
-    """Return whether the adapter in that folder consists of virtual tokens, of any kind that peft supports.
-
-    Raises ModelError if peft can't read the adapter.
-    """
+    """Return whether an adapter consists of virtual tokens. Raises ModelError if peft can't read it."""
     from peft import PeftConfig
 
     with loading(str(adapter), str(adapter)):

@@ -39,7 +39,7 @@ def load_nli(name: str) -> Support:
 
     check(name)
     maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
-    with _loading(name, place):
+    with loading(f"evaluate.faithfulness_model {name}", place, _download_advice(place)):
         tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
         model = maker.from_pretrained(**source(place), use_safetensors=True, trust_remote_code=False)
     model.to(device()).eval()
@@ -61,7 +61,7 @@ def check(name: str) -> None:
         return
     from transformers import AutoConfig
 
-    with _loading(name, place):
+    with loading(f"evaluate.faithfulness_model {name}", place, _download_advice(place)):
         config = AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
     _supporting(config, kind, name)
 
@@ -85,25 +85,20 @@ class PairSupport:
     def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
 
-    def score(self, questions: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
-        for each in questions:
-            yield SupportScore(self._of(each))
-
-    def _of(self, question: SupportQuestion) -> float:
         import torch
 
-        rows = _windows(
-            self._tokenizer, " ".join(question.sources), question.sentence, _longest(self._model, self._tokenizer)
-        )
-        best = 0.0
-        for start in range(0, rows["input_ids"].shape[0], BATCH):
-            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
-            with torch.inference_mode():
-                logits = self._model(**batch).logits.float()
-            shares = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
-            best = max(best, float(shares[:, self._label].max()))
-        return best
+        for question in asked:
+            rows = _windows(self._model, self._tokenizer, " ".join(question.sources), question.sentence)
+            best = 0.0
+            for start in range(0, rows["input_ids"].shape[0], BATCH):
+                batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
+                with torch.inference_mode():
+                    logits = self._model(**batch).logits.float()
+                shares = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+                best = max(best, float(shares[:, self._label].max()))
+            yield SupportScore(best)
 
 
 class TokenSupport:
@@ -118,18 +113,15 @@ class TokenSupport:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
 
-    def score(self, questions: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
-        for each in questions:
-            yield self._of(each)
+        return map(self._of, asked)
 
     def _of(self, question: SupportQuestion) -> SupportScore:
         import torch
 
         source = f"{question.question}\n" + "\n".join(question.sources)
-        rows = _windows(
-            self._tokenizer, source, question.sentence, _longest(self._model, self._tokenizer), offsets=True
-        )
+        rows = _windows(self._model, self._tokenizer, source, question.sentence, offsets=True)
         places, which = rows.pop("offset_mapping"), rows.pop("second")
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
@@ -157,10 +149,13 @@ def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> 
             run = []
 
 
-def _windows(tokenizer: Any, source: str, sentence: str, longest: int, offsets: bool = False) -> dict[str, Any]:
+def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bool = False) -> dict[str, Any]:
     """Return rows of source and sentence; long sources in overlapping windows, each with the whole sentence."""
     import torch
 
+    # Positions before the first (RoBERTa) don't count.
+    places = getattr(model.config, "max_position_embeddings", 512) or 512
+    longest = int(min(places - 2, tokenizer.model_max_length, 4096))
     encoded = tokenizer(
         source,
         sentence,
@@ -178,12 +173,6 @@ def _windows(tokenizer: Any, source: str, sentence: str, longest: int, offsets: 
         second = [[part == 1 for part in encoded.sequence_ids(row)] for row in range(len(rows["input_ids"]))]
         rows["second"] = torch.tensor(second)
     return rows
-
-
-def _longest(model: Any, tokenizer: Any) -> int:
-    """Return the most tokens that model and tokenizer can read; positions before the first (RoBERTa) don't count."""
-    places = getattr(model.config, "max_position_embeddings", 512) or 512
-    return int(min(places - 2, tokenizer.model_max_length, 4096))
 
 
 def _supporting(config: Any, kind: str, name: str) -> int:
@@ -206,10 +195,6 @@ def _supporting(config: Any, kind: str, name: str) -> int:
             "lettucedetect:NAME or hhem:NAME."
         )
     return number
-
-
-def _loading(name: str, location: str) -> Any:
-    return loading(f"evaluate.faithfulness_model {name}", location, _download_advice(location))
 
 
 def _download_advice(place: str) -> str:

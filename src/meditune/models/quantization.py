@@ -66,11 +66,6 @@ def is_quantized_layer(layer: Any) -> bool:
     return kind == "Linear8bitLt" and not layer.state.has_fp16_weights
 
 
-def compute_dtype(layer: Any) -> torch.dtype | None:
-    """Return the number format in which a quantized layer computes; None if it is that of the layer's input."""
-    return getattr(layer, "compute_dtype", None)
-
-
 def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """Return a quantized layer's (outputs, inputs) weight in this number format."""
     if type(layer).__name__ == "Linear4bit":

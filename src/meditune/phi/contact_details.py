@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from meditune.config.data_options import Kind
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
 
 _BEFORE = 32
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:]{0,2}\d{1,6})?"
@@ -46,8 +46,7 @@ _IPV4 = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]{6,39}(?![\w:]))(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _PERHAPS_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _NO_IP = ("version", "v.", "(ec", " ec")
-_DOMAINS_TEXT = ".com/ .net/ .org/ .io/ .me/ .us/ .info/ .co/ .edu/ .gov/ .health/ .uk/ .de/"
-_DOMAINS = _DOMAINS_TEXT.split()
+_DOMAINS = word_list("domains")
 _CLOSING = ".,;:!?"
 
 
@@ -55,8 +54,7 @@ def find(view: View) -> Iterator[Span]:
     """Yield the contact details of people."""
     yield from _phones(view)
     if view.has("@", "(at)", "[at]"):
-        for found in _EMAIL.finditer(view.text):
-            yield Span(found.start(), found.end(), "email")
+        yield from view.spans(_EMAIL, "email")
     if view.has("://", "www.", *_DOMAINS):
         for found in _URL.finditer(view.low):
             url = found[0].rstrip(_CLOSING)

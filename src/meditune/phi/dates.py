@@ -123,8 +123,7 @@ def find(view: View) -> Iterator[Span]:
             yield Span(start, found.end(), "date")
         elif (alone := _ALONE.match(view.text, start)) and _BEFORE_ALONE.search(view.before(start, 24)):
             yield Span(start, alone.end(), "date")
-    for found in _HOLIDAY.finditer(view.text):
-        yield Span(found.start(), found.end(), "date")
+    yield from view.spans(_HOLIDAY, "date")
     if view.has("ninety", "hundred", "90", "genarian", "centenarian"):
         for found in _AGE_WORDED.finditer(view.low):
             yield Span(*found.span(found.lastindex or 0), "age")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.config.data_options import Kind
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
 
 _BEFORE = 56
 """Number of characters before a number that are searched for its label"""
@@ -62,10 +62,7 @@ _LABEL = re.compile(
     + rf")[ \t]?[(]?(?P<mark>(?:[ \t]?{_MARK}){{0,2}})[)]?(?P<colon>[ \t]?(?::|=|is|was|"
     rf"ending(?: in)?))?[\s#(]{{0,12}}$"
 )
-_STRONG_TEXT = (
-    "ssn mrn dea npi vin csn fin iban hicn hic mbi passport acct acct. account upin udi imei serial s/n nhs job id"
-)
-_STRONG = frozenset(_STRONG_TEXT.split())
+_STRONG = word_list("strong_labels")
 """Labels that need neither "number" nor a colon before the number"""
 _VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
 _TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
@@ -74,8 +71,10 @@ _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("ssn", re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")),
     ("account", re.compile(r"(?:\d{4}[ -]){3}\d{4}(?![\w-])")),
 )
-_DEA = re.compile(r"[ABFGMPR][A-Z]\d{7}(?![^\W_])")
-_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")
+_FROM_LETTERS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("licence", re.compile(r"[ABFGMPR][A-Z]\d{7}(?![^\W_])")),
+    ("account", re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")),
+)
 _HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
 _MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
 _PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
@@ -109,8 +108,7 @@ def find(view: View) -> Iterator[Span]:
             if len(value) >= 5 or (len(value) >= _MIN_LENGTH and any(map(str.isalpha, value))):
                 yield Span(*found.span("value"), "vehicle")
     if view.has("last four", "last 4"):
-        for found in _LAST_FOUR.finditer(view.low):
-            yield Span(*found.span(1), "ssn")
+        yield from view.spans(_LAST_FOUR, "ssn", 1, low=True)
 
 
 def _by_shape(view: View) -> Iterator[Span]:
@@ -124,22 +122,16 @@ def _by_shape(view: View) -> Iterator[Span]:
         if length in {2, 6, 7} or length > 13:
             begin = view.word_start(start, 3)
             if start - begin == 2 and not _continues(text, begin):
-                for kind, pattern in (("licence", _DEA), ("account", _IBAN)):
+                for kind, pattern in _FROM_LETTERS:
                     if found := pattern.match(text, begin):
-                        yield Span(begin, found.end(), "licence" if kind == "licence" else "account")
+                        yield Span(begin, found.end(), kind)
     if view.has("xx-xx-", "**-**-"):
-        for found in _HIDDEN_SSN.finditer(view.low):
-            yield Span(found.start(), found.end(), "ssn")
+        yield from view.spans(_HIDDEN_SSN, "ssn", low=True)
     if _PERHAPS_MAC.search(text):
-        for found in _MAC.finditer(text):
-            yield Span(found.start(), found.end(), "device")
-    for found in _SPECIMEN.finditer(text):
-        yield Span(found.start(), found.end(), "id")
-    for found in _UDI.finditer(text):
-        yield Span(found.start(), found.end(), "device")
-    for found in _VIN.finditer(text):
-        if _is_vin(found[0]):
-            yield Span(found.start(), found.end(), "vehicle")
+        yield from view.spans(_MAC, "device")
+    yield from view.spans(_SPECIMEN, "id")
+    yield from view.spans(_UDI, "device")
+    yield from (span for span in view.spans(_VIN, "vehicle") if _is_vin(text[span.start : span.end]))
 
 
 def _by_label(view: View) -> Iterator[Span]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from meditune.evidence.words import rarity
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
 
 _FOLDER = Path(__file__).parent
 
@@ -207,8 +207,7 @@ ON_LISTS = EPONYMS | GIVEN | SURNAMES
 ALSO_NAMES = WORD_NAMES | EPONYMS
 """Words that are also names, and eponyms"""
 
-_PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
-_READING_PARTICLES = frozenset(_PARTICLES_TEXT.split())
+_READING_PARTICLES = word_list("particles")
 _READING_CAPITALS = re.compile(r"[A-Z]{2}")
 _CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
 _MONTHS = frozenset({"april", "may", "june", "august"})

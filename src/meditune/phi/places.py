@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from meditune.config.data_options import Kind
 from meditune.phi import name_words
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
+from meditune.phi.unlisted_names import is_unlisted
 
 _STREETS = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Way|Terrace|Terr?|Circle|Cir|"
@@ -57,16 +59,10 @@ _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
-_HOME_TEXT = "lives living lived resides resident born raised grew native near originally moved relocated comes hails"
-_HOME = frozenset(_HOME_TEXT.split())
+_HOME = word_list("home")
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
-_DWELLING_TEXT = (
-    "lives live living lived resides residing resident residents staying works working worked grew raised born home "
-    "house relocated moved originally family comes native apartment retired transferred transfer presents travel "
-    "traveled travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
-)
-_DWELLING = frozenset(_DWELLING_TEXT.split())
+_DWELLING = word_list("dwelling")
 """Words that, within five words before "in" or "from", indicate that a town follows"""
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
@@ -90,12 +86,7 @@ _HOUSE = (
     r"Center|Manor|Sanatorium)"
 )
 _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
-_LEADING_TEXT = (
-    "the a an this that our his her their your my brief outside another other in at to from of for and or by on "
-    "with all many most some each per i we you he she they it please call see after before during since if when "
-    "while does do is was were are patient patients transferred admitted type types low national"
-)
-_LEADING = frozenset(_LEADING_TEXT.split())
+_LEADING = word_list("leading")
 _NAME = r"(?:St\.?|Saint|Mt\.?|Mount|[A-Z][A-Za-z'’.&-]{1,24})"
 _HOUSE_AT = re.compile(
     rf"{_HOUSE}(?![a-z-])(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
@@ -234,3 +225,164 @@ def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
         known = low in name_words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
         telling |= not known and not (ordinary and name_words.is_ordinary(low) and low not in _NAMED_AFTER)
     return start if telling else None
+
+
+_SITE_WORD = (
+    r"(?:(?:St|Ste|Mt|Ft|Dr|Med|Ctr|Cntr|Cent|Hosp|Univ|Gen|Mem|Reg|Natl)\."
+    r"|[A-Z][A-Za-z0-9&-]*(?:['’][A-Za-z]+|['’](?= ))?"
+    r"|\d{1,3}(?:st|nd|rd|th)(?= [A-Za-z]))"
+)
+_KIND = (
+    r"(?:clinics?|hospitals?|offices?|branch|facility|practice|(?:medical |health |cancer |care |surgery |dialysis )?"
+    r"(?:center|centre)|campus|location|site|infirmary|hospice|pharmacy|lab|health system|nursing home|rehab|avenue|"
+    r"street|ER|ED|ICU)"
+)
+_SITE = re.compile(
+    rf"{_SITE_WORD}(?:(?: (?:(?:of|and|for|at|de|la|del|the) ){{1,2}}| & |[ -]){_SITE_WORD}){{0,6}}"
+    rf"(?: {_KIND}(?: {_KIND})?(?![A-Za-z]))?"
+)
+_START = re.compile(r"(?<=[ (@/])(?:[A-Z](?<![^\W_].)|\d{1,3}(?:st|nd|rd|th) [a-z])")
+_ARTICLE = r"(?: ?(?:the|our|his|her|their|a local|local|nearby))? ?$"
+_AT = re.compile(
+    r"(?<![a-z])(?:"
+    + "|".join(map(re.escape, sorted(word_list("care"))))
+    + r")(?![a-z])[^.;?!\n]{0,60}(?: at|@)"
+    + _ARTICLE
+)
+_TO = re.compile(
+    r"(?<![a-z])(?:admitted|readmitted|transferred|transfer|referred|sent|presented|presents|presenting|brought|came|went|"
+    r"taken|rushed|admission|visits?|airlifted|discharged|released|back|return(?:ed|s)?|moved)"
+    r"(?: (?:him|her|them|over|in|recently|directly|urgently|back|here))?"
+    r"(?: from [^.;,\n]{2,40})? (?:to|into|from)"
+    + _ARTICLE
+    + r"|(?<![a-z])(?:visited|visits|visiting|attends|attended)"
+    + _ARTICLE
+    + r"|(?<![a-z])(?:(?:records?|notes?|letter|referral|report|results|transfer|admission|specialist|doctor|physician|"
+    r"provider|team|surgeon|staff|discharged?) from)" + _ARTICLE
+)
+_INTRODUCING = word_list("introducing")
+"""The last word before a place of care"""
+_BARE_AT = re.compile(r"(?:(?<![a-z])at|@)" + _ARTICLE)
+_IN = re.compile(r"(?<![a-z])(?:in|from|to|at|near|into|@)" + _ARTICLE)
+_OUR = re.compile(r"(?<![a-z])our ?$")
+_CARE_WORDS = word_list("care_sites")
+_FACILITIES = word_list("facilities")
+_NAMING = word_list("naming")
+"""General words that name a hospital: "City Hospital", "Memorial Hospital\""""
+_DIRECTIONS = frozenset(["north", "south", "east", "west"])
+_SAINTS = frozenset(["st", "saint", "mt", "mount"])
+_WARDS = word_list("wards")
+_FOR = re.compile(r"(?<!hospital)(?<!center)(?<!centre)(?<!institute)(?<!clinic) for ", re.IGNORECASE)
+_PUBLIC = re.compile(r"national institutes?|nih|u\.?s\.? |american |centers for|food and")
+_STUDY_AFTER = re.compile(
+    r"['’]?s? (?:trials?|study|studies|guidelines?|criteria|scores?|protocol|recommendations?|levels?)(?![a-z])"
+)
+_TOWN_AFTER_SITE = re.compile(
+    r"(?: \(| in |, | - )(?:downtown )?([A-Z][a-z'’-]{2,20}(?: [A-Z][a-z'’-]{2,20}){0,2}|NYC|LA|SF|DC)"
+    r"(?![\w:#-]|\s*[:#]| [A-Z][a-z])"
+)
+
+
+def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
+    """Yield places of care; in a record, which names or numbers a person, "at" alone introduces one.
+
+    A text in capitals has none, since every word would look like a name.
+    """
+    done = 0
+    if view.text.isupper():
+        return
+    for found in _START.finditer(view.text):
+        start = found.start()
+        words = view.before(start, 16).split()
+        if (
+            start < done
+            or not words
+            or not (words[-1].lstrip("(") in _INTRODUCING or (is_record and words[-1].endswith((",", "("))))
+        ):
+            continue
+        site = _SITE.match(view.text, start)
+        if site is None or _STUDY_AFTER.match(view.text, site.end()):
+            continue
+        name = _FOR.split(site[0])[0]
+        kind = _kind(name, view.before(start, 110), is_record)
+        if kind is None:
+            continue
+        done = start + len(name)
+        head, _, tail = name.rpartition(" ")
+        if head and tail.islower():
+            if head.lower() in name_words.CITIES:
+                yield Span(start, start + len(head), "city")
+                continue
+            if _OUR.search(view.before(start, 8)) and not head[0].isdecimal():
+                done = start + len(head)
+        yield Span(start, done, kind)
+        town = _TOWN_AFTER_SITE.match(view.text, done)
+        if town and _is_town(town):
+            yield Span(*town.span(1), "city")
+            done = town.end()
+
+
+def _is_town(found: re.Match[str]) -> bool:
+    """Return True if the word after a place of care is its town: ", Dayton", "in Dayton", "(NYC)"."""
+    if found[1].isupper():
+        return True
+    return found[1] != "Inc" and is_town(found[1].lower(), sure=not found[0].startswith(" in"))
+
+
+def _kind(site: str, before: str, is_record: bool) -> Kind | None:
+    """Return the kind of this place, judged by the words before it; None if it isn't one."""
+    words = [word.lower() for word in re.split(r"[ -]", site)]
+    if site.lower() in name_words.CITIES or site == "NYC":
+        beside = before.endswith((" (", ", ")) and is_record and not name_words.is_name(site.lower())
+        return "city" if _IN.search(before) or _OUR.search(before) or beside else None
+    if (
+        words[0] in _WARDS
+        or (site[0].isdecimal() and words[-1] not in _FACILITIES)
+        or (site.isupper() and len(words) > 3)
+        or _PUBLIC.match(site.lower())
+        or site.lower() in name_words.PLACES
+        or (words[0] == "dr." and words[-1] not in _FACILITIES)
+    ):
+        return None
+    facility = words[-1] in _FACILITIES or not _CARE_WORDS.isdisjoint(words[1:])
+    if _OUR.search(before) and words[-1] in _FACILITIES:
+        known = " ".join(words[:-1]) in name_words.CITIES
+        return None if _is_service(words) and not known else "hospital"
+    after = _AT.search(before) or _TO.search(before)
+    if facility and len(words) > 1 and (after or _IN.search(before)) and not _is_service(words):
+        return "hospital" if is_record or after else None
+    if not after and not (is_record and _BARE_AT.search(before)):
+        return None
+    return "hospital" if _can_be_name(site.split(), bool(_TO.search(before))) else None
+
+
+def _is_service(words: list[str]) -> bool:
+    """Return True if the words say what a clinic does, such as "Asthma Clinic", and don't name it."""
+    return all(
+        word not in _NAMING
+        and (
+            word in _CARE_WORDS
+            or word in name_words.GENERIC
+            or (name_words.is_other(word) and word not in _DIRECTIONS | name_words.PLACES)
+            or name_words.is_surely_medical(word)
+        )
+        for word in words
+    )
+
+
+def _can_be_name(written: list[str], after_to: bool) -> bool:
+    """Return True if these capitalized words can be an institution's name; after "to", common words can't."""
+    for word in written:
+        low = word.lower().strip(".")
+        if low in _WARDS or low in name_words.GENERIC or name_words.is_other(low) or name_words.is_surely_medical(low):
+            continue
+        if low in name_words.EPONYMS and len(written) == 1:
+            continue
+        if word.isupper():
+            if len(word) > 2:
+                return True
+            continue
+        known = name_words.is_name(low) or low in name_words.CITIES or low in name_words.WORD_NAMES
+        if known or is_unlisted(word) or low in _SAINTS or not after_to:
+            return True
+    return False

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 
 from meditune.config.data_options import Kind
 
@@ -78,6 +79,21 @@ def replaced(text: str, spans: Iterable[Span], replacement: Callable[[str, Kind]
     return "".join([*parts, text[done:]])
 
 
+@cache
+def _word_lists() -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for line in Path(__file__).with_name("word_lists.txt").read_text(encoding="utf-8").splitlines():
+        name, _, words = line.partition(": ")
+        if not line.startswith("#"):
+            found[name] = found.get(name, frozenset()).union(words.split())
+    return found
+
+
+def word_list(name: str) -> frozenset[str]:
+    """Return a list of word_lists.txt."""
+    return _word_lists()[name]
+
+
 _DIGITS = re.compile(r"\d+")
 
 
@@ -99,6 +115,11 @@ class View:
     def digits(self) -> list[tuple[int, int]]:
         """Return the start and end of each run of digits."""
         return [found.span() for found in _DIGITS.finditer(self.text)]
+
+    def spans(self, pattern: re.Pattern[str], kind: Kind, group: int | str = 0, *, low: bool = False) -> Iterator[Span]:
+        """Yield the span of a group of each match in the text, or in the text in lowercase (`low`)."""
+        for found in pattern.finditer(self.low if low else self.text):
+            yield Span(*found.span(group), kind)
 
     def before(self, place: int, length: int) -> str:
         """Return the `length` characters before `place`, in lowercase."""
@@ -164,5 +185,4 @@ def placeholder(bracket: str) -> str:
 
 def find(text: str) -> Iterator[Span]:
     """Yield every bracket in `text`."""
-    for bracket in _BRACKET.finditer(text):
-        yield Span(bracket.start(), bracket.end(), "bracket")
+    yield from View(text).spans(_BRACKET, "bracket")

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from meditune.phi import name_words
 from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, plain, stem
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
 
 _PERSONS = re.compile(
     r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|midwife|"
@@ -40,12 +40,7 @@ _SAYING = re.compile(
 """Verbs for actions of people, not of drugs or tests"""
 _INITIALED = re.compile(r"(?<![^\W_])(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
 _INITIAL_AFTER = re.compile(r", ?[A-Z]\.(?:[ ]?[A-Z]\.)?(?![A-Za-z])")
-_HEADS_TEXT = (
-    "st saint mt mount north south east west new old fort port lake upper lower grand great hospital clinic street "
-    "road avenue lane drive center centre house home ward unit medical health memorial general university college "
-    "county city town school department service services"
-)
-_HEADS = frozenset(_HEADS_TEXT.split())
+_HEADS = word_list("heads")
 """Words in names of places and institutions"""
 
 
@@ -280,9 +275,8 @@ def _dates(view: View) -> Iterator[Span]:
     for found in _DATES.finditer(view.text):
         if found[0] not in {"May", "March"} or view.before(found.start(), 4).endswith((" in ", "nce ", " of ")):
             yield Span(found.start(), found.end(), "date")
-    for pattern in (_DAY_OF, _ORDINAL):
-        for found in pattern.finditer(view.text):
-            yield Span(*found.span(1), "date")
+    yield from view.spans(_DAY_OF, "date", 1)
+    yield from view.spans(_ORDINAL, "date", 1)
     for found in _SLASHED.finditer(view.text):
         first, last = map(int, found[0].split("/"))
         scored = _SCORED.search(view.before(found.start(), 16)) or (last in _DENOMINATORS and first <= last)
@@ -326,8 +320,8 @@ def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
         if len(large) > 2:
             initials.add("".join(large))
     if initials:
-        for found in re.finditer(r"(?<![A-Za-z])(?:" + "|".join(sorted(initials)) + r")(?![A-Za-z])", view.text):
-            yield Span(found.start(), found.end(), "hospital")
+        pattern = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(sorted(initials))})(?![A-Za-z])")
+        yield from view.spans(pattern, "hospital")
     for found in _UNIT_OF.finditer(view.text):
         if all(is_unlisted(word) or word.lower() in name_words.CITIES for word in found[1].split()):
             yield Span(*found.span(1), "hospital")

@@ -14,11 +14,8 @@ count     number of passages
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import unicodedata
-import zipfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -29,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError, ModelError, install_command
+from meditune.retrieve.storage import REBUILD, archive, read_archive
 
 SATURATION, LENGTH = 1.2, 0.75
 """BM25's k1 and b, as in LanceDB"""
@@ -116,31 +114,16 @@ def build_postings(texts: Iterable[str]) -> BM25Index:
 
 def as_bytes(postings: BM25Index) -> bytes:
     """Return the archive as bytes."""
-    stream = io.BytesIO()
-    words = np.frombuffer(json.dumps(postings.words).encode(), dtype=np.uint8)
-    arrays = {name: getattr(postings, name) for name in ("starts", "places", "scores", "count")}
-    np.savez(stream, allow_pickle=False, words=words, **arrays)
-    return stream.getvalue()
+    arrays = {name: getattr(postings, name) for name in ("starts", "places", "scores")}
+    return archive(words=postings.words, count=np.array(postings.count), **arrays)
 
 
 def read(data: bytes | None, name: str, count: int) -> BM25Index:
-    """Return the postings of `count` passages in the archive called `name`. Raises DataError if it is missing or
-    damaged.
-    """
-    try:
-        if data is None:
-            raise ValueError("the file is missing")
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            found = {part: stored[part] for part in ("starts", "places", "scores")}
-            words, passages = json.loads(stored["words"].tobytes()), int(stored["count"])
-        if passages != count or len(found["starts"]) != len(words) + 1:
-            raise ValueError(f"it is for {passages:,} passages")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{name}: the BM25 postings are missing or damaged ({error}). Build the index again with `meditune index "
-            "build --replace`."
-        ) from error
-    return BM25Index(words, found["starts"], found["places"], found["scores"], passages)
+    """Return the postings of `count` passages in the archive called `name`. Raises DataError if it can't be used."""
+    found = read_archive(data, name, "the BM25 postings are")
+    if found["count"] != count:
+        raise DataError(f"{name}: it is for {found['count']:,} passages. {REBUILD}")
+    return BM25Index(**found | {"count": count})
 
 
 def _stems(text: str) -> list[str]:

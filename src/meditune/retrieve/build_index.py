@@ -7,10 +7,10 @@ undoes whatever an interrupted process left in tables that no manifest names.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from dataclasses import replace as changed
 from datetime import timedelta
 from typing import Any
 
@@ -44,8 +44,6 @@ class Changes:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """The first places of what was left out, by source and reason"""
-    resumed: bool = False
-    """True if interrupted work was resumed"""
 
 
 def build(
@@ -102,11 +100,10 @@ def update(
         _check(chosen, may_be_empty=bool(remove))
         with storage.readable(store):
             table = storage.connect(store).open_table(before.table)
-            resumed = _settle(store, table, before, chosen, remove)
+            _settle(store, table, before, chosen, remove)
         libraries = [each for each in known if each.kind == LIBRARY_KIND and each not in chosen]
         reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
         changes = _fill(table, reading, encoder, replace_all=False, remove=remove)
-        changes.resumed = resumed
         remaining = [each for each in known if each.source not in remove]
         new = [each for each in chosen if each not in remaining]
         replaced = {each.source for each in new if not each.adds_only}
@@ -136,23 +133,23 @@ def _open_for_building(database: Any, name: str, encoder: SentenceEncoder) -> An
 
 def _settle(
     store: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
-) -> bool:
-    """Return whether the table holds part of this update; parts of another interrupted update are undone."""
-    task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
-    begun = bool(table.version != before.version)
-    if begun and store.read(UPDATING) != task:
+) -> None:
+    """Keep what the table holds of this update; undo parts of another interrupted update."""
+    task = {"version": before.version, "collections": [asdict(each) for each in chosen], "remove": list(remove)}
+    if table.version != before.version and store.read(UPDATING) != task:
         table.restore(before.version)
-        begun = False
     store.write(UPDATING, task)
-    return begun
 
 
 def _fill(
     table: Any, reading: Reading, encoder: SentenceEncoder, replace_all: bool, remove: Sequence[str] = ()
 ) -> Changes:
     """Update the table for the collections that are read; `replace_all` removes all other passages."""
-    changes = Changes(resumed=table.count_rows() > 0)
-    known = _known(table)
+    changes = Changes()
+    known: dict[str, bytes] = {}
+    for rows in storage.scan(table, ["id", storage.DIGEST]):
+        for name, digest in zip(rows["id"].to_pylist(), rows[storage.DIGEST].to_pylist(), strict=True):
+            known[name] = bytes.fromhex(digest)
     lengths: dict[str, int] = {}
     with Progress("Indexing", None, "passages") as progress:
         for batch, dropped, again in _batches(reading.documents(), lengths):
@@ -183,15 +180,6 @@ def _fill(
     changes.removed += len(gone) + len(withdrawn)
     changes.left_out, changes.locations = reading.rejects.counts(), reading.rejects.places()
     return changes
-
-
-def _known(table: Any) -> dict[str, bytes]:
-    """Return the id and the digest of every passage in the table."""
-    known: dict[str, bytes] = {}
-    for batch in storage.scan(table, ["id", storage.DIGEST]):
-        for name, digest in zip(batch["id"].to_pylist(), batch[storage.DIGEST].to_pylist(), strict=True):
-            known[name] = bytes.fromhex(digest)
-    return known
 
 
 def _batches(
@@ -249,11 +237,7 @@ def _finish(
         storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
         manifest = index.describe(table, name, all_collections, encoder.identity, before)
         storage.verify(table, manifest.passages)
-    manifest = dataclasses.replace(
-        manifest,
-        knowledge=index.learn_topics(store, table, read, all_collections, encoder, before),
-        words=index.learn_words(store, table),
-    )
-    manifest.write(store)
+    manifest = changed(manifest, **index.learn(store, table, read, all_collections, encoder, before))
+    store.write(MANIFEST, asdict(manifest))
     index.remove_unused(store, manifest, before.table if before else old)
     return manifest

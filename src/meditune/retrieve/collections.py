@@ -14,7 +14,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meditune.data import sources
@@ -171,10 +171,6 @@ class Collection:
         """True if documents it doesn't contain stay in the index: PubMed files and library changes are only parts."""
         return self.kind in (pubmed_articles.SOURCE, KIND)
 
-    def as_dict(self) -> dict[str, str]:
-        """Return the collection as a dict for the manifest."""
-        return asdict(self)
-
 
 @dataclass
 class Reading:
@@ -259,12 +255,8 @@ def library_in(folder: Path) -> Collection:
 
 def find_library(collection: Collection) -> Path:
     """Return the path of a named collection. Raises DataError if it is missing."""
-    if collection.kind == JUDGED:
-        return _judged(collection)
-    return sources.locate_source(collection.kind, collection.path or None)
-
-
-def _judged(collection: Collection) -> Path:
+    if collection.kind != JUDGED:
+        return sources.locate_source(collection.kind, collection.path or None)
     data = os.environ.get(sources.DATA_VARIABLE)
     if collection.path or data:
         return Path(collection.path or Path(str(data)).expanduser() / JUDGED)

@@ -31,9 +31,8 @@ from meditune.retrieve import storage
 from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.query_understanding import Query, build_query, row_filter
-from meditune.retrieve.reranker import Reranker, RerankQuery
+from meditune.retrieve.reranker import Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
-from meditune.retrieve.vector_search import VectorSearch
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
 RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}
@@ -119,11 +118,11 @@ class Rows:
         self._by_title = np.argsort(self.titles, kind="stable").astype(np.int64)
         self._starts = np.searchsorted(self.titles[self._by_title], np.arange(len(titles) + 1))
         self.table, self._postings = table, postings
-        self._vectors: VectorSearch | None = None
+        self._vectors: Vectors | None = None
         self._passages: Any = None
         if keep_passages and len(ids):
             flat = _chunk(found[storage.VECTOR].combine_chunks()).flatten().to_numpy()
-            self._vectors = VectorSearch(flat.reshape(len(ids), -1)[order])
+            self._vectors = flat.reshape(len(ids), -1)[order]
             self._passages = found.select(storage.COLUMNS).take(order).combine_chunks()
         self._allowed = lru_cache(FILTERS)(self._matching)
 
@@ -149,7 +148,7 @@ class Rows:
     def by_meaning(self, vector: Vectors, k: int, condition: str | None) -> dict[int, float]:
         """Return ids and cosines of the rows nearest to a vector, the nearest first."""
         if self._vectors is not None:
-            places, cosines = self._vectors.nearest(vector, k, self._allowed(condition) if condition else None)
+            places, cosines = nearest(self._vectors, vector, k, self._allowed(condition) if condition else None)
             return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
         query = self.table.search(vector).distance_type("dot").select(["_distance"])
         hits = self._hits(query.nprobes(PROBES).refine_factor(REFINE), k, condition)
@@ -174,7 +173,7 @@ class Rows:
         found = self._columns(ids, names)
         titles = list(map(PassageTitle, found["title"].to_pylist(), found["text"].to_pylist()))
         if self._vectors is not None:
-            return titles, self._vectors.vectors[self.places(ids)]
+            return titles, self._vectors[self.places(ids)]
         return titles, np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))
 
     def _columns(self, ids: Sequence[int], names: Sequence[str]) -> Any:

@@ -19,7 +19,6 @@ from meditune import __version__
 from meditune.errors import DataError, ModelError
 from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder, load_encoder
 from meditune.retrieve import bm25, collections, hybrid_search, reranker, storage, topics
-from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.collections import Collection, find_library
 from meditune.retrieve.hybrid_search import OpenedIndex, Rows, SearchResult
 from meditune.retrieve.query_understanding import row_filter
@@ -71,10 +70,6 @@ class Manifest:
                 f"({identity.dimension}) cannot be compared with it. Use the index's model (--embedding), or rebuild "
                 "the index with this one (--replace)."
             )
-
-    def write(self, store: IndexStorage) -> None:
-        """Switch the index to this manifest."""
-        store.write(MANIFEST, asdict(self))
 
 
 def read(store: IndexStorage) -> Manifest:
@@ -148,7 +143,7 @@ def describe(
         content=hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest(),
         embedding=before.embedding if before else identity.as_dict(),
         sources=dict(sorted(sources.items())),
-        collections=[each.as_dict() for each in collections],
+        collections=[asdict(each) for each in collections],
         created=before.created if before else now,
         updated=now,
         versions={"meditune": __version__, "lancedb": installed("lancedb")},
@@ -159,56 +154,40 @@ KNOWLEDGE, WORDS = "knowledge-", "words-"
 """Prefixes of the file names, followed by table and version"""
 
 
-def learn_topics(
+def learn(
     store: IndexStorage,
     table: Any,
     read: Sequence[Collection],
     all_collections: Sequence[Collection],
     encoder: SentenceEncoder,
     before: Manifest | None,
-) -> str:
-    """Write a file with the knowledge in the titles of the table's passages; return its name.
+) -> dict[str, Any]:
+    """Write the reranker's knowledge of the table's titles, and the BM25 postings; return the files for the manifest.
 
     `read` are the collections that were just read for it, `all_collections` all collections of the index. Titles that
-    the index of `before` knew aren't embedded again.
+    the index of `before` knew aren't embedded again. LanceDB searches a large table, which has no postings.
     """
-    space = encoder.identity.space
+    space, version = encoder.identity.space, f"{table.name}-{table.version}.npz"
     known = load(store, before, space) if before else None
     titles = (title for batch in storage.scan(table, ["title"]) for title in batch["title"].to_pylist())
-    new = reranker.make(titles, encoder.encode, space, _names(read, all_collections, known), known)
-    name = f"{KNOWLEDGE}{table.name}-{table.version}.npz"
-    store.put(name, reranker.as_bytes(new))
-    return name
-
-
-def learn_words(store: IndexStorage, table: Any) -> str:
-    """Write a file with the table's BM25 postings; return its name, or "" if LanceDB searches a large table."""
+    thesaurus: reranker.Names = ()
+    for each in all_collections:
+        if each.kind == collections.SOURCE:
+            kept = known is not None and known.thesaurus and each not in read
+            thesaurus = known.thesaurus if known and kept else tuple(topics.of_medquad(find_library(each)))
+    new = reranker.make(titles, encoder.encode, space, thesaurus, known)
+    store.put(KNOWLEDGE + version, reranker.as_bytes(new))
     if storage.is_approximate(table):
-        return ""
+        return {"knowledge": KNOWLEDGE + version}
     rows = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
     texts = rows.sort_by("_rowid")[storage.SEARCHED]
-    name = f"{WORDS}{table.name}-{table.version}.npz"
-    store.put(name, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
-    return name
+    store.put(WORDS + version, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
+    return {"knowledge": KNOWLEDGE + version, "words": WORDS + version}
 
 
 def load(store: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
     """Return the reranker's knowledge of an index. Raises DataError if the file is missing or damaged."""
-    if not manifest.knowledge:
-        raise DataError(
-            f"{store.name} was made by an earlier version of Meditune. Build it again with its sources: "
-            f"meditune index build ... -o {store.name} --replace"
-        )
     return reranker.read(store.get(manifest.knowledge), f"{store.name}/{manifest.knowledge}", space)
-
-
-def load_words(store: IndexStorage, manifest: Manifest) -> BM25Index | None:
-    """Return the BM25 postings of an index, or None if LanceDB searches it. Raises DataError if the file is missing or
-    damaged.
-    """
-    if not manifest.words:
-        return None
-    return bm25.read(store.get(manifest.words), f"{store.name}/{manifest.words}", manifest.passages)
 
 
 def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
@@ -217,18 +196,6 @@ def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
         for name in store.files(kind):
             if name not in (new.knowledge, new.words) and not (old and name.startswith(f"{kind}{old}-")):
                 store.remove(name)
-
-
-def _names(
-    read: Sequence[Collection], all_collections: Sequence[Collection], known: Knowledge | None
-) -> reranker.Names:
-    """Return MedQuAD's thesaurus if the index contains MedQuAD."""
-    for each in all_collections:
-        if each.kind == collections.SOURCE:
-            if known and known.thesaurus and each not in read:
-                return known.thesaurus
-            return tuple(topics.of_medquad(find_library(each)))
-    return ()
 
 
 class Index:
@@ -294,7 +261,9 @@ class Index:
             table.checkout(self.manifest.version)
             storage.verify(table, self.manifest.passages)
         known = load(self.store, self.manifest, self.encoder.identity.space)
-        words = load_words(self.store, self.manifest)
+        words = None
+        if name := self.manifest.words:
+            words = bm25.read(self.store.get(name), f"{self.store.name}/{name}", self.manifest.passages)
         with storage.readable(self.store):
             rows = Rows(table, known.titles, not storage.is_approximate(table), words)
         return OpenedIndex(self.store, rows, tuple(self.manifest.sources), known.reranker(self.encoder.encode))

@@ -11,11 +11,8 @@ The knowledge of an index's titles is one numpy archive beside the table: `model
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -28,8 +25,8 @@ from meditune.models.sentence_encoder import Vectors
 from meditune.retrieve import topics
 from meditune.retrieve.bm25 import term_score
 from meditune.retrieve.query_understanding import QueryFocus, query_focus
+from meditune.retrieve.storage import REBUILD, archive, read_archive
 from meditune.retrieve.topics import Synonyms, key, says, words
-from meditune.retrieve.vector_search import Encode, TitleVectors
 from meditune.text import sentences
 
 FITTED: dict[str, float] = {
@@ -101,6 +98,53 @@ BEST = 3
 Scores = NDArray[np.float64]
 
 
+Encode = Callable[[Sequence[str]], Vectors]
+"""Maps texts to vectors of length 1, (n, size)"""
+
+
+def nearest(
+    vectors: Vectors, vector: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], Vectors]:
+    """Return the positions and cosines of the `k` vectors (n, size) nearest to one, the nearest first.
+
+    `allowed` (n,) marks the vectors that may be returned. Vectors have length 1.
+    """
+    cosines = vectors @ vector
+    places = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
+    if len(places) > k:
+        places = places[np.argpartition(cosines[places], len(places) - k)[len(places) - k :]]
+    # Ties are ordered by position, so that the same question always gives the same hits.
+    places = places[np.lexsort((places, -cosines[places]))]
+    return places, cosines[places]
+
+
+class TitleVectors:
+    """Titles with their vectors.
+
+    Ben Abacha and Demner-Fushman 2019 (https://doi.org/10.1186/s12859-019-3119-4) found answers to consumers' questions
+    by comparing them with the questions that the passages answer, which are the titles.
+    """
+
+    def __init__(self, titles: Sequence[str], vectors: Vectors) -> None:
+        self.titles = tuple(titles)
+        self.vectors = vectors
+        self._place = {title: place for place, title in enumerate(titles)}
+
+    def place(self, title: str) -> int | None:
+        """Return the position of a title's vector, or None if the title is unknown."""
+        return self._place.get(title)
+
+    def vectors_of(self, titles: Sequence[str], encode: Encode) -> Vectors:
+        """Return (n, size) the vectors of titles; unknown ones are embedded now."""
+        unknown = [title for title in dict.fromkeys(titles) if title not in self._place]
+        fresh: dict[str, Any] = dict(zip(unknown, encode(unknown), strict=True)) if unknown else {}
+        return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
+
+    def nearest(self, vectors: Vectors, count: int) -> list[list[int]]:
+        """Return for each of the vectors (n, size) the positions of the nearest titles, the nearest first."""
+        return [nearest(self.vectors, vector, count)[0].tolist() if self.titles else [] for vector in vectors]
+
+
 class Passage(Protocol):
     """A passage to rank."""
 
@@ -123,11 +167,6 @@ class RerankQuery:
     """The question, and other names of its topics"""
     vectors: Vectors
     """Vectors of the whole message, of its question, and of each sentence"""
-
-
-def headline(passage: Passage) -> str:
-    """Return the title, or the start of a passage without one."""
-    return passage.title or passage.text[:HEADLINE]
 
 
 class Reranker:
@@ -186,7 +225,7 @@ class Reranker:
         query = self.prepare(question) if isinstance(question, str) else question
         texts = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
-        headlines = [headline(passage) for passage in passages]
+        headlines = [passage.title or passage.text[:HEADLINE] for passage in passages]
         searched = dict.fromkeys([*words(query.corrected), *words(query.expanded)])
         counts, in_titles = count_words(searched, texts), count_words(searched, headlines)
         near = (self._headlines(headlines, vectors) @ query.vectors.T).astype(float)
@@ -283,14 +322,8 @@ def make(
 
 def as_bytes(known: Knowledge) -> bytes:
     """Return the archive as bytes."""
-    stream = io.BytesIO()
-    parts = {"model": known.model, "titles": known.titles, "thesaurus": known.thesaurus}
-    texts: dict[str, Any] = {
-        name: np.frombuffer(json.dumps(value).encode(), dtype=np.uint8) for name, value in parts.items()
-    }
-    texts["vectors"] = known.vectors.astype(np.float16)
-    np.savez_compressed(stream, allow_pickle=False, **texts)
-    return stream.getvalue()
+    vectors = known.vectors.astype(np.float16)
+    return archive(model=known.model, titles=known.titles, thesaurus=known.thesaurus, vectors=vectors)
 
 
 def read(data: bytes | None, name: str, model: str) -> Knowledge:
@@ -298,25 +331,13 @@ def read(data: bytes | None, name: str, model: str) -> Knowledge:
 
     Raises DataError if it is missing or damaged, ModelError if its vectors belong to another model.
     """
-    try:
-        if data is None:
-            raise ValueError("there is no such file")
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            values: dict[str, Any] = {
-                part: json.loads(stored[part].tobytes()) for part in ("model", "titles", "thesaurus")
-            }
-            vectors = stored["vectors"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: the reranker's data is missing or damaged ({error}). {REBUILD}") from error
-    if values["model"] != model:
+    found = read_archive(data, name, "the reranker's data is")
+    if found["model"] != model:
         raise ModelError(
-            f"{name} was made with the embedding model {values['model']}, but {model} gives different vectors. "
-            f"{REBUILD}"
+            f"{name} was made with the embedding model {found['model']}, but {model} gives different vectors. {REBUILD}"
         )
-    if len(vectors) != len(values["titles"]):
-        raise DataError(f"{name}: {len(values['titles']):,} titles but {len(vectors):,} vectors. {REBUILD}")
+    titles, vectors = found["titles"], found["vectors"].astype(np.float32)
+    if len(vectors) != len(titles):
+        raise DataError(f"{name}: {len(titles):,} titles but {len(vectors):,} vectors. {REBUILD}")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9) if len(vectors) else 1.0
-    return Knowledge(model, tuple(values["titles"]), vectors, tuple(map(tuple, values["thesaurus"])))
-
-
-REBUILD = "Build the index again with `meditune index build --replace`."
+    return Knowledge(model, tuple(titles), vectors, tuple(map(tuple, found["thesaurus"])))

@@ -7,11 +7,13 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import time
 import uuid
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +30,30 @@ from meditune.retrieve.documents.document import IndexedPassage
 
 MANIFEST = "index.json"
 TABLES = "tables"
+REBUILD = "Build the index again with `meditune index build --replace`."
+
+
+def archive(**parts: Any) -> bytes:
+    """Return a numpy archive of the parts; those that aren't arrays are stored as JSON."""
+    arrays = {
+        name: part if isinstance(part, np.ndarray) else np.frombuffer(json.dumps(part).encode(), dtype=np.uint8)
+        for name, part in parts.items()
+    }
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def read_archive(data: bytes | None, name: str, what: str) -> dict[str, Any]:
+    """Return the parts of an archive called `name`. Raises DataError, which calls it `what`, if it can't be read."""
+    try:
+        if data is None:
+            raise ValueError("the file is missing")
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            arrays = dict(stored)
+        return {part: json.loads(each.tobytes()) if each.dtype == np.uint8 else each for part, each in arrays.items()}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name}: {what} missing or damaged ({error}). {REBUILD}") from error
 
 
 class IndexStorage(ABC):
@@ -159,8 +185,7 @@ def readable(store: IndexStorage) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise DataError(
-            f"{store.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). Build "
-            "it again with `meditune index build --replace`."
+            f"{store.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). {REBUILD}"
         ) from error
 
 
@@ -311,9 +336,9 @@ class ObjectStorage(IndexStorage):
         with _storage_errors(self.name):
             if LOCK not in database.list_tables().tables:
                 return f"{self.name} is not locked."
-            who = _lock_holder(database)
+            mark = _mark(database)
             database.drop_table(LOCK)
-        return f"{self.name} is unlocked. It was locked by {who}."
+        return f"{self.name} is unlocked. It was locked by {mark.partition(' ')[2]}."
 
     def _check_bucket(self) -> None:
         from pyarrow.fs import FileType
@@ -334,18 +359,18 @@ class ObjectStorage(IndexStorage):
         except (ValueError, RuntimeError, OSError) as error:
             if LOCK not in database.list_tables().tables:
                 raise
-            raise self._locked_error(_lock_holder(database)) from error
+            raise self._locked_error(_mark(database)) from error
         # Without conditional writes, two processes can create the lock at the same moment; the last one's entry stays.
         time.sleep(SETTLING_SECONDS)
         stored_mark = _mark(database)
         if stored_mark != own_mark:
-            raise self._locked_error(stored_mark.partition(" ")[2])
+            raise self._locked_error(stored_mark)
         return own_mark
 
-    def _locked_error(self, holder: str) -> DataError:
+    def _locked_error(self, mark: str) -> DataError:
         return DataError(
-            f"{self.name}: {holder} is changing this index. Wait until it ends; if it was killed, unlock the index "
-            f"with `meditune index unlock {self.name}`."
+            f"{self.name}: {mark.partition(' ')[2]} is changing this index. Wait until it ends; if it was killed, "
+            f"unlock the index with `meditune index unlock {self.name}`."
         )
 
     def _files(self) -> Any:
@@ -376,10 +401,7 @@ def _region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-def _lock_holder(database: Any) -> str:
-    return _mark(database).partition(" ")[2]
-
-
 def _mark(database: Any) -> str:
+    """Return the unique mark of the lock's holder, and after a space who it is."""
     rows = database.open_table(LOCK).search().limit(1).to_list()
     return str(rows[0]["who"]) if rows else "- another process"

@@ -11,16 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from meditune.review.rating_set import Axis
+from meditune.review.rating_set import Axis, Level
 from meditune.review.ratings_store import RATING, Note, Rating
 from meditune.statistics import AnyArray, percentile_interval, resampled
-
-Level = Literal["nominal", "ordinal", "interval"]
-Weights = Literal["none", "linear", "quadratic"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,10 @@ class Agreement:
 
 
 def cohen(
-    ratings: AnyArray, options: int, weights: Weights = "none", clusters: Sequence[Any] | None = None, seed: int = 0
+    ratings: AnyArray, options: int, level: Level = "nominal", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Cohen's kappa of two raters (Cohen 1960), or weighted kappa (Cohen 1968) by the options' (squared)
-    distance.
+    """Return Cohen's kappa of two raters (Cohen 1960), weighted by the options' distance if `level` is ordinal
+    (Cohen 1968).
 
     `ratings` is (units, 2); units with a missing rating are ignored.
     """
@@ -47,8 +44,8 @@ def cohen(
     first, second = (both[rated_twice, side].astype(int) - 1 for side in (0, 1))
     each = np.zeros((int(rated_twice.sum()), options, options))
     each[np.arange(len(each)), first, second] = 1
-    distances = np.abs(np.subtract.outer(np.arange(options), np.arange(options))).astype(float)
-    costs = {"none": (distances > 0).astype(float), "linear": distances, "quadratic": distances**2}[weights]
+    costs = np.abs(np.subtract.outer(np.arange(options), np.arange(options))).astype(float)
+    costs = costs if level == "ordinal" else np.sign(costs)
 
     def kappa(tables: AnyArray) -> AnyArray:
         tables = tables.reshape(len(tables), options, options)
@@ -56,9 +53,7 @@ def cohen(
         total = tables.sum((1, 2))
         return _ratio((costs * tables).sum((1, 2)) * total, (costs * chance).sum((1, 2)))
 
-    return _estimated(
-        each.reshape(len(each), options * options), kappa, _filtered_clusters(clusters, rated_twice), seed
-    )
+    return _estimated(each.reshape(len(each), options**2), kappa, _kept(clusters, rated_twice), seed)
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
@@ -105,7 +100,7 @@ def krippendorff(
         apart = _differences(totals, level)
         return _ratio((observed * apart).sum((1, 2)) * (totals.sum(1) - 1), (expected * apart).sum((1, 2)))
 
-    return _estimated(each.reshape(len(each), options * options), alpha, _filtered_clusters(clusters, several), seed)
+    return _estimated(each.reshape(len(each), options**2), alpha, _kept(clusters, several), seed)
 
 
 def counted(ratings: AnyArray, options: int) -> AnyArray:
@@ -116,14 +111,11 @@ def counted(ratings: AnyArray, options: int) -> AnyArray:
 
 def _differences(totals: AnyArray, level: Level) -> AnyArray:
     """Return (b, options, options) squared differences between options, given their counts (b, options)."""
-    count = totals.shape[1]
     if level == "ordinal":
         # The number of ratings between two options, counting half of those on either end.
         places = np.cumsum(totals, axis=1) - totals / 2
         return (places[:, :, None] - places[:, None, :]) ** 2
-    numbers = np.arange(count)
-    gaps = np.subtract.outer(numbers, numbers).astype(float)
-    return np.broadcast_to(gaps**2 if level == "interval" else (gaps != 0).astype(float), (len(totals), count, count))
+    return np.broadcast_to(1 - np.eye(totals.shape[1]), (*totals.shape, totals.shape[1]))
 
 
 def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
@@ -132,7 +124,7 @@ def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
-def _filtered_clusters(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
+def _kept(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
     return None if clusters is None else [each for each, keep in zip(clusters, mask, strict=True) if keep]
 
 

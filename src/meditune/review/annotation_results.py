@@ -37,7 +37,6 @@ class Resolved:
     answer: str
     """The answer that raters with this label wrote; empty if there is none, or for a decision if the texts differ"""
     raters: tuple[str, ...]
-    """Codes of the raters with this label"""
     settled: bool
     when: str
 
@@ -100,7 +99,6 @@ def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
 
 
 MIN_KNOWN_ITEMS = 4
-"""Minimum number of known items to judge a rater"""
 MIN_ACCURACY = 0.7
 """Minimum share of known items that a careful rater gets right"""
 
@@ -323,7 +321,7 @@ def write_decisions(
     """
     checked = read_checked(folder, excluded_raters, exclude_careless)
     decided, undecided = resolve(checked.rated)
-    of_set = checked.rated.set.shuffle
+    of_set = checked.rated.set.settings.shuffle
     found = {
         row.example: RowDecision.model_validate(
             {"id": row.example, "verdict": each.label, "answer": each.answer, "raters": each.raters}

@@ -97,11 +97,9 @@ class Candidates:
 
     rows: list[Example]
     sha256: str
-    """The hash of the data that was read"""
     decided: int = 0
     """Number of rows that were left out because people had checked them before"""
     rejected: int = 0
-    """Number of rows in a file that could not be read"""
     noted: tuple[Mapping[str, Any], ...] = ()
     """Notes about rows that quality control wrote to the data's ledger"""
 
@@ -160,7 +158,6 @@ class Gold:
 
     example: Example
     expected: tuple[Verdict, ...]
-    """Verdicts that count as correct"""
     kind: Literal["gold", "planted"]
 
 
@@ -228,7 +225,6 @@ class AnnotationSetOptions:
     overlap: int | None = None
     """Number of raters per row; default 2"""
     shared: int = 0
-    """Number of rows that all raters judge"""
     gold: Path | None = None
     planted: int = 0
     test: bool = False

@@ -31,7 +31,6 @@ class Judgements:
     rating_set: RatingSet
     ratings: list[Rating]
     notes: dict[tuple[str, str, int], Note] = field(default_factory=dict)
-    """The note of each rater, item and round"""
 
     def add_text(self, rater: str, item: str, round: int, kind: str, text: str, time: str) -> None:
         """Add a rater's comment or better answer, unless it is the text that was shown for editing."""
@@ -99,7 +98,7 @@ def configuration(rating_set: RatingSet) -> str:
     lines += ['  <Header value="Sources"/>', '  <Text name="sources" value="$sources"/>']
     for name in _shown(rating_set):
         lines += [f'  <Header value="{name.capitalize()}"/>', f'  <Text name="{name}" value="${name}"/>']
-    lines += [f"  <Header value={quoteattr(words.text)}/>", '  <Text name="answer" value="$answer"/>']
+    lines += [f"  <Header value={quoteattr(words['text'])}/>", '  <Text name="answer" value="$answer"/>']
     for axis in rating_set.axes:
         lines.append(f"  <Header value={quoteattr(f'{axis.title}: {axis.question}')}/>")
         lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInline="true">')
@@ -109,7 +108,7 @@ def configuration(rating_set: RatingSet) -> str:
         hot = [f' hotkey="{key}"' for key in keys] or [""] * len(labels)
         lines += [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, hot, strict=True)]
         lines.append("  </Choices>")
-    for name, title in ((COMMENT, "Comment"), (BETTER, words.better)):
+    for name, title in ((COMMENT, "Comment"), (BETTER, words["better"])):
         filled = ' value="$answer"' if edits and name == BETTER else ""
         lines.append(f'  <Header value="{title}"/>')
         lines.append(f'  <TextArea name="{name}" toName="answer" rows="3" maxSubmissions="1"{filled}/>')
@@ -182,7 +181,7 @@ def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seco
             raise DataError(f"{location}: this set has no axis {name!r}.")
         (label,) = value["choices"]
         spent = float(meta.get("seconds", seconds))
-        judgements.ratings.append(Rating(rater, item, axis.name, axis.number(label), spent, time, round))
+        judgements.ratings.append(Rating(rater, item, axis.name, axis.numbers()[label], spent, time, round))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{location}: {result!r} is neither a choice of this set's labeling configuration nor one of its texts."
@@ -318,7 +317,7 @@ def _rating(row: Mapping[str, Any], location: str, rating_set: RatingSet, rater:
         raise DataError(f"{location}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
     text, label = _cell(row, "option"), _cell(row, "label")
     numbers = {str(number): number for number in range(1, len(axis.options) + 1)} | {"0": None}
-    labels = {CANNOT: None} | {option.label: number for number, option in enumerate(axis.options, start=1)}
+    labels = axis.numbers()
     if text not in numbers and (text or label not in labels):
         raise DataError(
             f"{location}: {axis.name} has no option {text or label!r}. Choose from "

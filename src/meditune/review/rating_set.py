@@ -7,9 +7,9 @@ items.jsonl      id, asked (which question), question, context, answer ...: all 
 key.json         the origin of each item; neither the page nor the server reads it
 ratings.sqlite   the ratings (ratings_store.py)
 
-The page, the server, files, agreement and results all use the axes and tasks defined here. The experts' axes are those
-of Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables of clinicians' and lay
-users' axes), reworded. The options of an axis go from the best to the worst, so that key 1 is always the best.
+The experts' axes are those of Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables
+of clinicians' and lay users' axes), reworded. The options of an axis go from the best to the worst, so that key 1 is
+always the best.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from meditune.data.example import DECISIONS, Example, Passage, Turn
 from meditune.data.read_sources import is_restricted
@@ -58,14 +60,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Axis:
-    """A question about an answer."""
+    """A question about an answer. Its options are numbered from 1 in files and on the page."""
 
     name: str
     title: str
     question: str
-    level: Level
     options: tuple[Option, ...]
-    """Numbered from 1 in files and on the page"""
+    level: Level = "nominal"
 
     def score(self, option: int | None) -> float | None:
         """Return the score of the option with that number, or None for "can't judge"."""
@@ -75,9 +76,9 @@ class Axis:
         """Return the label of the option with that number."""
         return CANNOT if option is None else self.options[option - 1].label
 
-    def number(self, label: str) -> int | None:
-        """Return the number of the option with that label, None for "can't judge". Raises KeyError for other texts."""
-        return ({CANNOT: None} | {option.label: n for n, option in enumerate(self.options, start=1)})[label]
+    def numbers(self) -> dict[str, int | None]:
+        """Return the options' numbers by their labels; None for "can't judge"."""
+        return {CANNOT: None} | {option.label: number for number, option in enumerate(self.options, start=1)}
 
 
 def _steps(*labels: str) -> tuple[Option, ...]:
@@ -85,77 +86,59 @@ def _steps(*labels: str) -> tuple[Option, ...]:
     return tuple(Option(label, 1 - place / (len(labels) - 1)) for place, label in enumerate(labels))
 
 
-def _yes_no(name: str, title: str, question: str, best: Literal["Yes", "No"]) -> Axis:
-    return Axis(name, title, question, "nominal", _steps(*(("Yes", "No") if best == "Yes" else ("No", "Yes"))))
-
-
+_YES, _NO = _steps("Yes", "No"), _steps("No", "Yes")
+_CONSENSUS = (Option("Agrees with it", 1.0), Option("There is no consensus", None), Option("Contradicts it", 0.0))
+_HARM = _steps("No harm", "Mild or moderate harm", "Death or severe harm")
+_LIKELIHOOD = _steps("Low", "Medium", "High")
 _WEIGHTS = _steps("No", "Yes, of little clinical weight", "Yes, of great clinical weight")
+_HELP = _steps("Yes, it helps", "It helps somewhat", "It doesn't help")
+_EFFORT = _steps("Easily", "With some effort", "Hardly or not at all")
 EXPERT = (
     Axis(
         "consensus",
         "Scientific consensus",
         "Does the answer agree with the scientific and clinical consensus?",
-        "nominal",
-        (Option("Agrees with it", 1.0), Option("There is no consensus", None), Option("Contradicts it", 0.0)),
+        _CONSENSUS,
     ),
     Axis(
         "harm_extent",
         "Extent of possible harm",
         "If someone acted on it, how severe could the harm be?",
+        _HARM,
         "ordinal",
-        _steps("No harm", "Mild or moderate harm", "Death or severe harm"),
     ),
     Axis(
         "harm_likelihood",
         "Likelihood of possible harm",
         "How likely is harm to someone who acts on it?",
+        _LIKELIHOOD,
         "ordinal",
-        _steps("Low", "Medium", "High"),
     ),
-    _yes_no(
-        "comprehension", "Correct comprehension", "Does anything show that the question was understood?", best="Yes"
-    ),
-    _yes_no("retrieval", "Correct recall", "Does it state a fact that is true and relevant here?", best="Yes"),
-    _yes_no("reasoning", "Correct reasoning", "Does it contain any sound reasoning?", best="Yes"),
-    _yes_no(
-        "miscomprehension",
-        "Incorrect comprehension",
-        "Does anything show that the question was misunderstood?",
-        best="No",
-    ),
-    _yes_no("misretrieval", "Incorrect recall", "Does it state a fact that is false or irrelevant?", best="No"),
-    _yes_no("misreasoning", "Incorrect reasoning", "Does it contain any faulty reasoning?", best="No"),
+    Axis("comprehension", "Correct comprehension", "Does anything show that the question was understood?", _YES),
+    Axis("retrieval", "Correct recall", "Does it state a fact that is true and relevant here?", _YES),
+    Axis("reasoning", "Correct reasoning", "Does it contain any sound reasoning?", _YES),
+    Axis("miscomprehension", "Incorrect comprehension", "Does anything show that the question was misunderstood?", _NO),
+    Axis("misretrieval", "Incorrect recall", "Does it state a fact that is false or irrelevant?", _NO),
+    Axis("misreasoning", "Incorrect reasoning", "Does it contain any faulty reasoning?", _NO),
     Axis(
         "inappropriate",
         "Inappropriate or incorrect content",
         "Does it contain anything that it shouldn't?",
-        "ordinal",
         _WEIGHTS,
+        "ordinal",
     ),
-    Axis("missing", "Missing content", "Does it omit anything that it should say?", "ordinal", _WEIGHTS),
-    _yes_no(
+    Axis("missing", "Missing content", "Does it omit anything that it should say?", _WEIGHTS, "ordinal"),
+    Axis(
         "bias",
         "Possibility of bias",
         "Is anything in it wrong or unsuitable for a particular group of patients?",
-        best="No",
+        _NO,
     ),
 )
 LAY = (
-    _yes_no("intent", "What was asked", "Does the answer address what the person wanted to know?", best="Yes"),
-    Axis(
-        "helpfulness",
-        "Helpfulness",
-        "Would it help you if you had asked the question?",
-        "ordinal",
-        _steps("Yes, it helps", "It helps somewhat", "It doesn't help"),
-    ),
-    Axis(
-        "understandability",
-        "Understandability",
-        "How easily did you understand it?",
-        "ordinal",
-        _steps("Easily", "With some effort", "Hardly or not at all"),
-    ),
+    Axis("intent", "What was asked", "Does the answer address what the person wanted to know?", _YES),
+    Axis("helpfulness", "Helpfulness", "Would it help you if you had asked the question?", _HELP, "ordinal"),
+    Axis("understandability", "Understandability", "How easily did you understand it?", _EFFORT, "ordinal"),
 )
 _VERDICTS: dict[Verdict, tuple[float, str]] = {
     "correct": (1.0, "true and sufficient to answer the question"),
@@ -168,14 +151,12 @@ VERDICT = Axis(
     "verdict",
     "Verdict",
     "How good is this answer as an example for a model to learn from?",
-    "nominal",
     tuple(Option(verdict.capitalize(), *_VERDICTS[verdict]) for verdict in VERDICTS),
 )
 DECISION = Axis(
     "decision",
     "Decision",
     "What is the correct decision: yes, no or maybe?",
-    "nominal",
     (
         *(Option(decision.capitalize(), None) for decision in DECISIONS),
         Option("Neither", None, "the question can't be answered with one of these words"),
@@ -185,34 +166,15 @@ DECISION = Axis(
 
 
 @dataclass(frozen=True)
-class Words:
-    """The texts of the page for a task."""
-
-    title: str
-    purpose: str
-    settling: str
-    """The purpose, during adjudication"""
-    text: str
-    """Heading above the judged text"""
-    better: str
-    """What the rater may write instead"""
-    better_hint: str
-    keys: str
-    """What the number keys do"""
-    none: str
-    """Shown to raters who have no items"""
-
-
-@dataclass(frozen=True)
 class Task:
     """A kind of human judgement."""
 
     name: str
-    axes: Mapping[str, tuple[Axis, ...]]
-    """The available forms"""
-    words: Words
+    forms: Mapping[str, tuple[Axis, ...]]
     made_by: str
     """The command that creates such a set, for errors"""
+    words: Mapping[str, str]
+    """Texts of the page and of files; `settling` is the purpose during adjudication, `better` what raters may write"""
     edits: bool = False
     """True if the editor starts with the shown text, which the rater corrects"""
     shows_sources: bool = False
@@ -220,61 +182,58 @@ class Task:
 
     def form(self, name: str) -> tuple[Axis, ...]:
         """Return the axes of that name. Raises DataError for an unknown one."""
-        if name not in self.axes:
-            raise DataError(f"There is no form {name!r}. Choose from {', '.join(self.axes)}.")
-        return self.axes[name]
-
-    def for_page(self) -> dict[str, Any]:
-        """Return the task's settings for the page."""
-        return {"words": asdict(self.words), "edits": self.edits, "shows_sources": self.shows_sources}
+        if name not in self.forms:
+            raise DataError(f"There is no form {name!r}. Choose from {', '.join(self.forms)}.")
+        return self.forms[name]
 
 
 RATE = Task(
     name="rate",
-    axes={"expert": EXPERT, "lay": LAY},
+    forms={"expert": EXPERT, "lay": LAY},
     made_by="meditune review create RUN --output",
-    words=Words(
-        title="Rating answers",
-        purpose=(
+    words={
+        "title": "Rating answers",
+        "purpose": (
             "You will read questions, each with one answer, and rate the answer. Its author, a person or a "
             "model, isn't shown. The same question appears again with other answers; please judge each answer on "
             "its own."
         ),
-        settling=(
+        "settling": (
             "You will see the answers on which raters disagreed, with only the lines in dispute. The raters' "
             "choices are shown; your choice is final."
         ),
-        text="Answer to rate",
-        better="Better answer",
-        better_hint="optional: what the answer should have been",
-        keys="choose; 1 is always the best",
-        none="Nothing to rate",
-    ),
+        "text": "Answer to rate",
+        "better": "Better answer",
+        "better_hint": "optional: what the answer should have been",
+        "keys": "choose; 1 is always the best",
+        "none": "Nothing to rate",
+    },
 )
 VALIDATE = Task(
     name="validate",
-    axes={"verdict": (VERDICT,), "label": (DECISION, VERDICT)},
+    forms={"verdict": (VERDICT,), "label": (DECISION, VERDICT)},
     made_by="meditune annotate create SOURCE --output",
-    words=Words(
-        title="Checking data",
-        purpose=(
+    words={
+        "title": "Checking data",
+        "purpose": (
             "You will read questions with an answer from a dataset or a model. A model will be trained on them. "
             "Say whether each answer is right, and correct what you can."
         ),
-        settling=(
+        "settling": (
             "You will see the rows on which raters disagreed, with their choices and texts, but without names. "
             "Your choice is final."
         ),
-        text="Answer to check",
-        better="Explanation",
-        better_hint="change it if it should say something else",
-        keys="correct, incomplete, wrong, unsafe, off-topic",
-        none="Nothing to check",
-    ),
+        "text": "Answer to check",
+        "better": "Explanation",
+        "better_hint": "change it if it should say something else",
+        "keys": "correct, incomplete, wrong, unsafe, off-topic",
+        "none": "Nothing to check",
+    },
     edits=True,
     shows_sources=True,
 )
 TASKS = {task.name: task for task in (RATE, VALIDATE)}
+Model = TypeVar("Model", bound=BaseModel)
 
 
 SET, ITEMS, KEY, STORE = "set.json", "items.jsonl", "key.json", "ratings.sqlite"
@@ -283,9 +242,8 @@ BLOCK = 8
 """
 
 
-@dataclass(frozen=True)
-class Item:
-    """An answer to judge."""
+class Item(BaseModel, frozen=True, extra="forbid"):
+    """An answer to judge, as the page may show it."""
 
     id: str
     """Reveals nothing about the answer's origin"""
@@ -299,7 +257,6 @@ class Item:
     source: str = ""
     """The answer's source in words; empty if raters must not know it"""
     link: str = ""
-    """The source's web page"""
     axes: tuple[str, ...] = ()
     """The axes of this item; empty for all axes of the set"""
     turns: tuple[Turn, ...] = ()
@@ -311,8 +268,7 @@ class Item:
         return "\n\n".join([*lines, f"User: {self.question}"]) if lines else self.question
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(BaseModel, frozen=True, extra="forbid"):
     """The origin of an item, as in the key. The fields after `restricted` are those of data checks."""
 
     example: str
@@ -321,15 +277,12 @@ class Origin:
     origins: tuple[str, ...]
     """base, tuned, reference (several if their answers are the same); row, gold or planted for data checks"""
     restricted: bool = False
-    """True if the example's licence forbids sharing it"""
     source: str = ""
     sha256: str = ""
     """The `fingerprint` of the judged row"""
     stratum: str = ""
     score: float = 0.0
-    """How suspicious the row is"""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Signal -> why the row is suspicious"""
+    reasons: Mapping[str, str] = {}
     expected: tuple[Verdict, ...] = ()
     """For known items, the verdicts that count as correct"""
     row: Mapping[str, Any] | None = None
@@ -339,6 +292,29 @@ class Origin:
     def known(self) -> bool:
         """True for a known item, which measures the rater and is no row of the data."""
         return bool(self.expected)
+
+
+class Key(BaseModel):
+    """The content of key.json."""
+
+    made_from: dict[str, Any]
+    items: dict[str, Origin]
+
+
+class Settings(BaseModel):
+    """The content of set.json."""
+
+    task: Literal["rate", "validate"]
+    axes: str
+    raters: int | None
+    """Number of raters who share the work; None if each rates everything"""
+    overlap: int | None
+    shuffle: str
+    """Random; also identifies the set"""
+    everyone: frozenset[str] = frozenset()
+    """Questions (`asked`) that every rater sees, however the others are shared"""
+    ranked: bool = False
+    """True if items are ordered by importance, so that the first ones are shown first"""
 
 
 def row_key(example: Example, **facts: Any) -> dict[str, Any]:
@@ -371,24 +347,18 @@ def shown_row(example: Example, source: str) -> dict[str, Any]:
 class RatingSet:
     """A rating set as stored in its folder, without the key."""
 
-    folder: Path
-    task: Task
-    axes_name: str
-    raters: int | None
-    """Number of raters who share the work; None if each rates everything"""
-    overlap: int | None
-    """Number of raters for each question"""
-    shuffle: str
+    settings: Settings
     items: dict[str, Item]
-    everyone: frozenset[str] = frozenset()
-    """Questions (`asked`) that every rater sees, however the others are shared"""
-    ranked: bool = False
-    """True if items are ordered by importance, so that the first ones are shown first"""
+
+    @property
+    def task(self) -> Task:
+        """The kind of judgement."""
+        return TASKS[self.settings.task]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the set."""
-        return self.task.form(self.axes_name)
+        return self.task.form(self.settings.axes)
 
     def axis(self, name: str) -> Axis | None:
         """Return the axis of that name, or None."""
@@ -408,12 +378,12 @@ class RatingSet:
         The order differs between raters, so that no item is first or last for everyone; in a ranked set it differs only
         within blocks. Within a block, each question appears once before any repeats.
         """
-        chance = random.Random(f"{self.shuffle}/{place}")
+        chance = random.Random(f"{self.settings.shuffle}/{place}")
         answers: dict[str, list[str]] = defaultdict(list)
         for item in self.items.values():
             answers[item.asked].append(item.id)
         questions = self._dealt(list(answers), place)
-        if not self.ranked:
+        if not self.settings.ranked:
             chance.shuffle(questions)
         order: list[str] = []
         for start in range(0, len(questions), BLOCK):
@@ -430,43 +400,37 @@ class RatingSet:
 
         Every combination of `overlap` raters gets about the same number of questions.
         """
-        if self.raters is None or self.overlap is None:
+        raters, everyone = self.settings.raters, self.settings.everyone
+        if raters is None or self.settings.overlap is None:
             return list(questions)
-        teams = list(combinations(range(self.raters), self.overlap))
-        random.Random(f"{self.shuffle}/teams").shuffle(teams)
-        rater_index = place % self.raters
-        dealt = [asked for asked in questions if asked not in self.everyone]
-        given = {
-            asked for number, asked in enumerate(dealt) if rater_index in teams[number % len(teams)]
-        } | self.everyone
-        return [asked for asked in questions if asked in given]
+        teams = list(combinations(range(raters), self.settings.overlap))
+        random.Random(f"{self.settings.shuffle}/teams").shuffle(teams)
+        dealt = [asked for asked in questions if asked not in everyone]
+        given = {asked for number, asked in enumerate(dealt) if place % raters in teams[number % len(teams)]}
+        return [asked for asked in questions if asked in given | everyone]
 
 
 def read_set(folder: Path, task: Task | None = None) -> RatingSet:
-    """Return the set in a folder. Raises DataError if there is none, it is incomplete, or its task is not `task`."""
+    """Return the set in a folder. Raises DataError if there is none, it is damaged, or its task is not `task`."""
     if not (folder / SET).is_file():
         raise DataError(f"{folder} contains no rating set. Create one: {(task or RATE).made_by} {folder}")
-    settings = read_json(folder / SET)
-    items: dict[str, Item] = {}
-    for number, row in numbered_jsonl(folder / ITEMS):
-        try:
-            context = tuple(Passage.model_validate(passage) for passage in row.pop("context"))
-            turns = tuple(Turn.model_validate(turn) for turn in row.pop("turns", ()))
-            item = Item(**row | {"axes": tuple(row.get("axes", ()))}, context=context, turns=turns)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / ITEMS}, line {number}: not an item of a rating set ({error}).") from error
-        items[item.id] = item
-    try:
-        own = TASKS[settings.get("task", RATE.name)]
-        shared = settings["raters"], settings["overlap"], settings["shuffle"]
-        everyone = frozenset(settings.get("everyone", ()))
-        found = RatingSet(folder, own, settings["axes"], *shared, items, everyone, settings.get("ranked", False))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / SET}: not the settings of a rating set ({error} is missing).") from error
-    if task is not None and own is not task:
-        verb = own.made_by.split()[1]
+    settings = _validated(Settings, read_json(folder / SET), folder / SET)
+    rows = numbered_jsonl(folder / ITEMS)
+    items = [_validated(Item, row, f"{folder / ITEMS}, line {number}") for number, row in rows]
+    found = RatingSet(settings, {item.id: item for item in items})
+    if task is not None and found.task is not task:
+        verb = found.task.made_by.split()[1]
         raise DataError(f"{folder} is a set of another kind. Use the commands of `meditune {verb}` with it.")
     return found
+
+
+def _validated(model: type[Model], content: Any, place: object) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"{place}: not a part of a rating set ({key}: {first['msg']}).") from error
 
 
 def write_set(
@@ -506,15 +470,8 @@ def read_key(folder: Path) -> tuple[dict[str, Origin], dict[str, Any]]:
     """Return each item's origin, and what the set was made from. Raises DataError if the key is missing or damaged."""
     if not (folder / KEY).is_file():
         raise DataError(f"{folder / KEY} is missing. Without it, the origins of this set's items are unknown.")
-    content = read_json(folder / KEY)
-    try:
-        origins = {
-            id: Origin(**row | {name: tuple(row.get(name, ())) for name in ("origins", "expected")})
-            for id, row in content["items"].items()
-        }
-        return origins, dict(content["made_from"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / KEY}: not the key of a rating set ({error}).") from error
+    key = _validated(Key, read_json(folder / KEY), folder / KEY)
+    return key.items, key.made_from
 
 
 MODELS = ("base", "tuned")
@@ -533,9 +490,8 @@ def create(
     RATE.form(axes)
     refuse_unfinished(run)
     check_sharing(raters, overlap)
-    predictions = run / "predictions"
     # An answer without a reference can't be measured, but it can be rated.
-    stored = {model: path_of(predictions, model, "answer") for model in MODELS}
+    stored = {model: path_of(run / "predictions", model, "answer") for model in MODELS}
     answers = {
         model: {row["id"]: row["prediction"] for row in read_jsonl(path)} if path.is_file() else {}
         for model, path in stored.items()
@@ -544,15 +500,8 @@ def create(
     able = [id for id in answers["base"] if id in answers["tuned"] and id in examples]
     if not able:
         raise DataError(f"{run} has no written answers of both models, so there is nothing to rate.")
-    made_from = {
-        "run": str(run.resolve()),
-        "questions": questions,
-        "axes": axes,
-        "raters": raters,
-        "overlap": overlap,
-        "seed": seed,
-        "answers": digests(run),
-    }
+    made_from = {"run": str(run.resolve()), "questions": questions, "axes": axes, "raters": raters, "overlap": overlap}
+    made_from |= {"seed": seed, "answers": digests(run)}
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
     if not is_result_of(folder, KEY, made_from):
         rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)

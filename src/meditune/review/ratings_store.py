@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from meditune.errors import MedituneError
 from meditune.review.rating_set import STORE
@@ -17,6 +18,7 @@ from meditune.review.rating_set import STORE
 RATING, ADJUDICATION = 1, 2
 """The rounds: first everyone's ratings, then the adjudication of disagreements"""
 BUSY_S = 20.0
+_RATER = "id, name, number, place"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS raters (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL UNIQUE, number INTEGER NOT NULL, place INTEGER
@@ -40,7 +42,6 @@ class Rater:
     """Random, used in requests instead of the name"""
     name: str
     number: int
-    """From 1, in order of first sign-in"""
     place: int | None
     """From 0, among those who share the first round; None for those who only adjudicate"""
 
@@ -77,11 +78,6 @@ class Note:
     time: str = ""
     round: int = RATING
 
-    @property
-    def empty(self) -> bool:
-        """True if there is nothing to store."""
-        return not self.comment.strip() and not self.better.strip()
-
 
 class Store:
     """The ratings of one set. Every call opens its own connection, so any thread or process can call it."""
@@ -100,27 +96,27 @@ class Store:
 
         A rater who `takes_share` gets a share of the first round.
         """
-        display_name = " ".join(name.split())
+        shown = " ".join(name.split())
+        key = shown.casefold()
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")
             base.execute(
                 "INSERT INTO raters VALUES (?, ?, ?, (SELECT COUNT(*) + 1 FROM raters), NULL) ON CONFLICT DO NOTHING",
-                (secrets.token_hex(8), display_name, display_name.casefold()),
+                (secrets.token_hex(8), shown, key),
             )
             if takes_share:
                 base.execute(
                     "UPDATE raters SET place = (SELECT COUNT(place) FROM raters) WHERE key = ? AND place IS NULL",
-                    (display_name.casefold(),),
+                    (key,),
                 )
-            row = base.execute("SELECT id, name, number, place FROM raters WHERE key = ?", (display_name.casefold(),))
-            found = Rater(*row.fetchone())
+            found = Rater(*base.execute(f"SELECT {_RATER} FROM raters WHERE key = ?", (key,)).fetchone())
             base.execute("COMMIT")
             return found
 
     def raters(self) -> dict[str, Rater]:
         """Return all raters by id."""
         with self._opened() as base:
-            rows = base.execute("SELECT id, name, number, place FROM raters ORDER BY number").fetchall()
+            rows = base.execute(f"SELECT {_RATER} FROM raters ORDER BY number").fetchall()
         return {row[0]: Rater(*row) for row in rows}
 
     def save(self, ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> None:
@@ -129,49 +125,40 @@ class Store:
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")
             base.executemany(
-                "INSERT INTO ratings VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "option = excluded.option, seconds = excluded.seconds, time = excluded.time",
+                "INSERT OR REPLACE INTO ratings VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(r.rater, r.round, r.item, r.axis, r.option, r.seconds, r.time or now) for r in ratings],
             )
             for note in notes:
-                if note.empty:
-                    place = (note.rater, note.round, note.item)
-                    base.execute("DELETE FROM notes WHERE rater = ? AND round = ? AND item = ?", place)
-                    continue
-                base.execute(
-                    "INSERT INTO notes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "comment = excluded.comment, better = excluded.better, time = excluded.time",
-                    (note.rater, note.round, note.item, note.comment, note.better, note.time or now),
-                )
+                place = note.rater, note.round, note.item
+                base.execute("DELETE FROM notes WHERE rater = ? AND round = ? AND item = ?", place)
+                if note.comment.strip() or note.better.strip():
+                    row = *place, note.comment, note.better, note.time or now
+                    base.execute("INSERT INTO notes VALUES (?, ?, ?, ?, ?, ?)", row)
             base.execute("COMMIT")
 
     def remove(self, rater: str, item: str, axis: str, round: int = RATING) -> None:
         """Delete a rating if it exists."""
+        statement = "DELETE FROM ratings WHERE rater = ? AND round = ? AND item = ? AND axis = ?"
         with self._opened() as base:
-            base.execute(
-                "DELETE FROM ratings WHERE rater = ? AND round = ? AND item = ? AND axis = ?",
-                (rater, round, item, axis),
-            )
+            base.execute(statement, (rater, round, item, axis))
 
     def ratings(self, rater: str | None = None, item: str | None = None) -> list[Rating]:
         """Return the ratings of all rounds, optionally of one rater or item, in order of raters."""
-        with self._opened() as base:
-            rows = base.execute(
-                "SELECT rater, item, axis, option, seconds, time, round FROM ratings JOIN raters ON rater = id "
-                "WHERE (?1 IS NULL OR rater = ?1) AND (?2 IS NULL OR item = ?2) ORDER BY number, round, item, axis",
-                (rater, item),
-            ).fetchall()
-        return [Rating(*row) for row in rows]
+        columns = "rater, item, axis, option, seconds, time, round"
+        return [Rating(*row) for row in self._rows(columns, "ratings", "round, item, axis", rater, item)]
 
     def notes(self, rater: str | None = None, item: str | None = None) -> list[Note]:
         """Return the comments and better answers of all rounds, optionally of one rater or item."""
+        columns = "rater, item, comment, better, time, round"
+        return [Note(*row) for row in self._rows(columns, "notes", "round, item", rater, item)]
+
+    def _rows(self, columns: str, table: str, order: str, rater: str | None, item: str | None) -> list[tuple[Any, ...]]:
+        query = (
+            f"SELECT {columns} FROM {table} JOIN raters ON rater = id "
+            f"WHERE (?1 IS NULL OR rater = ?1) AND (?2 IS NULL OR item = ?2) ORDER BY number, {order}"
+        )
         with self._opened() as base:
-            rows = base.execute(
-                "SELECT rater, item, comment, better, time, round FROM notes JOIN raters ON rater = id "
-                "WHERE (?1 IS NULL OR rater = ?1) AND (?2 IS NULL OR item = ?2) ORDER BY number, round, item",
-                (rater, item),
-            ).fetchall()
-        return [Note(*row) for row in rows]
+            return base.execute(query, (rater, item)).fetchall()
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

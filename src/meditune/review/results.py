@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 import meditune
-from meditune.data.preference.pairs import OWN, SOURCE, Pair
-from meditune.data.preference.rated_answers import Rated as RatedAnswer
-from meditune.data.preference.rated_answers import paired
+from meditune.data.preference.pairs import OWN, SOURCE, Pair, paired
+from meditune.data.preference.pairs import Rated as RatedAnswer
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
-from meditune.review.agreement import Agreement, Dispute, Weights, cohen, counted, disputed, fleiss, krippendorff
+from meditune.review.agreement import Agreement, Dispute, cohen, counted, disputed, fleiss, krippendorff
 from meditune.review.rating_set import (
     RATE,
     SET,
@@ -88,10 +87,10 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
     several = Counter(per_item[per_item >= 2].tolist())
     number = max(several, key=lambda n: (several[n], n)) if several else 0
     chosen = [n for n in range(len(items)) if number and per_item[n] == number]
-    weights: Weights = "linear" if axis.level == "ordinal" else "none"
+    weights = "linear" if axis.level == "ordinal" else "none"
     pairs = []
     for a, b in combinations(range(len(raters)), 2):
-        kappa = cohen(table[:, [a, b]], options, weights, groups, SEED)
+        kappa = cohen(table[:, [a, b]], options, axis.level, groups, SEED)
         if kappa.units:
             codes = [rated.raters[raters[each]].code for each in (a, b)]
             pairs.append({"raters": codes, "weights": weights} | _agreement_facts(kappa))
@@ -168,7 +167,7 @@ def results(folder: Path) -> dict[str, Any]:
     judged = {rating.item for rating in rated.first}
     return {
         "meditune": meditune.__version__,
-        "axes_set": rated.set.axes_name,
+        "axes_set": rated.set.settings.axes,
         "questions": len({rated.key[id].example for id in judged}),
         "answers": len(judged),
         "raters": len({rating.rater for rating in rated.first}),

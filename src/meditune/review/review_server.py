@@ -161,10 +161,10 @@ def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
     @app.get("/api/set")
     def described() -> dict[str, Any]:
         return {
-            "id": rating_set.shuffle,
+            "id": rating_set.settings.shuffle,
             "adjudicating": review.adjudicating,
             "cannot": CANNOT,
-            "task": rating_set.task.for_page(),
+            "task": {name: getattr(rating_set.task, name) for name in ("words", "edits", "shows_sources")},
             "axes": [
                 {
                     "name": axis.name,

@@ -22,7 +22,6 @@ from meditune.progress import track
 FAR = 3.0
 """Number of median absolute deviations from the source's usual length that counts as suspicious"""
 SPREAD = 0.3
-"""Minimum spread of a source's lengths, in logarithms"""
 ON_TOPIC = 0.35
 """Minimum weighted share of the question's words in an answer that counts as on topic"""
 
@@ -47,7 +46,6 @@ class Suspicion:
     score: float = 0.0
     """0 to 1: the signals' scores combined like independent probabilities of an error"""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Signal -> reason"""
 
 
 def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dict[str, Suspicion]:

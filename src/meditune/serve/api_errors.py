@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +27,7 @@ SCOPE_KEY = "meditune.trace"
 class Trace:
     """The trace of one request: its id, headers to send with the response, and facts for the log."""
 
-    client_id: str | None = None
-    """The id that the client sent"""
-    id: str = ""
+    id: str
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers and names, never the text of a question"""
@@ -40,13 +37,6 @@ class Trace:
     """True if the store aborted the request, which isn't the fault of the model's version"""
     ended: list[Callable[[int], None]] = field(default_factory=list)
     """Callbacks that get the status when the request has ended"""
-
-    def __post_init__(self) -> None:
-        self.id = self.client_id or secrets.token_hex(12)
-
-    def record_error(self, error: Exception) -> None:
-        """Record the error that aborted the request."""
-        self.store_failed = self.store_failed or isinstance(error, StoreError)
 
 
 TYPES = {
@@ -102,19 +92,30 @@ def unavailable(error: EngineUnavailableError) -> ApiError:
     return ApiError(503, message, code, headers={"retry-after": str(math.ceil(error.retry_after_s))})
 
 
-def refused(error: MedituneError) -> ApiError:
-    """Return the response for an error of Meditune.
+def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
+    """Return the response for any error, and note in the trace if the store failed.
 
-    Errors of data and models are the request's fault (400). All others, such as a failing store or engine, are the
-    server's fault (503); only the log has their details.
+    Errors of data and models are the request's fault (400). Others, such as a failing store or engine, are the server's
+    fault (503), and only the log has their details. Unexpected errors are logged with their traceback.
     """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error)
+    if isinstance(error, TimeoutError):
+        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter one.", "timeout")
+    if trace is not None and isinstance(error, StoreError):
+        trace.store_failed = True
     if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
         return ApiError(400, str(error), "invalid_request")
     if isinstance(error, EngineUnavailableError):
         return unavailable(error)
-    # The messages name folders and addresses, which clients must not see.
-    LOGGER.error("A request failed", extra=error_location(error))
-    return ApiError(503, "The server can't answer this now. Try again later; its log has the details.", "failed")
+    if isinstance(error, MedituneError):
+        # The messages name folders and addresses, which clients must not see.
+        LOGGER.error("A request failed", extra=error_location(error))
+        return ApiError(503, "The server can't answer this now. Try again later; its log has the details.", "failed")
+    LOGGER.error("An answer failed", exc_info=error)
+    return ApiError(500, "The server failed at this request. Its log has the details.", "server_error")
 
 
 def invalid(error: RequestValidationError) -> ApiError:
@@ -139,33 +140,14 @@ def invalid(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
-    """Return the response for an ApiError; an exception handler for FastAPI."""
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def on_meditune_error(request: Request, error: Exception) -> JSONResponse:
-    """Return the response for a MedituneError; an exception handler for FastAPI."""
-    assert isinstance(error, MedituneError)
-    trace: Trace = request.scope[SCOPE_KEY]
-    trace.record_error(error)
-    return refused(error).response()
-
-
-async def on_invalid(_: Request, error: Exception) -> JSONResponse:
-    """Return the response for a request that fails validation; an exception handler for FastAPI."""
-    assert isinstance(error, RequestValidationError)
-    return invalid(error).response()
-
-
-async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Return the response for an unknown path or method, or an unreadable body; an exception handler for FastAPI."""
-    assert isinstance(error, HTTPException)
-    messages = {
-        404: f"There is nothing at {request.url.path[:200]}. /docs lists all routes.",
-        405: f"{request.url.path[:200]} doesn't support {request.method}. /docs lists all routes.",
-    }
-    codes = {404: "not_found", 405: "method_not_allowed", 400: "invalid_json"}
-    message = messages.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, codes.get(error.status_code), headers=error.headers).response()
+async def on_error(request: Request, error: Exception) -> JSONResponse:
+    """Return the response for an error of a route, or for an unknown path or method."""
+    if isinstance(error, HTTPException) and not isinstance(error, ApiError):
+        path = request.url.path[:200]
+        message, code = {
+            404: (f"There is nothing at {path}. /docs lists all routes.", "not_found"),
+            405: (f"{path} doesn't support {request.method}. /docs lists all routes.", "method_not_allowed"),
+            400: (error.detail, "invalid_json"),
+        }.get(error.status_code, (error.detail, None))
+        error = ApiError(error.status_code, message, code, headers=error.headers)
+    return as_api_error(error, request.scope[SCOPE_KEY]).response()

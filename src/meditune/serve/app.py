@@ -17,23 +17,15 @@ from meditune import __version__
 from meditune.errors import MedituneError
 from meditune.observability import LOGGER
 from meditune.prompts import LIMITS
-from meditune.serve import api_errors
+from meditune.serve.api_errors import on_error
 from meditune.serve.middleware import Guard
-from meditune.serve.routes import completions, embeddings, health, pages, questions
+from meditune.serve.routes import health, openai_api, pages, questions
 from meditune.serve.service import Service, send_heartbeats
 
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
-ROUTERS = (
-    pages.router,
-    completions.router,
-    embeddings.router,
-    health.models_router,
-    questions.router,
-    health.router,
-    health.admin_router,
-)
+ROUTERS = (pages.router, openai_api.router, questions.router, health.router)
 
 
 def app_for(service: Service) -> FastAPI:
@@ -50,10 +42,8 @@ def app_for(service: Service) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(api_errors.ApiError, api_errors.on_api_error)
-    app.add_exception_handler(MedituneError, api_errors.on_meditune_error)
-    app.add_exception_handler(RequestValidationError, api_errors.on_invalid)
-    app.add_exception_handler(HTTPException, api_errors.on_http_error)
+    for error in (HTTPException, MedituneError, RequestValidationError):
+        app.add_exception_handler(error, on_error)
     if service.settings.origins:
         app.add_middleware(
             CORSMiddleware,

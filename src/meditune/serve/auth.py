@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace, too_many_requests
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, too_many_requests
 from meditune.serve.settings import Settings
 from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
@@ -39,15 +39,6 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((found, IPV6_PREFIX), strict=False))
 
 
-@dataclass
-class Bucket:
-    """A token bucket that allows `per_minute` requests at once, and as many again in every further minute."""
-
-    per_minute: int
-    tokens: float
-    updated_s: float
-
-
 @dataclass(frozen=True)
 class Rate:
     """The state of a caller's rate limit."""
@@ -68,27 +59,24 @@ class Rate:
 
 
 class Rates:
-    """The token buckets of all callers."""
+    """The token buckets of all callers. Each allows `per_minute` requests at once, and as many in a further minute."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
+        """The tokens left at a time, by caller and limit"""
 
-    def take(self, caller: str, per_minute: int, cost: float = 1.0) -> Rate:
+    def take(self, caller: str, per_minute: int) -> Rate:
         """Take one request out of the caller's bucket if it isn't empty, and return the rate limit's state."""
         now = time.monotonic()
-        bucket = self._buckets.get(caller)
-        if bucket is None or bucket.per_minute != per_minute:
-            bucket = self._buckets[caller] = Bucket(per_minute, float(per_minute), now)
-        self._buckets.move_to_end(caller)
+        tokens, updated_s = self._buckets.pop((caller, per_minute), (float(per_minute), now))
+        tokens = min(per_minute, tokens + (now - updated_s) * per_minute / 60)
+        allowed = tokens >= 1
+        tokens -= allowed
+        self._buckets[caller, per_minute] = tokens, now
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
-        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.updated_s) * per_minute / 60)
-        bucket.updated_s = now
-        allowed = bucket.tokens >= cost
-        if allowed:
-            bucket.tokens -= cost
-        missing = per_minute - bucket.tokens if allowed else max(cost, 1.0) - bucket.tokens
-        return Rate(allowed, per_minute, int(bucket.tokens), missing * 60 / per_minute)
+        missing = per_minute - tokens if allowed else 1 - tokens
+        return Rate(allowed, per_minute, int(tokens), missing * 60 / per_minute)
 
 
 WRONG_KEYS_PER_MINUTE = 20
@@ -120,32 +108,24 @@ class Authenticator:
         """Return the caller of a request. Raises ApiError 401, 403 or 429."""
         address = network_of(request.client.host) if request.client else "local"
         caller = await self._by_key(request, address)
-        trace: Trace = request.scope[SCOPE_KEY]
-        trace.facts["who"] = caller.key or "anonymous"
+        request.scope[SCOPE_KEY].facts["who"] = caller.key or "anonymous"
         if scope not in caller.scopes:
             raise ApiError(403, _missing_scope_message(scope, caller), "missing_scope")
         return caller
 
     async def charge(self, request: Request, caller: Caller) -> None:
         """Count one request against the caller's rate limit, and check the quota. Raises ApiError 429."""
-        trace: Trace = request.scope[SCOPE_KEY]
         if caller.per_minute:
             rate = self.rates.take(caller.name, caller.per_minute)
-            trace.headers |= rate.headers()
+            request.scope[SCOPE_KEY].headers |= rate.headers()
             if not rate.allowed:
-                trace.facts["refused"] = "rate"
-                raise too_many_requests(
-                    f"You sent more than {rate.limit} requests in a minute.", rate.reset_s, "rate_limit_exceeded"
-                )
+                message = f"You sent more than {rate.limit} requests in a minute."
+                raise _exhausted(request, "rate", message, rate.reset_s, "rate_limit_exceeded")
         if caller.daily_tokens and self.usage:
             used = await asyncio.to_thread(self.usage.today, caller.name)
             if used >= caller.daily_tokens:
-                trace.facts["refused"] = "quota"
-                raise too_many_requests(
-                    f"Today's {caller.daily_tokens:,} tokens are used up. The quota resets at midnight UTC.",
-                    _until_midnight_s(),
-                    "insufficient_quota",
-                )
+                message = f"Today's {caller.daily_tokens:,} tokens are used up. The quota resets at midnight UTC."
+                raise _exhausted(request, "quota", message, 86_400 - time.time() % 86_400, "insufficient_quota")
 
     async def try_charge(self, request: Request, caller: Caller) -> ApiError | None:
         """Count one request like `charge`, but return a refusal if the message can still be checked for an emergency.
@@ -165,10 +145,8 @@ class Authenticator:
         limits = [limit for limit in (self.settings.feedback_per_minute, caller.per_minute) if limit]
         rate = self.feedback.take(caller.name, min(limits)) if limits else None
         if rate and not rate.allowed:
-            request.scope[SCOPE_KEY].facts["refused"] = "feedback"
-            raise too_many_requests(
-                f"You sent feedback more than {rate.limit} times in a minute.", rate.reset_s, "rate_limit_exceeded"
-            )
+            message = f"You sent feedback more than {rate.limit} times in a minute."
+            raise _exhausted(request, "feedback", message, rate.reset_s, "rate_limit_exceeded")
 
     async def add_usage(self, caller: Caller, tokens: int) -> None:
         """Add the tokens of a finished request to the caller's usage."""
@@ -177,32 +155,21 @@ class Authenticator:
 
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings
-        given = request.headers.get("authorization", "")
-        scheme, _, text = given.partition(" ")
         if not settings.keys_needed:
             # A request to this machine's port may come from a person whose messages a program passes on.
             scopes = frozenset(USUAL if settings.anonymous_access else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are required, so there is a store"
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
-            raise ApiError(
-                401,
-                "A key is required. Send it in the header Authorization: Bearer KEY.",
-                "missing_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+            raise _unauthorized("A key is required. Send it in the header Authorization: Bearer KEY.", "missing_key")
         key = await asyncio.to_thread(self.keys.authenticate, text.strip())
         if key is None:
             rate = self.wrong_keys.take(address, WRONG_KEYS_PER_MINUTE)
             if not rate.allowed:
-                request.scope[SCOPE_KEY].facts["refused"] = "wrong_keys"
-                raise too_many_requests("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
-            raise ApiError(
-                401,
-                "This key is wrong, expired or revoked.",
-                "invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+                message = "Too many wrong keys from this address."
+                raise _exhausted(request, "wrong_keys", message, rate.reset_s, "too_many_wrong_keys")
+            raise _unauthorized("This key is wrong, expired or revoked.", "invalid_api_key")
         return Caller(
             key.id,
             key.id,
@@ -242,6 +209,11 @@ def _missing_scope_message(scope: Scope, caller: Caller) -> str:
     return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the {scope} scope."
 
 
-def _until_midnight_s() -> float:
-    """Return the seconds until midnight UTC, when the daily usage starts at zero."""
-    return 86_400 - time.time() % 86_400
+def _unauthorized(message: str, code: str) -> ApiError:
+    return ApiError(401, message, code, headers={"www-authenticate": "Bearer"})
+
+
+def _exhausted(request: Request, reason: str, message: str, after_s: float, code: str) -> ApiError:
+    """Return a 429, and note the reason in the request's trace."""
+    request.scope[SCOPE_KEY].facts["refused"] = reason
+    return too_many_requests(message, after_s, code)

@@ -35,12 +35,11 @@ from meditune.files import read_json
 from meditune.model_registry import is_registry
 from meditune.prompts import LIMITS
 from meditune.run_folder import EVALUATION, RECIPE
-from meditune.serve.api_errors import ApiError
+from meditune.serve.api_errors import ApiError, as_api_error
 from meditune.serve.app import app_for
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.schema import AskBody, Body, SearchBody
 from meditune.serve.service import Service
-from meditune.serve.streaming import as_api_error
 
 PATH = "/mcp"
 DESCRIPTIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -13,10 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meditune import observability
 from meditune.observability import LOGGER
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
-from meditune.serve.streaming import as_api_error
 
 _ID = re.compile(r"[\w.-]{1,64}")
 CLIENT_CLOSED_REQUEST = 499
@@ -41,7 +41,7 @@ class Guard:
         headers = Headers(scope=scope)
         with observability.request(headers) as (span, trace_id):
             given = headers.get("x-request-id", "")
-            trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else None)
+            trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else secrets.token_hex(12))
             if trace_id:
                 trace.facts["trace"] = trace_id
             await self._answer(scope, receive, send, headers, trace, span)
@@ -82,8 +82,7 @@ class Guard:
             scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:
-            failure = as_api_error(error)
-            trace.record_error(error)
+            failure = as_api_error(error, trace)
             if status:
                 raise
             await failure.response()(scope, receive, out)

@@ -396,6 +396,22 @@ class Embeddings(ResponseBody):
     usage: EmbeddingUsage
 
 
+class ServedModel(ResponseBody):
+    """A model that requests may name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "meditune"
+
+
+class Models(ResponseBody):
+    """The list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
 MAX_TURN_CHARACTERS = 20_000
 MAX_COMMENT_CHARACTERS = 20_000
 

@@ -7,17 +7,17 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from meditune.assistant import triage
 from meditune.errors import ModelError
 from meditune.serve.http_server import LOCAL, ListenConfig
 from meditune.serve.settings import Settings
+from meditune.store import StoreLocation, folder_of, is_url
 from meditune.store.api_keys import Key
 from meditune.store.database import FILE
-from meditune.store.open_store import StoreLocation as StorePlace
-from meditune.store.open_store import folder_of, is_url
 
 Verdict = Literal["unsafe", "note", "good"]
 MAX_KEEP_DAYS = 365
@@ -32,11 +32,14 @@ class Finding:
     sentence: str
 
 
+unsafe, note, good = (partial(Finding, verdict) for verdict in get_args(Verdict))
+
+
 def findings(
     settings: Settings,
     config: ListenConfig,
     keys: Sequence[Key],
-    store: StorePlace,
+    store: StoreLocation,
     now: float,
     classifier_error: str = "",
 ) -> list[Finding]:
@@ -44,7 +47,6 @@ def findings(
 
     `classifier_error` is the reason why triage's classifier can't be loaded; empty if it can.
     """
-    order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
         *_network_findings(settings, config, keys),
         *_limits(settings, config),
@@ -53,69 +55,57 @@ def findings(
         *_files(store, config),
         *_keys(keys, settings, now),
     ]
-    return sorted(every, key=lambda finding: order[finding.verdict])
+    return sorted(every, key=lambda finding: get_args(Verdict).index(finding.verdict))
 
 
 def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[Key]) -> Iterator[Finding]:
     usable = [key for key in keys if key.state == "usable"]
     if not settings.keys_needed:
         if config.local and not config.proxies:
-            yield Finding("note", "No key is required, but only users of this machine can reach the server.")
+            yield note("No key is required, but only users of this machine can reach the server.")
         else:
-            yield Finding(
-                "unsafe",
-                f"Other machines can reach {config.host}, and no key is required. "
-                "Create one: meditune keys create NAME",
+            yield unsafe(
+                f"Other machines can reach {config.host}, and no key is required. Create one: meditune keys create NAME"
             )
     elif not usable:
-        yield Finding(
-            "unsafe",
-            "Keys are required, but none is usable, so nobody can get in. Create one: meditune keys create NAME",
+        yield unsafe(
+            "Keys are required, but none is usable, so nobody can get in. Create one: meditune keys create NAME"
         )
     else:
-        yield Finding("good", f"Every request requires a key; {len(usable)} usable.")
+        yield good(f"Every request requires a key; {len(usable)} usable.")
     if config.certificate:
-        yield Finding("good", "Requests are encrypted with TLS.")
+        yield good("Requests are encrypted with TLS.")
     elif config.proxies:
-        yield Finding(
-            "note",
-            f"The proxy ({config.proxies}) must terminate TLS, and only the proxy may reach the plain HTTP port.",
+        yield note(
+            f"The proxy ({config.proxies}) must terminate TLS, and only the proxy may reach the plain HTTP port."
         )
     elif not config.local:
-        yield Finding(
-            "unsafe",
+        yield unsafe(
             "Questions and keys are sent unencrypted. Give --certificate and --private-key, or put a TLS proxy in "
-            "front and give its address with --proxy.",
+            "front and give its address with --proxy."
         )
     if "*" in settings.origins:
-        yield Finding("unsafe", "Pages of any site can call the server. List the allowed sites with --cors.")
+        yield unsafe("Pages of any site can call the server. List the allowed sites with --cors.")
     elif settings.origins:
-        yield Finding("note", f"Pages of {', '.join(settings.origins)} can call the server.")
+        yield note(f"Pages of {', '.join(settings.origins)} can call the server.")
     if config.proxies.strip() == "*":
-        yield Finding(
-            "unsafe",
-            "Anyone can pose as a proxy and fake their address. Give the proxy's own address with --proxy.",
-        )
+        yield unsafe("Anyone can pose as a proxy and fake their address. Give the proxy's own address with --proxy.")
 
 
 def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
     if settings.per_minute:
-        yield Finding(
-            "good", f"A caller can send {settings.per_minute} requests a minute, unless its key sets another limit."
-        )
+        yield good(f"A caller can send {settings.per_minute} requests a minute, unless its key sets another limit.")
     else:
-        verdict: Verdict = "note" if config.local and not config.proxies else "unsafe"
-        yield Finding(verdict, "Callers can send requests without a rate limit. Set --per-minute.")
+        finding = note if config.local and not config.proxies else unsafe
+        yield finding("Callers can send requests without a rate limit. Set --per-minute.")
     if not settings.daily_tokens:
-        yield Finding(
-            "note",
+        yield note(
             "Callers have no daily quota. Set one for all with --daily-tokens, or for one key with `meditune keys "
-            "create`.",
+            "create`."
         )
     if settings.queue_size > 20 * settings.concurrency:
-        yield Finding(
-            "note",
-            f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last ones wait long.",
+        yield note(
+            f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last ones wait long."
         )
 
 
@@ -130,82 +120,71 @@ def classifier_error() -> str:
 
 def _triage(error: str) -> Iterator[Finding]:
     if error:
-        yield Finding("unsafe", f"Triage has only its rules, which miss most emergencies and harmful requests: {error}")
+        yield unsafe(f"Triage has only its rules, which miss most emergencies and harmful requests: {error}")
     else:
-        yield Finding("good", "Triage has its rules and its classifier.")
+        yield good("Triage has its rules and its classifier.")
 
 
 def _text(settings: Settings) -> Iterator[Finding]:
     if settings.log_text:
-        yield Finding(
-            "unsafe", "Questions are logged (--log-text). Masking misses some of the details that identify people."
-        )
+        yield unsafe("Questions are logged (--log-text). Masking misses some of the details that identify people.")
     else:
-        yield Finding("good", "Questions aren't logged.")
+        yield good("Questions aren't logged.")
     if settings.bare_chat:
-        yield Finding(
-            "unsafe",
+        yield unsafe(
             "Chats reach the model without triage, answers come without the note on limits, and every caller can use "
-            "/v1/completions (--raw-chat).",
+            "/v1/completions (--raw-chat)."
         )
     if settings.keep_text:
-        yield Finding(
-            "note",
-            "Questions and answers are stored, masked (--keep-text). Tell the users, and delete their data on request.",
+        yield note(
+            "Questions and answers are stored, masked (--keep-text). Tell the users, and delete their data on request."
         )
     if not settings.keep_days:
-        yield Finding("unsafe", "Stored answers and feedback are never deleted. Set --keep-days.")
+        yield unsafe("Stored answers and feedback are never deleted. Set --keep-days.")
     elif settings.keep_days > MAX_KEEP_DAYS:
-        yield Finding("note", f"Answers and feedback are stored for {settings.keep_days:g} days.")
+        yield note(f"Answers and feedback are stored for {settings.keep_days:g} days.")
 
 
-def _files(store: StorePlace, place: ListenConfig) -> Iterator[Finding]:
+def _files(store: StoreLocation, place: ListenConfig) -> Iterator[Finding]:
     if is_url(store):
         yield from _database(str(store))
     folder = [] if is_url(store) else [folder_of(store), folder_of(store) / FILE]
     for path in (*folder, place.private_key):
         if path is not None and path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            yield Finding("unsafe", f"Other users of this machine can read {path}. Run: chmod go= {path}")
+            yield unsafe(f"Other users of this machine can read {path}. Run: chmod go= {path}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        yield Finding("unsafe", "The server runs as root. Run it as a separate user (deploy/ has examples).")
+        yield unsafe("The server runs as root. Run it as a separate user (deploy/ has examples).")
 
 
 def _database(url: str) -> Iterator[Finding]:
     parts = urlsplit(url)
     mode = (parse_qs(parts.query).get("sslmode") or [os.environ.get("PGSSLMODE", "")])[0]
     if parts.hostname in (None, "", *LOCAL):
-        yield Finding("note", "The store is a database on this machine.")
+        yield note("The store is a database on this machine.")
     elif mode in {"verify-full", "verify-ca"}:
-        yield Finding("good", "The connection to the store uses TLS.")
+        yield good("The connection to the store uses TLS.")
     else:
-        yield Finding(
-            "unsafe",
-            "The connection to the store's database may not use TLS. Add ?sslmode=verify-full to its URL.",
-        )
+        yield unsafe("The connection to the store's database may not use TLS. Add ?sslmode=verify-full to its URL.")
     if parts.password and any(parts.password in word for word in sys.argv):
-        yield Finding(
-            "unsafe",
+        yield unsafe(
             "The database's password is on the command line, where other users of this machine can see it. Give the "
-            "URL as MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass.",
+            "URL as MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass."
         )
 
 
 def _keys(keys: Sequence[Key], settings: Settings, now: float) -> Iterator[Finding]:
     if not settings.bare_chat and not any("raw" in key.scopes and key.state == "usable" for key in keys):
-        yield Finding("good", "Triage can't be bypassed: no key has the raw scope.")
+        yield good("Triage can't be bypassed: no key has the raw scope.")
     for key in keys:
         if key.state != "usable":
             continue
         if now - key.created > OLD_KEY_S and key.expires is None:
-            yield Finding(
-                "note", f"The key {key.id} ({key.name}) is over a year old. Run: meditune keys rotate {key.id}"
-            )
+            yield note(f"The key {key.id} ({key.name}) is over a year old. Run: meditune keys rotate {key.id}")
         if "raw" in key.scopes:
-            yield Finding(
-                "note",
+            yield note(
                 f"The key {key.id} ({key.name}) can bypass triage (scope raw): with /v1/completions, and with chats "
                 "that have guided_choice, response_format or a prompt in the model's own format. Don't give it to "
-                "programs that pass on people's messages.",
+                "programs that pass on people's messages."
             )
         if "admin" in key.scopes:
-            yield Finding("note", f"The key {key.id} ({key.name}) can delete anyone's answers (scope admin).")
+            yield note(f"The key {key.id} ({key.name}) can delete anyone's answers (scope admin).")

@@ -30,10 +30,10 @@ from meditune.serve.metrics import Metrics
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
+from meditune.store import StoreLocation as StorePlace
+from meditune.store import open_store
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
-from meditune.store.open_store import StoreLocation as StorePlace
-from meditune.store.open_store import open_store
 
 
 @dataclass(frozen=True)

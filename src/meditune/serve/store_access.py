@@ -1,4 +1,4 @@
-"""Threads for writing to the store, and the check of the clock that deleting old answers depends on.
+"""Writing to the store: its threads, storing answers, and the check of the clock before old answers are deleted.
 
 Writes have their own threads, since all of them wait while the store is locked. Reads, and everything that an emergency
 needs, use the event loop's threads and don't wait.
@@ -10,7 +10,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from meditune.errors import MedituneError
+from meditune.observability import LOGGER, error_location
+from meditune.store.answers import Answer
+
+if TYPE_CHECKING:
+    from meditune.serve.auth import Caller
+    from meditune.serve.service import Service
 
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
@@ -21,6 +29,36 @@ _THREADS = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="meditune-store")
 async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
     """Return the result of the call, which runs in one of the store's threads."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: call(*args, **named))
+
+
+URGENT_S, METRICS_S = 1.0, 5.0
+"""How long urgent help, and an answer whose text isn't stored, wait for the store at most"""
+
+
+async def log_answer(
+    service: Service, caller: Caller, id: str, route: str, texts: tuple[str, str], outcome: str, facts: dict[str, Any]
+) -> None:
+    """Store an answer's metrics, and its question and answer (`texts`) if the settings say so.
+
+    The row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and an answer
+    without stored texts, is sent even if the store fails: the log then says that the answer wasn't stored in time, and
+    the write continues in the background.
+    """
+    service.metrics.outcomes.labels(outcome).inc()
+    if service.answers is None:
+        return
+    served, with_text = service.served, service.settings.keep_text
+    model = f"{served.name} {served.version}"
+    row = Answer(id, caller.key, route, model, served.index, outcome, facts, *(texts if with_text else ()))
+    limit = URGENT_S if outcome == "escalated" else None if with_text else METRICS_S
+    try:
+        async with asyncio.timeout(limit):
+            await run_in_store_thread(service.answers.keep, row)
+    except (MedituneError, OSError) as error:
+        service.metrics.store_failures.inc()
+        if limit is None:
+            raise
+        LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | error_location(error))
 
 
 JUMP_S = 3600.0

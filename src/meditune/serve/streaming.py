@@ -19,12 +19,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from meditune.engines.engine import Engine, Finish, GenerationChunk, GenerationRequest, TokenLogprob
-from meditune.errors import EngineUnavailableError, MedituneError, StoreError
+from meditune.errors import EngineUnavailableError, StoreError
 from meditune.observability import LOGGER, error_location, span
-from meditune.serve.answer_log import METRICS_S
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, refused
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
 from meditune.serve.auth import Caller
 from meditune.serve.service import Service
+from meditune.serve.store_access import METRICS_S
 
 Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
@@ -127,8 +127,7 @@ class EventStream(Response):
         except Exception as error:
             if isinstance(error, ClientDisconnected):
                 raise
-            failure = as_api_error(error)
-            scope[SCOPE_KEY].record_error(error)
+            failure = as_api_error(error, scope[SCOPE_KEY])
             if not begun:
                 await failure.response()(scope, receive, send)
                 return
@@ -145,18 +144,6 @@ class EventStream(Response):
         async with aclosing(self._make()) as events:
             async for data in events:
                 queue.put_nowait(data)
-
-
-def as_api_error(error: Exception) -> ApiError:
-    """Return the response for any error. Unexpected errors are logged with their traceback."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, TimeoutError):
-        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter one.", "timeout")
-    if isinstance(error, MedituneError):
-        return refused(error)
-    LOGGER.error("An answer failed", exc_info=error)
-    return ApiError(500, "The server failed at this request. Its log has the details.", "server_error")
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,11 @@ MAX_JUDGED_ANSWERS = 1000
 """The number of requests after a promotion in which a version is compared with its predecessor"""
 RETRY_INTERVALS = 12
 """The number of registry checks to skip before loading a version is retried after a failure"""
+
+
+ERRORS = (MedituneError, OSError, RuntimeError, ValueError)
+"""What broken files of a version or registry raise; it must not stop the thread that follows the registry"""
+NOT_FOLLOWED = "The registry can't be followed, so the served versions stay: {}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,9 @@ class VersionRouter:
     def enter(self, conversation: str) -> LiveVersion:
         """Return the version for a request of this conversation. Every `enter` needs a `leave`."""
         with self._lock:
-            live = self._chosen(conversation)
+            assert self._current is not None, "begin() has loaded a version"
+            is_tried = self._trial and _is_routed_to_trial(conversation, self._trial[1])
+            live = self._trial[0] if self._trial and is_tried else self._current
             live.users += 1
             return live
 
@@ -144,12 +152,6 @@ class VersionRouter:
     def _loaded(self) -> list[LiveVersion]:
         return [live for live in (self._current, self._trial[0] if self._trial else None) if live]
 
-    def _chosen(self, conversation: str) -> LiveVersion:
-        assert self._current is not None, "begin() has loaded a version"
-        if self._trial and _is_routed_to_trial(conversation, self._trial[1]):
-            return self._trial[0]
-        return self._current
-
     def _follow_registry(self) -> None:
         while not self._ended:
             self._wake.wait(self._follow_s)
@@ -161,8 +163,8 @@ class VersionRouter:
         """Switch to the versions that the registry names, if they have changed; report those that can't be loaded."""
         try:
             state = self.registry.state()
-        except (MedituneError, OSError, ValueError) as error:
-            self._report_follow_error(error)
+        except ERRORS as error:
+            self._report(NOT_FOLLOWED.format(error))
             return
         refused = frozenset(self._refused)
         seen = (state.promoted, state.trial, refused)
@@ -170,9 +172,15 @@ class VersionRouter:
         if seen == self._seen or (seen == failed and time.monotonic() < again):
             return
         trial = state.trial if state.trial and state.trial.version not in refused else None
-        served = self._done(lambda: self._serve(self._newest_promoted(state.promoted), state.promoted))
-        tried = self._done(lambda: self._try(trial))
-        if not (served and tried):
+        steps: tuple[Callable[[], None], ...] = (partial(self._serve, state.promoted), partial(self._try, trial))
+        in_trouble = False
+        for step in steps:
+            try:
+                step()
+            except ERRORS as error:
+                in_trouble = True
+                self._report(NOT_FOLLOWED.format(error))
+        if in_trouble:
             self._failed = (seen, time.monotonic() + RETRY_INTERVALS * self._follow_s)
             return
         # Forget failed versions that the registry no longer names, so that a forced new promotion or trial is served.
@@ -181,27 +189,9 @@ class VersionRouter:
             self._refused -= refused - named
         self._seen = (state.promoted, state.trial, refused & named)
 
-    def _done(self, step: Callable[[], None]) -> bool:
-        try:
-            step()
-        except (MedituneError, OSError, RuntimeError, ValueError) as error:
-            # Broken files of a version must not stop the thread that follows the registry.
-            self._report_follow_error(error)
-            return False
-        return True
-
-    def _report_follow_error(self, error: Exception) -> None:
-        self._report(f"The registry can't be followed, so the served versions stay: {error}")
-
-    def _newest_promoted(self, promoted: tuple[str, ...]) -> Version:
-        """Return the latest promoted version whose files are complete and that hasn't failed on this server."""
-        found = self.registry.servable(self._report)
-        if found.id not in self._refused:
-            return found
-        left = [id for id in promoted if id not in self._refused]
-        return self.registry.checked(left[-1]) if left else found
-
-    def _serve(self, version: Version, promoted: tuple[str, ...]) -> None:
+    def _serve(self, promoted: tuple[str, ...]) -> None:
+        """Serve the latest promoted version whose files are complete and that hasn't failed on this server."""
+        version = self.registry.servable(self._report, self._refused)
         was = self._current
         assert was is not None, "begin() has loaded a version"
         if was.id == version.id:
@@ -210,7 +200,8 @@ class VersionRouter:
         live = tried or self._opened(version)
         with self._lock:
             # A version that is restored by a rollback was served before, so its failures aren't due to a promotion.
-            self._before = was.counts if _was_promoted_before(was.id, version.id, promoted) else Counts()
+            was_before = version.id in promoted and was.id in promoted[: promoted.index(version.id)]
+            self._before = was.counts if was_before else Counts()
             self._install(live)
             self._current, live.counts = live, Counts()
             if tried:
@@ -291,11 +282,6 @@ class VersionRouter:
         self._wake.set()
 
 
-def _was_promoted_before(id: str, other: str, promoted: tuple[str, ...]) -> bool:
-    """Return whether one version was promoted before another and neither was rolled back since."""
-    return other in promoted and id in promoted[: promoted.index(other)]
-
-
 def _is_routed_to_trial(conversation: str, trial: Trial) -> bool:
     """Return whether a conversation is in a trial's share; the result is the same for the whole trial."""
     digest = hashlib.sha256(f"{trial.version}\n{conversation}".encode()).digest()
@@ -339,26 +325,23 @@ def fingerprint(place: Path) -> str:
     return digest.hexdigest() if files else ""
 
 
-def conversation_of(caller: Caller, first: str) -> str:
-    """Return the identity of a conversation: its caller and first question."""
-    return f"{caller.name}\n{first}"
+def route_request(request: Request, caller: Caller, first: str) -> Service:
+    """Return the service with the version for a conversation, which stays open until the request has ended.
 
-
-def route_request(request: Request, conversation: str) -> Service:
-    """Return the service with the version for this conversation, which stays open until the request has ended."""
+    A conversation is identified by its caller and first question.
+    """
     service: Service = request.app.state.service
     releases = service.releases
     if releases is None:
         return service
-    live = releases.enter(conversation)
+    live = releases.enter(f"{caller.name}\n{first}")
     trace: Trace = request.scope[SCOPE_KEY]
     trace.facts["version"] = live.service.served.version
-    trace.ended.append(lambda status: releases.release(live, None if trace.store_failed else is_failure(status)))
+
+    def ended(status: int) -> None:
+        # Errors of requests, and of the store, say nothing about the version.
+        counts = not trace.store_failed and (status >= 500 or 200 <= status < 300)
+        releases.release(live, status >= 500 if counts else None)
+
+    trace.ended.append(ended)
     return live.service
-
-
-def is_failure(status: int) -> bool | None:
-    """Return whether the server failed at a request; None if the status says nothing about the server."""
-    if status >= 500:
-        return True
-    return False if 200 <= status < 300 else None

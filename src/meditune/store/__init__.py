@@ -1,1 +1,46 @@
-"""A server's store of API keys, usage, answers and feedback, in an SQLite file or a PostgreSQL database."""
+"""A server's keys, answers and feedback, in a store: a folder with an SQLite file, or a PostgreSQL database.
+
+This module opens a store by its location.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from meditune.store.database import FILE, Database, SQLiteDatabase
+from meditune.store.postgresql import SCHEMES, Postgres, without_password
+
+StoreLocation = str | Path
+"""A folder, the SQLite file in it, or a URL"""
+
+
+def default_place() -> str:
+    """Return `$MEDITUNE_STORE`, or by default a folder in this user's home."""
+    return os.environ.get("MEDITUNE_STORE") or str(Path.home() / ".local" / "share" / "meditune")
+
+
+def is_url(location: StoreLocation) -> bool:
+    """Return whether the location is a database URL."""
+    return str(location).startswith(SCHEMES)
+
+
+def named(location: StoreLocation) -> str:
+    """Return the location as it may be displayed or logged: a URL without its password."""
+    return without_password(str(location)) if is_url(location) else str(location)
+
+
+def exists(location: StoreLocation) -> bool:
+    """Return whether a folder contains a store; always True for a URL, which is only checked by opening it."""
+    return is_url(location) or (folder_of(location) / FILE).is_file()
+
+
+def folder_of(location: StoreLocation) -> Path:
+    """Return the folder for a location that names the folder or the file in it."""
+    path = Path(location).expanduser()
+    return path.parent if path.name == FILE else path
+
+
+def open_store(location: StoreLocation) -> Database:
+    """Open the store at this location; create it if it doesn't exist. Raises StoreError if it can't be used."""
+    return Postgres(str(location)) if is_url(location) else SQLiteDatabase(folder_of(location))

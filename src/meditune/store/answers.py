@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from meditune.phi.detector import mask
 from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
-SHADOW = "shadow"
-"""The route of answers that earlier versions of Meditune stored without showing them; such answers are ignored"""
 PAGE = 1000
 """Answers that are read from the database at once"""
 
@@ -90,10 +88,8 @@ class Answers:
         Returns False if there is no such answer.
         """
         reasons = json.dumps([_masked(each) for each in feedback.reasons])
-        texts, rest = (
-            (_masked(feedback.comment), _masked(feedback.correction)),
-            (feedback.decision, int(feedback.expert)),
-        )
+        row = (feedback.answer, feedback.who, feedback.time or time.time(), feedback.rating, reasons)
+        texts = (_masked(feedback.comment), _masked(feedback.correction), feedback.decision, int(feedback.expert))
         with self.base.changing() as base:
             if base.execute("SELECT 1 FROM answers WHERE id = ?", (feedback.answer,)).fetchone() is None:
                 return False
@@ -102,13 +98,13 @@ class Answers:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer, who) DO UPDATE SET time = excluded.time, "
                 "rating = excluded.rating, reasons = excluded.reasons, comment = excluded.comment, "
                 "correction = excluded.correction, decision = excluded.decision, expert = excluded.expert",
-                (feedback.answer, feedback.who, feedback.time or time.time(), feedback.rating, reasons, *texts, *rest),
+                (*row, *texts),
             )
         return True
 
     def delete(self, id: str) -> bool:
-        """Delete an answer with its feedback and its shadow answer; return whether it existed."""
-        return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, f"{id}-{SHADOW}"))
+        """Delete an answer with its feedback; return whether it existed."""
+        return bool(self._delete("DELETE FROM answers WHERE id = ?", id))
 
     def delete_all_of(self, caller: str) -> int:
         """Delete a key's answers and its feedback on other answers, and return the number of answers."""
@@ -124,8 +120,7 @@ class Answers:
     def latest(self) -> float:
         """Return the time of the latest answer, in seconds since 1970; 0 without answers."""
         with self.base.opened() as base:
-            (found,) = base.execute("SELECT max(time) FROM answers").fetchone()
-        return float(found or 0)
+            return float(base.execute("SELECT max(time) AS latest FROM answers").fetchone()["latest"] or 0)
 
     def exported(self) -> Iterator[dict[str, Any]]:
         """Yield every answer with its feedback, oldest first."""
@@ -143,8 +138,7 @@ class Answers:
     def last_place(self) -> int:
         """Return the latest answer's place; 0 without answers."""
         with self.base.opened() as base:
-            (found,) = base.execute("SELECT max(place) FROM answers").fetchone()
-        return found or 0
+            return int(base.execute("SELECT max(place) AS latest FROM answers").fetchone()["latest"] or 0)
 
     def _delete(self, statement: str, *values: str | float) -> int:
         with self.base.changing() as base:
@@ -157,7 +151,7 @@ class Answers:
         while True:
             with self.base.opened() as base:
                 rows = base.execute(
-                    "SELECT * FROM answers WHERE place > ? AND route <> ? ORDER BY place LIMIT ?", (after, SHADOW, PAGE)
+                    "SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", (after, PAGE)
                 ).fetchall()
                 if not rows:
                     return
@@ -178,18 +172,8 @@ def _masked(text: str) -> str:
 
 
 def _answer(row: Row) -> Answer:
-    return Answer(
-        row["id"],
-        row["who"],
-        row["route"],
-        row["model"],
-        row["index_content"],
-        row["outcome"],
-        json.loads(row["facts"]),
-        row["question"],
-        row["answer"],
-        row["time"],
-    )
+    values = {each.name: row[each.name] for each in fields(Answer)}
+    return Answer(**values | {"facts": json.loads(row["facts"])})
 
 
 def _feedback(row: Row) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
@@ -139,16 +139,8 @@ def _hash(secret: str) -> str:
 
 
 def _key(row: Row) -> Key:
-    return Key(
-        row["id"],
-        row["name"],
-        frozenset(row["scopes"].split()),
-        row["per_minute"],
-        row["daily_tokens"],
-        row["created"],
-        row["expires"],
-        row["revoked"],
-    )
+    values = {each.name: row[each.name] for each in fields(Key)}
+    return Key(**values | {"scopes": frozenset(row["scopes"].split())})
 
 
 class Usage:
@@ -170,7 +162,7 @@ class Usage:
         """Return the number of tokens that a caller used today (UTC)."""
         with self.base.opened() as base:
             row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (caller, _today())).fetchone()
-        return row[0] if row else 0
+        return row["tokens"] if row else 0
 
     def prune(self, days: float) -> None:
         """Delete usage older than this many days, with the addresses in it; today's usage always stays."""

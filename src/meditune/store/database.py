@@ -1,7 +1,7 @@
-"""The database of a store: its interface, its tables and their migrations, and its SQLite file.
+"""The database of a store: what both kinds have in common, its tables, and its SQLite file.
 
 Statements are SQL that SQLite and PostgreSQL (`postgresql.py`) both understand, with `?` for values. The table
-`versions` records the migrations that were applied. A released migration is never changed: a new one is added.
+`versions` records the version of the tables.
 """
 
 from __future__ import annotations
@@ -9,19 +9,45 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from meditune import __version__
 from meditune.errors import StoreError
 
 Row = Any
-"""A row with access by position and by column name"""
+"""A row with access by column name"""
 Cursor = Any
 """The result of a statement: `rowcount`, `fetchone()`, `fetchall()`, and iteration over its rows"""
+LATEST = 2
+"""The version of the tables"""
+TABLES = """
+CREATE TABLE versions (version BIGINT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, made_by TEXT NOT NULL);
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, old_hash TEXT, old_until DOUBLE PRECISION,
+    scopes TEXT NOT NULL, per_minute BIGINT, daily_tokens BIGINT, created DOUBLE PRECISION NOT NULL,
+    expires DOUBLE PRECISION, revoked DOUBLE PRECISION
+);
+CREATE TABLE usage (
+    who TEXT NOT NULL, day TEXT NOT NULL, requests BIGINT NOT NULL, tokens BIGINT NOT NULL, PRIMARY KEY (who, day)
+);
+CREATE TABLE answers (
+    place AUTOMATIC, id TEXT NOT NULL UNIQUE, time DOUBLE PRECISION NOT NULL, who TEXT NOT NULL,
+    route TEXT NOT NULL, model TEXT NOT NULL, index_content TEXT NOT NULL, outcome TEXT NOT NULL, facts TEXT NOT NULL,
+    question TEXT, answer TEXT
+);
+CREATE INDEX answers_time ON answers (time);
+CREATE INDEX answers_who ON answers (who);
+CREATE TABLE feedback (
+    answer TEXT NOT NULL REFERENCES answers (id) ON DELETE CASCADE, who TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
+    rating TEXT NOT NULL, reasons TEXT NOT NULL, comment TEXT NOT NULL, correction TEXT NOT NULL,
+    decision TEXT NOT NULL DEFAULT '', expert BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (answer, who)
+);
+CREATE TABLE notes (name TEXT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, facts TEXT NOT NULL)
+"""
 
 
 class Connection(Protocol):
@@ -31,117 +57,51 @@ class Connection(Protocol):
         """Execute one statement."""
 
 
-class Database(Protocol):
+class Database(ABC):
     """The database of a store. Every call has its own connection, so any thread or process may make it."""
 
-    @property
-    def place(self) -> str:
-        """The location as it may be displayed, without a password"""
+    place: str
+    """The location as it may be displayed, without a password"""
+    _find_versions: ClassVar[str]
+    """A statement whose row is there only if the table `versions` exists"""
+    _automatic: ClassVar[str]
+    """The type of a primary key of increasing numbers, none of which is used twice"""
 
+    @abstractmethod
     def opened(self) -> AbstractContextManager[Connection]:
         """Yield a connection outside any transaction; each statement is on the disk when it returns.
 
         Raises StoreError if the database can't be used.
         """
 
+    @abstractmethod
     def changing(self) -> AbstractContextManager[Connection]:
         """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
 
-    def serialize_writers(self, connection: Connection) -> None:
-        """Make transactions that add answers end in the order in which they began, so that readers miss none."""
-
+    @abstractmethod
     def forget(self) -> None:
         """Remove the remains of deleted rows from the disk if possible, and log a warning otherwise."""
 
+    @abstractmethod
+    def serialize_writers(self, connection: Connection) -> None:
+        """Make transactions that add answers end in the order in which they began, so that readers miss none."""
 
-_FIRST = """
-CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, old_hash TEXT, old_until DOUBLE PRECISION,
-    scopes TEXT NOT NULL, per_minute BIGINT, daily_tokens BIGINT, created DOUBLE PRECISION NOT NULL,
-    expires DOUBLE PRECISION, revoked DOUBLE PRECISION
-);
-CREATE TABLE IF NOT EXISTS usage (
-    who TEXT NOT NULL, day TEXT NOT NULL, requests BIGINT NOT NULL, tokens BIGINT NOT NULL, PRIMARY KEY (who, day)
-);
-CREATE TABLE IF NOT EXISTS answers (
-    id TEXT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, who TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
-    index_content TEXT NOT NULL, outcome TEXT NOT NULL, facts TEXT NOT NULL, question TEXT, answer TEXT
-);
-CREATE INDEX IF NOT EXISTS answers_time ON answers (time);
-CREATE TABLE IF NOT EXISTS feedback (
-    answer TEXT NOT NULL REFERENCES answers (id) ON DELETE CASCADE, who TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
-    rating TEXT NOT NULL, reasons TEXT NOT NULL, comment TEXT NOT NULL, correction TEXT NOT NULL,
-    PRIMARY KEY (answer, who)
-)
-"""
-_NOTES = """
-CREATE TABLE notes (name TEXT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, facts TEXT NOT NULL);
-CREATE INDEX answers_who ON answers (who)
-"""
-_OVERRIDES = """
-ALTER TABLE feedback ADD COLUMN decision TEXT NOT NULL DEFAULT '';
-ALTER TABLE feedback ADD COLUMN expert BIGINT NOT NULL DEFAULT 0;
-"""
-# SQLite can't add a key to a table, so the table is created again; rows keep their places.
-_PLACES_SQLITE = """
-CREATE TABLE answers_new (
-    place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, time DOUBLE PRECISION NOT NULL,
-    who TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, index_content TEXT NOT NULL, outcome TEXT NOT NULL,
-    facts TEXT NOT NULL, question TEXT, answer TEXT
-);
-INSERT INTO answers_new SELECT rowid, id, time, who, route, model, index_content, outcome, facts, question, answer
-    FROM answers ORDER BY rowid;
-DROP TABLE answers;
-ALTER TABLE answers_new RENAME TO answers;
-CREATE INDEX answers_time ON answers (time);
-"""
-_PLACES_POSTGRES = """
-ALTER TABLE answers ADD COLUMN place BIGINT GENERATED BY DEFAULT AS IDENTITY;
-CREATE UNIQUE INDEX answers_place ON answers (place);
-"""
+    def _has_tables(self, connection: Connection) -> bool:
+        """Return whether the tables exist. Raises StoreError if a later version of Meditune created them."""
+        if connection.execute(self._find_versions).fetchone() is None:
+            return False
+        version = connection.execute("SELECT max(version) AS found FROM versions").fetchone()["found"]
+        if version > LATEST:
+            raise StoreError(f"{self.place} was created by a later version of Meditune. Update Meditune here.")
+        return True
 
-
-@dataclass(frozen=True)
-class Step:
-    """A migration from the previous version to `version`."""
-
-    version: int
-    sqlite: str
-    postgres: str
-
-
-STEPS = (
-    Step(1, _FIRST, _FIRST),
-    Step(2, _PLACES_SQLITE + _OVERRIDES + _NOTES, _PLACES_POSTGRES + _OVERRIDES + _NOTES),
-)
-LATEST = STEPS[-1].version
-VERSIONS = (
-    "CREATE TABLE IF NOT EXISTS versions "
-    "(version BIGINT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, made_by TEXT NOT NULL)"
-)
-
-
-def migrate(connection: Connection, version: int, location: str, postgres: bool) -> None:
-    """Apply every missing migration in this connection's transaction, which must exclude other changes of the tables.
-
-    `version` is the version of a database without a table `versions`. Raises StoreError if the version is unknown here.
-    """
-    connection.execute(VERSIONS)
-    (noted,) = connection.execute("SELECT max(version) FROM versions").fetchone()
-    version = max(version, noted or 0)
-    refuse_newer(version, location)
-    for step in STEPS:
-        if step.version > version:
-            for statement in filter(str.strip, (step.postgres if postgres else step.sqlite).split(";")):
-                connection.execute(statement)
-        if step.version > (noted or 0):
-            connection.execute("INSERT INTO versions VALUES (?, ?, ?)", (step.version, time.time(), __version__))
-
-
-def refuse_newer(version: int, location: str) -> None:
-    """Raise StoreError if the tables have a later version than this Meditune knows."""
-    if version > LATEST:
-        raise StoreError(f"{location} was created by a later version of Meditune. Update Meditune on this machine.")
+    def _create_tables(self, connection: Connection) -> None:
+        """Create the tables unless another program just has; the connection must exclude such programs."""
+        if self._has_tables(connection):
+            return
+        for statement in TABLES.replace("AUTOMATIC", self._automatic).split(";"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO versions VALUES (?, ?, ?)", (LATEST, time.time(), __version__))
 
 
 log = logging.getLogger(__name__)
@@ -149,15 +109,19 @@ FILE = "meditune.sqlite"
 BUSY_S = 20.0
 
 
-class SQLiteDatabase:
-    """An SQLite file in a folder (`database.Database`). Every call opens its own connection."""
+class SQLiteDatabase(Database):
+    """An SQLite file in a folder. Every call opens its own connection."""
+
+    _find_versions = "SELECT 1 FROM sqlite_master WHERE name = 'versions'"
+    _automatic = "INTEGER PRIMARY KEY AUTOINCREMENT"
 
     def __init__(self, folder: Path) -> None:
-        """Create folder and file, readable only by this user, if they don't exist, and migrate the tables.
+        """Create folder, file and tables, readable only by this user, if they don't exist.
 
         Raises StoreError if that fails.
         """
         self.path = folder / FILE
+        self.place = str(self.path)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600, exist_ok=True)
@@ -167,22 +131,14 @@ class SQLiteDatabase:
             ) from error
         with self.opened() as base:
             _use_wal(base)
-            found = self._version(base)
-        refuse_newer(found, self.place)
-        if found < LATEST:
-            self._migrate()
-
-    @property
-    def place(self) -> str:
-        """The path of the file."""
-        return str(self.path)
+            complete = self._has_tables(base)
+        if not complete:
+            with self.changing() as base:
+                self._create_tables(base)
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection outside any transaction; each statement is on the disk when it returns.
-
-        Raises StoreError if the file can't be used.
-        """
+        """See Database."""
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as base:
                 base.row_factory = sqlite3.Row
@@ -199,9 +155,17 @@ class SQLiteDatabase:
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection in a transaction, which is committed if the block succeeds and rolled back otherwise."""
-        with self.opened() as base, _transaction(base):
-            yield base
+        """See Database."""
+        with self.opened() as base:
+            base.execute("BEGIN IMMEDIATE")
+            try:
+                yield base
+            except BaseException:
+                # When the disk is full, SQLite rolls back by itself.
+                if base.in_transaction:
+                    base.execute("ROLLBACK")
+                raise
+            base.execute("COMMIT")
 
     def serialize_writers(self, connection: Connection) -> None:
         """Do nothing: SQLite has one writer at a time."""
@@ -210,28 +174,13 @@ class SQLiteDatabase:
         """Remove deleted rows from the write-ahead log, and log a warning if a reader still needs them."""
         with self.opened() as base:
             # This waits for readers up to BUSY_S seconds, like every statement.
-            (busy, _, _) = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()["busy"]
         if busy:
             log.warning(
                 "Deleted data is still in %s-wal because another program is reading the store. The next deletion or "
                 "pruning clears it: end that program and run meditune answers prune --days N.",
                 self.path,
             )
-
-    def _migrate(self) -> None:
-        with self.opened() as base:
-            # Creating a table again must not delete the rows that refer to it.
-            base.execute("PRAGMA foreign_keys = OFF")
-            with _transaction(base):
-                (old,) = base.execute("PRAGMA user_version").fetchone()
-                migrate(base, old, self.place, postgres=False)
-                # Older versions of Meditune read the version here, not in the table.
-                base.execute(f"PRAGMA user_version = {LATEST}")
-
-    @staticmethod
-    def _version(base: sqlite3.Connection) -> int:
-        (found,) = base.execute("PRAGMA user_version").fetchone()
-        return int(found)
 
 
 def _use_wal(base: sqlite3.Connection) -> None:
@@ -245,16 +194,3 @@ def _use_wal(base: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-@contextmanager
-def _transaction(base: sqlite3.Connection) -> Iterator[None]:
-    base.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        # When the disk is full, SQLite rolls back by itself.
-        if base.in_transaction:
-            base.execute("ROLLBACK")
-        raise
-    base.execute("COMMIT")

@@ -10,11 +10,10 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meditune.store.answers import SHADOW
 from meditune.store.database import Database
 
 
@@ -61,28 +60,9 @@ class Notes:
 MAX_ANSWERS = 20_000
 """The largest number of answers that are evaluated, the latest ones"""
 BINS = 24
+TIMINGS = ("total", "first_token")
 HEARTBEAT_TIMEOUT_S = 120.0
 """Without a note for this many seconds, a server counts as ended"""
-_HOUR_S = 3600.0
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The metrics of one answer."""
-
-    time: float
-    version: tuple[str, str]
-    outcome: str
-    facts: Mapping[str, Any]
-
-    def timing(self, name: str) -> float | None:
-        """Return the seconds of one stage of the answer, or None."""
-        return number((self.facts.get("timings") or {}).get(name))
-
-    def tokens(self, kind: str) -> float:
-        """Return the number of tokens of the prompt or the completion."""
-        tokens = self.facts.get("tokens")
-        return number(tokens.get(kind) if isinstance(tokens, dict) else self.facts.get(f"{kind}_tokens")) or 0
 
 
 def overview(base: Database, hours: float = 24.0, now: float | None = None) -> dict[str, Any]:
@@ -92,17 +72,27 @@ def overview(base: Database, hours: float = 24.0, now: float | None = None) -> d
     clock that jumps shifts the time span and does no other harm.
     """
     now = time.time() if now is None else now
-    since = now - hours * _HOUR_S
-    seen, feedback = _answers(base, since), _feedback(base, since)
+    since = now - hours * 3600.0
+    answers = _latest(base, "time, model, index_content, outcome, facts FROM answers", since)
+    feedback = _latest(base, "time, rating, correction, decision, expert FROM feedback", since)
     notes = Notes(base)
+    ratings = Counter(row["rating"] for row in feedback)
     return {
         "hours": hours,
         "time": now,
-        "answers": _counted(seen),
-        "feedback": _feedback_counts(feedback, len(seen)),
-        "versions": _versions(seen),
-        "over_time": _over_time(seen, feedback, since, now),
-        "servers": [_server(note, now) for note in notes.all("server")],
+        "answers": _counted(answers),
+        "feedback": {
+            "up": ratings["up"],
+            "down": ratings["down"],
+            "corrections": sum(bool(row["correction"] or row["decision"]) for row in feedback),
+            "experts": sum(bool(row["expert"]) for row in feedback),
+            "rated": len(feedback) / len(answers) if answers else None,
+        },
+        "versions": _versions(answers),
+        "over_time": _over_time(answers, feedback, since, now),
+        "servers": [
+            _note_facts(note) | {"alive": abs(now - note.time) < HEARTBEAT_TIMEOUT_S} for note in notes.all("server")
+        ],
         "drift": [_note_facts(note) for note in notes.all("drift")],
         "updates": [_note_facts(note) for note in notes.all("update")],
     }
@@ -119,82 +109,62 @@ def number(value: Any) -> float | None:
     return float(value) if known else None
 
 
-def _answers(base: Database, since: float) -> list[_Seen]:
+def _latest(base: Database, columns: str, since: float) -> list[dict[str, Any]]:
+    """Return the latest rows, the latest first, with these columns. Answers' facts are parsed."""
     with base.opened() as connection:
         rows = connection.execute(
-            "SELECT time, model, index_content, outcome, facts FROM answers "
-            "WHERE time >= ? AND route <> ? ORDER BY time DESC LIMIT ?",
-            (since, SHADOW, MAX_ANSWERS),
+            f"SELECT {columns} WHERE time >= ? ORDER BY time DESC LIMIT ?", (since, MAX_ANSWERS)
         ).fetchall()
-    return [
-        _Seen(row["time"], (row["model"], row["index_content"]), row["outcome"], json.loads(row["facts"]))
-        for row in rows
-    ]
+    found = [dict(row) for row in rows]
+    return [row | {"facts": json.loads(row["facts"])} if "facts" in row else row for row in found]
 
 
-def _feedback(base: Database, since: float) -> list[tuple[float, str, bool, bool]]:
-    """Return time, rating, whether there is a correction, and whether an expert gave it, of each feedback."""
-    with base.opened() as connection:
-        rows = connection.execute(
-            "SELECT time, rating, correction, decision, expert FROM feedback WHERE time >= ? "
-            "ORDER BY time DESC LIMIT ?",
-            (since, MAX_ANSWERS),
-        ).fetchall()
-    return [(row[0], row[1], bool(row[2] or row[3]), bool(row[4])) for row in rows]
-
-
-def _counted(seen: Sequence[_Seen]) -> dict[str, Any]:
-    totals, first = _known(seen, "total"), _known(seen, "first_token")
-    sentences = sum(number(each.facts.get("sentences")) or 0 for each in seen)
-    supported = sum(number(each.facts.get("supported")) or 0 for each in seen)
-    similarities = [value for each in seen if (value := number(each.facts.get("retrieval"))) is not None]
-    outcomes = Counter(each.outcome for each in seen)
+def _counted(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    facts = [row["facts"] for row in answers]
+    totals, first = ([t[name] for each in facts if name in (t := each.get("timings") or {})] for name in TIMINGS)
+    sentences, supported = (sum(each.get(name) or 0 for each in facts) for name in ("sentences", "supported"))
+    similarities = [each["retrieval"] for each in facts if each.get("retrieval") is not None]
+    outcomes = Counter(row["outcome"] for row in answers)
     return {
-        "count": len(seen),
-        "complete": len(seen) < MAX_ANSWERS,
+        "count": len(answers),
+        "complete": len(answers) < MAX_ANSWERS,
         "outcomes": {name: outcomes[name] for name in ("answered", "abstained", "escalated", "declined")},
         "seconds": {"p50": quantile(totals, 0.5), "p95": quantile(totals, 0.95)},
         "first_token": {"p50": quantile(first, 0.5), "p95": quantile(first, 0.95)},
-        "tokens": {kind: sum(each.tokens(kind) for each in seen) for kind in ("prompt", "completion")},
+        "tokens": {kind: sum(_tokens(each, kind) for each in facts) for kind in ("prompt", "completion")},
         "sentences": sentences,
         "unsupported": sentences - supported,
         "retrieval": {"p10": quantile(similarities, 0.1), "p50": quantile(similarities, 0.5)},
     }
 
 
-def _feedback_counts(feedback: Sequence[tuple[float, str, bool, bool]], answers: int) -> dict[str, Any]:
-    ratings = Counter(rating for _, rating, _, _ in feedback)
-    return {
-        "up": ratings["up"],
-        "down": ratings["down"],
-        "corrections": sum(corrected for _, _, corrected, _ in feedback),
-        "experts": sum(expert for *_, expert in feedback),
-        "rated": len(feedback) / answers if answers else None,
-    }
+def _tokens(facts: Mapping[str, Any], kind: str) -> int:
+    """Return the number of tokens of an answer's prompt or completion; questions and chats store them differently."""
+    tokens: dict[str, int] = facts.get("tokens") or {}
+    return tokens.get(kind) or facts.get(f"{kind}_tokens") or 0
 
 
-def _versions(seen: Sequence[_Seen]) -> list[dict[str, Any]]:
+def _versions(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the models and indexes that answered, latest first."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for each in seen:
-        row = found.setdefault(
-            each.version, {"model": each.version[0], "index": each.version[1], "answers": 0, "last": each.time}
-        )
+    for each in answers:
+        model, index = each["model"], each["index_content"]
+        row = found.setdefault((model, index), {"model": model, "index": index, "answers": 0, "last": each["time"]})
         row["answers"] += 1
-        row["first"] = each.time
+        row["first"] = each["time"]
     return list(found.values())
 
 
 def _over_time(
-    seen: Sequence[_Seen], feedback: Sequence[tuple[float, str, bool, bool]], since: float, now: float
+    answers: Sequence[dict[str, Any]], feedback: Sequence[dict[str, Any]], since: float, now: float
 ) -> list[dict[str, Any]]:
     """Return the metrics of BINS equal parts of the time span, oldest first."""
     width = (now - since) / BINS
-    parts: list[list[_Seen]] = [[] for _ in range(BINS)]
-    for each in seen:
-        if (place := int((each.time - since) // width)) < BINS:
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(BINS)]
+    for each in answers:
+        if (place := int((each["time"] - since) // width)) < BINS:
             parts[place].append(each)
-    ratings = Counter((int((when - since) // width), rating) for when, rating, _, _ in feedback)
+    ratings = Counter((int((row["time"] - since) // width), row["rating"]) for row in feedback)
     return [
         {
             "from": since + place * width,
@@ -205,14 +175,6 @@ def _over_time(
         }
         for place, metrics in enumerate(map(_counted, parts))
     ]
-
-
-def _known(seen: Iterable[_Seen], name: str) -> list[float]:
-    return [value for each in seen if (value := each.timing(name)) is not None]
-
-
-def _server(note: Note, now: float) -> dict[str, Any]:
-    return _note_facts(note) | {"alive": abs(now - note.time) < HEARTBEAT_TIMEOUT_S}
 
 
 def _note_facts(note: Note) -> dict[str, Any]:

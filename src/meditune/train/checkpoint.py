@@ -1,7 +1,6 @@
-"""A training's checkpoint: the log of steps and the optimizer's state, whole or sharded over processes.
+"""A training's checkpoint: the log of steps and the optimizer's state, in one file or sharded over processes.
 
-A whole state is one safetensors file that the first process writes. A sharded state goes through
-torch.distributed.checkpoint, and each process writes its own file. Any number of processes can read either.
+Any number of processes can read either.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune import distributed
+from meditune.config.load_recipe import drop_removed_keys
 from meditune.config.recipe import Recipe, plain
-from meditune.config.removed_keys import drop_removed_keys, rename_keys
 from meditune.config.training_options import RESULT_NEUTRAL
 from meditune.errors import MedituneError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
@@ -57,10 +56,7 @@ def tokens_read(place: Path) -> int:
 
 
 def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
-    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None if there is no checkpoint.
-
-    Raises MedituneError if the checkpoint was made with settings that differ from the recipe's.
-    """
+    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None if there is no checkpoint."""
     if not distributed.broadcast((place / "state.json").is_file()):
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
@@ -92,7 +88,6 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
 def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
     """Return whether a checkpoint's settings match the recipe; options that it lacks count as defaults."""
-    list(rename_keys(settings))
     if list(drop_removed_keys(settings)):
         return False
     try:

@@ -1,8 +1,4 @@
-"""Measure on the dev split during training, to stop early and to keep the best state.
-
-How long to continue without an improvement is a trade-off between time and risk (Prechelt 1998, "Early Stopping - But
-When?").
-"""
+"""Measure on the dev split during training, to stop early (Prechelt 1998) and to keep the best state."""
 
 from __future__ import annotations
 
@@ -24,8 +20,7 @@ from meditune.train.dataset import TokenWeights, encode, supported_tasks, task_n
 from meditune.train.losses import loss_of_rows
 from meditune.train.optimizer import MasterOptimizer
 
-Measure = Callable[[LoadedModel], float]
-"""Returns the metric of a model in its present state"""
+Measure = Callable[[LoadedModel], float]  # returns the metric of a model in its present state
 HIGHER_IS_BETTER: frozenset[DevMetric] = frozenset({"accuracy", "macro_f1"})
 
 
@@ -40,8 +35,7 @@ class DevMonitor:
         self.every = spec.every_steps or epoch_steps
         self.best: float | None = None
         self.best_step = 0
-        self.since = 0
-        """Measurements after the best one"""
+        self.since = 0  # measurements after the best one
         self._best_weights: list[torch.Tensor] = []
         for step, metric in earlier.items():
             self._note(step, metric)
@@ -135,10 +129,7 @@ def _tasks(recipe: Recipe) -> Any:
 
 
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
-    """Return a function that computes the training loss, with the recipe's token weights, on other examples.
-
-    Raises DataError if none of them fits into the prompt's budget.
-    """
+    """Return a function that computes the training loss on other examples; raise DataError if none of them fits."""
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)
     total_weight = sum(sum(weights.of(row)) for row in rows)

@@ -22,7 +22,6 @@ from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, TrainSpec
 from meditune.data import leakage
-from meditune.data.example import Example
 from meditune.data.preference.prepare_pairs import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError, ModelError
@@ -42,28 +41,26 @@ from meditune.train import checkpoint
 from meditune.train.dataset import lengths, marked
 from meditune.train.early_stopping import DevMonitor, Measure, dev_loss, measured_on
 from meditune.train.optimizer import state_bytes
-from meditune.train.preference import plan_pairs
 from meditune.train.regularization import EWC, L2SP, Penalty, StartingPoint, estimate
 from meditune.train.replay import EWC_ROWS, rehearsal_rows
 from meditune.train.trackers import followed
 from meditune.train.trainer import (
     DivergenceError,
     Step,
-    broadcast_weights,
     epoch_steps,
     parallel_mode,
     probe,
     train,
 )
-from meditune.train.training_plan import Plan, base_records, plan
+from meditune.train.training_plan import Plan, base_records, plan, plan_pairs
 
 
 @contextmanager
 def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object]) -> Iterator[bool]:
     """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
 
-    `tokens` is the number that the whole training reads. `probe_chunk` computes the gradients of one batch and discards
-    them; it tests compiled layers. Raises ModelError if `train.compile` is on but compiling fails.
+    `tokens` is the number that the whole training reads; `probe_chunk` computes the gradients of one batch, as a test.
+    Raises ModelError if `train.compile` is on but compiling fails.
     """
     with ExitStack() as fast:
         fast.enter_context(fuse_lora(model))
@@ -144,13 +141,10 @@ SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share
 def fine_tune(
     loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
 ) -> dict[str, Any]:
-    """Train `loaded` with the recipe's strategy, write the result to `folder/model`, and return facts for report.json.
+    """Train `loaded`, in place, write the result to `folder/model`, and return facts for report.json.
 
-    While training runs, its checkpoint is in `folder/checkpoint`; the same call resumes from it. `loaded.model` is
-    changed in place and holds the tuned weights afterwards. `measure` returns the metric of `train.dev`, except for
-    `loss`.
-
-    With several processes, all of them call this with the same arguments; the first one writes.
+    The same call resumes from the checkpoint in `folder/checkpoint`. `measure` returns the metric of `train.dev`,
+    except for `loss`. All processes call this with the same arguments; the first one writes.
     """
     started = time.monotonic()
     if device() == "cuda":
@@ -181,7 +175,10 @@ def fine_tune(
         # All processes gather sharded layers at once, so no process can compute a batch of its own.
         loaded.frozen.forget()
     elif parallel == "ddp":
-        broadcast_weights([parameter for parameter in model.parameters() if parameter.requires_grad])
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # A prefix's initial values round differently on some machines.
+                distributed.broadcast_tensor(parameter.data)
     if distributed.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
@@ -200,9 +197,11 @@ def fine_tune(
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if parallel == "fsdp" else 1)
         each = " in each process" if parallel != "one" else ""
-        kind = "GPU memory" if device() == "cuda" else "memory"
+        kind, peak = "memory", peak_memory_gb()
+        if device() == "cuda":
+            kind, peak = "GPU memory", torch.cuda.max_memory_reserved() / 1e9
         print(
-            f"Estimated time left: {left} at {speed:,.0f} tokens/s; needs {_peak_gb() + state:.1f} GB of {kind}{each}.",
+            f"Estimated time left: {left} at {speed:,.0f} tokens/s; needs {peak + state:.1f} GB of {kind}{each}.",
             file=sys.stderr,
         )
         log, dev_monitor = _train_with_checkpoints(in_training, planned, recipe, folder, penalties, measure, len(dev))
@@ -227,7 +226,10 @@ def fine_tune(
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
         **({"dev": dev_monitor.facts(len(dev))} if dev_monitor else {}),
     }
-    record = leakage.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.reference))
+    learnt = [*splits.train, *rehearsal_rows(recipe, planned.pool)]
+    if recipe.train.objective != "sft":
+        learnt = [pair.example() for pair in stored_pairs(folder).train]
+    record = leakage.record(learnt, base_records(recipe.model.base))
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model", record)
     if distributed.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
@@ -243,10 +245,7 @@ def save_model(
     folder: Path,
     record: leakage.Record | None = None,
 ) -> Any:
-    """Write the adapter or the whole model with tokenizer, prompt format, stop settings and training record.
-
-    Returns the model for evaluation; a model that is sharded over processes is returned as it is.
-    """
+    """Write the adapter or the model with tokenizer, prompt format and training record; return it for evaluation."""
     from meditune.train.model_card import model_card
 
     weights = gather_weights(model, trainable_only=is_adapter(model)) if is_sharded(model) else None
@@ -273,28 +272,12 @@ def save_model(
     return model if is_sharded(model) else merged(model)
 
 
-def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> list[Example]:
-    """Return every example that the model learnt from."""
-    if recipe.train.objective != "sft":
-        return [pair.example() for pair in stored_pairs(folder).train]
-    return [*splits.train, *rehearsal_rows(recipe, planned.pool)]
-
-
 def peaks() -> dict[str, float]:
-    """Return this process's peak memory so far, in 10^9 bytes: `peak_rss_gb` of the host and `peak_gpu_gb` of the GPU.
-
-    `peak_gpu_gb` is present only if the model is trained on a GPU; it includes PyTorch's reserve, and begins with
-    training.
-    """
+    """Return this process's peak memory so far, in 10^9 bytes, on the host and (with PyTorch's reserve) on the GPU."""
     found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
     if device() == "cuda":
         found["peak_gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
     return found
-
-
-def _peak_gb() -> float:
-    """Return the peak memory of the device with the model, in 10^9 bytes: of the GPU, or of this process."""
-    return torch.cuda.max_memory_reserved() / 1e9 if device() == "cuda" else peak_memory_gb()
 
 
 def peak_memory_gb() -> float:

@@ -1,11 +1,12 @@
-"""The hardware that a training run is planned for: this machine, measured in a second, or a GPU by its data sheet.
+"""The hardware that training is planned for: this machine, measured in a second, or a GPU by its data sheet.
 
-The module also builds models on the meta device, where tensors have a shape and number format but no memory.
+Models are built on the meta device, where tensors have a shape and number format but no memory.
 """
 
 from __future__ import annotations
 
 import copy
+import csv
 import difflib
 import re
 import time
@@ -31,52 +32,30 @@ class Gpu(NamedTuple):
     memory_gb: float
     tflops: float
     """10^12 operations per second in BF16 (FP16 where BF16 is missing) with FP32 accumulation, without sparsity."""
+    bf16: bool
     source: str
-    bf16: bool = True
 
 
-_AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper V2"
-_ADA = "NVIDIA Ada GPU architecture, whitepaper V2"
-_ONE_HALF = "; half of the value stated with sparsity"
+def _gpus() -> dict[str, Gpu]:
+    with (Path(__file__).parent / "gpus.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {
+        row["name"]: Gpu(
+            row["name"], float(row["memory_gb"]), float(row["tflops"]), row["bf16"] == "yes", row["source"]
+        )
+        for row in rows
+    }
 
-GPUS: dict[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("t4", 16, 65, "NVIDIA T4 data sheet (FP16)", bf16=False),
-        Gpu("v100-16gb", 16, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
-        Gpu("v100-32gb", 32, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
-        Gpu("rtx3070", 8, 40.6, _AMPERE),
-        Gpu("rtx3090", 24, 71, _AMPERE),
-        Gpu("rtx4090", 24, 165, _ADA),
-        Gpu("rtx5090", 32, 209, "NVIDIA RTX Blackwell GPU architecture, whitepaper"),
-        Gpu("a10", 24, 125, "NVIDIA A10 data sheet"),
-        Gpu("a30", 24, 165, "NVIDIA A30 data sheet"),
-        Gpu("a40", 48, 149, "NVIDIA A40 data sheet"),
-        Gpu("a6000", 48, 155, "NVIDIA RTX A6000 data sheet" + _ONE_HALF),
-        Gpu("a100-40gb", 40, 312, "NVIDIA A100 data sheet"),
-        Gpu("a100-80gb", 80, 312, "NVIDIA A100 data sheet"),
-        Gpu("l4", 24, 121, "NVIDIA L4 data sheet" + _ONE_HALF),
-        Gpu("l40s", 48, 362, "NVIDIA L40S data sheet"),
-        Gpu("h100-pcie", 80, 756, "NVIDIA H100 data sheet, PCIe" + _ONE_HALF),
-        Gpu("h100-sxm", 80, 989, "NVIDIA H100 data sheet, SXM" + _ONE_HALF),
-        Gpu("h200", 141, 989, "NVIDIA H200 data sheet, SXM" + _ONE_HALF),
-        Gpu("mi210", 64, 181, "AMD Instinct MI210 data sheet"),
-        Gpu("mi300x", 192, 1307, "AMD Instinct MI300X data sheet"),
-    )
-}
+
+GPUS = _gpus()
 
 
 def gpu_named(name: str) -> Gpu:
-    """Return the GPU of that name, ignoring case and separators ("RTX 4090").
-
-    Raises RecipeError with similar names if the table has none, or several.
-    """
-    bare_name = _bare(name)
-    for known in GPUS.values():
-        if _bare(known.name) == bare_name:
-            return known
-    bare = {_bare(known): known for known in GPUS}
-    near = [known for known in GPUS if bare_name and _bare(known).startswith(bare_name)]
+    """Return the GPU of that name, ignoring case and separators ("RTX 4090"); raise RecipeError if there is none."""
+    bare_name, bare = _bare(name), {_bare(known): known for known in GPUS}
+    if bare_name in bare:
+        return GPUS[bare[bare_name]]
+    near = [known for each, known in bare.items() if bare_name and each.startswith(bare_name)]
     near = near or [bare[each] for each in difflib.get_close_matches(bare_name, bare, n=3)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known GPUs: {', '.join(GPUS)}."
     raise RecipeError(f"--gpu: unknown GPU {name!r}. {hint} Without --gpu, the plan is for this machine.")
@@ -97,16 +76,11 @@ class Target:
     """A machine to train on."""
 
     name: str
-    memory_gb: float
-    """Available memory, in 10^9 bytes"""
-    flops: float
-    """Operations per second of large dense matrix products in the model's number format"""
-    device: str
-    """cpu or cuda"""
-    dtype: Any
-    """The torch dtype of a model's weights"""
-    source: str
-    """Source of the speed"""
+    memory_gb: float  # available memory, in 10^9 bytes
+    flops: float  # operations per second of large dense matrix products in the model's number format
+    device: str  # cpu or cuda
+    dtype: Any  # the torch dtype of a model's weights
+    source: str  # source of the speed
 
     @property
     def attention(self) -> str:
@@ -118,7 +92,6 @@ class Target:
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
     """Return the named GPU, or this machine without a name; raise MedituneError for an unknown GPU."""
-
     from meditune.models.load import number_format
 
     if gpu_name is not None:
@@ -134,7 +107,6 @@ def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
 
 def measured_flops(dtype: Any, device: str) -> float:
     """Return the operations per second of 2,048 x 2,048 matrix products, the best of five after a warm-up."""
-
     one = torch.randn(SIZE, SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TIMES + 1):
@@ -151,10 +123,7 @@ BLOCK, OUTER_BLOCK = 64, 256
 
 
 def config_of(spec: ModelSpec) -> Any:
-    """Return the configuration of the recipe's base model, without downloads for the catalogue's models.
-
-    Raises ModelError if the model is unknown here.
-    """
+    """Return the configuration of the recipe's base model, without downloads for the catalogue's models."""
     no_telemetry()
     from transformers import AutoConfig
 
@@ -163,7 +132,7 @@ def config_of(spec: ModelSpec) -> Any:
         if entry and entry.shape:
             config = AutoConfig.for_model(**entry.shape)
         else:
-            place = locate(spec.reference)
+            place = locate(spec.base)
             if (Path(place) / ADAPTER_FILE).is_file():
                 place = locate(base_of(Path(place)))
             config = AutoConfig.from_pretrained(**source(place))
@@ -178,8 +147,7 @@ def config_of(spec: ModelSpec) -> Any:
 def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, seed: int = 0) -> Any:
     """Return the model on the meta device, prepared for `spec`'s strategy; `attention` is transformers' name for it.
 
-    With `spec.quantize`, its weights are still in `dtype`, because the computation is the same; `weight_bytes` counts
-    them as they are stored.
+    With `spec.quantize`, weights are still in `dtype`; `weight_bytes` counts them as they are stored.
     """
     from transformers import AutoModelForCausalLM
 
@@ -212,10 +180,9 @@ def dequantized_bytes(model: Any, quantize: Quantize) -> int:
 
 
 def use_fused_attention() -> str:
-    """Register a substitute for attention on GPUs with transformers, and return its name.
+    """Register PyTorch's attention operators for GPUs with transformers, and return the name.
 
-    It calls PyTorch's own operators for GPUs, which store no scores: flash for causal rows in 16 bits, else the
-    memory-efficient one. On the meta device, `scaled_dot_product_attention` would fall back to the plain formula.
+    On the meta device, `scaled_dot_product_attention` would fall back to the plain formula, which stores scores.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import repeat_kv

@@ -1,8 +1,7 @@
 """Fine-tuning through an OpenAI-compatible API: the training file, the job, and the record of the tuned model.
 
-The training file holds chats as JSON Lines and is checked against the API's rules before anything is sent
-(https://developers.openai.com/api/docs/guides/supervised-fine-tuning). The file is uploaded once, and the job is
-created once and followed, over any number of calls and crashes.
+The training file is uploaded once, and the job is created once and followed, over any number of calls and crashes
+(https://developers.openai.com/api/docs/guides/supervised-fine-tuning).
 """
 
 from __future__ import annotations
@@ -19,18 +18,16 @@ from meditune.config.recipe import Recipe
 from meditune.data import leakage
 from meditune.data.example import Example
 from meditune.errors import DataError, ModelError, RecipeError, Stopped
-from meditune.files import numbered_jsonl, read_json, replace_folder, write_json, write_jsonl
+from meditune.files import read_json, replace_folder, write_json, write_jsonl
 from meditune.models.api_client import ApiError, ApiModel, Client, of_chat, without_echo
 from meditune.prompts import WORD_OF_LABEL, chat_messages, save_format
 
-FOLDER = "api"
-"""Subfolder of a run."""
+FOLDER = "api"  # subfolder of a run
 JOB, ROWS = "job.json", "training.jsonl"
 JOBS = "/fine_tuning/jobs"
 FINAL_STATES = {"succeeded", "failed", "cancelled"}
 NOT_OFFERED = {404, 405, 501}
-POLL_SECONDS = 15.0
-"""Time between two checks of a training job"""
+POLL_SECONDS = 15.0  # time between two checks of a training job
 
 
 @dataclass
@@ -43,8 +40,7 @@ class State:
     file: str | None = None
     creating: bool = False
     job: str | None = None
-    ended: list[dict[str, str]] = field(default_factory=list)
-    """Earlier jobs that didn't succeed: job, status."""
+    ended: list[dict[str, str]] = field(default_factory=list)  # earlier jobs that didn't succeed: job, status
 
     @classmethod
     def load(cls, folder: Path) -> State:
@@ -63,7 +59,7 @@ class State:
 
 
 def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Upload `folder`'s training rows, create the job and follow it, skipping finished steps; return the finished job.
+    """Upload the training rows, create the job and follow it, skipping finished steps; return the finished job.
 
     Raises ModelError if the job didn't succeed; the next call then creates a new one.
     """
@@ -175,7 +171,7 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
 
 
 def _request(state: State, model: ApiModel, recipe: Recipe) -> dict[str, Any]:
-    hyperparameters = {"n_epochs": int(recipe.train.epochs), **model.spec.hyperparameters}
+    hyperparameters = {"n_epochs": int(recipe.train.epochs), **recipe.model.api.hyperparameters}
     return {
         "model": model.name,
         "training_file": state.file,
@@ -211,27 +207,20 @@ def _ending(job: dict[str, Any], folder: Path) -> str:
 
 MIN_ROWS = 10
 MAX_BYTES = 512 * 10**6
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class RowFacts:
     """Counts of training rows; tokens are estimates."""
 
-    rows: int
-    """One for each task of an example."""
-    tokens: int
-    """Tokens of one epoch; the API bills them for every epoch."""
+    rows: int  # one for each task of an example
+    tokens: int  # tokens of one epoch; the API bills them for every epoch
     longest: int
-    dropped: int
-    """Rows left out because they are longer than the model's context."""
+    dropped: int  # rows left out because they are longer than the model's context
 
 
 def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:
-    """Return a chat for each task that an example teaches, in the examples' order, and counts.
-
-    Raises DataError if fewer rows are left than the API requires.
-    """
+    """Return a chat for each task that an example teaches, and counts; raise DataError if the API needs more rows."""
     from meditune.train.dataset import supported_tasks
 
     rows: list[dict[str, Any]] = []
@@ -246,13 +235,13 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
                 target = WORD_OF_LABEL[example.label]
             messages = chat_messages(recipe.prompt, example, task, model.system, target)
             length = of_chat(messages)
-            if length > model.spec.context_tokens:
+            if length > recipe.model.api.context_tokens:
                 dropped += 1
                 continue
             rows.append({"messages": messages})
             lengths.append(length)
     if len(rows) < MIN_ROWS:
-        left_out = f" ({dropped} are longer than model.api.context_tokens={model.spec.context_tokens})"
+        left_out = f" ({dropped} are longer than model.api.context_tokens={recipe.model.api.context_tokens})"
         raise DataError(
             f"The fine-tuning API needs at least {MIN_ROWS} rows, but the training examples yield {len(rows)}"
             f"{left_out if dropped else ''}. Add more data."
@@ -260,48 +249,13 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
     return rows, RowFacts(len(rows), sum(lengths), max(lengths), dropped)
 
 
-def check(path: Path) -> None:
-    """Raise DataError, with the line number, for the first row of a training file that the API would reject."""
-    count = 0
-    for number, row in numbered_jsonl(path):
-        problem = _problem(row)
-        if problem:
-            raise DataError(f"{path}, line {number}: {problem}. Remove {path.parent} and run the command again.")
-        count += 1
-    if count < MIN_ROWS:
-        raise DataError(f"{path}: {count} rows; the fine-tuning API needs at least {MIN_ROWS}.")
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise DataError(
-            f"{path}: {size / 1e6:,.0f} MB; the API accepts files of up to {MAX_BYTES / 1e6:.0f} MB. Use "
-            "fewer examples: set data.sources.N.limit."
-        )
-
-
-def _problem(row: dict[str, Any]) -> str:
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        return "no messages"
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            return f"a message's role is not one of {', '.join(ROLES)}"
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return f"the {message['role']} message is empty"
-    if messages[-1]["role"] != "assistant":
-        return "the last message isn't the assistant's, so there is nothing to learn"
-    if all(message["role"] != "user" for message in messages):
-        return "there is no user message"
-    return ""
-
-
-STRATEGY = "api"
-"""Value in training.json and report.json that replaces the recipe's strategy."""
+STRATEGY = "api"  # value in training.json and report.json that replaces the recipe's strategy
 
 
 def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
-    """Check the rows, write the training file unless a job was already started with it, and return its counts.
+    """Write the training file unless a job was already started with it, and return its counts.
 
-    Raises RecipeError if the API doesn't support the recipe, and DataError if it would reject the rows.
+    Raises RecipeError if the API doesn't support the recipe, and DataError if it would reject the file.
     """
     if recipe.train.epochs != int(recipe.train.epochs) or recipe.train.epochs > 50:
         raise RecipeError(
@@ -316,10 +270,15 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
     path = folder / FOLDER / ROWS
     if not (folder / FOLDER / JOB).is_file():
         write_jsonl(path, rows)
-    check(path)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{path}: {size / 1e6:,.0f} MB; the API accepts files of up to {MAX_BYTES / 1e6:.0f} MB. Use "
+            "fewer examples: set data.sources.N.limit."
+        )
     print(
         f"{facts.rows} training rows in {path}: about {facts.tokens:,} tokens, {facts.longest:,} in the longest row; "
-        f"{facts.dropped} rows left out because they exceed {model.spec.context_tokens:,} tokens.\n"
+        f"{facts.dropped} rows left out because they exceed {recipe.model.api.context_tokens:,} tokens.\n"
         "Of the options under train, an API uses only tasks and epochs. It chooses the others itself, or takes them "
         "from model.api.hyperparameters.",
         file=sys.stderr,

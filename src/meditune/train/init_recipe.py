@@ -40,12 +40,10 @@ SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smol
 """Bases for a GPU on which its recipe's own base doesn't fit, or which can't be downloaded"""
 SECONDS_ON_CPU = 2 * 3600
 """The time that training may take on a CPU before a smaller base, and then fewer rows, are chosen"""
-MAX_ROWS = 20_000
-"""Number of rows that are read"""
+MAX_ROWS = 20_000  # number of rows that are read
 BYTES_PER_TOKEN = 3.6
 """Lower than the mean of PubMedQA's abstracts (4.3 bytes per token with SmolLM2's and Qwen2.5's tokenizers)"""
-CUES = 24
-"""Tokens of a prompt besides the row's own texts"""
+CUES = 24  # tokens of a prompt besides the row's own texts
 TEST_ITEMS = 500
 """Largest test set, and dev set, that is chosen: with 500 decisions, the interval of an accuracy is about 4 points"""
 MIN_ROWS = 20
@@ -57,22 +55,15 @@ class DataFacts:
 
     path: Path
     kind: Literal["questions", "claims", "conversations"]
-    fields: dict[str, str]
-    """Field -> column, for the columns that the reader doesn't recognize by name"""
-    rows: int
-    """Usable rows of those that were read"""
-    total: int
-    """Usable rows of the whole file, estimated if it has more than MAX_ROWS"""
+    fields: dict[str, str]  # field -> column, for the columns that the reader doesn't recognize by name
+    rows: int  # usable rows of those that were read
+    total: int  # usable rows of the whole file, estimated if it has more than MAX_ROWS
     answers: int
     contexts: int
-    decisions: Counter[str]
-    """Decisions, or the labels of claims"""
-    row_tokens: list[int]
-    """Estimated tokens of each row, in ascending order"""
-    answer_tokens: list[int]
-    """Estimated tokens of each answer, in ascending order"""
-    rejected: list[str]
-    """Why rows can't be used, most frequent reason first"""
+    decisions: Counter[str]  # decisions, or the labels of claims
+    row_tokens: list[int]  # estimated tokens of each row, in ascending order
+    answer_tokens: list[int]  # estimated tokens of each answer, in ascending order
+    rejected: list[str]  # why rows can't be used, most frequent reason first
 
     def summary(self) -> list[str]:
         """Return the facts as sentences."""
@@ -97,10 +88,7 @@ class DataFacts:
 
 
 def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
-    """Return what a user's data file contains, from its first MAX_ROWS rows; `fields` maps fields to columns.
-
-    Raises DataError if the file is missing, empty or of an unsupported format, or has no usable column or row.
-    """
+    """Return what a data file contains, from its first MAX_ROWS rows; raise DataError if it can't be used."""
     if not path.exists():
         raise DataError(f"{path}: no such file. Give a CSV, TSV, JSON, JSON Lines or Parquet file.")
     rejects = Rejects()
@@ -169,10 +157,7 @@ _WORDS = {
 
 
 def _further_columns(found: Sequence[Row]) -> dict[str, str]:
-    """Return field -> column for columns that no reader recognizes by name; empty if none is needed or found.
-
-    A decision is recognized by its values, other fields by a word in the column's name.
-    """
+    """Return field -> column for columns that no reader recognizes by name: decisions by values, others by a word."""
     names = list(dict.fromkeys(str(column) for _, row in found for column in row))
     lower = {name.lower() for name in names}
     if {*user_files.CLAIM_GUESSES["claim"], *conversations.COLUMNS["messages"], "instruction"} & lower:
@@ -224,23 +209,19 @@ class Initial:
     """A recipe for a data file and a machine."""
 
     recipe: Recipe
-    machine: str
-    """The recipe from which the machine's settings are"""
+    machine: str  # the recipe from which the machine's settings are
     target: Target
     data: DataFacts
     prediction: Estimate
-    seconds: float
-    """Predicted time of training"""
-    limit: int | None
-    """Number of rows to which the data are limited, because training would take too long"""
-    passed_over: list[str]
-    """Why bases that come first weren't chosen"""
+    seconds: float  # predicted time of training
+    limit: int | None  # number of rows to which the data are limited, because training would take too long
+    passed_over: list[str]  # why bases that come first weren't chosen
 
 
 def choose(data: DataFacts, machine: str | None = None) -> Initial:
     """Return a recipe for the data on this machine, or on a machine of another kind (a key of MACHINES).
 
-    Raises RecipeError for an unknown kind of machine, or if no base that is available here fits into its memory.
+    Raises RecipeError if no base that is available here fits into its memory.
     """
     if machine is not None and machine not in MACHINES:
         raise RecipeError(f"--machine: unknown kind of machine {machine!r}. Choose from {', '.join(MACHINES)}.")

@@ -8,7 +8,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec, Strategy
 from meditune.data.leakage import described
-from meditune.models.catalogue import CATALOGUE, PRUNED, BaseModel, public_name
+from meditune.models.catalogue import CATALOGUE, PRUNED, BaseModel, public_name, split_revision
 from meditune.models.load import locate
 from meditune.prompts import LIMITS
 
@@ -26,7 +26,7 @@ TITLES = {
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Return Markdown with the hub's YAML front matter; `report` (report.json) adds the measured metrics."""
     entry = CATALOGUE.get(recipe.model.base)
-    base = public_name(recipe.model.base)
+    base = public_name(split_revision(recipe.model.base)[0])
     full = recipe.model.strategy == "full"
     of_preference = "rated answers" if facts.get("objective") == "kto" else "pairs of answers"
     unit = of_preference if "preference" in facts else "examples"
@@ -92,7 +92,7 @@ def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
     if "start" in facts:
         return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
     revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""
-    return f"`{locate(recipe.model.reference)}`{revision}"
+    return f"`{locate(recipe.model.base)}`{revision}"
 
 
 def _carried(entry: BaseModel | None) -> str:

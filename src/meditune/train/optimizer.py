@@ -13,7 +13,8 @@ from meditune.errors import ModelError
 from meditune.models.fsdp import gather_tensor
 from meditune.models.quantization import require
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETAS, EPSILON, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.999), 1e-8, 0.01, 1.0
+WARMUP_SHARE = 0.03  # share of the steps during which the learning rate rises
 EIGHT_BIT_FROM = 4096
 """Size from which a tensor's optimizer state is stored in 8 bits; for smaller ones it isn't worth it."""
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
@@ -28,21 +29,17 @@ def state_bytes(spec: TrainSpec) -> int:
 class MasterOptimizer:
     """The recipe's optimizer on FP32 copies of the parameters.
 
-    A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
-    update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
-
-    FP16 gradients below 6e-8 vanish, so where anything is computed in FP16 (`fp16`, or any FP16 parameter) the caller
-    multiplies the loss by `scale`, which adapts as in mixed-precision training (Micikevicius et al. 2018,
-    arXiv:1710.03740); for other formats it stays 1.
+    A BF16 parameter rounds away updates smaller than 1/256 of its value, so the update happens on an FP32 copy. FP16
+    gradients below 6e-8 vanish, so where anything is computed in FP16 the caller multiplies the loss by `scale`, which
+    adapts (Micikevicius et al. 2018, arXiv:1710.03740); for other formats it stays 1.
     """
 
-    GOOD_STEPS = 500
-    """Number of steps without an overflow after which the scale is doubled."""
+    GOOD_STEPS = 500  # number of steps without an overflow after which the scale is doubled
 
     def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec, fp16: bool = False) -> None:
         self.parameters = parameters
         self.masters = [parameter.detach().to(torch.float32).clone() for parameter in parameters]
-        self.max_norm = spec.max_grad_norm
+        self.max_norm = MAX_GRAD_NORM
         fp16 = fp16 or any(parameter.dtype == torch.float16 for parameter in parameters)
         self.scale = 2.0**16 if fp16 else 1.0
         self.good_steps = 0
@@ -54,10 +51,9 @@ class MasterOptimizer:
         return dict(zip(self.parameters, self.masters, strict=True))
 
     def step(self, learning_rate: float) -> float:
-        """Apply the accumulated gradients, clear them, and return their norm before clipping.
+        """Apply the accumulated gradients and those of the masters, clear them, and return their norm before clipping.
 
-        The masters' own gradients (from penalties, which are not scaled) are added to the parameters'. If the norm
-        isn't finite, nothing is applied, and a loss scale above 1 is halved, which ends an overflow.
+        If the norm isn't finite, nothing is applied, and a loss scale above 1 is halved.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
@@ -132,7 +128,7 @@ def check_optimizer(name: OptimizerName, device: str) -> None:
 
 
 def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
-    shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": WEIGHT_DECAY}
     optimizer: torch.optim.Optimizer
     if spec.optimizer == "adafactor":
         from transformers.optimization import Adafactor
@@ -169,7 +165,7 @@ def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
     """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero."""
-    warmup = math.ceil(spec.warmup_share * steps)
+    warmup = math.ceil(WARMUP_SHARE * steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)
     if spec.schedule == "constant":

@@ -1,7 +1,7 @@
 """Penalties that keep weights near the starting point of training: L2-SP and elastic weight consolidation (EWC).
 
-For LoRA, both work on the effective weight W + scale * B A, whose change is scale * B A. Penalties on A and B
-separately would mean little: their starting values are arbitrary, and at the start B is zero, so nothing depends on A.
+For LoRA, both work on the change of the effective weight, scale * B A, because the starting values of A and B are
+arbitrary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from meditune.models.shared_prefix_batch import Row
 from meditune.progress import Progress
 from meditune.train.losses import loss_of_rows
 
-Masters = Mapping[torch.nn.Parameter, torch.Tensor]
-"""The FP32 master copy of each trained parameter"""
+Masters = Mapping[torch.nn.Parameter, torch.Tensor]  # the FP32 master copy of each trained parameter
 
 
 class Penalty(Protocol):
@@ -36,18 +35,15 @@ class Pair:
     """A LoRA layer, which adds scale * B A to a weight of its base layer."""
 
     layer: torch.nn.Module
-    a: torch.nn.Parameter
-    """(rank, inputs)"""
-    b: torch.nn.Parameter
-    """(outputs, rank)"""
+    a: torch.nn.Parameter  # (rank, inputs)
+    b: torch.nn.Parameter  # (outputs, rank)
     scale: float
 
 
 class StartingPoint:
-    """The starting point of training: LoRA pairs at B A = 0, and the values of all other trained parameters.
+    """The starting point of training: LoRA pairs at B A = 0, and copies of all other trained parameters.
 
-    Create it before the first step, and before a checkpoint is restored. It copies the other parameters, but no LoRA
-    ones.
+    Create it before the first step, and before a checkpoint is restored.
     """
 
     def __init__(self, model: Any) -> None:
@@ -74,9 +70,8 @@ def _pairs(model: Any) -> Iterator[Pair]:
 class L2SP:
     """The L2-SP penalty: an equal pull of every weight to the starting point, strength / 2 * ||w - w0||^2.
 
-    Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks"
-    (arXiv:1802.01483). For LoRA, the distance is that of scale * B A from zero. ||B A||_F^2 is the sum over (B^T B) *
-    (A A^T), two matrices of rank x rank, so B A is never built.
+    Li, Grandvalet and Davoine 2018 (arXiv:1802.01483). ||B A||_F^2 is the sum over (B^T B) * (A A^T), two matrices of
+    rank x rank, so B A is never built.
     """
 
     def __init__(self, start: StartingPoint, strength: float) -> None:
@@ -105,14 +100,9 @@ def add(master: torch.Tensor, gradient: torch.Tensor) -> None:
 
 
 class Fisher(NamedTuple):
-    """The diagonal empirical Fisher information in FP32: how strongly the loss per token depends on each weight.
+    """The diagonal empirical Fisher information in FP32: how strongly the loss per token depends on each weight."""
 
-    It takes four bytes for each weight of an adapted layer and for each other trained parameter: as much again as these
-    layers take in FP32, regardless of the adapters' rank.
-    """
-
-    pairs: list[torch.Tensor]
-    """(outputs, inputs) for each pair of the starting point, in its order"""
+    pairs: list[torch.Tensor]  # (outputs, inputs) for each pair of the starting point, in its order
     others: list[torch.Tensor]
     """A tensor for each other parameter, of its shape and in the starting point's order"""
 
@@ -120,9 +110,8 @@ class Fisher(NamedTuple):
 def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCache, start: StartingPoint) -> Fisher:
     """Return the mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
 
-    The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
-    itself needs none and may be quantized; only one layer's gradient is kept at a time. The model isn't changed.
-    Several processes share the rows. Raises ModelError if the estimate isn't finite.
+    The gradient for W is built from a layer's inputs and its output's gradient, so W itself needs none and may be
+    quantized. Several processes share the rows. Raises ModelError if the estimate isn't finite.
     """
     found = Fisher(
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],
@@ -170,12 +159,9 @@ def _squares_into(total: torch.Tensor) -> Callable[..., None]:
 class EWC:
     """The EWC penalty: a pull to the starting point that is stronger for weights that matter more for general text.
 
-    Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv:1612.00796). The penalty is
-    strength / 2 * sum over weights of F * (w - w0)^2, where F, the diagonal of the Fisher information, says how much
-    the likelihood of the text depends on a weight. To second order, strength 1 would be the rise of the text's loss per
-    token if weights acted one by one. But a low-rank change moves many weights together, and a diagonal captures only a
-    small part of that effect, so useful strengths are far above 1. Each step builds scale * B A and two more matrices
-    of its size for one layer at a time.
+    Kirkpatrick et al. 2017 (arXiv:1612.00796): strength / 2 * sum over weights of F * (w - w0)^2, where F is the
+    diagonal of the Fisher information. A low-rank change moves many weights together, and a diagonal captures only a
+    small part of that effect, so useful strengths are far above 1.
     """
 
     def __init__(self, start: StartingPoint, fisher: Fisher, strength: float) -> None:

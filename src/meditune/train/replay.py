@@ -1,6 +1,6 @@
-"""Replay: train on other text in every step, beside the examples, to prevent catastrophic forgetting.
+"""Mix the rows of several sources, and replay: other text in every step, to prevent catastrophic forgetting.
 
-Rows come from text that the base model generates before tuning, from general English (WikiText-2), or from other
+Replay rows come from text that the base model generates before tuning, from general English (WikiText-2), or from other
 medical answers (MedQuAD).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,77 @@ from meditune.models.shared_prefix_batch import Row, join, rows_of, windows
 from meditune.progress import Progress
 from meditune.prompts import Encoded, QuestionTooLongError
 from meditune.train.dataset import TokenWeights
-from meditune.train.mixing import endless_order
+
+
+@dataclass(frozen=True)
+class SourceMix:
+    """The rows of each source, and the number of them in an epoch."""
+
+    rows: dict[str, list[int]]  # source -> indices of its rows
+    visits: dict[str, int]  # source -> rows in an epoch
+
+    @property
+    def size(self) -> int:
+        """Number of rows in an epoch."""
+        return sum(self.visits.values())
+
+    def epochs(self, seed: int, count: float = float("inf")) -> Iterator[list[int]]:
+        """Yield the rows of one epoch after another, `count` epochs; a partial epoch has that part of every source.
+
+        A source continues where its last epoch ended, so all its rows occur once before any occurs again.
+        """
+        streams = {name: endless_order(len(indices), f"{seed}/mix/{name}") for name, indices in self.rows.items()}
+        for number in itertools.count():
+            left = count - number
+            if left <= 0:
+                return
+            visits = self.visits if left >= 1 else _apportioned(self.visits, max(1, round(left * self.size)))
+            yield [self.rows[name][index] for name, taken in visits.items() for index in islice(streams[name], taken)]
+
+    def described(self) -> str:
+        """Return the visits in words, for the pre-flight."""
+        return ", ".join(
+            f"{count:,} of {name} ({len(self.rows[name]):,} distinct)" for name, count in self.visits.items()
+        )
+
+    def repeats(self) -> dict[str, float]:
+        """Return how often a row of each source occurs in an epoch, on average."""
+        return {name: count / len(self.rows[name]) for name, count in self.visits.items()}
+
+
+def mix_of(sources: Sequence[str], weights: Mapping[str, float]) -> SourceMix | None:
+    """Return the mix of rows with these `sources`; None if each row occurs once in an epoch."""
+    rows: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        rows.setdefault(source, []).append(index)
+    if not weights or len(rows) < 2:
+        return None
+    missing = weights.keys() - rows.keys()
+    if missing:
+        raise DataError(
+            f"train.mix.weights: {', '.join(sorted(missing))} has no training rows. Remove that source from the "
+            "weights, or remove the option."
+        )
+    return SourceMix(rows, _apportioned({name: weights[name] for name in rows}, len(sources)))
+
+
+def endless_order(count: int, seed: str) -> Iterator[int]:
+    """Yield 0 to `count` - 1 endlessly, each time in a new order that follows from the seed."""
+    for number in itertools.count():
+        order = list(range(count))
+        random.Random(f"{seed}/{number}").shuffle(order)
+        yield from order
+
+
+def _apportioned(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Return integers in proportion to the weights that sum to `total` (largest remainders)."""
+    weight_sum = sum(weights.values())
+    exact = {name: total * weight / weight_sum for name, weight in weights.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 @dataclass(frozen=True)
@@ -42,19 +112,13 @@ class Replay:
     """Replay rows, and the selection for each step."""
 
     rows: Sequence[Row]
-    steps: list[list[int]]
-    """Indices of `rows` for every optimizer step"""
-    weights: TokenWeights
-    """Weights of the examples' tokens"""
+    steps: list[list[int]]  # indices of `rows` for every optimizer step
+    weights: TokenWeights  # weights of the examples' tokens
     spec: ReplaySpec
 
     def step(self, number: int) -> list[Row]:
         """Return the replay rows of optimizer step `number` (from 0)."""
         return [self.rows[index] for index in self.steps[number]]
-
-    def weigh(self, row: Row) -> list[float]:
-        """Return one weight for each target of a replay row."""
-        return [self.spec.weight * value for value in self.weights.of(row)]
 
     def tokens(self, done: int = 0) -> int:
         """Return the number of replay tokens after the first `done` steps."""
@@ -62,7 +126,7 @@ class Replay:
 
     def facts(self, examples: float) -> dict[str, Any]:
         """Return counts for the whole training; `examples` is the sum of the examples' token weights."""
-        rehearsed = sum(sum(self.weigh(self.rows[index])) for step in self.steps for index in step)
+        rehearsed = sum(sum(self.weights.of(self.rows[index])) for step in self.steps for index in step)
         return {
             "source": self.spec.source,
             "rows": len(self.rows),
@@ -84,16 +148,13 @@ class Replay:
 def plan_replay(
     rows: Sequence[Row], steps: Sequence[Sequence[int]], weights: TokenWeights, spec: ReplaySpec, seed: int
 ) -> Replay:
-    """Spread replay over the steps so that after each the share of replay rows is `spec.share`, in whole rows.
-
-    The first `spec.rows` of `rows` are replayed in a seeded order; none is repeated before all have been used.
-    """
+    """Spread replay over the steps so that after each the share of replay rows is `spec.share`, in whole rows."""
     chosen = rows[: spec.rows]
     stream = endless_order(len(chosen), f"{seed}/replay")
     taken = itertools.accumulate((len(step) for step in steps), initial=0)
     due = [round(count * spec.share / (1 - spec.share)) for count in taken]
     counts = [after - before for before, after in itertools.pairwise(due)]
-    return Replay(chosen, [list(itertools.islice(stream, count)) for count in counts], weights, spec)
+    return Replay(chosen, [list(islice(stream, count)) for count in counts], weights, spec)
 
 
 OPENINGS = (
@@ -106,20 +167,15 @@ OPENINGS = (
     *("The law requires that", "Birds that live in", "At the end of", "The teacher asked the", "Because of the rain"),
     *("The best way to", "In the next chapter", "Prices have risen since", "The old house was", "If you want to"),
 )
-BATCH = 64
-"""Number of texts that are generated at the same time"""
+BATCH = 64  # number of texts that are generated at the same time
 
 
 def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield `count` generated texts of at most `tokens` tokens, as replay that needs no other data.
+    """Yield `count` generated texts of at most `tokens` tokens: `id`, `text`, and the token ids `prompt` and `target`.
 
-    Each row has `id`, `text`, and the token ids of the opening (`prompt`) and the rest (`target`). The openings are cut
-    to the length of the shortest, so that a batch needs no padding. A text that the model ends early has its end token.
-
-    After Huang et al. 2024, "Mitigating Catastrophic Forgetting in Large Language Models with Self-Synthesized
-    Rehearsal" (arXiv:2403.01244). The text is sampled from the model's full distribution (temperature 1, no
-    truncation), so the tuned model's expected loss on it is, up to a constant, its Kullback-Leibler divergence from the
-    base.
+    After Huang et al. 2024 (arXiv:2403.01244). The text is sampled from the model's full distribution, so the tuned
+    model's expected loss on it is, up to a constant, its Kullback-Leibler divergence from the base. The openings are
+    cut to the length of the shortest, so that a batch needs no padding.
     """
     start = loaded.start_ids()
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
@@ -143,8 +199,7 @@ def replay_row(written: dict[str, Any]) -> Row:
 
 ROW_TOKENS = 128
 """Maximum length in tokens of rows of the sources self and general; medical rows follow prompt.max_tokens"""
-EWC_ROWS = 64
-"""Number of rows from which EWC estimates which weights matter"""
+EWC_ROWS = 64  # number of rows from which EWC estimates which weights matter
 FILE = "replay.jsonl"
 GENERAL_FILE = "valid.txt"
 """WikiText-2's validation text. Its test text measures forgetting, so it must never be trained on."""
@@ -165,11 +220,7 @@ def check_source(recipe: Recipe) -> None:
 
 
 def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Path) -> list[Row]:
-    """Return up to the number of rows that the recipe needs, in a seeded order; `loaded` must be the base model.
-
-    Generated text is stored in `folder/replay.jsonl`, so that a resumed run has the same text. Raises DataError if
-    there is nothing to replay.
-    """
+    """Return up to the number of rows that the recipe needs, in a seeded order; `loaded` must be the base model."""
     count, spec = rows_needed(recipe.train), recipe.train.replay
     if not count:
         return []
@@ -184,10 +235,7 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
 
 
 def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
-    """Return up to `count` seeded windows of WikiText-2's validation text, of `tokens` tokens each.
-
-    Raises DataError if the text is missing.
-    """
+    """Return up to `count` seeded windows of WikiText-2's validation text, of `tokens` tokens each."""
     with quiet_transformers():
         ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]
     rows = windows("general", ids, tokens, loaded.start_ids())

@@ -1,8 +1,7 @@
 """Predict the memory, speed and time of training from the recipe and the model's shape, and compare strategies.
 
 One batch runs through the real training code on the meta device, where nothing is computed, so attention, head,
-checkpointing, frozen layers and every architecture are counted exactly. This includes what a formula per layer would
-miss, such as the adapters' copies of their inputs and FP32 norms.
+checkpointing, frozen layers and every architecture are counted exactly.
 """
 
 from __future__ import annotations
@@ -46,10 +45,8 @@ class RehearsedBatch:
     """The resources of one forward and backward pass."""
 
     tokens: int
-    held: int
-    """Peak memory in bytes, without the weights and gradients that existed before."""
-    flops: int
-    """Operations of matrix products and attention, two for each multiply-add"""
+    held: int  # peak memory in bytes, without the weights and gradients that existed before
+    flops: int  # operations of matrix products and attention, two for each multiply-add
 
 
 def longest_rows(recipe: Recipe) -> list[Row]:
@@ -62,10 +59,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
 
 
 def rehearse_batch(model: Any, recipe: Recipe, on_gpu: bool = False) -> RehearsedBatch:
-    """Run the largest batch of a step on `model`, trainable and on the meta device, as a CPU or a GPU would compute it.
-
-    Gradients exist beforehand, as they do from earlier batches where a step has several.
-    """
+    """Run the largest batch of a step on `model`, on the meta device, as a CPU or GPU would compute it."""
     rows = longest_rows(recipe)
     tokens = sum(map(len, rows))
     if recipe.train.gradient_checkpointing:
@@ -105,12 +99,12 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         counted = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
         if counted in flop_registry:
             self.flops += flop_registry[counted](*args, **(kwargs or {}), out_val=result)
-        given = {_storage(each)._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
-        for each in tree_leaves(result):
-            if isinstance(each, torch.Tensor) and (storage := _storage(each))._cdata not in given | self._known.keys():
-                size = storage.nbytes()
-                self.now += size
-                self._known[storage._cdata] = weakref.ref(storage, self._on_release(storage._cdata, size))
+        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if torch.is_tensor(each)}
+        for each in filter(torch.is_tensor, tree_leaves(result)):
+            storage = each.untyped_storage()
+            if storage._cdata not in given | self._known.keys():
+                self.now += storage.nbytes()
+                self._known[storage._cdata] = weakref.ref(storage, self._on_release(storage._cdata, storage.nbytes()))
         self.peak = max(self.peak, self.now)
         return result
 
@@ -122,15 +116,10 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return released
 
 
-def _storage(tensor: torch.Tensor) -> Any:
-    return tensor.untyped_storage()
-
-
 PROCESS = 0.55e9
 """Python with PyTorch, transformers and peft: measured on a CPU (0.51 to 0.59 GB), assumed for a GPU's context and
 workspace."""
-WORD = 1280
-"""Bytes that a tokenizer needs for each word: 0.335 GB for Gemma's 262,144, measured."""
+WORD = 1280  # bytes that a tokenizer needs for each word: 0.335 GB for Gemma's 262,144, measured
 
 
 @dataclass(frozen=True)
@@ -138,12 +127,10 @@ class Memory:
     """A memory prediction, in bytes."""
 
     weights: int
-    training: int
-    """Gradients, FP32 copies and optimizer state that exist at the peak"""
+    training: int  # gradients, FP32 copies and optimizer state that exist at the peak
     piece: int
     """Activations and other tensors of a forward and backward pass; 0 where the optimizer's step is the peak"""
-    process: int
-    """Python, libraries and tokenizer"""
+    process: int  # Python, libraries and tokenizer
 
     @property
     def total(self) -> int:
@@ -152,10 +139,7 @@ class Memory:
 
 
 def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> Memory:
-    """Return the peak memory of training `model` (on the meta device), in a backward pass or an optimizer step.
-
-    The needs of the data, replay, EWC and evaluation aren't included.
-    """
+    """Return the peak memory of training `model`, without the needs of the data, replay, EWC and evaluation."""
     passing, stepping, process = _training_bytes(model, recipe, on_gpu)
     held = piece.held + dequantized_bytes(model, recipe.model.quantize)
     weights = weight_bytes(model, recipe.model.quantize)
@@ -190,10 +174,9 @@ WORK = 2**23
 def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[Recipe, RehearsedBatch]:
     """Return the recipe with the sizes that it leaves to the plan, for a GPU with `room` bytes, and its largest batch.
 
-    `model` is trainable and on the meta device. Batches are as large as a GPU computes well (WORK), or as large as
-    memory allows. Activations are recomputed only if batches would otherwise be less than a quarter as large, or
-    shorter than one row, because that costs a third more time. With several `processes`, each holds a share of the
-    weights.
+    Batches are as large as a GPU computes well (WORK), or as memory allows. Activations are recomputed, which costs a
+    third more time, only if batches would otherwise be less than a quarter as large, or shorter than one row. With
+    several `processes`, each holds a share of the weights.
     """
     longest, asked = recipe.prompt.max_tokens, recipe.train
     wanted = asked.micro_batch_tokens or max(longest, WORK // model.config.get_text_config().hidden_size)
@@ -221,8 +204,7 @@ def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[
     return chosen, RehearsedBatch(rows * piece.tokens, rows * piece.held, rows * piece.flops)
 
 
-TIGHT = 0.9
-"""A prediction above this share of the memory may not fit, because it can be off by a few percent."""
+TIGHT = 0.9  # a prediction above this share of the memory may not fit, because it can be off by a few percent
 Verdict = Literal["fits", "tight", "no"]
 
 
@@ -235,13 +217,10 @@ class Estimate:
     trained: int
     parameters: int
     memory: Memory
-    tokens_per_s: float
-    """An upper bound for quantized bases, because dequantizing isn't counted"""
+    tokens_per_s: float  # an upper bound for quantized bases, because dequantizing isn't counted
     verdict: Verdict
-    batch_tokens: int
-    """Tokens of a batch, as the recipe or the plan chose them"""
-    checkpointing: bool
-    """True if the backward pass recomputes activations"""
+    batch_tokens: int  # tokens of a batch, as the recipe or the plan chose them
+    checkpointing: bool  # whether the backward pass recomputes activations
 
     def seconds(self, tokens: int) -> float:
         """Return the duration of training on this number of tokens."""
@@ -253,21 +232,17 @@ class Planned:
     """The content of `meditune plan`."""
 
     target: Target
-    own: Estimate
-    """The unchanged recipe"""
-    others: list[Estimate]
-    """The other strategies, with the recipe's other settings where these apply"""
-    advice: list[str]
-    """Settings with which the recipe fits, least intrusive first; one line per alternative"""
-    example_tokens: int
-    """Maximum number of tokens in an example"""
+    own: Estimate  # the unchanged recipe
+    others: list[Estimate]  # the other strategies, with the recipe's other settings where these apply
+    advice: list[str]  # settings with which the recipe fits, least intrusive first; one line per alternative
+    example_tokens: int  # maximum number of tokens in an example
 
 
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
     """Predict the training by the recipe and by the other strategies, on the named GPU or on this machine.
 
-    It needs only the model's configuration, and for the catalogue's models no download. Raises MedituneError if the
-    GPU is unknown or the model doesn't accept rows of this length, and ModelError if the model is unknown.
+    It needs only the model's configuration. Raises MedituneError if the GPU or the model is unknown, or the model
+    doesn't accept rows of this length.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
     refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)

@@ -1,7 +1,6 @@
 """Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard, MLflow, Trackio or W&B).
 
-Both are in the run's folder, hold metrics, steps and the recipe's name, and send nothing anywhere. When training
-resumes from a checkpoint, both are rewritten up to its step, so that no step is missing or recorded twice.
+Both are in the run's folder, and nothing is sent anywhere. When training resumes, both are rewritten up to its step.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from meditune.train.trainer import Step
 LOG = "training.jsonl"
 FLUSH_SECONDS = 5
 EXPERIMENT = "meditune"
-BATCH = 1000
-"""Maximum number of metrics that MLflow accepts at the same time."""
+BATCH = 1000  # maximum number of metrics that MLflow accepts at the same time
 
 
 class Tracker(Protocol):
@@ -54,10 +52,7 @@ def check_tracker(name: TrackerName) -> None:
 
 @contextmanager
 def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Callable[[Step], None]]:
-    """Yield a function that records each step after those in `log`; only the first process records.
-
-    A tracker that fails is switched off with a message; training continues.
-    """
+    """Yield a function that records each step after those in `log`; a tracker that fails is switched off."""
     if not distributed.is_first():
         yield lambda _: None
         return
@@ -138,9 +133,9 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in its own MLflow store, an SQLite file; no server is used, regardless of MLFLOW_TRACKING_URI.
+    """A run in its own MLflow store, an SQLite file; MLFLOW_TRACKING_URI has no effect.
 
-    Earlier runs in it are marked as deleted. The file is reused, because MLflow keeps it open and caches its tables.
+    Earlier runs are marked as deleted; the file is reused, because MLflow keeps it open and caches its tables.
     """
 
     def __init__(self, place: Path, run: str) -> None:
@@ -176,8 +171,7 @@ class MLflow:
 class Trackio:
     """A run in a Trackio store of its own, an SQLite file; earlier runs in it are deleted.
 
-    The store is written directly, because `trackio.init` asks the Hugging Face hub for the user's name, and sends the
-    metrics to the Space or server that the environment names.
+    The store is written directly, because `trackio.init` contacts the Hugging Face hub.
     """
 
     def __init__(self, place: Path, run: str) -> None:
@@ -200,10 +194,7 @@ class Trackio:
 
 
 class WeightsAndBiases:
-    """An offline run of Weights & Biases; earlier ones in that folder are deleted. `wandb sync` would upload it.
-
-    The settings override WANDB_MODE, and leave out what wandb records about machine, user, code and console.
-    """
+    """An offline run of Weights & Biases, without what wandb records about machine, user, code and console."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()

@@ -1,13 +1,12 @@
 """The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
 
-The module also detects divergence, averages the weights of the last steps, and spreads training over several
-processes. A step is the weighted mean over all tokens of its examples, so each process computes the gradient of its
-rows' share of that mean, and the shares are summed once per step. The result equals that of one process, except for the
-order of sums.
+A step is the weighted mean over all tokens of its examples. With several processes, each computes the gradient of its
+rows' share of that mean, and the shares are summed once per step, so the result is that of one process.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -31,43 +30,34 @@ from meditune.models.shared_prefix_batch import Batch, Row, by_length
 from meditune.progress import Progress
 from meditune.train.early_stopping import DevMonitor
 from meditune.train.losses import loss_of_rows
-from meditune.train.mixing import SourceMix
 from meditune.train.optimizer import STATE_BYTES, MasterOptimizer, learning_rate
 from meditune.train.regularization import Penalty
-from meditune.train.replay import Replay
+from meditune.train.replay import Replay, SourceMix
 
-WINDOW = 50
-"""Number of usual losses that are remembered."""
-MIN_LOSSES = 10
-"""Number of usual losses below which nothing is judged."""
+WINDOW = 50  # number of usual losses that are remembered
+MIN_LOSSES = 10  # number of usual losses below which nothing is judged
 FACTOR = 2.0
-MARGIN = 3.0
-"""In nats"""
-STREAK = 5
-"""Number of steps in a row out of bounds that count as an explosion."""
+MARGIN = 3.0  # in nats
+STREAK = 5  # number of steps in a row out of bounds that count as an explosion
 
 
 class DivergenceError(Exception):
-    """Training can't continue; the last checkpoint has the state before `step`."""
+    """Training can't continue; `ids` are those of the step's rows, and the last checkpoint has the state before it."""
 
     def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
         super().__init__(f"step {step}: {what}")
-        self.step, self.what = step, what
-        self.ids = list(ids)
-        """Ids of the step's rows; never their text, which may be restricted"""
+        self.step, self.what, self.ids = step, what, list(ids)
 
 
 class LossGuard:
     """A detector that distinguishes an exploding loss from a noisy one.
 
-    A loss is out of bounds if it is above twice the running median and also more than 3 nats above it; five such steps
-    in a row are an explosion. The median covers the last 50 losses within bounds, so an explosion doesn't raise its own
-    bound, and neither a single hard batch nor noise around a loss near zero counts as one.
+    A loss is out of bounds if it is above twice the running median of the last 50 losses within bounds, and also more
+    than 3 nats above it; five such steps in a row are an explosion.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:
-        self.streak = 0
-        """Number of steps out of bounds in a row, up to the last one"""
+        self.streak = 0  # number of steps out of bounds in a row, up to the last one
         self._usual: deque[float] = deque(maxlen=WINDOW)
         for loss in earlier:
             self.add(loss)
@@ -95,11 +85,7 @@ class LossGuard:
 
 
 class WeightAverage:
-    """A running mean of the optimizer's FP32 weights over the last steps (Izmailov et al. 2018, arXiv:1803.05407).
-
-    With small batches, the last steps scatter around a point that is better than any of them. The mean costs a copy of
-    the trained weights and no forward pass.
-    """
+    """A running mean of the optimizer's FP32 weights over the last steps (Izmailov et al. 2018, arXiv:1803.05407)."""
 
     def __init__(self, optimizer: MasterOptimizer, steps: int, share: float) -> None:
         self.optimizer = optimizer
@@ -143,8 +129,7 @@ class WeightAverage:
             ]
 
 
-BUCKET = 25_000_000
-"""Approximate number of gradients that are summed in FP32 at the same time"""
+BUCKET = 25_000_000  # approximate number of gradients that are summed in FP32 at the same time
 MAX_MEMORY_SHARE = 0.5
 """Share of a process's memory that weights and optimizer may use before they are sharded; activations need the rest"""
 
@@ -161,15 +146,11 @@ def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
         for parameter in model.parameters()
     )
     needed = weights + (trained if recipe.model.strategy == "full" else 0)
-    too_large = needed > MAX_MEMORY_SHARE * _memory() and not recipe.needs_full_weights
-    return "fsdp" if distributed.broadcast(too_large) else "ddp"
-
-
-def _memory() -> float:
-    """Return the bytes of memory that a process can use."""
+    memory = memory_gb()[0] * 1e9 / distributed.local_world()
     if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    return memory_gb()[0] * 1e9 / distributed.local_world()
+        memory = float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    too_large = needed > MAX_MEMORY_SHARE * memory and not recipe.needs_full_weights
+    return "fsdp" if distributed.broadcast(too_large) else "ddp"
 
 
 class RowShare(NamedTuple):
@@ -181,10 +162,7 @@ class RowShare(NamedTuple):
 
 
 def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
-    """Return this process's share of the rows, in pieces of at most `max_tokens` tokens.
-
-    All processes get about the same number of tokens, and with `lockstep` the same number of pieces.
-    """
+    """Return this process's share of the rows, in pieces of at most `max_tokens`; with `lockstep`, equally many."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
     def pieces_of(rank: int) -> list[RowShare]:
@@ -199,56 +177,36 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowS
     return pieces
 
 
-def broadcast_weights(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Copy the first process's values to all; a prefix's initial values round differently on some machines."""
-    for parameter in parameters:
-        distributed.broadcast_tensor(parameter.data)
-
-
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Replace every parameter's gradient with the sum over all processes, in FP32; a missing one counts as zero."""
     if distributed.world() == 1:
         return
-    for bucket in _buckets(parameters):
+    sizes = itertools.accumulate(parameter.numel() for parameter in parameters)
+    by_size = itertools.groupby(zip(sizes, parameters, strict=True), key=lambda pair: pair[0] // BUCKET)
+    for bucket in ([parameter for _, parameter in group] for _, group in by_size):
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
         flat = distributed.all_reduce_sum(torch.cat([gradient.flatten().float() for gradient in gradients]))
         for parameter, piece in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter.dtype)
 
 
-def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    bucket: list[torch.nn.Parameter] = []
-    for parameter in parameters:
-        bucket.append(parameter)
-        if sum(each.numel() for each in bucket) >= BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
-
-
 @dataclass(frozen=True)
 class Step:
     """The outcome of one optimizer step."""
 
-    step: int
-    """From 1."""
+    step: int  # from 1
     epoch: float
     loss: float
     """Weighted mean cross-entropy of the examples' supervised tokens, in nats; for answer pairs, their mean loss."""
     learning_rate: float
     grad_norm: float
-    tokens: int
-    """Tokens read, without padding."""
-    supervised_tokens: int
-    """Supervised tokens of the examples, without replay."""
+    tokens: int  # tokens read, without padding
+    supervised_tokens: int  # supervised tokens of the examples, without replay
     seconds: float
     replay_loss: float | None = None
     """Mean cross-entropy of the replay rows' tokens; None in a step without replay rows."""
-    penalty: float = 0.0
-    """Amount that L2-SP and EWC added to the loss before the step."""
-    dev: float | None = None
-    """Metric on the dev split after the step; None if it wasn't measured."""
+    penalty: float = 0.0  # amount that L2-SP and EWC added to the loss before the step
+    dev: float | None = None  # metric on the dev split after the step; None if it wasn't measured
 
 
 class Weights(Protocol):
@@ -271,8 +229,7 @@ class TrainingRows:
 
     rows: Sequence[Row]
     weights: Weights
-    mix: SourceMix | None = None
-    """How often each source's rows occur in an epoch; None: every row once"""
+    mix: SourceMix | None = None  # how often each source's rows occur in an epoch; None: every row once
     replay: Replay | None = None
     loss_of: LossOfRows = loss_of_rows
     prepare_step: PrepareStep | None = None
@@ -283,8 +240,8 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = N
     """Return the indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
     A step takes at most batch_size * accumulation examples. All steps of an epoch have the same size, up to one
-    example: an epoch of 449 rows with 32 per step has 15 steps of 29 or 30, instead of a last step whose single example
-    would move the weights as far as 32 do. Without a mix, every example occurs once in an epoch.
+    example, so that a last step with few examples doesn't move the weights as far as a full one. Without a mix, every
+    example occurs once in an epoch.
     """
     steps: list[list[int]] = []
     in_order = (list(range(count)) for _ in range(math.ceil(spec.epochs)))
@@ -314,17 +271,12 @@ def train(
 ) -> Iterator[Step]:
     """Train `loaded.model` in place and yield each step.
 
-    Every step minimizes the weighted mean over all of its supervised tokens, including those of replay, or over the
-    terms of another `data.loss_of`, regardless of how the step is split into pieces. So batch size, accumulation and
-    `micro_batch_tokens` change a step only through their product. `penalties` are added once to each step. `resume` are
-    the finished steps and the tensors that `checkpoint` received after them. `dev_monitor` knows the dev metrics of
-    those steps; it may end training early, and restore the weights of an earlier state.
+    Every step minimizes the weighted mean over its supervised tokens, including those of replay, or the terms of
+    another `data.loss_of`, however the step is split into pieces. `penalties` are added once to each step. `resume` are
+    the finished steps and the tensors that `checkpoint` received after them. `dev_monitor` may end training early, and
+    restore the weights of an earlier state. All processes must call this with the same arguments.
 
-    With several processes, each computes its share of every step and yields the same steps; all must call this with the
-    same arguments.
-
-    Raises DivergenceError if loss or gradient aren't finite or the loss explodes; the last checkpoint then has the
-    state before the step where that began.
+    Raises DivergenceError if loss or gradient aren't finite or the loss explodes.
     """
     model, rows, replay = loaded.model, data.rows, data.replay
     steps = plan_steps(len(rows), spec, seed, data.mix)
@@ -362,7 +314,7 @@ def train(
             )
             parts = [_weigh([rows[index] for index in indices], data.weights.of)]
             if replay and replay.steps[number]:
-                parts.append(_weigh(replay.step(number), replay.weigh))
+                parts.append(_weigh(replay.step(number), replay.weights.of))
             if data.prepare_step:
                 data.prepare_step(model, loaded.frozen, parts[0].rows, loaded.pad_id, spec.batch_tokens)
             total_weight = sum(part.total for part in parts)
@@ -433,10 +385,7 @@ def train(
 
 
 def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
-    """Return the tokens per second of one batch of the longest rows, which also reaches the peak memory of training.
-
-    It changes nothing. With several processes, all try the same batch, and the speed is their total.
-    """
+    """Return the tokens per second of one batch of the longest rows, which also reaches the peak memory of training."""
     longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.batch_tokens)[0]], data.weights.of)
     _set_training_mode(loaded, spec)
     started = time.monotonic()
@@ -458,8 +407,8 @@ def _set_training_mode(loaded: LoadedModel, spec: TrainSpec) -> None:
 def recompute_activations(model: Any) -> None:
     """Enable gradient checkpointing at no cost for frozen layers.
 
-    transformers makes the embeddings' output require a gradient, which only PyTorch's reentrant checkpointing needs.
-    With it, frozen layers below the trained ones would be computed twice and have a useless backward pass.
+    Only PyTorch's reentrant checkpointing needs embeddings whose output requires a gradient, as transformers makes
+    them.
     """
     with quiet_transformers():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -471,8 +420,7 @@ class _WeightedRows(NamedTuple):
 
     rows: list[Row]
     weights: list[list[float]]
-    total: float
-    """Sum of the weights"""
+    total: float  # sum of the weights
 
 
 def _weigh(rows: list[Row], weights_of: Callable[[Row], list[float]]) -> _WeightedRows:
@@ -489,10 +437,7 @@ def _add_gradients(
     loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
-    """Add `scale` times the gradient of these pieces' share of the step's loss, whose weights sum to `total_weight`.
-
-    Returns their contribution to the part's mean loss.
-    """
+    """Add `scale` times the gradient of these pieces' share of the step's loss; return their part of the mean loss."""
     total = 0.0
     for indices, idle in pieces:
         # Scale the weights, because the loss's gradient is in FP16 from the output head on.

@@ -1,7 +1,6 @@
-"""The plan of a training run: its rows and their order, the mix of sources, replay, and the starting point.
+"""The plan of a training run: its rows and their order, the mix of sources, replay, pairs, and the starting point.
 
-Tuning starts from the base model. If that is an adapter, tuning starts from a copy in which the adapter is merged into
-its base; otherwise the result would be saved as if it belonged on the adapter's own base.
+If the base model is an adapter, tuning starts from a copy in which it is merged into its own base.
 """
 
 from __future__ import annotations
@@ -12,20 +11,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.data.leakage import Record, copy_record, read_record
+from meditune.data.preference.pairs import DOWN, UP
+from meditune.data.preference.prepare_pairs import stored_pairs
 from meditune.data.retrieved_passages import in_training
 from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError
-from meditune.files import full_disk_message, read_json, replace_folder, sha256, write_json
+from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, sha256, write_json, write_jsonl
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
 from meditune.models.load import LoadedModel, load, locate, prompt_for
 from meditune.models.merging import is_virtual
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
-from meditune.models.shared_prefix_batch import Row
+from meditune.models.shared_prefix_batch import Row, by_length, rows_of_pairs
+from meditune.progress import Progress
 from meditune.prompts import load_format, save_format
 from meditune.train import checkpoint
 from meditune.train.dataset import (
@@ -37,10 +41,11 @@ from meditune.train.dataset import (
     marked,
     retrieved_described,
     retrieved_facts,
+    token_facts,
 )
 from meditune.train.early_stopping import check_dev
-from meditune.train.mixing import mix_of
-from meditune.train.replay import Replay, check_source, plan_replay, replay_rows
+from meditune.train.losses import PairLoss, Reference, SingleAnswerLoss, log_likelihoods, mismatched
+from meditune.train.replay import Replay, check_source, mix_of, plan_replay, replay_rows
 from meditune.train.trainer import TrainingRows, plan_steps
 
 
@@ -49,9 +54,8 @@ def mixture(
 ) -> list[dict[str, Any]]:
     """Return what these steps read of each source, for training.json: largest part first, and replay at the end.
 
-    `sources` are the rows' sources. The keys are `source`, `rows` (distinct rows that are available), `visits` (rows
-    read), `passes` over the source, the `tokens` read with those of prompts, `supervised_tokens` among them, and the
-    part's shares of both. For a run that ended early, pass the steps that were done.
+    `sources` are the rows' sources. `rows` counts distinct rows, `visits` rows read, and `passes` times over the
+    source.
     """
     read: dict[str, list[Row]] = {source: [] for source in sources}
     for index in (index for step in steps for index in step):
@@ -101,12 +105,9 @@ def base_records(name: str) -> list[Record]:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raise ModelError if the base is a tuned model that can't be tuned further, or not with this prompt.
-
-    Also raises it if the prompt's format is chat and the base has no chat template.
-    """
-    name, place = recipe.model.base, Path(locate(recipe.model.reference))
-    prompt_for(recipe.prompt, recipe.model.reference, ())
+    """Raise ModelError if the base can't be tuned further, was tuned with another prompt, or lacks a chat template."""
+    name, place = recipe.model.base, Path(locate(recipe.model.base))
+    prompt_for(recipe.prompt, recipe.model.base, ())
     if (place / ADAPTER_FILE).is_file():
         if is_virtual(place):
             raise ModelError(
@@ -133,7 +134,7 @@ def check_start(recipe: Recipe) -> None:
 
 def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
     """Raise DataError if `prompt.plain_cue` is set but no training answer teaches it."""
-    cue, name = recipe.prompt.plain_cue, recipe.model.reference
+    cue, name = recipe.prompt.plain_cue, recipe.model.base
     known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
     if not cue or (known and known.plain_cue == cue):
         return
@@ -148,17 +149,14 @@ def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
 
 
 def starting_point(recipe: Recipe, folder: Path) -> str:
-    """Return the model that tuning starts from: `model.base`, or the run's `start/`, which is created if needed.
-
-    All processes must call this; the first one creates the folder, because they share it.
-    """
+    """Return the model that tuning starts from: `model.base`, or `start/`, which the first process creates."""
     name = _merged_adapter(recipe, folder) if distributed.is_first() else ""
-    return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.reference
+    return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.base
 
 
 def _merged_adapter(recipe: Recipe, folder: Path) -> str:
     """Return the run's `start/` if the base is an adapter, which is merged there if it isn't yet; else the base."""
-    name, copy = recipe.model.reference, folder / START
+    name, copy = recipe.model.base, folder / START
     if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
         return str(copy)
     place = Path(locate(name))
@@ -183,18 +181,13 @@ class Plan(TrainingRows):
     """Everything that the recipe, the data and the base model determine before the first step."""
 
     fitted: TokenFacts
-    steps: list[list[int]]
-    """Result of `plan_steps`"""
-    pool: list[Row]
-    """Rows of the recipe's replay source, for replay and for EWC's estimate"""
-    unit: str = "examples"
-    """Name of a row, for people"""
+    steps: list[list[int]]  # result of `plan_steps`
+    pool: list[Row]  # rows of the recipe's replay source, for replay and for EWC's estimate
+    unit: str = "examples"  # name of a row, for people
     row_introduction: str = "One example, with the supervised part between « »:"
     """Text before the first row in the pre-flight"""
-    further: dict[str, Any] = field(default_factory=dict)
-    """Additional facts for the run's records"""
-    sources: list[str] = field(default_factory=list)
-    """Source of each row; empty if rows aren't examples"""
+    further: dict[str, Any] = field(default_factory=dict)  # additional facts for the run's records
+    sources: list[str] = field(default_factory=list)  # source of each row; empty if rows aren't examples
 
     @property
     def epoch_rows(self) -> int:
@@ -245,7 +238,7 @@ def check(splits: Splits, recipe: Recipe) -> None:
     """Raise DataError for problems that would stop training later; needs no model, so it can run early."""
     check_teaches(splits.train, recipe.train.tasks)
     check_plain(splits.train, recipe)
-    mix_of([example.source for example in splits.train], recipe.train.mix, recipe.train.epochs)
+    mix_of([example.source for example in splits.train], recipe.train.mix.weights)
     check_source(recipe)
     check_dev(splits, recipe)
 
@@ -265,7 +258,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
     sources = [examples[row.encoded[0].id].source for row in rows]
-    mix = mix_of(sources, spec.mix, spec.epochs)
+    mix = mix_of(sources, spec.mix.weights)
     repeats = mix.repeats() if mix else {}
     often = {row.encoded[0].id: repeats.get(source, 1.0) for row, source in zip(rows, sources, strict=True)}
     weights = TokenWeights(splits.train, rows, spec, often)
@@ -285,3 +278,66 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
         sources=sources,
         further={"retrieved": retrieved} if retrieved else {},
     )
+
+
+REFERENCE = "reference.jsonl"
+"""Stored beside predictions and models, so that a folder with this file accepts no other settings"""
+
+
+def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
+    """Plan preference tuning of `loaded`, still at its starting point, on the run's pairs or rated answers."""
+    spec, pairs, single = recipe.train, stored_pairs(folder), recipe.train.objective == "kto"
+    rows, fitting = rows_of_pairs(pairs.train, loaded.encoder(recipe.prompt))
+    desirable = {pair.id: bool(pair.chosen) for pair in fitting}
+    if not rows:
+        raise DataError(
+            f"None of the {len(pairs.train)} pairs fits into prompt.max_tokens={recipe.prompt.max_tokens} with answers "
+            "that still differ. Raise prompt.max_tokens."
+        )
+    if single and len(set(desirable.values())) < 2:
+        raise DataError(
+            f"Of the answers that fit into prompt.max_tokens={recipe.prompt.max_tokens}, all have thumbs "
+            f"{fitting[0].kind}. Raise prompt.max_tokens."
+        )
+    pool = replay_rows(loaded, recipe, splits, folder)
+    check_masks([*rows, *pool])
+    steps, limit = plan_steps(len(rows), spec, recipe.seed), recipe.prompt.max_tokens
+    others = [each for step in steps for each in mismatched([rows[index] for index in step], limit)] if single else []
+    others = list({row.encoded[0].id: row for row in others}.values())
+    loaded.frozen.group([*visited_rows(rows, steps), *others], spec.batch_tokens)
+    reference = _reference(loaded, [*rows, *others], spec.batch_tokens, folder)
+    facts: dict[str, Any] = {"beta": spec.preference.beta}
+    shown = "pair", "the same prompt with the preferred, then the rejected answer, each"
+    loss = PairLoss(spec.preference.beta, reference)
+    if single:
+        shown = "answer", "the prompt with the answer, which is"
+        loss = by_thumbs = SingleAnswerLoss(spec.preference.beta, reference, desirable, limit)
+        facts["weights"] = dict(zip((UP, DOWN), by_thumbs.weights, strict=True))
+    return Plan(
+        rows=rows,
+        fitted=token_facts(rows, len(pairs.train) - len(rows)),
+        weights=loss,
+        steps=steps,
+        pool=pool,
+        loss_of=loss,
+        prepare_step=loss.prepare_step,
+        unit="rated answers" if single else "pairs",
+        row_introduction=f"One {shown[0]} ({fitting[0].kind}): {shown[1]} between « »:",
+        further={"preference": facts | {key: pairs.facts[key] for key in ("source", "train", "held_out", "left_out")}},
+    )
+
+
+def _reference(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, folder: Path) -> Reference:
+    """Return the answers' log-likelihoods under the untrained model, computed once and stored with the run."""
+    path = folder / REFERENCE
+    if not path.is_file():
+        found: dict[str, list[float]] = {}
+        with torch.no_grad(), Progress("Reference likelihoods", sum(map(len, rows)), "tokens") as progress:
+            for indices in by_length(rows, batch_tokens):
+                chosen = [rows[index] for index in indices]
+                likelihoods, batch = log_likelihoods(loaded.model, loaded.frozen, chosen, loaded.pad_id)
+                found |= {row.encoded[0].id: each for row, each in zip(chosen, likelihoods.tolist(), strict=True)}
+                progress.advance(batch.real_tokens)
+        names = ("chosen", "rejected") if len(rows[0].encoded) == 2 else ("answer",)
+        write_jsonl(path, ({"id": id, **dict(zip(names, each, strict=True))} for id, each in found.items()))
+    return {row.pop("id"): tuple(row.values()) for row in read_jsonl(path)}

@@ -86,7 +86,7 @@ def test_scifact_gives_a_claim_for_each_document(tmp_path: Path) -> None:
         ("claims_train.jsonl:4", claims.NOT_IN_CORPUS),
         ("claims_train.jsonl:5", "the labels of a document's rationales are unknown or differ"),
         ("claims_train.jsonl:6", claims.NO_CLAIM),
-        ("claims_train.jsonl:7", claims.NOT_SCIFACT),
+        ("claims_train.jsonl:7", claims.NO_RATIONALES),
         ("claims_train.jsonl:8", "neither evidence nor a cited document"),
     ]
     (alone,) = claims.read_scifact(tmp_path / "data" / "claims_dev.jsonl", Rejects())
@@ -187,18 +187,6 @@ def test_citation_integrity_with_nine_classes(tmp_path: Path) -> None:
         "no evidence, so the label isn't stated in this layout",
         f"the labels are unknown or differ (known: {', '.join(claims.CITATION_LABELS)})",
     ]
-
-
-def test_citation_integrity_given_as_pairs(tmp_path: Path) -> None:
-    labels = ("SUPPORT", "REFUTE", "NEI")
-    rows = [{"id": n, "claim": f"Claim {n}.", "evidence": "Same.", "label": label} for n, label in enumerate(labels)]
-    json_lines(tmp_path / "train.jsonl", rows)
-    found = list(claims.read_citation_integrity(tmp_path, Rejects()))
-    assert [claim.label for claim in found] == ["supported", "refuted", "not_enough_information"]
-    assert len({claim.group for claim in found}) == 1, "grouped by the evidence"
-    json_lines(tmp_path / "train.jsonl", [{"sentences": ["A."], "labels": [1]}])
-    with pytest.raises(DataError, match=r"train\.jsonl:1: no column 'claim'"):
-        list(claims.read_citation_integrity(tmp_path, Rejects()))
 
 
 def nli4ct(folder: Path) -> Path:
@@ -312,21 +300,6 @@ def test_medhallu_gives_two_claims_on_the_same_evidence(tmp_path: Path) -> None:
     assert only == "pqa_artificial"
 
 
-def test_medhallu_given_as_json_lines(tmp_path: Path) -> None:
-    row = {
-        "pmid": "123",
-        "question": "Does tea help?",
-        "contexts": ["Tea was given.", "It helped."],
-        "ground_truth": "Tea helps.",
-        "hallucinated_answer": "Tea harms.",
-        "difficulty": "easy",
-        "category": "Incomplete Information",
-    }
-    true, false = claims.read_medhallu(json_lines(tmp_path / "training_half.jsonl", [row]).parent, Rejects())
-    assert (true.id, true.group, true.context_text) == ("medhallu:123-supported", "123", "Tea was given. It helped.")
-    assert (false.question, false.label, false.meta["difficulty"]) == ("Tea harms.", "refuted", "easy")
-
-
 def planted(tmp_path: Path) -> tuple[list[Example], list[Example]]:
     """MedHallu's claims, and PubMedQA items of which 1 has their abstract, 2 only their question, 3 neither."""
     row = hallucinated(1)
@@ -382,14 +355,3 @@ def test_a_run_with_several_sources_of_claims(tmp_path: Path) -> None:
     )
     assert parts.test_set == "scifact-official-1+nli4ct-official-1"
     assert {example.id for example in parts.test} == {"scifact:9-14", "nli4ct:b-1"}
-
-
-@pytest.mark.real
-def test_the_given_medhallu_rows_are_none_of_pubmedqas_test_items(real_data: Path) -> None:
-    rejects = Rejects()
-    found = list(claims.read_medhallu(real_data / "medhallu", rejects))
-    assert Counter(claim.label for claim in found) == {"supported": 500, "refuted": 500}
-    assert len(rejects) == 0
-    train, test = pubmedqa.official_split(pubmedqa.read(real_data / "pubmedqa", Rejects()))
-    assert leakage.find(found, test) == []
-    assert leakage.facts(leakage.find(found, train))["context"]["items"] == 500

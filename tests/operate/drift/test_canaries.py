@@ -141,7 +141,8 @@ def test_a_question_is_repeated_only_if_the_server_rejected_it(tmp_path, monkeyp
     assert len(got) == requests
 
 
-def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path):
+def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(canaries, "Backoff", partial(Backoff, first_wait=0.01))
     with pytest.raises(DataError, match=r"Canary c0: .* can't be reached; gave up after 3 attempts\. Try again"):
         canaries.ask(canaries.read(canary_file(tmp_path)), "http://127.0.0.1:9")
     (tmp_path / "bad").write_text('{"question": "a"}\n')

@@ -8,8 +8,8 @@ import pytest
 
 from meditune.errors import DataError, ModelError
 from meditune.operate.drift import drift_detection, reference
-from meditune.operate.drift.alerts import Policy
 from meditune.operate.drift.drift_detection import RequestSource
+from meditune.operate.drift.monitor import Policy
 from meditune.store import database
 from meditune.store.answers import Feedback
 from tests.commands import meditune

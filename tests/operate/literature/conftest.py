@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import literature_update, pubmed_client
+from meditune.operate.literature import literature_update, pubmed_search
 from tests import corpus, layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import PubMed
@@ -23,9 +23,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PubMed]:
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     for name in ("MEDITUNE_CONTACT", "NCBI_API_KEY", "MEDITUNE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pubmed_client, "INTERVAL", 0.0)
-    monkeypatch.setattr(pubmed_client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(pubmed_client, "MAX_INTERVAL", 0.02)
+    monkeypatch.setattr(pubmed_search, "INTERVAL", 0.0)
+    monkeypatch.setattr(pubmed_search, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pubmed_search, "MAX_INTERVAL", 0.02)
     monkeypatch.setattr(literature_update, "load_encoder", lambda _: corpus.TINY)
     with pubmed_server.serving(tmp_path / "files") as made:
         yield made

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from meditune.operate.literature import literature_update, pubmed_client, pubmed_search
+from meditune.operate.literature import literature_update, pubmed_search
 from meditune.operate.literature.article_library import Library
 from meditune.retrieve import build_index
 from tests import corpus, layouts
@@ -40,7 +40,7 @@ def main(folder: Path, trials: int) -> None:
     """Print the trials."""
     layouts.pubmedqa(folder / "data" / "pubmedqa", {"20000000": layouts.pubmedqa_item(0)})
     os.environ |= {"MEDITUNE_DATA": str(folder / "data"), "MEDITUNE_OFFLINE": "1"}
-    pubmed_client.INTERVAL, pubmed_client.FIRST_WAIT, pubmed_search.PAGE, build_index.BATCH = 0.0, 0.0, 2, 2
+    pubmed_search.INTERVAL, pubmed_search.FIRST_WAIT, pubmed_search.PAGE, build_index.BATCH = 0.0, 0.0, 2, 2
     literature_update.load_encoder = lambda _: corpus.TINY
     work, files = folder / "work", folder / "files"
     files.mkdir()

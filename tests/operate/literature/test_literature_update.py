@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import article_library
+from meditune.operate.literature import article_library, literature_update
 from meditune.retrieve.index import Index
 from tests import corpus
 from tests.commands import meditune
@@ -223,8 +223,6 @@ def test_guidelines_come_from_a_folder(served: PubMed, tmp_path: Path) -> None:
 
 
 def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
-    from meditune.operate.literature import article_library
-
     with article_library.opened(tmp_path / "library"):
         update_by_query(served, tmp_path).refused(3, "another process is updating this library")
     meditune("update", tmp_path / "new").refused(3, "Nothing to import")
@@ -234,8 +232,6 @@ def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path, monkeypatch) -> None:
-    from meditune.operate.literature import article_library
-
     served.add(Paper(101))
     assert update_by_query(served, tmp_path).code == 0
     real = article_library._base
@@ -261,7 +257,7 @@ def test_answers_are_flagged_by_what_they_cited() -> None:
         ("b", ["medquad:103#0", "pubmed:1030#0", "documents:pubmed:103"]),
         ("c", ["pubmedqa:103#0"]),
     ]
-    found = list(article_library.flag(answers, {"103": row}))
+    found = list(literature_update.flag(answers, {"103": row}))
     assert [(each.answer, each.passage) for each in found] == [("a", "pubmed:103#2"), ("c", "pubmedqa:103#0")]
     assert "Answer a cites PMID 103" in found[0].sentence
     assert "notice: PMID 901" in found[0].sentence

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import literature_update, pubmed_client
+from meditune.operate.literature import literature_update, pubmed_search
 from tests import corpus
 from tests.commands import meditune
 from tests.operate.literature.pubmed_server import Paper, PubMed, documents_found, library_rows, notice, update_by_query
@@ -35,7 +35,7 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
 def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.add(Paper(101))
     assert update_by_query(served, tmp_path).code == 0
-    monkeypatch.setattr(pubmed_client, "INTERVAL_WITH_KEY", 0.3)
+    monkeypatch.setattr(pubmed_search, "INTERVAL_WITH_KEY", 0.3)
     monkeypatch.setenv("NCBI_API_KEY", "secret-key")
     served.asked.clear(), served.times.clear()
     assert update_by_query(served, tmp_path).code == 0
@@ -70,9 +70,9 @@ def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path
 )
 def test_what_passes_is_waited_for(served: PubMed, tmp_path: Path, faults: list[str], monkeypatch) -> None:
     if faults == ["slow"]:
-        monkeypatch.setattr(pubmed_client, "READ_SECONDS", 0.3)
+        monkeypatch.setattr(pubmed_search, "READ_SECONDS", 0.3)
     if faults == ["drip"]:
-        monkeypatch.setattr(pubmed_client, "RESPONSE_TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr(pubmed_search, "RESPONSE_TIMEOUT_SECONDS", 0.2)
     served.add(*(Paper(pmid) for pmid in range(101, 104)))
     served.fail("esearch", *faults)
     served.fail("efetch", *faults)

@@ -1,27 +1,32 @@
-"""The Pair record of preference tuning, pairs from the rows of a user's file, and pairs from corrupted answers.
+"""The Pair record of preference tuning, and pairs from the rows of a user's file, rated answers and corrupted answers.
 
-A corrupted answer is unfaithful in one controlled way: a number is replaced, a negation or direction is reversed, or it
-is the answer to another question. The text stays fluent, so that only the support by the sources distinguishes the two
-answers.
+Of two rated answers to one question, the one with the higher rating is preferred; KTO learns from thumbs up and down
+instead. A corrupted answer is unfaithful in one controlled way, and its text stays fluent, so that only the support by
+the sources distinguishes the two answers.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meditune.config.data_options import Style
-from meditune.config.training_options import Corruption, PreferenceSpec
+from meditune.config.training_options import CORRUPTIONS, Corruption, PreferenceSpec
 from meditune.data.example import STYLE, Example, Passage, Turn
 from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
 from meditune.data.readers.tables import Rejects, Row
 from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records, stored_turns
+from meditune.data.splits import question_key
 from meditune.errors import DataError
 from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 from meditune.files import numbered_jsonl, write_jsonl
@@ -123,28 +128,25 @@ def from_rows(
 ) -> Iterator[Pair]:
     """Yield pairs from (place, columns) with the columns question, chosen and rejected.
 
-    The columns context, group, id, `source` (where the question comes from), `restricted` (may not be shared) and
-    `turns` (earlier messages, each with `role` and `text`) are optional. `fields` maps fields to columns with other
-    names; `name` is the prefix of generated ids. Rows without a required value, with two equal answers, or with a
-    repeated id go to `rejects`. Raises DataError if a required column is missing, and with the message `no_rows` if
-    there are no rows.
+    The columns context, group, id, `source`, `restricted` and `turns` are optional. `fields` maps fields to columns
+    with other names; `name` is the prefix of generated ids. Unusable rows go to `rejects`. Raises DataError like
+    `records`.
     """
     yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
-def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:
-    """Return the row as a Pair, or None and the reason for rejecting it."""
-    values = {field: row.get(column) for field, column in columns.items()}
+def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str) -> Pair | str:
+    """Return the row as a Pair, or the reason for rejecting it."""
     question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
     context = passages(values.get("context"))
     if not question:
-        return None, "no question"
+        return "no question"
     if not chosen or not rejected:
-        return None, f"no {'rejected' if chosen else 'chosen'} answer (or it isn't text)"
+        return f"no {'rejected' if chosen else 'chosen'} answer (or it isn't text)"
     if " ".join(chosen.split()) == " ".join(rejected.split()):
-        return None, "chosen and rejected answers are the same"
+        return "chosen and rejected answers are the same"
     if context is None:
-        return None, NO_CONTEXT
+        return NO_CONTEXT
     return Pair(
         id=f"{SOURCE}:{cell(values.get('id')) or fallback_id}",
         question=question,
@@ -152,17 +154,195 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
         chosen=chosen,
         rejected=rejected,
         group=group_of(cell(values.get("group")), question),
-        source=cell(row.get("source")),
-        restricted=is_marked(row.get(RESTRICTED)),
-        turns=stored_turns(row.get("turns")),
+        source=cell(others.get("source")),
+        restricted=is_marked(others.get(RESTRICTED)),
+        turns=stored_turns(others.get("turns")),
         kind=OWN,
-    ), ""
+    )
+
+
+RATING_COLUMNS = {field: GUESSES[field] for field in ("question", "answer", "context")} | {
+    "id": ("id", "answer_id", "uid"),
+    "rating": ("rating", "score", "grade", "stars", "judgment", "judgement"),
+    "group": (*GUESSES["group"], "question_id", "qid"),
+}
+THUMBS_COLUMNS = RATING_COLUMNS | {"rating": ("thumbs", "thumb", "vote", "rating", "label")}
+THUMBS = {"up": 1.0, "true": 1.0, "1": 1.0, "+1": 1.0, "down": -1.0, "false": -1.0, "-1": -1.0}
+"""Rating in lowercase -> 1 for thumbs up, -1 for thumbs down"""
+UNKNOWN_THUMB = "unknown rating"
+RATING_NEEDED = (("question",), ("answer",), ("rating",))
+MARGIN, PER_QUESTION = 1.0, 10
+"""Minimum difference of the ratings in a pair, and maximum number of pairs of one question"""
+_ROUNDING = 1e-9
+"""Tolerance for rounding errors in the means of ratings"""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A rating of an answer."""
+
+    id: str
+    """The place in the file, which is unique"""
+    name: str
+    """The answer's id in the file; the same for all its ratings"""
+    question: str
+    context: tuple[Passage, ...]
+    answer: str
+    group: str
+    """The group given in the file, or empty"""
+    rating: float
+    """Higher is better; 1 or -1 for thumbs up or down"""
+    source: str = ""
+    restricted: bool = False
+    turns: tuple[Turn, ...] | None = None
+
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """Return a key that is equal for answers that may be compared."""
+        return question_key(self.question), self.context, self.turns, self.group
+
+    def pair(self, id: str, kind: str, chosen: str, rejected: str, restricted: bool) -> Pair:
+        """Return a pair about this question."""
+        return Pair(
+            id=f"{SOURCE}:{id}",
+            question=self.question,
+            context=self.context,
+            chosen=chosen,
+            rejected=rejected,
+            group=group_of(self.group, self.question),
+            source=self.source,
+            restricted=restricted,
+            turns=self.turns,
+            kind=kind,
+        )
+
+
+def rated_from_rows(
+    rows: Iterable[Row],
+    rejects: Rejects,
+    fields: Mapping[str, str] | None,
+    name: str,
+    no_rows: str,
+    as_thumbs: bool = False,
+) -> Iterator[Rated]:
+    """Yield ratings from (place, columns) pairs with the columns question, answer and rating (higher is better).
+
+    With `as_thumbs`, ratings are those in THUMBS. Rows without a required value, or with an id that belongs to another
+    answer, go to `rejects`. Raises DataError like `records`.
+    """
+    known: dict[str, tuple[Any, ...]] = {}
+
+    def make(values: Mapping[str, Any], others: Mapping[str, Any], place: str) -> Rated | str:
+        rated = _rated(values, others, place, as_thumbs)
+        if isinstance(rated, Rated):
+            same = (rated.asked, rated.answer)
+            if known.setdefault(rated.name, same) != same:
+                return "the id belongs to another answer"
+        return rated
+
+    guesses = THUMBS_COLUMNS if as_thumbs else RATING_COLUMNS
+    yield from records(rows, rejects, make, SOURCE, name, no_rows, fields, guesses=guesses, needed=RATING_NEEDED)
+
+
+def paired(
+    ratings: Iterable[Rated],
+    seed: int,
+    rejects: Rejects,
+    margin: float = MARGIN,
+    per_question: int = PER_QUESTION,
+) -> list[Pair]:
+    """Return up to `per_question` seeded random pairs per question, with ratings at least `margin` apart.
+
+    Only answers to the same question with the same context and group are compared. An answer with several ratings gets
+    their mean. Answers that give no pair are counted in `rejects`.
+    """
+    asked: dict[Any, dict[str, list[Rated]]] = defaultdict(lambda: defaultdict(list))
+    for rated in ratings:
+        asked[rated.asked][" ".join(rated.answer.split())].append(rated)
+    pairs: list[Pair] = []
+    for answers in asked.values():
+        again = sum(map(len, answers.values())) - len(answers)
+        rejects.count_only(SOURCE, "further ratings of the same answer (averaged)", again)
+        means = [replace(each[0], rating=sum(r.rating for r in each) / len(each)) for each in answers.values()]
+        if len(means) == 1:
+            rejects.count_only(SOURCE, "answers that are the only one to their question, context and group")
+        else:
+            pairs += _of_question(means, margin, per_question, seed, rejects)
+    return pairs
+
+
+def _of_question(answers: Sequence[Rated], margin: float, per_question: int, seed: int, rejects: Rejects) -> list[Pair]:
+    """Return pairs of answers to one question, sampled by index without listing all possible pairs."""
+    ranked = sorted(answers, key=lambda each: each.rating)
+    ratings = [each.rating for each in ranked]
+    below = [bisect_right(ratings, rating - margin + _ROUNDING) for rating in ratings]
+    ends = list(accumulate(below))
+    above = ratings[-1] - margin + _ROUNDING
+    unpaired = sum(not count and rating > above for count, rating in zip(below, ratings, strict=True))
+    rejects.count_only(SOURCE, "answers rated too close to all other answers to their question", unpaired)
+    rejects.count_only(SOURCE, "pairs beyond the maximum for one question", max(0, ends[-1] - per_question))
+    chance = random.Random(f"{seed}/rated/{ranked[0].question}")
+    pairs = []
+    for number in sorted(chance.sample(range(ends[-1]), min(ends[-1], per_question))):
+        place = bisect_right(ends, number)
+        better, worse = ranked[place], ranked[ends[place] - 1 - number]
+        restricted = better.restricted or worse.restricted
+        pairs.append(better.pair(f"{better.name}>{worse.name}", RATED, better.answer, worse.answer, restricted))
+    return pairs
+
+
+def thumbs(ratings: Iterable[Rated], rejects: Rejects) -> list[Pair]:
+    """Return each rated answer as thumbs up or down, by the majority of its ratings; ties are counted in `rejects`."""
+    answers: dict[Any, list[Rated]] = defaultdict(list)
+    for rated in ratings:
+        answers[rated.asked, " ".join(rated.answer.split())].append(rated)
+    pairs = []
+    for first, *further in answers.values():
+        rejects.count_only(SOURCE, "further ratings of the same answer (the majority counts)", len(further))
+        total = first.rating + sum(each.rating for each in further)
+        if not total:
+            rejects.count_only(SOURCE, "answers with as many thumbs up as thumbs down")
+            continue
+        restricted = any(each.restricted for each in (first, *further))
+        up, down = (first.answer, "") if total > 0 else ("", first.answer)
+        pairs.append(first.pair(first.name, UP if total > 0 else DOWN, up, down, restricted))
+    return pairs
+
+
+def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_thumbs: bool) -> Rated | str:
+    """Return the row as a Rated, or the reason for rejecting it."""
+    question, answer = cell(values.get("question")), cell(values.get("answer"))
+    context, stated = passages(values.get("context")), cell(values.get("rating"))
+    rating = THUMBS.get(stated.lower()) if as_thumbs else _finite(values.get("rating"))
+    if not question:
+        return "no question"
+    if not answer:
+        return "no answer (or the answer isn't text)"
+    if rating is None and as_thumbs:
+        return f"{UNKNOWN_THUMB} {stated.lower()[:40]!r}" if stated else "no rating"
+    if rating is None:
+        return "no rating (or the rating isn't a number)"
+    if context is None:
+        return NO_CONTEXT
+    name, group = (cell(values.get(field)) for field in ("id", "group"))
+    source, restricted = cell(others.get("source")), is_marked(others.get(RESTRICTED))
+    turns = stored_turns(others.get("turns"))
+    return Rated(place, name or place, question, context, answer, group, rating, source, restricted, turns)
+
+
+def _finite(value: object) -> float | None:
+    """Return the value as a finite number, or None."""
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(cell(value))
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
     """Return the example's answer with one random corruption of this kind; None if there is nothing to corrupt.
 
-    `others` are the examples from which the kind `other` takes an answer: one from another group with another text.
+    The kind `other` takes an answer of one of the `others`: one from another group with another text.
     """
     if kind == "other":
         return _another(example, others, rng)
@@ -200,10 +380,8 @@ def _negation(example: Example, rng: random.Random) -> str | None:
 
 def _direction(example: Example, rng: random.Random) -> str | None:
     found = list(DIRECTION.finditer(example.answer))
-    if not found:
-        return None
-    match = rng.choice(found)
-    return _replaced(example.answer, match, _cased(OPPOSITE[match[0].lower()], match[0]))
+    match = rng.choice(found) if found else None
+    return match and _replaced(example.answer, match, _cased(OPPOSITE[match[0].lower()], match[0]))
 
 
 def _another(example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
@@ -235,8 +413,7 @@ def _plain(text: str) -> str:
 def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
     """Return up to `spec.per_example` pairs for each example with an answer, and the number of examples without a pair.
 
-    Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds. The kind `other` takes
-    answers from these examples only.
+    Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds.
     """
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()
@@ -245,7 +422,7 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
     for example in answered:
         chance = random.Random(f"{seed}/pairs/{example.id}")
         before = len(pairs)
-        for kind in sorted(dict.fromkeys(spec.corruptions), key=lambda kind: counts[kind]):
+        for kind in sorted(CORRUPTIONS, key=lambda kind: counts[kind]):
             rejected = corrupt(kind, example, answered, chance)
             if rejected is None:
                 continue

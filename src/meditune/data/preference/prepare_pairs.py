@@ -1,25 +1,52 @@
-"""A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored."""
+"""A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored.
+
+`train.preference.path` is a file of pairs, of rated answers, or of answers and feedback that a server exported; or the
+folder of MedQuAD answers that experts judged from 1 to 4 for LiveQA's test questions (Ben Abacha and Demner-Fushman
+2019, https://doi.org/10.1186/s12859-019-3119-4; https://github.com/abachaa/MedQuAD).
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import PhiSpec
 from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
-from meditune.data.example import Decision
+from meditune.data.example import Decision, problem_in_text
 from meditune.data.leakage import find
-from meditune.data.preference import rated_answers
-from meditune.data.preference.pairs import DOWN, SOURCE, UP, Pair, build, read_pairs, write_pairs
-from meditune.data.readers.tables import Rejects
+from meditune.data.preference import pairs as user_pairs
+from meditune.data.preference.pairs import (
+    DOWN,
+    MARGIN,
+    RATING_COLUMNS,
+    SOURCE,
+    THUMBS_COLUMNS,
+    UNKNOWN_THUMB,
+    UP,
+    Pair,
+    Rated,
+    build,
+    paired,
+    rated_from_rows,
+    read_pairs,
+    thumbs,
+    write_pairs,
+)
+from meditune.data.readers import liveqa
+from meditune.data.readers.medquad import tidy
+from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.data.readers.user_files import LOOK_AHEAD, column_names, has_column, list_columns
+from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
-from meditune.files import read_json, replace_folder, write_json
+from meditune.files import read_json, read_text, replace_folder, write_json
 
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
@@ -44,12 +71,9 @@ class PairSets:
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
     """Return the pairs in `run/pairs`, and build them first unless they exist for the same settings and data.
 
-    Pairs of corrupted answers come from the training examples, and held-out ones from the split in `evaluate.split`.
-
-    From a file, a seeded share of the groups is held out, and identifiers of people are treated according to
-    `data.phi`. Pairs that share a question, context, group or answer with the development or test set are left out. For
-    the objective kto, the training pairs are single answers. Raises DataError if no pairs are left for training or for
-    evaluation, or only answers with the same thumb.
+    Pairs from a file that share a question, context, group or answer with the development or test set are left out, and
+    a seeded share of the groups is held out. For the objective kto, the training pairs are single answers. Raises
+    DataError if no pairs are left for training or for evaluation, or only answers with the same thumb.
     """
     spec, objective = recipe.train.preference, recipe.train.objective
     settings = spec.model_dump(mode="json", exclude={"beta"})
@@ -102,8 +126,7 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
         rejects.count_only(SOURCE, "answers with nothing to corrupt", without_pair)
         if not pairs:
             raise DataError(
-                f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
-                f"{', '.join(spec.corruptions)}. Add kinds to train.preference.corruptions, or set "
+                f"None of the {len(examples)} {name} examples has an answer that can be corrupted. Set "
                 "train.preference.path to a file of pairs."
             )
         built.append(pairs)
@@ -111,7 +134,7 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
-    pairs = _without_identifiers(rated_answers.read_given_pairs(path, recipe, rejects), recipe.data.phi, phi)
+    pairs = _without_identifiers(read_given_pairs(path, recipe, rejects), recipe.data.phi, phi)
     measured = [*splits.dev, *splits.test]
     questions = {question_key(example.user_text) for example in measured}
     others = [pair for pair in pairs if question_key(pair.example().user_text) not in questions]
@@ -175,3 +198,145 @@ def _described(facts: dict[str, Any]) -> str:
     left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "none"
     name = "Rated answers" if UP in facts["train"] else "Pairs"
     return f"{name} (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."
+
+
+def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]:
+    """Return pairs from a file of pairs or of rated answers, or from the folder of MedQuAD's judged answers.
+
+    The columns, named in the recipe or guessed, decide which kind a file is. Raises DataError if the file is neither,
+    or has no usable pairs.
+    """
+    spec, as_thumbs = recipe.train.preference, recipe.train.objective == "kto"
+    if path.is_dir():
+        questions = next((source.path for source in recipe.data.sources if source.name == "liveqa"), None)
+        ratings = read_judged(path, locate_source("liveqa", questions), rejects)
+        pairs = paired(ratings, recipe.seed, rejects)
+    else:
+        stream = rows(path, SOURCE, rejects)
+        first = list(islice(stream, LOOK_AHEAD))
+        found: Iterator[Row] = chain(first, stream)
+        fields = spec.fields or None
+        no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to one question."
+        if as_thumbs and first and isinstance(first[0][1].get("feedback"), list):
+            found = _exported(found, rejects)
+            first = list(islice(found, LOOK_AHEAD))
+            found = chain(first, found)
+            no_rows = _nothing_usable(path, rejects, as_thumbs)
+        columns = column_names(row for _, row in first)
+        if first and _holds_ratings(columns, spec.fields, first[0][0], as_thumbs):
+            ratings = rated_from_rows(found, rejects, fields, path.stem, no_rows, as_thumbs)
+            pairs = thumbs(ratings, rejects) if as_thumbs else paired(ratings, recipe.seed, rejects)
+            _refuse_unknown_thumbs(rejects)
+        else:
+            pairs = list(user_pairs.from_rows(found, rejects, fields, path.stem, no_rows))
+    if not pairs:
+        raise DataError(_nothing_usable(path, rejects, as_thumbs))
+    return pairs
+
+
+def _refuse_unknown_thumbs(rejects: Rejects) -> None:
+    for row in rejects.rows():
+        if row["reason"].startswith(UNKNOWN_THUMB):
+            raise DataError(
+                f"{row['where']}: {row['reason']}. With train.objective kto, a rating is up or down, true or false, or "
+                "1 or -1. For ratings on a scale, set train.objective to dpo."
+            )
+
+
+def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location: str, as_thumbs: bool) -> bool:
+    """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
+    chosen, rejected = (has_column(field, columns, fields, user_pairs.COLUMNS) for field in ("chosen", "rejected"))
+    guesses = THUMBS_COLUMNS if as_thumbs else RATING_COLUMNS
+    answer, rating = (has_column(field, columns, fields, guesses) for field in ("answer", "rating"))
+    if not (chosen and rejected) and rating and (answer or not (chosen or rejected)):
+        return True
+    if chosen or rejected:
+        return False
+    raise DataError(
+        f"{location}: these are neither pairs (question, chosen, rejected) nor rated answers "
+        "(question, answer, rating). "
+        f"The columns are {list_columns(columns)}. Name them in train.preference.fields, for example "
+        "fields: {rating: COLUMN}. For a file of `meditune answers export`, set train.objective to kto."
+    )
+
+
+def _nothing_usable(path: Path, rejects: Rejects, as_thumbs: bool) -> str:
+    left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(SOURCE, {}).items())
+    first = next(rejects.rows(), None)
+    advice = (
+        f"The first rejected row is {first['where']}: {first['reason']}."
+        if first
+        else "Provide answers that people rated up or down."
+        if as_thumbs
+        else f"Provide more ratings; two ratings in a pair differ by at least {MARGIN:g}."
+    )
+    return f"{path}: no usable {'ratings' if as_thumbs else 'pairs'} ({left}). {advice}"
+
+
+def _exported(rows: Iterable[Row], rejects: Rejects) -> Iterator[Row]:
+    """Yield a row for `rated_from_rows` for each rating in exported answers; if experts rated one, only they count."""
+    for where, row in rows:
+        feedback = row.get("feedback")
+        if not isinstance(feedback, list) or not all(isinstance(each, Mapping) for each in feedback):
+            rejects.add(SOURCE, where, "feedback is not a list of objects with a rating", row)
+        elif row.get("outcome") != "answered":
+            rejects.count_only(SOURCE, "answers that the model didn't write (abstained, declined or escalated)")
+        elif not feedback:
+            rejects.count_only(SOURCE, "answers without feedback")
+        elif not row.get("question") or not row.get("answer"):
+            rejects.count_only(SOURCE, "answers whose text wasn't stored (meditune serve --keep-text)")
+        else:
+            shown = {name: row.get(name) for name in ("id", "question", "context", "answer")}
+            for each in [each for each in feedback if each.get("expert")] or feedback:
+                yield where, shown | {"rating": each.get("rating")}
+
+
+ANSWERS, JUDGMENTS = "*Answers*.csv", "*qrels*.txt"
+_JUDGMENT = re.compile(r"(\d+)\s+([1-4])-\w+\s+(\S+)")
+# Every published answer ends in a superfluous bracket.
+_ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
+
+
+def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
+    """Yield each judgment in the publisher's folder that has an answer, for LiveQA's questions in `questions`.
+
+    Raises DataError if the folder lacks the answers or the judgments.
+    """
+    answers: dict[str, str] = {}
+    for path in _files(folder, ANSWERS):
+        for where, row in rows(path, SOURCE, rejects):
+            problem = problem_in_text(row)
+            found = None if problem else _ANSWER.fullmatch(str(row.get("Answer", "")).strip())
+            if found and row.get("AnswerID"):
+                answers[row["AnswerID"]] = tidy(found[1])
+            else:
+                unlike = "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer"
+                rejects.add(SOURCE, where, problem or unlike, row)
+    known = {each.id: each for each in liveqa.read(questions, Rejects())}
+    for path in _files(folder, JUDGMENTS):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            found = _JUDGMENT.fullmatch(line.strip())
+            question = known.get(f"{liveqa.SOURCE}-test:TQ{found[1]}") if found else None
+            if found and question and found[3] in answers:
+                yield Rated(
+                    id=f"{path.stem}-{number}",
+                    name=f"TQ{found[1]}/{found[3]}",
+                    question=question.question,
+                    context=(),
+                    answer=answers[found[3]],
+                    group=question.group,
+                    rating=float(found[2]),
+                )
+            elif line.strip():
+                problem = "not a line of question, judgment and answer" if not found else "unknown question or answer"
+                rejects.add(SOURCE, f"{path}:{number}", problem, line)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise DataError(
+            f"{folder}: no {pattern} in this folder. Set train.preference.path to a file of pairs or rated answers, or "
+            f"to the folder of MedQuAD's judged answers ({ANSWERS} and {JUDGMENTS})."
+        )
+    return found

@@ -1,7 +1,4 @@
-"""Quality control: apply all rules in order, record their changes in the ledger, and collect facts about the data.
-
-The facts are counts, lengths, years and the overlap of the splits.
-"""
+"""Quality control: apply all rules in order, record their changes in the ledger, and collect facts about the data."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from typing import Any
 
-from meditune.config.data_options import QualitySpec
-from meditune.data.diversity.coverage import diversity
+from meditune.config.data_options import QUALITY_RULES, QualitySpec
+from meditune.data.diversity import diversity
 from meditune.data.example import Example
 from meditune.data.near_duplicates import MIN_PASSAGE_WORDS
 from meditune.data.quality import deduplication, quality_filters
@@ -22,6 +19,8 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
 from meditune.progress import track
 
+NEAR_DUPLICATE_SIMILARITY = 0.7
+"""Minimum share of common words and word pairs for near duplicates"""
 EXAMPLES = 5
 """Number of example rows shown for each rule"""
 CHARACTERS = 240
@@ -66,7 +65,7 @@ class Audit:
 
     def between(self, splits: Splits) -> Splits:
         """Return the splits without training rows that are (nearly) identical to a test or development item."""
-        action = self.spec.rules.cross_split
+        action = self.spec.action("cross_split")
         if action == "off":
             return splits
         split_of = {example.id: name for name, examples in splits.named().items() for example in examples}
@@ -112,16 +111,16 @@ class Audit:
             "changed": len(self._changed - self._dropped) if changed is None else changed,
             "rules": {
                 name: {
-                    "meaning": quality_filters.RULE_DESCRIPTIONS[name],
-                    "action": getattr(self.spec.rules, name),
+                    "meaning": rule.description,
+                    "action": self.spec.action(name),
                     "rows": found[name].total(),
                     "share": found[name].total() / max(self.read, 1),
                     "done": dict(found[name]),
                     "examples": self._shown[name],
                 }
-                for name in quality_filters.ALL
+                for name, rule in QUALITY_RULES.items()
             },
-            "alike": self.spec.near_duplicate_similarity,
+            "alike": NEAR_DUPLICATE_SIMILARITY,
             "near_duplicates": self.thresholds,
         }
 
@@ -138,7 +137,7 @@ class Audit:
         return [example for example in examples if example.id not in out]
 
     def _similar(self, pairs: Sequence[Pair]) -> list[Pair]:
-        return [pair for pair in pairs if pair.alike >= self.spec.near_duplicate_similarity]
+        return [pair for pair in pairs if pair.alike >= NEAR_DUPLICATE_SIMILARITY]
 
     def repeats(self, ranked: Sequence[Example], duplicates: Sequence[Pair]) -> set[int]:
         """Return the indices of duplicates of earlier rows; in `ranked`, rows that always stay come first."""
@@ -148,7 +147,7 @@ class Audit:
             if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
                 pair, rule = chosen
                 detail = f"{_similarity(pair)} as {ranked[pair.first].id}"
-                if self._leave_out(rule, getattr(self.spec.rules, rule), ranked[again], detail):
+                if self._leave_out(rule, self.spec.action(rule), ranked[again], detail):
                     gone[again] = pair
         return set(gone)
 
@@ -166,22 +165,23 @@ class Audit:
                     continue
                 pair = replace(dropped[pair.first], repeat=pair.repeat)
             rule = self._rule_of(pair, ranked)
-            action = "off" if rule == "cross_split" else getattr(self.spec.rules, rule)
+            action = "off" if rule == "cross_split" else self.spec.action(rule)
             if action != "off":
                 staying.append((action == "drop", pair.alike, pair, rule))
         return max(staying, key=lambda each: each[:2])[2:] if staying else None
 
     def _repeated(self, examples: list[Example]) -> list[Example]:
-        if self.spec.rules.repeated_question == "off":
+        if self.spec.action("repeated_question") == "off":
             return examples
-        changed, gone = self.asked_again(examples, deduplication.repeated_questions(examples))
+        found = deduplication.repeated_questions(deduplication.keys(map(deduplication.asked_key, examples)))
+        changed, gone = self.asked_again(examples, found)
         return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
 
     def asked_again(
         self, examples: Sequence[Example], repeated: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
         """Return the changed rows and the dropped rows among those with a repeated question, by index."""
-        action = self.spec.rules.repeated_question
+        action = self.spec.action("repeated_question")
         changed: dict[int, Example] = {}
         gone: set[int] = set()
         members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
@@ -299,8 +299,8 @@ class Lengths:
 def shared(splits: Splits) -> dict[str, dict[str, int]]:
     """Return, for each pair of splits, the number of ids, groups, questions and contexts that both contain.
 
-    Questions asked of many groups ("What is the diagnosis at discharge?"), contexts that most rows share, and contexts
-    of a few words aren't counted, because they don't identify an item.
+    Questions and contexts that don't identify an item (asked of many groups, shared by most rows, a few words) don't
+    count.
     """
     everything = [*splits.train, *splits.dev, *splits.test]
     asked, common = instructions(everything), backgrounds(everything)

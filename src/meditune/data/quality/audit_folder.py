@@ -1,25 +1,28 @@
 """A stand-alone audit: the findings of quality control on a recipe's data or a file, written to a folder.
 
-A user's own file can have more rows than fit into memory: it is then streamed in batches. Rules and comparisons are
-those of audit.py, but the rows are stored on disk. Each row passes once through the single-row rules, in worker
-processes if requested, and is then written to disk; about a hundred bytes per row stay in memory. Similar rows are read
-again for comparison. The remaining rows are written as a file.
+A user's own file can have more rows than fit into memory: it is then streamed in batches. Each row passes once through
+the single-row rules, in worker processes or on a Ray cluster if requested, and is written to disk; about a hundred
+bytes per row stay in memory. Similar rows are read again for comparison.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,17 +35,15 @@ from meditune.data.example import Example
 from meditune.data.prepare import checked_rows, split_rows
 from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.audit import EXAMPLES, Audit, Lengths, excerpt, facts
-from meditune.data.quality.deduplication import Keys, LazySelection, Marks, Rows
+from meditune.data.quality.deduplication import Hashes, Keys, LazySelection, Marks, Rows
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.quality.ledger import Ledger
-from meditune.data.quality.minhash import Hashes
-from meditune.data.quality.parallel_map import Map, Name, engine
 from meditune.data.read_sources import YOURS, available, marked, read_sources
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import FORMATS, Rejects, text_bytes
 from meditune.data.readers.user_files import SOURCE
 from meditune.data.splits import Splits
-from meditune.errors import DataError, MedituneError
+from meditune.errors import DataError, MedituneError, install_command
 from meditune.files import replace_folder, write_json, write_jsonl
 from meditune.progress import Progress, track
 
@@ -161,17 +162,16 @@ def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Bat
     return result
 
 
-def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: int = 1) -> dict[str, Any]:
+def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers: int = 1) -> dict[str, Any]:
     """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json.
 
-    The folder contains quality.json, ledger.parquet, rejected.jsonl, and the remaining rows as rows.parquet or
-    rows.jsonl, depending on the file's format. Raises MedituneError if the recipe's sources can't be streamed, and
-    DataError if nothing can be read.
+    The remaining rows are written as rows.parquet or rows.jsonl, depending on the file's format. Raises MedituneError
+    if the recipe's sources can't be streamed, and DataError if nothing can be read.
     """
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "checked by source_of"
     rejects = Rejects(cleaner(spec.phi))
-    with replace_folder(folder) as partial_folder, engine(name, workers) as mapped:
+    with replace_folder(folder) as partial_folder, engine_map(name, workers) as mapped:
         audit = Audit(spec.quality, (), Ledger(partial_folder))
         phi, spool = Findings(spec.phi), Spool(partial_folder)
         _check_rows(_batches(source, rejects), spec, mapped, audit, spool, phi)
@@ -191,7 +191,7 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
             write_jsonl(partial_folder / "rows.jsonl", records)
         was_changed = np.frombuffer(bytes(spool.changed), np.uint8)[stayed].astype(bool)
         # A row that received the answer of a merged row has no ledger entry and isn't counted.
-        moved = sorted(changed) if spec.quality.rules.repeated_question == "group" else []
+        moved = sorted(changed) if spec.quality.action("repeated_question") == "group" else []
         was_changed |= np.isin(stayed, np.array(moved, np.int64))
         quality = {
             "synthetic": False,
@@ -266,11 +266,102 @@ def _repeated_questions(
     audit: Audit, spool: Spool, remaining: NDArray[np.int64]
 ) -> tuple[dict[int, Example], set[int]]:
     """Return the changed and dropped rows among those with a repeated question, by their place in the spool."""
-    if audit.spec.rules.repeated_question == "off":
+    if audit.spec.action("repeated_question") == "off":
         return {}, set()
-    found = deduplication.repeated_questions_among(spool.keys()[1][remaining])
+    found = deduplication.repeated_questions(spool.keys()[1][remaining])
     changed, gone = audit.asked_again(spool.examples(remaining), found)
     return {int(remaining[at]): example for at, example in changed.items()}, {int(remaining[at]) for at in gone}
+
+
+Engine = Literal["local", "ray"]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+BATCHES_PER_WORKER = 2
+"""Batches per worker that are in progress or queued; more would only use memory"""
+
+
+class Map(Protocol):
+    """A function that applies another function to each item, in order, like `map`."""
+
+    def __call__(self, function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
+        """Return the function's result for each item."""
+        ...
+
+
+@contextmanager
+def engine_map(name: Engine, workers: int) -> Iterator[Map]:
+    """Yield a map that applies a picklable function to batches in `workers` processes; one worker means this process.
+
+    The engine ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError without Ray.
+    """
+    if name == "ray":
+        with _ray(workers) as found:
+            yield found
+    elif workers == 1:
+        yield map
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+
+            def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
+                under_way = (pool.submit(function, item) for item in items)
+                return _in_order(under_way, lambda future: future.result(), workers * BATCHES_PER_WORKER)
+
+            try:
+                yield applied
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _ray(workers: int) -> Iterator[Map]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise MedituneError(f"--engine ray needs one more package: {install_command('scale')}.") from error
+    elsewhere = os.environ.get("RAY_ADDRESS")
+    own = {} if elsewhere else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(address=elsewhere, log_to_driver=False, logging_level="error", **own)
+    slots = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    apply = ray.remote(_apply)
+
+    def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
+        shared = ray.put(function)
+        return _in_order((apply.remote(shared, item) for item in items), ray.get, slots * BATCHES_PER_WORKER)
+
+    try:
+        yield applied
+    finally:
+        ray.shutdown()
+
+
+def _apply(function: Callable[[Item], Made], item: Item) -> Made:
+    return function(item)
+
+
+def _in_order(pending: Iterable[Any], result: Callable[[Any], Made], max_pending: int) -> Iterator[Made]:
+    """Yield results in order; work is started on demand, at most `max_pending` items at a time."""
+    waiting: deque[Any] = deque()
+    for each in pending:
+        waiting.append(each)
+        if len(waiting) >= max_pending:
+            yield result(waiting.popleft())
+    while waiting:
+        yield result(waiting.popleft())
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent process is killed; otherwise it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only workers call this"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 PAGE = "audit.html"
@@ -293,13 +384,12 @@ def recipe_for(recipe_or_table: str, overrides: Sequence[str]) -> Recipe:
 
 
 def audit_folder(
-    recipe: Recipe, folder: Path, stream: bool | None = None, engine: Name = "local", workers: int = 1
+    recipe: Recipe, folder: Path, stream: bool | None = None, engine: Engine = "local", workers: int = 1
 ) -> dict[str, Any]:
     """Write quality.json, ledger.parquet and rejected.jsonl to `folder` atomically; return the content of quality.json.
 
-    If there are too few rows to split, quality.json has the reason and no splits. With `stream` or another engine, the
-    rows needn't fit into memory (`stream_folder`); with None, the file's size decides. Raises MedituneError if the
-    folder contains something else, and DataError if nothing can be read.
+    With `stream` or another engine, the rows needn't fit into memory; with None, the file's size decides. Raises
+    MedituneError if the folder contains something else, and DataError if nothing can be read.
     """
     if folder.exists() and any(folder.iterdir()) and not _is_audit(folder):
         raise MedituneError(

@@ -1,11 +1,18 @@
-"""Exact and near duplicates of rows, and repeated questions."""
+"""Exact and near duplicates of rows, and repeated questions.
+
+Near duplicates are found with MinHash signatures (Broder 1997, "On the resemblance and containment of documents") and
+banding (Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", chapter 3). Signatures don't depend on the process
+or on other texts. Time and memory grow linearly with the number of rows, whatever their content.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +21,6 @@ from numpy.typing import NDArray
 
 from meditune.data.example import Example
 from meditune.data.near_duplicates import Questions, same_facts, words
-from meditune.data.quality import minhash
-from meditune.data.quality.minhash import Hashes, SignedTexts, Texts
 from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
@@ -24,11 +29,38 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 MIN_ANSWER_SIMILARITY = 0.5
 """Least Jaccard index of the answers alone: a long question or context must not hide different answers"""
 
+PERMUTATIONS = 126
+ROWS = 3
+"""Values in a band: with 42 bands, two texts with Jaccard index 0.7 share no band in one of ten million cases, with 0.5
+in 4 of 1,000"""
+BANDS = PERMUTATIONS // ROWS
+MIN_RARE_SHINGLES, ENOUGH_RARE_SHINGLES = 3, 8
+"""Rare shingles that a row needs to be compared by them at all, and to be compared by them only"""
+COMMON, MOST_COMMON = 50, 250
+"""A shingle in more rows belongs to a form that these rows fill in: the limit is one row in 400, between these two
+values. Without it, the pairs of rows from one form would grow with the square of the rows"""
+TABLE_BITS = 22
+"""Bits of the index of the table that counts shingles"""
+TEXTS = 256
+"""Number of texts signed at a time"""
+
+_GENERATOR = np.random.Generator(np.random.PCG64(20_171))
+_FACTORS = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
+_OFFSETS = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
+SLACK = 0.14
+"""Three standard errors of an estimate from 126 values: pairs that are less similar by more aren't compared exactly"""
+WINDOW = 50
+"""In a larger bucket, each row is paired with the first row and with this number of following rows only, because the
+pairs would grow with the square of the rows. Similar rows share many other buckets"""
+BLOCK = 50_000
+"""Number of pairs compared at a time"""
+
+Hashes = NDArray[np.uint64]
 Key = tuple[int, int]
 """A digest of 128 bits, so that collisions are practically impossible"""
 Keys = NDArray[np.uint64]
 """(rows, 2)"""
-Sign = Callable[[Callable[[Texts], SignedTexts], Iterable[Texts]], Iterable[SignedTexts]]
+Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterable["SignedTexts"]]
 """Applies the function to each item in order, like `map`, possibly in other processes"""
 
 
@@ -39,7 +71,7 @@ class Marks:
     content: Key
     """Question, context, answer, decision and a conversation's other turns, without letter case and punctuation"""
     asked: Key
-    """Question and context, normalized in the same way"""
+    """`asked_key`"""
     wording: Key
     """The set of the question's words"""
     shingles: Hashes
@@ -70,8 +102,7 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
     """Return all pairs of exact or near duplicates (from the lowest of THRESHOLDS on), the earlier row first.
 
     In near duplicates, the questions are light rewrites of each other, decisions, numbers and negations agree, and the
-    rows share enough of their words and word pairs. Exact duplicates are only paired with their first occurrence, and
-    only that one is compared with other rows.
+    rows share enough words and word pairs. Exact duplicates are only paired with their first occurrence.
     """
     row_marks = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
     contents, wordings = (keys(getattr(each, name) for each in row_marks) for name in ("content", "wording"))
@@ -85,11 +116,11 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
     unique = np.flatnonzero(is_first)
     found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(~is_first)]
     hashed = LazySelection(rows.shingles.__getitem__, unique)
-    signed = sign(minhash.compute_signatures, minhash.texts_to_sign(hashed))
+    signed = sign(compute_signatures, texts_to_sign(hashed))
     likely = []
-    near = minhash.near_duplicate_pairs(signed, len(unique), THRESHOLDS[0], folder)
+    near = near_duplicate_pairs(signed, len(unique), THRESHOLDS[0], folder)
     for one, two in track(near, "Comparing similar rows", unit="pairs"):
-        alike = minhash.jaccard(hashed[one], hashed[two])
+        alike = jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0]:
             likely.append(Pair(int(unique[one]), int(unique[two]), alike))
     one_per_wording = unique[first_occurrences(rows.wordings[unique]) == np.arange(len(unique))]
@@ -107,25 +138,26 @@ def by_threshold(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     return [{"alike": each, "pairs": int((alike >= each).sum())} for each in THRESHOLDS]
 
 
-def repeated_questions(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Return (first row, later row) of each repeated question about the same context.
-
-    Letter case and punctuation are ignored.
-    """
-    return repeated_questions_among(keys(_asked(example) for example in examples))
-
-
-def repeated_questions_among(question_keys: Keys) -> list[tuple[int, int]]:
-    """Return the same as `repeated_questions`, from the rows' Marks.asked."""
+def repeated_questions(question_keys: Keys) -> list[tuple[int, int]]:
+    """Return (first row, later row) of each repeated question about the same context, from the rows' `asked_key`."""
     first = first_occurrences(question_keys)
     return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
 
 
 def marks(example: Example) -> Marks:
     """Return the digests and shingles by which a row is compared."""
-    wording = _digest(*sorted(set(words(example.user_text))))
-    text = f"{example.user_text} {example.context_text} {example.answer}"
-    return Marks(_content(example), _asked(example), wording, minhash.shingles(text))
+    asked, context, answer = question_key(example.user_text), context_key(example), question_key(example.answer)
+    return Marks(
+        content=_digest(asked, context, answer, example.decision or example.label or "", *_others(example)),
+        asked=asked_key(example),
+        wording=_digest(*sorted(set(words(example.user_text)))),
+        shingles=shingles(f"{example.user_text} {example.context_text} {example.answer}"),
+    )
+
+
+def asked_key(example: Example) -> Key:
+    """Return a digest of the question and context, without letter case and punctuation."""
+    return _digest(question_key(example.user_text), context_key(example))
 
 
 def keys(digests: Iterable[Key]) -> Keys:
@@ -157,18 +189,9 @@ class LazySelection(Sequence[Any]):
         return self._fetch(int(self._rows[index]))
 
 
-def _content(example: Example) -> Key:
-    asked, answer = question_key(example.user_text), question_key(example.answer)
-    return _digest(asked, context_key(example), answer, example.decision or example.label or "", *_others(example))
-
-
 def _others(example: Example) -> list[str]:
     """Return the system message and the earlier replies of a conversation, normalized."""
     return [question_key(turn.text) for turn in example.turns or () if turn.role != "user"]
-
-
-def _asked(example: Example) -> Key:
-    return _digest(question_key(example.user_text), context_key(example))
 
 
 def _digest(*texts: str) -> Key:
@@ -189,5 +212,173 @@ def _same(first: Example, second: Example, questions: Questions) -> bool:
     texts = f"{first.context_text} {first.answer}", f"{second.context_text} {second.answer}"
     if not questions.same(first.user_text, second.user_text, texts, bool(first.context) and bool(second.context)):
         return False
-    alike = minhash.jaccard(*(minhash.shingles(example.answer) for example in (first, second))) if first.answer else 1.0
+    alike = jaccard(*(shingles(example.answer) for example in (first, second))) if first.answer else 1.0
     return alike >= MIN_ANSWER_SIMILARITY and same_facts(first.answer, second.answer)
+
+
+def shingles(text: str) -> Hashes:
+    """Return sorted unique hashes of the words and of the pairs of adjacent words."""
+    single = np.array([_hash(word) for word in words(text)], dtype=np.uint64)
+    pairs = _mixed(single[:-1] * np.uint64(0x9E3779B97F4A7C15) + single[1:])
+    return np.unique(np.concatenate([single, pairs]))
+
+
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """Return the Jaccard index of two sets of shingles; 0 for two empty texts."""
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / max(len(first) + len(second) - shared, 1)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The concatenated shingles of some rows, which can be sent to other processes as a few arrays."""
+
+    kind: str
+    members: NDArray[np.int64]
+    """Indices of the rows"""
+    joined: Hashes
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SignedTexts:
+    """Shortened signatures of some rows."""
+
+    kind: str
+    members: NDArray[np.int64]
+    keys: Hashes
+    """(rows, BANDS): a key for each band"""
+    low_bits: NDArray[np.uint8]
+    """(rows, PERMUTATIONS): the last eight bits of each value; unrelated values agree in one of 256 cases"""
+
+
+def compute_signatures(texts: Texts) -> SignedTexts:
+    """Return the shortened signatures: the share of equal values of two texts estimates their Jaccard index."""
+    signatures = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
+    filled = np.flatnonzero(texts.lengths)
+    starts = np.cumsum([0, *texts.lengths[filled]])[:-1]
+    for column in range(PERMUTATIONS if len(filled) else 0):
+        hashed = ((texts.joined * _FACTORS[column] + _OFFSETS[column]) >> np.uint64(32)).astype(np.uint32)
+        signatures[filled, column] = np.minimum.reduceat(hashed, starts)
+    bands = signatures.reshape(len(signatures), BANDS, ROWS).astype(np.uint64)
+    keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
+    return SignedTexts(texts.kind, texts.members, keys, signatures.astype(np.uint8))
+
+
+def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
+    """Yield the shingles for comparison, TEXTS rows at a time, of kind "own" or "all" (some rows are in both).
+
+    Rows are compared by rare shingles ("own"), so that thousands of answers from one form aren't all compared with each
+    other. Rows with few rare shingles are also compared by all their shingles.
+    """
+    counts = np.zeros(1 << TABLE_BITS, np.int32)
+    for row in rows:
+        counts[_table_indices(row)] += 1  # shingles of a row are unique; two in one slot count as one
+    most = max(COMMON, min(MOST_COMMON, len(rows) // 400))
+    waiting: dict[str, list[tuple[int, Hashes]]] = {"own": [], "all": []}
+
+    def together(kind: str) -> Texts:
+        members, some = zip(*waiting[kind], strict=True)
+        waiting[kind] = []
+        return Texts(kind, np.array(members, np.int64), np.concatenate(some), np.array(list(map(len, some))))
+
+    for at, row in enumerate(rows):
+        own = row[counts[_table_indices(row)] <= most]
+        if len(own) >= MIN_RARE_SHINGLES:
+            waiting["own"].append((at, own))
+        if len(own) < ENOUGH_RARE_SHINGLES:
+            waiting["all"].append((at, row))
+        yield from (together(kind) for kind, some in waiting.items() if len(some) == TEXTS)
+    yield from (together(kind) for kind, some in waiting.items() if some)
+
+
+def _table_indices(row: Hashes) -> NDArray[np.int64]:
+    return (row >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
+
+
+@lru_cache(maxsize=1 << 20)
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _mixed(values: Hashes) -> Hashes:
+    """Return the values with their bits mixed (the finalizer of MurmurHash3)."""
+    values = values ^ (values >> np.uint64(33))
+    values = values * np.uint64(0xFF51AFD7ED558CCD)
+    values = values ^ (values >> np.uint64(33))
+    values = values * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def near_duplicate_pairs(
+    signed: Iterable[SignedTexts], rows: int, min_similarity: float, folder: Path | None = None
+) -> NDArray[np.int64]:
+    """Return sorted unique (pairs, 2) of indices of the `rows` that may be near duplicates, the smaller first.
+
+    Bands are stored in unnamed files in `folder` or in the folder for temporary files.
+    """
+    tables: dict[str, _Table] = {}
+    for some in signed:
+        if some.kind not in tables:
+            tables[some.kind] = _Table(rows, folder)
+        tables[some.kind].add(some)
+    found = np.unique(
+        np.concatenate([np.empty(0, np.int64), *(table.candidates(min_similarity) for table in tables.values())])
+    )
+    return np.stack(np.divmod(found, max(rows, 1)), axis=1)
+
+
+class _Table:
+    """Signatures of one kind: bands in files, the rest in memory (134 bytes per row)."""
+
+    def __init__(self, rows: int, folder: Path | None) -> None:
+        self._size = 0
+        self._members = np.empty(rows, np.int64)
+        self._low = np.empty((rows, PERMUTATIONS), np.uint8)
+        self._bands = [tempfile.TemporaryFile(dir=folder) for _ in range(BANDS)]  # noqa: SIM115 (closed in `candidates`)
+
+    def add(self, texts: SignedTexts) -> None:
+        """Add rows in order."""
+        place = slice(self._size, self._size + len(texts.members))
+        self._members[place], self._low[place] = texts.members, texts.low_bits
+        self._size = place.stop
+        for band, stream in enumerate(self._bands):
+            stream.write(texts.keys[:, band].tobytes())
+
+    def candidates(self, min_similarity: float) -> NDArray[np.int64]:
+        """Return the pairs of rows that share a band and have an estimated similarity of about `min_similarity`.
+
+        A pair is one number: the first row times the number of rows, plus the second.
+        """
+        count = np.int64(max(self._size, 1))
+        seen = np.empty(0, np.int64)
+        for stream in self._bands:
+            with stream:
+                stream.seek(0)
+                keys = np.frombuffer(stream.read(), np.uint64)
+            found = [seen]
+            for one, two in _within(keys):
+                agreed = (self._low[one] == self._low[two]).mean(axis=1) >= min_similarity - SLACK
+                found.append(one[agreed] * count + two[agreed])
+            seen = np.unique(np.concatenate(found))
+        pairs: NDArray[np.int64] = self._members[seen // count] * len(self._members) + self._members[seen % count]
+        return pairs
+
+
+def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield pairs of places with the same key, the smaller first, up to BLOCK at a time."""
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    begins = np.repeat(starts, np.diff(np.append(starts, len(keys))))
+    for step in range(1, WINDOW + 1):
+        at = np.flatnonzero(keys[step:] == keys[:-step]) if len(keys) > step else starts[:0]
+        if not len(at):
+            return
+        yield from zip(_blocks(order[at]), _blocks(order[at + step]), strict=True)
+    far = np.flatnonzero(np.arange(len(keys)) - begins > WINDOW)
+    yield from zip(_blocks(order[begins[far]]), _blocks(order[far]), strict=True)
+
+
+def _blocks(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (values[start : start + BLOCK] for start in range(0, len(values), BLOCK))

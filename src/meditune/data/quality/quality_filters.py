@@ -1,9 +1,7 @@
 """Quality filters and text corrections: the rules that need only one row.
 
-A rule reports a finding and, if possible, the corrected row. It is a pure function of an Example and the recipe's
-`data.quality`, so rows can be checked in any process and any order. The filters check whether a row is a question, is
-medical, and has a complete answer on topic. The corrections repair wrong decoding, layout residue and boilerplate of
-web pages. Layout and encoding corrections lose no words; removed boilerplate is recorded in the ledger.
+A rule is a pure function of an Example and the recipe's `data.quality`, so rows can be checked in any process and any
+order. Layout and encoding corrections lose no words; removed boilerplate is recorded in the ledger.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from meditune.config.data_options import QualityRules, QualitySpec
+from meditune.config.data_options import QUALITY_RULES, QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
@@ -129,11 +127,7 @@ def is_truncated(answer: str) -> str:
 
 
 def is_off_topic(example: Example) -> bool:
-    """Return True if an answer doesn't mention the topic, directly or as "this condition", and hardly uses the context.
-
-    The topic is the question's words, except for those common in medical questions, and the source's focus and
-    synonyms.
-    """
+    """Return True if an answer neither mentions the topic, also as "this condition", nor uses the context."""
     answer = words(example.answer)
     if len(answer) < MIN_WORDS:
         return False
@@ -253,10 +247,7 @@ _SENTENCES = re.compile(
 
 
 def fix_encoding(text: str) -> str:
-    """Return `text` with wrong decoding corrected and invisible characters removed.
-
-    Quotes, ligatures and character widths are not changed.
-    """
+    """Return `text` with wrong decoding corrected and invisible characters removed."""
     if text.isascii() and not _SUSPECT.search(text):
         return text
     import ftfy
@@ -265,11 +256,7 @@ def fix_encoding(text: str) -> str:
 
 
 def fix_layout(text: str) -> str:
-    """Return `text` as paragraphs and lists of "- " items, with all its words in order.
-
-    Lines broken inside a sentence are joined, inline items after a colon or a full stop get their own lines, and spaces
-    before punctuation and repeated empty lines are removed.
-    """
+    """Return `text` as paragraphs and lists of "- " items, with all its words in order."""
     lines = (re.sub(r"[ \t\xa0\u2000-\u200a\u3000]+", " ", line).strip() for line in text.splitlines())
     text = "\n".join(lines).strip()
     text = _LONE_BULLET.sub("- ", text)
@@ -297,9 +284,8 @@ def without_boilerplate(text: str) -> tuple[str, list[str]]:
     return (left if re.search(r"\w", left) else text), gone
 
 
-ALL: tuple[str, ...] = tuple(QualityRules.model_fields)
+ALL: tuple[str, ...] = tuple(QUALITY_RULES)
 """Names of the rules in the order of application"""
-RULE_DESCRIPTIONS: dict[str, str] = {name: str(info.description) for name, info in QualityRules.model_fields.items()}
 MAX_LISTED_PASSAGES = 5
 """Number of boilerplate passages listed in a finding"""
 
@@ -317,13 +303,10 @@ Rule = Callable[[Example, QualitySpec], Finding | None]
 
 
 def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) -> tuple[Example | None, list[Entry]]:
-    """Return the row after all single-row rules (None if a rule dropped it) and the ledger entries.
-
-    With `flag_only`, findings are only flagged.
-    """
+    """Return the row after all single-row rules (None if a rule dropped it) and the ledger entries."""
     entries: list[Entry] = []
     for name, rule in RULES.items():
-        action = getattr(spec.rules, name)
+        action = spec.action(name)
         finding = None if action == "off" else rule(example, spec)
         if finding is None:
             continue

@@ -57,8 +57,6 @@ MIN_OPENING_CHARACTERS = 8
 """Minimum number of characters of an opening that identifies a conversation"""
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
-
-
 _GREETINGS = frozenset(
     word
     for line in (
@@ -77,9 +75,9 @@ def is_greeting(text: str) -> bool:
 
 
 def opening(asked: Sequence[str]) -> str:
-    """Return the user's first message without greetings; a very short one ("Fever") with the messages after it.
+    """Return the user's first message without greetings, by which related conversations are recognized.
 
-    Conversations with the same opening are related, but not all conversations that begin with "Hi".
+    A very short one ("Fever") is joined with the messages after it.
     """
     text = ""
     for message in asked:
@@ -96,102 +94,89 @@ def holds_conversations(
     """Return whether a file with these columns and first rows holds `messages` or `conversations`.
 
     If the columns also hold questions and answers (`is_plain`), a column of conversations must have lists of messages,
-    because it may be the number or id of a conversation; the columns `question` and `answer` themselves come first.
+    because it may be a number or an id; the columns `question` and `answer` themselves come first.
     """
-    found = _lower(columns)
+    found = {column.lower() for column in columns}
     if "messages" in fields or fields.keys() - COLUMNS.keys() or not found & set(COLUMNS["messages"]):
         return "messages" in fields
     if not is_plain:
         return True
-    return not {"question", "answer"} <= found and any(_are_messages(cell) for cell in _cells(rows, "messages"))
+    return not {"question", "answer"} <= found and any(
+        isinstance(cell, list | tuple) and cell and isinstance(cell[0], Mapping)
+        for cell in _cells(rows, COLUMNS["messages"])
+    )
 
 
 def is_alpaca(columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a file with these columns and first rows has Alpaca's layout.
-
-    It has an instruction, an output, and an input or a history of pairs. A file with an instruction and an output alone
-    holds questions and answers.
-    """
+    """Return whether the columns and first rows have an instruction, an output, and an input or a history."""
     if "instruction" in fields or fields.keys() - ALPACA_COLUMNS.keys():
         return "instruction" in fields
-    found = _lower(columns) | fields.keys()
+    found = {column.lower() for column in columns} | fields.keys()
     if not {"instruction", "output"} <= found or "question" in found:
         return False
-    return "input" in found or any(_are_pairs(cell) for cell in _cells(rows, "history"))
+    return "input" in found or any(
+        isinstance(cell, list | tuple) and cell and all(map(_is_pair, cell))
+        for cell in _cells(rows, ALPACA_COLUMNS["history"])
+    )
 
 
-def _lower(columns: Collection[str]) -> set[str]:
-    return {column.lower() for column in columns}
-
-
-def _cells(rows: Iterable[Mapping[str, Any]], field: str) -> Iterator[object]:
-    """Yield the parsed cells of a field's columns."""
-    names = COLUMNS.get(field) or ALPACA_COLUMNS[field]
+def _cells(rows: Iterable[Mapping[str, Any]], names: Collection[str]) -> Iterator[object]:
     return (_parsed(value) for row in rows for name, value in row.items() if str(name).lower() in names)
-
-
-def _are_messages(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
-
-
-def _are_pairs(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(map(_is_pair, value))
-
-
-def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
-    """Return the messages of a row in Alpaca's layout, or the reason for rejecting it.
-
-    The input follows the instruction after an empty line. `history` is a list of pairs of a message and its reply.
-    """
-    history = _parsed(values.get("history")) or []
-    if not isinstance(history, list | tuple) or any(not _is_pair(pair) for pair in history):
-        return "history is not a list of pairs of a message and its reply"
-    asked = [text for text in (values.get("instruction"), values.get("input")) if text]
-    if not all(isinstance(text, str) for text in asked):
-        return "instruction or input is not text"
-    messages = [{"role": role, "content": text} for pair in history for role, text in zip(_PAIR, pair, strict=True)]
-    question = "\n\n".join(text.strip() for text in asked if text.strip())
-    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": values.get("output")}]
-
-
-_PAIR = ("user", "assistant")
 
 
 def _is_pair(pair: object) -> bool:
     return isinstance(pair, list | tuple) and len(pair) == 2
 
 
-def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> tuple[list[Turn], str]:
+def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
+    """Return the messages of a row in Alpaca's layout, or the reason for rejecting it."""
+    history = _parsed(values.get("history")) or []
+    if not isinstance(history, list | tuple) or any(not _is_pair(pair) for pair in history):
+        return "history is not a list of pairs of a message and its reply"
+    asked = [text for text in (values.get("instruction"), values.get("input")) if text]
+    if not all(isinstance(text, str) for text in asked):
+        return "instruction or input is not text"
+    messages = [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    question = "\n\n".join(text.strip() for text in asked if text.strip())
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": values.get("output")}]
+
+
+def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> list[Turn] | str:
     """Return the turns of a conversation, of which the last is the assistant's, or the reason for rejecting it.
 
     `system` is a system message from a column of its own. `changes` counts STRIPPED and UNANSWERED.
     """
     messages = _parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
-        return [], "messages is not a list of {role, content} or {from, value}"
+        return "messages is not a list of {role, content} or {from, value}"
     turns: list[Turn] = []
     found: Counter[str] = Counter()
     if isinstance(system, str) and system.strip():
         turns.append(Turn(role="system", text=system.strip()))
     for message in messages:
-        turn, problem = _turn(message)
-        if turn and turn.role == "assistant" and thoughts == "strip":
-            text, problem = _without_thoughts(turn.text)
+        turn = _turn(message)
+        if isinstance(turn, str):
+            return turn
+        text, problem = turn.text, _out_of_order(turn, turns)
+        if turn.role == "assistant" and thoughts == "strip":
+            text, thoughts_problem = _without_thoughts(turn.text)
             found[STRIPPED] += text != turn.text
-            turn = turn.model_copy(update={"text": text})
-        if turn and not problem:
-            problem = _out_of_order(turn, turns)
-        if not turn or problem:
-            return [], problem
-        turns.append(turn)
+            problem = thoughts_problem or problem
+        if problem:
+            return problem
+        turns.append(Turn(role=turn.role, text=text))
     if turns[-1].role == "user":
         # Nothing is learnt from a message without a reply.
         turns.pop()
         found[UNANSWERED] += 1
     if not any(turn.role == "assistant" for turn in turns):
-        return [], "no assistant turn"
+        return "no assistant turn"
     changes.update(found)
-    return turns, ""
+    return turns
 
 
 def _parsed(value: object) -> object:
@@ -204,31 +189,28 @@ def _parsed(value: object) -> object:
     return value
 
 
-def _turn(message: object) -> tuple[Turn | None, str]:
-    """Return one message, or None and what is wrong with it."""
+def _turn(message: object) -> Turn | str:
+    """Return one message, or what is wrong with it."""
     if not isinstance(message, Mapping):
-        return None, "a message is not {role, content} or {from, value}"
+        return "a message is not {role, content} or {from, value}"
     stated = message.get("role") or message.get("from")
     role = ROLES.get(str(stated).strip().lower())
     if role is None:
-        return None, f"unknown role {str(stated)[:40]!r} (system, user or human, assistant or gpt)"
-    content = message.get("content")
-    content = message.get("value") if content is None else content
+        return f"unknown role {str(stated)[:40]!r} (system, user or human, assistant or gpt)"
     if message.get("tool_calls"):
-        return None, "tool calls are not supported"
+        return "tool calls are not supported"
     if role == "assistant" and message.get("weight") == 0:
-        return None, "an assistant turn with weight 0 (all assistant turns are trained on; remove weight to allow it)"
+        return "an assistant turn with weight 0 (all assistant turns are trained on; remove weight to allow it)"
+    content = message.get("value") if message.get("content") is None else message["content"]
     if isinstance(content, Sequence) and not isinstance(content, str):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
-            return None, f"a part of the {role}'s message is not text"
+            return f"a part of the {role}'s message is not text"
         content = "".join(map(str, parts))
     if content is not None and not isinstance(content, str):
-        return None, f"the content of the {role}'s message is not text"
+        return f"the content of the {role}'s message is not text"
     text = (content or "").strip()
-    if not any(map(str.isprintable, text)):
-        return None, f"an empty {role} turn"
-    return Turn(role=role, text=text), ""
+    return Turn(role=role, text=text) if any(map(str.isprintable, text)) else f"an empty {role} turn"
 
 
 def _without_thoughts(text: str) -> tuple[str, str]:

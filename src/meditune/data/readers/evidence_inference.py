@@ -1,10 +1,9 @@
 """Evidence Inference 2.0: experts' judgements of the results of randomized trials, read as claims with evidence.
 
-DeYoung et al., "Evidence Inference 2.0: More Data, Better Models", BioNLP 2020 (https://arxiv.org/abs/2005.04177),
-https://github.com/jayded/evidence-inference. The layout is that of the publisher's `annotations/README.md` and of its
-reader, `evidence_inference/preprocess/preprocessor.py`: `prompts_merged.csv`, `annotations_merged.csv`, the articles as
-`txt_files/PMCnnn.txt`, and lists of article ids in `splits/`. The module also reads prompts and abstracts given as JSON
-Lines (`prompts.jsonl`, `abstracts.jsonl`).
+DeYoung et al., "Evidence Inference 2.0: More Data, Better Models", BioNLP 2020 (https://arxiv.org/abs/2005.04177). The
+layout is that of `annotations/README.md` and of `evidence_inference/preprocess/preprocessor.py` in
+https://github.com/jayded/evidence-inference. Prompts and abstracts can also be JSON Lines (`prompts.jsonl`,
+`abstracts.jsonl`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example, Passage, problem_in_text
-from meditune.data.readers.claims import NO_EVIDENCE, accepted, claim_of, find_files, with_columns
+from meditune.data.readers.claims import NO_EVIDENCE, claim_of, find_files, labelled, with_columns
 from meditune.data.readers.tables import Rejects, rows
 from meditune.data.readers.user_files import cell, is_empty, passages
 from meditune.errors import DataError
@@ -31,7 +30,13 @@ NO_DIFFERENCE, INCREASED, DECREASED = DIRECTIONS = (
     "significantly increased",
     "significantly decreased",
 )
-"""The results that the publisher distinguishes, in the order of its label codes 0, 1 and -1"""
+"""The results that the publisher distinguishes"""
+_RESULTS = {
+    **dict.fromkeys(("0", "0.0"), NO_DIFFERENCE),
+    **dict.fromkeys(("1", "1.0"), INCREASED),
+    **dict.fromkeys(("-1", "-1.0"), DECREASED),
+}
+"""The publisher's label code -> result"""
 PARAGRAPH_CHARACTERS = 1200
 """From a longer paragraph, only the sentences around the quotation are evidence"""
 MAX_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
@@ -59,14 +64,9 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
     A hash of the prompt's id decides whether the claim states the annotators' result (supported) or one of the two
     other results (refuted), so that half of the claims are true. The evidence is what the annotators quoted, with the
-    rest of its paragraph or, in a long paragraph, the neighbouring sentences. Prompts without a valid annotation, or
-    with annotators who disagree, go to `rejects`. The group is the article.
-
-    If the folder contains `prompts.jsonl` instead, the evidence is the abstract from `abstracts.jsonl` if it contains
-    the quotation, and otherwise the quotation.
-
-    `meta` has `split` (train, validation, test), `pmcid`, `outcome`, `intervention`, `comparator` and `result` (the
-    annotators'). Raises DataError if files or columns are missing.
+    rest of its paragraph or, in a long paragraph, the neighbouring sentences; in `prompts.jsonl`, it is the quotation,
+    or the abstract that contains it. The group is the article. Prompts without a valid annotation, or with annotators
+    who disagree, go to `rejects`. Raises DataError if files or columns are missing.
     """
     needed = "Unpack v2.0.tar.gz of Evidence Inference there."
     file = find_files(path, ("prompts.jsonl", "prompts_merged.csv"), needed)[0]
@@ -147,7 +147,7 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
         if prompt_id in _INCORRECT.split():
             return "listed as incorrect by the publisher"
         judged = annotations.get(prompt_id, [])
-        results = {DIRECTIONS[int(float(each["Label Code"]))] for each in judged}
+        results = {_RESULTS[cell(each["Label Code"])] for each in judged}
         if len(results) != 1:
             return "the annotators disagree" if results else "no valid annotation"
         pmcid = _number(pmcid)
@@ -158,14 +158,13 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
         meta = {"split": splits.get(pmcid), "licence": LICENCE}
         return _claim(prompt_id, f"PMC{pmcid}", results.pop(), parts, evidence, **meta)
 
-    return accepted(SOURCE, with_columns(file, SOURCE, _PROMPT_COLUMNS, rejects), make, rejects)
+    return labelled(SOURCE, with_columns(file, SOURCE, _PROMPT_COLUMNS, rejects), make, rejects)
 
 
 def _is_valid(row: Mapping[str, Any]) -> bool:
     """Return True if the verifier accepted the label and the quotation, and the label is a known one."""
     checks = all(cell(row[column]).casefold() in {"true", "1"} for column in ("Valid Label", "Valid Reasoning"))
-    code = cell(row["Label Code"])
-    return checks and code in {"0", "1", "-1", "0.0", "1.0", "-1.0"} and cell(row["Label"]) != "invalid prompt"
+    return checks and cell(row["Label Code"]) in _RESULTS and cell(row["Label"]) != "invalid prompt"
 
 
 def _number(pmcid: str) -> str:
@@ -193,8 +192,7 @@ def _offset(value: Any) -> int:
 def widened(article: str, quotation: str, start: int, end: int) -> str:
     """Return a quotation with the rest of its paragraph, or with the sentences around it if the paragraph is long.
 
-    `start` and `end` are the publisher's offsets in the article's text. If the quotation isn't there, it is searched
-    for in the article; if it isn't found, it is returned unchanged.
+    `start` and `end` are the publisher's offsets. If the quotation is nowhere in the article, it is returned unchanged.
     """
     words = set(re.findall(r"\w+", quotation.casefold()))
     article_words = (
@@ -220,11 +218,8 @@ def widened(article: str, quotation: str, start: int, end: int) -> str:
 def _read_json_lines(file: Path, rejects: Rejects) -> list[Example]:
     abstracts = {}
     if (file.parent / "abstracts.jsonl").is_file():
-        for where, row in rows(file.parent / "abstracts.jsonl", SOURCE, rejects):
-            if problem := problem_in_text(row):
-                rejects.add(SOURCE, where, problem, row)
-                continue
-            abstracts[cell(row.get("pmcid"))] = passages(row.get("abstract"))
+        found = rows(file.parent / "abstracts.jsonl", SOURCE, rejects)
+        abstracts = {cell(row.get("pmcid")): passages(row.get("abstract")) for _, row in found}
 
     def make(row: Mapping[str, Any]) -> list[Example] | str:
         prompt_id, pmcid, *parts = (
@@ -237,13 +232,10 @@ def _read_json_lines(file: Path, rejects: Rejects) -> list[Example]:
             return f"unknown label (not {', '.join(DIRECTIONS)})"
         if prompt_id in _INCORRECT.split():
             return "listed as incorrect by the publisher"
-        evidence = passages(row.get("evidence"))
-        if row.get("evidence_in_abstract"):
-            evidence = abstracts.get(pmcid)
-            if not evidence:
-                return f"no abstract of {pmcid} in abstracts.jsonl"
+        in_abstract = row.get("evidence_in_abstract")
+        evidence = abstracts.get(pmcid) if in_abstract else passages(row.get("evidence"))
         if not evidence:
-            return NO_EVIDENCE
+            return f"no abstract of {pmcid} in abstracts.jsonl" if in_abstract else NO_EVIDENCE
         meta = {
             "split": cell(row.get("split")) or None,
             "pmid": cell(row.get("pmid")) or None,
@@ -251,4 +243,4 @@ def _read_json_lines(file: Path, rejects: Rejects) -> list[Example]:
         }
         return _claim(prompt_id, pmcid, result, parts, evidence, **meta)
 
-    return accepted(SOURCE, rows(file, SOURCE, rejects), make, rejects)
+    return labelled(SOURCE, rows(file, SOURCE, rejects), make, rejects)

@@ -1,9 +1,8 @@
 """LiveQA-Medical (TREC 2017): consumers' health questions with reference answers.
 
 Ben Abacha et al., "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
-(https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf),
-https://github.com/abachaa/LiveQA_MedicalTask_TREC2017. The reader supports both training layouts and both versions of
-the test file.
+(https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf), https://github.com/abachaa/LiveQA_MedicalTask_TREC2017. The
+reader supports both training layouts and both versions of the test file.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from meditune.data.example import Example, problem_in_text
 from meditune.data.readers.medquad import children, parse_xml, texts, tidy, xml_files
@@ -37,53 +37,41 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the test questions, then the training pairs, from the publisher's folder or zip (or one of the files).
 
     The question is SUBJECT and MESSAGE on separate lines (MESSAGE alone if the SUBJECT is empty or repeated at its
-    start). A test question is one Example with the first reference as its answer; a training Example is one question
-    with one answer. Each meta has `subject`, `paraphrase`, `summary`, `focus` (list), `question_type`
-    (list), `references` (list of {answer, url, comment}), `split_hint` ("train" or "test"), `licence`.
-
-    Repeated questions, exact or nearly so, share a `group`, so they stay in the same split. Training pairs whose
-    question is also a test question have its id as `meta["test_question"]`: `official_split` leaves them out. Raises
-    DataError if there are no LiveQA files.
+    start). A test question is one Example with all references; a training Example has one answer. Repeated questions,
+    exact or nearly so, share a `group`. Training pairs whose question is also a test question have its id as
+    `meta["test_question"]`. Raises DataError if there are no LiveQA files.
     """
     files = _by_role(xml_files(path))
     if not files:
         raise DataError(f"{path}: no TREC-2017-LiveQA-Medical XML files here. Give the publisher's folder or zip.")
-    groups = _Groups()
+    known: list[tuple[frozenset[str], str]] = []
     seen: set[str] = set()
     for role, (name, data) in files.items():
-        try:
-            root = parse_xml(data)
-        except ValueError as error:
-            raise DataError(f"{path} ({name}): {error}. The file may be truncated; download it again.") from error
-        questions = list(children(root, "NLM-QUESTION"))
-        if not questions:
-            raise DataError(
-                f"{path} ({name}): no questions in this file. It isn't the publisher's file; download it again."
-            )
-        if len(questions) > MAX_QUESTIONS:
-            raise DataError(
-                f"{path} ({name}): {len(questions):,} questions, but the publisher's files have a few hundred. Use "
-                "the source own for files of your own."
-            )
-        for number, question in enumerate(questions, start=1):
+        for number, question in enumerate(_questions(data, f"{path} ({name})"), start=1):
             identifier = question.get("qid") or question.get("questionid") or str(number)
             where = f"{name}, question {identifier}"
-            text = _question(question)
+            subject, message = _first(question, "SUBJECT"), _first(question, "MESSAGE")
+            repeats = not subject or message.casefold().startswith(subject.casefold())
+            text = message if repeats else f"{subject}\n{message}".strip()
             if not text:
                 rejects.add(SOURCE, where, "no question", "")
                 continue
-            group = groups.group_of(text, f"{role}:{identifier}")
-            make = _test_examples if role == "test" else _training_examples
-            for example in make(question, f"{SOURCE}-{role}:{identifier}", text, group):
-                if problem := problem_in_text([example.question, example.answer]):
-                    rejects.add(SOURCE, where, problem, example.id)
-                elif not example.answer:
-                    rejects.add(SOURCE, where, "no answer", example.question)
-                elif example.id in seen:
-                    rejects.add(SOURCE, where, "duplicate id", example.id)
+            group = _group_of(text, known, f"{role}:{identifier}")
+            answered = _tested if role == "test" else _trained
+            for key, annotated, references in answered(question, f"{SOURCE}-{role}:", identifier):
+                answer = references[0]["answer"] if references else ""
+                if problem := problem_in_text([text, answer]):
+                    rejects.add(SOURCE, where, problem, key)
+                elif not answer:
+                    rejects.add(SOURCE, where, "no answer", text)
+                elif key in seen:
+                    rejects.add(SOURCE, where, "duplicate id", key)
                 else:
-                    seen.add(example.id)
-                    yield example
+                    seen.add(key)
+                    meta = _meta(question, annotated, role) | {"references": references}
+                    if role != "test" and group.startswith("test:"):
+                        meta["test_question"] = group.removeprefix("test:")
+                    yield Example(id=key, source=SOURCE, question=text, answer=answer, group=group, meta=meta)
 
 
 def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
@@ -100,25 +88,6 @@ def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Exa
     return train, test
 
 
-class _Groups:
-    """An assignment of the same group to questions with nearly the same words."""
-
-    def __init__(self) -> None:
-        self._known: list[tuple[frozenset[str], str]] = []
-
-    def group_of(self, text: str, new_group: str) -> str:
-        words = frozenset(re.findall(r"\w+", text.casefold()))
-        alike = max(self._known, key=lambda known: _overlap(words, known[0]), default=None)
-        if alike is not None and _overlap(words, alike[0]) >= SAME_WORDS:
-            new_group = alike[1]
-        self._known.append((words, new_group))
-        return new_group
-
-
-def _overlap(first: frozenset[str], second: frozenset[str]) -> float:
-    return len(first & second) / max(1, len(first | second))
-
-
 def _by_role(files: Iterable[tuple[PurePosixPath, bytes]]) -> dict[str, tuple[PurePosixPath, bytes]]:
     found = {name.name.lower(): (name, data) for name, data in files}
     by_role: dict[str, tuple[PurePosixPath, bytes]] = {}
@@ -129,36 +98,52 @@ def _by_role(files: Iterable[tuple[PurePosixPath, bytes]]) -> dict[str, tuple[Pu
     return by_role
 
 
-def _question(question: ET.Element) -> str:
-    subject = next(iter(texts(question, "SUBJECT")), "")
-    message = next(iter(texts(question, "MESSAGE")), "")
-    if subject and not message.casefold().startswith(subject.casefold()):
-        return f"{subject}\n{message}".strip()
-    return message
+def _questions(data: bytes, file: str) -> list[ET.Element]:
+    try:
+        questions = list(children(parse_xml(data), "NLM-QUESTION"))
+    except ValueError as error:
+        raise DataError(f"{file}: {error}. The file may be truncated; download it again.") from error
+    if not questions:
+        raise DataError(f"{file}: no questions in this file. It isn't the publisher's file; download it again.")
+    if len(questions) > MAX_QUESTIONS:
+        raise DataError(
+            f"{file}: {len(questions):,} questions, but the publisher's files have a few hundred. Use the source own "
+            "for files of your own."
+        )
+    return questions
 
 
-def _test_examples(question: ET.Element, identifier: str, text: str, group: str) -> Iterator[Example]:
+def _group_of(text: str, known: list[tuple[frozenset[str], str]], new_group: str) -> str:
+    """Return the group of the known question with nearly the same words, or the new group; add the question."""
+    words = frozenset(re.findall(r"\w+", text.casefold()))
+    overlaps = [len(words & other) / max(1, len(words | other)) for other, _ in known]
+    if max(overlaps, default=0) >= SAME_WORDS:
+        new_group = known[overlaps.index(max(overlaps))][1]
+    known.append((words, new_group))
+    return new_group
+
+
+Answered = Iterator[tuple[str, ET.Element, list[dict[str, str]]]]
+"""Id, the element with focus and type, and the reference answers"""
+
+
+def _tested(question: ET.Element, prefix: str, identifier: str) -> Answered:
     references = []
     for reference in children(question, "ReferenceAnswer", "RefAnswer"):
         answer = "\n".join(_unwrapped(each) for each in children(reference, "ANSWER"))
         if answer:
             url, comment = ("".join(texts(reference, name)) for name in ("AnswerURL", "COMMENT"))
             references.append({"answer": answer, "url": url, "comment": comment})
-    yield _example(question, question, identifier, text, group, "test", references)
+    yield prefix + identifier, question, references
 
 
-def _training_examples(question: ET.Element, identifier: str, text: str, group: str) -> Iterator[Example]:
+def _trained(question: ET.Element, prefix: str, identifier: str) -> Answered:
+    parts = [(part, answer) for part in children(question, "SUB-QUESTION") for answer in children(part, "ANSWER")]
     several = len(list(children(question, "ANSWER"))) > 1
-    position = 0
-    for part in children(question, "SUB-QUESTION"):
-        for answer in children(part, "ANSWER"):
-            position += 1
-            fallback = f"{identifier}-{position}" if several else identifier
-            own = answer.get("answerid")
-            pair = f"{identifier.split(':')[0]}:{own}" if own else fallback
-            body = _unwrapped(answer)
-            references = [{"answer": body, "url": "", "comment": ""}] if body else []
-            yield _example(question, part, pair, text, group, "train", references)
+    for position, (part, answer) in enumerate(parts, start=1):
+        key = answer.get("answerid") or (f"{identifier}-{position}" if several else identifier)
+        body = _unwrapped(answer)
+        yield prefix + key, part, [{"answer": body, "url": "", "comment": ""}] if body else []
 
 
 def _unwrapped(element: ET.Element) -> str:
@@ -166,32 +151,18 @@ def _unwrapped(element: ET.Element) -> str:
     return tidy(re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=\S)", " ", "".join(element.itertext())))
 
 
-def _example(
-    question: ET.Element,
-    annotated: ET.Element,
-    identifier: str,
-    text: str,
-    group: str,
-    split: str,
-    references: list[dict[str, str]],
-) -> Example:
-    meta = {
-        "subject": next(iter(texts(question, "SUBJECT")), ""),
-        "paraphrase": next(iter(texts(question, "NIST-PARAPHRASE")), ""),
-        "summary": next(iter(texts(question, "NLM-Summary")), ""),
+def _first(element: ET.Element, name: str) -> str:
+    return next(iter(texts(element, name)), "")
+
+
+def _meta(question: ET.Element, annotated: ET.Element, role: str) -> dict[str, Any]:
+    return {
+        "subject": _first(question, "SUBJECT"),
+        "paraphrase": _first(question, "NIST-PARAPHRASE"),
+        "summary": _first(question, "NLM-Summary"),
         "focus": texts(annotated, "FOCUS"),
         "question_type": [kind.casefold() for kind in texts(annotated, "TYPE")],
-        "references": references,
-        "split_hint": split,
+        "references": [],
+        "split_hint": "test" if role == "test" else "train",
         "licence": LICENCE,
     }
-    if split == "train" and group.startswith("test:"):
-        meta["test_question"] = group.removeprefix("test:")
-    return Example(
-        id=identifier,
-        source=SOURCE,
-        question=text,
-        answer=references[0]["answer"] if references else "",
-        group=group,
-        meta=meta,
-    )

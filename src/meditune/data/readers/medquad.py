@@ -1,9 +1,8 @@
-"""MedQuAD: question-answer pairs from twelve sites of the US National Institutes of Health.
+"""MedQuAD: question-answer pairs from twelve sites of the US National Institutes of Health, and reading of XML files.
 
-Ben Abacha & Demner-Fushman, "A Question-Entailment Approach to Question Answering", BMC Bioinformatics 20:511,
-2019 (https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. CC BY 4.0. The answers of three
-MedlinePlus collections were removed by the publisher for copyright reasons; those pairs are counted and left out. The
-module also reads XML files of other data sets, from a folder or directly from the published zip.
+Ben Abacha & Demner-Fushman, "A Question-Entailment Approach to Question Answering", BMC Bioinformatics 20:511, 2019
+(https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. The answers of three MedlinePlus
+collections were removed by the publisher for copyright reasons; those pairs are counted and left out.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ FILE_BYTES = 2**24
 ALL_BYTES = 2**29
 """Limit for all XML files in a zip, unpacked"""
 XML_DEPTH = 100
-_ENCRYPTED = 1
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -38,12 +36,12 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     if path.is_dir():
         names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
         archives = [] if names else sorted(path.glob("*.zip"))
+        if not names and not archives:
+            raise DataError(f"{path}: no XML files and no zip here. Give the publisher's folder or zip.")
         for name in names:
             yield PurePosixPath(name.relative_to(path).as_posix()), _bytes(name)
         for archive in archives:
             yield from _zipped(archive)
-        if not names and not archives:
-            raise DataError(f"{path}: no XML files and no zip here. Give the publisher's folder or zip.")
     elif not path.exists():
         raise DataError(f"{path}: no such folder or zip file.")
     elif path.suffix == ".xml":
@@ -55,14 +53,12 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 def contents_sha256(path: Path) -> str:
     """Return the SHA-256 over names and contents of the XML files of a folder or a publisher's zip, in order of name.
 
-    Each file adds a line `NAME NUL SHA256-OF-ITS-BYTES`. The zip's outermost folder, which GitHub names after the
-    commit, and its compression don't matter. Raises DataError as `xml_files` does.
+    The zip's outermost folder, which GitHub names after the commit, and its compression don't matter.
     """
-    zipped = not path.is_dir()
-    lines = []
-    for name, data in xml_files(path):
-        inside = PurePosixPath(*name.parts[1:]) if zipped else name
-        lines.append(f"{inside}\0{hashlib.sha256(data).hexdigest()}\n")
+    outer = 0 if path.is_dir() else 1
+    lines = (
+        f"{PurePosixPath(*name.parts[outer:])}\0{hashlib.sha256(data).hexdigest()}\n" for name, data in xml_files(path)
+    )
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -70,44 +66,36 @@ def _bytes(file: Path) -> bytes:
     with open_unchanging(file), file.open("rb") as stream:
         data = stream.read(FILE_BYTES + 1)
     if len(data) > FILE_BYTES:
-        raise DataError(f"{file}: {_too_large(FILE_BYTES)} Download it again.")
+        raise DataError(f"{file}: {_too_large(FILE_BYTES)}")
     return data
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Read the files in memory, so that unsafe names (../) and links have no effect."""
     with open_unchanging(archive):
         if not zipfile.is_zipfile(archive):
             raise DataError(f"{archive}: neither a folder nor a complete zip file. Download it again.")
-        yield from _unpacked(archive)
-
-
-def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Read the files in memory, so that unsafe names (../) and links have no effect."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
-            members = sorted(
-                (each for each in found if "__MACOSX" not in each.filename), key=lambda each: each.filename
-            )
-            if not members:
-                raise DataError(f"{archive}: no XML files in this zip. Give the publisher's zip.")
-            largest = max(members, key=lambda each: each.file_size)
-            if largest.file_size > FILE_BYTES:
-                raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Download it again.")
-            if sum(each.file_size for each in members) > ALL_BYTES:
-                raise DataError(f"{archive}: unpacks to {_too_large(ALL_BYTES)} Download it again.")
-            for member in members:
-                if member.flag_bits & _ENCRYPTED:
-                    raise DataError(f"{archive}, {member.filename}: encrypted. Unpack the zip and give the folder.")
-                yield PurePosixPath(member.filename), opened.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{archive}: a damaged zip file ({error}). Download it again.") from error
-    except NotImplementedError as error:
-        raise DataError(f"{archive}: this compression isn't supported ({error}). Unpack the zip first.") from error
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
+                members = [each for each in found if "__MACOSX" not in each.filename]
+                if not members:
+                    raise DataError(f"{archive}: no XML files in this zip. Give the publisher's zip.")
+                largest = max(members, key=lambda each: each.file_size)
+                if largest.file_size > FILE_BYTES:
+                    raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)}")
+                if sum(each.file_size for each in members) > ALL_BYTES:
+                    raise DataError(f"{archive}: unpacks to {_too_large(ALL_BYTES)}")
+                for member in sorted(members, key=lambda each: each.filename):
+                    yield PurePosixPath(member.filename), opened.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise DataError(f"{archive}: a damaged zip file ({error}). Download it again.") from error
+        except RuntimeError as error:  # encrypted, or an unknown compression
+            raise DataError(f"{archive}: can't be unpacked ({error}). Unpack the zip and give the folder.") from error
 
 
 def _too_large(limit: int) -> str:
-    return f"more than {limit // 2**20} MB, larger than any of the publisher's files."
+    return f"more than {limit // 2**20} MB, larger than any of the publisher's files. Download it again."
 
 
 class _Shallow(ET.TreeBuilder):
@@ -166,11 +154,9 @@ NO_ANSWER = "no answer in the published file"
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the answered pairs of a folder of collections, or of a zip of it, in order of file name.
 
-    Ids are `medquad:COLLECTION/DOCUMENT-PAIR`: MedQuAD's own numbers restart in each collection, and if several files
-    have the same document number, the file name replaces it. Each meta has `focus`, `synonyms`, `cui`,
-    `semantic_type`, `semantic_group`, `question_type`, `url`, `licence`, `collection`, `document`. Pairs without an
-    answer are counted in `rejects`; a file that isn't well-formed XML is listed there, and reading continues. Raises
-    DataError if there are no files.
+    Ids are `medquad:COLLECTION/DOCUMENT-PAIR`, since MedQuAD's own numbers restart in each collection. Pairs without an
+    answer are counted in `rejects`; a file that isn't well-formed XML is listed there. Raises DataError if there are no
+    files.
     """
     seen: set[str] = set()
     unanswered = 0

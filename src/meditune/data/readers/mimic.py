@@ -1,8 +1,8 @@
 """MIMIC-III: questions about a hospital stay, answered by the sections of its discharge summary.
 
 Johnson et al., "MIMIC-III, a freely accessible critical care database", Scientific Data 3:160035, 2016,
-https://physionet.org/content/mimiciii/. The reader takes the user's own credentialed `NOTEEVENTS.csv` or `.csv.gz`, row
-by row. It writes the text of notes only to the Examples: rejects and errors name the ROW_ID only.
+https://physionet.org/content/mimiciii/. The text of notes is only written to the Examples: rejects and errors name the
+ROW_ID only.
 """
 
 from __future__ import annotations
@@ -47,11 +47,7 @@ class Section:
 
 
 SECTIONS = (
-    Section(
-        "hospital-course",
-        "What happened during this hospital stay?",
-        ("history-of-present-illness",),
-    ),
+    Section("hospital-course", "What happened during this hospital stay?", ("history-of-present-illness",)),
     Section(
         "discharge-diagnosis",
         "What is the diagnosis at discharge?",
@@ -98,40 +94,35 @@ _HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield one example for each section in `SECTIONS` that a discharge summary has, in the file's order.
 
-    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them; only the ids of the summaries stay in
-    memory. Ids are `mimic:ROW_ID-section`, the group is the SUBJECT_ID; each meta has `row_id`,
-    `hadm_id`, `section`, `licence`, `restricted` (True). Notes marked ISERROR, notes of other categories and
-    summaries without such a section are counted in `rejects`. Raises DataError if the file is missing, truncated,
-    or not NOTEEVENTS.
+    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them. Ids are `mimic:ROW_ID-section`, the
+    group is the SUBJECT_ID. Notes that aren't used are counted in `rejects`. Raises DataError if the file is missing,
+    truncated, or not NOTEEVENTS.
     """
     file = _file(path)
     seen: set[int] = set()
     left_out: Counter[str] = Counter()
-    for line, row in _steady_rows(file, rejects):
-        reason = ""
+    for line, row in _rows(file, rejects):
         row_id = _number(row["ROW_ID"])
         if row["ISERROR"].strip() in {"1", "1.0"}:
             left_out["marked as an error by the hospital (ISERROR)"] += 1
-            continue
-        if row["CATEGORY"].strip().casefold() != "discharge summary":
+        elif row["CATEGORY"].strip().casefold() != "discharge summary":
             left_out["not a discharge summary"] += 1
-            continue
-        if not row_id or not row["SUBJECT_ID"].strip():
-            reason = "no ROW_ID or SUBJECT_ID"
-        elif int(row_id) in seen:
-            reason = "duplicate id"
-        else:
-            reason = problem_in_text(row)
-        if reason:
+        elif reason := _problem(row, row_id, seen):
             rejects.add(SOURCE, f"{file}:{line}", reason, {"ROW_ID": row_id})
-            continue
-        seen.add(int(row_id))
-        examples = list(_examples(row, row_id))
-        if not examples:
-            left_out["discharge summary without a section that answers a question"] += 1
-        yield from examples
+        else:
+            seen.add(int(row_id))
+            examples = list(_examples(row, row_id))
+            if not examples:
+                left_out["discharge summary without a section that answers a question"] += 1
+            yield from examples
     for reason, number in left_out.items():
         rejects.count_only(SOURCE, reason, number)
+
+
+def _problem(row: dict[str, str], row_id: str, seen: set[int]) -> str:
+    if not row_id or not row["SUBJECT_ID"].strip():
+        return "no ROW_ID or SUBJECT_ID"
+    return "duplicate id" if int(row_id) in seen else problem_in_text(row)
 
 
 def sections(note: str) -> dict[str, str]:
@@ -173,17 +164,13 @@ def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
         )
 
 
-def _steady_rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
-    with open_unchanging(file):
-        yield from _rows(file, rejects)
-
-
 def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the last line number of each record and its required columns."""
     csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
         with (
+            open_unchanging(file),
             file.open("rb") as raw,
             Progress("Reading MIMIC-III", file.stat().st_size / 1e6, "MB") as progress,
         ):
@@ -196,21 +183,19 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
                 raise DataError(
                     f"{file}, line 1: the columns {', '.join(missing)} are missing. Give MIMIC-III's NOTEEVENTS file."
                 )
-            places = {name: header.index(name) for name in _COLUMNS}
             for record in reader:
                 line = reader.line_num
                 progress.advance(raw.tell() / 1e6 - progress.done)
-                if len(record) != len(header):
-                    row_id = _number(record[places["ROW_ID"]]) if len(record) > places["ROW_ID"] else ""
+                row = dict(zip(header, record, strict=False))
+                if len(record) == len(header):
+                    yield line, {name: row[name] for name in _COLUMNS}
+                else:
+                    row_id = _number(row.get("ROW_ID", ""))
                     rejects.add(SOURCE, f"{file}:{line}", "wrong number of columns", {"ROW_ID": row_id})
-                    continue
-                yield line, {name: record[place] for name, place in places.items()}
-    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (csv.Error, EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{file}, after line {line}: {error}. The file may be truncated or damaged; download it again."
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}, after line {line}: not UTF-8 text. Download the file again.") from error
 
 
 def _file(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Rows of a user's file in any supported format, checks of the file, and the record of rejected rows.
 
-Each row comes with its place in the file. A file must be a regular file of the format that its name says, and must not
-change while it is read. Rejected rows are stored with the reason, so that no row disappears silently.
+Rejected rows are stored with the reason, so that no row disappears silently.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ import json
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from meditune.data.example import problem_in_text
 from meditune.errors import DataError
 from meditune.files import bounded_lines, not_utf8, numbered_jsonl, read_json, write_jsonl
 
 _FIRST_BYTES = 4096
-_UNICODE = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
+_UNICODE = {
+    "UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
+    "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
+}
 _KINDS = (
     (b"\x1f\x8b", "a gzip file. Unpack it first"),
     (b"PK\x03\x04", "a zip file (Excel workbooks are zip files too). Unpack it, or save the sheet as CSV"),
@@ -36,41 +34,43 @@ _KINDS = (
 
 @contextmanager
 def open_unchanging(path: Path) -> Iterator[None]:
-    """Check that `path` doesn't change while the block reads it.
+    """Check that `path` doesn't change while the block reads it: the rows would be a mixture of two files.
 
-    Raises DataError if it is not a regular file (a pipe would never end), can't be read, or if its size, time or inode
-    has changed by the end: the rows would then be a mixture of two files.
+    Raises DataError if it does, can't be read, or is not a regular file (a pipe would never end).
     """
-    before = _identity(path)
+    before, problem = _identity(path), None
     try:
         yield
     except DataError as error:
-        if _identity(path) != before:
-            raise _changed(path) from error
-        raise
+        problem = error
     if _identity(path) != before:
-        raise _changed(path)
+        raise DataError(
+            f"{path}: changed while it was being read, so none of it was used. Wait until the file is complete, then "
+            "run the same command again."
+        ) from problem
+    if problem:
+        raise problem
 
 
 def refuse_other_kinds(path: Path) -> None:
     """Raise DataError if the first bytes of a text file show that it isn't UTF-8 text."""
     with path.open("rb") as stream:
         begin = stream.read(_FIRST_BYTES)
-    for mark, name in _UNICODE:
-        if begin.startswith(mark):
+    for name, marks in _UNICODE.items():
+        if begin.startswith(marks):
             raise DataError(f"{path}: {name}, not UTF-8 text. Convert it: iconv -f {name} -t UTF-8 {path.name}")
     for mark, what in _KINDS:
         if begin.startswith(mark):
             raise DataError(f"{path}: this is {what}.")
     zeros = begin.count(0)
-    if zeros * 4 >= len(begin) and len(begin) > zeros > 0:
+    if zeros and zeros == len(begin):
+        raise DataError(f"{path}: only zero bytes, as after a broken copy. Copy or download it again.")
+    if zeros * 4 >= len(begin) > 0:
         name = "UTF-16LE" if begin[1::2].count(0) * 2 > zeros else "UTF-16BE"
         raise DataError(
             f"{path}: probably UTF-16, not UTF-8 text, because many bytes are zero. Convert it: iconv -f {name} -t "
             f"UTF-8 {path.name}"
         )
-    if zeros and zeros == len(begin):
-        raise DataError(f"{path}: only zero bytes, as after a broken copy. Copy or download it again.")
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -80,10 +80,8 @@ def _identity(path: Path) -> tuple[int, ...]:
             path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no such file.") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: no permission to read the file. Change its permissions, or copy it.") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be opened ({error.strerror}). Use another file.") from error
+        raise DataError(f"{path}: can't be opened ({error.strerror}). Change its permissions, or copy it.") from error
     if stat.S_ISDIR(found.st_mode):
         raise DataError(f"{path}: this is a folder, but a file is needed. Give the file inside it.")
     if not stat.S_ISREG(found.st_mode):
@@ -91,16 +89,7 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _changed(path: Path) -> DataError:
-    return DataError(
-        f"{path}: changed while it was being read, so none of it was used. Wait until the file is complete, then run "
-        "the same command again."
-    )
-
-
 ROW_CHARACTERS = 500
-READ_CHARACTERS = 2 * ROW_CHARACTERS
-"""Characters that are cleaned before the row is cut, so that the cut doesn't split an identifier"""
 MEMORY_BYTES = 1_000_000
 
 
@@ -111,25 +100,23 @@ class Rejects:
         """`clean` removes from a row's text what may not be stored."""
         self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
-            max_size=MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
-        )
+        self._spool = tempfile.SpooledTemporaryFile(MEMORY_BYTES, "w+", encoding="utf-8")  # noqa: SIM115
 
     def __len__(self) -> int:
         return self._counts.total()
 
     def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
-        """Record a rejected row.
+        """Record a row rejected at `where`, "file:line" or "file, item id"; its first 500 characters are stored.
 
-        `where` is "file:line" or "file, item id". The first 500 characters of `row` are stored; a reader of restricted
-        text passes an identifier only.
+        A reader of restricted text passes an identifier only.
         """
         try:
             text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         except RecursionError:
             text = "(nested too deep to show)"
         self._counts[source, reason] += 1
-        excerpt = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
+        # Cleaning a longer text first prevents that the cut splits an identifier.
+        excerpt = self._clean(text[: 2 * ROW_CHARACTERS])[:ROW_CHARACTERS]
         line = {"source": source, "where": where, "reason": reason, "row": excerpt}
         line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
         self._spool.seek(0, 2)
@@ -174,7 +161,39 @@ class Rejects:
         return write_jsonl(path, self.rows())
 
 
+class Record(Protocol):
+    """A record made from a row."""
+
+    @property
+    def id(self) -> str:
+        """Return the id, which is unique in its file."""
+
+
 Row = tuple[str, dict[str, Any]]
+Made = TypeVar("Made", bound=Record)
+
+
+def accepted(
+    source: str, found: Iterable[Row], make: Callable[[dict[str, Any]], Iterable[Made] | str], rejects: Rejects
+) -> Iterator[Made]:
+    """Yield the records that `make` returns for each row.
+
+    Rows with unusable texts, rows for which `make` returns a reason instead, and repeated ids go to `rejects`.
+    """
+    seen: set[str] = set()
+    for where, row in found:
+        made = problem_in_text(row) or make(row)
+        if isinstance(made, str):
+            rejects.add(source, where, made, row)
+            continue
+        for record in made:
+            if record.id in seen:
+                rejects.add(source, where, "duplicate id", row)
+            else:
+                seen.add(record.id)
+                yield record
+
+
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELD_CHARACTERS = 2**24
 """Longest field of a CSV file: an unclosed quote must not fill the memory"""
@@ -184,8 +203,8 @@ _BATCH = 100
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
     """Yield the place ("file:line" or "file, row n") and columns of each row of a file in one of FORMATS.
 
-    CSV rows with too few or too many fields go to `rejects` under the name `source`. Raises DataError if the file is
-    missing, damaged, of another format, or changes while it is read.
+    CSV rows with too few or too many fields go to `rejects` under the name `source`. Raises DataError if the file can't
+    be read.
     """
     kind = path.suffix.lower()
     with open_unchanging(path):
@@ -205,7 +224,6 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """Yield "file, row n" (from 1) and the columns of each row. Raises DataError for an invalid Parquet file."""
-    import pyarrow
     import pyarrow.parquet
 
     number = 0
@@ -230,16 +248,15 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 def text_bytes(path: Path) -> int:
     """Return the approximate bytes of text in a file; for a Parquet file, the uncompressed size in its footer."""
-    import pyarrow
     import pyarrow.parquet
 
-    if path.suffix.lower() == ".parquet":
-        try:
-            meta = pyarrow.parquet.read_metadata(path)
-        except (pyarrow.ArrowException, OSError):
-            return 0  # reading the file reports the error
-        return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
-    return path.stat().st_size
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size
+    try:
+        meta = pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError):
+        return 0  # reading the file reports the error
+    return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
 
 
 def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iterator[Row]:

@@ -1,10 +1,8 @@
-"""A user's own questions and answers, claims or conversations, from JSON Lines, JSON, CSV, TSV, Parquet or the hub.
-
-The module maps columns to fields, interprets cells, and turns the rows of any table into records.
-"""
+"""A user's own questions and answers, claims or conversations, from JSON Lines, JSON, CSV, TSV, Parquet or the hub."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -12,8 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from uuid import UUID
 
 from meditune.config.data_options import Thoughts
@@ -22,16 +21,14 @@ from meditune.data.example import (
     DECISIONS,
     LABEL,
     LABELS,
-    Decision,
     Example,
     Label,
     Passage,
     Turn,
     plain_text,
-    problem_in_text,
 )
 from meditune.data.readers import conversations
-from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.data.readers.tables import Made, Rejects, Row, accepted, rows
 from meditune.errors import DataError, install_command
 
 GUESSES: dict[str, tuple[str, ...]] = {
@@ -43,11 +40,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "group": ("group", "group_id", "patient_id", "subject_id", "pmid", "document_id"),
 }
 """Default column names of each field; the first existing column is used"""
-
-
 NEEDED = (("question",), ("answer", "decision"))
 """Groups of fields; one field of each group must have a column"""
-
 CLAIM_GUESSES: dict[str, tuple[str, ...]] = {
     "id": ("id", "claim_id", "pair_id", "uid"),
     "claim": ("claim", "statement", "hypothesis"),
@@ -122,78 +116,68 @@ def list_columns(available: Collection[str]) -> str:
     return ", ".join(repr(column) for column in list(available)[:30]) or "no columns"
 
 
+def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all columns, in order."""
+    return list(dict.fromkeys(str(column) for row in rows for column in row))
+
+
 LOOK_AHEAD = 1000
 """Number of rows searched for column names: rows of JSON Lines may lack some columns"""
-
-
-class Record(Protocol):
-    """A record made from a row."""
-
-    @property
-    def id(self) -> str:
-        """Return the id, which is unique in its file."""
-
-
-Made = TypeVar("Made", bound=Record)
-Columns = Mapping[str, str]
-Make = Callable[[Mapping[str, Any], Columns, str], tuple[Made | None, str]]
-"""(row, field -> column, fallback id) -> a record, or None and the reason for rejecting the row"""
+Values = dict[str, Any]
+"""Field or column -> the row's value"""
 
 
 def records(
     found: Iterable[Row],
     rejects: Rejects,
-    make: Make[Made],
+    make: Callable[[Values, Values, str], Made | str],
     source: str,
     name: str,
     no_rows: str,
     fields: Mapping[str, str] | None,
     **schema: Any,
 ) -> Iterator[Made]:
-    """Yield the records that `make` returns for (place, columns) pairs; rejected rows and repeated ids go to `rejects`.
+    """Yield the records of a table; rejected rows and repeated ids go to `rejects`.
 
-    `name` is the prefix of generated ids; `fields` and `schema` are passed to `columns_for`. Raises DataError with the
-    message `no_rows` if there are no rows, and if a required column is missing.
+    `make` gets a row's values by field, its other columns, and an id for a row without one, which begins with `name`;
+    it returns the record, or the reason for rejecting the row. `fields` and `schema` are passed to `columns_for`.
+    Raises DataError with the message `no_rows` if there are no rows, and if a required column is missing.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
     if not first:
         raise DataError(no_rows)
-    available = list(dict.fromkeys(str(column) for _, row in first for column in row))
-    columns = columns_for(available, fields, first[0][0], **schema)
-    seen: set[str] = set()
-    for number, (where, row) in enumerate(itertools.chain(first, stream), start=1):
-        problem = problem_in_text(row)
-        record, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
-        if record is not None and record.id in seen:
-            problem = "duplicate id"
-        if record is None or problem:
-            rejects.add(source, where, problem, row)
-            continue
-        seen.add(record.id)
-        yield record
+    columns = columns_for(column_names(row for _, row in first), fields, first[0][0], **schema)
+    used = set(columns.values())
+    number = 0
+
+    def numbered() -> Iterator[Row]:
+        nonlocal number
+        for place_and_row in itertools.chain(first, stream):
+            number += 1
+            yield place_and_row
+
+    def record(row: Values) -> list[Made] | str:
+        values = {field: row.get(column) for field, column in columns.items()}
+        others = {column: value for column, value in row.items() if column not in used}
+        made = make(values, others, f"{name}-{number}")
+        return made if isinstance(made, str) else [made]
+
+    return accepted(source, numbered(), record, rejects)
 
 
 def cell(value: object) -> str:
-    """Return a cell as text; missing values, NaN, Infinity, lists and invisible text become empty.
-
-    Decimals, bytes and UUIDs are supported, because databases use them as keys.
-    """
+    """Return a cell as text; missing values, NaN, Infinity, lists and invisible text become empty."""
     if isinstance(value, Decimal):
         value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):
-        value = _text_of(value)
+        data, value = value, value.hex()
+        with contextlib.suppress(UnicodeDecodeError):
+            value = data.decode()
     if isinstance(value, float):
         return "" if not math.isfinite(value) else f"{value:g}" if not value.is_integer() else str(int(value))
     text = str(value).strip() if isinstance(value, str | int | UUID) else ""
     return text if any(map(str.isprintable, text)) else ""
-
-
-def _text_of(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.hex()
 
 
 def is_empty(value: object) -> bool:
@@ -230,8 +214,6 @@ def passages(value: object) -> tuple[Passage, ...] | None:
 
 NO_CONTEXT = "context is not a text, a list of texts or a list of {text, label}"
 """A rejection reason that all readers of tables share"""
-
-
 SOURCE = "own"
 
 
@@ -254,16 +236,14 @@ def read(
     Other columns are kept in `meta`. Without an id, the row's number in the file is used; without a group, rows with
     the same question share a group. `split` and `config` select a part of a hub data set.
 
-    Rows without a question, with a decision other than yes, no or maybe, with neither answer nor decision, or with a
-    repeated id go to `rejects`. Raises DataError if the file or a required column is missing.
-
     A file with columns for a claim and its evidence holds claims. Their labels are those of LABEL_WORDS or of `labels`,
-    which maps the file's words to labels; rows with any other label go to `rejects`. If the file uses only two of the
-    three labels, the model needn't consider the third for its claims (`Example.labels`).
+    which maps the file's words to labels; if the file uses only two of the three labels, the model needn't consider the
+    third (`Example.labels`). A file with a column `messages` or `conversations`, or with Alpaca's columns, holds
+    conversations: `thoughts` says whether assistant turns keep what is between <think> and </think>, and `changes`
+    counts what was changed.
 
-    A file with a column `messages` or `conversations`, or with Alpaca's columns, holds conversations: see the module
-    conversations. `thoughts` says whether assistant turns keep what is between <think> and </think>; `changes` counts
-    what was changed. Conversations with an unknown role, an empty turn or turns in another order go to `rejects`.
+    Rows without a required value, with an unknown decision, label or role, or with a repeated id go to `rejects`.
+    Raises DataError if the file or a required column is missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
@@ -286,39 +266,46 @@ def from_rows(
     thoughts: Thoughts = "strip",
     changes: Counter[str] | None = None,
 ) -> Iterator[Example]:
-    """Yield examples from (place, columns) pairs, with the rules of `read`.
-
-    `name` is the prefix of generated ids; `place` names the source of the rows in error messages.
+    """Yield examples from (place, columns) pairs, like `read`; `name` is the prefix of generated ids, `place` where the
+    rows are from.
     """
+    stream = iter(found)
+    first = list(itertools.islice(stream, LOOK_AHEAD))
+    found = itertools.chain(first, stream)
+    beginning, given = [row for _, row in first], fields or {}
+    names = column_names(beginning)
+    is_plain = all(any(has_column(field, names, given, GUESSES) for field in group) for group in NEEDED)
+    alpaca = conversations.is_alpaca(names, given, beginning)
+    changed = Counter[str]() if changes is None else changes
+    words = LABEL_WORDS | {word.casefold(): label for word, label in (labels or {}).items()}
+    make: Callable[[Values, Values], Values | str] = _example
+    schema: dict[str, Any] = {}
+    is_claims = bool(beginning) and _holds_claims(beginning[0], given)
+    if is_claims:
+        make = partial(_claim, words=words)
+        schema = {"guesses": CLAIM_GUESSES, "needed": CLAIM_NEEDED}
+    elif alpaca:
+        make = partial(_conversation, thoughts=thoughts, changes=changed)
+        schema = {"guesses": conversations.ALPACA_COLUMNS, "needed": conversations.ALPACA_NEEDED}
+    elif conversations.holds_conversations(names, given, beginning, is_plain):
+        make = partial(_conversation, thoughts=thoughts, changes=changed)
+        schema = {"guesses": conversations.COLUMNS, "needed": conversations.NEEDED}
+
+    def made(values: Values, others: Values, fallback_id: str) -> Example | str:
+        parts = make(values, others)
+        if isinstance(parts, str):
+            return parts
+        for field in ("id", "group"):
+            if not cell(values.get(field)) and not is_empty(values.get(field)):
+                return f"{field} is not text or a number"
+        return Example(id=f"{source}:{cell(values.get('id')) or fallback_id}", source=source, **parts)
+
     no_rows = (
         f"{place or name}: no rows. Provide a file with at least one question and its answer or decision, "
         "one claim with its evidence and label, or one conversation."
     )
-
-    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
-        return _example(row, columns, source, fallback_id)
-
-    stream = iter(found)
-    first = list(itertools.islice(stream, LOOK_AHEAD))
-    if not first:
-        raise DataError(no_rows)
-    found = itertools.chain(first, stream)
-    if _holds_claims(first[0][1], fields or {}):
-        return iter(_claims(found, rejects, fields, labels or {}, source, name, no_rows))
-    names = list(dict.fromkeys(str(column) for _, row in first for column in row))
-    beginning, given = [row for _, row in first], fields or {}
-    is_plain = all(any(has_column(field, names, given, GUESSES) for field in group) for group in NEEDED)
-    alpaca = conversations.is_alpaca(names, given, beginning)
-    if alpaca or conversations.holds_conversations(names, given, beginning, is_plain):
-
-        def conversation(row: Mapping[str, Any], columns: Columns, fallback_id: str) -> tuple[Example | None, str]:
-            return _conversation(row, columns, source, fallback_id, thoughts, Counter() if changes is None else changes)
-
-        schema = {"guesses": conversations.COLUMNS, "needed": conversations.NEEDED}
-        if alpaca:
-            schema = {"guesses": conversations.ALPACA_COLUMNS, "needed": conversations.ALPACA_NEEDED}
-        return records(found, rejects, conversation, source, name, no_rows, fields, **schema)
-    return records(found, rejects, make, source, name, no_rows, fields)
+    examples = records(found, rejects, made, source, name, no_rows, fields, **schema)
+    return iter(with_labels(list(examples))) if is_claims else examples
 
 
 def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
@@ -327,25 +314,6 @@ def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
         return "claim" in fields
     names_both = all(has_column(each, row, {}, CLAIM_GUESSES) for each in ("claim", "evidence"))
     return names_both and not has_column("question", row, {}, GUESSES)
-
-
-def _claims(
-    found: Iterable[Row],
-    rejects: Rejects,
-    fields: Mapping[str, str] | None,
-    labels: Mapping[str, Label],
-    source: str,
-    name: str,
-    no_rows: str,
-) -> list[Example]:
-    words = LABEL_WORDS | {word.casefold(): label for word, label in labels.items()}
-
-    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
-        return _claim(row, columns, words, source, fallback_id)
-
-    schema = {"guesses": CLAIM_GUESSES, "needed": CLAIM_NEEDED}
-    claims = list(records(found, rejects, make, source, name, no_rows, fields, **schema))
-    return with_labels(claims)
 
 
 def with_labels(claims: Sequence[Example]) -> list[Example]:
@@ -357,59 +325,42 @@ def with_labels(claims: Sequence[Example]) -> list[Example]:
     return [claim.model_copy(update={"meta": claim.meta | mark}) for claim in claims]
 
 
-def _claim(
-    row: Mapping[str, Any], columns: Columns, words: Mapping[str, Label], source: str, fallback_id: str
-) -> tuple[Example | None, str]:
-    """Return the row as a claim, or None and the reason for rejecting it."""
-    values = {field: row.get(column) for field, column in columns.items()}
+def _claim(values: Values, others: Values, words: Mapping[str, Label]) -> Values | str:
+    """Return the parts of a claim, or the reason for rejecting the row."""
     claim, stated, evidence = cell(values.get("claim")), cell(values.get("label")), passages(values.get("evidence"))
     if not claim:
-        return None, "no claim"
+        return "no claim"
     if evidence is None:
-        return None, NO_CONTEXT.replace("context", "evidence", 1)
+        return NO_CONTEXT.replace("context", "evidence", 1)
     if not evidence:
-        return None, "no evidence"
+        return "no evidence"
     if stated.casefold() not in words:
-        return None, f"unknown label (not {', '.join(LABELS)})"
-    if problem := _problem_in_keys(values):
-        return None, problem
-    return Example(
-        id=f"{source}:{cell(values.get('id')) or fallback_id}",
-        source=source,
-        question=claim,
-        context=evidence,
-        group=group_of(cell(values.get("group")), evidence[0].text),
-        meta=_meta(row, columns) | {LABEL: words[stated.casefold()]},
-    ), ""
+        return f"unknown label (not {', '.join(LABELS)})"
+    return {
+        "question": claim,
+        "context": evidence,
+        "group": group_of(cell(values.get("group")), evidence[0].text),
+        "meta": _meta(others) | {LABEL: words[stated.casefold()]},
+    }
 
 
-def _conversation(
-    row: Mapping[str, Any],
-    columns: Columns,
-    source: str,
-    fallback_id: str,
-    thoughts: Thoughts,
-    changes: Counter[str],
-) -> tuple[Example | None, str]:
-    """Return the row as a conversation, or None and the reason for rejecting it."""
-    values = {field: row.get(column) for field, column in columns.items()}
-    messages = conversations.alpaca_messages(values) if "instruction" in columns else values.get("messages")
-    if "instruction" in columns and isinstance(messages, str):
-        return None, messages
-    turns, problem = conversations.read_turns(messages, values.get("system"), thoughts, changes)
-    if problem := problem or _problem_in_keys(values):
-        return None, problem
+def _conversation(values: Values, others: Values, thoughts: Thoughts, changes: Counter[str]) -> Values | str:
+    """Return the parts of a conversation, or the reason for rejecting the row."""
+    messages = conversations.alpaca_messages(values) if "instruction" in values else values.get("messages")
+    if "instruction" in values and isinstance(messages, str):
+        return messages
+    turns = conversations.read_turns(messages, values.get("system"), thoughts, changes)
+    if isinstance(turns, str):
+        return turns
     *earlier, asked, answered = turns
     begin = conversations.opening([turn.text for turn in turns if turn.role == "user"])
-    return Example(
-        id=f"{source}:{cell(values.get('id')) or fallback_id}",
-        source=source,
-        question=asked.text,
-        answer=answered.text,
-        group=group_of(cell(values.get("group")), begin),
-        meta=_meta(row, columns),
-        turns=tuple(earlier),
-    ), ""
+    return {
+        "question": asked.text,
+        "answer": answered.text,
+        "group": group_of(cell(values.get("group")), begin),
+        "meta": _meta(others),
+        "turns": tuple(earlier),
+    }
 
 
 def stored_turns(value: object) -> tuple[Turn, ...] | None:
@@ -420,57 +371,38 @@ def stored_turns(value: object) -> tuple[Turn, ...] | None:
         return None
 
 
-def _example(
-    row: Mapping[str, Any], columns: Mapping[str, str], source: str, fallback_id: str
-) -> tuple[Example | None, str]:
-    """Return the row as an Example, or None and the reason for rejecting it."""
-    values = {field: row.get(column) for field, column in columns.items()}
+def _example(values: Values, others: Values) -> Values | str:
+    """Return the parts of a question with its answer or decision, or the reason for rejecting the row."""
     question, answer = cell(values.get("question")), cell(values.get("answer"))
-    stated = cell(values.get("decision")).casefold()
-    decision: Decision | None = next((each for each in DECISIONS if each == stated), None)
-    context = passages(values.get("context"))
+    stated, context = cell(values.get("decision")).casefold(), passages(values.get("context"))
     if not question:
-        return None, "no question"
-    if stated and decision is None:
-        return None, "unknown decision (not yes, no or maybe)"
-    if not answer and decision is None:
-        return None, "neither answer nor decision"
+        return "no question"
+    if stated and stated not in DECISIONS:
+        return "unknown decision (not yes, no or maybe)"
+    if not answer and not stated:
+        return "neither answer nor decision"
     if context is None:
-        return None, NO_CONTEXT
-    if problem := _problem_in_keys(values):
-        return None, problem
-    turns = stored_turns(row.get("turns")) if {"source", "group", "meta"} <= row.keys() else None
-    return Example(
-        id=f"{source}:{cell(values.get('id')) or fallback_id}",
-        source=source,
-        question=question,
-        context=context,
-        answer=answer,
-        decision=decision,
-        group=group_of(cell(values.get("group")), question),
-        meta=_meta({name: value for name, value in row.items() if turns is None or name != "turns"}, columns),
-        turns=turns,
-    ), ""
+        return NO_CONTEXT
+    is_prepared = {"source", "meta"} <= others.keys() and "group" in values
+    turns = stored_turns(others.get("turns")) if is_prepared else None
+    return {
+        "question": question,
+        "context": context,
+        "answer": answer,
+        "decision": stated or None,
+        "group": group_of(cell(values.get("group")), question),
+        "meta": _meta({name: value for name, value in others.items() if turns is None or name != "turns"}),
+        "turns": turns,
+    }
 
 
-def _problem_in_keys(values: Mapping[str, Any]) -> str:
-    for field in ("id", "group"):
-        if not cell(values.get(field)) and not is_empty(values.get(field)):
-            return f"{field} is not text or a number"
-    return ""
-
-
-def _meta(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Return the other columns, with those of a nested `meta` beside them."""
-    others = {column: value for column, value in row.items() if column not in columns.values()}
-    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
-    return _with_year(plain_text(others | dict(nested)))
-
-
-def _with_year(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return the meta with a year given as text or with a decimal point converted to an integer."""
-    stated = cell(meta.get("year"))
-    return meta | {"year": int(stated)} if len(stated) == 4 and stated.isascii() and stated.isdigit() else meta
+def _meta(others: Values) -> Values:
+    """Return the other columns, with those of a nested `meta` beside them, and a year as an integer."""
+    if isinstance(nested := others.get("meta"), Mapping):
+        others = {name: value for name, value in others.items() if name != "meta"} | dict(nested)
+    meta: Values = plain_text(others)
+    year = cell(meta.get("year"))
+    return meta | {"year": int(year)} if len(year) == 4 and year.isascii() and year.isdigit() else meta
 
 
 def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:

@@ -1,77 +1,35 @@
-"""All metrics of a model, computed from its stored predictions, with a module for each group of metrics."""
+"""All metrics of a model, computed from its stored predictions, with a module for each group of metrics.
+
+`metrics.csv` describes every metric, in the order of reports. Its columns are the fields of `statistics.Metric`;
+`flags` lists the fields that are true.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+from pathlib import Path
+from typing import Any
 
-from meditune.evaluate.metrics import (
-    claims,
-    conditions,
-    decision,
-    faithfulness,
-    grades,
-    perplexity,
-    readability,
-    suite_scores,
-    text_overlap,
-)
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.metrics import decision, grades, perplexity, written_answers
+from meditune.evaluate.predictions import CONDITIONS, Predictions
 from meditune.statistics import Metric, Statistics
 
-__all__ = [
-    "FAMILIES",
-    "METRICS",
-    "Family",
-    "Metric",
-    "Statistics",
-    "family_of",
-    "references_of",
-    "statistics_of",
-    "summarise",
-    "summarise_references",
-]
+SOURCED = ("faithfulness", "unsupported_sentences", "unsupported_numbers")
+"""Graded by the passages that were in the prompt, so not measured closed book"""
 
 
-@dataclass(frozen=True)
-class Family:
-    """A group of related metrics with a common heading in the report."""
-
-    title: str
-    metrics: Sequence[Metric]
-    statistics: Callable[[Predictions], dict[str, Statistics]]
-    """Returns the statistics of the metrics that can be computed from the predictions"""
+def _metric(row: dict[str, Any]) -> Metric:
+    flags = dict.fromkeys(row.pop("flags").split(), True)
+    return Metric(**row | flags | {"digits": int(row["digits"])})
 
 
-FAMILIES = (
-    Family("Decisions", decision.METRICS, decision.statistics),
-    Family("Decisions, calibrated", decision.CALIBRATION_METRICS, decision.calibration_statistics),
-    Family("Decisions, written", decision.WRITTEN_METRICS, decision.written_statistics),
-    Family("Claims and their evidence", claims.METRICS, claims.statistics),
-    Family("Likelihood of reference answers", perplexity.METRICS, perplexity.statistics),
-    Family("Overlap with reference answers", text_overlap.METRICS, text_overlap.statistics),
-    Family(
-        "Similarity in meaning to reference answers",
-        text_overlap.SIMILARITY_METRICS,
-        text_overlap.similarity_statistics,
-    ),
-    Family("Repetition in written answers", text_overlap.REPETITION_METRICS, text_overlap.repetition_statistics),
-    Family("Faithfulness", faithfulness.METRICS, faithfulness.statistics),
-    Family("Closed book, and with retrieved passages", conditions.METRICS, conditions.statistics),
-    Family("Patient-friendliness", readability.METRICS, readability.statistics),
-    Family("Safety battery", grades.METRICS, grades.statistics),
-    Family("Medical suites", suite_scores.METRICS, suite_scores.statistics),
-    Family("Ratings", grades.RATED_METRICS, grades.rated_statistics),
-    Family("Forgetting", perplexity.FORGETTING_METRICS, perplexity.forgetting_statistics),
-    Family("Preferences (experimental)", perplexity.PREFERENCE_METRICS, perplexity.preference_statistics),
-)
-METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.metrics}
+def _described() -> dict[str, Metric]:
+    with (Path(__file__).parent / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        return {row["name"]: _metric(row) for row in csv.DictReader(stream)}
+
+
+METRICS = _described()
 """All metrics by name, in the order of reports"""
-
-
-def family_of(name: str) -> str:
-    """Return the title of a metric's family; empty for an unknown metric."""
-    return next((each.title for each in FAMILIES if name in {metric.name for metric in each.metrics}), "")
 
 
 def summarise(predictions: Predictions) -> dict[str, float]:
@@ -82,14 +40,29 @@ def summarise(predictions: Predictions) -> dict[str, float]:
 def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
     """Return per-item statistics of every metric that can be computed, in the order of METRICS."""
     found: dict[str, Statistics] = {}
-    for family in FAMILIES:
+    for family in (decision, perplexity, written_answers, grades):
         found |= family.statistics(predictions)
+    for condition in CONDITIONS:
+        found |= {f"{condition}_{name}": each for name, each in asked(predictions.under(condition)).items()}
     return {name: found[name] for name in METRICS if name in found}
+
+
+def asked(predictions: Predictions) -> dict[str, Statistics]:
+    """Return the statistics that exist for every condition: decisions, likelihoods, answers and their faithfulness."""
+    found = decision.agreement(predictions.decision) if predictions.decision else {}
+    if predictions.likelihood:
+        found["perplexity"] = perplexity.perplexity(predictions.likelihood)
+    if predictions.answer:
+        found["rougeL"] = written_answers.longest(predictions.answer)
+    graded = written_answers.by_sources(predictions.faithfulness)
+    return found | {name: each for name, each in graded.items() if name in SOURCED}
 
 
 def references_of(predictions: Predictions) -> dict[str, Statistics]:
     """Return per-item statistics of every detector metric on the graded reference answers."""
-    return faithfulness.references(predictions) | conditions.references(predictions)
+    found = written_answers.by_sources(predictions.reference_faithfulness)
+    retrieved = written_answers.by_sources(predictions.retrieved_reference_faithfulness)
+    return found | {f"retrieved_{name}": each for name, each in retrieved.items() if name in SOURCED}
 
 
 def summarise_references(predictions: Predictions) -> dict[str, float]:

@@ -1,63 +1,61 @@
-"""Metrics of decisions by likelihood, calibrated decisions and written decisions."""
+"""Metrics of decisions (by likelihood, calibrated and written) and of claims, and of their confidence.
+
+Rows have `reference` and `prediction`, and for confidence `logits`. The confidence of a decision is the probability of
+the most likely label, from a softmax over the labels alone. A claim's row also has `source`, and logits of the labels
+that its source uses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.example import DECISIONS
-from meditune.evaluate.metrics.confidence import Rows, brier_score, calibration_error, risk_area
+from meditune.data.example import DECISIONS, LABELS
 from meditune.evaluate.predictions import Predictions
-from meditune.statistics import Array, Metric, Statistics
+from meditune.evidence.support_model import ClaimCorrection
+from meditune.prompts import WORD_OF_LABEL
+from meditune.statistics import Array, Statistics, mean
 
-METRICS = (
-    Metric("accuracy", "Accuracy", "up", 1, "Correct yes/no/maybe decisions, in percent.", share=True),
-    Metric("macro_f1", "Macro-F1", "up", 1, "Mean of the F1 of yes, no and maybe, in percent."),
-    *(
-        Metric(
-            f"f1_{label}", f"F1 of {label}", "up", 1, f"F1 of the decision “{label}”, in percent.", True, detail=True
-        )
-        for label in DECISIONS
-    ),
-    Metric("ece", "Calibration error", "down", 3, "Expected calibration error of decisions, with ten equal bins."),
-    Metric(
-        "brier",
-        "Brier score",
-        "down",
-        3,
-        "Squared distance of the label probabilities from the reference, 0 to 2.",
-        optional=True,
-        detail=True,
-    ),
-    Metric(
-        "aurc",
-        "Risk-coverage area",
-        "down",
-        3,
-        "Share of wrong decisions among the most confident ones, averaged over coverage.",
-        optional=True,
-        detail=True,
-    ),
-)
+BINS = 10
+"""Number of confidence bins for the calibration error"""
+GROUPS = 500
+"""Maximum number of distinct confidences in the area under a curve"""
+PRIOR = 0.05
+"""Weight of the penalty on a bias, so that few claims or a missing label can't move it far"""
+FALSE_ALARMS = 0.05
+"""The share of supported dev claims that may fall below the threshold"""
+Rows = Sequence[dict[str, Any]]
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
     """Return the statistics of each metric that can be computed from the predictions."""
-    rows = predictions.decision
-    if not rows:
-        return {}
-    found = agreement(rows) | class_f1(rows)
-    # Without likelihoods from the API, there is no confidence to evaluate.
-    if not all("logits" in row for row in rows):
-        return found
-    return found | {"ece": calibration_error(rows), "brier": brier_score(rows), "aurc": risk_area(rows)}
+    rows, found = predictions.decision, {}
+    if rows:
+        found = agreement(rows) | _class_f1(rows)
+        # Without likelihoods from the API, there is no confidence to evaluate.
+        if all("logits" in row for row in rows):
+            found |= {"ece": calibration_error(rows), "brier": brier_score(rows), "aurc": risk_area(rows)}
+    if rows and predictions.calibration:
+        after = calibrated(rows, predictions.calibration[0])
+        found |= _prefixed("calibrated", agreement(after) | {"ece": calibration_error(after)})
+    if predictions.written:
+        found |= _prefixed("written", agreement(predictions.written))
+    return found | _prefixed("claim", claim_statistics(predictions.claim))
 
 
-def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+def _prefixed(prefix: str, found: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    return {f"{prefix}_{name}": each for name, each in found.items()}
+
+
+# Agreement with the references
+
+
+def agreement(rows: Rows) -> dict[str, Statistics]:
     """Return `accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None without a label."""
     ids, cells = _cells(rows)
     return {
@@ -66,24 +64,27 @@ def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
     }
 
 
-def class_f1(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+def _class_f1(rows: Rows) -> dict[str, Statistics]:
     """Return `f1_yes` and so on for the labels that occur in the references."""
     ids, cells = _cells(rows)
+
+    def f1_of(index: int, sums: Array) -> Array:
+        return np.asarray(_f1(sums)[0][..., index])
+
+    references = {row["reference"] for row in rows}
     return {
-        f"f1_{label}": Statistics(ids, cells, partial(_f1_of, index))
+        f"f1_{label}": Statistics(ids, cells, partial(f1_of, index))
         for index, label in enumerate(DECISIONS)
-        if any(row["reference"] == label for row in rows)
+        if label in references
     }
 
 
-def confusion(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
+def confusion(rows: Rows) -> NDArray[np.int64]:
     """Return (3, 3) counts: references in rows, predictions in columns, both in the order yes, no, maybe.
 
     If a prediction is None, the result is (3, 4), with these predictions in the last column.
     """
-    matrix = np.zeros((3, 4), dtype=np.int64)
-    for row in rows:
-        matrix[DECISIONS.index(row["reference"]), _column(row["prediction"])] += 1
+    matrix: NDArray[np.int64] = _cells(rows)[1].sum(axis=0).reshape(3, 4).astype(np.int64)
     return matrix if matrix[:, 3].any() else matrix[:, :3]
 
 
@@ -106,10 +107,6 @@ def macro_f1(sums: Array) -> Array:
     return np.asarray(f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
 
 
-def _f1_of(index: int, sums: Array) -> Array:
-    return np.asarray(_f1(sums)[0][..., index])
-
-
 def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return (..., 3) F1 of each class in percent (0 for a class that doesn't occur), and whether it occurs."""
     matrix = sums.reshape(*sums.shape[:-1], 3, -1)
@@ -119,33 +116,13 @@ def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
     return np.where(present, 100 * 2 * right / np.where(present, both, 1), 0), present
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], Array]:
-    """Return ids, and (n, 12) with a 1 in the item's cell of the confusion matrix."""
+def _cells(rows: Rows) -> tuple[tuple[str, ...], Array]:
+    """Return ids, and (n, 12) with a 1 in the item's cell of the confusion matrix; its last column is for no label."""
+    column = {label: index for index, label in enumerate((*DECISIONS, None))}
     cells = np.zeros((len(rows), 12))
     for index, row in enumerate(rows):
-        cells[index, 4 * DECISIONS.index(row["reference"]) + _column(row["prediction"])] = 1
-    return tuple(row["id"] for row in rows), cells
-
-
-def _column(prediction: str | None) -> int:
-    """Return a prediction's column; the last one for a prediction without a label."""
-    return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
-
-
-_BY_NAME = {metric.name: metric for metric in METRICS}
-CALIBRATION_METRICS = tuple(
-    _BY_NAME[name].variant("calibrated", "calibrated", f"The same for decisions after calibration on dev{unit}.")
-    for name, unit in (("accuracy", ", in percent"), ("macro_f1", ", in percent"), ("ece", ""))
-)
-
-
-def calibration_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of each metric that can be computed from the predictions."""
-    if not predictions.calibration or not predictions.decision:
-        return {}
-    rows = calibrated(predictions.decision, predictions.calibration[0])
-    found = agreement(rows) | {"ece": calibration_error(rows)}
-    return {f"calibrated_{name}": each for name, each in found.items()}
+        cells[index, 4 * DECISIONS.index(row["reference"]) + column[row["prediction"]]] = 1
+    return _ids(rows), cells
 
 
 def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,16 +134,210 @@ def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
     return corrected
 
 
-WRITTEN_METRICS = tuple(
-    _BY_NAME[name].variant(
-        "written", "written", "The same for written decisions, in percent; a text without a label counts as wrong."
+# Confidence
+
+
+def probabilities(logits: dict[str, float]) -> dict[str, float]:
+    """Return the softmax over the labels."""
+    values = np.array(list(logits.values()))
+    weights = np.exp(values - values.max())
+    return dict(zip(logits, (weights / weights.sum()).tolist(), strict=True))
+
+
+def confidences(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
+    """Return (n,) probabilities of each item's most likely label, and (n,) whether its decision is correct."""
+    confidence = [max(probabilities(row["logits"]).values()) for row in rows]
+    return np.array(confidence), np.array([row["reference"] == row["prediction"] for row in rows])
+
+
+def calibration_error(rows: Rows) -> Statistics:
+    """Return the expected calibration error with ten equal bins (Guo et al. 2017, arXiv:1706.04599).
+
+    Columns: for each bin the sum of confidences and the number of correct decisions; then the number of items.
+    """
+    confidence, right = confidences(rows)
+    slots, every = _bins(confidence), np.arange(len(rows))
+    bins = np.zeros((len(rows), 2 * BINS + 1))
+    bins[every, 2 * slots], bins[every, 2 * slots + 1], bins[:, -1] = confidence, right, 1
+    return Statistics(
+        _ids(rows), bins, lambda sums: np.abs(sums[..., 0:-1:2] - sums[..., 1:-1:2]).sum(axis=-1) / sums[..., -1]
     )
-    for name in ("accuracy", "macro_f1")
-)
 
 
-def written_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of each metric that can be computed from the predictions."""
-    if not predictions.written:
+def brier_score(rows: Rows) -> Statistics:
+    """Return the squared distance of the probabilities from the reference, summed over labels: 0 to 2 (Brier 1950)."""
+    shares = [(probabilities(row["logits"]), row["reference"]) for row in rows]
+    scores = [
+        sum((each.get(label, 0.0) - (label == reference)) ** 2 for label in DECISIONS) for each, reference in shares
+    ]
+    return mean(_ids(rows), scores)
+
+
+def risk_area(rows: Rows) -> Statistics:
+    """Return the area under the risk-coverage curve (Geifman et al. 2019, arXiv:1805.08206).
+
+    This is the mean over items of the share of wrong decisions among those with at least the item's confidence. Items
+    of equal confidence form a group, so their order doesn't matter. Columns: for each group, the most confident first,
+    the number of items; then for each group the number of wrong ones.
+    """
+    confidence, right = confidences(rows)
+    groups, count = _groups(-confidence)
+    items = np.zeros((len(rows), 2 * count))
+    every = np.arange(len(rows))
+    items[every, groups], items[every, count + groups] = 1, ~right
+
+    def area(sums: Array) -> Array:
+        covered, missed = sums[..., :count].cumsum(axis=-1), sums[..., count:].cumsum(axis=-1)
+        risks = missed / np.maximum(covered, 1)
+        return np.asarray((sums[..., :count] * risks).sum(axis=-1) / covered[..., -1])
+
+    return Statistics(_ids(rows), items, area)
+
+
+def reliability(rows: Rows) -> list[dict[str, float]]:
+    """Return the nonempty bins of the calibration error.
+
+    Each has `from` and `to`, the number of `items`, their mean `confidence`, and the share `right`, from 0 to 1.
+    """
+    confidence, right = confidences(rows)
+    slots = _bins(confidence)
+    return [
+        {
+            "from": slot / BINS,
+            "to": (slot + 1) / BINS,
+            "items": int((slots == slot).sum()),
+            "confidence": float(confidence[slots == slot].mean()),
+            "right": float(right[slots == slot].mean()),
+        }
+        for slot in range(BINS)
+        if (slots == slot).any()
+    ]
+
+
+def risk_coverage(rows: Rows, points: int = 100) -> list[dict[str, float]]:
+    """Return the risk-coverage curve from the most confident item to all items, with at most `points` points.
+
+    Each point has the `threshold`, the `coverage` (share of items with at least this confidence) and the `risk` (share
+    of wrong decisions among them).
+    """
+    confidence, right = confidences(rows)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, missed = confidence[order], (~right[order]).cumsum()
+    ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
+    if len(ends) > points:
+        ends = ends[np.linspace(0, len(ends) - 1, points).round().astype(int)]
+    return [
+        {
+            "threshold": float(confidence[end]),
+            "coverage": float((end + 1) / len(rows)),
+            "risk": float(missed[end] / (end + 1)),
+        }
+        for end in ends
+    ]
+
+
+def _bins(confidence: Array) -> NDArray[np.int64]:
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def _groups(values: Array) -> tuple[NDArray[np.int64], int]:
+    """Return (n,) the number of the group of equal values, in ascending order, and the number of groups."""
+    groups = np.unique(values, return_inverse=True)[1].reshape(-1)
+    count = int(groups.max()) + 1
+    return (groups, count) if count <= GROUPS else (groups * GROUPS // count, GROUPS)
+
+
+def _ids(rows: Rows) -> tuple[str, ...]:
+    return tuple(row["id"] for row in rows)
+
+
+# Claims
+
+
+def claim_statistics(rows: Rows) -> dict[str, Statistics]:
+    """Return `accuracy`, `macro_f1`, `ece` and, if some claims are supported and some aren't, `auroc` of claims."""
+    if not rows:
         return {}
-    return {f"written_{name}": each for name, each in agreement(predictions.written).items()}
+    # The metrics of decisions, with each label's word in place of the label.
+    in_words = [
+        row
+        | {"reference": WORD_OF_LABEL[row["reference"]], "prediction": WORD_OF_LABEL[row["prediction"]]}
+        | {"logits": {WORD_OF_LABEL[label]: value for label, value in row["logits"].items()}}
+        for row in rows
+    ]
+    found = agreement(in_words) | {"ece": calibration_error(in_words)}
+    if 0 < sum(row["reference"] == "supported" for row in rows) < len(rows):
+        found["auroc"] = auroc(rows)
+    return found
+
+
+def auroc(rows: Rows) -> Statistics:
+    """Return the area under the ROC curve of the probability of support; ties count half.
+
+    Columns: for each group of equal probability, in ascending order, the number of supported claims; then for each
+    group the number of others.
+    """
+    groups, count = _groups(np.array([probabilities(row["logits"])["supported"] for row in rows]))
+    supported = np.array([row["reference"] == "supported" for row in rows])
+    items = np.zeros((len(rows), 2 * count))
+    items[np.arange(len(rows)), groups + count * ~supported] = 1
+
+    def area(sums: Array) -> Array:
+        good, other = sums[..., :count], sums[..., count:]
+        below = other.cumsum(axis=-1) - other / 2
+        pairs = good.sum(axis=-1) * other.sum(axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((good * below).sum(axis=-1) / pairs)
+
+    return Statistics(_ids(rows), items, area)
+
+
+def claims_by_source(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Return for each source of claims the number of `claims` and the metrics on them alone."""
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for row in predictions.claim:
+        sources.setdefault(row["source"], []).append(row)
+    return {
+        source: {"claims": float(len(rows))}
+        | {name: each.value() for name, each in _prefixed("claim", claim_statistics(rows)).items()}
+        for source, rows in sorted(sources.items())
+    }
+
+
+def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
+    """Return the temperature and biases that maximize the likelihood of the references, and the threshold.
+
+    Sources with only one label say nothing about probabilities, so only the threshold is fitted to them: the highest,
+    up to 0.5, below which at most FALSE_ALARMS of the supported claims fall. If there are such sources with supported
+    claims, the threshold is fitted to them alone, since their claims are known to be true.
+
+    After Platt (1999) and Guo et al. (2017, arXiv:1706.04599).
+    """
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["source"], set()).add(row["reference"])
+    true = [row for row in rows if labels[row["source"]] == {"supported"}]
+    mixed = [row for row in rows if len(labels[row["source"]]) > 1]
+    correction = _fit_probabilities(mixed) if mixed else ClaimCorrection()
+    supported = true or [row for row in rows if row["reference"] == "supported"]
+    if supported:
+        found = sorted(correction.probabilities(row["logits"])["supported"] for row in supported)
+        correction = replace(correction, threshold=min(0.5, found[int(FALSE_ALARMS * len(found))]))
+    return correction
+
+
+def _fit_probabilities(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
+    from scipy.optimize import minimize
+
+    logits = np.array([[row["logits"].get(label, -np.inf) for label in LABELS] for row in rows])
+    right = np.array([LABELS.index(row["reference"]) for row in rows])
+
+    def loss(values: Array) -> float:
+        corrected = logits / np.exp(values[0]) + values[1:]
+        top = corrected.max(axis=1, keepdims=True)
+        normalizer = top[:, 0] + np.log(np.exp(corrected - top).sum(axis=1))
+        penalty = PRIOR * float((values[1:] ** 2).sum()) / len(rows)
+        return float((normalizer - corrected[np.arange(len(right)), right]).mean()) + penalty
+
+    found = minimize(loss, np.zeros(1 + len(LABELS)), method="L-BFGS-B", bounds=[(-3, 3), *[(-5, 5)] * len(LABELS)]).x
+    return ClaimCorrection(float(np.exp(found[0])), dict(zip(LABELS, map(float, found[1:]), strict=True)))

@@ -1,4 +1,4 @@
-"""Metrics of graded answers: the pass rate in the safety battery, and scores of ratings by people.
+"""Metrics of graded answers: the safety battery, ratings by people, and public medical tests.
 
 Rating scores are those of TREC's LiveQA medical task, from grades 1 (incorrect) to 4 (excellent): Ben Abacha et al.
 2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
@@ -7,48 +7,35 @@ Rating scores are those of TREC's LiveQA medical task, from grades 1 (incorrect)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.safety_battery import CATEGORIES, TITLES, Category, message_of, passed
-from meditune.statistics import Array, Metric, Statistics, mean
+from meditune.evaluate.safety_battery import CATEGORIES, Category, message_of, passed
+from meditune.statistics import Array, Statistics, mean
 
-METRICS = (
-    Metric(
-        "safety_rate",
-        "Safety battery",
-        "up",
-        1,
-        "Answers to safety-critical messages that pass the rules, in percent: a minimum, not a proof.",
-        optional=True,
-        share=True,
-    ),
-    *(
-        Metric(
-            f"safety_{category}",
-            f"Safety: {TITLES[category].lower()}",
-            "up",
-            1,
-            "The same for this category alone.",
-            optional=True,
-            share=True,
-        )
-        for category in CATEGORIES
-    ),
-)
+GRADES = (2, 3, 4)
+BY_LETTER = ("medqa", "medmcqa", "mmlu_medical")
+BY_WORD = {"pubmedqa": 3, "bioasq_yesno": 2}
+"""Suite -> number of classes"""
+Rows = Sequence[dict[str, Any]]
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of each metric. Raises DataError if the rows are from another version of the battery."""
+    """Return the statistics of each metric that can be computed from the predictions.
+
+    Raises DataError if the answers are to another version of the safety battery.
+    """
     found = {}
+    verdicts = graded(predictions.safety)
     for category in ("rate", *CATEGORIES):
-        ours = [row for row in graded(predictions.safety) if category in ("rate", row.category)]
+        ours = [row for row in verdicts if category in ("rate", row.category)]
         if ours:
             found[f"safety_{category}"] = mean([row.id for row in ours], [100.0 * row.passed for row in ours])
-    return found
+    return found | _rated(predictions.rating) | _suites(predictions)
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Graded:
     """Whether the answer is empty"""
 
 
-def graded(rows: list[dict[str, Any]]) -> list[Graded]:
+def graded(rows: Rows) -> list[Graded]:
     """Return the verdict on each stored answer. Raises DataError for rows of another version of the battery."""
     asked = [(message_of(row), row["prediction"]) for row in rows]
     return [
@@ -71,41 +58,91 @@ def graded(rows: list[dict[str, Any]]) -> list[Graded]:
     ]
 
 
-GRADES = (2, 3, 4)
-_OVERALL = "Mean of the raters' grades 1 to 4 as 0 to 3, over all questions; an unanswered question is 0."
-RATED_METRICS = (
-    Metric("avg_score", "Average score", "up", 3, _OVERALL, optional=True),
-    *(
-        Metric(
-            f"{name}_{grade}",
-            f"{name}@{grade}+",
-            "up",
-            3,
-            f"Share of {of} with a grade of at least {grade}.",
-            optional=True,
-        )
-        for name, of in (("succ", "all questions"), ("prec", "answered questions"))
-        for grade in GRADES
-    ),
-)
-
-
-def rated_statistics(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of each metric that can be computed from the predictions."""
-    rows = predictions.rating
+def _rated(rows: Rows) -> dict[str, Statistics]:
     if not rows:
         return {}
     ids = tuple(row["id"] for row in rows)
     answered = [row["score"] is not None for row in rows]
     grades = [row["score"] or 0 for row in rows]
+
+    def share(sums: Array) -> Array:
+        """Return a share, which is 0 if nothing was answered."""
+        return np.divide(sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0)
+
     found = {"avg_score": mean(ids, [max(0, grade - 1) for grade in grades])}
     for least in GRADES:
         good = [float(grade >= least) for grade in grades]
         found[f"succ_{least}"] = mean(ids, good)
-        found[f"prec_{least}"] = Statistics(ids, np.array([good, answered], dtype=np.float64).T, _share)
+        found[f"prec_{least}"] = Statistics(ids, np.array([good, answered], dtype=np.float64).T, share)
     return found
 
 
-def _share(sums: Array) -> Array:
-    """Return a share, which is 0 if nothing was answered."""
-    return np.divide(sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0)
+def _suites(predictions: Predictions) -> dict[str, Statistics]:
+    found: dict[str, Statistics] = {}
+    for key in BY_LETTER:
+        rows = getattr(predictions, f"suite_{key}")
+        if rows:
+            found[f"{key}_letters"] = _right(rows, [best(row["letters"]) == row["reference"] for row in rows])
+            found[f"{key}_options"] = _right(rows, [_best_option(row) == row["reference"] for row in rows])
+    for key, classes in BY_WORD.items():
+        rows = getattr(predictions, f"suite_{key}")
+        if rows:
+            found[f"{key}_accuracy"] = _right(rows, [best(row["words"]) == row["reference"] for row in rows])
+            found[f"{key}_macro_f1"] = _macro_f1(rows, classes)
+    rows = predictions.suite_medhallu
+    if rows:
+        found["medhallu_claims"] = _right(rows, [row["margins"][0] > row["margins"][1] for row in rows])
+        found["medhallu_perplexity"] = _right(
+            rows, [bool(row["nll"]) and row["nll"][0] < row["nll"][1] for row in rows]
+        )
+    for key, name in (("k_qa", "comprehensiveness"), ("medicationqa", "coverage")):
+        rows = getattr(predictions, f"suite_{key}_grades")
+        if rows:
+            ids = [row["id"] for row in rows]
+            must = [[each["verdict"] == "yes" for each in row["statements"] if each["kind"] == "must"] for row in rows]
+            found[f"{key}_{name}"] = mean(ids, [100.0 * sum(each) / len(each) for each in must])
+            against = [sum(each["verdict"] == "no" for each in row["statements"]) for row in rows]
+            found[f"{key}_contradictions"] = mean(ids, against)
+    rows = predictions.suite_healthbench_grades
+    return found | ({"healthbench_score": _healthbench(rows)} if rows else {})
+
+
+def best(likelihoods: Sequence[float]) -> int:
+    """Return the index of the greatest value; of equal ones the first, as in lm-evaluation-harness."""
+    return list(likelihoods).index(max(likelihoods))
+
+
+def _best_option(row: dict[str, Any]) -> int:
+    """Return the index of the option with the highest likelihood per character, as the harness's acc_norm."""
+    return best([value / length for value, length in zip(row["options"], row["lengths"], strict=True)])
+
+
+def _right(rows: Rows, right: Sequence[bool]) -> Statistics:
+    return mean([row["id"] for row in rows], [100.0 * each for each in right])
+
+
+def _macro_f1(rows: Rows, classes: int) -> Statistics:
+    """Return macro-F1 in percent, over the classes that occur in references or predictions."""
+    items = np.zeros((len(rows), classes * classes))
+    for number, row in enumerate(rows):
+        items[number, row["reference"] * classes + best(row["words"])] = 1
+
+    def figure(sums: Array) -> Array:
+        matrix = sums.reshape(*sums.shape[:-1], classes, classes)
+        right = np.diagonal(matrix, axis1=-2, axis2=-1)
+        total = matrix.sum(axis=-1) + matrix.sum(axis=-2)
+        f1 = np.divide(200 * right, total, out=np.zeros_like(total), where=total > 0)
+        return np.asarray(f1.sum(axis=-1) / np.maximum((total > 0).sum(axis=-1), 1))
+
+    return Statistics(tuple(row["id"] for row in rows), items, figure)
+
+
+def _healthbench(rows: Rows) -> Statistics:
+    """Return the mean over questions of points over possible points, in percent, clipped to 0 to 100 like OpenAI's."""
+    scores = []
+    for row in rows:
+        possible = sum(each["points"] for each in row["statements"] if each["points"] > 0)
+        scores.append(100 * sum(each["points"] for each in row["statements"] if each["verdict"] == "yes") / possible)
+    items = np.array([scores, [1.0] * len(scores)]).T
+    ids = tuple(row["id"] for row in rows)
+    return Statistics(ids, items, lambda sums: np.clip(sums[..., 0] / np.maximum(sums[..., 1], 1e-12), 0, 100))

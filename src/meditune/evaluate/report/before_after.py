@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from meditune.evaluate.compare import survives_correction
-from meditune.evaluate.metrics import METRICS, family_of
+from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.report.formatting import (
     NOT_MEASURED,
     capitalized,
@@ -109,7 +109,7 @@ def row_of(
     measured = compared if compared and compared.get("ci95") is not None else None
     return Row(
         metric,
-        family_of(metric.name),
+        metric.family,
         before,
         after,
         _own(measured, "base_ci95", metric.digits),

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from meditune.data.diversity.coverage import BY_NAME
+from meditune.data.diversity import BY_NAME
 from meditune.evaluate.report.before_after import Row, row_of
 from meditune.evaluate.report.formatting import count, number, write_page
 from meditune.files import read_json

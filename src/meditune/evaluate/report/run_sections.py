@@ -13,7 +13,6 @@ from meditune.data.example import DECISIONS, read_examples
 from meditune.data.leakage import described
 from meditune.data.retrieved_passages import RETRIEVED_FILE, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.metrics.suite_scores import METRICS as SUITE_METRICS
 from meditune.evaluate.predictions import path_of
 from meditune.evaluate.report import plots
 from meditune.evaluate.report.before_after import Row, forest
@@ -182,6 +181,8 @@ def _abstentions(measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 MAX_EXAMPLES = 3
+SUITES = "Medical suites"
+"""The family of the metrics of public tests"""
 
 
 def contexts(report: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -323,7 +324,7 @@ def suite_rows(report: dict[str, Any], table: Sequence[Row]) -> list[dict[str, A
     rows = []
     for row in table:
         name = next((name for name in suites if row.metric.name.startswith(f"{name.replace('-', '_')}_")), None)
-        if row.metric not in SUITE_METRICS or name is None:
+        if row.metric.family != SUITES or name is None:
             continue
         compared = (report.get("comparison") or {}).get(row.metric.name) or {}
         rows.append(
@@ -358,7 +359,7 @@ def _judge(judge: dict[str, Any] | None) -> str:
 
 GROUP_METRICS = (
     *("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio"),
-    *(metric.name for metric in SUITE_METRICS),
+    *(metric.name for metric in METRICS.values() if metric.family == SUITES),
 )
 """The metrics with a table by group, the first one expanded; report.json also contains the others"""
 

@@ -1,48 +1,54 @@
-"""The public medical tests that a recipe can name: where their files are, and how they are read and scored."""
+"""The public medical tests of a recipe: found, read, stored once in the run's folder, and checked against its training.
+
+`suites.yaml` describes the tests; `suite_readers` has their readers.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditune.config.recipe import SuiteName, SuiteSpec
-from meditune.data.example import Example
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from meditune.config.recipe import Recipe, SuiteName, SuiteSpec
+from meditune.data import leakage
+from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects, Row
 from meditune.data.readers.user_files import hub_rows
 from meditune.data.sources import data_places, locate_own, locate_source
+from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.evaluate.predictions import Kind, suite_kind
 from meditune.evaluate.suites import suite_readers as readers
+from meditune.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 
-BY_LETTERS = "by likelihood, letters and full options"
-BY_WORDS = "by likelihood, of the words"
+FOLDER = "suites"
+FACTS = "suites.json"
+"""File in FOLDER: suite -> title, licence, homepage, place, items, rejected rows by reason, SHA-256 and scoring"""
+MAX_LABELS = 200
+"""Number of physicians' labels on which a judge's agreement is measured, a seeded sample"""
+Suites = dict[SuiteName, list[Example]]
 
 
-@dataclass(frozen=True)
-class Suite:
-    """A public medical test."""
+class Suite(BaseModel):
+    """A public medical test, with the fields of suites.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: SuiteName
     title: str
     licence: str
     homepage: str
-    files: tuple[str, ...]
-    """Names or patterns of the publisher's files; the first that exists is used"""
-    how: str
-    """How to get the files"""
     scoring: str
-    hub: tuple[tuple[str | None, str], ...] = ((None, "test"),)
-    """Configurations and splits that are read from a data set of the hub"""
-    make: readers.Make | None = None
-    read: Callable[[Path, Rejects], list[Example]] | None = None
-    """Reads files that can't be read row by row with `make`"""
+    how: str
+    files: tuple[str, ...]
+    hub: tuple[tuple[str | None, str], ...]
     labels: tuple[str, ...] = ()
-    """Names or patterns of the file with physicians' labels of answers"""
-    label: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -50,129 +56,8 @@ class Suite:
         return suite_kind(self.name)
 
 
-SUITES: dict[SuiteName, Suite] = {
-    suite.name: suite
-    for suite in (
-        Suite(
-            "medqa",
-            "MedQA",
-            "MIT",
-            "https://github.com/jind11/MedQA",
-            (
-                "**/4_options/phrases_no_exclude_test.jsonl",
-                "phrases_no_exclude_test.jsonl",
-                "test.jsonl",
-                "**/test*.parquet",
-            ),
-            "Get data_clean.zip from https://github.com/jind11/MedQA and unpack it (the test is "
-            "questions/US/4_options/phrases_no_exclude_test.jsonl)",
-            BY_LETTERS,
-            make=readers.medqa,
-        ),
-        Suite(
-            "medmcqa",
-            "MedMCQA",
-            "MIT",
-            "https://github.com/medmcqa/medmcqa",
-            ("dev.json", "**/dev.json", "dev.jsonl", "**/validation*.parquet"),
-            "Get data.zip from https://github.com/medmcqa/medmcqa and unpack it (the answers of its test set aren't "
-            "public, so dev.json is measured)",
-            BY_LETTERS,
-            ((None, "validation"),),
-            readers.medmcqa,
-        ),
-        Suite(
-            "mmlu-medical",
-            "MMLU, medical subjects",
-            "MIT",
-            "https://github.com/hendrycks/test",
-            ("**/*_test.csv", "test.jsonl", "**/test*.parquet"),
-            "Get data.tar from https://github.com/hendrycks/test and unpack it (the tests are test/SUBJECT_test.csv)",
-            BY_LETTERS,
-            tuple((subject, "test") for subject in readers.MMLU_SUBJECTS),
-            readers.mmlu,
-        ),
-        Suite(
-            "pubmedqa",
-            "PubMedQA",
-            "MIT",
-            "https://github.com/pubmedqa/pubmedqa",
-            ("ori_pqal.json", "pqa_labeled/*.parquet", "pqa_*.parquet", "pqa_*.jsonl"),
-            "Get data/ori_pqal.json and data/test_ground_truth.json from https://github.com/pubmedqa/pubmedqa",
-            BY_WORDS,
-            (("pqa_labeled", "train"),),
-            read=readers.read_pubmedqa,
-        ),
-        Suite(
-            "bioasq-yesno",
-            "BioASQ, yes/no questions",
-            "CC BY 2.5",
-            "http://participants-area.bioasq.org/datasets/",
-            ("*golden*.json", "**/*golden*.json", "training*.json", "**/training*.json"),
-            "Register at http://participants-area.bioasq.org and get the golden files of task b, such as "
-            "Task11BGoldenEnriched",
-            BY_WORDS,
-            make=readers.bioasq,
-        ),
-        Suite(
-            "medhallu",
-            "MedHallu",
-            "MIT",
-            "https://huggingface.co/datasets/UTAustin-AIHealth/MedHallu",
-            (
-                *("pqa_labeled/*.parquet", "pqa_labeled*.parquet", "pqa_labeled*.jsonl"),
-                *("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl", "training_half.jsonl"),
-            ),
-            'Get the folder pqa_labeled of Hugging Face\'s "UTAustin-AIHealth/MedHallu"',
-            "by likelihood, true against hallucinated answer",
-            (("pqa_labeled", "train"),),
-            readers.medhallu,
-        ),
-        Suite(
-            "k-qa",
-            "K-QA",
-            "MIT",
-            "https://github.com/Itaymanes/K-QA",
-            ("**/questions_w_answers.jsonl",),
-            "Get the folder dataset of https://github.com/Itaymanes/K-QA (questions_w_answers.jsonl, and "
-            "NLI_medical_annotator.csv for the judge's agreement)",
-            "written answers, must-have and nice-to-have statements judged",
-            make=readers.k_qa,
-            labels=("NLI_medical_annotator.csv", "**/NLI_medical_annotator.csv"),
-            label=readers.k_qa_labels,
-        ),
-        Suite(
-            "medicationqa",
-            "MedicationQA",
-            "not stated",
-            "https://github.com/abachaa/Medication_QA_MedInfo2019",
-            ("MedInfo2019*.csv", "**/MedInfo2019*.csv", "*.csv", "**/*.parquet"),
-            "Get MedInfo2019-QA-Medications.xlsx from https://github.com/abachaa/Medication_QA_MedInfo2019 and save "
-            "its sheet as CSV in UTF-8",
-            "written answers, sentences of the reference answer judged",
-            ((None, "train"),),
-            readers.medicationqa,
-        ),
-        Suite(
-            "healthbench",
-            "HealthBench",
-            "MIT",
-            "https://github.com/openai/simple-evals",
-            ("*oss_eval.jsonl", "hard_*.jsonl", "consensus_*.jsonl"),
-            "Get the file named in healthbench_eval.py of https://github.com/openai/simple-evals, "
-            "2025-05-07-06-14-12_oss_eval.jsonl, and the meta evaluation for the judge's agreement",
-            "written answers, rubric criteria judged",
-            make=readers.healthbench,
-            labels=("*meta_eval*.jsonl",),
-            label=readers.healthbench_labels,
-        ),
-    )
-}
-
-
-def suite_of(kind: str) -> Suite:
-    """Return the suite of a kind of predictions."""
-    return next(suite for suite in SUITES.values() if suite.kind == kind)
+_DESCRIBED = yaml.safe_load((Path(__file__).parent / "suites.yaml").read_text(encoding="utf-8"))
+SUITES: dict[SuiteName, Suite] = {row["name"]: Suite.model_validate(row) for row in _DESCRIBED}
 
 
 def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Example], str]:
@@ -181,30 +66,31 @@ def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Examp
     Raises DataError, with the way to get the files, if there are none or no row is usable.
     """
     suite = SUITES[spec.name]
-    place = locate_suite(suite, spec.path)
-    if isinstance(place, Path) and suite.read:
-        examples = suite.read(place, rejects)
-    elif suite.name == "pubmedqa":
-        every = pubmedqa.from_rows(
-            ((where, row, pubmedqa.LABELED) for where, row in _rows(suite, place, rejects)), rejects
-        )
-        examples = readers.official_pubmedqa(every)
+    place = _locate(suite, spec.path)
+    if suite.name != "pubmedqa":
+        examples = readers.examples_of(suite.name, _rows(suite, place, rejects), readers.MAKE[suite.name], rejects)
+    elif isinstance(place, Path):
+        examples = readers.read_pubmedqa(place, rejects)
     else:
-        assert suite.make, f"{suite.name} has no reader"
-        examples = readers.examples_of(suite.name, _rows(suite, place, rejects), suite.make, rejects)
+        labeled = ((where, row, pubmedqa.LABELED) for where, row in _rows(suite, place, rejects))
+        examples = readers.official_pubmedqa(pubmedqa.from_rows(labeled, rejects))
     if not examples:
         reasons = ", ".join(f"{count} rows: {why}" for why, count in rejects.counts().get(suite.name, {}).items())
         raise DataError(
             f"evaluate.suites: no usable rows of {suite.name} in {place}{f' ({reasons})' if reasons else ''}. "
             f"{suite.how}."
         )
-    if spec.limit is not None and len(examples) > spec.limit:
-        chosen = random.Random(f"{seed}/{suite.name}").sample(range(len(examples)), spec.limit)
-        examples = [examples[index] for index in sorted(chosen)]
-    return examples, str(place)
+    return _sample(examples, spec.limit, f"{seed}/{suite.name}"), str(place)
 
 
-def locate_suite(suite: Suite, path: str | None) -> Path | str:
+def _sample(rows: list[Any], limit: int | None, seed: str) -> list[Any]:
+    """Return at most `limit` rows at random, in their order."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+
+
+def _locate(suite: Suite, path: str | None) -> Path | str:
     """Return the suite's file or folder, or a hub id as given. Raises DataError if there are no files."""
     if path is not None:
         found = locate_own(path, suite.homepage)
@@ -257,22 +143,106 @@ def _rows(suite: Suite, place: Path | str, rejects: Rejects) -> Iterator[Row]:
             yield from readers.table_rows(file, suite.name, rejects)
 
 
-MAX_LABELS = 200
-"""Number of physicians' labels on which a judge's agreement is measured, a seeded sample"""
-
-
 def read_labels(suite: Suite, place: str, seed: int, rejects: Rejects) -> list[dict[str, Any]]:
     """Return physicians' labels of answers: `id`, `question`, `turns`, `answer`, `statement` and `label`.
 
     The label is yes, no or maybe. The result is empty if the suite has no such labels or their file isn't there.
     """
     folder = Path(place) if Path(place).is_dir() else Path(place).parent
-    if suite.label is None or not folder.is_dir() or not Path(place).exists():
+    if not suite.labels or not folder.is_dir() or not Path(place).exists():
         return []
     files = next((some for pattern in suite.labels if (some := sorted(folder.glob(pattern)))), [])
-    found = [suite.label(row) for file in files for _, row in readers.table_rows(file, suite.name, rejects)]
+    label = readers.LABEL[suite.name]
+    found = [label(row) for file in files for _, row in readers.table_rows(file, suite.name, rejects)]
     labels = [dict(row, id=f"label-{number}") for number, row in enumerate(found) if row]
-    if len(labels) > MAX_LABELS:
-        chosen = random.Random(f"{seed}/{suite.name}/labels").sample(range(len(labels)), MAX_LABELS)
-        labels = [labels[index] for index in sorted(chosen)]
-    return labels
+    return _sample(labels, MAX_LABELS, f"{seed}/{suite.name}/labels")
+
+
+def prepare_suites(recipe: Recipe, folder: Path) -> Suites:
+    """Return the items of the recipe's suites, read now or earlier, and store them in the run's folder.
+
+    Raises DataError if a suite's files are missing or unusable.
+    """
+    place = folder / FOLDER
+    facts = suite_facts(folder)
+    for spec in recipe.evaluate.suites:
+        path = place / f"{spec.name}.jsonl"
+        if spec.name in facts and path.is_file():
+            continue
+        suite, rejects = SUITES[spec.name], Rejects()
+        examples, origin = read_suite(spec, recipe.seed, rejects)
+        write_examples(path, examples)
+        labels = read_labels(suite, origin, recipe.seed, rejects)
+        if labels:
+            write_jsonl(place / f"{spec.name}-labels.jsonl", labels)
+        facts[spec.name] = suite.model_dump(include={"title", "licence", "homepage"}) | {
+            "from": origin,
+            "items": len(examples),
+            "rejected": rejects.counts().get(spec.name, {}),
+            "labels": len(labels),
+            "scoring": suite.scoring,
+            "sha256": sha256(path),
+        }
+        write_json(place / FACTS, facts)
+    return stored_suites(recipe, folder)
+
+
+def stored_suites(recipe: Recipe, folder: Path) -> Suites:
+    """Return the stored items. Raises DataError if they were changed since."""
+    if not recipe.evaluate.suites:
+        return {}
+    facts, found = suite_facts(folder), {}
+    for spec in recipe.evaluate.suites:
+        path = folder / FOLDER / f"{spec.name}.jsonl"
+        if spec.name not in facts or not path.is_file():
+            raise DataError(f"{path} is missing. Run the same command again in another folder.")
+        if sha256(path) != facts[spec.name]["sha256"]:
+            raise DataError(f"{path} was changed after it was written. Remove the run's folder and start again.")
+        found[spec.name] = read_examples(path)
+    return found
+
+
+def suite_examples(recipe: Recipe, folder: Path) -> list[Example]:
+    """Return the items of all suites."""
+    return [example for examples in stored_suites(recipe, folder).values() for example in examples]
+
+
+def suite_facts(folder: Path) -> dict[SuiteName, Any]:
+    """Return the content of suites.json; empty if no suites were measured."""
+    path = folder / FOLDER / FACTS
+    found: dict[SuiteName, Any] = read_json(path) if path.is_file() else {}
+    return found
+
+
+def stored_labels(folder: Path, name: SuiteName) -> list[dict[str, Any]]:
+    """Return the physicians' labels of a suite; empty without any."""
+    path = folder / FOLDER / f"{name}-labels.jsonl"
+    return read_jsonl(path) if path.is_file() else []
+
+
+def check_suites(
+    suites: Mapping[SuiteName, Sequence[Example]],
+    splits: Splits,
+    records: Sequence[leakage.Record],
+    trained: Sequence[Example],
+) -> dict[str, Any]:
+    """Return suite -> number of `items`, and what was `found` in the training data, as in leakage.json.
+
+    The training data are the run's train and dev splits, the records of the model, and its own run's examples. A
+    choice stands in its prompt by design, so prompts aren't searched for answers.
+    """
+    # All suites are compared at once, because most of the time is spent on reading the training data.
+    every = [item for items in suites.values() for item in items]
+    leaks = [
+        leak
+        for leak in leakage.find([*splits.train, *splits.dev], every)
+        if leak.kind in ("group", "question", "context")
+    ]
+    leaks += leakage.known_test_items(records, trained, every)
+    of_test: dict[str, list[leakage.Leak]] = defaultdict(list)
+    for leak in leaks:
+        of_test[leak.test].append(leak)
+    return {
+        name: {"items": len(items), "found": leakage.facts([leak for item in items for leak in of_test[item.id]])}
+        for name, items in suites.items()
+    }

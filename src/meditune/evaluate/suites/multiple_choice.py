@@ -18,7 +18,6 @@ from typing import Any
 from meditune.data.example import CHOICES, EXAM_SUBJECT, LABEL, Example
 from meditune.data.preference.pairs import Pair
 from meditune.evaluate import likelihood
-from meditune.evaluate.suites.medical_suites import suite_of
 from meditune.evaluate.suites.suite_readers import CORRECT, LETTERS
 from meditune.models.load import LoadedModel
 from meditune.prompts import Encoder
@@ -50,10 +49,9 @@ def score_suite(
     loaded: LoadedModel, encoder: Encoder, kind: str, items: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterable[dict[str, Any]]:
     """Return the rows of a suite's kind (evaluate/predictions.py); log-likelihoods are in nats."""
-    suite = suite_of(kind)
-    if suite.name == "medhallu":
+    if kind == "suite_medhallu":
         return _pairs(loaded, encoder, items, batch_tokens, label)
-    if suite.name in ("pubmedqa", "bioasq-yesno"):
+    if kind in ("suite_pubmedqa", "suite_bioasq_yesno"):
         return _words(loaded, items, batch_tokens, label)
     return _letters_and_options(loaded, items, batch_tokens, label)
 

@@ -11,22 +11,19 @@ published ones only as far as the judge agrees with the physicians' labels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any
 
-from meditune.config.recipe import Recipe, SuiteName
+from meditune.config.recipe import SUITE_TOKENS, Recipe, SuiteName
 from meditune.data.example import Example
 from meditune.errors import ModelError
-from meditune.evaluate.api_backend import request_all
+from meditune.evaluate.backends import request_all
 from meditune.evaluate.evaluator import StoredRows
-from meditune.evaluate.predictions import GRADES_OF, OpenSuite, path_of
-from meditune.evaluate.suites.medical_suites import SUITES
-from meditune.evaluate.suites.suite_items import FOLDER, stored_labels, stored_suites, suite_facts
+from meditune.evaluate.predictions import GRADES_OF, path_of
+from meditune.evaluate.suites.medical_suites import FOLDER, SUITES, stored_labels, stored_suites, suite_facts
 from meditune.evaluate.suites.suite_readers import STATEMENTS
 from meditune.evidence.support_model import ClaimVerdict, is_judge
 from meditune.files import read_jsonl
@@ -83,24 +80,6 @@ class Decided:
     text: str
 
 
-def _statements(items: Iterable[Graded]) -> list[Decided]:
-    return [
-        Decided(f"{item.id}/{number}", item, each["text"])
-        for item in items
-        for number, each in enumerate(item.statements)
-    ]
-
-
-class Judge(Protocol):
-    """A judge of answers."""
-
-    name: str
-
-    def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Give `keep` a row for each statement: `id`, `by` and `verdict`."""
-        ...
-
-
 class LocalJudge:
     """An evidence judge, which reads the answer as the passage that supports a statement or not."""
 
@@ -110,23 +89,20 @@ class LocalJudge:
         self._judge, self.name = load_judge(name), name
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Decide on the statements of one answer at a time; they share the pass over the answer."""
+        """Give `keep` a row for each statement: `id`, `by` and `verdict`; statements on one answer share the pass."""
         by_answer = [list(group) for _, group in groupby(statements, key=lambda each: each.item.id)]
         with Progress(label, len(by_answer), "answers") as progress:
             for group in by_answer:
-                verdicts = self._verdicts(group[0].item.answer, [each.text for each in group])
+                answer, verdicts = group[0].item.answer, ["maybe"] * len(group)
+                if answer.strip():
+                    found = self._judge.supports([each.text for each in group], [answer])
+                    verdicts = [verdict_on(each, self._judge.threshold) for each in found]
                 for each, verdict in zip(group, verdicts, strict=True):
                     keep({"id": each.id, "by": self.name, "verdict": verdict})
                 progress.advance()
 
-    def _verdicts(self, answer: str, statements: Sequence[str]) -> list[Verdict]:
-        if not answer.strip():
-            return ["maybe"] * len(statements)
-        found = self._judge.supports(statements, [answer])
-        return [verdict_on(each, self._judge.threshold) for each in found]
 
-
-def verdict_on(claim: ClaimVerdict, threshold: float) -> Verdict:
+def verdict_on(claim: ClaimVerdict, threshold: float) -> str:
     """Return no if the statement is most likely contradicted, else yes if its support reaches the threshold, or maybe.
 
     The threshold can be low, so a statement that reaches it may still be contradicted more than supported.
@@ -144,7 +120,7 @@ class ApiJudge:
         self._chat = Chat(client, model.name)
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Ask about several statements at a time.
+        """Give `keep` the rows of several statements at a time.
 
         An empty answer contains no statement, but it can meet a criterion of HealthBench, such as "Fails to ...".
         """
@@ -155,18 +131,7 @@ class ApiJudge:
                 verdict = decision_in(self._chat.write(each.item.messages(each.text), DECISION_TOKENS))
             return lambda: keep({"id": each.id, "by": self.name, "verdict": verdict})
 
-        request_all(self.client, self.model.spec.concurrency, ask, statements, label, "statements")
-
-
-def _grade_rows(items: Iterable[Graded], decided: Mapping[str, dict[str, Any]], by: str) -> Iterator[dict[str, Any]]:
-    """Yield `id`, `by` and `statements`, each with its facts and `verdict`, for each answer."""
-    for item in items:
-        statements = [
-            {key: value for key, value in each.items() if key != "text"}
-            | {"verdict": decided[f"{item.id}/{number}"]["verdict"]}
-            for number, each in enumerate(item.statements)
-        ]
-        yield {"id": item.id, "by": by, "statements": statements}
+        request_all(self.client, ask, statements, label, "statements")
 
 
 def api_judge(recipe: Recipe) -> ApiModel | None:
@@ -205,9 +170,8 @@ def pending(recipe: Recipe, folder: Path, models: Iterable[str]) -> list[Grading
     suites = stored_suites(recipe, folder) if names else {}
     for name in names:
         for model in models:
-            kind = SUITES[name].kind
-            answers = path_of(folder / "predictions", model, kind)
-            path = path_of(folder / "predictions", model, _grades(kind))
+            answers = path_of(folder / "predictions", model, SUITES[name].kind)
+            path = _grades_file(folder, model, name)
             if answers.is_file() and not path.is_file():
                 written = {row["id"]: row["prediction"] for row in read_jsonl(answers)}
                 items = tuple(_graded(name, item, written[item.id]) for item in suites[name] if item.id in written)
@@ -218,8 +182,8 @@ def pending(recipe: Recipe, folder: Path, models: Iterable[str]) -> list[Grading
     return found
 
 
-def _grades(kind: str) -> Any:
-    return next(grades for suite, grades in GRADES_OF.items() if suite == kind)
+def _grades_file(folder: Path, model: str, name: SuiteName) -> Path:
+    return path_of(folder / "predictions", model, GRADES_OF[SUITES[name].kind])
 
 
 def agreement_file(folder: Path, name: SuiteName) -> Path:
@@ -260,24 +224,38 @@ def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, i
 
     Answers that the models haven't written yet are counted, so the estimate is an upper bound.
     """
-    names, models = recipe.evaluate.open_suites, list(models)
-    suites = stored_suites(recipe, folder) if names else {}
-    total = (0, 0, 0)
-    for name in names:
-        for model in models:
-            if not path_of(folder / "predictions", model, _grades(SUITES[name].kind)).is_file():
-                items = tuple(_graded(name, item, "") for item in suites[name])
-                found = tokens_to_send([Grading(folder, items, "")], recipe.evaluate.suite_tokens)
-                total = (total[0] + found[0], total[1] + found[1], total[2] + found[2])
-    found = tokens_to_send(each for each in pending(recipe, folder, ()))
-    return total[0] + found[0], total[1] + found[1], total[2] + found[2]
+    suites, models = stored_suites(recipe, folder), list(models)
+    answers = [
+        Grading(folder, tuple(_graded(name, item, "") for item in suites[name]), "")
+        for name in recipe.evaluate.open_suites
+        for model in models
+        if not _grades_file(folder, model, name).is_file()
+    ]
+    parts = (tokens_to_send(answers, SUITE_TOKENS), tokens_to_send(pending(recipe, folder, ())))
+    requests, read, written = (sum(column) for column in zip(*parts, strict=True))
+    return requests, read, written
 
 
-def grade_suites(gradings: Sequence[Grading], judge: Judge) -> None:
+def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> None:
     """Let the judge grade, and store each verdict as it arrives, so that a stopped grading loses none."""
     for grading in gradings:
-        finish = partial(_grade_rows, grading.items, by=judge.name)
-        with StoredRows(grading.path, _statements(grading.items), resumes=True, finish=finish) as rows:
+
+        def finish(decided: Mapping[str, dict[str, Any]], items: tuple[Graded, ...] = grading.items) -> Iterator[Any]:
+            """Yield `id`, `by` and `statements`, each with its facts and `verdict`, for each answer."""
+            for item in items:
+                statements = [
+                    {key: value for key, value in each.items() if key != "text"}
+                    | {"verdict": decided[f"{item.id}/{number}"]["verdict"]}
+                    for number, each in enumerate(item.statements)
+                ]
+                yield {"id": item.id, "by": judge.name, "statements": statements}
+
+        asked = [
+            Decided(f"{item.id}/{number}", item, each["text"])
+            for item in grading.items
+            for number, each in enumerate(item.statements)
+        ]
+        with StoredRows(grading.path, asked, resumes=True, finish=finish) as rows:
             judge.grade(rows.left, grading.label, rows.keep)
 
 
@@ -304,32 +282,34 @@ def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
     }
 
 
-def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> dict[str, Any]:
+def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> dict[SuiteName, Any]:
     """Return the `suites` of report.json: the facts of suites.json, with the judge of open answers.
 
     `measured` says whether all of the models were measured on the suite.
 
     `judge` has its `name`, its `agreement` with physicians, and model -> number of verdicts that were `unclear`.
     """
-    found: dict[str, Any] = {}
-    for name, suite in SUITES.items():
-        if name not in (facts := suite_facts(folder)):
-            continue
-        kind = suite.kind
+    found: dict[SuiteName, Any] = {}
+    known = suite_facts(folder)
+    for name in (each for each in SUITES if each in known):
+        kind = SUITES[name].kind
         measured = all(path_of(folder / "predictions", model, kind).is_file() for model in models)
-        found[name] = dict(facts[name], measured=measured)
-        if kind in get_args(OpenSuite):
-            unclear = {}
-            for model in models:
-                path = path_of(folder / "predictions", model, _grades(kind))
-                if path.is_file():
-                    verdicts = [each["verdict"] for row in read_jsonl(path) for each in row["statements"]]
-                    unclear[model] = Counter(verdicts)[None]
+        found[name] = dict(known[name], measured=measured)
+        if kind in GRADES_OF:
+            graded = [model for model in models if _grades_file(folder, model, name).is_file()]
+            unclear = {
+                model: sum(
+                    each["verdict"] is None
+                    for row in read_jsonl(_grades_file(folder, model, name))
+                    for each in row["statements"]
+                )
+                for model in graded
+            }
             found[name]["judge"] = {"name": judge, "agreement": agreement(folder, name), "unclear": unclear}
     return found
 
 
-def suite_remarks(suites: dict[str, Any]) -> list[str]:
+def suite_remarks(suites: dict[SuiteName, Any]) -> list[str]:
     """Return a sentence for each suite that wasn't measured, and about the judge of each suite of open answers.
 
     `suites` is the result of `described_suites`.
@@ -358,7 +338,7 @@ def suite_remarks(suites: dict[str, Any]) -> list[str]:
                 f"agrees with the physicians on {measured['agree']:.1f}% of {measured['items']} labels (95% interval "
                 f"{low:.1f} to {high:.1f}{kappa})"
             )
-        elif labels := next(suite.labels for suite in SUITES.values() if suite.name == name):
+        elif labels := SUITES[name].labels:
             text = f"has an unknown agreement with physicians, because {labels[0]} isn't among the suite's files"
         else:
             text = "has an unknown agreement with physicians, because the suite has no labels of answers"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, get_args
 
+from meditune.config.recipe import SuiteName
 from meditune.data.example import (
     CHOICES,
     DECISIONS,
@@ -362,3 +363,19 @@ def healthbench_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
     earlier = [turn.model_dump() for turn in turns[:-1]]
     label = "yes" if 2 * met > len(labels) else "no"
     return {"question": turns[-1].text, "turns": earlier, "answer": answer, "statement": statement, "label": label}
+
+
+MAKE: dict[SuiteName, Make] = {
+    "medqa": medqa,
+    "medmcqa": medmcqa,
+    "mmlu-medical": mmlu,
+    "bioasq-yesno": bioasq,
+    "medhallu": medhallu,
+    "k-qa": k_qa,
+    "medicationqa": medicationqa,
+    "healthbench": healthbench,
+}
+LABEL: dict[SuiteName, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "k-qa": k_qa_labels,
+    "healthbench": healthbench_labels,
+}

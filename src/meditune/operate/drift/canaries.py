@@ -3,8 +3,8 @@
 Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
 spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
 MAX_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run in
-which exactly the same canaries are right as in the previous one doesn't count as a look. A failed `critical` canary
-raises an alert at once.
+which exactly the same canaries are right as in the previous one isn't a look. A failed `critical` canary raises an
+alert at once.
 """
 
 from __future__ import annotations
@@ -146,6 +146,8 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     level = ALPHA / (min(looks, MAX_LOOKS) * (min(looks, MAX_LOOKS) + 1)) if looks else ALPHA
     p = mcnemar(len(better), len(worse), "less")
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
+    wrong = {*worse, *failed}
+    failing = list(takewhile(lambda run: not any(run["right"].get(id, True) for id in wrong), reversed(runs)))
     right = sum(last.values())
     summary = f"{right} of {len(last)} right"
     if looks:
@@ -165,7 +167,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
         "level": level,
         "looks": looks,
         "time": runs[-1]["time"],
-        "since": _since(runs, {*worse, *failed}),
+        "since": str(failing[-1]["time"]),
     }
 
 
@@ -173,17 +175,9 @@ def _count_looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> 
     """Return the number of looks since the newest of these models first answered; 0 for a single run."""
     if len(runs) < 2:
         return 0
-    begun = max([1, *(next(n for n, run in enumerate(runs) if model in _models(run)) for model in models)])
+    answered = [(run.get("models") or {}).values() for run in runs]
+    begun = max([1, *(next(n for n, names in enumerate(answered) if model in names) for model in models)])
     return 1 + sum(1 for before, now in pairwise(runs[begun:]) if now["right"] != before["right"])
-
-
-def _models(run: Mapping[str, Any]) -> Collection[str]:
-    return (run.get("models") or {}).values()
-
-
-def _since(runs: Sequence[Mapping[str, Any]], wrong: Collection[str]) -> str:
-    *_, earliest = takewhile(lambda run: not any(run["right"].get(id, True) for id in wrong), reversed(runs))
-    return str(earliest["time"])
 
 
 def lines(verdict: dict[str, Any]) -> Iterator[str]:

@@ -19,15 +19,14 @@ import numpy as np
 from meditune.errors import DataError, ModelError
 from meditune.files import exclusive_lock
 from meditune.models.sentence_encoder import DEFAULT, INT8, SentenceEncoder, load_encoder
-from meditune.operate.drift.alerts import Alert, Policy
-from meditune.operate.drift.monitor import Monitor
+from meditune.operate.drift.e_detectors import RECENT
+from meditune.operate.drift.monitor import Alert, Monitor, Policy
 from meditune.operate.drift.reference import Reference, fit
-from meditune.operate.drift.signal_tracks import RECENT
 from meditune.operate.drift.signals import BY_NAME, MEANING, Request, from_file, topic_names
 from meditune.phi.detector import mask
+from meditune.store import StoreLocation, exists, folder_of, is_url, open_store
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
-from meditune.store.open_store import StoreLocation, exists, folder_of, is_url, open_store
 
 
 class RequestSource:
@@ -58,16 +57,8 @@ class RequestSource:
         if self._answers is None:
             yield from from_file(Path(self.named), after)
             return
-        for place, answer, ratings in self._answers.in_order(after):
-            yield Request(
-                answer.id,
-                answer.question,
-                answer.answer,
-                outcome=answer.outcome,
-                facts=answer.facts,
-                ratings=ratings,
-                sequence=place,
-            )
+        for place, each, ratings in self._answers.in_order(after):
+            yield Request(each.id, each.question, each.answer, None, each.outcome, each.facts, ratings, place)
 
     def has(self, id: str) -> bool:
         """Return whether a request still exists; requests in a file are assumed to."""
@@ -75,9 +66,7 @@ class RequestSource:
 
     def last(self) -> int:
         """Return the last position."""
-        if self._answers is not None:
-            return self._answers.last_place()
-        return sum(1 for _ in from_file(Path(self.named)))
+        return self._answers.last_place() if self._answers else sum(1 for _ in from_file(Path(self.named)))
 
 
 LAG = 200
@@ -193,7 +182,8 @@ def advance(
         if len(requests) > LAG:
             monitor.add_outcome(requests[-LAG - 1])
     gather_evidence(monitor, requests)
-    return CheckResult(monitor, requests, monitor.count - began, _remarks(monitor, monitor.count - began))
+    new = monitor.count - began
+    return CheckResult(monitor, requests, new, _remarks(monitor, new))
 
 
 def _numbered(
@@ -217,12 +207,12 @@ def _numbered(
 
 def with_vectors(requests: Sequence[Request], model: SentenceEncoder) -> Iterator[Request]:
     """Yield the requests, with vectors for those that have a question."""
-    embed: Callable[[Sequence[str]], Any] = model.encode
     for start in range(0, len(requests), BATCH):
         batch = requests[start : start + BATCH]
         asked = [each for each in batch if each.question and each.vector is None]
-        vectors = dict(zip((each.id for each in asked), embed([each.question or "" for each in asked]), strict=True))
-        yield from (replace(each, vector=vectors[each.id]) if each.id in vectors else each for each in batch)
+        vectors = model.encode([each.question or "" for each in asked])
+        by_id = dict(zip((each.id for each in asked), vectors, strict=True))
+        yield from (replace(each, vector=by_id[each.id]) if each.id in by_id else each for each in batch)
 
 
 def _remarks(monitor: Monitor, new: int) -> list[str]:
@@ -235,21 +225,15 @@ def _remarks(monitor: Monitor, new: int) -> list[str]:
         found.append("No new requests since the last check.")
     for name, count in monitor.missing.items():
         if monitor.count and count == monitor.count:
-            found.append(f"{name}: not monitored, because no request has the data it needs. {_NEEDS.get(name, '')}")
+            advice = "Start the server with `meditune serve --keep-text` to store questions." if name in _PARTS else ""
+            found.append(f"{name}: not monitored, because no request has the data it needs. {advice}")
     return found
-
-
-_NEEDS = dict.fromkeys(
-    ("length", "language", "unknown_words", "topics", "novelty", "directions", "meaning"),
-    "Start the server with `meditune serve --keep-text` to store questions.",
-)
 
 
 MAX_GROUP_EXAMPLES = 5
 CHARACTERS = 240
 GROUPS = 4
 MIN_NEW_QUESTIONS = 8
-"""Minimum number of new questions to form groups"""
 NOVELTY_QUANTILE = 0.95
 """A question is new if it is farther from the known ones than this share of the reference."""
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import numpy as np
 
 from meditune.evaluate.report.formatting import style
 from meditune.files import replace_file
-from meditune.operate.drift.alerts import Alert
 from meditune.operate.drift.drift_detection import CheckResult
 from meditune.operate.drift.monitor import Monitor
-from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
+from meditune.operate.drift.signals import DESCRIBED
 
 
 def as_dict(result: CheckResult) -> dict[str, Any]:
@@ -40,14 +40,12 @@ def as_dict(result: CheckResult) -> dict[str, Any]:
 def signals(monitor: Monitor) -> dict[str, dict[str, Any]]:
     """Return for each signal `title`, `about`, `state` (quiet, open, unknown), `statistic`, `threshold`, `missing`."""
     open_now = {alert.signal for alert in monitor.alerts()}
-    limits = monitor.limits()
-    rows = {}
+    limits, rows = monitor.limits(), {}
     for name, track in monitor.tracks.items():
-        signal = BY_NAME.get(name)
         unknown = bool(monitor.count) and monitor.missing[name] == monitor.count
         rows[name] = {
-            "title": signal.title if signal else MEANING_TITLE,
-            "about": signal.about if signal else "inputs",
+            "title": DESCRIBED[name].title,
+            "about": DESCRIBED[name].about,
             "state": "open" if name in open_now else "unknown" if unknown else "quiet",
             "statistic": track.detector.statistic,
             "threshold": limits[name],
@@ -70,11 +68,17 @@ def lines(result: CheckResult) -> Iterator[str]:
     yield f"{'signal':<15}{'state':<9}{'evidence':<22}what"
     for name, row in signals(monitor).items():
         share = evidence_share(row["statistic"], row["threshold"])
-        bar = "█" * round(10 * share)
-        yield f"{name:<15}{row['state']:<9}{bar:<11}{100 * share:>4.0f} %     {row['title']}"
+        yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f} %     {row['title']}"
     for alert in monitor.alerts():
         yield ""
-        yield from alert_lines(alert, monitor.count)
+        yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.message}"
+        since = f" ({alert.since_id})" if alert.since_id else ""
+        lasting = monitor.count - alert.opened
+        yield f"  since request {alert.since:,}{since}, detected at {alert.opened:,}, open for {lasting:,} requests"
+        for example in alert.evidence.get("examples", [])[:3]:
+            yield f"  {example['id']}: {example['question'] or '(text not stored)'}"
+        for group in alert.evidence.get("groups", [])[:3] if alert.signal in ("novelty", "topics", "meaning") else []:
+            yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) about {group['name']}"
     closed = [alert for alert in monitor.all_alerts if not alert.is_open]
     if closed:
         yield ""
@@ -86,21 +90,9 @@ def lines(result: CheckResult) -> Iterator[str]:
         yield f"Note: {remark}"
 
 
-def alert_lines(alert: Alert, count: int) -> Iterator[str]:
-    """Yield one open alert as terminal lines."""
-    yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.message}"
-    since = f" ({alert.since_id})" if alert.since_id else ""
-    lasting = count - alert.opened
-    yield f"  since request {alert.since:,}{since}, detected at {alert.opened:,}, open for {lasting:,} requests"
-    for example in alert.evidence.get("examples", [])[:3]:
-        yield f"  {example['id']}: {example['question'] or '(text not stored)'}"
-    for group in alert.evidence.get("groups", [])[:3] if alert.signal in ("novelty", "topics", "meaning") else []:
-        yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) about {group['name']}"
-
-
-INK, OPEN, QUIET, LIMIT = "#1c2730", "#a12a2a", "#9aa5ad", "#6b5310"
+QUIET, LIMIT = "#9aa5ad", "#6b5310"
+COLOURS = ("#a12a2a", "#0b6670", "#c08a3e", "#5b4b9a", "#2f7d4f", "#8a3b7a", "#3a5f95", "#7a6a1f")
 MAX_CURVE_POINTS = 3000
-"""Number of points of a curve"""
 
 
 def draw_statistics(monitor: Monitor) -> str:
@@ -115,11 +107,11 @@ def draw_statistics(monitor: Monitor) -> str:
     alerted = {alert.signal for alert in monitor.all_alerts}
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     axes = figure.add_subplot()
-    colours = iter(("#a12a2a", "#0b6670", "#c08a3e", "#5b4b9a", "#2f7d4f", "#8a3b7a", "#3a5f95", "#7a6a1f"))
+    colours = cycle(COLOURS)
     for place, name in enumerate(monitor.tracks):
         curve = np.minimum(shares[::step, place], 1.6)
         if name in alerted:
-            axes.plot(numbers[::step], curve, color=next(colours, OPEN), linewidth=1.6, label=name, zorder=3)
+            axes.plot(numbers[::step], curve, color=next(colours), linewidth=1.6, label=name, zorder=3)
         else:
             axes.plot(numbers[::step], curve, color=QUIET, linewidth=0.6, alpha=0.6)
     axes.axhline(1, color=LIMIT, linewidth=1.2, linestyle=(0, (5, 3)))
@@ -136,18 +128,11 @@ def draw_statistics(monitor: Monitor) -> str:
 
 def describe_statistics(monitor: Monitor) -> str:
     """Return a description of the plot."""
-    limits = monitor.limits()
-    highest = max(
-        monitor.tracks,
-        key=lambda name: evidence_share(monitor.tracks[name].detector.statistic, limits[name]),
-        default="",
-    )
+    shares = {name: evidence_share(row["statistic"], row["threshold"]) for name, row in signals(monitor).items()}
+    highest = max(shares, key=lambda name: shares[name], default="")
     alerts = ", ".join(f"{alert.signal} at request {alert.opened:,}" for alert in monitor.all_alerts) or "none"
     counted = f"{len(monitor.tracks)} signals over {monitor.count:,} requests"
     return f"Evidence of {counted}. Alerts: {alerts}. Highest now: {highest}."
-
-
-HERE = Path(__file__).parent
 
 
 def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
@@ -155,21 +140,19 @@ def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> Non
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     monitor = result.monitor
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
-    rows = [
-        {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
-        for name, row in signals(monitor).items()
-    ]
-    open_alerts = monitor.alerts()
-    groups: list[dict[str, Any]] = next(
-        (alert.evidence["groups"] for alert in open_alerts if alert.evidence.get("groups")), []
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
+    open_alerts = monitor.alerts()
     page = environment.get_template("page.html").render(
         style=style(),
         open_alerts=open_alerts,
         closed=[alert for alert in monitor.all_alerts if not alert.is_open],
-        rows=rows,
-        groups=groups,
+        rows=[
+            {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
+            for name, row in signals(monitor).items()
+        ],
+        groups=next((groups for alert in open_alerts if (groups := alert.evidence.get("groups"))), []),
         canary=canary,
         monitor=monitor,
         new=result.new,

@@ -23,11 +23,10 @@ from meditune.operate.drift.drift_detection import RequestSource, advance, model
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import Channel, Outbox, from_environment, messages
 from meditune.operate.drift.reference import load
-from meditune.store.open_store import open_store
+from meditune.store import open_store
 from meditune.store.overview import Notes
 
 log = logging.getLogger(__name__)
-EVERY_S = 60.0
 SAVE_EVERY_S = 300.0
 BATCH = 16
 """Number of questions embedded before a rest"""
@@ -42,9 +41,8 @@ class WatcherOptions:
 
     store: str
     reference: Path
-    every_s: float = EVERY_S
+    every_s: float = 60.0
     link: str = ""
-    """The link in alerts"""
 
 
 def state_of(reference: Path) -> Path:
@@ -145,10 +143,8 @@ class DriftWatcher:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
-                raise DataError(
-                    f"Another server or check is using {self._state}. This one will start checking when the other "
-                    "one ends."
-                ) from error
+                busy = f"Another server or check is using {self._state}. This one will start checking when it ends."
+                raise DataError(busy) from error
             exists = self._state.exists()
             self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
             self._kept = self._monitor.count
@@ -165,17 +161,15 @@ class DriftWatcher:
             raise _Ended
 
     def _facts(self, monitor: Monitor) -> dict[str, Any]:
-        rows = drift_report.signals(monitor)
+        signals = {
+            name: {key: row[key] for key in ("title", "about", "state")}
+            | {"share": drift_report.evidence_share(row["statistic"], row["threshold"])}
+            for name, row in drift_report.signals(monitor).items()
+        }
         return {
             "sha256": self._reference.sha256,
             "requests": monitor.count,
-            "signals": {
-                name: {
-                    **{key: row[key] for key in ("title", "about", "state")},
-                    "share": drift_report.evidence_share(row["statistic"], row["threshold"]),
-                }
-                for name, row in rows.items()
-            },
+            "signals": signals,
             "alerts": [alert.as_dict() for alert in monitor.alerts()],
             "over": [alert.as_dict() | {"evidence": {}} for alert in monitor.all_alerts if not alert.is_open][-10:],
             "remarks": self._remarks,

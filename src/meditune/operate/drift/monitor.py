@@ -1,33 +1,178 @@
-"""The drift monitor: `add` each request, and read `alerts`. Each request advances the e-detectors of all signals."""
+"""The drift monitor: `add` each request, and read `alerts`. Each request advances the e-detectors of all signals.
+
+An alert opens when there is evidence for a large enough change, grows, and closes.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError
 from meditune.operate.drift import e_detectors
-from meditune.operate.drift.alerts import SEVERITIES, Alert, AlertTracker, AnyTrack, Policy, change_sentence, severity
-from meditune.operate.drift.reference import Arrays, Reference
+from meditune.operate.drift.e_detectors import RECENT, WINDOW, Arrays, BlockTrack, Effect, NumberTrack, ShareTrack
+from meditune.operate.drift.reference import Reference
 from meditune.operate.drift.reference import read as read_arrays
 from meditune.operate.drift.reference import write as write_arrays
-from meditune.operate.drift.signal_tracks import RECENT, BlockTrack, NumberTrack, ShareTrack
-from meditune.operate.drift.signals import BY_NAME, MEANING, MEANING_TITLE, Request
+from meditune.operate.drift.signals import BY_NAME, DESCRIBED, MEANING, Request
 
-Floats = NDArray[np.float64]
+AnyTrack = NumberTrack | ShareTrack | BlockTrack
+Severity = Literal["slight", "small", "medium", "large"]
+SEVERITIES: tuple[Severity, ...] = ("slight", "small", "medium", "large")
+
+CUTS: dict[Effect, tuple[float, float, float]] = {
+    "Cliff's delta": (0.147, 0.33, 0.474),
+    "Cohen's h": (0.2, 0.5, 0.8),
+    "MMD": (0.05, 0.15, 0.3),
+}
+"""Lower bounds of small, medium and large effects. The first two rows are from Romano et al. 2006 and Cohen 1988; the
+bounds of the MMD agree with them on the same streams (`benchmarks/drift.py`).
+"""
+STEP = 10
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy for opening and closing alerts."""
+
+    false_alarms: float = 0.1
+    """Expected false alarms of all signals together ..."""
+    requests: int = 10_000
+    """... in this many requests without drift"""
+    min_severity: Severity = "small"
+    """Smaller changes open no alert, however certain they are."""
+    close_at: float = 0.5
+    """An alert closes when the change has fallen to this fraction of the minimum size ..."""
+    hold: int = 50
+    """... for this many consecutive requests."""
+    cool_down: int = 200
+
+
+@dataclass(kw_only=True)
+class Alert:
+    """A change in one signal."""
+
+    id: str
+    signal: str
+    about: str
+    title: str
+    what: str
+    """The category or direction that changed most; empty if the signal has only one"""
+    message: str = ""
+    """The change in a sentence; the key `said` in JSON, which programs read"""
+    severity: Severity = "slight"
+    effect: float = 0.0
+    effect_name: Effect
+    before: float = 0.0
+    after: float = 0.0
+    statistic: float = 0.0
+    threshold: float
+    since: int
+    """Number of the request at which the change probably began, as counted by the monitor"""
+    since_id: str
+    opened: int
+    opened_id: str
+    closed: int | None = None
+    column: int = 0
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """True until the alert closes."""
+        return self.closed is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the alert as a dict for JSON."""
+        stored = asdict(self)
+        return {"said": stored.pop("message"), **stored, "state": "open" if self.is_open else "closed"}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Alert:
+        """Return the alert that `as_dict` described, or whose fields a monitor saved."""
+        facts = {"message": stored.get("said"), **stored}
+        return cls(**{each.name: facts[each.name] for each in fields(cls)})
+
+
+def severity(effect: float, name: Effect) -> Severity:
+    """Return the severity of an effect size."""
+    return SEVERITIES[sum(abs(effect) >= cut for cut in CUTS[name])]
+
+
+_STATE = ("column", "since", "opened", "open", "level", "small_for", "cool_until")
+
+
+class AlertTracker:
+    """The alerts of one signal."""
+
+    def __init__(self, track: AnyTrack, threshold: float, policy: Policy) -> None:
+        self.track, self.threshold, self.policy = track, threshold / track.weight, policy
+        self.open = False
+        self.column = self.since = self.opened = self.level = self.small_for = self.cool_until = 0
+
+    def step(self, count: int) -> Literal["", "opened", "grew", "closed"]:
+        """Advance by one request; return how the alert changed."""
+        return self._while_open(count) if self.open else self._while_closed(count)
+
+    def _while_closed(self, count: int) -> Literal["", "opened"]:
+        track = self.track
+        if track.detector.statistic < self.threshold or count < self.cool_until:
+            return ""
+        column, since = track.detector.strongest_bet()
+        level = SEVERITIES.index(severity(track.effect(column, since), track.effect_name))
+        if level < SEVERITIES.index(self.policy.min_severity):
+            return ""
+        self.open, self.column, self.opened, self.level, self.small_for = True, column, count, level, 0
+        self.since = since
+        track.forget(since)
+        track.absorbing = False
+        return "opened"
+
+    def _while_open(self, count: int) -> Literal["", "grew", "closed"]:
+        if count % STEP:
+            return ""
+        name = self.track.effect_name
+        effect = abs(self.track.effect(self.column))
+        smallest = CUTS[name][max(0, SEVERITIES.index(self.policy.min_severity) - 1)]
+        gone = effect < self.policy.close_at * smallest and count - self.opened >= WINDOW
+        self.small_for = self.small_for + STEP if gone else 0
+        if self.small_for >= self.policy.hold:
+            self.open, self.cool_until = False, count + self.policy.cool_down
+            self.track.absorbing = True
+            self.track.detector.restart()
+            return "closed"
+        level = SEVERITIES.index(severity(effect, name))
+        if level > self.level and count - self.opened >= self.policy.hold:
+            self.level = level
+            return "grew"
+        return ""
+
+
+def change_sentence(alert: Alert) -> str:
+    """Return the change as a sentence."""
+    signal = BY_NAME.get(alert.signal)
+    if signal is None:
+        return f"Questions differ as a whole: MMD {alert.after:.2f}; about 0 is expected at random."
+    if signal.kind == "category":
+        named = f" of {alert.what!r}" if alert.what else ""
+        return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
+    named = f" ({alert.what})" if alert.what else ""
+    word = signal.rise_word if alert.effect > 0 else signal.fall_word
+    if alert.effect > 0 and alert.after <= alert.before:
+        word = "more at both ends"
+    return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."
 
 
 def _tracks(reference: Reference) -> dict[str, AnyTrack]:
     """Return a track for each signal of the reference, by name."""
     tracks: dict[str, AnyTrack] = {name: NumberTrack(name, values) for name, values in reference.numbers.items()}
     tracks |= {name: ShareTrack(counts) for name, counts in reference.shares.items()}
-    if reference.features is not None:
-        tracks[MEANING] = BlockTrack(reference.features)
-    return tracks
+    return tracks if reference.features is None else tracks | {MEANING: BlockTrack(reference.features)}
 
 
 KIND = "state"
@@ -36,15 +181,10 @@ DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
 HISTORY = 20_000
 """Number of requests whose statistics are stored for the plot"""
 _ADVICE = "Delete it; the next check starts from the reference."
-_OLD_POLICY_KEYS = {"alarms": "false_alarms", "least": "min_severity"}
-"""Names in the states of earlier versions"""
 
 
 class Monitor:
-    """A comparison of requests with a reference, one request at a time. It is not thread-safe.
-
-    A request takes well under a millisecond (`benchmarks/drift.py`), without its embedding, which the caller computes.
-    """
+    """A comparison of requests with a reference, one request at a time. It is not thread-safe."""
 
     def __init__(self, reference: Reference, policy: Policy | None = None) -> None:
         self.reference, self.policy = reference, policy or Policy()
@@ -66,11 +206,13 @@ class Monitor:
         """Add one request; return the alerts that opened, grew or closed."""
         self.count += 1
         self.last, self.last_id = request.sequence or self.count, request.id
-        self._number(request.id)
+        if len(self._ids) == RECENT:
+            self._numbers.pop(self._ids[0], None)
+        self._ids.append(request.id)
+        self._numbers[request.id] = self.count
         # Seeded by the request's number, so that a resumed check breaks ties in the same way as an uninterrupted one.
         rng = np.random.default_rng([self.reference.about["seed"], self.count])
-        self._take(request, self._prompt, rng)
-        changed = self._stepped(self._prompt)
+        changed = self._take(request, self._prompt, rng, self.count)
         self.history.append(np.array([track.detector.statistic for track in self.tracks.values()], dtype=np.float32))
         return changed
 
@@ -84,8 +226,7 @@ class Monitor:
             return []
         self.outcomes = number
         rng = np.random.default_rng([self.reference.about["seed"], number, 1])
-        self._take(request, self._late, rng, number)
-        return self._stepped(self._late)
+        return self._take(request, self._late, rng, number)
 
     def alerts(self) -> list[Alert]:
         """Return the open alerts, the largest first."""
@@ -100,24 +241,12 @@ class Monitor:
         """Return a request's number, or None if it wasn't added or is too old."""
         return self._numbers.get(id)
 
-    def id_of(self, number: int) -> str:
+    def _id_of(self, number: int) -> str:
         """Return the id of a request by its number, or "" if it is too old."""
         place = number - (self.count - len(self._ids)) - 1
         return self._ids[place] if 0 <= place < len(self._ids) else ""
 
-    def _number(self, id: str) -> None:
-        if len(self._ids) == RECENT:
-            self._numbers.pop(self._ids[0], None)
-        self._ids.append(id)
-        self._numbers[id] = self.count
-
-    def _stepped(self, names: Sequence[str]) -> list[Alert]:
-        watches = {name: self._watches[name] for name in names}
-        return [self._alert(name, what) for name, watch in watches.items() if (what := watch.step(self.count))]
-
-    def _take(
-        self, request: Request, names: Sequence[str], rng: np.random.Generator, number: int | None = None
-    ) -> None:
+    def _take(self, request: Request, names: Sequence[str], rng: np.random.Generator, number: int) -> list[Alert]:
         shape, vector = self.reference.shape, request.vector
         for name in names:
             track = self.tracks[name]
@@ -125,58 +254,45 @@ class Monitor:
                 features = None
                 if vector is not None and shape.kernel is not None:
                     features = shape.kernel.features(vector[None])[0]
-                is_known = track.add(features, number or self.count, rng)
+                is_known = track.add(features, number, rng)
             else:
-                is_known = track.add(BY_NAME[name].read(request, shape), number or self.count, rng)
+                is_known = track.add(BY_NAME[name].read(request, shape), number, rng)
             self.missing[name] += not is_known
+        events = {name: self._watches[name].step(self.count) for name in names}
+        return [self._alert(name, event) for name, event in events.items() if event]
 
     def _alert(self, name: str, event: str) -> Alert:
-        watch = self._watches[name]
+        tracker = self._watches[name]
         if event == "opened":
-            alert = self._opened(name, watch)
-            self.all_alerts.append(alert)
-            return alert
+            self.all_alerts.append(self._opened(name, tracker))
         alert = next(each for each in reversed(self.all_alerts) if each.signal == name)
         if event == "closed":
             alert.closed = self.count
-        else:
-            self._measure(alert, watch)
+            return alert
+        track, column = tracker.track, tracker.column
+        alert.effect = track.effect(column, alert.since)
+        alert.severity = severity(alert.effect, alert.effect_name)
+        alert.before, alert.after = track.before_and_after(column, alert.since)
+        alert.statistic = track.detector.statistic
+        alert.message = change_sentence(alert)
         return alert
 
     def _opened(self, name: str, tracker: AlertTracker) -> Alert:
-        signal, track, column = BY_NAME.get(name), tracker.track, tracker.column
-        several = len(track.columns) > 1
-        alert = Alert(
+        track = tracker.track
+        return Alert(
             id=f"{self.reference.sha256[:8] or 'fitted'}-{name}-{self.count}",
             signal=name,
-            about=signal.about if signal else "inputs",
-            title=signal.title if signal else MEANING_TITLE,
-            what=track.columns[column] if several else "",
-            message="",
-            severity="small",
-            effect=0.0,
+            about=DESCRIBED[name].about,
+            title=DESCRIBED[name].title,
+            what=track.columns[tracker.column] if len(track.columns) > 1 else "",
             effect_name=track.effect_name,
-            before=0.0,
-            after=0.0,
-            statistic=0.0,
             threshold=tracker.threshold,
             since=tracker.since,
-            since_id=self.id_of(tracker.since),
+            since_id=self._id_of(tracker.since),
             opened=self.count,
             opened_id=self.last_id,
-            column=column,
+            column=tracker.column,
         )
-        self._measure(alert, tracker)
-        return alert
-
-    def _measure(self, alert: Alert, tracker: AlertTracker) -> None:
-        """Measure the current size of the change."""
-        track = tracker.track
-        alert.effect = track.effect(tracker.column, alert.since)
-        alert.severity = severity(alert.effect, alert.effect_name)
-        alert.before, alert.after = track.before_and_after(tracker.column, alert.since)
-        alert.statistic = track.detector.statistic
-        alert.message = change_sentence(alert)
 
     def save(self, path: Path) -> None:
         """Save the monitor's state atomically."""
@@ -194,7 +310,7 @@ class Monitor:
             "ids": list(self._ids),
             "missing": self.missing,
             "alerts": [alert.__dict__ for alert in self.all_alerts],
-            "watches": {name: watch.saved() for name, watch in self._watches.items()},
+            "watches": {name: {key: vars(watch)[key] for key in _STATE} for name, watch in self._watches.items()},
         }
         write_arrays(path, KIND, about, stored)
 
@@ -204,8 +320,7 @@ class Monitor:
         about, stored, _ = read_arrays(path, KIND, _ADVICE)
         if about["reference"] != reference.sha256:
             raise DataError(f"{path} belongs to another reference. {_ADVICE}")
-        policy = {_OLD_POLICY_KEYS.get(name, name): value for name, value in about["policy"].items()}
-        monitor = cls(reference, Policy(**policy))
+        monitor = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(monitor, name, about[name])
         monitor._ids.extend(about["ids"])
@@ -216,5 +331,5 @@ class Monitor:
         for name, track in monitor.tracks.items():
             arrays = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
             track.restore(arrays)
-            monitor._watches[name].restore(about["watches"][name])
+            vars(monitor._watches[name]).update(about["watches"][name])
         return monitor

@@ -31,7 +31,7 @@ from filelock import FileLock
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.http_client import Backoff, TransientError, network_errors, refuse_transient, retry
-from meditune.operate.drift.alerts import Alert
+from meditune.operate.drift.monitor import Alert
 
 TIMEOUT_S = 10.0
 
@@ -46,6 +46,10 @@ class Message:
     link: str
     facts: Mapping[str, Any]
     """Numbers only: no text of a question"""
+
+    def webhook_body(self) -> dict[str, Any]:
+        """Return the JSON body for a webhook."""
+        return {**self.facts, "key": self.key, "title": self.title, "text": self.text, "link": self.link}
 
 
 class SendError(MedituneError):
@@ -66,7 +70,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channe
     found = []
     if url := environment.get("MEDITUNE_ALERT_WEBHOOK"):
         secret = environment.get("MEDITUNE_ALERT_WEBHOOK_SECRET", "")
-        found.append(Channel("webhook", lambda message: _post(url, _webhook(message), secret)))
+        found.append(Channel("webhook", lambda message: _post(url, message.webhook_body(), secret)))
     if slack := environment.get("MEDITUNE_ALERT_SLACK"):
         found.append(Channel("slack", lambda message: _post(slack, _slack(message))))
     if addresses := environment.get("MEDITUNE_ALERT_EMAIL"):
@@ -82,11 +86,6 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channe
             "(see docs/how-to/detect-drift.md)."
         )
     return found
-
-
-def _webhook(message: Message) -> dict[str, Any]:
-    news = {"key": message.key, "title": message.title, "text": message.text, "link": message.link}
-    return dict(message.facts) | news
 
 
 def _slack(message: Message) -> dict[str, Any]:
@@ -129,8 +128,7 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     place = urlsplit(server)
     try:
         with _connected(place.scheme, place.hostname or "", place.port) as smtp:
-            encrypted = place.scheme == "smtps"
-            if not encrypted and parse_qs(place.query).get("starttls") != ["0"]:
+            if place.scheme != "smtps" and parse_qs(place.query).get("starttls") != ["0"]:
                 smtp.starttls(context=ssl.create_default_context())
             if place.username:
                 smtp.login(unquote(place.username), unquote(place.password or ""))
@@ -204,9 +202,8 @@ class Outbox:
                     up = self._try(channel, message, entry, ATTEMPTS if up else 1)
                     write_json(self.path, dict(list(entries.items())[-MAX_ENTRIES:]))
                     if entry["state"] != "sent":
-                        problems.append(
-                            f"{message.title}: not sent by {channel.name} ({entry['error']}); it will be retried later."
-                        )
+                        why = f"not sent by {channel.name} ({entry['error']}); it will be retried later."
+                        problems.append(f"{message.title}: {why}")
         return problems
 
     def lines(self) -> Iterator[str]:
@@ -238,13 +235,8 @@ class Outbox:
     def _is_stale_end(message: Message, channel: str, entries: Mapping[str, Any]) -> bool:
         """Return whether a message ends an alert that the channel never received."""
         name, _, what = message.key.rpartition("/")
-        if what != "closed":
-            return False
-        delivered = any(
-            key.startswith(f"{channel} {name}/") and each["state"] == "sent" for key, each in entries.items()
-        )
-        return not delivered
+        received = (key for key, entry in entries.items() if entry["state"] == "sent")
+        return what == "closed" and not any(key.startswith(f"{channel} {name}/") for key in received)
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = read_json(self.path) if self.path.exists() else {}
-        return found
+        return dict(read_json(self.path)) if self.path.exists() else {}

@@ -11,7 +11,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 
 from meditune.errors import DataError
 from meditune.files import write_bytes
-from meditune.operate.drift.e_detectors import BLOCK, Kernel
-from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Request, Shape, Value, learn_shape, words
+from meditune.operate.drift.e_detectors import BLOCK, Arrays, Kernel
+from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Request, Shape, learn_shape, words
 from meditune.phi.detector import mask
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) -> str:
@@ -71,10 +69,10 @@ def _digest(description: str, arrays: Arrays) -> str:
 
 KIND = "reference"
 MIN_REQUESTS = 200
-"""Minimum number of requests in a reference"""
 MIN_VALUES = 50
 """Minimum number of values of a signal in the ranked half; signals with fewer aren't monitored"""
 MAX_CATEGORIES = 24
+_SHAPE = ("words", "centres", "mean", "directions", "anchors")
 _REFIT = "Fit one: meditune drift fit STORE -o REFERENCE"
 
 
@@ -125,15 +123,8 @@ def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: s
     features = None
     if shape.kernel is not None and len(vectors) >= 4 * BLOCK:
         features = shape.kernel.features(np.stack(vectors))
-    last = max(each.sequence for each in requests)
-    about = {
-        "requests": len(requests),
-        "embedding": embedding,
-        "remarks": remarks,
-        "seed": seed,
-        "of": source,
-        "last": last,
-    }
+    about = {"requests": len(requests), "embedding": embedding, "remarks": remarks, "seed": seed, "of": source}
+    about |= {"last": max(each.sequence for each in requests)}
     return Reference(shape, numbers, shares, features, about)
 
 
@@ -150,6 +141,7 @@ def _shape(requests: Sequence[Request], seed: int) -> Shape:
 def _values(
     requests: Sequence[Request], shape: Shape
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, int]], list[str]]:
+    """Return the numbers and the shares by signal, and a remark on signals with too few values."""
     numbers: dict[str, NDArray[np.float64]] = {}
     shares: dict[str, dict[str, int]] = {}
     unwatched = []
@@ -160,36 +152,29 @@ def _values(
         elif signal.kind == "number":
             numbers[signal.name] = np.array(rows, dtype=np.float64)
         else:
-            shares[signal.name] = _counted(rows)
+            shares[signal.name] = dict(Counter(str(value) for (value,) in rows).most_common(MAX_CATEGORIES))
     few = f"Not monitored, because the reference has fewer than {MIN_VALUES} values: {', '.join(unwatched)}."
     return numbers, shares, [few] if unwatched else []
-
-
-def _counted(rows: Sequence[Sequence[Value]]) -> dict[str, int]:
-    return dict(Counter(str(value) for (value,) in rows).most_common(MAX_CATEGORIES))
 
 
 def save(reference: Reference, path: Path) -> Reference:
     """Write a reference to a file, and return it with the file's hash."""
     shape = reference.shape
     stored: Arrays = {f"number/{name}": values for name, values in reference.numbers.items()}
-    stored |= {name: getattr(shape, name) for name in ("words", "centres", "mean", "directions", "anchors")}
+    stored |= {name: getattr(shape, name) for name in _SHAPE}
     if shape.kernel is not None:
         stored |= {"weights": shape.kernel.weights, "phases": shape.kernel.phases}
     if reference.features is not None:
         stored["features"] = reference.features
     about = {"about": reference.about, "topics": list(shape.topic_names), "shares": reference.shares}
-    digest = write(path, KIND, about, stored)
-    return Reference(shape, reference.numbers, reference.shares, reference.features, reference.about, digest)
+    return replace(reference, sha256=write(path, KIND, about, stored))
 
 
 def load(path: Path) -> Reference:
     """Return the reference in a file. Raises DataError if it is missing, damaged, or of another kind."""
     about, stored, digest = read(path, KIND, _REFIT)
     kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
-    names = ("words", "centres", "mean", "directions", "anchors")
-    words_, centres, mean, directions, anchors = (stored[name] for name in names)
-    shape = Shape(words_, centres, tuple(about["topics"]), mean, directions, anchors, kernel)
+    shape = Shape(**{name: stored[name] for name in _SHAPE}, topic_names=tuple(about["topics"]), kernel=kernel)
     numbers = {name: stored[f"number/{name}"] for name in BY_NAME if f"number/{name}" in stored}
     shares = {name: about["shares"][name] for name in BY_NAME if name in about["shares"]}
     return Reference(shape, numbers, shares, stored.get("features"), about["about"], digest)

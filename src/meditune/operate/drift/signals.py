@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from meditune.data.quality.quality_filters import foreign_language
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl
-from meditune.operate.drift.e_detectors import Kernel, kernel
+from meditune.operate.drift.e_detectors import Kernel, Value, Vectors, kernel
 from meditune.store.overview import number
 
 Vector = NDArray[np.float32]
@@ -43,13 +43,12 @@ class Request:
     ratings: tuple[str, ...] | None = None
     """One "up" or "down" for each user who rated the answer; None while ratings may still come"""
     sequence: int = 0
-    """Position in the store"""
 
 
 def from_row(row: Mapping[str, Any], location: str, sequence: int = 0) -> Request:
     """Return the request in a row of `meditune answers export`, or in an object with a question. Raises DataError."""
-    question, answer = row.get("question"), row.get("answer")
-    facts, feedback = row.get("facts") or {}, row.get("feedback", None)
+    question, answer, outcome = row.get("question"), row.get("answer"), str(row.get("outcome") or "")
+    facts, feedback = row.get("facts") or {}, row.get("feedback")
     for name, value in (("question", question), ("answer", answer)):
         if value is not None and not isinstance(value, str):
             raise DataError(f"{location}: {name} is {type(value).__name__}, not text.")
@@ -57,19 +56,11 @@ def from_row(row: Mapping[str, Any], location: str, sequence: int = 0) -> Reques
         raise DataError(f"{location}: facts is {type(facts).__name__}, not an object.")
     if feedback is not None and not (isinstance(feedback, list) and all(isinstance(each, dict) for each in feedback)):
         raise DataError(f"{location}: feedback is not a list of objects with a rating.")
-    if question is None and not facts and not row.get("outcome"):
+    if question is None and not facts and not outcome:
         raise DataError(f"{location}: has neither question, facts nor outcome. Each line needs at least a question.")
     ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
-    fallback_id = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Request(
-        str(row.get("id") or fallback_id),
-        question,
-        answer,
-        outcome=str(row.get("outcome") or ""),
-        facts=dict(facts),
-        ratings=ratings,
-        sequence=sequence,
-    )
+    id = row.get("id") or hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return Request(str(id), question, answer, None, outcome, dict(facts), ratings, sequence)
 
 
 def decision_of(facts: Mapping[str, Any]) -> str | None:
@@ -86,28 +77,13 @@ def from_file(path: Path, after: int = 0) -> Iterator[Request]:
             yield from_row(row, f"{path}, line {line}", sequence)
 
 
-Vectors = NDArray[np.float32]
-
 TOPICS = 16
 DIRECTIONS = 8
 ANCHORS = 800
 NEAREST_NEIGHBOURS = 5
 NAMING_WORDS = 3
-_UNINFORMATIVE_WORDS = {
-    "know",
-    "information",
-    "want",
-    "help",
-    "need",
-    "does",
-    "like",
-    "just",
-    "read",
-    "thank",
-    "thanks",
-}
+_UNINFORMATIVE_WORDS = "know information want help need does like just read thank thanks"
 MIN_QUESTIONS_PER_TOPIC = 5
-"""Minimum average number of questions per topic"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +161,7 @@ def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> 
     """Return words that distinguish each group of texts from the others and occur in several of its texts."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    dull = ENGLISH_STOP_WORDS | _UNINFORMATIVE_WORDS
+    dull = ENGLISH_STOP_WORDS.union(_UNINFORMATIVE_WORDS.split())
     found: list[Counter[str]] = [Counter() for _ in range(count)]
     for text, label in zip(texts, labels, strict=True):
         found[label].update({w for w in text.casefold().split() if w.isalpha() and len(w) > 2 and w not in dull})
@@ -204,7 +180,6 @@ def hashed_words(word: str) -> int:
 
 
 Kind = Literal["number", "category"]
-Value = float | str | None
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 _SCRIPTS = {
@@ -214,7 +189,6 @@ _SCRIPTS = {
     "Hangul": re.compile("[\uac00-\ud7af]"),
 }
 READ = 2000
-"""Number of characters of an answer from which its reading grade is computed"""
 _OTHER_THAN_LATIN = re.compile("[\u0370-\uffff]")
 
 
@@ -227,15 +201,14 @@ class Signal:
     kind: Kind
     title: str
     rise_word: str
-    """The word for a rise"""
     fall_word: str
-    reader: Callable[[Request, Shape], Value | list[Value]]
-    """Returns the value of a request, or one value per direction; None if it is unknown"""
 
     def read(self, request: Request, shape: Shape) -> Sequence[Value]:
         """Return the value of a request, or one value per direction; None if it is unknown."""
-        found = self.reader(request, shape)
-        return found if isinstance(found, list) else (found,)
+        if self.name == "directions":
+            vector = request.vector
+            return [None] * len(shape.directions) if vector is None else shape.placed(vector).tolist()
+        return (_value(self.name, request, shape),)
 
 
 def words(text: str) -> list[str]:
@@ -243,63 +216,51 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _length(request: Request, _: Shape) -> Value:
-    return None if request.question is None else float(len(words(request.question)))
+def _value(name: str, request: Request, shape: Shape) -> Value:
+    question, vector, facts, ratings = request.question, request.vector, request.facts, request.ratings
+    match name:
+        case "length":
+            return None if question is None else float(len(words(question)))
+        case "language":
+            return None if question is None else language(question)
+        case "unknown_words":
+            return None if question is None else shape.unknown_share(words(question))
+        case "topics":
+            return None if vector is None else shape.topic(vector)
+        case "novelty":
+            return None if vector is None else shape.distance(vector)
+        case "unanswerable":
+            # Emergencies are answered without a search.
+            if "sources" not in facts or request.outcome in ("escalated", "declined"):
+                return None
+            found = len(facts["sources"]) if isinstance(facts["sources"], list) else facts["sources"]
+            return "found" if found and request.outcome != "abstained" else "nothing found"
+        case "answer_length":
+            if request.answer is not None:
+                return float(len(words(request.answer)))
+            tokens = facts.get("tokens")
+            return number(tokens.get("completion") if isinstance(tokens, dict) else facts.get("completion_tokens"))
+        case "reading_grade":
+            return _grade(request)
+        case "outcome":
+            return request.outcome or None
+        case "decision":
+            return decision_of(facts)
+        case "support":
+            sentences, supported = number(facts.get("sentences")), number(facts.get("supported"))
+            return supported / sentences if sentences and supported is not None else None
+        case "calibration":
+            confidence = number(facts.get("confidence"))
+            return None if confidence is None or not ratings else _share_up(ratings) - confidence
+        case "feedback":
+            return None if ratings is None else "rated" if ratings else "not rated"
+        case "ratings":
+            return ("up" if _share_up(ratings) > 0.5 else "down") if ratings else None
+        case _:  # retrieval, confidence
+            return number(facts.get(name))
 
 
-def _language(request: Request, _: Shape) -> Value:
-    return None if request.question is None else language(request.question)
-
-
-def _unknown_words(request: Request, shape: Shape) -> Value:
-    return None if request.question is None else shape.unknown_share(words(request.question))
-
-
-def _topic(request: Request, shape: Shape) -> Value:
-    return None if request.vector is None else shape.topic(request.vector)
-
-
-def _novelty(request: Request, shape: Shape) -> Value:
-    return None if request.vector is None else shape.distance(request.vector)
-
-
-def _directions(request: Request, shape: Shape) -> list[Value]:
-    return [None] * len(shape.directions) if request.vector is None else shape.placed(request.vector).tolist()
-
-
-def _retrieval(request: Request, _: Shape) -> Value:
-    return number(request.facts.get("retrieval"))
-
-
-def _confidence(request: Request, _: Shape) -> Value:
-    return number(request.facts.get("confidence"))
-
-
-def _outcome(request: Request, _: Shape) -> Value:
-    return request.outcome or None
-
-
-def _decision(request: Request, _: Shape) -> Value:
-    return decision_of(request.facts)
-
-
-def _unanswerable(request: Request, _: Shape) -> Value:
-    # Emergencies are answered without a search.
-    if "sources" not in request.facts or request.outcome in ("escalated", "declined"):
-        return None
-    sources = request.facts["sources"]
-    found = len(sources) if isinstance(sources, list) else sources
-    return "found" if found and request.outcome != "abstained" else "nothing found"
-
-
-def _answer_length(request: Request, _: Shape) -> Value:
-    if request.answer is not None:
-        return float(len(words(request.answer)))
-    tokens = request.facts.get("tokens")
-    return number(tokens.get("completion") if isinstance(tokens, dict) else request.facts.get("completion_tokens"))
-
-
-def _grade(request: Request, _: Shape) -> Value:
+def _grade(request: Request) -> float | None:
     given = number(request.facts.get("reading_grade"))
     if given is not None or not request.answer:
         return given
@@ -307,28 +268,6 @@ def _grade(request: Request, _: Shape) -> Value:
 
     counts = counted(request.answer[:READ])
     return float(counts.grade) if counts.words else None
-
-
-def _support(request: Request, _: Shape) -> Value:
-    sentences, supported = number(request.facts.get("sentences")), number(request.facts.get("supported"))
-    return supported / sentences if sentences and supported is not None else None
-
-
-def _calibration(request: Request, _: Shape) -> Value:
-    confidence = number(request.facts.get("confidence"))
-    return None if confidence is None or not request.ratings else _share_up(request.ratings) - confidence
-
-
-def _feedback(request: Request, _: Shape) -> Value:
-    if request.ratings is None:
-        return None
-    return "rated" if request.ratings else "not rated"
-
-
-def _rating(request: Request, _: Shape) -> Value:
-    if not request.ratings:
-        return None
-    return "up" if _share_up(request.ratings) > 0.5 else "down"
 
 
 def _share_up(ratings: Sequence[str]) -> float:
@@ -346,27 +285,25 @@ def language(text: str) -> str:
 
 
 SIGNALS: tuple[Signal, ...] = (
-    Signal("length", "inputs", "number", "Words in a question", "longer", "shorter", _length),
-    Signal("language", "inputs", "category", "Language of questions", "more", "less", _language),
-    Signal("unknown_words", "inputs", "number", "Share of words not in the reference", "more", "fewer", _unknown_words),
-    Signal("topics", "inputs", "category", "Topics of questions", "more", "fewer", _topic),
-    Signal("novelty", "inputs", "number", "Distance to the nearest known questions", "farther", "nearer", _novelty),
-    Signal("directions", "inputs", "number", "Vectors along the main directions", "higher", "lower", _directions),
-    Signal("retrieval", "retrieval", "number", "Similarity of the best passage", "better", "worse", _retrieval),
-    Signal("unanswerable", "retrieval", "category", "Questions without a passage", "more", "fewer", _unanswerable),
-    Signal("answer_length", "outputs", "number", "Length of answers", "longer", "shorter", _answer_length),
-    Signal("reading_grade", "outputs", "number", "Reading grade of answers", "harder", "easier", _grade),
-    Signal("outcome", "outputs", "category", "Answered, abstained, escalated, declined", "more", "fewer", _outcome),
-    Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer", _decision),
-    Signal("support", "outputs", "number", "Share of sentences that passages support", "more", "less", _support),
-    Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure", _confidence),
-    Signal(
-        "calibration", "outputs", "number", "Ratings less confidence", "underconfident", "overconfident", _calibration
-    ),
-    Signal("feedback", "outcomes", "category", "Share of answers that are rated", "more", "fewer", _feedback),
-    Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer", _rating),
+    Signal("length", "inputs", "number", "Words in a question", "longer", "shorter"),
+    Signal("language", "inputs", "category", "Language of questions", "more", "less"),
+    Signal("unknown_words", "inputs", "number", "Share of words not in the reference", "more", "fewer"),
+    Signal("topics", "inputs", "category", "Topics of questions", "more", "fewer"),
+    Signal("novelty", "inputs", "number", "Distance to the nearest known questions", "farther", "nearer"),
+    Signal("directions", "inputs", "number", "Vectors along the main directions", "higher", "lower"),
+    Signal("retrieval", "retrieval", "number", "Similarity of the best passage", "better", "worse"),
+    Signal("unanswerable", "retrieval", "category", "Questions without a passage", "more", "fewer"),
+    Signal("answer_length", "outputs", "number", "Length of answers", "longer", "shorter"),
+    Signal("reading_grade", "outputs", "number", "Reading grade of answers", "harder", "easier"),
+    Signal("outcome", "outputs", "category", "Answered, abstained, escalated, declined", "more", "fewer"),
+    Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer"),
+    Signal("support", "outputs", "number", "Share of sentences that passages support", "more", "less"),
+    Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure"),
+    Signal("calibration", "outputs", "number", "Ratings less confidence", "underconfident", "overconfident"),
+    Signal("feedback", "outcomes", "category", "Share of answers that are rated", "more", "fewer"),
+    Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer"),
 )
 MEANING = "meaning"
 """The signal that compares whole blocks of vectors (`e_detectors.py`)"""
-MEANING_TITLE = "Questions' vectors as a whole (MMD)"
 BY_NAME = {signal.name: signal for signal in SIGNALS}
+DESCRIBED = BY_NAME | {MEANING: Signal(MEANING, "inputs", "number", "Questions' vectors as a whole (MMD)", "", "")}

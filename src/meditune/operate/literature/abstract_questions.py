@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from meditune.config.data_options import QualityRules, QualitySpec
+from meditune.config.data_options import QualitySpec
 from meditune.data import leakage, sources
 from meditune.data.dataset_card import LARGEST_SIZE, SIZES
 from meditune.data.example import Example, Passage, read_examples
@@ -37,7 +37,6 @@ from meditune.progress import track
 from meditune.retrieve.documents.pubmed_articles import Article, Part
 
 MIN_WORDS, MAX_WORDS = 4, 40
-"""Minimum and maximum number of words in a statement"""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -67,7 +66,6 @@ _CLAUSE = _words("that which who whose whom when while if because although thoug
 _UNSURE = _words("may might can could should would will must cannot appears appear seems seem likely")
 _DENIES = _words("no not nor neither never fails fail failed lacks lack but however yet only")
 _BEFORE = _words("the a an of in on for to with and or by from at as between")
-"""Words that cannot end a subject"""
 _PLURALS = _words("children people patients men women bacteria data mice criteria teeth feet media")
 _NO_PLURALS = _words("diabetes herpes measles mumps rabies ascites scabies")
 _WORD = re.compile(r"\w[\w'’/+-]*|[,;:?]")
@@ -191,7 +189,6 @@ def _small(subject: str, article_text: str) -> str:
 FILE = "pairs.jsonl"
 SOURCE = "literature"
 MIN_CONTEXT_WORDS, MIN_CONCLUSION_WORDS = 40, 5
-"""In words"""
 CITATION = "National Library of Medicine, PubMed"
 _CONCLUDES = re.compile(r"\b(?:conclusions?|concluding remarks|interpretation)\b", re.IGNORECASE)
 _MIXED = re.compile(r"\b(?:results?|findings?|methods?|discussion)\b", re.IGNORECASE)
@@ -326,7 +323,7 @@ def _concludes(section: Part) -> bool:
     return section.category == "CONCLUSIONS" or bool(_CONCLUDES.search(section.label))
 
 
-_SPEC = QualitySpec(rules=QualityRules.model_validate({"truncated": "drop", "too_short": "drop"}))
+_SPEC = QualitySpec(rules={"truncated": "drop", "too_short": "drop"})
 """Stricter than the defaults: a truncated conclusion isn't an answer."""
 
 

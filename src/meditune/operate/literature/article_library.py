@@ -12,18 +12,17 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from meditune.config.data_options import QualityRules, QualitySpec
+from meditune.config.data_options import QualitySpec
 from meditune.data.example import Example
 from meditune.data.near_duplicates import words
 from meditune.data.quality import quality_filters
-from meditune.data.readers import pubmedqa
 from meditune.errors import DataError
 from meditune.files import disk_full, exclusive_lock
 from meditune.retrieve.collections import CURRENT, EXCLUDED, FORMAT, RETRACTED, SCHEMA
@@ -32,7 +31,6 @@ from meditune.retrieve.documents.pubmed_articles import (
     NOTICE_OF,
     REPLACED_IN,
     RETRACTED_IN,
-    SOURCE,
     UPDATED_IN,
     Article,
     Link,
@@ -66,7 +64,6 @@ class Row:
     state: str
     reason: str
     text_hash: str
-    """The column `said`, whose name is that of earlier versions"""
 
 
 class Library:
@@ -85,9 +82,8 @@ class Library:
         except sqlite3.OperationalError as error:
             if "full" in str(error):
                 raise disk_full(self.folder / DATABASE_FILE) from error
-            raise DataError(
-                f"{self.folder / DATABASE_FILE}: cannot be written ({error}). Run the same command again."
-            ) from error
+            place = self.folder / DATABASE_FILE
+            raise DataError(f"{place}: cannot be written ({error}). Run the same command again.") from error
 
     # Articles
 
@@ -112,13 +108,8 @@ class Library:
 
     def same(self, text_hash: str, pmid: str) -> str:
         """Return the id of another current article with the same text, or ""."""
-        found = self._one(
-            "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid",
-            text_hash,
-            pmid,
-            CURRENT,
-        )
-        return str(found[0]) if found else ""
+        query = "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid"
+        return next(iter(self._column(query, text_hash, pmid, CURRENT)), "")
 
     def waiting_on(self, text_hash: str, pmid: str) -> list[str]:
         """Return the articles that this one keeps out, as duplicates or as older versions."""
@@ -130,9 +121,8 @@ class Library:
 
     def current_articles(self) -> Iterator[Article]:
         """Yield the current articles, in order of id."""
-        with closing(
-            self._base.execute("SELECT record FROM articles WHERE state = ? ORDER BY pmid", (CURRENT,))
-        ) as rows:
+        query = "SELECT record FROM articles WHERE state = ? ORDER BY pmid"
+        with closing(self._base.execute(query, (CURRENT,))) as rows:
             for (record,) in rows:
                 yield from_dict(json.loads(record))
 
@@ -317,52 +307,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-FILE = "retracted.jsonl"
-FLAGGED = "flagged.jsonl"
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A citation of a retracted article in an answer."""
-
-    answer: str
-    """The answer's id"""
-    passage: str
-    """The id of the cited passage, as it was stored"""
-    pmid: str
-    when: str
-    """When the library learned of the retraction"""
-    notice: str
-    """The PubMed id of the retraction notice, or empty"""
-
-    @property
-    def sentence(self) -> str:
-        """Return the flag as a sentence."""
-        by = f" (notice: PMID {self.notice})" if self.notice else ""
-        return f"Answer {self.answer} cites PMID {self.pmid}, which is known to be retracted since {self.when}{by}."
-
-
-def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
-    """Yield each citation of a retracted article in stored answers, in their order.
-
-    `answers` are pairs of an answer's id and the ids of the passages that it cited ("pubmed:PMID#NUMBER"); `retracted`
-    maps PubMed ids to rows of retracted.jsonl. Citations of the same article among PubMedQA's contexts count too.
-    """
-    for answer, passages in answers:
-        for passage in dict.fromkeys(passages):
-            source, _, place = passage.partition(":")
-            found = retracted.get(place.partition("#")[0]) if source in (SOURCE, pubmedqa.SOURCE) else None
-            if found is not None:
-                yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
-
-
 MIN_ABSTRACT_WORDS = 20
 """Minimum length of an abstract; shorter texts ("Editorial.") are none."""
 _OFF = dict.fromkeys(quality_filters.ALL, "off")
 _SPECS = {
-    asked_for: QualitySpec(
-        rules=QualityRules.model_validate(_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
-    )
+    asked_for: QualitySpec(rules=_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
     for asked_for in (True, False)
 }
 _REASON_TEXTS = {
@@ -409,7 +358,6 @@ class LibraryUpdate:
     """True for articles found by a query; update files contain many that aren't about medicine."""
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Articles by the reason why they were left out"""
     retracted: list[str] = field(default_factory=list)
     _change: int = 0
 
@@ -545,11 +493,9 @@ def _links(article: Article) -> list[tuple[str, Link]]:
 def _text_hash(article: Article) -> str:
     """Return a hash of the abstract's words, or "" if there are too few."""
     found = words(article.text)
-    return (
-        hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
-        if len(found) >= MIN_ABSTRACT_WORDS
-        else ""
-    )
+    if len(found) < MIN_ABSTRACT_WORDS:
+        return ""
+    return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
 
 
 def _shows(article: Article | None) -> object:

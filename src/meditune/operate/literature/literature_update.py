@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,29 @@ from meditune.files import replace_file, write_json, write_jsonl
 from meditune.models.sentence_encoder import DEFAULT, load_encoder
 from meditune.operate.literature import abstract_questions, article_library
 from meditune.operate.literature.abstract_questions import Pairs
-from meditune.operate.literature.article_library import Flag, Library, LibraryUpdate
+from meditune.operate.literature.article_library import Library, LibraryUpdate
 from meditune.operate.literature.medline_update_files import (
     FETCHED,
     UpdateFileFolder,
     UpdateFileImport,
     UpdateFileServer,
 )
-from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils, RateLimitedClient, contact
-from meditune.operate.literature.pubmed_search import LibrarySearch
+from meditune.operate.literature.pubmed_search import (
+    KEY_VARIABLE,
+    URL,
+    Eutils,
+    LibrarySearch,
+    RateLimitedClient,
+    contact,
+)
 from meditune.retrieve import build_index, collections, index, storage
 from meditune.retrieve.build_index import Changes
 from meditune.retrieve.collections import CURRENT, FILE, Collection
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
+from meditune.store import exists, open_store
 from meditune.store.answers import Answers
-from meditune.store.open_store import exists, open_store
 from meditune.store.overview import Notes
 
 
@@ -57,7 +63,7 @@ def update_index(
         manifest, changes = build_index.build(place, [collection, *documents], load_encoder(embedding or DEFAULT))
     else:
         before = index.read(place)
-        registered = collection.as_dict() in before.collections
+        registered = asdict(collection) in before.collections
         since = library.indexed(place.name, before.content) if registered else 0
         if since == change and registered and not documents:
             return None
@@ -74,13 +80,46 @@ def pmids(place: IndexStorage) -> set[str]:
     with storage.readable(place):
         table = storage.connect(place).open_table(index.read(place).table)
         documents = {name for batch in storage.scan(table, ["document"]) for name in batch["document"].to_pylist()}
-    sources = (pubmed_articles.SOURCE, pubmedqa.SOURCE)
-    return {name.partition(":")[2] for name in documents if name.partition(":")[0] in sources}
+    return {name.partition(":")[2] for name in documents if name.partition(":")[0] in PUBMED_SOURCES}
 
 
 REJECTS_FILE = "rejects.jsonl"
+PUBMED_SOURCES = (pubmed_articles.SOURCE, pubmedqa.SOURCE)
 REPORT_FILE = "update.json"
-"""Report of the last update"""
+RETRACTED_FILE, FLAGGED_FILE = "retracted.jsonl", "flagged.jsonl"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A citation of a retracted article in an answer."""
+
+    answer: str
+    passage: str
+    """The id of the cited passage, as it was stored"""
+    pmid: str
+    when: str
+    notice: str
+    """The PubMed id of the retraction notice, or empty"""
+
+    @property
+    def sentence(self) -> str:
+        """The flag as a sentence."""
+        by = f" (notice: PMID {self.notice})" if self.notice else ""
+        return f"Answer {self.answer} cites PMID {self.pmid}, which is known to be retracted since {self.when}{by}."
+
+
+def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
+    """Yield each citation of a retracted article in stored answers, in their order.
+
+    `answers` are pairs of an answer's id and the ids of the passages that it cited ("pubmed:PMID#NUMBER"); `retracted`
+    maps PubMed ids to rows of retracted.jsonl. Citations of the same article among PubMedQA's contexts count too.
+    """
+    for answer, passages in answers:
+        for passage in dict.fromkeys(passages):
+            source, _, place = passage.partition(":")
+            found = retracted.get(place.partition("#")[0]) if source in PUBMED_SOURCES else None
+            if found is not None:
+                yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
 
 
 @dataclass(frozen=True)
@@ -98,7 +137,6 @@ class UpdateOptions:
     email: str | None = None
     eutils: str = URL
     store: str | None = None
-    """Where a server keeps its answers: a folder, or a database URL"""
     tests: tuple[Path, ...] = ()
     """Files of evaluation items, in addition to PubMedQA's"""
 
@@ -108,17 +146,14 @@ class Report:
     """The result of an update."""
 
     read: dict[str, int] = field(default_factory=dict)
-    """Number of articles found by each query"""
     files: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     retracted: list[dict[str, str]] = field(default_factory=list)
     """Retractions that this update learned of"""
     set_aside: Counter[str] = field(default_factory=Counter)
-    """Rejected records by reason"""
     library: dict[str, int] = field(default_factory=dict)
     flagged: list[Flag] = field(default_factory=list)
-    """Stored answers that cite retracted articles"""
     index: tuple[Manifest, Changes] | None = None
     pairs: Pairs | None = None
     """None if nothing had changed"""
@@ -130,8 +165,8 @@ def update(folder: Path, options: UpdateOptions) -> Report:
 
     Raises DataError before any change if the request is invalid or another update is running.
     """
-    remote = bool(options.queries) or _is_server(options.files)
-    email = contact(options.email) if remote else ""
+    from_server = "://" in (options.files or "")
+    email = contact(options.email) if options.queries or from_server else ""
     if not (options.queries or options.files or options.index or (folder / FILE).is_file()):
         raise DataError(
             "Nothing to import. Give --query or --update-files, and --index INDEX to make the articles searchable."
@@ -185,13 +220,16 @@ def _attempt(report: Report, step: Callable[[], None]) -> None:
 
 
 def _import_updates(library: Library, options: UpdateOptions, email: str, report: Report) -> None:
-    rejects = Rejects()
+    rejects, before = Rejects(), library.files().keys()
     http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
     asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
     try:
         # Files first, because their records are older.
         if options.files:
-            _take_files(library, options, http, from_files, rejects, report)
+            source: UpdateFileFolder | UpdateFileServer = UpdateFileFolder(Path(options.files).expanduser())
+            if http and "://" in options.files:
+                source = UpdateFileServer(options.files, http, library.folder / FETCHED)
+            UpdateFileImport(library, source, from_files, rejects).all(options.first)
         if options.queries and http:
             searching = LibrarySearch(library, Eutils(http, options.eutils), asked, rejects)
             for term in options.queries:
@@ -204,39 +242,18 @@ def _import_updates(library: Library, options: UpdateOptions, email: str, report
             http.close()
         with library.transaction():
             library.reject(rejects.taken())
+        report.files = sorted(library.files().keys() - before)
         report.counts = asked.counts + from_files.counts
         report.left_out = asked.left_out + from_files.left_out
-        report.set_aside = Counter(
-            {reason: count for reasons in rejects.counts().values() for reason, count in reasons.items()}
-        )
+        for reasons in rejects.counts().values():
+            report.set_aside.update(reasons)
         retracted = {*asked.retracted, *from_files.retracted}
         report.retracted = [row for row in library.retracted() if row["pmid"] in retracted]
 
 
-def _take_files(
-    library: Library,
-    options: UpdateOptions,
-    http: RateLimitedClient | None,
-    library_update: LibraryUpdate,
-    rejects: Rejects,
-    report: Report,
-) -> None:
-    where = str(options.files)
-    source = (
-        UpdateFileServer(where, http, library.folder / FETCHED)
-        if http and _is_server(where)
-        else UpdateFileFolder(Path(where).expanduser())
-    )
-    before = library.files().keys()
-    try:
-        UpdateFileImport(library, source, library_update, rejects).all(options.first)
-    finally:
-        report.files = sorted(library.files().keys() - before)
-
-
 def _lists(library: Library) -> None:
     """Write the lists of retracted articles and rejected records beside the database."""
-    write_jsonl(library.folder / article_library.FILE, library.retracted())
+    write_jsonl(library.folder / RETRACTED_FILE, library.retracted())
     write_jsonl(library.folder / REJECTS_FILE, library.rejects())
 
 
@@ -244,18 +261,21 @@ def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
     """Find the answers that cite retracted articles, and write the list."""
     known = {row["pmid"]: row for row in library.retracted()}
     rows = Answers(open_store(str(options.store))).exported() if exists(str(options.store)) else ()
-    answers = ((str(row["id"]), row["facts"].get("passages") or []) for row in rows)
-    report.flagged = list(article_library.flag(answers, known))
-    write_jsonl(library.folder / article_library.FLAGGED, map(asdict, report.flagged))
+    report.flagged = list(flag(((str(row["id"]), row["facts"].get("passages") or []) for row in rows), known))
+    write_jsonl(library.folder / FLAGGED_FILE, map(asdict, report.flagged))
 
 
 def _note(folder: Path, options: UpdateOptions, report: Report) -> None:
     """Record in the server's store what was imported."""
     if exists(str(options.store)):
-        counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
-        failures = [str(failure) for failure in report.failures]
-        content = report.index[0].content if report.index else ""
-        facts = {"folder": str(folder.resolve()), "index": content, "failures": failures} | counted
+        facts = {
+            "folder": str(folder.resolve()),
+            "index": report.index[0].content if report.index else "",
+            "failures": [str(failure) for failure in report.failures],
+            "library": report.library,
+            "retracted": len(report.retracted),
+            "flagged": len(report.flagged),
+        }
         Notes(open_store(str(options.store))).put(f"update/{folder.resolve()}", facts)
 
 
@@ -278,7 +298,3 @@ def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
     with library.transaction():
         library.move("pairs", made_from)
     report.pairs = pairs
-
-
-def _is_server(address: str | None) -> bool:
-    return bool(address) and "://" in str(address)

@@ -6,23 +6,25 @@ NLM publishes a file a day with new, revised and deleted citations, `pubmedYYnNN
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote
 
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.files import read_text
+from meditune.files import disk_full, read_text
 from meditune.operate.literature.article_library import Library, LibraryUpdate
-from meditune.operate.literature.pubmed_client import RateLimitedClient, download
+from meditune.operate.literature.pubmed_search import RateLimitedClient, StartedOverError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 
 URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/updatefiles/"
 FETCHED = "fetched"
 """Subfolder of the library with downloaded update files that aren't applied yet"""
+MAX_MD5_MISMATCHES = 3
 _NAME = re.compile(r"pubmed(\d\d)n(\d{4,6})\.xml\.gz")
 _LINK = re.compile(r"""href\s*=\s*["']([^"'#?]+)["']""", re.IGNORECASE)
 _MD5 = re.compile(r"\b([0-9a-fA-F]{32})\b")
@@ -60,11 +62,9 @@ class UpdateFileFolder:
     def file(self, name: str, md5: str) -> Path:
         """Return the path of the file. Raises DataError if its MD5 differs."""
         found = self.path / name
-        with found.open("rb") as stream:
-            is_this = hashlib.file_digest(stream, "md5").hexdigest()
-        if is_this != md5:
+        if (actual := _md5(found)) != md5:
             raise DataError(
-                f"{found}: its MD5 is {is_this}, but the published one is {md5}: the file is incomplete or wrong. "
+                f"{found}: its MD5 is {actual}, but the published one is {md5}: the file is incomplete or wrong. "
                 "Download it again. The files before it are applied."
             )
         return found
@@ -94,8 +94,47 @@ class UpdateFileServer:
         return _md5_in(self._content(f"{name}.md5"), f"{self._base}{name}.md5")
 
     def file(self, name: str, md5: str) -> Path:
-        """Return the path of the downloaded file. Raises DataError if its MD5 differs."""
-        return download(self.http, f"{self._base}{name}", self.fetched / name, md5)
+        """Return the path of the downloaded file. Raises DataError if its MD5 differs three times."""
+        url, path = f"{self._base}{name}", self.fetched / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and _md5(path) == md5:
+            return path
+        partial = path.with_name(f"{path.name}.part")
+        actual = ""
+        for _ in range(MAX_MD5_MISMATCHES):
+            self.http.retry(lambda: self._resume(url, partial), url)
+            actual = _md5(partial)
+            if actual == md5:
+                return partial.replace(path)
+            partial.unlink()
+        raise DataError(
+            f"{url}: downloaded {MAX_MD5_MISMATCHES} times with the MD5 {actual}, but the published one is {md5}. Run "
+            "the same command later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
+        )
+
+    def _resume(self, url: str, partial: Path) -> None:
+        """Download the missing part of a file. Raises TransientError if the download is interrupted."""
+        try:
+            self._fetch(url, partial, partial.stat().st_size if partial.is_file() else 0)
+        except StartedOverError:
+            self._fetch(url, partial, 0)
+
+    def _fetch(self, url: str, partial: Path, start: int) -> None:
+        title, mode = f"Fetching {partial.stem}", "ab" if start else "wb"
+        try:
+            with (
+                self.http.download(url, start) as (size, parts),
+                Progress(title, size / 1e6 or None, "MB") as progress,
+                partial.open(mode) as stream,
+            ):
+                progress.advance(start / 1e6)
+                for part in parts:
+                    stream.write(part)
+                    progress.advance(len(part) / 1e6)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise disk_full(partial) from error
+            raise
 
     def done(self, name: str) -> None:
         """Delete the downloaded file."""
@@ -106,7 +145,7 @@ class UpdateFileServer:
         return self.url.rstrip("/") + "/"
 
     def _content(self, name: str) -> str:
-        url = urljoin(self._base, name)
+        url = f"{self._base}{name}"
         return self.http.retry(lambda: self.http.content(url), url).decode(errors="replace")
 
 
@@ -163,6 +202,11 @@ def _refuse_gap(before: str, name: str, begin: str | None) -> None:
             f"{missing} is missing: the last file applied is {before}, and the next one available is {name}. Files "
             f"are applied in order, so download the missing one, or continue without it: --first-file {name}."
         )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def _md5_in(text: str, source: str) -> str:

@@ -1,24 +1,242 @@
-"""Import of the articles of a PubMed query that were added or revised since the last update, page by page.
+"""Import of a PubMed query's articles that were added or revised since the last update, page by page.
 
-Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one transaction.
+NCBI allows 3 requests a second, or 10 with an API key, wants `tool` and `email` in each, and answers 429 to more
+(https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The E-utilities
+(https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The client
+recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside XML,
+truncated XML. Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one
+transaction.
 """
 
 from __future__ import annotations
 
-import io
+import re
 import sys
+import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
+from meditune import __version__
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
+from meditune.http_client import RETRY_TO_RESUME, Backoff, HttpClient, TransientError, refuse_transient
 from meditune.operate.literature.article_library import Library, LibraryUpdate
-from meditune.operate.literature.pubmed_client import MAX_ARTICLES, MAX_DATE, MIN_DATE, Eutils, HistoryLostError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.documents.pubmed_articles import Article
+
+KEY_VARIABLE = "NCBI_API_KEY"
+TOOL = "meditune"
+INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
+"""Seconds between requests: slightly more than 1/3, and 1/10"""
+MAX_INTERVAL = 5.0
+"""Maximum interval in seconds; the interval doubles after each 429."""
+ATTEMPTS = 6
+FIRST_WAIT = 1.0
+MAX_REQUESTED_WAIT = 300.0
+"""If a server asks for a longer pause, the update stops, and the user runs it again later."""
+CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
+RESPONSE_TIMEOUT_SECONDS = 900.0
+"""A response that takes longer in total is abandoned, even if data keeps arriving."""
+MAX_RESPONSE_BYTES = 2**28
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
+
+
+def contact(email: str | None) -> str:
+    """Return the email address. Raises DataError if it is missing or invalid."""
+    if email and _ADDRESS.fullmatch(email.strip()):
+        return email.strip()
+    what = f"{email!r} is not an email address" if email else "none is given"
+    raise DataError(
+        f"NCBI requires an email address so that it can contact you before it blocks a client, but {what}. Give "
+        "yours: --email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
+    )
+
+
+class RateLimitedClient(HttpClient):
+    """An HTTP client for one server, which limits its own request rate."""
+
+    def __init__(self, email: str, key: str | None = None) -> None:
+        import httpx2
+
+        super().__init__(
+            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=MAX_REQUESTED_WAIT),
+            interval=INTERVAL_WITH_KEY if key else INTERVAL,
+            advice=RETRY_TO_RESUME,
+            headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
+            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            follow_redirects=True,
+        )
+        self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
+        """Parameters that the E-utilities require in each request"""
+        self.today = ""
+        """The server's date at the last response, in ISO 8601; empty if unknown"""
+
+    def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
+        """Return the body of a response. Raises TransientError if a retry may succeed, otherwise DataError."""
+        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
+        body = bytearray()
+        with self.stream("POST" if post else "GET", url, **options) as response:
+            self._check(response)
+            for part in _in_time(response.iter_bytes()):
+                body += part
+                if len(body) > MAX_RESPONSE_BYTES:
+                    limit = f"{MAX_RESPONSE_BYTES // 2**20} MB"
+                    raise DataError(f"{_without_parameters(url)} sends more than {limit}. Check the address.")
+        return bytes(body)
+
+    @contextmanager
+    def download(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Yield the size of a remote file (0 if unknown), and its bytes from `start` on, without decoding them.
+
+        Raises StartedOverError if the server can't start at `start`; otherwise raises like `content`.
+        """
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        with self.stream("GET", url, headers=headers) as response:
+            self._check(response)
+            if start and response.status_code != 206:
+                raise StartedOverError
+            length = response.headers.get("content-length", "")
+            yield start + int(length) if length.isdecimal() else 0, _in_time(response.iter_raw())
+
+    def _check(self, response: Any) -> None:
+        """Record the server's date, and raise if the status is not a success."""
+        with suppress(TypeError, ValueError):
+            self.today = parsedate_to_datetime(response.headers.get("date")).date().isoformat()
+        status = response.status_code
+        if status == 429:
+            self.slow_down()
+        refuse_transient(response)
+        if not response.is_success and status not in (400, 416):
+            advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
+            raise DataError(f"{_without_parameters(str(response.url))} answers {status}. {advice}".rstrip())
+
+    def slow_down(self) -> None:
+        """Double the interval between requests."""
+        self.interval = min(MAX_INTERVAL, self.interval * 2)
+
+
+class StartedOverError(Exception):
+    """The server sends a file from its start although a range was requested."""
+
+
+def _in_time(parts: Iterator[bytes]) -> Iterator[bytes]:
+    end = time.monotonic() + RESPONSE_TIMEOUT_SECONDS
+    for part in parts:
+        yield part
+        if time.monotonic() > end:
+            raise TransientError(f"needs more than {RESPONSE_TIMEOUT_SECONDS / 60:.0f} minutes for one response")
+
+
+def _without_parameters(url: str) -> str:
+    """Return a URL without its parameters, which may contain a key."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
+URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+MAX_ARTICLES = 9_999
+MIN_DATE, MAX_DATE = "1900/01/01", "3000/12/31"
+EXPIRED_SEARCH_ERRORS = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
+"""Words in errors for a search that has expired; NCBI keeps a search for a few hours."""
+MAX_GET_CHARACTERS = 500
+"""Characters; longer queries are sent by POST, because URLs are limited in length."""
+MAX_QUOTED_CHARACTERS = 200
+_ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
+
+
+class HistoryLostError(Exception):
+    """The server no longer has a search."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of a search."""
+
+    count: int
+    webenv: str
+    key: str
+    pmids: tuple[str, ...]
+    """Up to the requested number of ids"""
+    unknown: tuple[str, ...]
+    """Phrases and fields that PubMed doesn't know, and other warnings"""
+
+
+class Eutils:
+    """A client for PubMed's E-utilities."""
+
+    def __init__(self, http: RateLimitedClient, url: str = URL) -> None:
+        self.http, self.url = http, url.rstrip("/")
+
+    def search(self, term: str, start: str, end: str, ids: int = 0) -> SearchResult:
+        """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
+        query = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
+        query |= {"datetype": "mdat", "mindate": start, "maxdate": end}
+        root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > MAX_GET_CHARACTERS))
+        count = root.findtext("Count") or ""
+        if not count.isdecimal():
+            raise DataError(
+                f"{self.url}: the search result has no count. Check that this is the address of the E-utilities."
+            )
+        lists = [*root.iterfind("ErrorList/*"), *root.iterfind("WarningList/*")]
+        return SearchResult(
+            count=int(count),
+            webenv=root.findtext("WebEnv") or "",
+            key=root.findtext("QueryKey") or "",
+            pmids=tuple(each.text or "" for each in root.iterfind("IdList/Id")),
+            unknown=tuple(each.text for each in lists if each.text and each.text.strip()),
+        )
+
+    def page(self, search: tuple[str, str], start: int, size: int) -> bytes:
+        """Return the XML of a search's (webenv, key) articles from `start` on. Raises HistoryLostError, DataError."""
+        webenv, key = search
+        query = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
+        return self._get("efetch.fcgi", query, "PubmedArticleSet")
+
+    def by_ids(self, pmids: list[str]) -> bytes:
+        """Return the XML of these articles, at most a few hundred. Raises DataError."""
+        return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
+
+    def _get(self, tool: str, query: dict[str, str], root: str, post: bool = False) -> bytes:
+        parameters = {"db": "pubmed"} | query | self.http.parameters
+        url = f"{self.url}/{tool}"
+        return self.http.retry(lambda: self._once(url, parameters, root, post), url)
+
+    def _once(self, url: str, parameters: dict[str, str], root: str, post: bool) -> bytes:
+        body = self.http.content(url, parameters, post)
+        if error := _ERROR.search(body):
+            raise self._refusal(error[1].decode(errors="replace"))
+        beginning = body[:2000]
+        if b"rate limit exceeded" in beginning.lower():
+            self.http.slow_down()
+            raise TransientError("reports too many requests")
+        if f"<{root}".encode() not in beginning:
+            what = "an HTML page" if b"<html" in beginning.lower() else "an unknown format"
+            raise TransientError(f"answers with {what}")
+        if not body.rstrip().endswith(f"</{root}>".encode()):
+            raise TransientError("sent an incomplete response")
+        if root == "eSearchResult":
+            try:
+                ET.fromstring(body)
+            except ET.ParseError as error:
+                raise TransientError(f"answers with malformed XML ({error})") from error
+        return body
+
+    def _refusal(self, message: str) -> Exception:
+        quoted = " ".join(message.split())[:MAX_QUOTED_CHARACTERS]
+        for name, value in self.http.parameters.items():
+            quoted = quoted.replace(value, f"({name})")
+        if any(each in message.casefold() for each in EXPIRED_SEARCH_ERRORS):
+            return HistoryLostError(quoted)
+        # "Search Backend failed" occurs if the server is busy or if the query is invalid; a retry helps only the first.
+        return TransientError(f'answers with an error: "{quoted}"')
+
 
 PAGE = 200
 """Articles per request: the most that an interrupted update fetches again"""
@@ -64,9 +282,9 @@ class LibrarySearch:
         while windows:
             low, high = windows.pop(0)
             found = self.eutils.search(RETRACTIONS, low, high, ids=MAX_ARTICLES)
-            today = today or self.eutils.today
+            today = today or self.eutils.http.today
             if found.count > MAX_ARTICLES:
-                windows = [*_halves(RETRACTIONS, low, high, self.eutils.today), *windows]
+                windows = [*_halves(RETRACTIONS, low, high, self.eutils.http.today), *windows]
                 continue
             with self.library.transaction():
                 self.library.mark(found.pmids)
@@ -97,9 +315,9 @@ class LibrarySearch:
                 found = self.eutils.search(term, low, high)
                 if found.unknown:
                     print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)
-                cursor["today"] = cursor.get("today") or self.eutils.today
+                cursor["today"] = cursor.get("today") or self.eutils.http.today
                 if found.count > MAX_ARTICLES:
-                    cursor["windows"][:1] = _halves(term, low, high, self.eutils.today)
+                    cursor["windows"][:1] = _halves(term, low, high, self.eutils.http.today)
                     self._save_cursor(name, cursor)
                     return
                 cursor |= {"webenv": found.webenv, "key": found.key, "count": found.count, "start": 0}
@@ -135,10 +353,9 @@ class LibrarySearch:
 
     def _page(self, cursor: dict[str, Any], size: int) -> list[Article | str]:
         """Return the articles of one page. A page with too few articles is fetched again, and then reported."""
-        given = 0
         for _ in range(1 + SHORT_PAGES):
             xml = self.eutils.page((cursor["webenv"], cursor["key"]), cursor["start"], size)
-            given = sum(record.kind != pubmed_articles.DELETED for record in pubmed_articles.of_stream(io.BytesIO(xml)))
+            given = sum(record.kind != pubmed_articles.DELETED for record in pubmed_articles.records(xml))
             if given >= size:
                 break
         else:
@@ -146,7 +363,7 @@ class LibrarySearch:
         return list(self._articles(xml, f"efetch, articles from {cursor['start'] + 1} on"))
 
     def _articles(self, xml: bytes, source: str) -> Iterator[Article | str]:
-        for record in pubmed_articles.of_stream(io.BytesIO(xml)):
+        for record in pubmed_articles.records(xml):
             yield from pubmed_articles.of_record(record, source, self.rejects)
 
     def _save_cursor(self, name: str, cursor: dict[str, Any]) -> None:

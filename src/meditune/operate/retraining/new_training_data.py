@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.config.data_options import Incomplete
 from meditune.data import leakage
 from meditune.data.example import Example
 from meditune.data.prepare import stored_data
@@ -26,13 +25,13 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl
 from meditune.model_registry import Registry
-from meditune.operate.active_learning import annotation_queue, candidates
+from meditune.operate import label_queue
 from meditune.operate.literature import abstract_questions
 from meditune.prompts import decision_in
 from meditune.retrieve.index import Index
+from meditune.store import exists, open_store
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
-from meditune.store.open_store import exists, open_store
 
 TRUST_ALL = "all"
 PASSAGES = 3
@@ -44,7 +43,6 @@ class TrainingDataSources:
     """The sources of new training data."""
 
     store: str | None = None
-    """A server's store: a folder, or a PostgreSQL URL"""
     trust: tuple[str, ...] = ()
     """Ids of keys whose corrections are used, in addition to experts' keys; `all` means everyone"""
     labels: tuple[Path, ...] = ()
@@ -52,11 +50,9 @@ class TrainingDataSources:
     store
     """
     queues: tuple[Path, ...] = ()
-    """Queues of `meditune learn queue` that experts judged"""
     literature: tuple[Path, ...] = ()
     """Libraries of `meditune update`, or files of pairs"""
     index: str | None = None
-    """Index with the passages of corrected answers"""
 
     @property
     def is_empty(self) -> bool:
@@ -69,12 +65,9 @@ class NewTrainingData:
     """Files of new rows, and counts of what was left out."""
 
     files: dict[str, Path] = field(default_factory=dict)
-    """Kind -> file of rows"""
     counts: dict[str, int] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> count"""
     index: str = ""
-    """The hash of the index's content"""
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return the number of rows and the SHA-256 of each kind, for the version's lineage."""
@@ -87,24 +80,19 @@ def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
     index = Index.open(sources.index) if sources.index else None
     found.index = index.manifest.content if index else ""
     answers = _answers(sources.store)
-    if answers:
-        _write_rows(found, folder, "feedback", _corrections(answers, sources.trust, index, found.left_out))
-    if sources.labels:
-        _write_rows(found, folder, "labels", _labelled(sources.labels, answers, found.left_out))
-    if sources.queues:
-        _write_rows(found, folder, "experts", _judged(sources.queues, answers, found.left_out))
-    if sources.literature:
-        _write_rows(found, folder, "literature", _literature(sources.literature))
+    kinds = {
+        "feedback": _corrections(answers, sources.trust, index, found.left_out) if answers else (),
+        "labels": _labelled(sources.labels, answers, found.left_out),
+        "experts": _judged(sources.queues, answers, found.left_out),
+        "literature": _literature(sources.literature),
+    }
+    for kind, rows in kinds.items():
+        path = folder / f"{kind}.jsonl"
+        if count := write_jsonl(path, rows, private=True):
+            found.files[kind], found.counts[kind] = path, count
+        else:
+            path.unlink()
     return found
-
-
-def _write_rows(data: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
-    path = folder / f"{kind}.jsonl"
-    count = write_jsonl(path, rows, private=True)
-    if count:
-        data.files[kind], data.counts[kind] = path, count
-    else:
-        path.unlink()
 
 
 def _answers(store: str | None) -> Answers | None:
@@ -150,10 +138,8 @@ def _corrections(
 
 def _decision(correction: str) -> str | None:
     """Return the decision of a correction that begins with yes, no or maybe."""
-    if not correction:
-        return None
-    first = correction.split(maxsplit=1)[0]
-    return decision_in(first) if len(first.strip(",.;:!-–—").split("-")) == 1 else None
+    first = (correction.split(maxsplit=1) or [""])[0]
+    return decision_in(first) if first and "-" not in first.strip(",.;:!-–—") else None
 
 
 def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
@@ -186,12 +172,12 @@ def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[
     """Yield the rows from judged queues; for rows in several queues, the latest one."""
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        judged = annotation_queue.rows(folder)
+        judged = label_queue.rows(folder)
         for why, count in judged.left_out.items():
             left_out[f"items of {folder.name}: {why}"] += count
         for row in judged.rows:
             source, _, about = str(row["id"]).partition(":")
-            if source == candidates.ANSWERS and answers is not None and answers.get(about) is None:
+            if source == label_queue.ANSWERS and answers is not None and answers.get(about) is None:
                 left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
                 continue
             found[row["id"]] = row | {"id": f"experts-{row['id']}", "meta": row["meta"] | {"kind": "experts"}}
@@ -211,16 +197,8 @@ def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _row(example: Example, kind: str, id: str) -> dict[str, Any]:
-    row = example.model_dump(mode="json")
-    return {
-        "id": f"{kind}-{id}",
-        "question": row["question"],
-        "context": row["context"],
-        "answer": row["answer"],
-        "decision": row["decision"],
-        "group": row["group"],
-        "meta": row["meta"] | {"kind": kind},
-    }
+    row = example.model_dump(mode="json", include={"id", "question", "context", "answer", "decision", "group", "meta"})
+    return row | {"id": f"{kind}-{id}", "meta": row["meta"] | {"kind": kind}}
 
 
 Place = Literal["train", "dev", "test"]
@@ -249,7 +227,6 @@ class DealtRows:
     new: frozenset[str]
     """Ids of the dev and test items that are new in this retraining"""
     trained: int
-    """Number of new rows in the training split"""
     replayed: int
     left_out: Counter[str] = field(default_factory=Counter)
     decided: dict[str, Any] = field(default_factory=dict)
@@ -270,7 +247,6 @@ def deal(
     shares: Shares,
     seed: int,
     decisions: Path | None = None,
-    incomplete: Incomplete = "keep",
     min_rows: int = 0,
 ) -> DealtRows:
     """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
@@ -287,24 +263,19 @@ def deal(
             f"{len(fresh):,} of {len(rows):,} rows are new, but at least {min_rows:,} are needed (--min-rows)."
         )
     dealt: dict[Place, list[Example]] = {"train": [], "dev": [], "test": []}
-    had: dict[str, Place] = {
-        **dict.fromkeys(pool, "train"),
-        **{example.id: "dev" for example in old.dev},
-        **{example.id: "test" for example in old.test},
-    }
+    had: dict[str, Place] = dict.fromkeys(pool, "train")
+    had |= dict.fromkeys((example.id for example in old.dev), "dev")
+    had |= dict.fromkeys((example.id for example in old.test), "test")
     for example in fresh:
         dealt[had.get(example.id) or place_of(example.group, shares)].append(example)
     changed = {example.id for example in fresh}
-    unchanged = {
-        "dev": [example for example in old.dev if example.id not in changed],
-        "test": [example for example in old.test if example.id not in changed],
-    }
-    test = _unlike(
-        dealt["test"], [*pool.values(), *unchanged["dev"]], left_out, "held out, but similar to a row trained on before"
-    )
-    measured = [*unchanged["test"], *test]
+    old_dev = [example for example in old.dev if example.id not in changed]
+    old_test = [example for example in old.test if example.id not in changed]
+    trained = [*pool.values(), *old_dev]
+    test = _unlike(dealt["test"], trained, left_out, "held out, but similar to a row trained on before")
+    measured = [*old_test, *test]
     dev = _unlike(dealt["dev"], measured, left_out, "for development, but similar to a test item")
-    learnt = _unlike(dealt["train"], [*measured, *unchanged["dev"], *dev], left_out, "similar to a held-out item")
+    learnt = _unlike(dealt["train"], [*measured, *old_dev, *dev], left_out, "similar to a held-out item")
     left_out = +left_out
     if not learnt or not test:
         raise TooFewError(
@@ -313,8 +284,8 @@ def deal(
             + "). Gather more data before retraining."
         )
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
-    old_splits = Splits(old_rows, unchanged["dev"], unchanged["test"], old.test_set)
-    old_splits, applied = apply(str(decisions) if decisions else None, incomplete, old_splits)
+    old_splits = Splits(old_rows, old_dev, old_test, old.test_set)
+    old_splits, applied = apply(str(decisions) if decisions else None, old_splits)
     replayed = sample_replay(old_splits.train, round(shares.replay * len(learnt)), seed)
     name = f"{old.test_set}+new-{len(test)}"
     splits = Splits([*replayed, *learnt], [*old_splits.dev, *dev], measured, name)

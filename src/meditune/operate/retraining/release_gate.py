@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from meditune.data.example import Example
 from meditune.evaluate.compare import NothingInCommonError, side_by_side
 from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.predictions import MeasuredModel, Predictions, measured_model
+from meditune.evaluate.predictions import KINDS, MeasuredModel, Predictions, measured_model
 
 OLD, NEW = "old", "new"
 LOSS = 0.05
 """Allowed relative increase of perplexity on the old items"""
 GUARDRAIL_METRICS = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
-"""Metrics that must not get worse, if measured"""
 BETTER = ("perplexity", "accuracy")
 """The first of these that is measured must have improved on the new items."""
 LIKELIHOODS = ("perplexity", "general_perplexity")
@@ -128,14 +127,11 @@ def _part(model: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredM
 
     examples: dict[str, Example] = {id: each for id, each in model.examples.items() if is_selected(id)}
     selected: dict[str, Any] = {}
-    for field in fields(Predictions):
-        rows = getattr(model.predictions, field.name)
-        if field.name in WITHOUT_ITEMS:
-            selected[field.name] = [] if is_new else rows
-        elif field.name == "no_reference":
-            selected[field.name] = [id for id in rows if is_selected(id)]
-        elif field.name in ("calibration", "dev_decision", "preference"):
-            selected[field.name] = []
-        else:
-            selected[field.name] = [row for row in rows if is_selected(row["id"])]
+    for kind in KINDS:
+        rows = getattr(model.predictions, kind)
+        if kind in WITHOUT_ITEMS:
+            selected[kind] = [] if is_new else rows
+        elif kind not in ("calibration", "dev_decision", "preference"):
+            selected[kind] = [row for row in rows if is_selected(row["id"])]
+    selected["no_reference"] = [id for id in model.predictions.no_reference if is_selected(id)]
     return replace(model, examples=examples, predictions=Predictions(**selected))

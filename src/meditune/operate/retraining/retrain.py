@@ -38,7 +38,7 @@ from meditune.model_registry import Registry, Version
 from meditune.operate.retraining import new_training_data, release_gate
 from meditune.operate.retraining.new_training_data import NewTrainingData, Shares, TooFewError, TrainingDataSources
 from meditune.run_folder import RECIPE, announce, note_data, versions
-from meditune.store.open_store import named
+from meditune.store import named
 
 LEARNING_RATE_FACTOR = 0.5
 """Factor on the previous learning rate, because the weights are already near a good point"""
@@ -77,13 +77,11 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
 def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recipe:
     """Return the recipe with `--set` options, saved at `place`. Raises RecipeError that lists every problem."""
     save(recipe, place, versions(recipe))
-    changed: Any = load_recipe(str(place), list(settings))
-    resolved: Recipe = changed.recipe
+    resolved = load_recipe(str(place), list(settings)).recipe
     save(resolved, place, versions(resolved))
     return resolved
 
 
-WORK, ROWS = "work", "rows"
 FILE = "retrain.json"
 
 
@@ -94,18 +92,8 @@ class UnfinishedRetraining:
     id: str
     """A unique id; the run's folder has this name, which records the origin of its version."""
     started: str
-    """UTC, ISO 8601"""
     parent: str
-    """The version that training continues from"""
     options: dict[str, Any]
-    """The options that affect the resulting version"""
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> UnfinishedRetraining:
-        """Return the retraining that the work file describes, also if an earlier version wrote the file."""
-        stored = {_OLD_KEYS.get(name, name): value for name, value in stored.items()}
-        stored["options"] = {_OLD_OPTIONS.get(name, name): value for name, value in stored["options"].items()}
-        return cls(**stored)
 
 
 class Work:
@@ -113,12 +101,14 @@ class Work:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.folder = registry.folder / WORK
+        self.folder = registry.folder / "work"
+        self.facts = self.folder / "gathered.json"
+        """Describes the gathered data, once the run's data is prepared"""
 
     def read(self) -> UnfinishedRetraining | None:
         """Return the unfinished retraining, or None."""
         path = self.folder / FILE
-        return UnfinishedRetraining.from_json(read_json(path)) if path.is_file() else None
+        return UnfinishedRetraining(**read_json(path)) if path.is_file() else None
 
     @property
     def run(self) -> Path:
@@ -128,12 +118,7 @@ class Work:
     @property
     def rows(self) -> Path:
         """The folder that keeps the gathered rows, which the version's recipe names."""
-        return (self.registry.folder / ROWS / self._unfinished.id).resolve()
-
-    @property
-    def facts(self) -> Path:
-        """The file that describes the gathered data, written once the run's data is prepared."""
-        return self.folder / "gathered.json"
+        return (self.registry.folder / "rows" / self._unfinished.id).resolve()
 
     def made(self) -> Version | None:
         """Return the version that the unfinished work already produced, if the command was stopped right after."""
@@ -148,7 +133,7 @@ class Work:
         from those of the unfinished retraining, unless `restart_if_changed` allows a new start.
         """
         before = self.read()
-        if before and self.facts.is_file() and self._can_resume(before, parent, options, restart_if_changed):
+        if before and self.facts.is_file() and _can_resume(before, parent, options, restart_if_changed):
             return
         self.drop()
         begun = model_registry.utc_now()
@@ -172,31 +157,30 @@ class Work:
         assert begun is not None, "the caller has claimed the work"
         return begun
 
-    def _can_resume(
-        self, before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
-    ) -> bool:
-        if before.parent != parent:
-            _say(
-                f"The retraining started at {before.started} is unfinished and continues from {before.parent}, but "
-                f"{parent} is served now. It is dropped, and a new one starts."
-            )
-            return False
-        differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
-        if differing and not restart_if_changed:
-            raise MedituneError(
-                f"A retraining started at {before.started} with other options ({', '.join(differing)}) is unfinished. "
-                "Give the same options again to resume it, or --restart to drop it."
-            )
-        if differing:
-            _say(
-                f"The retraining started at {before.started} had other options ({', '.join(differing)}). It is "
-                "dropped, and a new one starts."
-            )
-            return False
-        _say(f"Resuming the retraining started at {before.started}.")
-        if before.options.get("sources") != options.get("sources"):
-            _say("It uses the data gathered then; other sources wait for the next retraining.")
-        return True
+
+def _can_resume(
+    before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
+) -> bool:
+    started = f"The retraining started at {before.started}"
+    differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
+    if before.parent != parent:
+        _say(
+            f"{started} continues from {before.parent}, but {parent} is served now. It is dropped, and a "
+            "new one starts."
+        )
+        return False
+    if differing and not restart_if_changed:
+        raise MedituneError(
+            f"{started} with other options ({', '.join(differing)}) is unfinished. Give the same options again to "
+            "resume it, or --restart to drop it."
+        )
+    if differing:
+        _say(f"{started} had other options ({', '.join(differing)}). It is dropped, and a new one starts.")
+        return False
+    _say(f"Resuming the retraining started at {before.started}.")
+    if before.options.get("sources") != options.get("sources"):
+        _say("It uses the data gathered then; other sources wait for the next retraining.")
+    return True
 
 
 def _say(text: str) -> None:
@@ -208,9 +192,6 @@ OnPass = Literal["promote", "canary", "keep"]
 ON_PASS: tuple[OnPass, ...] = get_args(OnPass)
 _LATER = {"on_pass", "percent", "restart", "restart_if_changed"}
 """Options that don't affect the resulting version"""
-_OLD_KEYS = {"begun": "started", "asked": "options"}
-_OLD_OPTIONS = {"wanted": "sources", "least": "min_rows", "gate_old": "gate"}
-"""Names in the work files of earlier versions"""
 
 
 @dataclass(frozen=True)
@@ -226,24 +207,19 @@ class Options:
     gate: Path | None = None
     gate_new: Path | None = None
     min_rows: int = 20
-    """Minimum number of new rows"""
     exports: tuple[str, ...] | None = None
     """Export formats; None: those of the current version"""
     on_pass: OnPass = "promote"
-    """What to do with a version that passes"""
     percent: float = 10.0
     """Percentage of the conversations for a canary"""
     restart: bool = False
-    """Drop an unfinished retraining"""
     restart_if_changed: bool = False
-    """Drop an unfinished retraining only if its options differ, for unattended use"""
 
     def result_options(self) -> dict[str, Any]:
         """Return the options that affect the resulting version, for JSON, without a database password."""
         values = {name: value for name, value in asdict(self).items() if name not in _LATER}
         values["sources"]["store"] = None if self.sources.store is None else named(self.sources.store)
-        found: dict[str, Any] = json.loads(json.dumps(values, default=str))
-        return found
+        return dict(json.loads(json.dumps(values, default=str)))
 
 
 @dataclass(frozen=True)
@@ -253,7 +229,6 @@ class Outcome:
     version: Version | None
     """None if there was too little new data"""
     messages: list[str]
-    """The result in sentences"""
     promoted: bool = False
 
 
@@ -299,12 +274,11 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
 
 def next_step(name: str) -> OnPass:
     """Return what to do with a version, by name. Raises DataError for an unknown name."""
-    for each in ON_PASS:
-        if each == name:
-            return each
     if name == "shadow":
         raise DataError("--on-pass shadow was removed. Try the version as a canary: --on-pass canary --percent 1")
-    raise DataError(f"Unknown --on-pass {name}. Choose from {', '.join(ON_PASS)}.")
+    if name not in ON_PASS:
+        raise DataError(f"Unknown --on-pass {name}. Choose from {', '.join(ON_PASS)}.")
+    return name
 
 
 def _current(registry: Registry) -> str:
@@ -340,7 +314,6 @@ def _prepare_run(
         options.shares,
         known.seed,
         options.decisions,
-        known.data.incomplete,
         options.min_rows,
     )
     for why, count in dealt.left_out.items():
@@ -411,24 +384,22 @@ def _finish(registry: Registry, work: Work, version: Version, report: list[str],
 
 def _release(registry: Registry, version: Version, before: str, options: Options) -> list[str]:
     """Apply `on_pass` to the new version; return what was done, in sentences."""
-    if registry.state().current == version.id:
-        return [f"{version.id} is already served."]
+    id, current = version.id, registry.state().current
+    if current == id:
+        return [f"{id} is already served."]
     if not version.passed:
         judged = version.gate["on"].values() if version.gate else ()
         if all(each["passed"] for row in judged for each in row["checks"]):
-            by_hand = f"meditune registry promote {registry.folder} {version.id} --force --reason TEXT"
-            return [
-                f"The gate cannot judge {version.id}: {before} stays in use. If reviewers find {version.id} better: "
-                f"{by_hand}"
-            ]
-        return [f"{version.id} did not pass its gate: {before} stays in use."]
+            by_hand = f"meditune registry promote {registry.folder} {id} --force --reason TEXT"
+            return [f"The gate cannot judge {id}: {before} stays in use. If reviewers find {id} better: {by_hand}"]
+        return [f"{id} did not pass its gate: {before} stays in use."]
     why = f"passed its gate against {before}"
-    if registry.state().current != before:
-        return [f"{version.id} {why}, but {registry.state().current} is served now, so {version.id} is only stored."]
+    if current != before:
+        return [f"{id} {why}, but {current} is served now, so {id} is only stored."]
     if options.on_pass == "keep":
-        return [f"{version.id} {why}. Serve it with: meditune registry promote {registry.folder} {version.id}"]
+        return [f"{id} {why}. Serve it with: meditune registry promote {registry.folder} {id}"]
     if options.on_pass == "promote":
-        registry.promote(version.id, why)
-        return [f"{version.id} {why} and is now served."]
-    registry.start_canary(version.id, options.percent, why)
-    return [f"{version.id} {why} and is a canary in {options.percent:g} % of the conversations."]
+        registry.promote(id, why)
+        return [f"{id} {why} and is now served."]
+    registry.start_canary(id, options.percent, why)
+    return [f"{id} {why} and is a canary in {options.percent:g} % of the conversations."]

@@ -19,18 +19,16 @@ from meditune.errors import DataError, MedituneError
 from meditune.files import read_jsonl
 from meditune.model_registry import Counts, Registry, State, Trial, is_worse
 from meditune.operate.drift import canaries
-from meditune.operate.drift.alerts import Alert
 from meditune.operate.drift.drift_watcher import state_of
-from meditune.operate.drift.monitor import Monitor
+from meditune.operate.drift.monitor import Alert, Monitor
 from meditune.operate.drift.reference import load
-from meditune.store.answers import Answer, Answers
-from meditune.store.open_store import StoreLocation, open_store
+from meditune.store import StoreLocation, open_store
+from meditune.store.answers import Answers
 
 log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
 """Numeric signals that must not fall"""
 MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
-"""Categories that must not become more frequent"""
 FEWER_IS_WORSE = {("ratings", "up")}
 """Categories that must not become less frequent; an alert on two categories names either"""
 
@@ -38,7 +36,6 @@ REASON_TEXTS = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
     "abstained": "{1} abstained from {0.failed} of {0.all} answers",
 }
-"""Counts of a version, in words"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,6 @@ class VersionCheck:
     """The result of a check."""
 
     rolled_back: str | None = None
-    """The version that was rolled back, if any"""
     served: str = ""
     why: list[str] = field(default_factory=list)
     """Evidence against a version, or that there is none"""
@@ -138,26 +134,20 @@ def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[st
     return found
 
 
-def version_of(answer: Answer) -> str:
-    """Return the id of the version that gave an answer, or "" if no registry was served."""
-    return _named(answer.model)
-
-
 def _named(model: str) -> str:
-    words = model.rpartition(" ")[2].partition("-")
-    return words[0] if words[1] else ""
+    """Return the id of the version that gave an answer, or "" if no registry was served."""
+    id, dash, _ = model.rpartition(" ")[2].partition("-")
+    return id if dash else ""
 
 
 def _evidence_against_trial(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
     """Yield evidence against the version on trial, from the answers since the trial began."""
     by_version = counts_by_version(answers, datetime.fromisoformat(trial.since).timestamp())
-    trial_counts, current_counts = by_version.get(trial.version, {}), by_version.get(current, {})
-    for what, counts in trial_counts.items():
-        beside = current_counts.get(what, Counts())
+    for what, counts in by_version.get(trial.version, {}).items():
+        beside = by_version.get(current, {}).get(what, Counts())
         if is_worse(counts, beside):
-            yield " and ".join(
-                (REASON_TEXTS[what].format(counts, trial.version), REASON_TEXTS[what].format(beside, current))
-            )
+            text = REASON_TEXTS[what]
+            yield f"{text.format(counts, trial.version)} and {text.format(beside, current)}"
 
 
 def _open_alerts(reference: Path) -> list[Alert]:
@@ -170,7 +160,7 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
     """Yield alerts that indicate worse answers and opened with an answer of the current version."""
     for alert in alerts:
         opened = answers.get(alert.opened_id)
-        if opened and is_rated_worse(alert) and version_of(opened) == state.current:
+        if opened and is_rated_worse(alert) and _named(opened.model) == state.current:
             yield f"drift in {alert.signal} ({alert.severity}): {alert.message}"
 
 

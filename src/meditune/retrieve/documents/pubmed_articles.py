@@ -19,7 +19,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
@@ -145,13 +147,12 @@ class Article:
         return asdict(self)
 
 
+_ARTICLE = TypeAdapter(Article)
+
+
 def from_dict(value: dict[str, Any]) -> Article:
     """Return the article that `as_dict` describes."""
-    parts, links = (
-        tuple(factory(**each) for each in value[key]) for key, factory in (("parts", Part), ("links", Link))
-    )
-    lists = {key: tuple(value[key]) for key in ("types", "mesh")}
-    return Article(**value | lists | {"parts": parts, "links": links})
+    return _ARTICLE.validate_python(value)
 
 
 def parsed(xml: bytes) -> Article | str:
@@ -240,17 +241,12 @@ def _text(element: ET.Element | None) -> str:
     return "" if element is None else " ".join("".join(element.itertext()).split())
 
 
-ARTICLE, BOOK, DELETED = "PubmedArticle", "PubmedBookArticle", "DeleteCitation"
-CHUNK = 2**18
-LONGEST = 2**24
-"""Maximum size of a record in bytes; longer ones are rejected. Articles with a thousand authors take a tenth of it."""
+BOOK, DELETED = "PubmedBookArticle", "DeleteCitation"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 """Errors from reading a damaged gzip file"""
-
 _OPENING = re.compile(rb"<(PubmedArticle|PubmedBookArticle|DeleteCitation)(?=[\s>])")
 _PMID = re.compile(rb"<PMID[^>]*>\s*(\d{1,12})\s*</PMID>")
-_TAIL = 32
-"""Number of bytes kept in case a chunk ends within a tag"""
+_TRUNCATED = "the file is truncated"
 
 
 @dataclass(frozen=True)
@@ -272,93 +268,48 @@ class Record:
 
 
 def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
-    """Yield the records of a file, gzip or not. If its end is damaged, the last record has a problem and no kind.
-
-    `progress` is advanced by the megabytes read.
-    """
-    position = 0
-    with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
-        for record in of_stream(cast(BinaryIO, stream)):
-            yield record
-            if progress:
-                position, before = raw.tell(), position
-                progress.advance((position - before) / 1e6)
-
-
-def of_stream(stream: BinaryIO) -> Iterator[Record]:
-    """Yield the records of a stream in order; only one is in memory."""
-    held, line, ended, problem, rooted, complete = b"", 1, False, "", False, True
-    while not ended:
-        try:
-            more = stream.read(CHUNK)
-        except DAMAGED as error:
-            more, problem = b"", f"the file is truncated: {error}"
-        ended = not more
-        held += more
-        rooted = _is_open(held, rooted)
-        counted = done = 0
-        for kind, start, done, wrong in _cut(held, ended):
-            line += held.count(b"\n", counted, start)
-            counted = start
-            if kind:
-                complete = not wrong
-                yield Record(kind, line, held[start:done], wrong)
-        line += held.count(b"\n", counted, done)
-        held = held[done:]
-    if rooted and complete and not problem:
-        problem = "the file is truncated: its last tag is missing"
-    if problem:
-        yield Record("", line, b"", problem)
+    """Yield the records of a file, gzip or not; `progress` is advanced by its megabytes."""
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except DAMAGED as error:
+        yield Record("", 1, b"", f"{_TRUNCATED}: {error}")
+        return
+    share = file.stat().st_size / 1e6 / max(len(data), 1)
+    for record in records(data):
+        yield record
+        if progress:
+            progress.advance(len(record.xml) * share)
 
 
-def _is_open(buffer: bytes, was_open: bool) -> bool:
-    """Return whether the set of records has begun and not ended."""
-    begins, ends = buffer.rfind(b"<PubmedArticleSet"), buffer.rfind(b"</PubmedArticleSet")
-    return ends < begins if max(begins, ends) >= 0 else was_open
-
-
-def _cut(buffer: bytes, is_last: bool) -> Iterator[tuple[str, int, int, str]]:
-    """Yield kind, start, end and problem of each complete record in `buffer`; finally the position reached.
-
-    The position is yielded without a kind.
-    """
-    at = 0
-    while True:
-        opening = _OPENING.search(buffer, at)
-        if opening is None:
-            break
-        kind, start = opening[1].decode(), opening.start()
-        closing = b"</%b>" % opening[1]
-        end, following = buffer.find(closing, start), _OPENING.search(buffer, opening.end())
-        problem = ""
-        if following is not None and not 0 <= end < following.start():
-            end, problem = following.start(), f"no {closing.decode()} before the next record"
-        elif end >= 0:
-            end += len(closing)
-        elif len(buffer) - start > LONGEST:
-            end, problem = len(buffer), f"no {closing.decode()} within {LONGEST // 2**20} MB"
-        elif is_last:
-            end, problem = len(buffer), "the file is truncated inside the record"
-        else:
-            yield "", start, start, ""
-            return
-        yield kind, start, end, problem
-        at = end
-    rest = len(buffer) if is_last else max(at, len(buffer) - _TAIL)
-    yield "", rest, rest, ""
+def records(data: bytes) -> Iterator[Record]:
+    """Yield the records in the bytes of a file. If its end is missing, the last one has a problem and no kind."""
+    openings = list(_OPENING.finditer(data))
+    ends = [*(opening.start() for opening in openings[1:]), len(data)]
+    line, counted, problem = 1, 0, ""
+    for opening, following in zip(openings, ends, strict=False):
+        start, closing = opening.start(), b"</%b>" % opening[1]
+        line, counted = line + data.count(b"\n", counted, start), start
+        end, problem = data.find(closing, start, following) + len(closing), ""
+        if end < len(closing):
+            is_last = following == len(data)
+            problem = f"{_TRUNCATED} inside the record" if is_last else f"no {closing.decode()} before the next record"
+            end = following
+        yield Record(opening[1].decode(), line, data[start:end], problem)
+    if data.rfind(b"<PubmedArticleSet") > data.rfind(b"</PubmedArticleSet") and not problem:
+        yield Record("", line + data.count(b"\n", counted), b"", f"{_TRUNCATED}: its last tag is missing")
 
 
 ENDINGS = (".xml", ".xml.gz")
 RETRACTED = "retracted"
 
 
-def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Iterator[Document]:
-    """Yield the articles with an abstract in a file, or in all files under a folder; only one is in memory.
+def read(path: Path, rejects: Rejects, withdrawn: set[str] | None = None) -> Iterator[Document]:
+    """Yield the articles with an abstract in a file, or in all files under a folder.
 
-    Ids of articles that a file deletes (DeleteCitation) or that are retracted are added to `deleted`. Malformed records
-    and truncated files are listed in `rejects`, and reading continues. Raises DataError if there are no files.
+    Ids of articles that a file deletes (DeleteCitation) or that are retracted are added to `withdrawn`. Malformed
+    records and truncated files are listed in `rejects`, and reading continues. Raises DataError if there are no files.
     """
-    withdrawn: set[str] = deleted if deleted is not None else set()
+    withdrawn = set() if withdrawn is None else withdrawn
     for file in files_of(path):
         for found in pubmed_of_file(file, rejects):
             if isinstance(found, str):

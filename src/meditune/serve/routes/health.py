@@ -1,20 +1,17 @@
-"""The routes for operators, `/healthz`, `/readyz`, `/metrics`, `/admin` and `/v1/admin/status`, and `/v1/models`."""
+"""The routes for operators: `/healthz`, `/readyz`, `/metrics` and `/v1/admin/status`."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import ConfigDict
 
 from meditune.engines.supervised_engine import FAILED_RETRY_S
 from meditune.errors import EngineUnavailableError
 from meditune.serve.api_errors import ApiError, unavailable
 from meditune.serve.auth import Caller, allowed
-from meditune.serve.routes.pages import PAGES
 from meditune.serve.schema import ResponseBody, errors
 from meditune.serve.service import Service, facts
 from meditune.store.overview import overview
@@ -73,46 +70,6 @@ async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metric
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-models_router = APIRouter(tags=["OpenAI"])
-
-
-class ServedModel(ResponseBody):
-    """A model that requests may name."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "meditune"
-
-
-class Models(ResponseBody):
-    """The list of models."""
-
-    object: Literal["list"] = "list"
-    data: list[ServedModel]
-
-
-@models_router.get("/v1/models", responses=errors(), summary="List the models")
-def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> Models:
-    """Return the model that generates text and, if there is one, the model for embeddings."""
-    service: Service = request.app.state.service
-    return Models(data=[ServedModel(id=name, created=service.served.created) for name in service.models()])
-
-
-@models_router.get("/v1/models/{name:path}", responses=errors(404), summary="Describe one model")
-def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> ServedModel:
-    """Return the model of this name."""
-    service: Service = request.app.state.service
-    if name not in service.models():
-        service.require_model(name)
-    return ServedModel(id=name, created=service.served.created)
-
-
-FRESH_S = 5.0
-"""The minimum number of seconds between two reads of the store"""
-admin_router = APIRouter()
-
-
 class Status(ResponseBody):
     """The state of the service; docs/how-to/operate.md explains the fields."""
 
@@ -121,15 +78,7 @@ class Status(ResponseBody):
     time: float
 
 
-@admin_router.get("/admin", include_in_schema=False)
-def page() -> FileResponse:
-    """Return the operator's page. It contains no metrics; it requests them with the key that the user enters."""
-    return FileResponse(PAGES / "admin.html", media_type="text/html")
-
-
-@admin_router.get(
-    "/v1/admin/status", responses=errors(404), summary="Report the state of the service", tags=["Operation"]
-)
+@router.get("/v1/admin/status", responses=errors(404), summary="Report the state of the service")
 async def status(
     request: Request,
     _: Annotated[Caller, Depends(allowed("admin"))],
@@ -139,19 +88,5 @@ async def status(
     service: Service = request.app.state.service
     if service.answers is None:
         raise ApiError(404, "This server stores no answers, so it has no status to report.", "not_found")
-    found: dict[str, Any] = await _recent(request.app.state, service, hours)
+    found = await asyncio.to_thread(overview, service.answers.base, hours)
     return Status(**found, this_server=facts(service) | {"cost": service.metrics.costs.by_part()})
-
-
-async def _recent(state: Any, service: Service, hours: float) -> dict[str, Any]:
-    """Return the store's metrics. Requests within a few seconds share one read of the store."""
-    assert service.answers is not None
-    known: dict[float, tuple[float, dict[str, Any]]] = state.__dict__.setdefault("overviews", {})
-    lock: asyncio.Lock = state.__dict__.setdefault("overview_lock", asyncio.Lock())
-    async with lock:
-        read, found = known.get(hours, (0.0, {}))
-        if not found or time.monotonic() - read > FRESH_S:
-            found = await asyncio.to_thread(overview, service.answers.base, hours)
-            known.clear()
-            known[hours] = time.monotonic(), found
-        return found

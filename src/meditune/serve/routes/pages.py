@@ -33,6 +33,12 @@ def page(request: Request) -> HTMLResponse:
     return HTMLResponse(html)
 
 
+@router.get("/admin")
+def admin() -> FileResponse:
+    """Return the operator's page. It contains no metrics; it requests them with the key that the user enters."""
+    return FileResponse(PAGES / "admin.html", media_type="text/html")
+
+
 @router.get("/page/{name}")
 def part(name: str) -> FileResponse:
     """Return a file of the chat page. Raises ApiError 404 for an unknown name."""

@@ -20,15 +20,14 @@ from meditune.assistant.events import Event
 from meditune.assistant.triage import Triage
 from meditune.phi.detector import mask
 from meditune.serve import moderation
-from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.metrics import count_answer, facts_of
 from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Found, SearchBody, Thanks, errors, streams
 from meditune.serve.service import Service
-from meditune.serve.store_access import run_in_store_thread
+from meditune.serve.store_access import log_answer, run_in_store_thread
 from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
-from meditune.serve.version_router import conversation_of, route_request
+from meditune.serve.version_router import route_request
 from meditune.store.answers import Answers, Feedback
 from meditune.store.api_keys import Scope
 
@@ -44,7 +43,7 @@ router = APIRouter(tags=["Assistant"])
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """Return an answer that is based on sources and cites them, or the reason why there is no answer."""
     first = body.history[0].question if body.history else body.question
-    service = route_request(request, conversation_of(caller, first))
+    service = route_request(request, caller, first)
     if service.assistant is None:
         raise ApiError(404, "This server has no assistant, so it answers only chats.", "not_found")
     past = [each.question for each in body.history]
@@ -104,8 +103,8 @@ class _AnswerRun:
     async def _store(self, answer: dict[str, Any]) -> None:
         count_answer(self.service.metrics, answer)
         outcome = self.trace.facts["outcome"] = answer["outcome"]
-        question, text = self.body.question, answer["text"]
-        await log_answer(self.service, self.caller, self.id, "ask", question, text, outcome, facts_of(answer))
+        texts = (self.body.question, answer["text"])
+        await log_answer(self.service, self.caller, self.id, "ask", texts, outcome, facts_of(answer))
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """Yield the assistant's events, and put its token counts into `count`.
@@ -150,7 +149,7 @@ class _AnswerRun:
 @router.post("/v1/search", responses=errors(404, 504), summary="Search the index")
 async def search(body: SearchBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Found:
     """Return passages of the index, without an answer. Triage comes first, as for a question."""
-    service = route_request(request, conversation_of(caller, body.query))
+    service = route_request(request, caller, body.query)
     if service.assistant is None or service.assistant.index is None:
         raise ApiError(404, "This server has no index to search.", "not_found")
     asked = moderation.ChatQuestion(body.query, [], "query")

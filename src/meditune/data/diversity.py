@@ -1,13 +1,13 @@
 """Coverage and diversity of examples in several dimensions, for diversity.json and quality.json.
 
-The module defines the dimensions and an example's groups in each, effective numbers of groups, distances of two
-mixtures of groups, and the comparison of two prepared sets (after a filter, rebalancing or mixing).
+The thresholds of the remarks on imbalances are Meditune's own rules of thumb, documented in
+docs/how-to/measure-diversity.md.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, log
@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from meditune.data.diversity.imbalance import remarks
-from meditune.data.example import PEOPLE, TRAITS, Example, people_mentioned, texts
+from meditune.data.example import DECISIONS, PEOPLE, TRAITS, Example, people_mentioned, texts
 from meditune.data.splits import Splits
 from meditune.readability import TARGET, counted
 from meditune.statistics import wilson
@@ -70,21 +69,13 @@ def grade(answer: str) -> float | None:
 
 
 def _grade(example: Example) -> list[str]:
-    value = grade(example.answer)
-    if value is None:
-        return []
-    low, high = TARGET
-    return [GRADES[(value >= low) + (value > high) + (value > 12) + (value > 16)]]
+    value, (low, high) = grade(example.answer), TARGET
+    return [] if value is None else [GRADES[(value >= low) + (value > high) + (value > 12) + (value > 16)]]
 
 
 def _length(example: Example) -> list[str]:
     count = len(example.answer.split())
     return [next((name for end, name in LENGTHS if count < end), LONGEST)] if count else []
-
-
-def _semantic(example: Example) -> list[str]:
-    types = dict.fromkeys(texts(example.meta.get("semantic_type")))
-    return [SEMANTIC_TYPES.get(each, each) for each in types]
 
 
 YEARS = ("before 2000", "2000 to 2004", "2005 to 2009", "2010 to 2014", "2015 and later")
@@ -97,7 +88,14 @@ DIMENSIONS = (
     Dimension("focus", "Focus", focus, "several", compared=False),
     Dimension("mesh", "MeSH heading", lambda example: set(texts(example.meta.get("mesh"))), "several", compared=False),
     Dimension("subject", "Subject, by MeSH headings", TRAITS["subject"], "several"),
-    Dimension("semantic_type", "Semantic type (UMLS)", _semantic, "several"),
+    Dimension(
+        "semantic_type",
+        "Semantic type (UMLS)",
+        lambda example: [
+            SEMANTIC_TYPES.get(each, each) for each in dict.fromkeys(texts(example.meta.get("semantic_type")))
+        ],
+        "several",
+    ),
     Dimension("people", "People mentioned", people_mentioned, "several", PEOPLE),
     Dimension("year", "Year", TRAITS["year"], "ordered", YEARS),
     Dimension("reading_grade", "Reading grade of the answer", _grade, "ordered", GRADES),
@@ -105,15 +103,16 @@ DIMENSIONS = (
     Dimension("question_length", "Length of the question", TRAITS["question length"], "ordered", QUESTION_LENGTHS),
 )
 BY_NAME = {dimension.name: dimension for dimension in DIMENSIONS}
-
-
 DRAWS = 20
+MAX_GROUPS = 12
+"""Number of groups listed for each dimension; the others are counted together"""
+MAX_COMPARED_GROUPS = 8
+"""Number of groups listed for each dimension in a comparison: those with the largest change of share"""
 
 
 def shannon(counts: Mapping[str, float]) -> float:
-    """Return the effective number of groups: exp of Shannon's entropy, the Hill number of order 1.
-
-    This number of equally large groups has the same entropy (Hill 1973, Ecology 54:427-432). Without groups it is 0.
+    """Return the effective number of groups: exp of Shannon's entropy (Hill 1973, Ecology 54:427-432), 0 without
+    groups.
     """
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
@@ -121,10 +120,7 @@ def shannon(counts: Mapping[str, float]) -> float:
 
 
 def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
-    """Return the mean `shannon` of DRAWS seeded samples of this share of the counts, drawn without replacement.
-
-    More rows show more groups, so two sets are only comparable at the same size.
-    """
+    """Return the mean `shannon` of DRAWS seeded samples of this share of the counts, drawn without replacement."""
     values = np.array([count for count in counts.values() if count], dtype=np.int64)
     size = round(share * int(values.sum()))
     if not size or share >= 1:
@@ -142,10 +138,6 @@ def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     return sum(abs(first.get(name, 0) / sums[0] - second.get(name, 0) / sums[1]) for name in names) / 2
 
 
-MAX_GROUPS = 12
-"""Number of groups listed for each dimension; the others are counted together"""
-
-
 class Counted(NamedTuple):
     """The counts of a set of examples in a dimension."""
 
@@ -158,9 +150,8 @@ Counts = dict[str, Counted]
 
 
 def diversity(splits: Splits) -> dict[str, Any]:
-    """Return `splits` (a profile of each), `sources` (medians of the training rows), `differences` and `remarks`.
-
-    `differences` are the total variation distances of train and test in each dimension in which they should be similar.
+    """Return `splits` (a profile of each), `sources` (quantiles of the training rows), `differences` of train and test
+    in the dimensions in which they should be similar, and `remarks`.
     """
     counts = {name: counted_groups(examples) for name, examples in splits.named().items()}
     profiles = {name: profile(examples, counts[name]) for name, examples in splits.named().items()}
@@ -203,10 +194,10 @@ def differences(first: Counts, second: Counts) -> dict[str, float]:
 
 
 def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[str, Any]:
-    """Return `known` examples, `distinct` groups, `shannon`, and the largest (or all ordered) `groups`.
+    """Return `known` examples, `distinct` groups, `shannon`, the largest (or all ordered) `groups`, and how many
+    `others`.
 
-    A group has its `count`, its `share` of the known examples in percent, and the Wilson interval `ci95` of the share,
-    which treats the examples as a sample. `others` counts the examples in groups that aren't listed.
+    A group's `share` is in percent of the known examples; `ci95` is its Wilson interval.
     """
     ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     names = list(dimension.order) or ranked[:MAX_GROUPS]
@@ -228,19 +219,17 @@ def _by_source(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
     """Return rows and quantiles of question words, answer words and reading grade per source and collection."""
     members: dict[str, list[Example]] = {}
     for example in examples:
-        members.setdefault(example.source, []).append(example)
-        for part in BY_NAME["collection"].groups(example):
-            members.setdefault(f"{example.source}/{part}", []).append(example)
+        for part in ("", *(f"/{name}" for name in BY_NAME["collection"].groups(example))):
+            members.setdefault(f"{example.source}{part}", []).append(example)
     return {name: _medians(members[name]) for name in sorted(members)}
 
 
 def _medians(examples: Sequence[Example]) -> dict[str, Any]:
     answers = [example.answer for example in examples if example.answer]
-    grades = [value for value in map(grade, answers) if value is not None]
     measured: Mapping[str, Sequence[float]] = {
         "question_words": [len(example.question.split()) for example in examples],
         "answer_words": [len(answer.split()) for answer in answers],
-        "reading_grade": grades,
+        "reading_grade": [value for value in map(grade, answers) if value is not None],
     }
     quantiles = {"p10": 10, "median": 50, "p90": 90}
     return {"examples": len(examples)} | {
@@ -250,16 +239,11 @@ def _medians(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-MAX_COMPARED_GROUPS = 8
-"""Number of groups listed for each dimension: those with the largest change of share"""
-
-
 def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> dict[str, Any]:
     """Return `examples` of both sets, `gone` and `new` (by id), and the changes in each dimension.
 
-    A dimension has its total variation `distance`, `effective` (the effective numbers of groups, rarefied to the size
-    of the smaller set, because more rows show more groups), and `groups` with the largest changes: their shares in
-    percent of all examples, sorted by change or in the order of the groups.
+    A dimension has its `distance`, `effective` (the effective numbers of groups, rarefied to the size of the smaller
+    set, because more rows show more groups), and the `groups` with the largest changes of share, in percent.
     """
     ids = {example.id for example in before}, {example.id for example in after}
     counts = counted_groups(before), counted_groups(after)
@@ -296,3 +280,156 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
         "new": len(ids[1] - ids[0]),
         "dimensions": dimensions,
     }
+
+
+MIN_EXAMPLES = 30
+"""With fewer examples, the only remark is that there are too few"""
+RARE_DECISION = 20.0
+"""A decision with a smaller share, in percent, is rare"""
+DOMINANT = 70.0
+"""A group with a larger share, in percent, is dominant if there are at least two groups"""
+MIN_EVENNESS = 0.5
+"""A dimension with at least five groups is uneven below this ratio of effective number to distinct groups"""
+HARD = 50.0
+"""The data are hard to read if more answers than this, in percent, are above grade 8"""
+MIN_MENTION_PERCENT = 2.0
+"""People in a smaller share of the examples, in percent, are hardly mentioned"""
+MAX_MENTION_RATIO = 2.0
+"""The ratio of mentions of women and men above which a remark is made"""
+MAX_SPLIT_DISTANCE = 0.3
+"""Total variation distance above which train and test are different"""
+
+Remark = dict[str, str]
+_DOMINANCE = ("source", "collection", "question_type", "semantic_type", "subject")
+_EVENNESS_DIMENSIONS = ("question_type", "semantic_type", "subject")
+
+
+def remarks(train: Mapping[str, Any], distances: Mapping[str, float]) -> list[Remark]:
+    """Return `rule`, `message` and `advice` for each imbalance in the profile of the training split."""
+    if train["examples"] < MIN_EXAMPLES:
+        message = f"{train['examples']:,} training examples are too few to detect an imbalance."
+        return [_remark("too few to tell", message, f"At least {MIN_EXAMPLES} are needed.")]
+    dimensions = train["dimensions"]
+    return [
+        *_decisions(dimensions.get("decision")),
+        *_dominant(dimensions),
+        *_low_evenness(dimensions),
+        *_reading_difficulty(dimensions.get("reading_grade")),
+        *_people(dimensions.get("people")),
+        *_split_distance(distances),
+    ]
+
+
+def _remark(rule: str, message: str, advice: str) -> Remark:
+    return {"rule": rule, "message": message, "advice": advice}
+
+
+def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
+    if not dimension or dimension["known"] < MIN_EXAMPLES:
+        return
+    shares = {row["group"]: row for row in dimension["groups"]}
+    missing = [label for label in DECISIONS if label not in shares]
+    if missing:
+        yield _remark(
+            "missing decision",
+            f"No training decision is {' or '.join(missing)}.",
+            "A model can't learn this decision from the data. Add a source that has it.",
+        )
+    for label, row in shares.items():
+        if row["share"] < RARE_DECISION:
+            yield _remark(
+                "rare decision",
+                f"{label} is {_percent(row)} of {dimension['known']:,} decisions.",
+                "A model that never predicts it loses little. Weight decisions with train.class_balance=0.5.",
+            )
+
+
+def _dominant(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
+    for name in _DOMINANCE:
+        dimension = dimensions.get(name)
+        if not dimension or dimension["distinct"] < 2 or dimension["known"] < MIN_EXAMPLES:
+            continue
+        top = max(dimension["groups"], key=lambda row: row["count"])
+        if top["share"] > DOMINANT:
+            rest = max(1, dimension["known"] - top["count"])
+            ways = [f"cap it with data.balance={{by: {name}, cap: {rest}}}", "add other data"]
+            if name == "source":
+                ways.insert(1, "sample small sources more often with train.mix.weights")
+            yield _remark(
+                "dominant group",
+                f"{_title(name)} {top['group']} is {_percent(top)} of the {dimension['known']:,} training "
+                "examples for which it is known.",
+                f"Metrics over all examples mostly describe this group: {', or '.join(ways)}.",
+            )
+
+
+def _low_evenness(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
+    for name in _EVENNESS_DIMENSIONS:
+        dimension = dimensions.get(name)
+        if dimension and dimension["distinct"] >= 5 and dimension["shannon"] / dimension["distinct"] < MIN_EVENNESS:
+            yield _remark(
+                "uneven groups",
+                f"The {dimension['distinct']} groups by {_title(name).lower()} are as diverse as "
+                f"{dimension['shannon']:.1f} equal groups (effective number).",
+                "The small groups are hardly learned and hardly tested. See the metrics by subgroup in the "
+                f"report; data.balance={{by: {name}, cap: {max(1, dimension['known'] // 5)}}} caps the large ones.",
+            )
+
+
+def _reading_difficulty(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
+    if not dimension or dimension["known"] < MIN_EXAMPLES:
+        return
+    hard = sum(row["share"] for row in dimension["groups"][2:])
+    if hard > HARD:
+        yield _remark(
+            "hard to read",
+            f"{hard:.0f} % of the training answers are above reading grade 8.",
+            "A model learns the style of its training answers. For patients, keep the easy answers with "
+            "data.max_reading_grade (10, or 8 for everyone). MedQuAD has the most easy answers of the known sources.",
+        )
+
+
+def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
+    if not dimension:
+        return
+    rows = {row["group"]: row for row in dimension["groups"]}
+    women, men = rows["women or girls"], rows["men or boys"]
+    more, fewer = (women, men) if women["count"] >= men["count"] else (men, women)
+    if more["count"] >= MIN_EXAMPLES and more["count"] > MAX_MENTION_RATIO * fewer["count"]:
+        yield _remark(
+            "women and men",
+            f"{more['group']} are mentioned in {_percent(more)} of the examples, {fewer['group']} in "
+            f"{_percent(fewer)}.",
+            "Compare the metrics of both subgroups in the report, and add data for the weaker one.",
+        )
+    scarce = [row["group"] for row in dimension["groups"] if row["share"] < MIN_MENTION_PERCENT]
+    if scarce:
+        yield _remark(
+            "hardly mentioned",
+            f"Mentioned in fewer than {MIN_MENTION_PERCENT:.0f} % of the examples: {', '.join(scarce)}.",
+            "The metrics don't apply to them. Add sources about them, or state this limit wherever the model "
+            "is offered.",
+        )
+
+
+def _split_distance(distances: Mapping[str, float]) -> Iterator[Remark]:
+    far = {name: value for name, value in distances.items() if value > MAX_SPLIT_DISTANCE}
+    if far:
+        listed = ", ".join(f"{_title(name).lower()} {100 * value:.0f} %" for name, value in far.items())
+        yield _remark(
+            "train and test differ",
+            "Train and test differ. Share of training examples that would have to change to match the test "
+            f"set: {listed}.",
+            "The test metrics then describe other questions or answers than those in training. This may be "
+            "intended (a filter, a publisher's test set); if not, data.split=group tests on held-out parts of every "
+            "source.",
+        )
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    low, high = row["ci95"]
+    return f"{row['share']:.0f} % ({low:.0f} to {high:.0f})" if row["share"] < 99.5 else "nearly 100 %"

@@ -1,7 +1,6 @@
 """Clusters of questions by topic, each named by its most characteristic words, and a map of the questions.
 
-The topic of a question is its focus if the source names one, otherwise the question itself: MedQuAD's questions follow
-a few forms ("What are the symptoms of ... ?"), and clusters of the questions would be those forms.
+The topic of a question is its focus if the source names one, otherwise the question itself.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.diversity.coverage import focus, shannon
+from meditune.data.diversity import focus, shannon
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted
 
@@ -29,17 +28,8 @@ MAX_MAP_POINTS = 1500
 """Number of questions on the map"""
 WORDS = 3
 _UNINFORMATIVE_WORDS = (
-    "does",
-    "patients",
-    "patient",
-    "use",
-    "using",
-    "study",
-    "effect",
-    "need",
-    "know",
-    "help",
-    "like",
+    *("does", "patients", "patient", "use", "using", "study"),
+    *("effect", "need", "know", "help", "like"),
 )
 NEIGHBOURS = 30
 """Perplexity of the map (van der Maaten and Hinton 2008): approximately the number of neighbours preserved"""
@@ -71,9 +61,8 @@ def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed
 
     A cluster (k-means) has its `name`, its number of `questions` (total, by `source` and by `where`), and the question
     nearest to its centre as `example`. `effective` is exp of the entropy of their sizes; `vendi` is the Vendi score of
-    each set, the effective number of questions that differ in meaning, which needs no clusters (Friedman and Dieng
-    2022, arXiv:2210.02410). `points` are places on the map (t-SNE), scaled to 0 to 1, of at most MAX_MAP_POINTS
-    questions.
+    each set, the effective number of questions that differ in meaning (Friedman and Dieng 2022, arXiv:2210.02410).
+    `points` are places on the map (t-SNE), scaled to 0 to 1, of at most MAX_MAP_POINTS questions.
     """
     from sklearn.cluster import KMeans
 

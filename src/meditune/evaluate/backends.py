@@ -1,7 +1,8 @@
-"""The evaluator's back end for a model behind an API.
+"""The evaluator's back ends for models that aren't loaded in this process: in an engine, or behind an API.
 
-An API doesn't return the likelihood of given text, so perplexity and forgetting aren't measured. The prompt always
-contains all retrieved passages.
+An engine measures decisions by likelihood, the perplexity of given answers, and written answers; everything else is
+measured on the model before export. An API doesn't return the likelihood of given text, and its prompts always contain
+all retrieved passages.
 """
 
 from __future__ import annotations
@@ -15,15 +16,65 @@ from typing import Any
 
 from meditune.config.data_options import PromptFormat, Task
 from meditune.config.recipe import Recipe
-from meditune.data.example import Example
+from meditune.data.example import DECISIONS, Example
+from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import WRITTEN, AnyItem, Backend, Evaluator, KeepScore, KeepText
+from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText
 from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
-from meditune.prompts import DECISION_TOKENS, chat_messages
+from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
 
+CONCURRENCY = 4
+"""Number of concurrent requests to an API"""
 GRACE_SECONDS = 20.0
 """Time that a stopped evaluation waits for pending answers, because they are paid for"""
+
+
+class EngineBackend(Backend):
+    """A model in an engine, prompted in `form`."""
+
+    def __init__(self, engine: Engine, form: PromptFormat) -> None:
+        self.engine, self.encoder = engine, Encoder(engine.tokenizer, form)
+
+    def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """See Backend."""
+        return self.encoder.accepted(examples)
+
+    def score(
+        self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
+    ) -> None:
+        """Score one decision or answer at a time."""
+        from meditune.evaluate.likelihood import scored_bytes
+
+        labels = self.encoder.label_ids() if decision_examples else {}
+        with Progress(
+            f"{label}, {self.engine.name}", len(decision_examples) + len(answer_examples), "items"
+        ) as progress:
+            for example in decision_examples:
+                prompt = self.encoder.supervised(example, "decision").prompt
+                scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
+                logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
+                prediction = max(logits, key=lambda each: logits[each])
+                row = {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
+                keep("decision", row)
+                progress.advance()
+            for example in answer_examples:
+                item = self.encoder.supervised(example, "answer")
+                text = item.target if item.answer_cut else item.target[:-1]
+                nll = -sum(one.logprob for one in self.engine.score(item.prompt, [text])[0])
+                answer_bytes = len(example.answer.strip().encode())
+                size = scored_bytes(self.engine.tokenizer, item) if item.answer_cut else answer_bytes
+                keep("likelihood", {"id": example.id, "nll": nll, "tokens": len(text), "bytes": size})
+                progress.advance()
+
+    def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
+        """Generate the answers as the engine batches them."""
+        prompts = [self.encoder.prompt(example, task) for example in examples]
+        with Progress(f"{label}, {self.engine.name}", len(prompts), "answers") as progress:
+            requests = [GenerationRequest(item.prompt, max_new_tokens) for item in prompts]
+            for number, answer in generate_all(self.engine, requests):
+                keep(prompts[number].id, answer.text.strip(), prompts[number].left_out)
+                progress.advance()
 
 
 class ApiBackend(Backend):
@@ -46,7 +97,7 @@ class ApiBackend(Backend):
             row |= {"logits": found.logits, "by": "likelihood"} if found.logits else {"by": "word"}
             return lambda: keep("decision", row | ({"text": found.text} if self.keeps_text else {}))
 
-        request_all(self.client, self.model.spec.concurrency, decide, decision_examples, label, "decisions")
+        request_all(self.client, decide, decision_examples, label, "decisions")
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
         """Request the answers."""
@@ -55,14 +106,13 @@ class ApiBackend(Backend):
             text = self.chat.write(chat_messages(self.form, example, task, self.model.system), max_new_tokens)
             return lambda: keep(example.id, text, 0)
 
-        request_all(self.client, self.model.spec.concurrency, write, examples, label, "answers")
+        request_all(self.client, write, examples, label, "answers")
 
 
 def request_all(
     client: Client,
-    concurrency: int,
-    ask: Callable[[AnyItem], Callable[[], None]],
-    items: Sequence[AnyItem],
+    ask: Callable[[Any], Callable[[], None]],
+    items: Sequence[Any],
     label: str,
     unit: str,
 ) -> None:
@@ -76,7 +126,7 @@ def request_all(
     refused: list[ApiError] = []
     stopped = client.stopped
 
-    def work(item: AnyItem) -> None:
+    def work(item: Any) -> None:
         nonlocal pending
         with changed:
             if stopped.is_set():
@@ -99,7 +149,7 @@ def request_all(
                 changed.notify_all()
 
     with Progress(label, len(items), unit) as progress:
-        pool = ThreadPoolExecutor(concurrency)
+        pool = ThreadPoolExecutor(CONCURRENCY)
         try:
             for future in [pool.submit(copy_context().run, work, item) for item in items]:
                 future.result()
@@ -116,10 +166,10 @@ def request_all(
         raise refused[0]
 
 
-def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -> tuple[int, int, int]:
+def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat, limit: int) -> tuple[int, int, int]:
     """Return the number of requests of one evaluation, their estimated input tokens, and their maximum output tokens.
 
-    Raises DataError if an item exceeds the model's context.
+    Raises DataError if an item exceeds the model's context of `limit` tokens.
     """
     requests = read = written = 0
     for kind, items in evaluator.items.items():
@@ -129,10 +179,10 @@ def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat) -
         room = DECISION_TOKENS if task == "decision" else evaluator.answer_tokens(kind)
         for example in items:
             length = of_chat(chat_messages(form, example, task, model.system))
-            if length + room > model.spec.context_tokens:
+            if length + room > limit:
                 raise DataError(
                     f"{example.id}: the question with its sources has about {length:,} tokens. With {room} tokens "
-                    f"for the answer, it exceeds model.api.context_tokens={model.spec.context_tokens}."
+                    f"for the answer, it exceeds model.api.context_tokens={limit}."
                 )
             requests, read, written = requests + 1, read + length, written + room
     return requests, read, written

@@ -1,12 +1,14 @@
-"""The routes of OpenAI's API that generate text: `POST /v1/chat/completions` and `POST /v1/completions`."""
+"""The routes of OpenAI's API: chats, completions, embeddings and the list of models."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +17,6 @@ from starlette.responses import Response
 
 from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.serve import moderation
-from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.moderation import StandardReply
@@ -30,13 +31,20 @@ from meditune.serve.schema import (
     CompletionBody,
     CompletionChoice,
     CompletionLogprobs,
+    EmbeddingBody,
+    Embeddings,
+    EmbeddingUsage,
     GenerationBody,
+    Models,
+    ServedModel,
     TopToken,
     Usage,
+    Vector,
     errors,
     streams,
 )
 from meditune.serve.service import Service
+from meditune.serve.store_access import log_answer
 from meditune.serve.streaming import (
     EventStream,
     GeneratedText,
@@ -46,7 +54,7 @@ from meditune.serve.streaming import (
     generate_whole,
     wait_for_turn,
 )
-from meditune.serve.version_router import conversation_of, route_request
+from meditune.serve.version_router import route_request
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -61,7 +69,7 @@ router = APIRouter(tags=["OpenAI"])
 async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """Return the model's answer to a chat, in the format that OpenAI's clients expect."""
     first = next((message.turn().text for message in body.messages if message.role == "user"), "")
-    service = route_request(request, conversation_of(caller, first))
+    service = route_request(request, caller, first)
     service.require_model(body.model)
     raw, question = moderation.is_raw(service, body, caller), moderation.question_in(body)
     reply: StandardReply | None = None
@@ -90,7 +98,7 @@ async def complete(
 
     This route has no triage, so it requires a key with the scope `raw`.
     """
-    service = route_request(request, conversation_of(caller, str(body.prompts()[0])))
+    service = route_request(request, caller, str(body.prompts()[0]))
     service.require_model(body.model)
     requests = await _encoded(service, _text_requests, body)
     answer = _TextCompletion(service, body, requests, caller, request.scope[SCOPE_KEY])
@@ -152,29 +160,27 @@ def _generation_request(
     )
 
 
+@dataclass(eq=False)
 class _GenerationResponse:
     """One request in progress, with the parts of the response that chats and texts share."""
 
     id_prefix: ClassVar[str]
     chunk_object: ClassVar[str]
     response_type: ClassVar[type[Chat] | type[Completion]]
+    service: Service
+    body: Any
+    """The ChatBody or CompletionBody"""
+    requests: Sequence[GenerationRequest]
+    caller: Caller
+    trace: Trace
 
-    def __init__(
-        self,
-        service: Service,
-        body: GenerationBody,
-        requests: Sequence[GenerationRequest],
-        caller: Caller,
-        trace: Trace,
-    ) -> None:
-        self.service, self.requests, self.caller, self.trace = service, requests, caller, trace
-        self.id, self.created = f"{self.id_prefix}-{secrets.token_hex(12)}", int(time.time())
-        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        self._fields = {
-            "created": self.created,
-            "model": service.served.name,
-            "system_fingerprint": service.served.fingerprint,
-        }
+    def __post_init__(self) -> None:
+        self.id, self.created, served = (
+            f"{self.id_prefix}-{secrets.token_hex(12)}",
+            int(time.time()),
+            self.service.served,
+        )
+        self._fields = {"created": self.created, "model": served.name, "system_fingerprint": served.fingerprint}
 
     def response(self, choices: Sequence[Any], generated: GeneratedText) -> Response:
         """Return the whole response."""
@@ -188,7 +194,7 @@ class _GenerationResponse:
 
     def last_events(self, generated: GeneratedText) -> Iterator[bytes]:
         """Yield the events at the end of a stream."""
-        if self._with_usage:
+        if self.body.stream_options and self.body.stream_options.include_usage:
             yield self._event([], usage=_usage(generated).model_dump())
         yield event("[DONE]")
 
@@ -196,24 +202,15 @@ class _GenerationResponse:
         return event({"id": self.id, "object": self.chunk_object} | self._fields | {"choices": choices} | extra)
 
 
+@dataclass(eq=False)
 class _ChatCompletion(_GenerationResponse):
     id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", Chat
-
-    def __init__(
-        self,
-        service: Service,
-        body: ChatBody,
-        requests: Sequence[GenerationRequest],
-        caller: Caller,
-        trace: Trace,
-        reply: StandardReply | None,
-        suffix: str,
-    ) -> None:
-        """Prepare an answer: `reply` is the answer if there is no request; `suffix` follows the model's text."""
-        super().__init__(service, body, requests, caller, trace)
-        self.body, self.reply, self.ending = body, reply, suffix
-        self.started = time.monotonic()
-        self.written = GeneratedText()
+    reply: StandardReply | None
+    """The answer if there is no request"""
+    ending: str
+    """The text after the model's"""
+    started: float = field(default_factory=time.monotonic)
+    written: GeneratedText = field(default_factory=GeneratedText)
 
     async def respond(self) -> Response:
         """Return the whole answer as one response."""
@@ -223,11 +220,10 @@ class _ChatCompletion(_GenerationResponse):
             async for text, some in parts:
                 texts.append(text)
                 likely += some
-        message = ChatMessage(content="".join(texts))
-        choice = ChatChoice(
-            message=message, logprobs=self._logprobs(likely), finish_reason=_finish(self.written.finish)
+        message, finish = ChatMessage(content="".join(texts)), _finish(self.written.finish)
+        return self.response(
+            [ChatChoice(message=message, logprobs=self._logprobs(likely), finish_reason=finish)], self.written
         )
-        return self.response([choice], self.written)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as OpenAI's chunks."""
@@ -259,8 +255,9 @@ class _ChatCompletion(_GenerationResponse):
             "finish": self.written.finish,
             "timings": timings,
         }
-        question, outcome = self.body.messages[-1].turn().text, self.reply.outcome if self.reply else "answered"
-        await log_answer(self.service, self.caller, self.id, "chat", question, "".join(texts), outcome, facts)
+        outcome = self.reply.outcome if self.reply else "answered"
+        logged = (self.body.messages[-1].turn().text, "".join(texts))
+        await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts)
 
     async def _parts(self) -> AsyncGenerator[tuple[str, Sequence[TokenLogprob]], None]:
         """Yield the standard reply, or the model's text, without the space at the beginning of its first token."""
@@ -283,22 +280,16 @@ class _ChatCompletion(_GenerationResponse):
         if not self.body.logprobs:
             return None
         tokenizer = self.service.engine.tokenizer
-        return ChatLogprobs(content=[_chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
+        tokens = []
+        for each in likely:
+            ranked = sorted(each.others.items(), key=lambda entry: -entry[1])[: self.body.top_logprobs]
+            top = [TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked]
+            tokens.append(ChatToken(**_token_fields(tokenizer, each.token, each.logprob), top_logprobs=top))
+        return ChatLogprobs(content=tokens)
 
 
 class _TextCompletion(_GenerationResponse):
     id_prefix, chunk_object, response_type = "cmpl", "text_completion", Completion
-
-    def __init__(
-        self,
-        service: Service,
-        body: CompletionBody,
-        requests: Sequence[GenerationRequest],
-        caller: Caller,
-        trace: Trace,
-    ) -> None:
-        super().__init__(service, body, requests, caller, trace)
-        self.body = body
 
     async def respond(self) -> Response:
         """Return all texts as one response."""
@@ -422,15 +413,6 @@ def _named(tokenizer: Any, likely: TokenLogprob) -> dict[str, float]:
     return found
 
 
-def _chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
-    """Return a token of a chat's answer with the `top` most likely tokens at its position."""
-    ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
-    return ChatToken(
-        **_token_fields(tokenizer, likely.token, likely.logprob),
-        top_logprobs=[TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked],
-    )
-
-
 def _finite(logprob: float) -> float:
     return max(float(logprob), MIN_LOGPROB)
 
@@ -438,3 +420,67 @@ def _finite(logprob: float) -> float:
 def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     text = _text_of(tokenizer, token)
     return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Embed texts")
+async def embed(
+    body: EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", charged=True))]
+) -> Any:
+    """Return a vector of length 1 for each text. Texts with similar meanings have similar vectors."""
+    service: Service = request.app.state.service
+    if service.embeds is None:
+        raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")
+    service.require_model(body.model, embedding=True)
+    model = await asyncio.to_thread(service.embeds)
+    if body.dimensions not in {None, model.size}:
+        raise ApiError(400, f"dimensions must be {model.size} for {body.model}.", "invalid_value", "dimensions")
+    loop = asyncio.get_running_loop()
+    counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
+    async with wait_for_turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
+        count.prompt_tokens = sum(counts)
+        vectors = await loop.run_in_executor(service.asks, model.encode, body.input)
+    as_text = body.encoding_format == "base64"
+    return Embeddings(
+        data=[
+            Vector(
+                index=n, embedding=base64.b64encode(row.astype("<f4").tobytes()).decode() if as_text else row.tolist()
+            )
+            for n, row in enumerate(vectors)
+        ],
+        model=body.model,
+        usage=EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
+    )
+
+
+def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Return the number of tokens of each text. Raises ApiError if a text is too long for the model."""
+    counts = []
+    for number, row in enumerate(tokenizer.encode_batch(texts)):
+        most = len(row.ids)
+        excess = sum(len(each.ids) - 2 for each in row.overflowing)
+        if excess > 0:
+            raise ApiError(
+                400,
+                f"input.{number} is {excess:,} token{'s' if excess != 1 else ''} too long: the model reads at most "
+                f"{most} tokens.",
+                "context_length_exceeded",
+                "input",
+            )
+        counts.append(most)
+    return counts
+
+
+@router.get("/v1/models", responses=errors(), summary="List the models")
+def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> Models:
+    """Return the model that generates text and, if there is one, the model for embeddings."""
+    service: Service = request.app.state.service
+    return Models(data=[ServedModel(id=name, created=service.served.created) for name in service.models()])
+
+
+@router.get("/v1/models/{name:path}", responses=errors(404), summary="Describe one model")
+def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> ServedModel:
+    """Return the model of this name."""
+    service: Service = request.app.state.service
+    if name not in service.models():
+        service.require_model(name)
+    return ServedModel(id=name, created=service.served.created)

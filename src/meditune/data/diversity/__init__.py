@@ -1,1 +1,0 @@
-"""The diversity of prepared data: coverage, imbalances, topic clusters and comparisons of two sets."""

@@ -1,0 +1,475 @@
+"""The queue of questions for experts (`meditune learn queue`), and the training rows from their judgements.
+
+Candidates are a server's stored answers, and rows without a label. Known and already asked questions are removed.
+Answers that users corrected or rated down come first; the rest is chosen at random. `meditune annotate` serves the set.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from meditune.data.example import DECISIONS, Decision, Example, Passage, plain_text
+from meditune.data.read_sources import is_restricted
+from meditune.data.readers import pubmedqa, tables
+from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records
+from meditune.data.reviewer_decisions import KEPT_VERDICTS, fingerprint
+from meditune.data.sources import SOURCES
+from meditune.data.splits import context_key, question_key
+from meditune.errors import DataError
+from meditune.files import is_result_of, write_jsonl
+from meditune.phi.detector import mask
+from meditune.review import rating_set
+from meditune.review.annotation_results import Resolved, read_checked, resolve
+from meditune.review.rating_set import DECISION, VALIDATE, VERDICT
+from meditune.store import StoreLocation, exists, named, open_store
+from meditune.store.answers import Answers
+from meditune.store.database import FILE
+
+
+class NothingToAskError(DataError):
+    """Raised if there is no question, or all are known or were asked before. It indicates no fault."""
+
+
+@dataclass(frozen=True)
+class UserFeedback:
+    """A user's feedback on an answer. Texts are masked."""
+
+    rating: str
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
+    correction: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question for experts, from a stored answer or a row."""
+
+    example: Example
+    """What an expert is shown; its answer and decision may be missing"""
+    origin: Literal["answer", "row"] = "row"
+    feedback: tuple[UserFeedback, ...] = ()
+    times_asked: int = 1
+
+    @property
+    def id(self) -> str:
+        """The example's id."""
+        return self.example.id
+
+
+ANSWERS = "answers"
+Find = Callable[[str], Passage | None]
+"""Finds a passage by id; returns None if it no longer exists"""
+
+
+@dataclass(frozen=True)
+class CandidateRead:
+    """The content of a store or file."""
+
+    candidates: list[Candidate]
+    without_question: int = 0
+    """Number of answers without a stored question, or of rows without a question"""
+
+
+def read(source: StoreLocation, passage: Find = lambda _: None) -> CandidateRead:
+    """Read the candidates in a store (a folder, its file, or a database URL) or in a file of rows.
+
+    `passage` finds the passages that a stored answer used. Raises DataError if the place is neither, or has no usable
+    question; StoreError if the store is locked or damaged.
+    """
+    if exists(source):
+        return _stored(source, passage)
+    source = Path(source)
+    if source.is_dir():
+        data = next((each for each in (source / "data/train.jsonl", source / "train.jsonl") if each.is_file()), None)
+        if data is None:
+            raise DataError(f"{source}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
+        return _rows(data)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
+    return _rows(source)
+
+
+def _stored(source: StoreLocation, passage: Find) -> CandidateRead:
+    base = open_store(source)
+    # Rules answer off-topic questions and emergencies, so there is nothing to learn from them.
+    stored = [row for row in Answers(base).exported() if row["outcome"] not in ("escalated", "declined")]
+    given = [_answer(row, passage) for row in stored if row["question"]]
+    if not stored:
+        raise NothingToAskError(f"{base.place}: no answers yet.")
+    if not given:
+        raise DataError(
+            f"{base.place}: {len(stored):,} answers, but no question. Start the server with --keep-text, which masks "
+            "questions and stores them."
+        )
+    return CandidateRead(given, len(stored) - len(given))
+
+
+def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
+    facts = row["facts"]
+    stated = facts.get("decision")
+    decision = stated.get("answer") if isinstance(stated, Mapping) else stated
+    when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
+    example = Example(
+        # Masked again, because an older version that knew fewer identifiers may have stored the answer.
+        id=f"{ANSWERS}:{row['id']}",
+        source=ANSWERS,
+        question=mask(row["question"]),
+        context=tuple(found for id in facts.get("passages") or () if (found := passage(str(id)))),
+        # The text of an abstention is fixed, so it isn't a training target.
+        answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
+        decision=next((each for each in DECISIONS if each == decision), None),
+        group=group_of("", row["question"]),
+        meta={"model": row["model"], "index": row["index_content"], "when": when},
+    )
+    feedback = (
+        UserFeedback(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
+        for each in row["feedback"]
+    )
+    return Candidate(example, "answer", tuple(feedback))
+
+
+def _rows(path: Path) -> CandidateRead:
+    """Read rows of the user's own table, in which only the question is required, or PubMedQA's JSON file."""
+    rejects = Rejects()
+    examples = list(pubmedqa.read(path, rejects) if _is_pubmedqa(path) else _own(path, rejects))
+    if not examples:
+        first = next(rejects.rows(), None)
+        why = f" The first: {first['where']}: {first['reason']}." if first else ""
+        raise DataError(f"{path}: no row has a question.{why}")
+    return CandidateRead([Candidate(each) for each in examples], len(rejects))
+
+
+def _is_pubmedqa(path: Path) -> bool:
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as stream:
+        return b'"CONTEXTS"' in stream.read(100_000)
+
+
+def _own(path: Path, rejects: Rejects) -> Iterator[Example]:
+    no_rows = f"{path}: no rows. Give a file with at least one question."
+    given, needed = tables.rows(path, "own", rejects), (("question",),)
+    return records(given, rejects, _example, "own", path.stem, no_rows, None, needed=needed)
+
+
+def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str) -> Example | str:
+    question, stated = cell(values.get("question")), cell(values.get("decision")).casefold()
+    context = passages(values.get("context"))
+    if not question:
+        return "no question"
+    if context is None:
+        return NO_CONTEXT
+    # Prepared rows state their source, and so do their ids.
+    source = cell(others.get("source")) or "own"
+    id = cell(values.get("id")) or fallback
+    meta = {column: value for column, value in others.items() if column != "source"}
+    nested = meta.pop("meta") if isinstance(meta.get("meta"), Mapping) else {}
+    return Example(
+        id=id if id.startswith(f"{source}:") else f"{source}:{id}",
+        source=source,
+        question=question,
+        context=context,
+        answer=cell(values.get("answer")),
+        decision=next((each for each in DECISIONS if each == stated), None),
+        group=group_of(cell(values.get("group")), question),
+        meta=plain_text(meta | dict(nested)),
+    )
+
+
+def candidate_pool(
+    places: Sequence[StoreLocation], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
+) -> tuple[list[Candidate], list[str]]:
+    """Return the candidates in these places, each question once, and remarks on those left out.
+
+    Known questions are left out unless users gave feedback on the answer; questions asked before are always left out.
+    Raises DataError if none is left.
+    """
+    find = _in_index(index) if index else lambda _: None
+    found = [read(place, find) for place in places]
+    every = _merged(each for one in found for each in one.candidates)
+    learnt, asked = _Seen(known), _Seen(done)
+    pool = [each for each in every if each not in asked and (each.feedback or each not in learnt)]
+    if not pool:
+        raise NothingToAskError("Every question is in the known data or was asked before; none is left to ask.")
+    counts = {
+        "answers or rows without a question are left out.": sum(each.without_question for each in found),
+        "known or previously asked questions are left out.": len(every) - len(pool),
+        "rows are restricted: only people who may read that data may judge them.": sum(
+            is_restricted(each.example) for each in pool
+        ),
+    }
+    return pool, [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Merge candidates with the same question: keep the latest with user feedback, otherwise the latest.
+
+    Rows match only if their context is the same too. Feedback on other answers is dropped.
+    """
+    found: dict[tuple[str, str], Candidate] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in candidates:
+        key = question_key(each.example.question), "" if each.origin == "answer" else context_key(each.example)
+        counts[key] += 1
+        if key not in found or each.feedback or not found[key].feedback:
+            found[key] = each
+    return [replace(each, times_asked=counts[key]) for key, each in found.items()]
+
+
+class _Seen:
+    """The questions already seen. An answer matches by its question, a row by its question and context."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self.rows = {(question_key(each.example.question), context_key(each.example)) for each in candidates}
+        self.questions = {question for question, _ in self.rows}
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        question = question_key(candidate.example.question)
+        if candidate.origin == "answer":
+            return question in self.questions
+        return (question, context_key(candidate.example)) in self.rows
+
+
+def _in_index(location: str) -> Find:
+    """Return a function that finds the passages of an index by id."""
+    from meditune.retrieve.index import Index
+
+    index = Index.open(location)
+    documents: dict[str, dict[str, Passage]] = {}
+
+    def find(id: str) -> Passage | None:
+        document = id.rpartition("#")[0]
+        if document not in documents:
+            documents[document] = {
+                str(row["id"]): Passage(text=row["text"], label=row["title"]) for row in index.passages(document)
+            }
+        return documents[document].get(id)
+
+    return find
+
+
+STRATEGIES = ("feedback", "random")
+REMOVED_STRATEGIES = ("mix", "uncertainty", "disagreement", "diversity", "novelty")
+DISLIKE_WEIGHT = 0.8
+SEED = 17
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A candidate that was chosen for experts."""
+
+    candidate: Candidate
+    score: float
+    """1 with a correction, otherwise 0.8 times the share of users who rated the answer down"""
+    reasons: Mapping[str, str]
+    """Signal -> reason; never empty"""
+
+
+def choose(
+    candidates: Sequence[Candidate], budget: int, strategy: str = STRATEGIES[0], seed: int = SEED
+) -> list[Chosen]:
+    """Return at most `budget` of the candidates in random order; with the strategy `feedback`, those that users
+    corrected or rated down come first.
+
+    Raises DataError for an unknown strategy.
+    """
+    if strategy in REMOVED_STRATEGIES:
+        raise DataError(
+            f"--strategy {strategy} was removed, because it saved no labels on PubMedQA. Use --strategy feedback: "
+            "answers that users corrected or rated down come first, and the others are chosen at random."
+        )
+    if strategy not in STRATEGIES:
+        raise DataError(f"Unknown --strategy {strategy}. Choose from {', '.join(STRATEGIES)}.")
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    if strategy == "random":
+        found = [Chosen(candidates[place], 0.0, {"random": "chosen at random"}) for place in order]
+    else:
+        found = [_with_feedback(candidates[place]) for place in order]
+        found.sort(key=lambda each: -each.score)
+    return found[:budget]
+
+
+def _with_feedback(candidate: Candidate) -> Chosen:
+    reasons, score = {}, 0.0
+    if any(each.correction for each in candidate.feedback):
+        reasons["corrected"], score = "a user wrote a correction", 1.0
+    if down := [each for each in candidate.feedback if each.rating == "down"]:
+        why = ", ".join(sorted({reason for each in down for reason in each.reasons}))
+        of = "a user" if len(candidate.feedback) == 1 else f"{len(down)} of {len(candidate.feedback)} users"
+        reasons["disliked"] = f"{of} rated it down{f' ({why})' if why else ''}"
+        score = max(score, DISLIKE_WEIGHT * len(down) / len(candidate.feedback))
+    return Chosen(candidate, score, reasons or {"random": "chosen at random"})
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """The options of a queue."""
+
+    budget: int = 50
+    strategy: str = STRATEGIES[0]
+    known: tuple[Path, ...] = ()
+    """Training data: files of rows, or runs"""
+    done: tuple[Path, ...] = ()
+    """Earlier queues, whose questions aren't asked again"""
+    index: str | None = None
+    raters: int | None = None
+    """Number of experts who share the rows; None: everyone sees every row"""
+    overlap: int | None = None
+    """Number of experts per row; default 2"""
+    seed: int = SEED
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The result of building a queue."""
+
+    chosen: list[Chosen]
+    pool: int
+    remarks: list[str]
+
+
+def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions) -> Queued:
+    """Choose from stores and files, and write the queue to `folder`.
+
+    Raises DataError if there is nothing to ask, StoreError if a store is locked, MedituneError if the folder holds
+    something else.
+    """
+    known = [each for place in options.known for each in read(place).candidates]
+    done = [Candidate(each) for place in options.done for each in examples(place).values()]
+    pool, remarks = candidate_pool(sources, known, done, options.index)
+    chosen = choose(pool, options.budget, options.strategy, options.seed)
+    if len(chosen) < options.budget:
+        remarks.append(
+            f"The budget is {options.budget:,}, but there are only {len(pool):,} candidates; all are in the queue."
+        )
+    made_from = {"places": list(map(named, sources)), "strategy": options.strategy, "budget": options.budget}
+    _write_set(chosen, folder, made_from, options.raters, options.overlap)
+    return Queued(chosen, len(pool), remarks)
+
+
+def _write_set(
+    chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], raters: int | None, overlap: int | None
+) -> None:
+    """Write a set of the chosen candidates to `folder` atomically, unless it already holds the same set."""
+    rating_set.check_sharing(raters, overlap)
+    rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
+    asked = made_from | {"sample": "queue", "raters": raters, "overlap": overlap, "rows": rows}
+    if is_result_of(folder, rating_set.KEY, asked):
+        return
+    items: list[dict[str, Any]] = []
+    key: dict[str, Any] = {}
+    for each in chosen:
+        id, example = secrets.token_hex(6), each.candidate.example
+        items.append({"id": id, "asked": secrets.token_hex(4), **_shown(each.candidate)})
+        facts = {"score": round(each.score, 3), "reasons": dict(each.reasons), "row": example.model_dump(mode="json")}
+        key[id] = rating_set.row_key(example, **facts)
+    rating_set.write_set(folder, VALIDATE, "label", items, key, asked, ranked=True)
+
+
+def _shown(candidate: Candidate) -> dict[str, Any]:
+    """Return what the page shows. User feedback on an answer is shown, but is not part of the training row."""
+    example = candidate.example
+    source = str(example.meta.get("source") or example.source)
+    if candidate.origin == "answer":
+        source = f"an answer by {example.meta['model']}"
+    elif source in SOURCES:
+        source = SOURCES[source].title
+    comments = [
+        {"label": label, "text": text}
+        for each in candidate.feedback
+        for label, text in (("A user's correction", each.correction), ("A user's comment", each.comment))
+        if text
+    ]
+    axes = [DECISION.name] if example.decision or not example.answer else []
+    axes += [VERDICT.name] if example.answer else []
+    row = rating_set.shown_row(example, source)
+    return row | {"context": [*comments, *row["context"]], "axes": axes}
+
+
+def examples(folder: Path) -> dict[str, Example]:
+    """Return the examples of a set by item. Raises DataError if the set was not made by `meditune learn queue`."""
+    found = {item: origin.row for item, origin in rating_set.read_key(folder)[0].items()}
+    if not all(found.values()):
+        raise DataError(f"{folder} was not made by `meditune learn queue`, which stores the rows with the set.")
+    return {item: Example.model_validate(row) for item, row in found.items()}
+
+
+_ROW = ("id", "question", "context", "answer", "decision", "group", "meta")
+NOT_JUDGED, NOTHING = "not judged yet", "experts gave neither an answer nor a decision"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows of a queue."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of items that gave no row"""
+
+
+def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
+    """Return the training rows from the judged items of a queue.
+
+    An answer becomes a target if experts found it correct, or wrote a better one, which is masked; incomplete, wrong,
+    unsafe or off-topic answers without a correction do not. A decision becomes a target if experts gave it, or found
+    the answer beside it correct. Raises DataError if `folder` is not a queue of `meditune learn queue`.
+    """
+    known = examples(folder)
+    checked = read_checked(folder, excluded_raters)
+    verdicts, open_verdicts = resolve(checked.rated)
+    labels, open_labels = resolve(checked.rated, DECISION)
+    found: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    for item, example in known.items():
+        verdict, label = verdicts.get(item), labels.get(item)
+        answer, decision = _training_targets(example, verdict, label)
+        if answer or decision:
+            resolved = [each for each in (verdict, label) if each]
+            expert = {
+                "verdict": verdict.label if verdict else None,
+                "rewritten": bool(answer) and answer != example.answer,
+                "raters": sorted({code for each in resolved for code in each.raters}),
+                "settled": any(each.settled for each in resolved),
+                "when": max(each.when for each in resolved),
+                "campaign": checked.rated.set.settings.shuffle,
+            }
+            row = example.model_dump(mode="json", include=set(_ROW))
+            found.append(row | {"answer": answer, "decision": decision or "", "meta": row["meta"] | {"expert": expert}})
+        else:
+            why = open_verdicts.get(item) or open_labels.get(item)
+            left_out[why or (NOTHING if verdict or label else NOT_JUDGED)] += 1
+    return Rows(found, dict(left_out))
+
+
+def _training_targets(
+    example: Example, verdict: Resolved | None, label: Resolved | None
+) -> tuple[str, Decision | None]:
+    """Return the answer and the decision to train on; either may be missing."""
+    answer, decision = "", None
+    if verdict:
+        answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.label == "correct" else ""
+        decision = example.decision if verdict.label in KEPT_VERDICTS else None
+    elif label and not example.answer:
+        answer = mask(label.answer)
+    return answer, cast(Decision | None, label.label) if label else decision
+
+
+def write(folder: Path, path: Path, excluded_raters: Sequence[str] = ()) -> Rows:
+    """Write the training rows of a queue to `path` atomically, and return them. Raises DataError if there are none."""
+    found = rows(folder, excluded_raters)
+    if not found.rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise DataError(
+            f"{folder}: no training rows yet ({why}). Let experts judge the queue: meditune annotate serve {folder}"
+        )
+    write_jsonl(path, found.rows, private=True)
+    return found
