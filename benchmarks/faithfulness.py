@@ -1,7 +1,7 @@
 """Measure how well the detector of meditune.evidence separates true answers from deliberately falsified ones.
 
     python benchmarks/faithfulness.py          # the tables of docs/reference/metrics.md, on items not used for fitting
-    python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py again
+    python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.json again
     python benchmarks/faithfulness.py --references quickstart   # the detector metrics of a recipe's reference answers
 
 MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Only the 500 items of the publisher's training
@@ -22,6 +22,7 @@ fitting, the other half for the tables), a sentence replaced by another item's, 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -44,7 +45,7 @@ from meditune.evaluate.answer_grading import grade_faithfulness
 from meditune.evaluate.evaluator import chosen_answers
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
-from meditune.evidence import calibration, detector
+from meditune.evidence import detector
 from meditune.evidence.detector import Evidence, Sentence, Sources, evidence
 from meditune.statistics import draws
 from meditune.text import sentences
@@ -122,7 +123,9 @@ class Answer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fit", action="store_true", help="write calibration.py from the first half, then the tables")
+    parser.add_argument(
+        "--fit", action="store_true", help="fit calibration.json to the first half, then print the tables"
+    )
     parser.add_argument(
         "--references",
         nargs="+",
@@ -298,31 +301,30 @@ def half(topics: Topics, which: int) -> Topics:
 
 
 def fit(answers: Sequence[Answer]) -> None:
-    """Fit three logistic regressions, choose two thresholds, write them to calibration.py, and use them."""
+    """Fit three logistic regressions, choose two thresholds, write them to calibration.json, and use them."""
     found = [(each, number, seen) for each in answers for number, seen in enumerate(each.found)]
-    forms = {}
+    fitted = detector.CALIBRATION
     for name, features, follows in (
-        ("EXTRACTIVE_WEIGHTS", FOLLOWING.split(), True),
-        ("PARAPHRASE_WEIGHTS", PARAPHRASING.split(), False),
+        ("extractive_weights", FOLLOWING.split(), True),
+        ("paraphrase_weights", PARAPHRASING.split(), False),
     ):
         rows = [
             (each, seen.features, number not in each.wrong) for each, number, seen in found if seen.follows is follows
         ]
         groups = [each.item.group for each, _, _ in rows]
-        forms[name] = _regression(features, [row for _, row, _ in rows], [true for _, _, true in rows], groups)
-        setattr(calibration, name, forms[name])
+        fitted[name] = _regression(features, [row for _, row, _ in rows], [true for _, _, true in rows], groups)
     logits = [[detector.sentence_logit(seen) for seen in each.found] for each in answers]
     true = [each.kind == "true" for each in answers]
     whole = [detector.answer_features(each) for each in logits]
-    forms["ANSWER_WEIGHTS"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
-    calibration.ANSWER_WEIGHTS = forms["ANSWER_WEIGHTS"]
-    limits = {
-        "ANSWER": _limit([(each.reference, detector.answer_logit(row)) for each, row in _true(answers, logits)]),
-        "SENTENCE": _limit([(each.reference, value) for each, row in _true(answers, logits) for value in row]),
-    }
-    calibration.ANSWER, calibration.SENTENCE = limits["ANSWER"], limits["SENTENCE"]
-    path = Path(calibration.__file__)
-    path.write_text(_module(forms, limits), encoding="utf-8")
+    fitted["answer_weights"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
+    fitted["answer_threshold"] = _limit(
+        [(each.reference, detector.answer_logit(row)) for each, row in _true(answers, logits)]
+    )
+    fitted["sentence_threshold"] = _limit(
+        [(each.reference, value) for each, row in _true(answers, logits) for value in row]
+    )
+    path = Path(detector.__file__).with_name("calibration.json")
+    path.write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
     print(f"Wrote {path}\n")
 
 
@@ -362,29 +364,6 @@ def _regression(
     }
 
 
-def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float]) -> str:
-    """Return the text of calibration.py."""
-    meanings = {
-        "EXTRACTIVE_WEIGHTS": "Weights for the log-odds that the sources support a sentence that follows a source "
-        "sentence word by word",
-        "PARAPHRASE_WEIGHTS": "Weights for the log-odds that the sources support any other sentence",
-        "ANSWER_WEIGHTS": "Weights for the log-odds that the sources support a whole answer, from the log-odds of its "
-        "sentences",
-        "ANSWER": "Answers that score less are reported as unfaithful.",
-        "SENTENCE": "Sentences that score less are reported as unsupported.",
-    }
-    lines = [
-        '"""Fitted weights and thresholds of the detector, from `python benchmarks/faithfulness.py --fit`."""',
-        "",
-    ]
-    for name, form in forms.items():
-        lines += [f"{name}: dict[str, float] = {{", *(f'    "{key}": {value},' for key, value in form.items()), "}"]
-        lines.append(f'"""{meanings[name]}"""')
-    for name, limit in limits.items():
-        lines += [f"{name} = {limit}", f'"""{meanings[name]}"""']
-    return "\n".join(lines) + "\n"
-
-
 def tables(answers: Sequence[Answer]) -> Iterator[str]:
     """Yield Markdown tables: AUROC, precision and recall by reference and corruption, false alarms, and spans."""
     yield "| true answers | falsified by | answers | AUROC | 95 % interval | precision | recall | true one higher |"
@@ -400,7 +379,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for reference in REFERENCES:
         true = _of(answers, reference)
-        alarms = [each.score < calibration.ANSWER for each in true]
+        alarms = [each.score < detector.CALIBRATION["answer_threshold"] for each in true]
         low, high = _wilson(sum(alarms), len(alarms))
         said = [_below(seen) for each in true for seen in each.found]
         shares = f"{_percent(alarms)} | {low:.1f} to {high:.1f} | {len(said)} | {_percent(said)}"
@@ -432,9 +411,9 @@ def _percent(said: Sequence[bool]) -> str:
 
 def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
     auroc, low, high = _auroc(true, false)
-    caught = sum(each.score < calibration.ANSWER for each in false)
+    caught = sum(each.score < detector.CALIBRATION["answer_threshold"] for each in false)
     # Weigh true and false answers alike, or precision would depend on the number of corruptions.
-    alarms = np.mean([each.score < calibration.ANSWER for each in true]) * len(false)
+    alarms = np.mean([each.score < detector.CALIBRATION["answer_threshold"] for each in true]) * len(false)
     of = {(each.reference, each.item.id): each.score for each in true}
     higher = np.mean(
         [
@@ -475,7 +454,7 @@ def _area(scores: Any, labels: Any, weight: Any) -> float:
 
 
 def _below(seen: Evidence) -> bool:
-    return bool(1 / (1 + np.exp(-detector.sentence_logit(seen))) < calibration.SENTENCE)
+    return bool(1 / (1 + np.exp(-detector.sentence_logit(seen))) < detector.CALIBRATION["sentence_threshold"])
 
 
 def _wilson(successes: int, count: int) -> tuple[float, float]:

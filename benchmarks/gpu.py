@@ -189,7 +189,7 @@ def recipe_of(shape: str, quantize: str) -> Any:
 
 def shape_of(recipe: Any, size: Size) -> Any:
     """Return the configuration of the recipe's base, tiny in a rehearsal."""
-    from meditune.train.hardware_target import config_of
+    from meditune.train.resource_plan import config_of
 
     config = config_of(recipe.model)
     config.pad_token_id, config.bos_token_id, config.eos_token_id = PAD, None, END
@@ -331,8 +331,7 @@ class Bench:
         from meditune.models.adapters import add_lora
         from meditune.models.shared_prefix_batch import join
         from meditune.train.finetune import fast_layers
-        from meditune.train.hardware_target import on_meta, use_fused_attention
-        from meditune.train.resource_plan import peak_of, sized
+        from meditune.train.resource_plan import on_meta, peak_of, sized, use_fused_attention
         from meditune.train.trainer import TrainingRows, plan_steps, train
 
         on_gpu = self.size.device == "cuda"

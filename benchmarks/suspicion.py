@@ -21,7 +21,7 @@ from meditune.config.training_options import CORRUPTIONS
 from meditune.data.example import Example
 from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
-from meditune.review.suspicious_rows import SIGNALS, suspicion
+from meditune.review.annotation_set import SIGNALS, suspicion
 
 EACH = 100
 SHARES = (0.01, 0.05, 0.1)

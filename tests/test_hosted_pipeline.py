@@ -95,7 +95,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("meditune.train.hosted_job.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("meditune.hosted_pipeline.POLL_SECONDS", 0.01)
     monkeypatch.setattr("meditune.models.api_client.BACKOFF", Backoff(attempts=8, first_wait=0.02))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")

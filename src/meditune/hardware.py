@@ -67,11 +67,7 @@ def _words(path: Path) -> list[str]:
 
 
 def limit_malloc_arenas() -> None:
-    """Limit glibc to two heaps (mallopt(3), M_ARENA_MAX); with other C libraries do nothing.
-
-    With one heap per thread, memory that is free in one heap can't be used by the others, so a process holds more
-    memory than it needs.
-    """
+    """Limit glibc to two heaps, M_ARENA_MAX in mallopt(3): memory that is free in one can't be used by the others."""
     _glibc("mallopt", M_ARENA_MAX, 2)
 
 

@@ -331,9 +331,13 @@ class Registry:
             if was.current is None:
                 raise DataError(f"No version in {self.folder} was promoted yet, so there is nothing to roll back.")
             gone, left = was.current, list(was.promoted[:-1])
-            while left and not self._is_undamaged(left[-1]):
-                left.pop()
-            if not left:
+            while left:
+                try:
+                    self.checked(left[-1])
+                    break
+                except DataError:
+                    left.pop()
+            else:
                 raise DataError(
                     f"There is no undamaged version before {gone} to roll back to. Promote another: "
                     f"meditune registry promote {self.folder} VERSION"
@@ -373,13 +377,6 @@ class Registry:
         if force and not reason.strip():
             raise DataError("--force needs a reason, which is recorded: --reason 'why the gate is overruled'")
         return self.checked(id)
-
-    def _is_undamaged(self, id: str) -> bool:
-        try:
-            self.checked(id)
-        except DataError:
-            return False
-        return True
 
     @contextmanager
     def _changing(self, new: bool = False) -> Iterator[State]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import MedituneError
-from meditune.evaluate.evaluator import ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
 from meditune.evaluate.suites.medical_suites import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, refuse_unusable_judge, suite_remarks
 from meditune.evidence.support_model import load_correction
@@ -62,7 +62,7 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
     with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         hosted_pipeline.approve_judge(recipe, folder, BOTH, approve)
         if remote:
-            hosted_pipeline.tune(remote, data, recipe, folder, approve)
+            hosted_pipeline.tune(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API))
         else:
             _tune_here(recipe, data, folder)
         hosted_pipeline.judge_suites(recipe, folder, BOTH)
@@ -73,6 +73,7 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 @contextmanager
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepared, ApiModel | None]]:
     """Yield the recipe with its prompt format, the checked data, and the base if it is behind an API; lock the run."""
+    from meditune.models.load import prompt_for
     from meditune.train.training_plan import check
 
     remote = find_api_model(recipe.model.base, recipe.model.api)
@@ -87,16 +88,11 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepa
         distributed.barrier()
         distributed.check_shared(folder / RECIPE)
         data = data or stored_data(folder / "data")
-        yield recipe if remote else _with_prompt_format(recipe, data), data, remote
-
-
-def _with_prompt_format(recipe: Recipe, data: Prepared) -> Recipe:
-    """Return the recipe with chat or plain decided, from the base's template and the examples."""
-    from meditune.models.load import prompt_for
-
-    examples = chain(data.splits.train, data.splits.measured(recipe.evaluate.split))
-    form = prompt_for(recipe.prompt, recipe.model.base, examples)
-    return recipe if form == recipe.prompt else recipe.model_copy(update={"prompt": form})
+        if not remote:
+            examples = chain(data.splits.train, data.splits.measured(recipe.evaluate.split))
+            form = prompt_for(recipe.prompt, recipe.model.base, examples)
+            recipe = recipe.model_copy(update={"prompt": form})
+        yield recipe, data, remote
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
@@ -148,7 +144,11 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
     from meditune.evaluate.metrics.decision import fit_correction
     from meditune.evaluate.predictions import path_of, write_once
 
-    fitting = [claim for claim in claims if _fits(backend, claim)]
+    fitting = []
+    for claim in claims:
+        with suppress(QuestionTooLongError):
+            backend.encoder.supervised(claim, "claim")
+            fitting.append(claim)
     if len(fitting) < len(claims):
         print(
             f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and are left "
@@ -158,14 +158,6 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
     predictions = folder / "predictions"
     write_once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", fitting, "Dev claims of tuned"))
     fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
-
-
-def _fits(backend: WeightsBackend, claim: Example) -> bool:
-    try:
-        backend.encoder.supervised(claim, "claim")
-    except QuestionTooLongError:
-        return False
-    return True
 
 
 def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:
@@ -180,7 +172,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     """Prepare the data and train without evaluating; several processes (distributed.py) train together."""
     with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         if remote:
-            hosted_pipeline.tune(remote, data, recipe, folder, approve, measured=False)
+            hosted_pipeline.tune(remote, data, recipe, folder, approve)
         elif not distributed.broadcast((folder / "model" / "training.json").is_file()):
             from meditune.evaluate.decision_calibration import dev_measure
             from meditune.train.finetune import fine_tune
@@ -228,7 +220,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         remote = find_api_model(model, recipe.model.api)
         hosted_pipeline.approve_judge(recipe, folder, ["model"], approve)
         if remote:
-            hosted_pipeline.measure(remote, data, recipe, folder, approve)
+            hosted_pipeline.measure(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API))
         elif is_exported(model):
             _measure_engine(model, recipe, data, folder)
         else:
@@ -294,7 +286,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """
     from meditune.evaluate.answer_grading import grade
     from meditune.evaluate.predictions import read, write_pubmedqa
-    from meditune.evaluate.report.page import render
+    from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
     from meditune.review.results import of_run
     from meditune.train import model_card

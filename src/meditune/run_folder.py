@@ -31,18 +31,8 @@ MAX_LISTED_SETTINGS = 3  # maximum number of differing settings that an error na
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
-UNFINISHED = {
-    RECIPE,
-    LOCK,
-    STAGES,
-    EVALUATION,
-    leakage.LEAKAGE_FILE_NAME,
-    "rejected.jsonl",
-    "pairs",
-    "start",
-    *RETRIEVED_FILES,
-}
-"""Files and folders that exist before any stage is finished."""
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start"}
+"""Files and folders that exist before any stage is finished, besides RETRIEVED_FILES"""
 
 
 @contextmanager
@@ -77,7 +67,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
         earlier = load_recipe(str(path)).recipe
         if what_counts(earlier) == what_counts(recipe):
             return
-        begun = {item.name for item in folder.iterdir()} - UNFINISHED
+        begun = {item.name for item in folder.iterdir()} - UNFINISHED - {*RETRIEVED_FILES}
         if not (folder / "api" / "job.json").is_file():
             begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):

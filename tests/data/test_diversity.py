@@ -14,7 +14,7 @@ from meditune.data.question_clusters import chosen, clusters, vendi
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits
-from meditune.evaluate.report.page import render
+from meditune.evaluate.report import render
 from meditune.files import read_json
 from meditune.models.sentence_encoder import load
 from tests import tiny

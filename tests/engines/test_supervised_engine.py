@@ -166,22 +166,6 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
     assert server.idle()
 
 
-def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    wanted = startup.ServerOptions(str(folder), engine="transformers", name="tiny")
-    with started(startup.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
-        works = server.service.engine._engine
-        breaks_down = works._break_down
-        # It ends where even its own end can't be handled.
-        monkeypatch.setattr(works, "_break_down", lambda _: None)
-        waiting = pool.submit(server.chat, **LONG)
-        until(lambda: server.service.engine.load().running)
-        kill(server.service.engine._engine)
-        works._thread.join(30)
-        monkeypatch.setattr(works, "_break_down", breaks_down)
-        assert refused(waiting.result())
-        until(lambda: server.chat().status == 200)
-
-
 def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     # The tests' log keeps errors with all that they point to.
     monkeypatch.setattr(scheduler.log, "disabled", True)

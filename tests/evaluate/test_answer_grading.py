@@ -17,7 +17,7 @@ from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.written_answers import agreement
 from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.report.page import render
+from meditune.evaluate.report import render
 from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, read_jsonl, write_json, write_jsonl
 from meditune.models.sentence_encoder import TokenVectors, load

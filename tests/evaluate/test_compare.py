@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meditune.errors import RecipeError
-from meditune.evaluate.compare import changes, compare, count_changes, side_by_side, too_few
+from meditune.evaluate.compare import caveats, changes, compare, count_changes, side_by_side
 from meditune.evaluate.gate import check, load_policy
 from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.statistics import holm, permutation_p, wilson
@@ -86,7 +86,7 @@ def test_a_handful_of_groups_shows_nothing(groups, shown):
     row = compare(pairs(np.zeros(60)), pairs(np.linspace(1, 2, 60)), 500, 1, by)["preference_margin"]
     assert row["better"] is shown
     assert (row["p"] == 1) is (shown is None)
-    assert bool(too_few({"preference_margin": row})) is (shown is None)
+    assert bool(caveats({"preference_margin": row})) is (shown is None)
 
 
 def test_a_share_over_groups_has_no_exact_test():

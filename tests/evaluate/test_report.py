@@ -15,7 +15,7 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.report.page import render
+from meditune.evaluate.report import render
 from meditune.evaluate.report.run_sections import reading
 from meditune.files import read_json, write_json, write_jsonl
 

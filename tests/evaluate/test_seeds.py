@@ -7,7 +7,7 @@ from meditune.cli.metrics_tables import print_seeds
 from meditune.config import load_recipe as writing
 from meditune.config.load_recipe import load_recipe
 from meditune.errors import DataError
-from meditune.evaluate.seeds import over_seeds
+from meditune.evaluate.compare import over_seeds
 from meditune.files import write_json, write_jsonl
 from meditune.statistics import two_level
 

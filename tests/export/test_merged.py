@@ -94,12 +94,11 @@ def test_another_folder_is_not_overwritten(place, tuned, tmp_path, kind):
 
 
 def test_a_merge_that_fails_leaves_nothing(place, tuned, tmp_path, monkeypatch):
-    from meditune.models import merging
 
     def breaks(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merging, "write", breaks)
+    monkeypatch.setattr(merged, "write_model", breaks)
     meditune("merge", tuned, "--output", tmp_path / "full").refused(1, "disk is full")
     assert list(tmp_path.iterdir()) == []
 

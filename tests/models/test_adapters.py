@@ -14,10 +14,9 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.errors import ModelError
-from meditune.models import merging
+from meditune.export.merged import merge_adapter, write_model
 from meditune.models.adapters import add_lora, fuse_lora, make_trainable, merged, parameter_counts
 from meditune.models.load import LoadedModel, load
-from meditune.models.merging import merge
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
 from meditune.train.finetune import save_model
@@ -325,8 +324,8 @@ def test_a_merged_model_says_what_the_adapter_said(architecture, strategy, tmp_p
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     before = logits(base)
     beside = logits(PeftModel.from_pretrained(base, adapter).eval())
-    made = merge(adapter)
-    merging.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
+    made = merge_adapter(adapter)
+    write_model(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert read.dtype == torch.float32
     torch.testing.assert_close(logits(read), beside, atol=1e-4, rtol=1e-4)
@@ -342,12 +341,12 @@ def test_the_sum_of_bf16_weights_is_computed_in_fp32(tmp_path):
     query = layer.self_attn.q_proj
     up, down = (part["default"].weight.double() for part in (query.lora_B, query.lora_A))
     exact = query.base_layer.weight.double() + query.scaling["default"] * (up @ down)
-    made = merge(adapter)
+    made = merge_adapter(adapter)
     assert made.dtype == torch.bfloat16
     merged = made.model.model.layers[1].self_attn.q_proj.weight
     assert merged.dtype == torch.float32
     torch.testing.assert_close(merged.double(), exact, atol=1e-7, rtol=1e-6)
-    merging.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
+    write_model(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert read.dtype == torch.bfloat16
     assert torch.equal(read.model.layers[1].self_attn.q_proj.weight, merged.to(torch.bfloat16))
@@ -356,7 +355,7 @@ def test_the_sum_of_bf16_weights_is_computed_in_fp32(tmp_path):
 @pytest.mark.parametrize("strategy", ["prefix", "prompt"])
 def test_virtual_tokens_have_nothing_to_be_merged_into(strategy, tmp_path):
     with pytest.raises(ModelError, match="virtual tokens, which can't be merged"):
-        merge(adapter_of(tmp_path, "llama", strategy))
+        merge_adapter(adapter_of(tmp_path, "llama", strategy))
 
 
 def test_a_base_that_is_stored_quantized_is_refused(tmp_path):
@@ -369,7 +368,7 @@ def test_a_base_that_is_stored_quantized_is_refused(tmp_path):
     config = LoraConfig(target_modules=["q_proj"], base_model_name_or_path=str(tmp_path / "base"))
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="stored quantized"):
-        merge(tmp_path / "adapter")
+        merge_adapter(tmp_path / "adapter")
 
 
 def test_a_sum_that_is_no_number_is_refused(tmp_path):
@@ -380,17 +379,17 @@ def test_a_sum_that_is_no_number_is_refused(tmp_path):
     weights[next(iter(weights))].fill_(float("nan"))
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="can't merge"):
-        merge(adapter)
+        merge_adapter(adapter)
 
 
 def test_generation_ends_at_the_bases_ends_and_the_tokenizers(tmp_path):
     adapter = adapter_of(tmp_path, "gpt2", "lora")
-    made = merge(adapter)
+    made = merge_adapter(adapter)
     assert made.model.generation_config.eos_token_id in (1, [1])
     assert made.model.generation_config.pad_token_id == 1
     model = tiny.model("llama")
     model.generation_config.eos_token_id = 7
-    from meditune.models.merging import stop_at_end
+    from meditune.export.merged import stop_at_end
 
     stop_at_end(model.generation_config, tiny.tokenizer())
     assert model.generation_config.eos_token_id == [7, 1]

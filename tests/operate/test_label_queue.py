@@ -73,7 +73,7 @@ def ids(chosen):
 
 
 def test_what_users_say_goes_first_and_the_rest_is_drawn_by_the_seed(tmp_path):
-    pool = read(store(tmp_path / "store")).candidates
+    pool = read(store(tmp_path / "store"))[0]
     chosen = choose(pool, 6)
     assert ids(chosen)[:2] == ["corrected", "disliked"]
     reasons = [each.reasons for each in chosen]
@@ -130,7 +130,7 @@ def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
     assert "1 answers or rows without a question" in done.err
     assert {item.axes for item in read_set(tmp_path / "set").items.values()} == {("decision",)}
     pubmedqa = layouts.pubmedqa(tmp_path, {str(n): layouts.pubmedqa_item(n) for n in range(30)})
-    assert {each.example.source for each in read(pubmedqa).candidates} == {"pubmedqa"}
+    assert {each.example.source for each in read(pubmedqa)[0]} == {"pubmedqa"}
 
 
 def test_the_same_question_is_asked_once_and_counted(tmp_path):

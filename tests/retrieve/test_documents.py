@@ -298,7 +298,7 @@ def test_retracted_articles_are_left_out_and_leave(tmp_path: Path) -> None:
 
 def test_contexts_of_pubmedqa_are_without_the_conclusion(tmp_path: Path) -> None:
     layouts.pubmedqa(tmp_path, {"11": layouts.pubmedqa_item(1)})
-    (found,) = pubmed_articles.read_contexts(tmp_path, Rejects())
+    (found,) = collections.NAMED["pubmedqa"](tmp_path, Rejects())
     assert [each.heading for each in found.sections] == ["Background", "Results"]
     assert (found.date, found.group) == ("2011", "11")
     assert "may help some patients" not in str(found)

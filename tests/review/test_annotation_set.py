@@ -13,12 +13,11 @@ import pytest
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.review.annotation_set import AnnotationSetOptions, create
+from meditune.review.annotation_set import SIGNALS, AnnotationSetOptions, create, flagged, suspicion
 from meditune.review.import_export import export
 from meditune.review.rating_set import VALIDATE, read_set
 from meditune.review.ratings_store import Store
 from meditune.review.review_server import ReviewApp
-from meditune.review.suspicious_rows import SIGNALS, flagged, suspicion
 from tests import layouts
 from tests.commands import jsonl, meditune
 from tests.review.known_ratings import SUBJECTS, annotated_item, key, made_annotation_set, table

@@ -7,7 +7,7 @@ import pytest
 
 from meditune.data.preference.prepare_pairs import prepare_pairs, read_given_pairs
 from meditune.data.readers.tables import Rejects
-from meditune.evaluate.report.page import render
+from meditune.evaluate.report import render
 from meditune.files import read_json, write_json, write_jsonl
 from meditune.review.rating_set import read_set
 from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store

@@ -266,8 +266,8 @@ def serving_versions(
         )
         return made
 
-    releases = VersionRouter(registry, parts, settings.follow_s, told.append)
-    with started(releases.begin(service)) as running:
+    releases = VersionRouter(registry, parts, service, settings.follow_s, told.append)
+    with started(releases.service) as running:
         running.told = told  # type: ignore[attr-defined]
         yield running
 

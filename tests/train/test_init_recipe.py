@@ -13,8 +13,8 @@ import torch
 from meditune.config.load_recipe import load_recipe
 from meditune.errors import RecipeError
 from meditune.train import init_recipe
-from meditune.train.hardware_target import Target
 from meditune.train.init_recipe import choose, inspect_data
+from meditune.train.resource_plan import Target
 from tests.commands import Bench, bench, meditune
 
 LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")

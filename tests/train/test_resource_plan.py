@@ -21,8 +21,19 @@ from meditune.models.adapters import make_trainable, parameter_counts
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.inference import register
 from meditune.train import resource_plan
-from meditune.train.hardware_target import config_of, gpu_named, on_meta, target_of, use_fused_attention, weight_bytes
-from meditune.train.resource_plan import WORK, peak_of, plan, rehearse_batch, sized
+from meditune.train.resource_plan import (
+    WORK,
+    config_of,
+    gpu_named,
+    on_meta,
+    peak_of,
+    plan,
+    rehearse_batch,
+    sized,
+    target_of,
+    use_fused_attention,
+    weight_bytes,
+)
 from tests import tiny
 from tests.commands import meditune
 

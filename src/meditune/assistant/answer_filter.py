@@ -64,11 +64,6 @@ def names_amount(sentence: str) -> bool:
     return bool(_AMOUNT.search(unicodedata.normalize("NFKC", sentence)))
 
 
-def says_how_often(sentence: str) -> bool:
-    """Return whether a sentence says how often something is taken or done."""
-    return bool(_OFTEN.search(unicodedata.normalize("NFKC", sentence)))
-
-
 def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
     """Return why a sentence must not be shown; None if it may be.
 
@@ -77,7 +72,8 @@ def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -
     """
     if is_instruction(sentence):
         return "order"
-    if (names_amount(sentence) and (no_amounts or not supported)) or (no_amounts and says_how_often(sentence)):
+    how_often = no_amounts and _OFTEN.search(unicodedata.normalize("NFKC", sentence))
+    if how_often or (names_amount(sentence) and (no_amounts or not supported)):
         return "amount"
     if _REASSURES.search(sentence) and not supported:
         return "reassurance"

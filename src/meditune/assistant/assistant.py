@@ -23,17 +23,7 @@ from meditune import __version__
 from meditune.assistant import triage as message_triage
 from meditune.assistant.answer_filter import SentenceChecker
 from meditune.assistant.emergencies import emergency_numbers
-from meditune.assistant.events import (
-    Answer,
-    Decision,
-    Event,
-    Notice,
-    Outcome,
-    Sentence,
-    Source,
-    Sources,
-    Text,
-)
+from meditune.assistant.events import Answer, Decision, Event, Notice, Outcome, Sentence, Source, Sources, Text
 from meditune.assistant.triage import Classifier, Triage, triage
 from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api
 from meditune.config.data_options import Style
@@ -456,13 +446,6 @@ def open_assistant(
     return Assistant(writer, opened, settings, versions=versions, classifier=triage_classifier(), judge=judge)
 
 
-def open_judge(name: str) -> Judge:
-    """Return the judge in the folder of a run. Raises ModelError if it can't be used."""
-    from meditune.engines.evidence_judge import load_judge
-
-    return load_judge(name)
-
-
 def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
     """Return how to handle a message, and its answer if that needs no model, so that urgent help doesn't wait until a
     model is loaded.
@@ -490,13 +473,15 @@ def load_assistant(
     """Open a model by name and an index by its place, and return an assistant, which needs no index.
 
     `sources` are the sources to search; if they must not be shown to the model, DataError is raised before anything is
-    loaded. Raises DataError or ModelError if index or model is unavailable.
+    loaded. Raises DataError or ModelError if index, model or judge is unavailable.
     """
+    from meditune.engines.evidence_judge import load_judge
+
     opened = Index.open(index) if isinstance(index, str) else index
     remote = find_api(model, api)
     if remote and opened:
         refuse_restricted(opened, sources, remote.title)
-    reader = open_judge(judge) if judge else None
+    reader = load_judge(judge) if judge else None
     settings = replace(settings or AssistantSettings(), on_this_machine=True)
     versions = {"model": model}
     if remote:
@@ -512,18 +497,11 @@ def load_assistant(
 def open_index(index: str) -> Index:
     """Open an index with its embedding model, or with that model's torch-free form if torch isn't loaded.
 
-    Raises DataError if the index can't be opened.
-    """
-    return Index.open(index, _light(index))
-
-
-def _light(index: str) -> str | None:
-    """Return the torch-free form of the sentence model if its vectors are comparable with the index's; else None.
-
-    Torch takes seconds to start and half a gigabyte. A process that has loaded it uses the index's own model.
+    Torch takes seconds to start and half a gigabyte. Raises DataError if the index can't be opened.
     """
     own = read_manifest(index_storage(index)).embedding["name"]
-    return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
+    light = own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime")
+    return Index.open(index, INT8 if light else None)
 
 
 def triage_classifier() -> message_triage.TriageClassifier | None:

@@ -39,13 +39,9 @@ def _in(text: str) -> Iterable[str]:
 
 
 def _denied(text: str, match: re.Match[str]) -> bool:
-    before = _denial().search(text[max(0, match.start() - 80) : match.start()].rstrip())
+    denial = rf"{phrase_pattern('denial').pattern}(?P<between>(?: \S+){{0,9}})$"
+    before = re.search(denial, text[max(0, match.start() - 80) : match.start()].rstrip())
     return bool(before and not phrase_pattern("denial_ends").search(before["between"]))
-
-
-@cache
-def _denial() -> re.Pattern[str]:
-    return re.compile(rf"{phrase_pattern('denial').pattern}(?P<between>(?: \S+){{0,9}})$")
 
 
 def spelled(word: str) -> str:

@@ -73,8 +73,9 @@ def is_outside(message: str) -> bool:
     text = " ".join(words)
     if len(words) > SHORT and not _is_surely_outside(text):
         return False  # long messages contain words of many fields
-    outside = any(pattern.search(text) for pattern in _patterns("outside"))
-    return outside and not (_names_drug(message) or (any(map(_is_health_word, words)) and not _is_surely_outside(text)))
+    if not any(pattern.search(text) for pattern in _patterns("outside")) or _names_drug(message):
+        return False
+    return _is_surely_outside(text) or not any(is_health_word(word) or _ALSO.fullmatch(word) for word in words)
 
 
 def without_instructions(message: str) -> tuple[str, int]:
@@ -87,16 +88,14 @@ def without_instructions(message: str) -> tuple[str, int]:
     return (message, 0) if len(remaining) == len(every) else (" ".join(remaining), len(every) - len(remaining))
 
 
-def _is_health_word(word: str) -> bool:
-    return is_health_word(word) or bool(_ALSO.fullmatch(word))
-
-
 def _is_surely_outside(text: str) -> bool:
     return any(pattern.search(text) for pattern in _patterns("surely_outside"))
 
 
 def _names_drug(message: str) -> bool:
-    return bool(_drug().search(_words(message)))
+    return bool(
+        emergencies.compiled("(@drug|dose*|dosage|@amount)", texts_of("requests")["words"]).search(_words(message))
+    )
 
 
 def _words(message: str) -> str:
@@ -114,11 +113,6 @@ def _unsafe() -> tuple[HarmfulRequest, ...]:
 @cache
 def _patterns(name: str) -> tuple[re.Pattern[str], ...]:
     return _compiled(texts_of("requests")[name])
-
-
-@cache
-def _drug() -> re.Pattern[str]:
-    return _compiled(["(@drug|dose*|dosage|@amount)"])[0]
 
 
 def _compiled(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:

@@ -160,8 +160,9 @@ def _pieces(part: str, spelled: Callable[[str], str], study: bool, bereaved: boo
         if not words:
             continue
         # in "in 2010 I fell and my leg was numb", the second half is still about 2010
-        still = _NOW.search(words) or phrase_pattern("present").search(words)
-        long_ago = _past(words) or bool(long_ago and _THEN.search(words) and not still)
+        present = phrase_pattern("present").search(words)
+        past = not present and phrase_pattern("past").search(words)
+        long_ago = bool(past or (long_ago and _THEN.search(words) and not present and not _NOW.search(words)))
         studied = study and not (_OWN.match(piece) and not phrase_pattern("study").search(piece))
         yield words, not (studied or long_ago or _over(words, bereaved))
 
@@ -176,10 +177,6 @@ def _general(sentence: str) -> bool:
         somebody = phrase_pattern("somebody").search(phrase_pattern("asker").sub(" ", words))
         return bool(about and not somebody) or not person or bool(phrase_pattern("future").search(words))
     return sentence.rstrip().endswith("?") and bool(about) and not person
-
-
-def _past(clause: str) -> bool:
-    return bool(phrase_pattern("past").search(clause)) and not phrase_pattern("present").search(clause)
 
 
 def _over(clause: str, bereaved: bool) -> bool:

@@ -44,11 +44,6 @@ _GOES_ON = re.compile(
 )
 
 
-def is_follow_up(question: str) -> bool:
-    """Return whether a question is short and refers to the one before, such as "Is it contagious?"."""
-    return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question.strip()))
-
-
 def with_previous_question(question: str, before: Sequence[str]) -> str:
     """Return a follow-up question with the earlier questions that it refers to in front; other questions unchanged.
 
@@ -57,8 +52,8 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
     """
     parts = [question.strip()]
     for earlier in reversed(before[-MAX_FOLLOW_UP_TURNS:]):
-        if not is_follow_up(parts[0]):
-            break
+        if len(parts[0].split()) >= SHORT_FOLLOW_UP or not _GOES_ON.search(parts[0]):
+            break  # it isn't a follow-up question, such as "Is it contagious?"
         earlier_question = harmful_requests.without_instructions(earlier)[0].strip()
         if not earlier_question or harmful_requests.is_outside(earlier_question):
             break
@@ -158,10 +153,7 @@ def load(weights: Path = WEIGHTS) -> TriageClassifier:
         )
     model = sentence_encoder.open_onnx(_merged(path.read_bytes(), learned), tokenizer, threads=1)
     return TriageClassifier(
-        model,
-        learned["weight"].astype(np.float32),
-        learned["bias"].astype(np.float32),
-        float(learned["temperature"]),
+        model, learned["weight"].astype(np.float32), learned["bias"].astype(np.float32), float(learned["temperature"])
     )
 
 
@@ -214,11 +206,7 @@ EATING = "eating disorders"
 """The kind of harmful request that gets the answer to an eating disorder"""
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 """The decision thresholds of the classifier, set on held-out training messages and 350 real questions"""
-KINDS = {
-    "emergency: self-harm": "self-harm",
-    "emergency: violence": "violence",
-    "emergency: poisoning": "poisoning",
-}
+KINDS = {"emergency: self-harm": "self-harm", "emergency: violence": "violence", "emergency: poisoning": "poisoning"}
 """The kinds of emergencies whose answers the classifier's labels get"""
 SHORT = 12
 """The maximum number of words of a message that is also judged together with the one before"""

@@ -85,9 +85,8 @@ class EngineWriter:
             scored = self.engine.score(prompt, labels)
         except (ModelError, QuestionTooLongError):
             return None  # for example, an engine without log-probabilities
-        return {
-            name: sum((each.logprob for each in tokens), 0.0) for name, tokens in zip(DECISIONS, scored, strict=True)
-        }
+        sums = [sum((each.logprob for each in tokens), 0.0) for tokens in scored]
+        return dict(zip(DECISIONS, sums, strict=True))
 
     def close(self) -> None:
         """See Writer."""
@@ -129,11 +128,7 @@ class ApiWriter:
         model.key()
         self.form, self.tuned = model.form or PromptFormat(quoted=True), model.form is not None
         self.name, self.third_party, self._model = model.name, model.title, model
-        if not model.spec.is_local:
-            print(
-                f"The question and the passages found are sent to {model.title}, which isn't this machine.",
-                file=sys.stderr,
-            )
+        _say_where(model, "The question and the passages found are")
 
     def count(self, question: str, texts: Sequence[str]) -> int:
         """See Writer. The number is an estimate without the system message."""
@@ -167,13 +162,14 @@ class ApiWriter:
             yield GenerationChunk(Chat(client, self._model.name).write(messages, max_new_tokens), finish="stop")
 
 
+def _say_where(model: ApiModel, what: str) -> None:
+    if not model.spec.is_local:
+        print(f"{what} sent to {model.title}, which isn't this machine.", file=sys.stderr)
+
+
 def _example(question: str, texts: Sequence[str], style: Style = "plain") -> Example:
-    meta = {STYLE: style}
-    return Example(id="asked", source="asked", question=question, context=_context(texts), group="asked", meta=meta)
-
-
-def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
-    return tuple(Passage(text=text) for text in texts)
+    context, meta = tuple(Passage(text=text) for text in texts), {STYLE: style}
+    return Example(id="asked", source="asked", question=question, context=context, group="asked", meta=meta)
 
 
 def find_api(model: str, api: ApiSpec | None) -> ApiModel | None:
@@ -227,8 +223,7 @@ def _ask_api(model: ApiModel, example: Example, limit: int) -> ModelAnswer:
     from meditune.evaluate.metrics.decision import probabilities
 
     form = model.form or PromptFormat()
-    if not model.spec.is_local:
-        print(f"The question is sent to {model.title}, which isn't this machine.", file=sys.stderr)
+    _say_where(model, "The question is")
     with model.client() as client:
         chat = Chat(client, model.name)
         text = chat.write(chat_messages(form, example, "answer", model.system), limit)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Embedding, Group, Json, Paths, Texts, note_new_name, resolve
+from meditune.cli.options import Embedding, Group, Json, Paths, Text, Texts, documented, note_new_name, resolve
 from meditune.cli.tables import console, print_json, print_lines, print_notes
 from meditune.errors import DataError
 from meditune.text import counted, excerpt
@@ -23,19 +23,17 @@ if TYPE_CHECKING:
     from meditune.retrieve.index import Manifest
 
 
+@documented(
+    'meditune ask runs/quickstart "Does aspirin help with migraine?" --index library',
+    "Guide: docs/how-to/retrieve-and-cite.md.",
+)
 def ask(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[Paths, Option("--source", help="A text file to answer from. Repeatable.")] = None,
-    index: Annotated[str | None, Option(metavar="INDEX", help="Answer from this index and cite its passages.")] = None,
-    k: Annotated[
-        int | None, Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
-    ] = None,
-    source_filter: Annotated[
-        Texts, Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Answer from this index and cite its passages.")] = None,
+    k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages of the index; 5 by default.")] = None,
+    source_filter: Annotated[Texts, Option(metavar="NAME", help="Use only this source of INDEX. Repeatable.")] = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
@@ -45,17 +43,10 @@ def ask(
         Texts,
         Option("--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."),
     ] = None,
-    judge: Annotated[
-        str | None, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of an answer.")
-    ] = None,
+    judge: Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks an answer's sentences.")] = None,
     json: Json = False,
 ) -> None:
-    """Ask a model one question, with or without sources to cite.
-
-    Example: `meditune ask runs/quickstart "Does aspirin help with migraine?" --index library`.
-
-    Guide: docs/how-to/retrieve-and-cite.md.
-    """
+    """Ask a model one question, with or without sources to cite."""
     from meditune.files import read_text
 
     named = resolve("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
@@ -119,30 +110,24 @@ Documents = Annotated[
         "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
     ),
 ]
-Pubmed = Annotated[
-    Texts, Option("--pubmed", metavar="FILE", help="A PubMed file (.xml, .xml.gz) or a folder of them. Repeatable.")
-]
+Pubmed = Annotated[Texts, Option("--pubmed", metavar="FILE", help="PubMed's .xml or .xml.gz, or a folder. Repeatable.")]
 
 
-@app.command()
+@app.command(example="--source pubmedqa --documents guidelines -o library")
 def build(
     output: Annotated[
-        str, Option("--output", "-o", metavar="INDEX", help="Where to store the index: a folder or s3://BUCKET/PREFIX.")
+        str, Option("--output", "-o", metavar="INDEX", help="Folder, or s3://BUCKET/PREFIX, of the index.")
     ],
-    recipe: Annotated[str | None, Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
+    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
-    replace: Annotated[
-        bool, Option("--replace", help="Replace an existing index; searches still work meanwhile.")
-    ] = False,
+    replace: Annotated[bool, Option("--replace", help="Replace an existing index; searches work meanwhile.")] = False,
 ) -> None:
     """Build an index of the given sources.
 
     Repeat an interrupted command to resume it.
-
-    Example: `meditune index build --source pubmedqa --documents guidelines -o library`.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
@@ -154,7 +139,7 @@ def build(
     _print_changes(manifest, changes, output)
 
 
-@app.command()
+@app.command(example="library --documents guidelines")
 def update(
     index: IndexLocation,
     source: Sources = None,
@@ -166,8 +151,6 @@ def update(
     """Read the sources of an index again and embed what changed.
 
     Without source options all sources are read.
-
-    Example: `meditune index update library --documents guidelines`.
     """
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
@@ -180,12 +163,9 @@ def update(
     _print_changes(manifest, changes, index)
 
 
-@app.command()
+@app.command(example="library")
 def stats(index: IndexLocation) -> None:
-    """Print an index's sources, licences, embedding model and dates.
-
-    Example: `meditune index stats library`.
-    """
+    """Print an index's sources, licences, embedding model and dates."""
     from meditune.retrieve.index import read as read_manifest
     from meditune.retrieve.storage import index_storage
 
@@ -204,26 +184,21 @@ def stats(index: IndexLocation) -> None:
     typer.echo(f"Content: {manifest.content}")
 
 
-@app.command()
+@app.command(example='library "metformin and kidney function" -k 3')
 def search(
     index: IndexLocation,
     question: Annotated[str, Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
     k: Annotated[int, Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
     source: Annotated[Texts, Option("--source", help="Search only this source. Repeatable.")] = None,
-    since: Annotated[str | None, Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
-    until: Annotated[str | None, Option(help="Latest date.")] = None,
-    mode: Annotated[
-        str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
-    ] = "hybrid",
+    since: Annotated[Text, Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
+    until: Annotated[Text, Option(help="Latest date.")] = None,
+    mode: Annotated[str, Option(help="hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
     diversity: Annotated[float, Option(min=0, max=1, help="Penalty on similarity to better hits; 0 is none.")] = 0.0,
     embedding: Embedding = None,
     json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:
-    """Print the passages that match a question best.
-
-    Example: `meditune index search library "metformin and kidney function" -k 3`.
-    """
+    """Print the passages that match a question best."""
     from meditune.retrieve.hybrid_search import RENAMED_MODES
     from meditune.retrieve.index import Index
 
@@ -239,12 +214,9 @@ def search(
         print_json(asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}, None)
 
 
-@app.command()
+@app.command(example="s3://bucket/library")
 def unlock(index: IndexLocation) -> None:
-    """Unlock an index in object storage after its writer was killed.
-
-    Example: `meditune index unlock s3://bucket/library`.
-    """
+    """Unlock an index in object storage after its writer was killed."""
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Overrides, RecipeName, Texts, approval, refuse_upload, resolve
+from meditune.cli.options import Group, Overrides, RecipeName, Text, Texts, approval, refuse_upload, resolve
 from meditune.cli.tables import console, print_lines, print_table
 from meditune.errors import ModelError
 from meditune.files import write_json
@@ -25,33 +25,24 @@ app = Group(
 )
 
 
-@app.command()
+@app.command(example="quickstart --output survey", page="Guide: docs/how-to/measure-diversity.md.")
 def diversity(
-    source: Annotated[
-        str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `meditune data prepare` or `meditune run`.")
-    ],
+    source: Annotated[str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `data prepare` or `run`.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
-    compare: Annotated[
-        str | None, Option(metavar="RECIPE|RUN", help="An earlier state of the data, to show side by side.")
-    ] = None,
+    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="An earlier state, to show side by side.")] = None,
     clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
-    """Survey what data cover: sources, topics, people, reading grades, clusters.
-
-    Example: `meditune data diversity quickstart --output survey`.
-
-    Guide: docs/how-to/measure-diversity.md.
-    """
+    """Survey what data cover: sources, topics, people, reading grades, clusters."""
     print_lines(_survey_lines(_survey(source, output, compare, clusters, overrides or [])))
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
 
-@app.command()
+@app.command(example="runs/quickstart OWNER/NAME", page="Reference: docs/reference/licences.md.")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
     repository: Annotated[
-        str, Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
+        str, Argument(metavar="REPO", help="Name of the data set on Hugging Face's hub: OWNER/NAME.")
     ],
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
@@ -59,10 +50,6 @@ def push(
     """Upload a prepared data set with its card to the Hugging Face hub.
 
     Data sets with restricted rows are refused.
-
-    Example: `meditune data push runs/quickstart OWNER/NAME`.
-
-    Reference: docs/reference/licences.md.
     """
     from meditune.data import hub_upload
 
@@ -79,46 +66,33 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-@app.command()
+@app.command(example="quickstart --output runs/quickstart", page="Guide: docs/how-to/train-and-evaluate.md.")
 def prepare(
     recipe: RecipeName,
-    output: Annotated[
-        Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
-    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation is resumed.")],
     overrides: Overrides = None,
 ) -> None:
-    """Read, audit and split a recipe's data into OUTPUT/data.
-
-    Example: `meditune data prepare quickstart --output runs/quickstart`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
-    """
+    """Read, audit and split a recipe's data into OUTPUT/data."""
     from meditune import pipeline
 
     print_data(pipeline.prepare_only(resolve(recipe, overrides).recipe, output), output / "data")
 
 
-@app.command()
+@app.command(example="pairs.csv --output audit")
 def audit(
-    source: Annotated[
-        str, Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
-    ],
+    source: Annotated[str, Argument(metavar="RECIPE", help="A recipe, or your file (.jsonl, .json, .csv, .parquet).")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the table, page and ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
         Option("--stream/--no-stream", help="Read your own file in batches; by default, only large files are."),
     ] = None,
-    engine: Annotated[
-        Engine, Option(help="Where to check rows of a stream: in local processes or on Ray.")
-    ] = Engine.LOCAL,
+    engine: Annotated[Engine, Option(help="Where to check a stream: in local processes or on Ray.")] = Engine.LOCAL,
     workers: Annotated[int, Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
 ) -> None:
     """Run quality control alone and show what each rule finds.
 
     The command writes a table, a page and a ledger, and stores no split.
-
-    Example: `meditune data audit pairs.csv --output audit`.
     """
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
@@ -129,16 +103,13 @@ def audit(
     typer.echo(f"Page: {page.resolve()}")
 
 
-@app.command()
+@app.command(example="audit pairs-17 --to restored.jsonl")
 def restore(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a run or an audit.")],
     identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger.")],
     to: Annotated[Path | None, Option("--to", help="Add the row to this JSON Lines file.")] = None,
 ) -> None:
-    """Print a dropped or changed row as it was read.
-
-    Example: `meditune data restore audit pairs-17 --to restored.jsonl`.
-    """
+    """Print a dropped or changed row as it was read."""
     from meditune.data.quality.ledger import append_row
     from meditune.data.quality.ledger import restore as find
 
@@ -152,30 +123,23 @@ def restore(
     typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
 
 
-@app.command()
+@app.command(example="notes.txt --output notes-masked.txt", page="Guide: docs/how-to/find-identifiers.md.")
 def phi(
     source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
         Path | None,
         Option("--output", "-o", metavar="OUT", help="Write a copy of FILE without identifiers to this file."),
     ] = None,
-    action: Annotated[
-        str | None, Option(help="Replace identifiers in the copy by: mask (placeholders) or surrogate (invented).")
-    ] = None,
+    action: Annotated[Text, Option(help="Replace identifiers: mask (placeholders) or surrogate (invented).")] = None,
     patient_column: Annotated[
-        str | None, Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates.")
+        Text, Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates.")
     ] = None,
     kinds: Annotated[Texts, Option("--kind", help="Look only for this kind. Repeatable.")] = None,
-    engine: Annotated[str | None, Option(help="Detector: rules or presidio.")] = None,
+    engine: Annotated[Text, Option(help="Detector: rules or presidio.")] = None,
     show: Annotated[int, Option(min=0, help="Show this many findings in context, with the identifier masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Count identifiers of patients, and write a copy of a file without them.
-
-    Example: `meditune data phi notes.txt --output notes-masked.txt`.
-
-    Guide: docs/how-to/find-identifiers.md.
-    """
+    """Count identifiers of patients, and write a copy of a file without them."""
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])

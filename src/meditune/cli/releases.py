@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Overrides, Paths, Store, Texts
+from meditune.cli.options import Group, Overrides, Paths, Store, Text, Texts, documented
 from meditune.cli.tables import print_lines
 from meditune.errors import DataError, DriftError, GateError, MedituneError
 
@@ -26,38 +26,28 @@ Reason = Annotated[str, Option("--reason", metavar="TEXT", help="Reason, stored 
 Force = Annotated[bool, Option("--force", help="Accept a version that didn't pass a gate; needs --reason.")]
 
 
-@registry_app.command("list")
+@registry_app.command("list", example="clinic")
 def show_all(registry: RegistryFolder) -> None:
-    """List all versions with their role, gate, parents and metrics.
-
-    Example: `meditune registry list clinic`.
-    """
+    """List all versions with their role, gate, parents and metrics."""
     print_lines(_overview(_registry(registry)))
 
 
-@registry_app.command()
+@registry_app.command(example="clinic v2")
 def show(registry: RegistryFolder, version: Id) -> None:
-    """Show a version's lineage, data, gate and history, and check its files.
-
-    Example: `meditune registry show clinic v2`.
-    """
+    """Show a version's lineage, data, gate and history, and check its files."""
     print_lines(_details(_registry(registry), version))
 
 
-@registry_app.command()
+@registry_app.command(example="clinic runs/quickstart")
 def add(
     registry: RegistryFolder,
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
-    parent: Annotated[
-        Texts, Option("--parent", metavar="VERSION", help="Version it was trained from. Repeatable.")
-    ] = None,
+    parent: Annotated[Texts, Option("--parent", metavar="VERSION", help="A version it comes from. Repeatable.")] = None,
     note: Annotated[str, Option(help="Note to store with the version.")] = "",
 ) -> None:
     """Add a finished run as a version.
 
     A missing registry is created, and its first version is promoted.
-
-    Example: `meditune registry add clinic runs/quickstart`.
     """
     found = _registry(registry)
     version = found.add(run, tuple(parent or ()), note=note)
@@ -67,19 +57,17 @@ def add(
         typer.echo(f"{version.id} is served from now on, as the first version.")
 
 
-@registry_app.command()
+@registry_app.command(example="clinic v2")
 def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
     """Serve a version from now on.
 
     A version that didn't pass its gate is refused unless you give --force and --reason.
-
-    Example: `meditune registry promote clinic v2`.
     """
     _registry(registry).promote(version, reason, force)
     typer.echo(f"{version} is served from now on.")
 
 
-@registry_app.command("canary")
+@registry_app.command("canary", example="clinic v2 --percent 10")
 def try_canary(
     registry: RegistryFolder,
     version: Id,
@@ -88,10 +76,7 @@ def try_canary(
     reason: Reason = "",
     force: Force = False,
 ) -> None:
-    """Try a version as a canary, which answers a share of the conversations.
-
-    Example: `meditune registry canary clinic v2 --percent 10`.
-    """
+    """Try a version as a canary, which answers a share of the conversations."""
     if shadow:
         raise DataError(
             "--shadow was removed. Try the version as a canary for a small share of the conversations: "
@@ -101,43 +86,36 @@ def try_canary(
     typer.echo(f"{version} is a canary in {percent:g} % of the conversations.")
 
 
-@registry_app.command()
+@registry_app.command(example='clinic --reason "slower than the served version"')
 def stop(registry: RegistryFolder, reason: Reason = "") -> None:
-    """End the current trial.
-
-    Example: `meditune registry stop clinic --reason "slower than the served version"`.
-    """
+    """End the current trial."""
     _registry(registry).end_trial(reason)
     typer.echo("The trial has ended.")
 
 
-@registry_app.command()
+@registry_app.command(example="clinic")
 def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
     """Serve the version before the current one.
 
     The version that was rolled back is never promoted automatically again.
-
-    Example: `meditune registry rollback clinic`.
     """
     found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is served from now on.")
 
 
-@registry_app.command()
+@registry_app.command(
+    example="clinic --store store --reference drift/reference",
+    page="Guide: docs/how-to/retrain-and-release.md#automatic-rollback.",
+)
 def guard(
     registry: RegistryFolder,
     store: Store = None,
     reference: Annotated[
-        Path | None, Option(metavar="REFERENCE", help="Drift reference; with --store, its open alerts count.")
+        Path | None, Option(metavar="REFERENCE", help="Drift reference, whose open alerts count.")
     ] = None,
     canary: Annotated[Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
 ) -> None:
-    """Roll back or end the trial if answers got worse; the exit code is then 6.
-
-    Example: `meditune registry guard clinic --store store --reference drift/reference`.
-
-    Guide: docs/how-to/retrain-and-release.md#automatic-rollback.
-    """
+    """Roll back or end the trial if answers got worse; the exit code is then 6."""
     from meditune.operate.retraining.rollback import guard as check_versions
 
     found = check_versions(registry, store, reference, canary)
@@ -146,6 +124,10 @@ def guard(
         raise DriftError(f"{found.rolled_back} was withdrawn; {found.served} is served.")
 
 
+@documented(
+    "meditune retrain clinic --store store --labels experts.jsonl",
+    "Guide: docs/how-to/retrain-and-release.md#retraining.",
+)
 def retrain(
     registry: RegistryFolder,
     store: Store = None,
@@ -154,25 +136,19 @@ def retrain(
         Option(metavar="KEY|all", help="Also use corrections made with this key (its id), or all of them. Repeatable."),
     ] = None,
     labels: Annotated[
-        Paths, Option(metavar="FILE", help="A file of questions with experts' answers or decisions. Repeatable.")
+        Paths, Option(metavar="FILE", help="Questions with experts' answers or decisions. Repeatable.")
     ] = None,
     queue: Annotated[Paths, Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")] = None,
-    literature: Annotated[
-        Paths, Option(metavar="LIBRARY|FILE", help="Training pairs of `meditune update`. Repeatable.")
-    ] = None,
-    decisions: Annotated[
-        Path | None, Option(metavar="FILE", help="Decisions about old rows (`meditune annotate import`).")
-    ] = None,
-    index: Annotated[
-        str | None, Option(metavar="INDEX", help="Add the cited passages of this index to corrections.")
-    ] = None,
+    literature: Annotated[Paths, Option(metavar="LIBRARY|FILE", help="Pairs of `meditune update`. Repeatable.")] = None,
+    decisions: Annotated[Path | None, Option(metavar="FILE", help="Decisions of `meditune annotate import`.")] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Add cited passages of this index to corrections.")] = None,
     overrides: Overrides = None,
     replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
     held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
     dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
     min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
     gate: Annotated[
-        Path | None, Option("--gate", metavar="FILE", help="Policy for the old test items, as for `compare --gate`.")
+        Path | None, Option("--gate", metavar="FILE", help="Policy for old test items, as for `compare`.")
     ] = None,
     gate_new: Annotated[Path | None, Option(metavar="FILE", help="Policy for the new test items.")] = None,
     export: Annotated[
@@ -180,7 +156,7 @@ def retrain(
         Option(metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."),
     ] = None,
     on_pass: Annotated[
-        str, Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
+        str, Option(metavar="promote|canary|keep", help="What a version becomes that passes.")
     ] = "promote",
     percent: Annotated[float, Option(help="Percentage of conversations for a canary.")] = 10.0,
     restart: Annotated[bool, Option("--restart", help="Discard an unfinished retraining and start again.")] = False,
@@ -191,10 +167,6 @@ def retrain(
     The new and the current version are evaluated on the old test items and on held-out new items. The registry stores
     the new version; it is promoted only if it passes its gate. Exit code 5 means it didn't pass. Repeat an interrupted
     command to resume it.
-
-    Example: `meditune retrain clinic --store store --labels experts.jsonl`.
-
-    Guide: docs/how-to/retrain-and-release.md#retraining.
     """
     from meditune.operate.retraining import retrain as retraining
     from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources
@@ -226,21 +198,16 @@ def retrain(
         raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
 
 
+@documented("meditune loop loop.yaml", "Guide: docs/how-to/retrain-and-release.md#the-loop.")
 def loop(
     context: typer.Context,
     config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
-    once: Annotated[
-        bool, Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
-    ] = False,
+    once: Annotated[bool, Option("--once", help="Run what is due, then exit; code 1 if a stage failed.")] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
     """Run updates, drift checks, rollback and retraining on a schedule.
 
     The loop runs in one process until ctrl-C.
-
-    Example: `meditune loop loop.yaml`.
-
-    Guide: docs/how-to/retrain-and-release.md#the-loop.
     """
     from meditune.cli.loop import Config, load_states, run
 

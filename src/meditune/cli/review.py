@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters, Seed
+from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters, Seed, Text
 from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_lines, print_remarks, print_table
 from meditune.errors import MedituneError
 
@@ -19,15 +19,13 @@ Host = Annotated[str, Option(help="Address to listen on. For other machines the 
 Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
-Format = Annotated[str | None, Option(help="csv or label-studio; by default from the file's extension.")]
+Format = Annotated[Text, Option(help="csv or label-studio; by default from the file's extension.")]
 
 
-@app.command()
+@app.command(example="runs/quickstart --questions 30")
 def create(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder of the set; RUN/review by default.")] = None,
     questions: Annotated[int, Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
     form: Annotated[str, Option(help="Rating form: expert or lay.")] = "expert",
     raters: Raters = None,
@@ -37,8 +35,6 @@ def create(
     """Make a blinded rating set from a run's answers.
 
     The set mixes answers of the base model, the tuned model and the reference.
-
-    Example: `meditune review create runs/quickstart --questions 30`.
     """
     from meditune.review.rating_set import create as make
 
@@ -52,17 +48,9 @@ def create(
     typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
 
 
-@app.command()
-def serve(
-    folder: Set,
-    host: Host = "127.0.0.1",
-    port: Port = 8765,
-    adjudicate: Adjudicate = False,
-) -> None:
-    """Serve the rating page until ctrl-C.
-
-    Example: `meditune review serve runs/quickstart/review`.
-    """
+@app.command(example="runs/quickstart/review")
+def serve(folder: Set, host: Host = "127.0.0.1", port: Port = 8765, adjudicate: Adjudicate = False) -> None:
+    """Serve the rating page until ctrl-C."""
     from meditune.review.review_server import in_dispute
     from meditune.review.review_server import serve as run_server
 
@@ -70,61 +58,47 @@ def serve(
     run_server(folder, host, port, typer.echo, disputes)
 
 
-@app.command()
+@app.command(example="runs/quickstart/review")
 def results(folder: Set) -> None:
-    """Report scores with intervals, agreement and disputed answers.
-
-    Example: `meditune review results runs/quickstart/review`.
-    """
+    """Report scores with intervals, agreement and disputed answers."""
     from meditune.review.results import write_results
 
     _print_results(write_results(folder))
     typer.echo(f"Results: {(folder / 'results.html').resolve()}")
 
 
-@app.command()
+@app.command(example="runs/quickstart/review --to ratings.csv")
 def export(
     folder: Set,
     to: To = None,
     format: Format = None,
     unblind: Annotated[bool, Option("--unblind", help="Also write the origin of each answer.")] = False,
 ) -> None:
-    """Export ratings with raters' names as CSV or Label Studio tasks.
-
-    Example: `meditune review export runs/quickstart/review --to ratings.csv`.
-    """
+    """Export ratings with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
 
     print_lines(f"Written: {path.resolve()}" for path in write(folder, to, format, unblind))
 
 
-@app.command("import")
+@app.command("import", example="runs/quickstart/review ratings.csv")
 def import_set(
     folder: Set, file: Annotated[Path, Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
 ) -> None:
-    """Import ratings from a file; they replace earlier ratings by the same rater.
-
-    Example: `meditune review import runs/quickstart/review ratings.csv`.
-    """
+    """Import ratings from a file; they replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
 
     taken = take(folder, file)
     typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
 
 
-@app.command()
+@app.command(example="runs/quickstart/review --output pairs.jsonl")
 def pairs(
     folder: Set,
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file for train.preference.path.")],
-    margin: Annotated[
-        float, Option(min=0.01, max=4, help="Minimum difference of two scores, on a scale of 1 to 5.")
-    ] = 1.0,
+    margin: Annotated[float, Option(min=0.01, max=4, help="Minimum difference of two scores from 1 to 5.")] = 1.0,
     per_question: Annotated[int, Option(min=1, help="Maximum number of pairs of one question.")] = 10,
 ) -> None:
-    """Make pairs of a better and a worse answer for preference tuning.
-
-    Example: `meditune review pairs runs/quickstart/review --output pairs.jsonl`.
-    """
+    """Make pairs of a better and a worse answer for preference tuning."""
     from meditune.review.results import write_pairs
 
     summary = write_pairs(folder, output, margin, per_question)
@@ -168,41 +142,26 @@ annotate_app = Group(
 )
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
-ExcludeCareless = Annotated[
-    bool, Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
-]
+ExcludeCareless = Annotated[bool, Option("--exclude-careless", help="Exclude raters who judged known items wrongly.")]
 
 
-@annotate_app.command("create")
+@annotate_app.command("create", example="quickstart --rows 60 --output checks")
 def create_annotation_set(
     source: Annotated[str, Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the annotation set.")],
     rows: Annotated[int, Option(min=1, help="Number of rows.")] = 100,
-    sample: Annotated[
-        str, Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
-    ] = "random",
-    stratify_by: Annotated[
-        str, Option(help="Take equally many rows of each source, decision or question_type, or none.")
-    ] = "none",
+    sample: Annotated[str, Option(help="How to choose rows: random, or the most suspicious first.")] = "random",
+    stratify_by: Annotated[str, Option(help="Take as many rows of each source, decision or question_type.")] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
     shared_rows: Annotated[int, Option(min=0, help="Number of rows that all raters judge.")] = 0,
-    gold: Annotated[
-        Path | None, Option(help="A table of known items with a column verdict, to detect careless raters.")
-    ] = None,
-    synthetic_gold: Annotated[
-        int, Option(min=0, help="Number of known items to make from rows with a wrong answer.")
-    ] = 0,
-    include_test: Annotated[
-        bool, Option("--include-test", help="Include test items; decisions never change them.")
-    ] = False,
+    gold: Annotated[Path | None, Option(help="A table of items with a known verdict, to find careless raters.")] = None,
+    synthetic_gold: Annotated[int, Option(min=0, help="Number of known items to make, with a wrong answer.")] = 0,
+    include_test: Annotated[bool, Option("--include-test", help="Include test items, which never change.")] = False,
     seed: Seed = 17,
     overrides: Overrides = None,
 ) -> None:
-    """Choose rows of the data for people to check.
-
-    Example: `meditune annotate create quickstart --rows 60 --output checks`.
-    """
+    """Choose rows of the data for people to check."""
     from meditune.review.annotation_set import AnnotationSetOptions
     from meditune.review.annotation_set import create as make
 
@@ -219,7 +178,7 @@ def create_annotation_set(
     typer.echo(f"Annotation set: {output.resolve()}. Start the page for raters: meditune annotate serve {output}")
 
 
-@annotate_app.command("serve")
+@annotate_app.command("serve", example="checks")
 def serve_annotation_set(
     folder: AnnotationSetFolder,
     host: Host = "127.0.0.1",
@@ -228,10 +187,7 @@ def serve_annotation_set(
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:
-    """Serve the page for checking rows until ctrl-C.
-
-    Example: `meditune annotate serve checks`.
-    """
+    """Serve the page for checking rows until ctrl-C."""
     from meditune.review.annotation_results import open_disputes
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
@@ -240,55 +196,40 @@ def serve_annotation_set(
     run_server(folder, host, port, typer.echo, disputes, VALIDATE)
 
 
-@annotate_app.command("results")
+@annotate_app.command("results", example="checks")
 def annotation_results(
     folder: AnnotationSetFolder, exclude_rater: ExcludeRater = None, exclude_careless: ExcludeCareless = False
 ) -> None:
-    """Report verdicts, agreement, careless raters and disputes.
-
-    Example: `meditune annotate results checks`.
-    """
+    """Report verdicts, agreement, careless raters and disputes."""
     from meditune.review.annotation_results import write_results
 
     _print_annotation_results(write_results(folder, exclude_rater or (), exclude_careless))
     typer.echo(f"Results: {(folder / 'results.json').resolve()}")
 
 
-@annotate_app.command("export")
+@annotate_app.command("export", example="checks --to ratings.csv")
 def export_annotations(
     folder: AnnotationSetFolder,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[
-        bool, Option("--unblind", help="Also write each item's row, and which items are known.")
-    ] = False,
+    unblind: Annotated[bool, Option("--unblind", help="Also write each item's row and which ones are known.")] = False,
 ) -> None:
-    """Export judgements with raters' names as CSV or Label Studio tasks.
-
-    Example: `meditune annotate export checks --to ratings.csv`.
-    """
+    """Export judgements with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
     from meditune.review.rating_set import VALIDATE
 
     print_lines(f"Written: {path.resolve()}" for path in write(folder, to, format, unblind, VALIDATE))
 
 
-@annotate_app.command("import")
+@annotate_app.command("import", example="checks --output decisions.jsonl")
 def import_annotations(
     folder: AnnotationSetFolder,
-    file: Annotated[
-        Path | None, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
-    ] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Write the decisions to this file, for data.decisions.")
-    ] = None,
+    file: Annotated[Path | None, Argument(metavar="FILE", help="Ratings: CSV, or JSON export of Label Studio.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="File for the decisions, for data.decisions.")] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:
-    """Import ratings, or turn ratings into decisions about the data.
-
-    Example: `meditune annotate import checks --output decisions.jsonl`.
-    """
+    """Import ratings, or turn ratings into decisions about the data."""
     from meditune.review.annotation_results import write_decisions
     from meditune.review.import_export import import_ratings as take
     from meditune.review.rating_set import VALIDATE

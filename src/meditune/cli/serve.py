@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Store, Texts
+from meditune.cli.options import Group, Store, Text, Texts, documented
 from meditune.cli.tables import print_lines
 from meditune.errors import DataError, GateError
 from meditune.text import counted
@@ -41,27 +41,19 @@ Quota = Annotated[int | None, Option(min=1, help="Tokens per day; the server's q
 
 
 ServedModel = Annotated[
-    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, a catalogue name, or a hub id.")
+    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, or a model's name.")
 ]
-IndexPlace = Annotated[str | None, Option(metavar="INDEX", help="Index to answer from and to cite.")]
-JudgeRun = Annotated[
-    str | None, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers.")
-]
+IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from and to cite.")]
+JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks the sentences of answers.")]
 EngineName = Annotated[str, Option(help="Engine; auto takes the fastest installed one that fits the model.")]
-EngineUrl = Annotated[str | None, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
-ModelName = Annotated[str | None, Option(help="Name of the model for clients; the folder's name by default.")]
+EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
+ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
 Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
 Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
 RequireKey = Annotated[bool, Option("--require-key", help="Require an API key from callers on this machine, too.")]
-AllowAnonymous = Annotated[
-    bool, Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key from anyone.")
-]
-RatePerMinute = Annotated[
-    int, Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute and caller; 0: no limit.")
-]
-DailyTokens = Annotated[
-    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: no quota.")
-]
+AllowAnonymous = Annotated[bool, Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key.")]
+RatePerMinute = Annotated[int, Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute; 0: no limit.")]
+DailyTokens = Annotated[int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: any.")]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
     int, Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage.")
@@ -69,22 +61,16 @@ MaxMessageCharacters = Annotated[
 Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
 Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
 PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")]
-Proxy = Annotated[
-    str, Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS-terminating proxies in front: 10.0.0.2,10.0.0.3.")
-]
+Proxy = Annotated[str, Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS proxies in front: 10.0.0.2,10.0.0.3.")]
 LogText = Annotated[bool, Option("--log-text", help="Log questions, with identifiers masked.")]
-KeepText = Annotated[
-    bool, Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, masked.")
-]
+KeepText = Annotated[bool, Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store texts, masked.")]
 KeepDays = Annotated[
-    float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days after which stored answers are deleted; 0: never.")
+    float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days until answers are deleted; 0: never.")
 ]
-Country = Annotated[
-    str,
-    Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US ...; none: general advice."),
-]
+Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
 
 
+@documented("meditune serve runs/quickstart --index library", "Guide: docs/how-to/serve.md.")
 def serve(
     model: ServedModel,
     index: IndexPlace = None,
@@ -107,15 +93,14 @@ def serve(
     max_history_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's earlier turns.")] = 100_000,
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
-        int,
-        Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts of a dead engine in a row until it exits."),
+        int, Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts of a dead engine in a row.")
     ] = 6,
     cors: Annotated[Texts, Option(metavar="ORIGIN", help="Origin whose pages may call the server. Repeatable.")] = None,
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     proxy: Proxy = "",
     raw_chat: Annotated[
-        bool, Option("--raw-chat", help="Chat without triage and disclaimer, and give every caller the raw scope.")
+        bool, Option("--raw-chat", help="Chat without triage and disclaimer, for every caller.")
     ] = False,
     log_text: LogText = False,
     keep_text: KeepText = False,
@@ -130,11 +115,9 @@ def serve(
         ),
     ] = None,
     drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
-    public_url: Annotated[
-        str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of this server, for links in alerts.")
-    ] = "",
+    public_url: Annotated[str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address, for links in alerts.")] = "",
     price: Annotated[
-        str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="Prices per million tokens: 0.15,0.60.")
+        str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="Price of a million tokens.")
     ] = "",
     hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
     check: Annotated[bool, Option("--check", help="Check the safety of this configuration and exit.")] = False,
@@ -142,10 +125,6 @@ def serve(
     """Serve a model with a chat page, cited answers and OpenAI's API.
 
     The server runs until ctrl-C.
-
-    Example: `meditune serve runs/quickstart --index library`.
-
-    Guide: docs/how-to/serve.md.
     """
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
@@ -181,6 +160,7 @@ def serve(
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
 
+@documented("meditune mcp runs/quickstart --index library", "Guide: docs/how-to/use-from-mcp.md.")
 def mcp(
     model: ServedModel,
     index: IndexPlace = None,
@@ -189,7 +169,7 @@ def mcp(
     url: EngineUrl = None,
     name: ModelName = None,
     http: Annotated[
-        bool, Option("--http", help="Serve over streamable HTTP at /mcp, next to all routes of `meditune serve`.")
+        bool, Option("--http", help="Serve over streamable HTTP at /mcp, beside `serve`'s routes.")
     ] = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -212,17 +192,11 @@ def mcp(
         Path | None,
         Option(metavar="DIR", help="Offer the tool evaluate too; its predictions and metrics go to this folder."),
     ] = None,
-    recipe: Annotated[
-        str | None, Option(help="With --evaluate: the recipe; that of the run by default, else quickstart.")
-    ] = None,
+    recipe: Annotated[Text, Option(help="With --evaluate: the recipe; by default the run's, else quickstart.")] = None,
 ) -> None:
     """Serve a model to other programs as MCP tools: ask and search.
 
     Without --http, the command speaks with the program that starts it over stdin and stdout.
-
-    Example: `meditune mcp runs/quickstart --index library`.
-
-    Guide: docs/how-to/use-from-mcp.md.
     """
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
@@ -260,7 +234,7 @@ def mcp(
     mcp_tools.run_stdio(lambda: open_service(ServerOptions(*options), settings, store_place), evaluation)
 
 
-@keys_app.command()
+@keys_app.command(example='"Dr Lee" --scope generate --scope feedback --days 90')
 def create(
     name: Annotated[str, Argument(metavar="NAME", help="Name of the key's holder, for your own reference.")],
     scope: Annotated[
@@ -272,10 +246,7 @@ def create(
     days: Annotated[float | None, Option(min=0.01, help="Days until the key expires.")] = None,
     store: Store = None,
 ) -> None:
-    """Create an API key and print it once; the store has only its hash.
-
-    Example: `meditune keys create "Dr Lee" --scope generate --scope feedback --days 90`.
-    """
+    """Create an API key and print it once; the store has only its hash."""
     from meditune.store.api_keys import USUAL
 
     key, text = _keys(store).create(name, scope or USUAL, per_minute, daily_tokens, days)
@@ -285,12 +256,9 @@ def create(
     typer.echo(text)
 
 
-@keys_app.command("list")
+@keys_app.command("list", example="")
 def show(store: Store = None) -> None:
-    """List all keys, without their secrets.
-
-    Example: `meditune keys list`.
-    """
+    """List all keys, without their secrets."""
     keys = _keys(store).all()
     if not keys:
         typer.echo("There are no keys. Create one: meditune keys create NAME", err=True)
@@ -304,16 +272,13 @@ def show(store: Store = None) -> None:
         typer.echo("  ".join(word for word in words if word))
 
 
-@keys_app.command()
+@keys_app.command(example="ID --grace-hours 48")
 def rotate(
     id: KeyId,
     grace_hours: Annotated[float, Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
-    """Give a key a new secret; the old secret keeps working for a while.
-
-    Example: `meditune keys rotate ID --grace-hours 48`.
-    """
+    """Give a key a new secret; the old secret keeps working for a while."""
     text = _keys(store).rotate(id, grace_hours)
     typer.echo(
         f"The old secret of {id} works for another {grace_hours:g} hours. This is the only time the new key is shown:",
@@ -322,28 +287,20 @@ def rotate(
     typer.echo(text)
 
 
-@keys_app.command()
+@keys_app.command(example="ID")
 def revoke(id: KeyId, store: Store = None) -> None:
-    """Revoke a key at once; running servers refuse its next request.
-
-    Example: `meditune keys revoke ID`.
-    """
+    """Revoke a key at once; running servers refuse its next request."""
     _keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
 
 
-@answers_app.command()
+@answers_app.command(example="--key KEY")
 def delete(
-    id: Annotated[str | None, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
-    key: Annotated[
-        str | None, Option(metavar="KEY", help="Delete all answers to this key's questions (id of the key).")
-    ] = None,
+    id: Annotated[Text, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
+    key: Annotated[Text, Option(metavar="KEY", help="Delete all answers to the questions of this key (id).")] = None,
     store: Store = None,
 ) -> None:
-    """Delete an answer, or all answers to a key's questions, and their feedback.
-
-    Example: `meditune answers delete --key KEY`.
-    """
+    """Delete an answer, or all answers to a key's questions, and their feedback."""
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
@@ -354,29 +311,21 @@ def delete(
     typer.echo(f"{id} was deleted.")
 
 
-@answers_app.command()
+@answers_app.command(example="--days 30")
 def prune(
     days: Annotated[float, Option(min=0, help="Delete answers older than this many days.")], store: Store = None
 ) -> None:
-    """Delete old answers with their feedback.
-
-    Example: `meditune answers prune --days 30`.
-    """
+    """Delete old answers with their feedback."""
     typer.echo(f"{_answers(store).prune(days)} answers deleted.")
 
 
-@answers_app.command()
+@answers_app.command(example="--output answers.jsonl")
 def export(
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
-    index: Annotated[
-        str | None, Option(metavar="INDEX", help="Add the first 3 passages of each answer from this index.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Add each answer's first 3 passages of this index.")] = None,
 ) -> None:
-    """Export stored answers with feedback to a file that only you can read.
-
-    Example: `meditune answers export --output answers.jsonl`.
-    """
+    """Export stored answers with feedback to a file that only you can read."""
     from meditune.files import write_jsonl
 
     rows = _answers(store).exported()

@@ -8,26 +8,25 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from typer import Option
+
+from meditune.cli.options import Json, Store, Texts, documented
+from meditune.cli.tables import print_json, print_lines
+from meditune.text import counted
 
 
+@documented("meditune status --store store --hours 1", "Guide: docs/how-to/operate.md.")
 def status(
-    store: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Store of the servers.")
-    ] = None,
+    store: Store = None,
     url: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Another server to query, besides those in the store. Repeatable."),
+        Texts, Option(metavar="URL", help="Another server to query, besides those in the store. Repeatable.")
     ] = None,
-    hours: Annotated[float, typer.Option(min=0.1, help="Look back this many hours.")] = 24.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    hours: Annotated[float, Option(min=0.1, help="Look back this many hours.")] = 24.0,
+    json: Json = False,
 ) -> None:
     """Show servers, versions, answers, feedback, drift and alerts.
 
     The environment variable MEDITUNE_KEY holds the API key for the servers; the key needs the `metrics` scope.
-
-    Example: `meditune status --store store --hours 1`.
-
-    Guide: docs/how-to/operate.md.
     """
     from meditune.errors import DataError
     from meditune.store import default_place, exists, open_store
@@ -38,15 +37,12 @@ def status(
         raise DataError(f"There is no store in {place}. Give a server's --store, or set MEDITUNE_STORE.")
     found = overview(open_store(place), hours)
     addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
-    running = {address: live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
+    running = {address: _live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
     if json:
-        from json import dumps
-
-        typer.echo(dumps(found | {"live": running, "alerts": alerts(found)}, ensure_ascii=False, indent=2))
+        print_json(found | {"live": running, "alerts": _alerts(found)})
         return
-    for line in lines(found, running):
-        typer.echo(line)
-    for sentence in alerts(found):
+    print_lines(_lines(found, running))
+    for sentence in _alerts(found):
         typer.secho(f"ALERT {sentence}", fg="red")
 
 
@@ -54,7 +50,7 @@ TIMEOUT_S = 5.0
 MAX_PRINTED = 5
 
 
-def live(address: str) -> dict[str, Any]:
+def _live(address: str) -> dict[str, Any]:
     """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY holds the key."""
     import httpx2
     from prometheus_client.parser import text_string_to_metric_families
@@ -77,19 +73,7 @@ def live(address: str) -> dict[str, Any]:
     return sums
 
 
-def lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
-    yield f"Last {_span(overview['hours'])}, until {_format_time(overview['time'])}"
-    yield ""
-    yield from _answers(overview)
-    yield ""
-    yield from _servers(overview, metrics)
-    yield from _versions(overview)
-    yield from _drift(overview)
-    yield from _updates(overview)
-
-
-def alerts(overview: Mapping[str, Any]) -> list[str]:
+def _alerts(overview: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each problem that needs attention."""
     sentences = []
     for each in overview["drift"]:
@@ -103,6 +87,30 @@ def alerts(overview: Mapping[str, Any]) -> list[str]:
     for each in overview["updates"]:
         sentences += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
     return sentences
+
+
+def _lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
+    span = f"{overview['hours']:g} hours" if overview["hours"] != 1 else "hour"
+    yield f"Last {span}, until {_format_time(overview['time'])}"
+    yield ""
+    yield from _answers(overview)
+    yield ""
+    yield from _servers(overview, metrics)
+    for each in overview["versions"][:MAX_PRINTED]:
+        index = f", index {each['index'][:12]}" if each["index"] else ""
+        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_format_time(each['last'])}"
+    if not overview["drift"]:
+        yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
+    for each in overview["drift"]:
+        count = len(each.get("alerts", ()))
+        alerts_open = counted(count, "open alert") if count else "no open alert"
+        yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
+    if not overview["updates"]:
+        yield "last update   none recorded (meditune update LIBRARY --store DIR)"
+    for each in overview["updates"]:
+        articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
+        yield f"last update   {_format_time(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
 
 
 def _answers(overview: Mapping[str, Any]) -> Iterator[str]:
@@ -162,39 +170,12 @@ def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
         yield f"              cost since start: {cost:,.2f}"
 
 
-def _versions(overview: Mapping[str, Any]) -> Iterator[str]:
-    for each in overview["versions"][:MAX_PRINTED]:
-        index = f", index {each['index'][:12]}" if each["index"] else ""
-        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_format_time(each['last'])}"
-
-
-def _drift(overview: Mapping[str, Any]) -> Iterator[str]:
-    if not overview["drift"]:
-        yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
-    for each in overview["drift"]:
-        count = len(each.get("alerts", ()))
-        alerts_open = f"{count} open alert{'' if count == 1 else 's'}" if count else "no open alert"
-        yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
-
-
-def _updates(overview: Mapping[str, Any]) -> Iterator[str]:
-    if not overview["updates"]:
-        yield "last update   none recorded (meditune update LIBRARY --store DIR)"
-    for each in overview["updates"]:
-        articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
-        yield f"last update   {_format_time(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
-
-
 def _share(part: float, total: float) -> str:
     return f" ({100 * part / total:.1f} %)" if total else ""
 
 
 def _s(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} s"
-
-
-def _span(hours: float) -> str:
-    return f"{hours:g} hours" if hours != 1 else "hour"
 
 
 def _format_time(time: float) -> str:

@@ -18,6 +18,7 @@ class Spec(BaseModel):
 
 _DROP = ("drop", "flag", "off")
 _MEND = ("mend", *_DROP)
+_REPEATED = ("keep", "group", "merge", "off")
 
 
 class QualityRule(NamedTuple):
@@ -39,23 +40,11 @@ QUALITY_RULES: dict[str, QualityRule] = {
     "too_long": QualityRule("flag", _DROP, "An answer of more than 2,000 words."),
     "truncated": QualityRule("flag", _DROP, "An answer that ends in mid-sentence."),
     "off_topic": QualityRule("flag", _DROP, "An answer that shares no content word with its question."),
-    "exact_duplicate": QualityRule(
-        "drop", _DROP, "A row that repeats another row of its source, apart from letter case and punctuation."
-    ),
-    "near_duplicate": QualityRule(
-        "drop", _DROP, "A row of the same source with the same question and nearly the same answer."
-    ),
-    "cross_source": QualityRule(
-        "drop", _DROP, "A row that repeats, or nearly repeats, a row of a source listed earlier."
-    ),
-    "cross_split": QualityRule(
-        "drop", _DROP, "A training row that repeats, or nearly repeats, a test or development item."
-    ),
-    "repeated_question": QualityRule(
-        "keep",
-        ("keep", "group", "merge", "off"),
-        "A repeated question with another answer: keep the row, group it with the earlier one, or merge.",
-    ),
+    "exact_duplicate": QualityRule("drop", _DROP, "A row that repeats another, apart from case and punctuation."),
+    "near_duplicate": QualityRule("drop", _DROP, "A row with the same question and nearly the same answer."),
+    "cross_source": QualityRule("drop", _DROP, "A row that (nearly) repeats a row of a source listed earlier."),
+    "cross_split": QualityRule("drop", _DROP, "A training row that (nearly) repeats a test or development item."),
+    "repeated_question": QualityRule("keep", _REPEATED, "A repeated question with another answer."),
 }
 """The rules of quality control by name, in the order of application"""
 
@@ -121,28 +110,9 @@ class TrainRetrieveSpec(SearchedSpec):
 
 
 Kind = Literal[
-    "name",
-    "date",
-    "age",
-    "phone",
-    "fax",
-    "email",
-    "url",
-    "ip",
-    "ssn",
-    "mrn",
-    "health_plan",
-    "account",
-    "licence",
-    "vehicle",
-    "device",
-    "address",
-    "city",
-    "zip",
-    "hospital",
-    "id",
-    "bracket",
-]
+    "name", "date", "age", "phone", "fax", "email", "url", "ip", "ssn", "mrn", "health_plan", "account", "licence",
+    "vehicle", "device", "address", "city", "zip", "hospital", "id", "bracket",
+]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), hospitals, and MIMIC's brackets"""
 

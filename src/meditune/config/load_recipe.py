@@ -1,7 +1,4 @@
-"""Load a recipe from its name, file or values and its changes; print and save it.
-
-All problems of the recipe and the changes are reported at once, each with its place, its key and what is allowed there.
-"""
+"""Load a recipe from its name, file or values and its changes, with all problems at once; print and save it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The recipe: every option of a run with its name, type, default and one-line description.
-
-`--set`, the YAML files, `meditune recipe show` and docs/reference/recipes.md are all derived from these classes.
-Unknown keys are errors.
-"""
+"""The recipe: every option of a run with its name, type, default and description. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -111,27 +107,18 @@ class EvaluateSpec(Spec):
 
     def suite_conflicts(self) -> Iterator[str]:
         """Yield one line for each conflict between the keys of the suites."""
-        names = [suite.name for suite in self.suites]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        names, judge, open_suites = [suite.name for suite in self.suites], self.suite_judge, ", ".join(self.open_suites)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"evaluate.suites names {', '.join(twice)} twice; name each suite once"
         if names and self.protocol == "lm-eval":
+            yield "evaluate.suites already use lm-evaluation-harness's prompts; set evaluate.protocol to meditune"
+        if open_suites and judge is None:
             yield (
-                "evaluate.suites already use lm-evaluation-harness's prompts; set evaluate.protocol to meditune, which "
-                "measures the run's own items as well"
+                f"evaluate.suite_judge is missing: {open_suites} need{'' if ',' in open_suites else 's'} a judge of "
+                "the answers; set it to the run of an evidence judge (`meditune run evidence`) or to api:NAME"
             )
-        judge = self.suite_judge
-        if self.open_suites and judge is None:
-            needs = "needs" if len(self.open_suites) == 1 else "need"
-            yield (
-                f"evaluate.suite_judge is missing, and {', '.join(self.open_suites)} {needs} a judge of the answers; "
-                "set it to the run of an evidence judge (`meditune run evidence`) or to api:NAME"
-            )
-        if judge is not None and not self.open_suites:
-            yield (
-                "evaluate.suite_judge has no effect, because evaluate.suites names none of "
-                f"{', '.join(OPEN_SUITES)}; leave it out"
-            )
+        if judge is not None and not open_suites:
+            yield f"evaluate.suite_judge has no effect without {', '.join(OPEN_SUITES)}; leave it out"
         if judge == "api:":
             yield "evaluate.suite_judge: after api: write the model's name at the API, for example api:gpt-4.1-mini"
         if "healthbench" in names and judge is not None and not judge.startswith("api:"):
@@ -176,14 +163,11 @@ class Recipe(Spec):
 
     def _conflicts(self) -> Iterator[str]:
         """Yield one line for each conflict between keys."""
-        model = self.model
-        yield from self.evaluate.suite_conflicts()
-        if self.evaluate.samples and model.strategy in VIRTUAL:
-            yield (
-                f"evaluate.samples doesn't work with model.strategy {model.strategy}, because its virtual tokens need "
-                "another decoder; set it to 0"
-            )
-        if self.prompt.answer_tokens >= self.prompt.max_tokens:
+        model, prompt, train, evaluate = self.model, self.prompt, self.train, self.evaluate
+        yield from evaluate.suite_conflicts()
+        if evaluate.samples and model.strategy in VIRTUAL:
+            yield f"evaluate.samples doesn't work with the virtual tokens of {model.strategy}; set it to 0"
+        if prompt.answer_tokens >= prompt.max_tokens:
             yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
         if model.strategy == "full" and model.quantize != "none":
             yield (
@@ -191,79 +175,58 @@ class Recipe(Spec):
                 "model.quantize none or model.strategy lora"
             )
         if model.strategy in VIRTUAL and model.top_layers is not None:
-            yield (
-                f"model.top_layers has no effect with model.strategy {model.strategy}, which trains no layer; leave "
-                "it empty (null)"
-            )
-        if model.strategy == "prefix" and self.train.gradient_checkpointing:
-            yield (
-                "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
-                "use model.strategy prompt"
-            )
-        if self.train.parallel == "fsdp" and self.needs_full_weights:
+            yield f"model.top_layers has no effect with model.strategy {model.strategy}; leave it empty (null)"
+        if model.strategy == "prefix" and train.gradient_checkpointing:
+            yield "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off"
+        if train.parallel == "fsdp" and self.needs_full_weights:
             yield (
                 "train.parallel fsdp shards the weights, but each process needs all of them with "
                 f"{', '.join(self.needs_full_weights)}; use ddp or auto"
             )
-        if self.train.dev.keep_best and self.train.average_last:
-            yield (
-                "train.dev.keep_best and train.average_last both determine the final weights; set "
-                "train.average_last to 0, or leave keep_best out"
-            )
-        if self.train.dev.patience is not None and self.train.average_last:
-            yield (
-                "train.dev.patience may stop training before the steps that train.average_last averages; set "
-                "train.average_last to 0, or leave patience out"
-            )
-        if self.train.end_weight != 1 and "answer" not in self.train.tasks:
+        choosing = [name for name, on in (("keep_best", train.dev.keep_best), ("patience", train.dev.patience)) if on]
+        if choosing and train.average_last:
+            yield f"train.dev.{choosing[0]} and train.average_last exclude each other; set train.average_last to 0"
+        if train.end_weight != 1 and "answer" not in train.tasks:
             yield "train.end_weight applies to answers, but train.tasks doesn't contain answer; set it to 1"
-        if self.train.objective != "sft":
+        if train.objective != "sft":
             without_effect = {
-                "train.dev": (self.train.dev.is_on, "leave it out"),
-                "train.replay.share": (self.train.replay.share, "set it to 0"),
-                "train.prompt_share": (self.train.prompt_share, "set it to 0"),
-                "train.end_weight": (self.train.end_weight != 1, "set it to 1"),
-                "train.retrieve.share": (self.train.retrieve.share, "set it to 0"),
-                "train.mix": (self.train.mix != MixSpec(), "leave it out"),
+                "train.dev": (train.dev.is_on, "leave it out"),
+                "train.replay.share": (train.replay.share, "set it to 0"),
+                "train.prompt_share": (train.prompt_share, "set it to 0"),
+                "train.end_weight": (train.end_weight != 1, "set it to 1"),
+                "train.retrieve.share": (train.retrieve.share, "set it to 0"),
+                "train.mix": (train.mix != MixSpec(), "leave it out"),
             }
             for key, (given, advice) in without_effect.items():
                 if given:
-                    yield f"{key} has no effect with train.objective {self.train.objective}; {advice}"
-        if self.train.objective == "kto" and self.train.batch_size * self.train.accumulation < 2:
+                    yield f"{key} has no effect with train.objective {train.objective}; {advice}"
+        if train.objective == "kto" and train.batch_size * train.accumulation < 2:
             yield (
                 "train.objective kto compares each prompt with another row's answer, so a step needs at least two "
                 "rows; raise train.batch_size or train.accumulation"
             )
         styled = [source.name for source in self.data.sources if source.style == "plain"]
-        if styled and not self.prompt.plain_cue:
-            yield (
-                f"data.sources {styled[0]} has style plain, but the prompt has no cue for plain words; "
-                'set prompt.plain_cue, for example "In plain words:"'
-            )
-        cues = [self.prompt.question_cue, self.prompt.answer_cue, self.prompt.decision_cue]
-        if self.prompt.plain_cue and self.prompt.plain_cue.strip() in ["", *(cue.strip() for cue in cues)]:
+        if styled and not prompt.plain_cue:
+            yield f'data.sources {styled[0]} has style plain; set prompt.plain_cue, for example "In plain words:"'
+        cues = {cue.strip() for cue in (prompt.question_cue, prompt.answer_cue, prompt.decision_cue)}
+        if prompt.plain_cue and prompt.plain_cue.strip() in {"", *cues}:
             yield "prompt.plain_cue must differ from the other cues"
-        for name in sorted({source.name for source in self.data.sources}):
+        sources = {source.name for source in self.data.sources}
+        named = ", ".join(sorted(sources))
+        for name in sorted(sources):
             if len({source.style for source in self.data.sources if source.name == name}) > 1:
                 yield f"data.sources: all sources named {name} must have the same style"
-        if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
+        if evaluate.split == "dev" and evaluate.fits_on_dev:
             yield (
                 "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be evaluated on it; "
                 "set evaluate.split to test, or leave them out"
             )
-        if self.data.fold is not None and self.evaluate.split == "dev" and self.train.dev.is_on:
-            yield (
-                "train.dev would choose the weights on the items that evaluate.split dev evaluates, the fold of "
-                "data.fold; leave train.dev out"
-            )
-        weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
-        if weights and weights.keys() != sources:
-            yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
-        unknown = sorted(set(self.data.balance.sources) - sources)
-        if unknown:
-            yield (
-                f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})"
-            )
+        if self.data.fold is not None and evaluate.split == "dev" and train.dev.is_on:
+            yield "train.dev would choose the weights on the data.fold that evaluate.split dev evaluates; leave it out"
+        if train.mix.weights and train.mix.weights.keys() != sources:
+            yield f"train.mix.weights must have one weight for each of data.sources ({named})"
+        if unknown := sorted(set(self.data.balance.sources) - sources):
+            yield f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({named})"
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

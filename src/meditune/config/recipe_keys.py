@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -152,44 +152,19 @@ def _where_and_why(error: yaml.MarkedYAMLError) -> tuple[int, str]:
     return line, f"not valid YAML: {why}"
 
 
-@dataclass(frozen=True)
 class Slot:
-    """The type and limits of one key's value."""
+    """The type and limits (pydantic's Ge, Lt, MinLen ...) of one key's value."""
 
-    annotation: Any
-    limits: list[Any] = field(default_factory=list)  # pydantic's constraints: Ge, Lt, MinLen ..
-
-    @property
-    def options(self) -> list[Any]:
-        """Return the types of a union without None, or the only type."""
-        if get_origin(self.annotation) in (Union, UnionType):
-            return [option for option in get_args(self.annotation) if option is not NoneType]
-        return [self.annotation]
-
-    @property
-    def may_be_null(self) -> bool:
-        """Return whether null is allowed."""
-        return NoneType in get_args(self.annotation)
-
-    @property
-    def group(self) -> type[Spec] | None:
-        """Return the class of a group of options; None for other keys."""
-        return self.annotation if isinstance(self.annotation, type) and issubclass(self.annotation, Spec) else None
-
-    @property
-    def is_text(self) -> bool:
-        """Return whether only text, and possibly null, is allowed."""
-        return self.options == [str]
-
-    @property
-    def is_list(self) -> bool:
-        """Return whether a list is allowed."""
-        return any(get_origin(option) is list for option in self.options)
-
-    @property
-    def is_map(self) -> bool:
-        """Return whether a mapping from the user's own names to values is allowed."""
-        return any(get_origin(option) is dict for option in self.options)
+    def __init__(self, annotation: Any, limits: Sequence[Any] = ()) -> None:
+        types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        self.limits = limits
+        self.options = [option for option in types if option is not NoneType]
+        self.may_be_null = NoneType in types
+        is_group = isinstance(annotation, type) and issubclass(annotation, Spec)
+        self.group: type[Spec] | None = annotation if is_group else None  # the class of a group of options
+        self.is_text = self.options == [str]  # only text, and possibly null, is allowed
+        self.is_list = any(get_origin(option) is list for option in self.options)
+        self.is_map = any(get_origin(option) is dict for option in self.options)  # names are the user's own
 
     def inside(self, part: str | int) -> Slot | None:
         """Return the slot of a key or list item in this one; None if there is none."""
@@ -329,7 +304,7 @@ def _near(name: str, known: list[str]) -> str | None:
     return next(iter([*close, *contained, *short]), None)
 
 
-def _range(limits: list[Any]) -> str:
+def _range(limits: Sequence[Any]) -> str:
     named = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
     words = [f"{named[type(limit)]} {astuple(limit)[0]}" for limit in limits if type(limit) in named]
     return f" {' and '.join(words)}" if words else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +33,13 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
         remaining, further = _capped(remaining, spec.balance, spec.balance.cap, seed, spec.quality.keep)
         changes += further
     if train and not remaining:
+        grades = [found for example in train if example.answer and (found := grade(example.answer)) is not None]
+        easiest = (
+            f": the easiest answer has reading grade {min(grades):.1f}" if grades and spec.max_reading_grade else ""
+        )
         raise DataError(
             f"{' and '.join(dict.fromkeys(entry.rule for entry in changes))} leave none of the {len(train):,} "
-            f"training examples. Loosen them{_easiest(train, spec.max_reading_grade)}."
+            f"training examples. Loosen them{easiest}."
         )
     return remaining, changes
 
@@ -89,19 +93,11 @@ def _capped(
         else:
             for group in groups[index]:
                 room[group] -= 1
-    changes = [
-        Entry(
-            *(BALANCE, "drop", train[index], None),
-            f"{spec.by} {dropped[index]} has {counts[dropped[index]]:,} examples, more than {cap:,}",
-        )
-        for index in sorted(dropped)
-    ]
+    changes = []
+    for index, group in sorted(dropped.items()):
+        detail = f"{spec.by} {group} has {counts[group]:,} examples, more than {cap:,}"
+        changes.append(Entry(BALANCE, "drop", train[index], None, detail))
     return [example for index, example in enumerate(train) if index not in dropped], changes
-
-
-def _easiest(train: Sequence[Example], max_grade: float | None) -> str:
-    grades = [value for value in (grade(example.answer) for example in train if example.answer) if value is not None]
-    return f": the easiest answer has reading grade {min(grades):.1f}" if max_grade is not None and grades else ""
 
 
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
@@ -113,18 +109,15 @@ def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
     if not names:
         return splits
 
-    def each(examples: Sequence[Example], style: Callable[[Example], Style]) -> list[Example]:
-        return [in_style(one, style(one)) if one.source in names else one for one in examples]
+    def marked(example: Example, measured: bool) -> Example:
+        if example.source not in names:
+            return example
+        found = None if measured else grade(example.answer)
+        is_plain = measured or (found is not None and found <= spec.plain_grade)
+        return in_style(example, "plain" if is_plain else "expert")
 
-    def asked(_: Example) -> Style:
-        return "plain"
-
-    def written(example: Example) -> Style:
-        found = grade(example.answer)
-        return "plain" if found is not None and found <= spec.plain_grade else "expert"
-
-    train, dev, test = each(splits.train, written), each(splits.dev, asked), each(splits.test, asked)
-    return replace(splits, train=train, dev=dev, test=test)
+    parts = {name: [marked(each, name != "train") for each in rows] for name, rows in splits.named().items()}
+    return replace(splits, train=parts["train"], dev=parts["dev"], test=parts["test"])
 
 
 def in_style(example: Example, style: Style) -> Example:

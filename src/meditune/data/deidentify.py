@@ -49,17 +49,14 @@ def found_in(
     place = 0
     for name, text in ordered:
         start = place + len(heads[name])
-        result[name] = _within(found, start, start + len(text))
-        place = start + len(text) + len(_GAP)
+        end = start + len(text)
+        result[name] = [
+            Span(max(span.start, start) - start, min(span.end, end) - start, span.kind)
+            for span in found
+            if span.start < end and span.end > start
+        ]
+        place = end + len(_GAP)
     return result
-
-
-def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
-    return [
-        Span(max(span.start, start) - start, min(span.end, end) - start, span.kind)
-        for span in spans
-        if span.start < end and span.end > start
-    ]
 
 
 @dataclass
@@ -73,10 +70,8 @@ class IdentifierCounts:
 
     def add(self, spans: Collection[Span]) -> None:
         """Count one example's spans."""
-        self.examples += 1
-        self.with_identifiers += bool(spans)
-        self.kinds.update(span.kind for span in spans)
-        self.examples_by_kind.update({span.kind for span in spans})
+        kinds = [span.kind for span in spans]
+        self.join(IdentifierCounts(1, bool(spans), Counter(kinds), Counter(set(kinds))))
 
     def join(self, other: IdentifierCounts) -> None:
         """Add other counts."""
@@ -190,7 +185,15 @@ def cleaner(spec: PhiSpec) -> Callable[[str], str]:
 
 
 def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
-    fields = dict(_texts(example))
+    of_user = example.source not in SOURCES
+    parts: dict[str, Any] = {
+        "question": example.question,
+        "context": [passage.text for passage in example.context],
+        "answer": example.answer,
+        "turns": [turn.text for turn in example.turns or ()],
+        "meta": {key: value for key, value in example.meta.items() if of_user or key in _META},
+    }
+    fields = dict(leaf for name, value in parts.items() for leaf in leaves(value, name))
     headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]
     by_field = found_in(fields, find, spec.kinds, headed)
     findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
@@ -199,19 +202,13 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     change: Callable[[str, list[Span]], str] = masked
     if spec.action == "surrogate":
         change = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced
-    return _with_texts(example, {field: change(fields[field], spans) for field, spans in by_field.items() if spans})
-
-
-def _texts(example: Example) -> Iterator[tuple[str, str]]:
-    """Yield every text of an example with its place: question, context.0, answer, meta.references.0.answer."""
-    yield "question", example.question
-    yield from ((f"context.{number}", passage.text) for number, passage in enumerate(example.context))
-    yield "answer", example.answer
-    yield from ((f"turns.{number}", turn.text) for number, turn in enumerate(example.turns or ()))
-    of_user = example.source not in SOURCES
-    for key, value in example.meta.items():
-        if of_user or key in _META:
-            yield from leaves(value, f"meta.{key}")
+    new = {field: change(fields[field], spans) for field, spans in by_field.items() if spans}
+    update = {name: with_leaves(value, name, new) for name, value in parts.items()}
+    for name in ("context", "turns"):
+        places = zip(getattr(example, name) or (), update[name], strict=True)
+        update[name] = tuple(each.model_copy(update={"text": text}) for each, text in places)
+    update["turns"] = update["turns"] if example.turns is not None else None
+    return example.model_copy(update=update | {"meta": example.meta | update["meta"]})
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -226,21 +223,6 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from leaves(inner, f"{path}.{number}")
-
-
-def _with_texts(example: Example, texts: dict[str, str]) -> Example:
-    """Return the example with the given texts of `_texts` replaced."""
-    context = tuple(
-        passage.model_copy(update={"text": texts.get(f"context.{number}", passage.text)})
-        for number, passage in enumerate(example.context)
-    )
-    meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
-    update = {name: texts.get(name, getattr(example, name)) for name in ("question", "answer")}
-    turns = example.turns and tuple(
-        turn.model_copy(update={"text": texts.get(f"turns.{number}", turn.text)})
-        for number, turn in enumerate(example.turns)
-    )
-    return example.model_copy(update=update | {"context": context, "meta": meta, "turns": turns})
 
 
 def with_leaves(value: Any, path: str, texts: dict[str, str]) -> Any:

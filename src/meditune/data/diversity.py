@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from meditune.data.example import DECISIONS, PEOPLE, TRAITS, Example, people_mentioned, texts
+from meditune.data.example import DECISIONS, PEOPLE, TRAITS, WORDS, Example, people_mentioned, texts
 from meditune.data.splits import Splits
 from meditune.readability import TARGET, counted
 from meditune.statistics import wilson
@@ -25,20 +25,6 @@ GRADES = ("below grade 6", "grade 6 to 8", "above 8, up to 12", "above 12, up to
 """The second band is readability.TARGET, including both ends"""
 LENGTHS = ((25, "up to 24 words"), (75, "25 to 74 words"), (150, "75 to 149 words"), (300, "150 to 299 words"))
 LONGEST = "300 words and more"
-SEMANTIC_TYPES = {
-    "T019": "congenital abnormality",
-    "T020": "acquired abnormality",
-    "T033": "finding",
-    "T037": "injury or poisoning",
-    "T046": "pathologic function",
-    "T047": "disease or syndrome",
-    "T048": "mental or behavioural dysfunction",
-    "T049": "cell or molecular dysfunction",
-    "T184": "sign or symptom",
-    "T190": "anatomical abnormality",
-    "T191": "neoplastic process",
-}
-"""Semantic types of disorders in UMLS (https://www.nlm.nih.gov/research/umls/META3_current_semantic_types.html)"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,7 @@ DIMENSIONS = (
         "semantic_type",
         "Semantic type (UMLS)",
         lambda example: [
-            SEMANTIC_TYPES.get(each, each) for each in dict.fromkeys(texts(example.meta.get("semantic_type")))
+            WORDS["semantic_types"].get(each, each) for each in dict.fromkeys(texts(example.meta.get("semantic_type")))
         ],
         "several",
     ),

@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from meditune.errors import DataError
@@ -96,8 +97,7 @@ class Example(BaseModel):
     @property
     def style(self) -> str | None:
         """Return the style of the answer, `plain` or `expert`; None if the source has only one style."""
-        found: str | None = self.meta.get(STYLE)
-        return found
+        return cast("str | None", self.meta.get(STYLE))
 
     @property
     def context_text(self) -> str:
@@ -107,8 +107,7 @@ class Example(BaseModel):
     @property
     def label(self) -> Label | None:
         """Return whether the context supports the claim that is in `question`; None if the row isn't a claim."""
-        found: Label | None = self.meta.get(LABEL)
-        return found
+        return cast("Label | None", self.meta.get(LABEL))
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -141,7 +140,6 @@ def read_examples(path: Path) -> list[Example]:
 CHARACTERS = 1_000_000
 """A row with more characters is not a question and answer; a long novel has about this many"""
 DEPTH = 50
-
 SURROGATES = "half a character (a lone surrogate), which can't be encoded as UTF-8"
 NUL_CHARACTER = "a NUL character, as in damaged files"
 TOO_DEEP = f"lists and objects nested more than {DEPTH} deep"
@@ -165,11 +163,8 @@ def problem_in_text(row: object) -> str:
         elif isinstance(value, Mapping | list | tuple):
             if depth == DEPTH:
                 return TOO_DEEP
-            if isinstance(value, Mapping):
-                waiting += [(key, depth + 1) for key in value]
-                waiting += [(each, depth + 1) for each in value.values()]
-            else:
-                waiting += [(each, depth + 1) for each in value]
+            inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+            waiting += [(each, depth + 1) for each in inner]
     return ""
 
 
@@ -198,71 +193,30 @@ def plain_text(value: Any) -> Any:
     return value
 
 
-_SUBJECTS = {
-    "cancer": "neoplasm carcinoma lymphoma leuk[ae]mia melanoma sarcoma cancer metasta antineoplastic mastectomy",
-    "heart and vessels": "cardi heart coronary hypertens stroke vascular aort arter thromb myocard embolism venous",
-    "brain and nerves": "brain nerv neur epilep parkinson alzheimer dement cogniti headache migraine sclerosis",
-    "mental health": "depress mental anxi schizo psych suicid substance alcohol smoking autis bipolar",
-    "infections": "infect virus viral bacteri hiv sepsis hepatitis tubercul malaria vaccin antibiotic pneumonia",
-    "bones, joints and muscles": "bone fractur arthr joint knee hip spine spinal muscul muscle orthop osteo tendon",
-    "digestion": "gastr intestin colo[nr] colitis rectal liver hepat pancrea bowel esophag append hernia cholecyst",
-    "lungs and airways": "lung pulmon respirat asthma bronch airway apnea",
-    "kidneys and urinary tract": "kidney renal urin prostat bladder dialysis nephr ureter",
-    "hormones and metabolism": "diabet insulin thyroid obes metaboli glucose hormon cholesterol lipid vitamin",
-    "pregnancy, birth and reproduction": "pregnan obstet birth labor cesarean fetal fertil gyn[ae]c uter ovar",
-    "eyes, ears, nose and teeth": "eye ocular retin vision visual ophthal hearing cochle otitis nasal dental oral",
-    "skin": "skin dermat psoria burns wound",
-    "surgery and procedures": "surg operative transplant laparoscop anesthe implant resection",
-    "care and services": "health.services quality.of.health hospital nurs delivery.of.health education attitude",
-}
-"""Beginnings of words in headings"""
-_AGES = {
-    "babies": "infants? neonat\\w* newborns? bab(?:y|ies) toddlers?",
-    "children": "child child(?:ren|hood) p[ae]+diatrics? kids? sons? daughters? school-?age",
-    "teenagers": "adolescen\\w* teen\\w*",
-    "older people": "elderly older.(?:people|adults|patients|persons|men|women) geriatric\\w* seniors? "
-    "aged.(?:6[5-9]|[7-9]\\d) octogenarians? nursing.homes?",
-}
-_MENTIONS = {
-    "women or girls": "wom[ae]n females? girls? mothers? maternal",
-    "men or boys": "m[ae]n males? boys? fathers? paternal",
-    "children": " ".join(_AGES[age] for age in ("babies", "children", "teenagers")),
-    "older people": _AGES["older people"],
-    "pregnancy": "pregnan\\w* prenatal antenatal obstetric\\w* gestation\\w* postpartum trimesters?",
-    "race or ethnicity": "rac(?:e|es|ial) ethnic\\w* african.americans? black.(?:people|patients|women|men|children) "
-    "blacks whites caucasians? hispanics? latin[oa]s? asians? native.americans? indigenous aboriginal minorit(?:y|ies)",
-}
-"""Whole words in a question or its context"""
-_CHECK_TAGS = {
-    "women or girls": {"Female"},
-    "men or boys": {"Male"},
-    "babies": {"Infant", "Infant, Newborn", "Infant, Premature"},
-    "children": {"Child", "Child, Preschool"},
-    "teenagers": {"Adolescent"},
-    "older people": {"Aged", "Aged, 80 and over", "Frail Elderly"},
-    "pregnancy": {"Pregnancy"},
-    "race or ethnicity": {"Ethnicity", "Racial Groups", "Minority Groups"},
-}
-"""MeSH headings that indexers assign to every study of such people"""
-PEOPLE = tuple(_CHECK_TAGS)
 _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"), (2015, "2010 to 2014"))
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
+with Path(__file__).with_name("word_groups.yaml").open(encoding="utf-8") as _stream:
+    WORDS: dict[str, dict[str, Any]] = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _any_of(words: str, suffix: str = "") -> re.Pattern[str]:
+def _any_of(words: str, suffix: str = r"\b") -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(words.split())}){suffix}", re.IGNORECASE)
 
 
-_SUBJECT_WORDS = {name: _any_of(listed) for name, listed in _SUBJECTS.items()}
-_MENTION_WORDS = {name: _any_of(listed, r"\b") for name, listed in _MENTIONS.items()}
-_PEOPLE_WORDS = {name: _any_of((_MENTIONS | _AGES)[name], r"\b") for name in PEOPLE}
+_SUBJECT_WORDS = {name: _any_of(listed, "") for name, listed in WORDS["subjects"].items()}
+_PEOPLE_WORDS = {name: _any_of(listed) for name, listed in (WORDS["ages"] | WORDS["mentions"]).items()}
+_MENTION_WORDS = {name: _PEOPLEWORDS[name] for name in (*WORDS["mentions"], "older people")} | {
+    "children": _any_of(" ".join(WORDS["ages"][age] for age in ("babies", "children", "teenagers")))
+}
+_CHECK_TAGS = {name: set(headings) for name, headings in WORDS["check_tags"].items()}
+PEOPLE = tuple(_CHECK_TAGS)
 
 
 def people_mentioned(example: Example) -> set[str]:
     """Return the groups of PEOPLE that the texts mention or MeSH headings name; finer in age than `mention`."""
     text = f"{example.question} {example.context_text} {example.answer}"
     headings = set(texts(example.meta.get("mesh")))
-    return {name for name, words in _PEOPLE_WORDS.items() if headings & _CHECK_TAGS[name] or words.search(text)}
+    return {name for name in PEOPLE if headings & _CHECK_TAGS[name] or _PEOPLEWORDS[name].search(text)}
 
 
 def texts(value: Any) -> list[str]:
@@ -272,10 +226,6 @@ def texts(value: Any) -> list[str]:
     return [text for text in value if isinstance(text, str) and text] if isinstance(value, list | tuple) else []
 
 
-def _question_type(example: Example) -> set[str]:
-    return set(texts(example.meta.get("question_type")))
-
-
 def _subject(example: Example) -> set[str]:
     headings = [*texts(example.meta.get("mesh")), *texts(example.meta.get("semantic_group"))]
     return {name for name, found in _SUBJECT_WORDS.items() if any(map(found.search, headings))}
@@ -283,9 +233,7 @@ def _subject(example: Example) -> set[str]:
 
 def _year(example: Example) -> set[str]:
     year = example.meta.get("year")
-    if not isinstance(year, int):
-        return set()
-    return {next((name for end, name in _YEARS if year < end), "2015 and later")}
+    return {next((name for end, name in _YEARS if year < end), "2015 and later")} if isinstance(year, int) else set()
 
 
 def _mention(example: Example) -> set[str]:
@@ -301,7 +249,7 @@ def _length(example: Example) -> set[str]:
 
 TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "source": lambda example: {example.source},
-    "question type": _question_type,
+    "question type": lambda example: set(texts(example.meta.get("question_type"))),
     "subject": _subject,
     "exam subject": lambda example: set(texts(example.meta.get(EXAM_SUBJECT))),
     "year": _year,

@@ -6,8 +6,9 @@ import csv
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -28,6 +29,7 @@ ACTIONS = ("mask", "surrogate")
 WRITABLE = (".jsonl", ".csv", ".tsv")
 _TEXT = (".txt", ".text", ".md", "")
 _AROUND = 48
+_SEARCHING = "Searching for identifiers"
 
 
 @dataclass
@@ -67,19 +69,19 @@ def scan(
                 "--output and --patient-column only work with a file. For a recipe's data: --set data.phi.action=mask."
             )
         return _scan_recipe(what, overrides, chosen, finder)
-    find = engine(finder or "rules")
-    change = _changing(action or "mask")
-    if file.suffix.lower() in _TEXT:
-        result = Scan(str(file))
-        text = read_text(file)
-        spans = find(text, chosen or None)
-        result.counts.add(spans)
-        result.places = _shown(str(file), text, spans, show)
-        if output:
-            with replace_file(output) as stream:
-                stream.write(change(text, spans, ""))
-        return [result]
-    return [_scan_table(file, output, find, chosen, change, group, show)]
+    is_text = file.suffix.lower() in _TEXT
+    if output is not None and not is_text and output.suffix.lower() not in WRITABLE:
+        raise DataError(f"--output {output}: the name must end in one of {', '.join(WRITABLE)}.")
+    result, rejects = Scan(str(file)), Rejects()
+    rows = _changed_rows(file, is_text, engine(finder or "rules"), chosen, action, group, show, result, rejects)
+    if output is None:
+        deque(rows, maxlen=0)
+    else:
+        with replace_file(output) as stream:
+            _write(rows, stream, "" if is_text else output.suffix.lower())
+    if len(rejects):
+        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
+    return [result]
 
 
 def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
@@ -97,16 +99,6 @@ def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
         "The rules miss some identifiers and mark some harmless text (docs/how-to/find-identifiers.md), so this result "
         "doesn't prove that a text is free of identifiers."
     )
-
-
-Changing = Callable[[str, list[Span], str], str]
-
-
-def _changing(action: str) -> Changing:
-    if action == "mask":
-        return lambda text, spans, _: masked(text, spans)
-    key = surrogate_secret()
-    return lambda text, spans, group: Surrogates(key, group).replaced(text, spans)
 
 
 def _kinds(named: Sequence[str]) -> list[Kind]:
@@ -131,48 +123,45 @@ def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder:
     return results
 
 
-def _scan_table(
-    file: Path, output: Path | None, find: Engine, kinds: list[Kind], change: Changing, group: str | None, show: int
-) -> Scan:
-    result, rejects = Scan(str(file)), Rejects()
-
-    def changed_rows() -> Iterator[dict[str, Any]]:
-        for place, row in track(tables.rows(file, "file", rejects), "Searching for identifiers", unit="rows"):
-            if group is not None and group not in row:
-                raise DataError(
-                    f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
-                )
-            texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
-            found = found_in(texts, find, kinds, headed=texts)
-            result.counts.add([span for spans in found.values() for span in spans])
-            for name, spans in found.items():
-                result.places += _shown(f"{place} {name}", texts[name], spans, show - len(result.places))
-            patient = "" if group is None else str(row[group])
-            new = {name: change(text, found[name], patient) for name, text in texts.items() if found[name]}
-            yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
-
-    if output is None:
-        deque(changed_rows(), maxlen=0)
-    elif output.suffix.lower() not in WRITABLE:
-        raise DataError(f"--output {output}: the name must end in one of {', '.join(WRITABLE)}.")
-    else:
-        with replace_file(output) as stream:
-            _write(changed_rows(), stream, output.suffix.lower())
-    if len(rejects):
-        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
-    return result
+def _changed_rows(
+    file: Path,
+    is_text: bool,
+    find: Engine,
+    kinds: list[Kind],
+    action: str | None,
+    group: str | None,
+    show: int,
+    result: Scan,
+    rejects: Rejects,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows without identifiers, and record the identifiers in `result`; a text is one row."""
+    secret = surrogate_secret() if action == "surrogate" else b""
+    found_rows = tables.rows(file, "file", rejects)
+    for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
+        if group is not None and group not in row and not is_text:
+            raise DataError(
+                f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
+            )
+        texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
+        found = found_in(texts, find, kinds, headed=() if is_text else texts)
+        result.counts.add([span for spans in found.values() for span in spans])
+        for name, spans in found.items():
+            result.places += _shown(f"{place} {name}".strip(), texts[name], spans, show - len(result.places))
+        patient = "" if group is None or is_text else str(row[group])
+        change = Surrogates(secret, patient).replaced if action == "surrogate" else masked
+        new = {name: change(text, found[name]) for name, text in texts.items() if found[name]}
+        yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
 
 
 def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
-    if kind == ".jsonl":
+    if not kind:
+        stream.writelines(row[""] for row in rows)
+    elif kind == ".jsonl":
         stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        return
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(stream, list(row), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
+    elif first := next(rows, None):
+        writer = csv.DictWriter(stream, list(first), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(chain([first], rows))
 
 
 def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:

@@ -55,14 +55,10 @@ def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> N
     PhysioNet forbids sharing credentialed data with online services:
     https://physionet.org/news/post/gpt-responsible-use.
     """
-    number = 0
-    licences: dict[str, str] = {}
-    for example in examples:
-        if is_restricted(example):
-            number += 1
-            licences.setdefault(example.source, str(example.meta.get("licence", "its licence")))
-    if number:
-        raise _forbidden(f"{number:,} examples", licences, model_name)
+    held = [example for example in examples if is_restricted(example)]
+    if held:
+        licences = {example.source: str(example.meta.get("licence", "its licence")) for example in reversed(held)}
+        raise _forbidden(f"{len(held):,} examples", licences, model_name)
 
 
 def _forbidden(kind: str, licences: dict[str, str], model_name: str) -> DataError:
@@ -111,9 +107,9 @@ def terms_of(examples: Iterable[Example]) -> Terms:
         if example.source not in SOURCES and example.meta.get("citation"):
             row["citations"].add(str(example.meta["citation"]))
     for name, row in found.items():
-        known = [SOURCES[name].citation] if name in SOURCES and SOURCES[name].citation else []
+        known = SOURCES[name].citation if name in SOURCES else ""
         row["licences"] = dict(row["licences"].most_common())
-        row["citations"] = known or sorted(row["citations"])[:20]
+        row["citations"] = [known] if known else sorted(row["citations"])[:20]
     return dict(sorted(found.items()))
 
 
@@ -208,7 +204,13 @@ def read_sources(
         licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         before = Counter({name: read.get(source.name, {}).get(name, 0) for name in CHANGES})
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence, **(+(changes + before))}
-    _refuse_repeated_ids(by_source)
+    ids = Counter(example.id for examples in by_source.values() for example in examples)
+    for identifier, count in ids.most_common(1):
+        if count > 1:
+            raise DataError(
+                f"data.sources: the id {identifier} occurs twice. Name each source once, and give your own files "
+                "different names, such as own/clinic and own/ward; in one file, ids must be unique."
+            )
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
     return by_source, read
@@ -250,14 +252,3 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counte
         chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
         examples = [examples[index] for index in sorted(chosen)]
     return examples
-
-
-def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
-    seen: set[str] = set()
-    for example in (example for examples in by_source.values() for example in examples):
-        if example.id in seen:
-            raise DataError(
-                f"data.sources: the id {example.id} occurs twice. Name each source once, and give your own files "
-                "different names, such as own/clinic and own/ward; in one file, ids must be unique."
-            )
-        seen.add(example.id)

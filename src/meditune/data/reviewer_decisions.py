@@ -127,17 +127,13 @@ def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> 
 
 
 def _decided(
-    examples: Iterable[Example],
-    decisions: Mapping[str, RowDecision],
-    entries: list[Entry],
+    examples: Iterable[Example], decisions: Mapping[str, RowDecision], entries: list[Entry]
 ) -> Iterator[Example]:
     for example in examples:
-        decided = decisions.get(example.id)
-        if decided is None:
-            yield example
-            continue
-        action, result = _outcome(example, decided)
-        entries.append(_entry(example, decided, action, result))
+        result: Example | None = example
+        if decided := decisions.get(example.id):
+            action, result = _outcome(example, decided)
+            entries.append(_entry(example, decided, action, result))
         if result is not None:
             yield result
 
@@ -162,10 +158,8 @@ def _outcome(example: Example, row_decision: RowDecision) -> tuple[str, Example 
 
 def _entry(example: Example, row_decision: RowDecision, action: str, after: Example | None, reason: str = "") -> Entry:
     by = ", ".join(row_decision.raters) + (", settled" if row_decision.settled else "")
-    detail = f"{row_decision.verdict} ({by}; set {row_decision.set}; {row_decision.when})" + (
-        f": {reason}" if reason else ""
-    )
-    return Entry(RULE, action, example, after, detail)
+    detail = f"{row_decision.verdict} ({by}; set {row_decision.set}; {row_decision.when})"
+    return Entry(RULE, action, example, after, f"{detail}: {reason}" if reason else detail)
 
 
 def _refuse_changed(path: Path, decisions: Mapping[str, RowDecision], examples: Iterable[Example]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import hashlib
 import http.client
 import os
@@ -84,17 +85,23 @@ READERS: dict[str, tuple[Reader | None, str]] = {
 """Source -> its reader and licence; sources.yaml has the rest"""
 
 
-def _sources() -> dict[str, Source]:
-    with (Path(__file__).parent / "sources.yaml").open(encoding="utf-8") as stream:
-        rows = yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    rows["sample"]["packaged"] = pubmedqa.FILE
-    return {
-        name: Source(name=name, reader=reader, licence=licence, **rows[name])
-        for name, (reader, licence) in READERS.items()
-    }
+@functools.cache
+def _table(name: str) -> Any:
+    """Return the content of a YAML file in this folder."""
+    with Path(__file__).with_name(name).open(encoding="utf-8") as stream:
+        return yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-SOURCES: dict[str, Source] = _sources()
+SOURCES: dict[str, Source] = {
+    name: Source(
+        name=name,
+        reader=reader,
+        licence=licence,
+        packaged=pubmedqa.FILE if name == "sample" else None,
+        **_table("sources.yaml")[name],
+    )
+    for name, (reader, licence) in READERS.items()
+}
 NO_ADVICE = "This summarizes the licence texts. It is not legal advice."
 
 
@@ -113,29 +120,15 @@ class Licence:
     no_sharing: bool = False
 
 
-_KNOWN: tuple[tuple[str, Licence], ...] = (
-    (r"cc0(-1\.0)?", Licence("cc0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/")),
-    (r"mit( licence| license)?", Licence("mit", "https://opensource.org/license/mit", notice=True)),
-    (r"apache[- ](licen[cs]e )?2\.0", Licence("apache-2.0", "https://apache.org/licenses/LICENSE-2.0", notice=True)),
-    (r"bsd-3-clause", Licence("bsd-3-clause", "https://opensource.org/license/bsd-3-clause", notice=True)),
-    (r"odc-by", Licence("odc-by", "https://opendatacommons.org/licenses/by/1-0/", attribution=True)),
-    (r"odbl", Licence("odbl", "https://opendatacommons.org/licenses/odbl/1-0/", attribution=True, share_alike=True)),
-    (
-        r"physionet credentialed.*",
-        Licence(
-            *("other", "https://physionet.org/content/mimiciii/view-license/1.4/"), attribution=True, no_sharing=True
-        ),
-    ),
-)
 _CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\d))?")
 
 
 def licence_named(text: str) -> Licence | None:
     """Return the licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
     name = " ".join(text.casefold().split())
-    for pattern, licence in _KNOWN:
-        if re.fullmatch(pattern, name):
-            return licence
+    for row in _table("licences.yaml"):
+        if re.fullmatch(row["pattern"], name):
+            return Licence(**{key: value for key, value in row.items() if key != "pattern"})
     found = _CREATIVE_COMMONS.fullmatch(name)
     if not found:
         return None

@@ -71,6 +71,11 @@ class EngineLoad:
     running: int
     waiting: int
 
+    @classmethod
+    def of(cls, requests: int, concurrency: int) -> EngineLoad:
+        """Return the load of this many requests, of which `concurrency` run at a time."""
+        return cls(min(requests, concurrency), max(0, requests - concurrency))
+
 
 class RunningGeneration(Protocol):
     """A request that was started."""
@@ -92,15 +97,11 @@ class Engine(Protocol):
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """Start a request; its chunks are delivered in order from one of the engine's threads.
 
-        Raises ModelError if the engine doesn't support the request's constraints or log-probabilities, was closed
-        or has failed.
+        Raises ModelError if the engine doesn't support the request, was closed or has failed.
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text after one prompt.
-
-        Raises ModelError if the engine can't compute it.
-        """
+        """Return the log-probability of every token of each text after one prompt; raise ModelError if it can't."""
 
     def load(self) -> EngineLoad:
         """Return the numbers of running and waiting requests."""
@@ -109,10 +110,9 @@ class Engine(Protocol):
         """Wait until the model is open. Raises ModelError if it can't be opened."""
 
     def failure(self) -> EngineError | None:
-        """Return why the engine accepts no more work, or None while it is alive.
+        """Return why the engine accepts no more work, for good, or None while it is alive.
 
-        A dead or closed engine stays so: open another one. The call returns at once if the model runs on this machine,
-        and may take seconds if it runs on a server, so don't call it in an event loop.
+        The call may take seconds if the model runs on a server, so don't call it in an event loop.
         """
 
     def close(self) -> None:
@@ -163,10 +163,7 @@ class GenerationResult:
 
 
 def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
-    """Run all requests at once, and yield each request's number and answer as it ends.
-
-    Raises the first request's error that occurs; the other requests are then cancelled.
-    """
+    """Run all requests at once, and yield each request's number and answer. The first error cancels the others."""
     chunks: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
     running: dict[int, RunningGeneration] = {}
     begun: list[tuple[list[str], list[int]]] = [([], []) for _ in requests]

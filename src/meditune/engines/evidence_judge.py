@@ -1,14 +1,13 @@
 """A judge of evidence: a causal language model, tuned on claims, that decides whether passages support a statement.
 
-The model reads the passages and is asked "Is it true that ...?". The probabilities of its answers yes, no and maybe are
-those of supported, refuted and unclear, after a correction that was fitted on development claims (`CLAIMS`). Statements
-about the same passages share one pass over them. The model runs with torch, or as an OpenVINO export without torch.
+The probabilities of its answers yes, no and maybe to "Is it true that ...?" are those of supported, refuted and
+unclear, after a correction that was fitted on development claims (`CLAIMS`). Statements about the same passages share
+one pass over them. The model runs with torch, or as an OpenVINO export without torch.
 
 Evidence that doesn't fit into the prompt is read in several windows. Of each window, only how much it speaks for and
-against the statement counts, relative to saying nothing (logit minus the logit of unclear). The strongest support and
-the strongest refutation of all windows are combined: windows about something else change nothing, and a statement that
-one window supports and another refutes gets about equal probabilities of both. A long statement is judged in parts:
-it is as much supported as its least supported part, and as much refuted as its most refuted part.
+against the statement counts, relative to saying nothing (logit minus the logit of unclear), and the strongest support
+and refutation of all windows are combined. A long statement is judged in parts: it is as much supported as its least
+supported part, and as much refuted as its most refuted part.
 """
 
 from __future__ import annotations
@@ -73,14 +72,10 @@ class EvidenceJudge:
         """Return a verdict for each statement, in order; the module's docstring says how long texts are read."""
         found = self.probabilities([(statement, tuple(passages)) for statement in statements])
         sources = Sources(passages)
+        closest = [evidence(Sentence(statement), sources).closest_source for statement in statements]
         return [
-            ClaimVerdict(
-                each["supported"],
-                each["refuted"],
-                each["not_enough_information"],
-                evidence(Sentence(statement), sources).closest_source,
-            )
-            for statement, each in zip(statements, found, strict=True)
+            ClaimVerdict(each["supported"], each["refuted"], each[UNCLEAR], sentence)
+            for sentence, each in zip(closest, found, strict=True)
         ]
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
@@ -110,15 +105,12 @@ class EvidenceJudge:
             relative: dict[str, float] = {label: value - found[UNCLEAR] for label, value in found.items()}
             before = strongest.get(int(item.id), relative)
             strongest[int(item.id)] = {label: max(value, before[label]) for label, value in relative.items()}
-        by_part: list[list[dict[str, float]]] = [[] for _ in asked]
+        result = [{"supported": 1.0, "refuted": 0.0} for _ in asked]
         for part_number, owner in enumerate(owners):
-            by_part[owner].append(self.correction.probabilities(strongest[part_number]))
-        return [_of_all_parts(parts) for parts in by_part]
-
-
-def _of_all_parts(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    supported, refuted = min(part["supported"] for part in parts), max(part["refuted"] for part in parts)
-    return {"supported": supported, "refuted": refuted, UNCLEAR: max(0.0, 1 - supported - refuted)}
+            found, whole = self.correction.probabilities(strongest[part_number]), result[owner]
+            whole["supported"] = min(whole["supported"], found["supported"])
+            whole["refuted"] = max(whole["refuted"], found["refuted"])
+        return [each | {UNCLEAR: max(0.0, 1 - each["supported"] - each["refuted"])} for each in result]
 
 
 class TorchLabelModel:
@@ -172,10 +164,9 @@ class OpenvinoLabelModel:
 
 
 def load_judge(name: str) -> EvidenceJudge:
-    """Return the judge in the folder of a run, a model or an OpenVINO export.
+    """Return the judge in the folder of a run, a model or an OpenVINO export, or a run's export if it is up to date.
 
-    A run's OpenVINO export is used if it is up to date and OpenVINO is installed, because it is faster and needs less
-    memory. Raises ModelError if the folder holds no judge or it can't be used.
+    Raises ModelError if the folder holds no judge or it can't be used.
     """
     folder = model_folder(name)
     correction = load_correction(folder)
@@ -207,10 +198,7 @@ def _named(exported: Path) -> str:
 
 
 def load_support_model(name: str) -> Support:
-    """Return the model that `evaluate.faithfulness_model` names: a judge, or an NLI, MiniCheck or LettuceDetect model.
-
-    Raises ModelError, with the ways to get a model, if it can't be used.
-    """
+    """Return the model that `evaluate.faithfulness_model` names; raise ModelError, with ways to get one, without it."""
     if is_judge(name):
         return load_judge(name)
     from meditune.models.nli import load_nli

@@ -74,10 +74,7 @@ def stop_tokens(folder: Path) -> list[int]:
 
 
 def end_tokens(eos_token: int | None, configured: Any, name: str) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's, and one or a list from the model's generation config.
-
-    Raises ModelError if there are none.
-    """
+    """Return the tokenizer's end token and those of the generation config. Raises ModelError if there are none."""
     known = [eos_token, *(configured if isinstance(configured, list) else [configured])]
     found = list(dict.fromkeys(token for token in known if token is not None))
     if not found:
@@ -91,10 +88,7 @@ def weights_digest(place: Path) -> dict[str, str]:
 
 
 def weights_state(model: str) -> dict[str, str]:
-    """Return what identifies the weights in a folder: SHA-256 of each file, or size and time if large.
-
-    `model` may be the folder of a run, a model or an exported model; for any other name the result is empty.
-    """
+    """Return what identifies a folder's weights: SHA-256 of each file, or size and time if large; else nothing."""
     place = Path(model).expanduser()
     place = place / "model" if (place / "model").is_dir() else place
     files = [place / name for name in read_exported_model(place).files] if is_exported(model) else _weights(place)
@@ -130,13 +124,13 @@ def is_installed(engine: str) -> bool:
     return all(find_spec(package) is not None for package in EXTRAS.get(engine, ()))
 
 
-def import_package(engine: str, name: str) -> Any:
-    """Import a package that an engine needs. Raises ModelError, with the install command, if it is missing."""
+def import_package(extra: str, name: str, subject: str = "") -> Any:
+    """Import a package that an engine, or `subject`, needs. Raises ModelError, with the install command, without it."""
     no_telemetry()
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package, needed_by = name.split(".")[0], subject or f"The {extra} engine"
         raise ModelError(
-            f"The {engine} engine needs the package {name.split('.')[0]} ({error}). Install it: "
-            f"{install_command(engine)}"
+            f"{needed_by} needs the package {package} ({error}). Install it: {install_command(extra)}"
         ) from error

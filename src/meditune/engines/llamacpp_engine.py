@@ -1,7 +1,7 @@
 """The engine for models exported with `meditune export --to gguf`: llama.cpp in this process, through xllamacpp.
 
-It is small, starts quickly, and runs on nearly every machine. llama.cpp batches answers itself; each one is requested
-from its own thread. Prompts and answers are exchanged as tokens, so llama.cpp's tokenizer isn't used.
+llama.cpp batches answers itself; each one is requested from its own thread. Prompts and answers are exchanged as
+tokens, so llama.cpp's tokenizer isn't used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from meditune.engines.engine import (
     check_scorable,
 )
 from meditune.engines.exported_model import import_package, read_exported_model
+from meditune.engines.sampling import ChoiceConstraint
 from meditune.engines.scheduler import ScheduledRequest, ThreadPoolEngine
-from meditune.engines.structured_output import ChoiceConstraint
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
@@ -76,9 +76,10 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         import httpx2
 
         body = {"content": text, "add_special": True, "parse_special": True}
-        headers = {"Authorization": f"Bearer {self._key}"}
-        address = f"{self._server.listening_address}/tokenize"
-        ids: list[int] = httpx2.post(address, json=body, headers=headers, trust_env=False).json()["tokens"]
+        options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {self._key}"}, "trust_env": False}
+        ids: list[int] = httpx2.post(f"{self._server.listening_address}/tokenize", json=body, **options).json()[
+            "tokens"
+        ]
         return ids
 
     def close(self) -> None:
@@ -140,10 +141,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                 self._room.notify_all()
 
     def _tokens(self, text: str, last: int) -> list[int]:
-        """Return the tokens of a piece of text, of which llama.cpp reports only the last one.
-
-        There are several if a character has several tokens, because llama.cpp waits until the character is complete.
-        """
+        """Return the tokens of a whole character's text, of which llama.cpp reports only the last one."""
         if not text or text.isascii() or self.tokenizer.decode([last]) == text:
             return [last]
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -208,10 +206,7 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
 
 
 def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
-    """Return llama.cpp's server for a GGUF file, with room for `tokens` tokens; its HTTP port requires `key`.
-
-    Raises ModelError if xllamacpp isn't installed or the file can't be opened.
-    """
+    """Return llama.cpp's server for a GGUF file, whose HTTP port requires `key`. Raises ModelError if it can't open."""
     llama = import_package("llamacpp", "xllamacpp")
     settings = llama.CommonParams()
     settings.model.path = str(file)

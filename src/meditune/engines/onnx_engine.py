@@ -1,8 +1,6 @@
-"""The engine for models exported with `meditune export --to onnx`, which uses onnxruntime.
+"""The engine for models exported with `meditune export --to onnx`, for machines on which no other engine runs.
 
-It is for machines on which no other engine runs, and for checking an export. One thread generates all answers. Each
-answer has its own keys and values, and in every step each answer's next token is computed in a separate pass. The other
-engines are faster for several users.
+One thread generates all answers. In every step, each answer's next token is computed in a separate pass.
 """
 
 from __future__ import annotations
@@ -16,9 +14,8 @@ from numpy.typing import NDArray
 
 from meditune.engines.engine import ALTERNATIVES, TokenLogprob
 from meditune.engines.exported_model import import_package, read_exported_model
-from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
+from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
-from meditune.engines.structured_output import ConstraintCompiler
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.hardware import cores

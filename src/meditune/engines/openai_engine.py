@@ -74,10 +74,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
     def __init__(
         self, url: str, tokenizer: Any, key: str | None = None, concurrency: int = 32, served_as: str | None = None
     ) -> None:
-        """Connect to the server. `served_as` is the model's id on the server, required if it has several models.
-
-        Raises EngineError if no such server answers at the address, or if it is unclear which model to use.
-        """
+        """Connect to the server. Raises EngineError if it doesn't answer, or if its model is unclear."""
         import httpx2
 
         self.url = url.rstrip("/")
@@ -217,15 +214,8 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         return body
 
     def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[TokenLogprob]:
-        body = {
-            "model": self._model,
-            "prompt": [*prompt, *text],
-            "max_tokens": 1,
-            "temperature": 0,
-            "echo": True,
-            "logprobs": ALTERNATIVES,
-            "return_tokens_as_token_ids": True,
-        }
+        body = {"model": self._model, "prompt": [*prompt, *text], "max_tokens": 1, "temperature": 0, "echo": True}
+        body |= {"logprobs": ALTERNATIVES, "return_tokens_as_token_ids": True}
         returned = self._json("POST", "/completions", body)["choices"][0].get("logprobs") or {}
         places = range(len(prompt), len(prompt) + len(text))
         if len(returned.get("tokens") or []) < places.stop or _number(returned["tokens"][places.start]) is None:
@@ -254,16 +244,14 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
 
 def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
     """Return the server's entry of the requested model. Raises EngineError if it is unclear which model to use."""
-    if not served:
-        raise EngineError(f"{url} serves no model.")
-    ids = ", ".join(one["id"] for one in served)
+    ids = ", ".join(one["id"] for one in served) or "none"
     if served_as is None and len(served) > 1:
         raise EngineError(
             f"{url} serves several models: {ids}. Choose one with {MODEL_VARIABLE}=ID, or serve only the merged model."
         )
     found = [one for one in served if served_as in {None, one["id"]}]
     if not found:
-        raise EngineError(f"{url} serves no model {served_as!r} ({MODEL_VARIABLE}); it serves {ids}.")
+        raise EngineError(f"{url} doesn't serve {served_as or 'a model'} ({MODEL_VARIABLE}); its models: {ids}.")
     return found[0]
 
 
@@ -286,7 +274,7 @@ def _number(token: str) -> int | None:
 def _logprobs(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
     found = []
     for place in places:
-        others = (returned.get("top_logprobs") or [])[place : place + 1] or [{}]
+        others = (returned.get("top_logprobs") or [])[place : place + 1] or [None]
         numbered = {_number(token): value for token, value in (others[0] or {}).items()}
         known = {token: value for token, value in numbered.items() if token is not None}
         found.append(TokenLogprob(_number(returned["tokens"][place]) or 0, returned["token_logprobs"][place], known))

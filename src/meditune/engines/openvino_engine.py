@@ -19,8 +19,8 @@ import numpy as np
 
 from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob
 from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
+from meditune.engines.sampling import ChoiceConstraint
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
-from meditune.engines.structured_output import ChoiceConstraint
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json
@@ -139,7 +139,6 @@ def _head_reads_last(model: Any) -> None:
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the number of tokens with which both texts begin."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -167,10 +166,7 @@ class OpenvinoEngine(BatchingEngine):
     """An exported model, in 8 or 4 bits, that continues up to `concurrency` prompts together."""
 
     def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
-        """Open the model. With `scores`, the model for scoring is compiled now instead of at the first `score`.
-
-        Raises ModelError if OpenVINO isn't installed or can't open the folder.
-        """
+        """Open the model; with `scores`, also that for scoring. Raises ModelError if OpenVINO can't open it."""
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
         self.model = model = read_exported_model(folder)
@@ -192,10 +188,9 @@ class OpenvinoEngine(BatchingEngine):
             self._pipeline: Any = pipeline.result()
             self._scorer: Scorer | None = scorer.result() if scorer else None
         except RuntimeError as error:
-            raise ModelError(
-                f"OpenVINO can't open {folder}: {_last_line(error)}. Export the model again with the installed "
-                "version of OpenVINO."
-            ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+            advice = "Export the model again with the installed version of OpenVINO."
+            raise ModelError(f"OpenVINO can't open {folder}: {reason}. {advice}") from error
         super().__init__(f"openvino {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
 
     @contextmanager
@@ -252,23 +247,19 @@ class OpenvinoEngine(BatchingEngine):
 
     def _read(self, answer: ScheduledRequest) -> None:
         handle = answer.state
-        while handle.can_read() and not answer.ended:
+        while handle.can_read():
             for output in handle.read().values():
-                self._take(answer, output)
+                for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                    if token in self.model.stop_tokens:
+                        answer.end()
+                    elif not answer.ended:
+                        others = {token: logprob} if answer.request.temperature == 0 else {}
+                        answer.take(token, TokenLogprob(token, logprob, others) if answer.request.logprobs else None)
         status = handle.get_status()
-        if not answer.ended and status == self._genai.GenerationStatus.IGNORED:
+        if status == self._genai.GenerationStatus.IGNORED:
             answer.fail(ModelError("The engine has no memory left for this prompt. Request a shorter answer."))
-        elif not answer.ended and status == self._genai.GenerationStatus.FINISHED:
+        elif status == self._genai.GenerationStatus.FINISHED:
             answer.end()
-
-    def _take(self, answer: ScheduledRequest, output: Any) -> None:
-        for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-            if token in self.model.stop_tokens:
-                answer.end()
-                return
-            answer.take(token, self._likely(answer.request, token, logprob))
-            if answer.ended:
-                return
 
     def _settings(self, request: GenerationRequest) -> Any:
         settings = self._genai.GenerationConfig()
@@ -286,12 +277,6 @@ class OpenvinoEngine(BatchingEngine):
             settings.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
         return settings
 
-    @staticmethod
-    def _likely(request: GenerationRequest, token: int, logprob: float) -> TokenLogprob | None:
-        if not request.logprobs:
-            return None
-        return TokenLogprob(token, logprob, {token: logprob} if request.temperature == 0 else {})
-
 
 def _blocks(model: ExportedModel) -> int:
     """Return how many blocks of 8-bit keys and values fit into the memory."""
@@ -304,16 +289,8 @@ def _blocks(model: ExportedModel) -> int:
     return max(CACHE_BYTES // (token * BLOCK), math.ceil(model.context_tokens / BLOCK) + 1)
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
 def check_supported(request: GenerationRequest, tokenizer: Any) -> None:
-    """Raise ModelError if OpenVINO doesn't support a request.
-
-    It returns the log-probabilities of generated tokens, but no alternatives.
-    """
+    """Raise ModelError for log-probabilities of alternatives, which OpenVINO doesn't return, or invalid choices."""
     if request.logprobs > 1:
         raise ModelError(
             "OpenVINO returns the log-probability of each token that it writes, but no alternatives. Request 1 "

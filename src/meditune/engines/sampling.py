@@ -1,21 +1,156 @@
-"""Choosing the next token from a model's logits, greedily or by sampling, with its log-probability."""
+"""Choosing each token: its constraint (JSON that follows a schema, or one of the given texts), and sampling.
+
+llguidance computes the tokens that a JSON schema allows. Separators are those of `json.dumps`: with free white space, a
+small model may write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md. Torch is imported
+only where tokens are sampled, because the engines that sample themselves don't need it.
+"""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from meditune.config.data_options import PromptFormat
 from meditune.engines.engine import GenerationRequest, TokenLogprob
-from meditune.engines.scheduler import ScheduledRequest
-from meditune.engines.structured_output import ChoiceConstraint, JsonConstraint
+from meditune.engines.exported_model import import_package
 from meditune.errors import ModelError
+from meditune.prompts import Encoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from meditune.engines.scheduler import ScheduledRequest
+
+FORMATTING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class ConstraintCompiler:
+    """A compiler of requests' constraints for one tokenizer."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int], folder: Path | None = None) -> None:
+        """The tokens `ends` end an answer. Give the folder with tokenizer.json if `tokenizer` isn't transformers'."""
+        self._tokenizer, self._ends, self._folder = tokenizer, list(ends), folder
+
+    def compile(self, request: GenerationRequest) -> JsonConstraint | ChoiceConstraint | None:
+        """Return a new answer's constraint, or None. Raises ModelError if it is invalid or llguidance is missing."""
+        if request.choices:
+            return ChoiceConstraint(self._tokenizer, request.choices, min(self._ends))
+        if request.json_schema is None:
+            return None
+        guidance = _package()
+        try:
+            grammar = guidance.LLMatcher.grammar_from_json_schema(dict(request.json_schema), overrides=FORMATTING)
+        except ValueError as error:
+            raise ModelError(f"The JSON schema is invalid: {error}") from error
+        matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise ModelError(f"This JSON schema can't be enforced: {_first_line(matcher.get_error())}")
+        return JsonConstraint(matcher, self._tokens.vocab_size)
+
+    @cached_property
+    def _tokens(self) -> Any:
+        guidance = _package()
+        if self._folder:
+            return guidance.LLTokenizer(str(self._folder / "tokenizer.json"), eos_token=self._ends)
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer, eos_token=self._ends)
+
+
+class JsonConstraint:
+    """The position of one answer in its JSON schema."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros((vocabulary + 31) // 32, dtype=np.uint32)
+
+    def allowed(self) -> NDArray[np.int64]:
+        """Return the tokens that may come next, including end tokens if the answer may end."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), bitorder="little"))
+
+    def take(self, token: int) -> None:
+        """Continue the answer with an allowed token. Raises ModelError for any other token."""
+        if not self._matcher.consume_token(token):
+            raise ModelError(f"The answer doesn't follow its JSON schema: {_first_line(self._matcher.get_error())}")
+
+    @property
+    def complete(self) -> bool:
+        """Return whether only the end can follow."""
+        return bool(self._matcher.is_stopped())
+
+
+def _package() -> Any:
+    return import_package("serve", "llguidance", "To restrict answers to a JSON schema, this engine")
+
+
+def _first_line(message: str) -> str:
+    return next(iter(message.splitlines()), "no reason was given")
+
+
+class ChoiceConstraint:
+    """The allowed texts of an answer as token sequences that continue a prompt, and the answer's position in them."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
+        """Tokenize the texts. Raises ModelError if a text has no tokens."""
+        encoder = Encoder(tokenizer, PromptFormat())
+        self.end = end
+        self.texts = [encoder.tokenize(text) for text in texts]
+        """Each text's tokens"""
+        self._left = self.texts
+        if not all(self._left):
+            raise ModelError("One of the texts to choose from is empty.")
+
+    def allowed(self) -> list[int]:
+        """Return the tokens that may come next, including the end token if the answer is one of the texts."""
+        return list(dict.fromkeys(left[0] if left else self.end for left in self._left))
+
+    def take(self, token: int) -> None:
+        """Continue the answer with an allowed token."""
+        self._left = [left[1:] for left in self._left if left and left[0] == token]
+
+    @property
+    def complete(self) -> bool:
+        """Return whether only the end can follow."""
+        return not any(self._left)
+
+
+def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
+    """Return one of several scored texts, chosen as if an engine had generated it and could generate only these.
+
+    In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the temperature. Each
+    text is scored with its end token and returned without it.
+    """
+    left, generator = list(scored), random.Random(seed)
+    written: list[TokenLogprob] = []
+    while True:
+        position = len(written)
+        tokens = list({logprobs[position].token: logprobs[position] for logprobs in left}.values())
+        highest = max(tokens, key=lambda token: token.logprob)
+        if temperature == 0 or len(tokens) == 1:
+            chosen = highest
+        else:
+            weights = [math.exp((token.logprob - highest.logprob) / temperature) for token in tokens]
+            chosen = generator.choices(tokens, weights)[0]
+        left = [logprobs for logprobs in left if logprobs[position].token == chosen.token]
+        if len(left[0]) == position + 1:
+            return written
+        written.append(chosen)
 
 
 class TokenSampler:
     """The choice of one answer's tokens, within its constraint."""
 
     def __init__(self, request: GenerationRequest, constraint: ChoiceConstraint | JsonConstraint | None) -> None:
+        import torch
+
         self.request, self.constraint = request, constraint
         self._generator: torch.Generator | None = None
         if request.temperature:
@@ -27,6 +162,8 @@ class TokenSampler:
 
     def next_token(self, logits: torch.Tensor, best: int) -> int:
         """Return a token chosen by the (vocabulary,) logits; `best` is the token with the highest one."""
+        import torch
+
         if self.constraint is None:
             return best if self._generator is None else self._sample(logits.float())
         allowed = torch.as_tensor(self.constraint.allowed(), device=logits.device)
@@ -35,6 +172,8 @@ class TokenSampler:
 
     def _sample(self, logits: torch.Tensor) -> int:
         """Return one of the most likely tokens that together have at least `top_p` (Holtzman et al. 2020)."""
+        import torch
+
         probabilities = (logits.cpu() / max(self.request.temperature, 1e-4)).softmax(dim=-1)
         if self.request.top_p >= 1:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
@@ -45,10 +184,7 @@ class TokenSampler:
 
 
 def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
-    """Add the next token to each answer, from (N, vocabulary) logits; tokens in `ends` end an answer.
-
-    An answer whose logits aren't finite ends with an error.
-    """
+    """Add the next token to each answer, from (N, vocabulary) logits. Tokens in `ends`, and NaN, end an answer."""
     highest, best = logits.max(dim=-1)
     for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
         if not is_finite:

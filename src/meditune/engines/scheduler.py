@@ -1,7 +1,6 @@
 """The common parts of engines: an answer in progress, batching in one thread, and one thread for each request.
 
-In a batching engine, requests wait in order, join the running batch, and leave it when they end. All use of the model
-is in one thread, between two steps: reading new prompts, scoring texts, cancelling answers.
+In a batching engine, all use of the model is in one thread, between two steps: reading, scoring, cancelling.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.engines.structured_output import ChoiceConstraint, ConstraintCompiler, choose
+from meditune.engines.sampling import ChoiceConstraint, ConstraintCompiler, choose
 from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import EngineError
 
@@ -151,12 +150,7 @@ class BatchingEngine:
         """See engine.py. The model is already open."""
 
     def failure(self) -> EngineError | None:
-        """See engine.py. The engine fails if its thread fails or ends."""
-        with self._wake:
-            ended = not (self._thread.is_alive() or self._closing or self._broken)
-        if ended:
-            # The thread ended without reporting it, so waiting callers would wait forever.
-            self._break_down(RuntimeError("the thread ended"))
+        """See engine.py. The engine fails if its thread fails."""
         return self._broken or (EngineError(CLOSED) if self._closing else None)
 
     def close(self) -> None:
@@ -304,15 +298,15 @@ class ThreadPoolEngine(Generic[R]):
     def __init__(self, name: str, tokenizer: Any, context_tokens: int, concurrency: int) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"meditune-{name.split()[0]}")
+        self.concurrency = concurrency
         self._counting = threading.Lock()
         self._started: set[R] = set()
-        self._running = 0
         self._closing = False
 
     def load(self) -> EngineLoad:
         """See engine.py."""
         with self._counting:
-            return EngineLoad(self._running, len(self._started) - self._running)
+            return EngineLoad.of(len(self._started), self.concurrency)
 
     def opened(self) -> None:
         """See engine.py. The model is already open."""
@@ -333,13 +327,10 @@ class ThreadPoolEngine(Generic[R]):
         """Call `run` in a thread, and return `running`. Raises EngineError if the engine was closed."""
 
         def counted() -> None:
-            with self._counting:
-                self._running += 1
             try:
                 run()
             finally:
                 with self._counting:
-                    self._running -= 1
                     self._started.discard(running)
 
         with self._counting:

@@ -63,8 +63,7 @@ class MessageReader:
     def read(self) -> list[Any]:
         """Return all complete messages, at least one, or none if the other end was closed.
 
-        They are returned together, because each return from a system call waits for the GIL, for as long as the
-        engine's step.
+        They are returned together, because each return from a system call waits for the GIL, for as long as a step.
         """
         while True:
             found = self._complete_messages()
@@ -127,14 +126,14 @@ class SubprocessEngine:
             stdout=subprocess.PIPE,
             bufsize=0,
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self._process.stdin
+        assert self._process.stdout
         self._out, self._in = MessageWriter(self._process.stdin.fileno()), MessageReader(self._process.stdout.fileno())
         self._lock = threading.Lock()
         self._number = 0
         self._delivered: dict[int, Callable[[GenerationChunk], None]] = {}
-        self._scored: dict[int, Future[list[list[TokenLogprob]]]] = {}
         self._ready: Future[Any] = Future()
+        self._results: dict[int, Future[Any]] = {0: self._ready}
         self._closing = False
         self._gone = False
         self.tokenizer: Any = PlainTokenizer(folder)
@@ -166,7 +165,7 @@ class SubprocessEngine:
         scored: Future[list[list[TokenLogprob]]] = Future()
         with self._lock:
             number = self._new()
-            self._scored[number] = scored
+            self._results[number] = scored
         self._send("score", number, list(prompt), [list(text) for text in texts])
         return scored.result()
 
@@ -174,7 +173,7 @@ class SubprocessEngine:
         """See engine.py."""
         with self._lock:
             requests = len(self._delivered)
-        return EngineLoad(min(requests, self.concurrency), max(0, requests - self.concurrency))
+        return EngineLoad.of(requests, self.concurrency)
 
     def close(self) -> None:
         """See engine.py."""
@@ -194,14 +193,11 @@ class SubprocessEngine:
 
     def cancel(self, number: int) -> None:
         """Cancel a request."""
-        with suppress(OSError):
-            self._out.write("cancel", number)
+        self._send("cancel", number)
 
     def _new(self) -> int:
-        if self._closing:
-            raise EngineError(CLOSED)
-        if self._gone:
-            raise self._exit_error()
+        if failure := self.failure():
+            raise failure
         self._number += 1
         return self._number
 
@@ -223,13 +219,13 @@ class SubprocessEngine:
                 deliver = self._delivered.pop(number, None) if chunk.is_last else self._delivered.get(number)
             if deliver:
                 self._deliver(number, deliver, chunk)
-        elif kind == "scored":
-            number, found = values
+        elif kind == "result":
             with self._lock:
-                future = self._scored.pop(number)
-            _settle(future, found)
-        elif kind == "ready":
-            _settle(self._ready, values[0])
+                future = self._results.pop(values[0])
+            if isinstance(values[1], Exception):
+                future.set_exception(values[1])
+            else:
+                future.set_result(values[1])
         elif kind == "log":
             log.log(values[0], "The engine's process: %s", values[1])
 
@@ -245,17 +241,15 @@ class SubprocessEngine:
         self._process.wait()
         with self._lock:
             self._gone = True
-            requests, scored = [*self._delivered.items()], [*self._scored.values()]
+            requests, results = [*self._delivered.items()], [*self._results.values()]
             self._delivered.clear()
-            self._scored.clear()
+            self._results.clear()
             closing = self._closing
         error = EngineError(CLOSED) if closing else self._exit_error()
-        if not self._ready.done():
-            self._ready.set_exception(error)
         last = GenerationChunk("", finish="cancelled") if closing else GenerationChunk("", error=error)
         for number, deliver in requests:
             self._deliver(number, deliver, last)
-        for future in scored:
+        for future in results:
             future.set_exception(error)
 
     def _exit_error(self) -> EngineError:
@@ -274,14 +268,6 @@ class RemoteGeneration:
     def cancel(self) -> None:
         """End the request now; its last chunk reports it."""
         self.engine.cancel(self.number)
-
-
-def _settle(future: Future[Any], result: Any) -> None:
-    """Give a future its result, or its error if the result is one."""
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
 
 
 class EngineWorker:
@@ -322,7 +308,7 @@ class EngineWorker:
             found: Any = self.engine.score(prompt, texts)
         except Exception as error:  # noqa: BLE001 - raised in the server's process
             found = _reported(error)
-        self._out.write("scored", number, found)
+        self._out.write("result", number, found)
 
 
 def _reported(error: Exception) -> MedituneError:
@@ -356,12 +342,12 @@ def main(folder: Path, concurrency: int, scores: bool) -> None:
     try:
         serving = EngineWorker(OpenvinoEngine(folder, concurrency, scores), out)
     except MedituneError as error:
-        out.write("ready", error)
+        out.write("result", 0, error)
         return
     release_memory()
     closing = threading.Event()
     threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
-    out.write("ready", None)
+    out.write("result", 0, None)
     while messages := incoming.read():
         for kind, *values in messages:
             serving.handle(kind, values)

@@ -1,8 +1,4 @@
-"""A tokenizer without transformers, whose import takes seconds and a third of a gigabyte, and streaming detokenization.
-
-The tokenizer has the parts of transformers' interface that serving needs, and gives the same tokens and texts as
-transformers.
-"""
+"""A tokenizer with the interface of transformers', whose import takes seconds, and streaming detokenization."""
 
 from __future__ import annotations
 
@@ -30,8 +26,11 @@ class PlainTokenizer:
         path = folder / FILE_NAME
         if not path.is_file():
             raise ModelError(f"{folder} has no {FILE_NAME}. Export the model again.")
-        # The first treats text that looks like a special token as one, the second as plain text.
-        self._special, self._plain = (self._read(Tokenizer, path) for _ in range(2))
+        try:
+            # The first treats text that looks like a special token as one, the second as plain text.
+            self._special, self._plain = (Tokenizer.from_file(str(path)) for _ in range(2))
+        except Exception as error:
+            raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
         self._plain.encode_special_tokens = True
         settings = folder / "tokenizer_config.json"
         self._settings: dict[str, Any] = read_json(settings) if settings.is_file() else {}
@@ -51,13 +50,6 @@ class PlainTokenizer:
     eos_token_id: int | None
     pad_token: str | None
     pad_token_id: int | None
-
-    @staticmethod
-    def _read(kind: Any, path: Path) -> Any:
-        try:
-            return kind.from_file(str(path))
-        except Exception as error:
-            raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
 
     def __len__(self) -> int:
         return int(self._special.get_vocab_size(with_added_tokens=True))
@@ -93,10 +85,9 @@ class PlainTokenizer:
     @cached_property
     def all_special_ids(self) -> list[int]:
         """The numbers of the special tokens."""
-        added = self._special.get_added_tokens_decoder()
-        return [number for number, token in added.items() if token.special]
+        return [number for number, token in self._special.get_added_tokens_decoder().items() if token.special]
 
-    @cached_property
+    @property
     def all_special_tokens(self) -> list[str]:
         """The special tokens."""
         return [str(self._special.id_to_token(number)) for number in self.all_special_ids]
@@ -108,10 +99,7 @@ class PlainTokenizer:
         add_generation_prompt: bool = False,
         **more: Any,
     ) -> Any:
-        """Return a conversation in the model's chat format, as text or as token ids.
-
-        Raises ValueError if the model has no chat template, and any error of the template.
-        """
+        """Return a conversation in the model's chat format, as text or ids. Raises ValueError without a template."""
         if not self.chat_template:
             raise ValueError("This tokenizer has no chat template.")
         named = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
@@ -161,10 +149,7 @@ HALF = "\ufffd"
 
 
 class Detokenizer:
-    """A streaming decoder of one answer, without special tokens.
-
-    It returns only whole characters, and holds back text that may be the beginning of a stop text.
-    """
+    """A streaming decoder of one answer: whole characters, without special tokens and what may begin a stop text."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer

@@ -14,9 +14,8 @@ import torch
 
 from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob, check_scorable
 from meditune.engines.exported_model import end_tokens
-from meditune.engines.sampling import TokenSampler, add_tokens, top_logprobs
+from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
-from meditune.engines.structured_output import ConstraintCompiler
 from meditune.models.forward import label_logits, predict, virtual_tokens
 from meditune.models.generation import MIN_PREFIX_TOKENS, Decoder, PrefixCache, cached_tokens, shared_prefix
 from meditune.models.inference import inference, tokens_per_pass
@@ -34,10 +33,7 @@ class TransformersEngine(BatchingEngine):
     """A loaded model that continues many prompts together."""
 
     def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
-        """Create the engine for at most `concurrency` answers at a time, fewer if they are long.
-
-        Raises ModelError without an end token.
-        """
+        """Create the engine for at most `concurrency` answers at a time. Raises ModelError without an end token."""
         self.loaded = loaded
         configured = getattr(loaded.model.generation_config, "eos_token_id", None)
         ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)

@@ -1,20 +1,26 @@
-"""Paired comparison of measured models on the same items: statistics, changed items, and many models side by side."""
+"""Paired comparison of measured models on the same items: statistics, changed items, many models, several seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import NEUTRAL
+from meditune.config.recipe_keys import dotted, leaves
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
-from meditune.evaluate.predictions import MeasuredModel, Predictions
+from meditune.evaluate.predictions import MeasuredModel, Predictions, examples_of, groups_of, read, seed_of
+from meditune.files import read_text
 from meditune.statistics import (
     LEVEL,
     Array,
+    Estimate,
     Metric,
     Statistics,
     better,
@@ -30,6 +36,7 @@ from meditune.statistics import (
     permutation_p,
     random_swaps,
     standard_gap,
+    two_level,
     wilson,
 )
 
@@ -62,26 +69,56 @@ def compare(
 
     Raises DataError if the models were measured on different items.
     """
-    first, second = statistics_of(base), statistics_of(tuned)
-    shared = [name for name in first if name in second]
-    second |= {name: in_order(name, first[name], second[name]) for name in shared}
-    marked, marked_of_tuned = references_of(base), references_of(tuned)
+    run = _Statistics(base, tuned)
     found: dict[str, dict[str, Any]] = {}
-    for names in _measured_alike(shared, first):
-        clusters = group_numbers(first[names[0]].ids, groups or {})
+    for names in _measured_alike([run]):
+        clusters = group_numbers(run.base[names[0]].ids, groups or {})
         compared: dict[str, list[Statistics]] = {}
         for name in names:
-            compared[name] = [first[name], second[name]]
+            compared[name] = [run.base[name], run.tuned[name]]
             if METRICS[name].detector:
-                graded = marked.get(name), marked_of_tuned.get(name)
-                compared[name] += _references(METRICS[name], (first[name], second[name]), graded)
+                compared[name] += run.references_of_worse(METRICS[name])
         sums = [(side.figure, by_cluster(side.items, clusters)) for sides in compared.values() for side in sides]
         drawn = iter(zip(sums, bootstrap(sums, resamples, seed), strict=True))
         for name, sides in compared.items():
             models = [_Side(side, *next(drawn)) for side in sides]
             found[name] = _compared(METRICS[name], models, resamples, seed)
+    return _corrected(found)
+
+
+class _Statistics:
+    """Per-item statistics of both models, with the items in the same order, and of their reference answers."""
+
+    def __init__(self, base: Predictions, tuned: Predictions) -> None:
+        """Raise DataError if the models were measured on different items."""
+        self.base, self.tuned = statistics_of(base), statistics_of(tuned)
+        self.shared = [name for name in self.base if name in self.tuned]
+        self.tuned |= {name: in_order(name, self.base[name], self.tuned[name]) for name in self.shared}
+        self.references = {"base": references_of(base), "tuned": references_of(tuned)}
+
+    def references_of_worse(self, metric: Metric) -> list[Statistics]:
+        """Return the references' statistics of the model with more marks, or of the other model if it has none."""
+        base, tuned = self.base[metric.name], self.tuned[metric.name]
+        worse = is_wrong(metric, float(standard_gap(metric, tuned.value(), base.value())))
+        order = ("tuned", "base") if worse else ("base", "tuned")
+        graded = [self.references[model].get(metric.name) for model in order]
+        found = [each for each in graded if each and {*each.ids} == {*base.ids}]
+        return [in_order(metric.name, base, each) for each in found[:1]]
+
+
+def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
+    """Return the metrics of all runs, grouped by equal items; metrics with the same items share their draws."""
+    found: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for name in METRICS:
+        if all(name in run.shared for run in runs):
+            found.setdefault(tuple(run.base[name].ids for run in runs), []).append(name)
+    return list(found.values())
+
+
+def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows in the order of METRICS, with `p_holm`."""
     adjusted = holm({name: claim_p(row) for name, row in found.items()})
-    return {name: found[name] | {"p_holm": adjusted[name]} for name in shared}
+    return {name: found[name] | {"p_holm": adjusted[name]} for name in METRICS if name in found}
 
 
 def claim_p(row: Mapping[str, Any]) -> float:
@@ -119,19 +156,6 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
             f"{', '.join(sides)}. Evaluate both with the same recipe and seed, and the same version of Python."
         )
     return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
-
-
-def _references(
-    metric: Metric, models: tuple[Statistics, Statistics], graded: tuple[Statistics | None, Statistics | None]
-) -> list[Statistics]:
-    """Return the references' statistics of the model with more marks, or of the other model if it has none.
-
-    Both arguments are (base, tuned).
-    """
-    base, tuned = models
-    worse = int(is_wrong(metric, float(standard_gap(metric, tuned.value(), base.value()))))
-    found = [each for each in (graded[worse], graded[1 - worse]) if each and {*each.ids} == {*models[worse].ids}]
-    return [in_order(metric.name, models[worse], each) for each in found[:1]]
 
 
 class _Side:
@@ -211,23 +235,18 @@ def _compare_with_references(
 
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return sentences about changes that the comparison can't claim, with the reasons."""
-    return [*too_few(comparison), *_without_references(comparison), *_within_references(comparison)]
-
-
-def _without_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence about the detector metrics without graded references, if there are any."""
-    titles = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
-    if not titles:
-        return []
-    return [
-        f"No change is claimed for {', '.join(titles)}, because the detector's marks in the reference answers aren't "
-        "stored. To add them, use `meditune report RUN` for a run and `meditune evaluate` for an evaluation."
-    ]
-
-
-def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each detector metric that changed, but not beyond the marks in the reference answers."""
+    few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < MIN_GROUPS]
+    ungraded = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
     found = []
+    if few:
+        found.append(
+            f"No change can be significant with fewer than {MIN_GROUPS} groups of items. Metrics: {', '.join(few)}."
+        )
+    if ungraded:
+        found.append(
+            f"No change is claimed for {', '.join(ungraded)}, because the detector's marks in the reference answers "
+            "aren't stored. To add them, use `meditune report RUN` for a run and `meditune evaluate` for an evaluation."
+        )
     for name, row in comparison.items():
         beside = row.get("references")
         if beside and row["difference"] is not None and not beside["beyond"]:
@@ -239,14 +258,6 @@ def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]
                 f"{beside['of']} model isn't significantly worse than that."
             )
     return found
-
-
-def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence about the metrics that were measured on too few groups to compare, if there are any."""
-    titles = [METRICS[name].title for name, row in comparison.items() if row["groups"] < MIN_GROUPS]
-    if not titles:
-        return []
-    return [f"No change can be significant with fewer than {MIN_GROUPS} groups of items. Metrics: {', '.join(titles)}."]
 
 
 def survives_correction(row: dict[str, Any]) -> bool:
@@ -272,14 +283,6 @@ def group_numbers(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
     return clusters_of([(each in groups, groups.get(each, each)) for each in ids])
 
 
-def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) -> list[list[str]]:
-    """Return the names grouped by equal items; metrics with the same items share their draws."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        found.setdefault(statistics[name].ids, []).append(name)
-    return list(found.values())
-
-
 Change = dict[str, Any]
 
 
@@ -290,6 +293,12 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
     `base` and `tuned`, `change` (lost, gained, or neither), and `delta`: for a decision 1 if it became correct, -1 if
     it became wrong, else 0; for an answer the difference in ROUGE-L.
     """
+
+    def quality(kind: str, row: Mapping[str, Any]) -> float:
+        if kind == "decision":
+            return int(row["prediction"] == row["reference"])
+        return rouge(row["reference"], row["prediction"])
+
     found = []
     for kind in ("decision", "answer"):
         later = {row["id"]: row for row in getattr(tuned, kind)}
@@ -297,7 +306,7 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
             after, example = later.get(before["id"]), examples.get(before["id"])
             if after is None or before["prediction"] == after["prediction"]:
                 continue
-            delta = _quality(kind, after) - _quality(kind, before)
+            delta = quality(kind, after) - quality(kind, before)
             found.append(
                 {
                     "id": before["id"],
@@ -311,13 +320,6 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
                 }
             )
     return sorted(found, key=lambda row: (row["delta"], row["kind"], row["id"]))
-
-
-def _quality(kind: str, row: Mapping[str, Any]) -> float:
-    """Return whether a decision is correct, 0 or 1, or the ROUGE-L of an answer."""
-    if kind == "decision":
-        return int(row["prediction"] == row["reference"])
-    return rouge(row["reference"], row["prediction"])
 
 
 def count_changes(changes: list[Change]) -> dict[str, dict[str, int]]:
@@ -384,6 +386,141 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     return result
 
 
-def changed_metrics(first: MeasuredModel, second: MeasuredModel) -> list[Change]:
-    """Return the items that the second model answers differently from the first, the greatest loss first."""
-    return changes(first.predictions, second.predictions, first.examples | second.examples)
+# Runs with different seeds: a two-level bootstrap over seeds and items
+
+
+def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
+    """Return `seeds`, and for every metric that all runs measured, the spread of base, tuned and their difference.
+
+    For each metric: `base`, `tuned` and `delta`, one value per run in the order of `seeds`; the `mean` delta, its
+    standard deviation over the seeds `sd`, and its `range`; `se`, `df`, `ci95`, `p` and `seed_share` of the mean, by
+    `two_level`; `p_holm`, corrected by Holm's procedure over all metrics here; `items` and `groups` of all runs
+    together; `better`: True or False if the interval excludes 0, and None if it doesn't or if there are fewer than
+    MIN_GROUPS groups of items; `agree`: the number of runs in which the metric improved. Detector metrics have
+    `references` and `difference` as in compare.compare, with means over the runs, and follow the same rule.
+
+    Raises DataError if the runs differ in more than their seed, or contain no predictions.
+    """
+    if len(folders) < 2:
+        raise DataError("A comparison over seeds needs two or more runs. Name their folders.")
+    seeds = [seed_of(folder) for folder in folders]
+    if len(set(seeds)) < len(seeds):
+        raise DataError(
+            f"Two of these runs have the same seed: {', '.join(map(str, seeds))}. Use a different seed for each run."
+        )
+    _refuse_other_recipes(folders)
+    runs = [_Statistics(*(read(folder / "predictions", model) for model in ("base", "tuned"))) for folder in folders]
+    groups = {id: group for folder in folders for id, group in groups_of(examples_of(folder)).items()}
+    found: dict[str, dict[str, Any]] = {}
+    for names in _measured_alike(runs):
+        ids = list(dict.fromkeys(id for run in runs for id in run.base[names[0]].ids))
+        clusters = dict(zip(ids, group_numbers(ids, groups).tolist(), strict=True))
+        compared = {name: _pairs(METRICS[name], runs) for name in names}
+        count = len(set(clusters.values()))
+        sums = [
+            (side.figure, by_cluster(side.items, np.array([clusters[id] for id in side.ids]), count))
+            for each in compared.values()
+            for sides in (*each["change"], *each["excess"])
+            for side in sides
+        ]
+        drawn = iter(bootstrap(sums, resamples, seed))
+        for name, each in compared.items():
+            estimates = {
+                kind: _estimate(METRICS[name], each[kind], drawn, count, seed) for kind in ("change", "excess")
+            }
+            found[name] = _row(METRICS[name], each, estimates, count) | {"items": len(ids)}
+    return {"seeds": seeds, "metrics": _corrected(found)}
+
+
+Pairs = list[tuple[Statistics, Statistics]]
+"""For each run, what is subtracted and what it is subtracted from"""
+
+
+def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
+    """Return `change`, `of` and `excess` of the runs.
+
+    `change` has the pairs of base and tuned, `of` is the worse model, and `excess` has the pairs of that model's
+    references and the model itself. `excess` is empty unless the metric is a detector's and all runs have graded
+    references.
+    """
+    change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
+    of = "tuned" if is_wrong(metric, float(_gaps(metric, change).mean())) else "base"
+    excess = [
+        (references, tuned if of == "tuned" else base)
+        for run, (base, tuned) in zip(runs, change, strict=True)
+        if metric.detector and (references := run.references[of].get(metric.name)) and references.ids == base.ids
+    ]
+    return {"change": change, "of": of, "excess": excess if len(excess) == len(runs) else []}
+
+
+def _gaps(metric: Metric, pairs: Pairs) -> Array:
+    return np.array([float(standard_gap(metric, second.value(), first.value())) for first, second in pairs])
+
+
+def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int, seed: int) -> Estimate | None:
+    """Return the mean difference over seeds and items; `draws` yields each side's values on the draws."""
+    if not pairs:
+        return None
+    values = [(next(draws), next(draws)) for _ in pairs]
+    gaps = np.stack([standard_gap(metric, second, first) for first, second in values], axis=1)
+    return two_level(_gaps(metric, pairs), gaps, groups, seed)
+
+
+def _row(
+    metric: Metric, compared: Mapping[str, Any], estimates: Mapping[str, Estimate | None], groups: int
+) -> dict[str, Any]:
+    """Return the metric's keys of `over_seeds`, except `p_holm` and `items`."""
+    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < MIN_GROUPS
+    assert found is not None, "there are two or more runs"
+    low, high = found.ci95()
+    row: dict[str, Any] = {
+        "base": [first.value() for first, _ in compared["change"]],
+        "tuned": [second.value() for _, second in compared["change"]],
+        "delta": deltas.tolist(),
+        "mean": found.mean,
+        "sd": float(deltas.std(ddof=1)),
+        "range": [float(deltas.min()), float(deltas.max())],
+        "se": found.se,
+        "df": found.df,
+        "seed_share": found.seed_share,
+        "ci95": [low, high],
+        "p": 1.0 if few else found.p(),
+        "better": None if few else better(low, high, metric.direction),
+        "agree": int((deltas > 0).sum() if metric.direction == "up" else (deltas < 0).sum()),
+        "groups": groups,
+    }
+    if metric.detector:
+        row |= {"references": None, "difference": row["better"]}
+        excess = estimates["excess"]
+        if excess:
+            p = 1.0 if few else excess.p()
+            row["references"] = {
+                "figure": float(np.mean([references.value() for references, _ in compared["excess"]])),
+                "of": compared["of"],
+                "excess": excess.mean,
+                "excess_ci95": excess.ci95(),
+                "p": p,
+                "beyond": p < LEVEL and is_wrong(metric, excess.mean),
+            }
+        if not (row["references"] and row["references"]["beyond"]):
+            row["better"] = None
+    return row
+
+
+def _refuse_other_recipes(folders: Sequence[Path]) -> None:
+    first, *others = (_without_seed(folder) for folder in folders)
+    for folder, other in zip(folders[1:], others, strict=True):
+        differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if differing:
+            raise DataError(
+                f"{folder} and {folders[0]} differ in more than their seed: {', '.join(differing)}. Compare them with "
+                "`meditune compare` instead."
+            )
+
+
+def _without_seed(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run's recipe that affect its result, except the seed, by dotted key."""
+    path = folder / "recipe.yaml"
+    read_text(path)
+    neutral = {("name",), ("seed",), *NEUTRAL}
+    return {dotted(key): value for key, value in leaves(load_recipe(str(path)).recipe) if key[:2] not in neutral}

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from meditune.config.data_options import Spec
 from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
-from meditune.evaluate.compare import caveats, changed_metrics, is_significant, side_by_side
+from meditune.evaluate.compare import caveats, changes, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import MeasuredModel, measured_model
 from meditune.files import read_text, write_json, write_jsonl
@@ -167,7 +167,9 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
     remarks = (caveats(each["comparison"]) for each in result["comparisons"].values())
     result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(remarks))]
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
-    result["changes"] = {other.name: changed_metrics(first, other) for other in others}
+    result["changes"] = {
+        other.name: changes(first.predictions, other.predictions, first.examples | other.examples) for other in others
+    }
     if policy:
         rows, figures = result["comparisons"], result["figures"]
         result["gate"] = {

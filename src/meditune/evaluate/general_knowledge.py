@@ -148,9 +148,6 @@ def technical() -> RunningText | None:
     return RunningText(text, "Python's language reference", {"python": platform.python_version(), "sha256": sha256})
 
 
-TEXTS: dict[TextKind, Callable[[], RunningText | None]] = {"general": wikitext, "technical": technical}
-
-
 def tokens_of(spec: EvaluateSpec, kind: TextKind) -> int:
     """Return the number of tokens of the text that the recipe sets."""
     count: int = getattr(spec, f"{kind}_tokens")
@@ -159,5 +156,6 @@ def tokens_of(spec: EvaluateSpec, kind: TextKind) -> int:
 
 def general_texts(spec: EvaluateSpec) -> dict[TextKind, RunningText]:
     """Return the texts that the recipe asks for and that are available."""
-    found = {kind: find() for kind, find in TEXTS.items() if tokens_of(spec, kind)}
+    finders: dict[TextKind, Callable[[], RunningText | None]] = {"general": wikitext, "technical": technical}
+    found = {kind: find() for kind, find in finders.items() if tokens_of(spec, kind)}
     return {kind: text for kind, text in found.items() if text is not None and text.text}

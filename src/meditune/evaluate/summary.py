@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from meditune.evaluate.metrics.decision import (
 from meditune.evaluate.metrics.grades import Graded, graded
 from meditune.evaluate.metrics.perplexity import preference_statistics
 from meditune.evaluate.metrics.written_answers import signatures, spread
-from meditune.evaluate.predictions import CONDITIONS, Predictions, groups_of, read
+from meditune.evaluate.predictions import Condition, Predictions, groups_of, read
 from meditune.evaluate.subgroups import subgroups
 from meditune.evaluate.suites.medical_suites import suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
@@ -56,52 +56,54 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         *coverage_remarks(base, "base", measured, recipe),
         *coverage_remarks(tuned, "tuned", measured, recipe),
     ]
-    tested = [*measured, *suite_examples(recipe, predictions.parent)]
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
     suites = described_suites(predictions.parent, ("base", "tuned"), recipe.evaluate.suite_judge)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
-    asked = {"safety": len(tuned.safety)} if tuned.safety and base.safety else {}
-    pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
-    editions, signed = _editions(tuned), signatures(tuned)
+
+    def both(describe: Callable[[Predictions], Any]) -> dict[str, Any]:
+        return {"base": describe(base), "tuned": describe(tuned)}
+
+    asked = len(tuned.safety) if tuned.safety and base.safety else 0
+    counts = {kind: len(getattr(tuned, kind)) for kind in ("technical", "choice", "preference", "rating", "claim")}
+    counts = {kind: count for kind, count in (counts | {"safety": asked}).items() if count}
+    optional = {
+        "base_commit": training.get("base_commit"),
+        "empty_answers": both(empty_answers) if tuned.answer else None,
+        "suites": suites,
+        "claims": both(claims_by_source) if tuned.claim else None,
+        "signatures": signatures(tuned),
+        "readability": both(lambda each: spread([row["prediction"] for row in each.answer]))
+        | {"references": spread([row["reference"] for row in tuned.answer])}
+        if tuned.answer and base.answer
+        else None,
+        "safety": both(lambda each: passing(each.safety)) if asked else None,
+        "texts": _editions(tuned),
+        "faithfulness": both(overview) | {"references": overview(tuned, of_references=True)}
+        if tuned.faithfulness
+        else None,
+        "preference": both(by_pair_kind) if tuned.preference else None,
+    }
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "base_model": recipe.model.base,
-        **({"base_commit": training["base_commit"]} if training.get("base_commit") else {}),
         "strategy": training.get("strategy", recipe.model.strategy),
         "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
-        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
-        | {kind: len(windows) for kind, windows in tuned.texts().items()}
-        | ({"choice": len(tuned.choice)} if tuned.choice else {})
-        | pairs
-        | asked
-        | ({"rating": len(tuned.rating)} if tuned.rating else {})
-        | ({"claim": len(tuned.claim)} if tuned.claim else {}),
-        **({"empty_answers": {"base": empty_answers(base), "tuned": empty_answers(tuned)}} if tuned.answer else {}),
-        "base": summarise(base),
-        "tuned": summarise(tuned),
+        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")} | counts,
+        **both(summarise),
         "references": summarise_references(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
         "changed": count_changes(changes(base, tuned, items)),
         "baselines": baselines(tuned, test_set),
-        "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
-        if tuned.decision
-        else None,
+        "decision": both(lambda each: decisions(each, recipe.evaluate)) if tuned.decision else None,
         "remarks": [*noted, *suite_remarks(suites), *caveats(comparison)],
-        "subgroups": subgroups(tested, base, tuned, recipe.seed),
+        "subgroups": subgroups([*measured, *suite_examples(recipe, predictions.parent)], base, tuned, recipe.seed),
         "training": training,
-        **({"suites": suites} if suites else {}),
-        **({"claims": {"base": claims_by_source(base), "tuned": claims_by_source(tuned)}} if tuned.claim else {}),
-        **({"signatures": signed} if signed else {}),
-        **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
-        **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
-        **({"texts": editions} if editions else {}),
-        **({"faithfulness": _faithfulness(base, tuned)} if tuned.faithfulness else {}),
-        **({"preference": {"base": by_pair_kind(base), "tuned": by_pair_kind(tuned)}} if pairs else {}),
+        **{key: value for key, value in optional.items() if value},
     }
 
 
@@ -116,17 +118,6 @@ def by_pair_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
     }
 
 
-def _faithfulness(base: Predictions, tuned: Predictions) -> dict[str, Any]:
-    return {"base": overview(base), "tuned": overview(tuned), "references": overview(tuned, of_references=True)}
-
-
-def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
-    answers = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
-    return {name: spread(texts) for name, texts in answers.items()} | {
-        "references": spread([row["reference"] for row in tuned.answer])
-    }
-
-
 def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the results for each category and for all of them.
 
@@ -136,17 +127,16 @@ def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for row in graded(rows):
         for category in (row.category, "all"):
             found.setdefault(category, []).append(row)
-    return {category: _share(answers) for category, answers in found.items()}
-
-
-def _share(answers: list[Graded]) -> dict[str, Any]:
-    messages, passed = len(answers), sum(answer.passed for answer in answers)
+    passed = {category: sum(answer.passed for answer in answers) for category, answers in found.items()}
     return {
-        "messages": messages,
-        "passed": passed,
-        "rate": 100 * passed / messages,
-        "ci95": wilson(passed, messages),
-        "empty": sum(answer.empty for answer in answers),
+        category: {
+            "messages": len(answers),
+            "passed": passed[category],
+            "rate": 100 * passed[category] / len(answers),
+            "ci95": wilson(passed[category], len(answers)),
+            "empty": sum(answer.empty for answer in answers),
+        }
+        for category, answers in found.items()
     }
 
 
@@ -211,23 +201,18 @@ def conditions(
     Comparisons are as in compare.compare: the model under the condition minus the same model with the given context.
     The result is empty if all models were measured only with the given context.
     """
-    found = {name: _summarise_model(predictions, resamples, seed, groups) for name, predictions in models.items()}
+    sides: tuple[Condition | None, ...] = ("closed", None, "retrieved")
+    found: dict[str, Any] = {name: {} for name in models}
+    for name, predictions in models.items():
+        for condition in sides:
+            side = predictions.under(condition)
+            figures = {metric: each.value() for metric, each in asked(side).items()}
+            if figures:
+                row = found[name][condition or "given"] = {"figures": figures}
+                if condition:
+                    rows = compare(predictions.under(None), side, resamples, seed, groups)
+                    row["comparison"] = {metric: rows[metric] for metric in figures if metric in rows}
     return {name: each for name, each in found.items() if len(each) > 1}
-
-
-def _summarise_model(predictions: Predictions, resamples: int, seed: int, groups: Mapping[str, str]) -> dict[str, Any]:
-    given = predictions.under(None)
-    sides = {"closed": predictions.under("closed"), "given": given, "retrieved": predictions.under("retrieved")}
-    found: dict[str, Any] = {}
-    for name, side in sides.items():
-        figures = {metric: each.value() for metric, each in asked(side).items()}
-        if not figures:
-            continue
-        found[name] = {"figures": figures}
-        if name in CONDITIONS:
-            rows = compare(given, side, resamples, seed, groups)
-            found[name]["comparison"] = {metric: rows[metric] for metric in figures if metric in rows}
-    return found
 
 
 def retrieval(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
 from math import exp, log
+from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
-from meditune.evidence import calibration
 from meditune.evidence.quantities import Number, Rate, is_supported_number, numbers, rates, shares
 from meditune.evidence.words import (
     NEGATIVE,
@@ -33,8 +33,12 @@ from meditune.evidence.words import (
     stem,
     tokens,
 )
+from meditune.files import read_json
 from meditune.text import sentences
 
+CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.json")
+"""Fitted weights of the log-odds of sentences (that follow a source sentence word by word, and others) and of answers,
+and the thresholds below which answers and sentences are reported; from `python benchmarks/faithfulness.py --fit`"""
 WINDOW = 4
 """Content words on either side of a position that describe its context"""
 
@@ -430,7 +434,7 @@ class SentenceVerdict:
     @property
     def supported(self) -> bool:
         """Return whether the score reaches the threshold, below which at most a tenth of true sentences score."""
-        return self.score >= calibration.SENTENCE
+        return bool(self.score >= CALIBRATION["sentence_threshold"])
 
 
 @dataclass(frozen=True)
@@ -444,7 +448,7 @@ class Verdict:
     @property
     def faithful(self) -> bool:
         """Return True if the score is None or reaches the threshold, which at most a tenth of true answers miss."""
-        return self.score is None or self.score >= calibration.ANSWER
+        return self.score is None or bool(self.score >= CALIBRATION["answer_threshold"])
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -481,7 +485,7 @@ def _ended(answer: str) -> str:
 
 def sentence_logit(found: Evidence) -> float:
     """Return the log-odds that the sources support a sentence, from -MAX_LOG_ODDS to MAX_LOG_ODDS."""
-    form = calibration.EXTRACTIVE_WEIGHTS if found.follows else calibration.PARAPHRASE_WEIGHTS
+    form: dict[str, float] = CALIBRATION["extractive_weights" if found.follows else "paraphrase_weights"]
     logit = sum(value * found.features.get(name, 1.0) for name, value in form.items())
     return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, logit))
 
@@ -498,7 +502,8 @@ def answer_features(logits: list[float]) -> dict[str, float]:
 
 def answer_logit(logits: list[float]) -> float:
     """Return the log-odds that the sources support the whole answer."""
-    form, features = calibration.ANSWER_WEIGHTS, answer_features(logits)
+    features = answer_features(logits)
+    form: dict[str, float] = CALIBRATION["answer_weights"]
     return sum(value * features.get(name, 1.0) for name, value in form.items())
 
 
@@ -506,7 +511,7 @@ def _judged(text: str, start: int, sources: Sources) -> SentenceVerdict:
     found = evidence(Sentence(text), sources)
     score = _sigmoid(sentence_logit(found))
     spans = found.spans
-    if not spans and score < calibration.SENTENCE:
+    if not spans and score < CALIBRATION["sentence_threshold"]:
         closest = found.closest_source if found.features["best"] > 0.2 else ""
         spans = [Span(0, len(text), "unsupported", _why(found), closest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)

@@ -14,75 +14,16 @@ from math import log
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from meditune.evidence.quantities import AMOUNT, amount
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
 _SHORT = re.compile(r"['’](?:s|re|ve|ll|d|m)$")
-_FUNCTION_TEXT = (
-    "a an the about above after again against all also although am among an and another any are as at be because been "
-    "before being below between both but by can could did do does doing down during each either else even ever every "
-    "few for from further had has have having he her here hers him his how however i if in into is it its itself just "
-    "may me might more most much must my nor of off on once only onto or other our out over own per rather same shall "
-    "she should since so some such than that the their theirs them then there thereby therefore these they this those "
-    "though through throughout thus to together too toward towards under until up upon us very was we well were what "
-    "when where whereas whether which while who whom whose why will with within would yet you your yours not no "
-    "cannot without"
-)
-_REPORTING_TEXT = (
-    "study studies studied result results resulted finding findings found find conclude concludes concluded "
-    "conclusion conclusions suggest suggests suggested suggesting show shows showed shown showing demonstrate "
-    "demonstrates demonstrated indicate indicates indicated indicating report reports reported data evidence analysis "
-    "analyses investigation research author authors present paper article patient patients group groups compared "
-    "comparison significant significantly important importance need needs needed necessary future support supports "
-    "supported confirm confirms confirmed appear appears appeared seem seems likely probably possible possibly "
-    "potential potentially consider considered considering recommend recommended recommendation use used using useful "
-    "usefulness given based regarding despite thus overall clinical clinically effect effects effective effectively "
-    "related associated association role factor factors method methods outcome outcomes population populations year "
-    "years identify identified observed observation provide provides provided require requires required case cases "
-    "number rate rates level levels risk value values new first current currently determine determined evaluate "
-    "evaluated evaluation assess assessed assessment explain explained relationship difference differences different "
-    "benefit benefits care practice treatment treatments treated therapy improve improved improvement improving "
-    "approach strategy strategies particularly especially addition moreover furthermore nevertheless still among "
-    "experience good better best great many several large small high higher low lower increased increase decreased "
-    "decrease reduce reduced understanding understand knowledge information example answer question yes maybe"
-)
-"""Words used to report any finding, which carry little information about it"""
-_SYNONYMS = (
-    "increase|increased|increases|increasing|rise|rose|rising|raise|raised|elevated|elevation|higher|greater|more",
-    "decrease|decreased|decreases|decreasing|decline|declined|reduce|reduced|reduction|lower|lowered|fewer|less|fell|drop",
-    "mortality|death|deaths|died|die|dying|fatal|fatality|fatalities",
-    "child|children|childhood|pediatric|paediatric|infant|infants|baby|babies|neonate|neonatal|newborn",
-    "woman|women|female|females", "man|men|male|males", "old|older|elderly|aged|geriatric|age",
-    "kidney|kidneys|renal|nephrology", "heart|cardiac|cardiovascular|coronary", "liver|hepatic",
-    "lung|lungs|pulmonary", "stomach|gastric", "brain|cerebral|cranial", "bone|bones|osseous|skeletal",
-    "skin|cutaneous|dermal", "eye|eyes|ocular|ophthalmic",
-    "tumor|tumors|tumour|tumours|neoplasm|cancer|cancers|carcinoma|malignancy|malignant",
-    "doctor|doctors|physician|physicians|clinician|clinicians|practitioner",
-    "drug|drugs|medication|medications|medicine", "surgery|surgical|operation|operative|surgeon|surgeons|procedure",
-    "high blood pressure|hypertension|hypertensive", "sugar|glucose",
-    "fat|adipose|obesity|obese|overweight|weight|bmi", "clot|thrombosis|thrombus|thromboembolism",
-    "bleeding|hemorrhage|haemorrhage|bleed", "stroke|strokes|cerebrovascular",
-    "infection|infections|infected|infectious",
-    "pregnancy|pregnant|gestation|gestational|maternal|antenatal|prenatal", "birth|delivery|labor|labour|obstetric",
-    "smoking|smoker|smokers|tobacco|cigarette", "diet|dietary|nutrition|nutritional|food",
-    "test|tests|testing|screening|diagnosis|diagnostic|diagnose|diagnosed|detection|detect", "safe|safely|safety",
-    "effective|effectiveness|efficacy|efficacious",
-    "predict|predicts|predictor|predictive|prediction|prognostic|prognosis",
-    "correlate|correlated|correlation|associated|association|related|relation|relationship|linked|link",
-    "cause|causes|caused|lead|leads|led|induce|induces|induced",
-    "prevent|prevents|prevention|preventive|protect|protective",
-    "complication|complications|adverse|harm|harms|harmful", "pain|painful|ache|analgesia|analgesic",
-    "hospital|hospitals|inpatient|admission|admitted|hospitalization", "school|schools|student|students",
-    "nurse|nurses|nursing", "worry|anxiety|anxious", "depression|depressive|depressed", "teeth|tooth|dental|dentist",
-)  # fmt: skip
-_ENDING_TEXT = (
-    "izations ization isations isation ations ation itions ition ingly edly fulness ements ement ments ment ities ity "
-    "ively iveness ives ive ions ion ings ing ically ical ics ic ies ied ates ated ating ate ally al ers er ed es ly "
-    "ence ency ances ance ant ents ent ous ary ory e s y"
-)
-_FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
-_REPORTING = frozenset(_REPORTING_TEXT.split())
-_ENDINGS = tuple(sorted(_ENDING_TEXT.split(), key=len, reverse=True))
+_LISTS = yaml.safe_load((Path(__file__).parent / "word_lists.yaml").read_text(encoding="utf-8"))
+_FUNCTION_WORDS = frozenset(_LISTS["function_words"].split())
+_REPORTING = frozenset(_LISTS["reporting_words"].split())
+_ENDINGS = tuple(sorted(_LISTS["endings"].split(), key=len, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -111,7 +52,7 @@ def tokens(text: str) -> list[Token]:
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """Return the word in lowercase and without its ending; synonyms (_SYNONYMS) share one stem."""
+    """Return the word in lowercase and without its ending; synonyms share one stem."""
     return _synonyms().get(plain := _bare(word.lower()), plain)
 
 
@@ -149,8 +90,8 @@ def _ranks() -> dict[str, int]:
 @cache
 def _synonyms() -> dict[str, str]:
     found: dict[str, str] = {}
-    for group in _SYNONYMS:
-        words = [word for word in group.split("|") if " " not in word]
+    for group in _LISTS["synonyms"]:
+        words = group.split()
         for word in words:
             found.setdefault(_bare(word), _bare(words[0]))
     return found
@@ -178,30 +119,15 @@ NEGATIVE = re.compile(
     re.IGNORECASE,
 )
 """A word that negates a sentence"""
-_OPPOSITES = (
-    "increase/decrease increases/decreases increased/decreased increasing/decreasing higher/lower high/low more/less "
-    "greater/smaller better/worse improve/worsen improves/worsens improved/worsened improving/worsening "
-    "improvement/deterioration reduce/raise reduces/raises reduced/raised reducing/raising reduction/rise rose/fell "
-    "positive/negative positively/negatively effective/ineffective safe/unsafe beneficial/harmful superior/inferior "
-    "longer/shorter long/short early/late earlier/later before/after significant/insignificant "
-    "significantly/insignificantly likely/unlikely feasible/infeasible useful/useless helps/harms help/harm "
-    "strong/weak common/rare frequent/infrequent necessary/unnecessary appropriate/inappropriate "
-    "adequate/inadequate sufficient/insufficient reliable/unreliable accurate/inaccurate similar/different"
-)
-_PAIRS = [(pair.partition("/")[0], pair.partition("/")[2]) for pair in _OPPOSITES.split()]
+_PAIRS = [(pair.partition("/")[0], pair.partition("/")[2]) for pair in _LISTS["opposites"].split()]
 OPPOSITE = dict(_PAIRS) | {second: first for first, second in _PAIRS}
 """Direction words, each with its opposite, which reverses a finding"""
 DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
-_SIDES = (
-    ("start starts started starting begin begins beginning began continue continues continued continuing keep",
-     "stop stops stopped stopping discontinue discontinues discontinued discontinuing"),
-    ("use uses used give gives given giving take takes taken indicated recommend recommends recommended",
-     "avoid avoids avoided avoiding contraindicated"),
-)  # fmt: skip
-"""Words of advice in opposite pairs of groups: a word of one group reverses advice with a word of the other.
-meditune.data.preference.pairs doesn't replace these words."""
 _SIDE = {
-    word: (axis, side) for axis, sides in enumerate(_SIDES) for side, text in enumerate(sides) for word in text.split()
+    word: (axis, side)
+    for axis, sides in enumerate(_LISTS["advice"])
+    for side, text in enumerate(sides)
+    for word in text.split()
 }
 _ADVICE = re.compile(rf"\b(?:{'|'.join(sorted(_SIDE, key=len, reverse=True))})\b", re.IGNORECASE)
 _LIMIT = re.compile(
@@ -273,45 +199,18 @@ NULL_FINDING = re.compile(
 
 NameKind = Literal["drug", "disease", "procedure", "abbreviation", "name"]
 
-_DRUG = (
-    "mab nib pril sartan statin olol azole cillin mycin micin cycline floxacin vir prazole tidine gliptin gliflozin "
-    "glitazone formin parin xaban gatran dipine setron triptan oxetine azepam azolam barbital caine profen coxib sone "
-    "solone terol lukast zosin thiazide semide oxacin cef conazole quine tinib ciclib platin taxel rubicin bicin "
-    "mustine trexate bendazole mectin dronate fibrate stigmine curium afil asone onide steride sulfa amide idone "
-    "azine apine etine ipramine triptyline codone morphine phylline insulin aspirin warfarin heparin digoxin"
-)
-_DISEASE = (
-    "itis osis oma omas emia aemia pathy pathies algia plegia paresis uria penia trophy sclerosis ectasis ectasia "
-    "phobia itides philia rrhea rrhoea rrhage malacia megaly iasis ismus dynia asthenia kinesia praxia phasia phagia "
-    "pnea pnoea dactyly cephaly plasia dysplasia lexia iosis esthesia phoria cytosis emesis igus pnoia ectopia ptosis "
-    "stenosis lithiasis otension ertension"
-)
-_PROCEDURE = "ectomy oscopy plasty graphy ostomy otomy centesis pexy desis scopic metry therapy ectomies"
-_PLAIN_DISEASE = (
-    "acne allergy amnesia anemia aneurysm angina anorexia anthrax anxiety apnea arrhythmia asthma autism blindness "
-    "bulimia cancer cataract cholera cirrhosis colic concussion conjunctivitis constipation coronavirus covid croup "
-    "cyst deafness delirium dementia dengue depression diabetes diphtheria dystonia dystrophy ebola eczema edema "
-    "embolism emphysema epilepsy fibroids fracture gangrene glaucoma goiter gout heartburn hemophilia hemorrhage "
-    "hepatitis hernia herpes hiv hives hypertension hypothermia impetigo infarction influenza insomnia jaundice "
-    "leprosy leukemia lupus lymphoma malaria measles melanoma migraine mumps obesity osteoporosis pellagra pneumonia "
-    "polio porphyria psoriasis rabies rickets ringworm rosacea rubella scabies schizophrenia sciatica scoliosis "
-    "scurvy seizure sepsis shingles smallpox spina stroke syphilis tetanus thrombosis tinnitus tuberculosis typhoid "
-    "ulcer vertigo vitiligo warts"
-)
-_PLAIN_DRUG = (
-    "acetaminophen adrenaline aspirin codeine cortisone digoxin epinephrine estrogen fentanyl heparin ibuprofen "
-    "insulin ketamine levothyroxine lithium melatonin metformin methadone methotrexate morphine naloxone naproxen "
-    "nitroglycerin opium oxytocin paracetamol penicillin progesterone propofol quinine steroids tamoxifen "
-    "testosterone thyroxine warfarin"
-)
 _HEAD = re.compile(r"[ -](?:disease|syndrome|disorder|fever|palsy|virus|infection|deficiency|anomaly)s?\b", re.I)
-_NAME_ENDINGS: dict[NameKind, str] = {"disease": _DISEASE, "drug": _DRUG, "procedure": _PROCEDURE}
+_NAME_ENDINGS: dict[NameKind, str] = {
+    "disease": _LISTS["disease_endings"],
+    "drug": _LISTS["drug_endings"],
+    "procedure": _LISTS["procedure_endings"],
+}
 _SHAPES = {
     kind: re.compile(rf"\w{{2,}}(?:{'|'.join(endings.split())})s?", re.I) for kind, endings in _NAME_ENDINGS.items()
 }
 _WHOLE: dict[NameKind, frozenset[str]] = {
-    "disease": frozenset(_PLAIN_DISEASE.split()),
-    "drug": frozenset(_PLAIN_DRUG.split()),
+    "disease": frozenset(_LISTS["diseases"].split()),
+    "drug": frozenset(_LISTS["drugs"].split()),
 }
 _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
 _DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")

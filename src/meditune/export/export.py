@@ -68,10 +68,7 @@ PLAIN = "merged"
 
 
 def _convert(source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None) -> dict[str, str]:
-    """Convert a plain folder, and return the packages that were used with their versions.
-
-    `form` is the prompt format that the model was tuned with; None if it wasn't tuned.
-    """
+    """Convert a plain folder; return the packages that did it with their versions. Without tuning, `form` is None."""
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
@@ -98,7 +95,7 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", 
 
 
 def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[str, str]:
-    """Write the plain model with the chat template of training, and a generation config without sampling settings."""
+    """Write the plain model with the chat template of training, and without sampling settings."""
     for path in source.glob("*.safetensors*"):
         shutil.copyfile(path, folder / path.name)
     settings = folder / "generation_config.json"
@@ -269,10 +266,7 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
 
 
 def _checked_prompts(engine: LlamacppEngine, form: PromptFormat, to: str) -> int:
-    """Return how many chats have the prompts of training, written by the template in a GGUF file or its Modelfile.
-
-    llama.cpp tokenizes them. Raises ModelError if the tokens of a prompt differ.
-    """
+    """Return how many chats have the prompts of training in a GGUF file or Modelfile, tokenized by llama.cpp."""
     tokenizer = engine.tokenizer
     if to == "ollama":
         write, accepts_system = templates.ollama_prompt(tokenizer, form), form.is_chat or not form.quoted
@@ -284,7 +278,6 @@ def _checked_prompts(engine: LlamacppEngine, form: PromptFormat, to: str) -> int
 
 
 def _readme(facts: dict[str, Any], name: str, use: str) -> str:
-    """Return the README of an export: the model, its limits, its use, and the result of the verification."""
     tools = ", ".join(f"{tool} {version}" for tool, version in facts["tools"].items())
     return "\n\n".join(
         [

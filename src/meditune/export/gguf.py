@@ -84,7 +84,6 @@ def _begins_with_space(spec: dict[str, Any]) -> bool:
 
 
 def _pre_tokenizer(spec: dict[str, Any]) -> str:
-    """Return llama.cpp's name for the pre-tokenizer."""
     steps = spec.get("pretokenizers", [spec])
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -158,10 +157,9 @@ def check_architecture(model_type: str) -> None:
 
 
 def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[str, str]:
-    """Write the model of a plain folder into `folder` as one file, and return the packages that made it.
+    """Write a plain folder's model, with a chat template in `folder`, as one file; return the packages that made it.
 
-    A chat template in `folder` goes into the file. Raises ModelError if llama.cpp uses a different layout for the
-    architecture, or tokenizes differently.
+    Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
     """
     import importlib.metadata
 
@@ -195,10 +193,7 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
 
 
 def context_tokens(config: dict[str, Any], ignores_windows: bool = True) -> int:
-    """Return how many tokens an engine may read: the model's positions, or its window if every layer has one.
-
-    The latter holds for engines that ignore such windows, as llama.cpp does.
-    """
+    """Return how many tokens an engine may read; some, as llama.cpp, ignore a window that every layer has."""
     config = config.get("text_config", config)
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     window = config.get("sliding_window")
@@ -242,10 +237,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
 
 
 def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
-    """Return by what llama.cpp divides each rotary frequency of Llama 3.1 and later, FP32 of half a head's size.
-
-    Long wavelengths are stretched, short ones aren't: transformers' modeling_rope_utils.py.
-    """
+    """Return llama.cpp's divisors of rotary frequencies, as in transformers' modeling_rope_utils.py, in FP32."""
     base, factor, trained = float(rope["rope_theta"]), rope["factor"], rope["original_max_position_embeddings"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = trained / (2 * math.pi * base ** (np.arange(0, size, 2) / size))
@@ -254,7 +246,6 @@ def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
 
 
 def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
-    """Yield names and FP32 arrays of all weights."""
     import torch
     from safetensors import safe_open
 
@@ -265,7 +256,6 @@ def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any:
-    """Return the weights as llama.cpp stores them."""
     if kind == "gemma3":
         # transformers multiplies by 1 + weight, llama.cpp by the stored value.
         return tensor + 1 if name.endswith("norm.weight") else tensor

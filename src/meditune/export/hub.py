@@ -1,7 +1,6 @@
-"""Upload the merged model of a run to the Hugging Face hub, after checking whether it may be shared.
+"""Upload the merged model of a run to the Hugging Face hub, after the checks of `meditune data push`.
 
-A model can reveal its training data, so the checks are those of `meditune data push`. The uploaded files name no path
-of this machine.
+A model can reveal its training data. The uploaded files name no path of this machine.
 """
 
 from __future__ import annotations
@@ -34,13 +33,12 @@ IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma terms of use": "
 
 @dataclass(frozen=True)
 class ModelUpload:
-    """A planned upload: what is sent, and where."""
+    """A planned upload: what is sent, and where; `report` is the run's report.json, if there is one."""
 
     merged: Path
     data: Upload
     base: str
     report: dict[str, Any] | None
-    """The run's report.json, with the metrics before and after tuning; None if the run has none"""
 
     def text(self) -> str:
         """Return a description for people to approve."""
@@ -60,8 +58,7 @@ class ModelUpload:
 def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
     """Return the upload of a finished run whose merged model exists already.
 
-    Raises DataError if it may not be uploaded: restricted rows, personal identifiers that were left in the text, or
-    a run whose data isn't here to be checked.
+    Raises DataError for restricted rows, identifiers that were left in the text, and data that isn't here.
     """
     refuse_without_data(run)
     data = hub_upload.plan_upload(run, repository, private)
@@ -95,8 +92,7 @@ def refuse_without_data(run: Path) -> None:
 def push(upload: ModelUpload) -> str:
     """Create the repository unless it exists, upload the files in one commit, and return its address.
 
-    The chat template of a model in the plain format is replaced by one that writes its prompts. Raises MedituneError if
-    that isn't possible, or if the hub rejects the upload.
+    The chat template of a model in the plain format is replaced by one that writes its prompts.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -128,12 +124,12 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
     ]
     metrics = "## Not measured\n\nThe run has no report.json, so the model wasn't compared with its base."
     if upload.report:
-        metrics = "\n".join(measured(upload.report)).strip()
+        metrics = "\n\n".join(measured(upload.report))
     return "\n\n".join(
         [
             "\n".join(["---", *front, "---"]),
             f"# {repository.rpartition('/')[2]}: {Path(upload.base).name} tuned with Meditune",
-            "\n".join(warnings(upload.report)).strip(),
+            *warnings(upload.report),
             "## Use",
             f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
             "It is a plain transformers model in BF16. Its chat template writes the prompts of training, so servers "

@@ -1,10 +1,11 @@
-"""Merge a run's adapter into its base model: one plain model folder.
+"""Merge a run's adapter into its base, in BF16 for the other exports, or in the base's format (`meditune merge`).
 
-`write_merged` writes the BF16 folder that all other export formats are made from; `merge` is `meditune merge`.
+The sum is computed in FP32 on the unquantized base: 4-bit weights would round the adapter's small changes away.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,109 @@ from meditune.config.training_options import ApiSpec, Quantize
 from meditune.data.leakage import copy_record
 from meditune.errors import ModelError
 from meditune.evidence.support_model import copy_correction
-from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
-from meditune.models import merging
+from meditune.files import full_disk_message, is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, public_name, split_revision
-from meditune.models.load import base_of, loading, locate, source
+from meditune.models.load import base_of, has_tokenizer, is_virtual, loading, locate, source
+from meditune.models.pruning import linears, sparsity
 from meditune.models.quantization import trained_on
+from meditune.models.quiet_libraries import quiet_transformers
 from meditune.prompts import LIMITS, load_format, save_format
 
 
-def write_merged(place: str, folder: Path) -> None:
-    """Write the model of a folder or hub id into `folder`: merge its adapter in FP32 and round once to BF16.
+def stored_dtype(folder: str) -> torch.dtype:
+    """Return the number format of stored weights, by default FP32. Raises ModelError if they are quantized."""
+    from transformers import AutoConfig
 
-    Raises ModelError if it can't be merged or read.
+    with loading(folder, folder):
+        config = AutoConfig.from_pretrained(**source(folder))
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{folder} is stored quantized, but its weights can only be changed in full precision. Name the model that "
+            "it was quantized from."
+        )
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Save model and tokenizer in `folder`, with weights in that number format; `model` is converted in place."""
+    for weight in model.parameters():  # `model.to` would round rotary frequencies, too
+        weight.data = weight.data.to(dtype)
+    with full_disk_message(folder), quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A base model with an adapter in its weights."""
+
+    model: Any
+    """In FP32"""
+    tokenizer: Any
+    dtype: torch.dtype
+    """The number format that the base is stored in"""
+    sparsities: tuple[float, float]
+    """Shares of zeros in the linear layers of the base and of this model"""
+
+
+def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
+    """Return the base model of the PEFT adapter in that folder with the adapter merged in.
+
+    With `keep_sparsity`, linear-layer weights that are zero in a pruned base are set to zero again. Raises ModelError
+    for virtual tokens, if the base is stored quantized or unavailable, or if the sum isn't finite.
     """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    if is_virtual(adapter):
+        raise ModelError(
+            f"The adapter in {adapter} consists of virtual tokens, which can't be merged into the base model's "
+            f"weights. Use it as it is: {ADAPTER_FILE} names its base model."
+        )
+    base = locate(base_of(adapter))
+    dtype = stored_dtype(base)
+    spoken = str(adapter) if has_tokenizer(adapter) else base
+    with loading(str(adapter), base):
+        tokenizer = AutoTokenizer.from_pretrained(**source(spoken))
+        model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
+        zeros = sparsity(model)
+        pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_sparsity else {}
+        # An adapter that was trained in BF16 would compute its product in BF16.
+        joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
+        if (adapter / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(adapter)
+    try:
+        model = joined.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ModelError(f"peft can't merge the adapter in {adapter} into its base model: {error}.") from error
+    for name, gone in pruned.items():
+        model.get_submodule(name).weight.data.masked_fill_(gone, 0)
+    stop_at_end(model.generation_config, tokenizer)
+    return Merged(model.eval(), tokenizer, dtype, (zeros, sparsity(model)))
+
+
+def stop_at_end(generation: Any, tokenizer: Any) -> None:
+    """Make generation also stop at the tokenizer's end token, and set a padding token if none is set."""
+    ends = generation.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    end = tokenizer.eos_token_id
+    if end is not None and end not in known:
+        generation.eos_token_id = [*known, end] if known else end
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+
+
+def write_merged(place: str, folder: Path) -> None:
+    """Write the model of a folder or hub id into `folder`, merged in FP32 and rounded once to BF16."""
     if (Path(place) / ADAPTER_FILE).is_file():
-        merged = merging.merge(Path(place))
+        merged = merge_adapter(Path(place))
         model, tokenizer = merged.model, merged.tokenizer
     else:
         model, tokenizer = _whole(place)
     model.config.dtype = torch.bfloat16
-    merging.write(model, tokenizer, torch.bfloat16, folder)
+    write_model(model, tokenizer, torch.bfloat16, folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"The tokenizer of {place} can't be written as tokenizer.json, which engines need.")
 
@@ -43,11 +126,11 @@ def write_merged(place: str, folder: Path) -> None:
 def _whole(place: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    merging.stored_dtype(place)
+    stored_dtype(place)
     with loading(place, place):
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
         model = AutoModelForCausalLM.from_pretrained(**source(place), use_safetensors=True, dtype=torch.float32)
-    merging.stop_at_end(model.generation_config, tokenizer)
+    stop_at_end(model.generation_config, tokenizer)
     return model.eval(), tokenizer
 
 
@@ -56,11 +139,10 @@ MIN_PRUNED_SHARE = 0.01
 
 
 def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any]:
-    """Merge the adapter of a run or a folder into its base, and write the model to `folder` atomically.
+    """Merge the adapter of a run or a folder into its base, write the model to `folder`, and return merged.json.
 
-    Returns the content of merged.json. With `keep_sparsity`, weights that are zero in a pruned base are zero
-    afterwards. An existing result isn't made again. Raises ModelError if there is nothing to merge or it can't be
-    merged, and MedituneError if `folder` holds something else.
+    With `keep_sparsity`, weights that are zero in a pruned base are zero afterwards. An existing result isn't made
+    again. Raises ModelError if there is nothing to merge, and MedituneError if `folder` holds something else.
     """
     adapter = _adapter(name)
     weights = adapter / "adapter_model.safetensors"
@@ -71,7 +153,7 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
 
-    merged = merging.merge(adapter, keep_sparsity)
+    merged = merge_adapter(adapter, keep_sparsity)
     facts = {
         "made_from": made_from,
         "base": public_name(split_revision(base_of(adapter))[0]),
@@ -83,7 +165,7 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
     }
     form = load_format(adapter)
     with replace_folder(folder) as partial:
-        merging.write(merged.model, merged.tokenizer, merged.dtype, partial)
+        write_model(merged.model, merged.tokenizer, merged.dtype, partial)
         if form:
             save_format(form, partial)
         write_json(partial / MERGED, facts)
@@ -96,20 +178,19 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
 def remarks(facts: dict[str, Any]) -> list[str]:
     """Return what users must know of a merged model, in sentences."""
     quantize: Quantize = facts["trained_on"]
-    sentences = [
-        f"The {facts['adapter']} adapter was merged into {facts['base']} in FP32; the result is stored in "
-        f"{facts['dtype']}."
-    ]
+    done = f"The {facts['adapter']} adapter was merged into {facts['base']} in FP32"
+    sentences = [f"{done}; the result is stored in {facts['dtype']}."]
+    differs = "so it is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
     if quantize != "none":
         sentences.append(
             f"The adapter was trained and evaluated on the base in {quantize.upper()}. The merged model uses the base "
-            "in full precision, so it is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
+            f"in full precision, {differs}"
         )
     before, after = facts["zeros_in_layers"]["base"], facts["zeros_in_layers"]["merged"]
     if before > MIN_PRUNED_SHARE and facts["made_from"]["keep_zeros"]:
         sentences.append(
-            f"The weights that pruning had set to zero ({100 * before:.0f} % in linear layers) were set to zero "
-            "again, so the merged model is not exactly the evaluated model. To evaluate it, run `meditune evaluate`."
+            f"In the merged model, the weights that pruning had set to zero ({100 * before:.0f} % in linear layers) "
+            f"were set to zero again, {differs}"
         )
     elif before > MIN_PRUNED_SHARE:
         sentences.append(
@@ -146,12 +227,12 @@ def _card(facts: dict[str, Any], form: PromptFormat, adapter: Path) -> str:
         f"# {facts['base']} tuned with Meditune, merged into one model",
         f"**Limits.** {LIMITS}",
         "## Use",
-        "\n".join(loading(form, "full")),
+        *loading(form, "full"),
         "## How it was made",
         "\n".join(remarks(facts)),
     ]
     report = adapter.parent / "report.json"
     if adapter.name == "model" and report.is_file():
         parts.append("The metrics below were measured with the separate adapter, before merging.")
-        parts.append("\n".join(measured(read_json(report))))
+        parts += measured(read_json(report))
     return "\n\n".join(parts) + "\n"

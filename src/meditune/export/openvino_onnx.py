@@ -75,7 +75,6 @@ class Traced(torch.nn.Module):
 
 
 def _example(shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
-    """Return the inputs for tracing: tokens, mask, positions, and keys and values of these shapes."""
     return (
         torch.ones(BATCH, NEW, dtype=torch.long),
         torch.ones(BATCH, BEFORE + NEW, dtype=torch.long),
@@ -85,12 +84,10 @@ def _example(shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
 
 
 def _past_names(count: int) -> list[str]:
-    """Return the names of the keys and values among the inputs."""
     return [f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}" for number in range(count)]
 
 
 def _present(past: str) -> str:
-    """Return the name of an output from that of the corresponding input."""
     return past.replace("past_key_values", "present")
 
 
@@ -103,7 +100,6 @@ def _cache_shapes(model: Any) -> list[tuple[int, int]]:
 
 
 def _load(source: Path) -> Any:
-    """Return the model of a plain folder in FP32."""
     from transformers import AutoModelForCausalLM
 
     with loading(str(source), str(source)):
@@ -128,10 +124,7 @@ BLOCK = 32
 
 
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
-    """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
-
-    Raises ModelError if a package is missing or the architecture can't be traced.
-    """
+    """Write a plain folder's model into `folder`; return the packages that made it. Raises ModelError if it can't."""
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
     # onnxruntime's quantizer imports it, but doesn't install it.
@@ -182,10 +175,7 @@ TOLERANCE_FACTORS = {"int4": 2.0}
 
 
 def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[str, str]:
-    """Write the model of a plain folder into `folder`, and return the packages that made it with their versions.
-
-    `weights` is int8 or int4. Raises ModelError if a package is missing or the architecture can't be traced.
-    """
+    """Like `write_onnx`, with weights in int8 or int4."""
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")
     from transformers import AutoTokenizer
@@ -208,7 +198,6 @@ def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[st
 
 
 def _options(nncf: Any, weights: str) -> dict[str, Any]:
-    """Return the options of NNCF for a number format."""
     if weights == "int8":
         return {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)

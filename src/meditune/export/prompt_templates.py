@@ -1,9 +1,8 @@
 """The prompt format of training in other programs' template languages, and a check that their prompts are the same.
 
 Ollama has Go's text/template in a Modelfile (github.com/ollama/ollama, docs/modelfile.md and template/template.go);
-vLLM, transformers and llama.cpp's server have Jinja in `chat_template.jinja`. A model in the chat format has such a
-file already. For the plain format, the messages of a chat become what `meditune serve` makes of them: system messages
-are context, and each question and reply follows its cue.
+vLLM, transformers and llama.cpp's server have Jinja in `chat_template.jinja`. For the plain format, system messages of
+a chat are context, and each question and reply follows its cue, as in `meditune serve`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ _QUOTES = '"""'
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
-    """Return the text of a Modelfile for the GGUF file `file`. LICENSE shows the model's limits to people.
-
-    SYSTEM would show them to the model, which never saw them in training.
-    """
+    """Return a Modelfile's text. LICENSE shows the limits to people; SYSTEM would show them to the model."""
     return "\n".join(
         [
             f"FROM ./{file}",
@@ -112,10 +108,7 @@ def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
 
 
 def write_chat_template(folder: Path, form: PromptFormat) -> None:
-    """Replace the chat template in a model's folder by one that writes the plain prompt format.
-
-    Raises ModelError if the tokens of its prompts differ from those of training.
-    """
+    """Make a folder's chat template write the plain prompt format; raise ModelError if its tokens would differ."""
     path, tokenizer = folder / JINJA, PlainTokenizer(folder)
     # Some sentencepiece tokenizers put a space before a text, but not behind BOS.
     for lead in ("", " "):
@@ -170,10 +163,7 @@ def check_prompts(
     program: str,
     accepts_system: bool = True,
 ) -> int:
-    """Compare the tokens of a program's prompts with those of training, and return the number of compared chats.
-
-    `write` is the program's template and `tokenize` its tokenizer. Raises ModelError if the tokens of a chat differ.
-    """
+    """Return the number of chats whose prompts have the tokens of training; raise ModelError if they differ."""
     encoder = Encoder(tokenizer, form)
     turns = (
         Turn(role="user", text="Größe < 5 mm: does it hurt?"),

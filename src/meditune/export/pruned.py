@@ -1,7 +1,4 @@
-"""Prune a model, and measure costs and gains on the pruned model as it was written.
-
-The calibration text and the text for measuring quality don't overlap, and neither is the test set of a run's metrics.
-"""
+"""Prune a model, and measure costs and gains on the pruned model as it was written, on text of its own."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from meditune.errors import DataError, ModelError, RecipeError
 from meditune.evaluate.general_knowledge import WINDOW, general_texts, tokens_of
 from meditune.evaluate.likelihood import score
 from meditune.evidence.support_model import copy_correction
+from meditune.export.merged import stored_dtype, write_model
 from meditune.files import is_result_of, read_json, replace_folder, write_json
-from meditune.models import merging
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, PRUNING, public_name
 from meditune.models.inference import batch_limit
@@ -62,14 +59,11 @@ FILLED = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts for calibration and for measuring."""
+    """The texts for calibration (none for magnitude pruning) with their source, and for measuring, by title."""
 
     calibration: list[Row]
-    """Empty for magnitude pruning, which uses only the weights"""
     source: str
-    """Source of the calibration rows, for people"""
     measured: dict[str, list[Row]]
-    """Title for people -> rows; at least one text"""
 
     def some(self) -> list[Row]:
         """Return the rows of one text that quality is measured on."""
@@ -77,11 +71,11 @@ class Texts:
 
 
 def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dict[str, Any]:
-    """Prune a model by `recipe.model.prune` and write it to `folder` atomically; keep an existing result.
+    """Prune a model by `recipe.model.prune`, write it to `folder` unless it is there, and return pruning.json.
 
     Calibrates on `data`'s training examples and measures on its development examples; without `data`, on WikiText-2's
-    validation and test text. Returns the content of pruning.json. Raises ModelError if the model can't be pruned,
-    DataError if there is no text, and MedituneError if `folder` holds something else.
+    validation and test text. Raises ModelError if the model can't be pruned, DataError if there is no text, and
+    MedituneError if `folder` holds something else.
     """
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
@@ -98,7 +92,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         done: dict[str, Any] = read_json(folder / PRUNING)
         return done
     started = time.monotonic()
-    dtype = merging.stored_dtype(place)
+    dtype = stored_dtype(place)
     # FP16 is slow on CPUs, and BF16 would round FP16 weights, so CPUs compute in FP32.
     known = {torch.float32, torch.bfloat16} | ({torch.float16} if torch.cuda.is_available() else set())
     computed: Any = str(dtype if dtype in known else torch.float32).removeprefix("torch.")
@@ -110,7 +104,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     found = _pruned(loaded, recipe, texts)
     expected = _logits(loaded.model, texts)
     with replace_folder(folder) as partial:
-        merging.write(loaded.model, loaded.tokenizer, dtype, partial)
+        write_model(loaded.model, loaded.tokenizer, dtype, partial)
         if loaded.form:
             save_format(loaded.form, partial)
         copy_record(Path(place), partial)
@@ -195,7 +189,6 @@ def _answers(data: Prepared, encoder: Encoder) -> list[Row]:
 
 
 def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]:
-    """Prune in place, and return the decisions that were made."""
     spec, model = recipe.model.prune, loaded.model
     if spec.method == "magnitude":
         magnitude(model, spec)
@@ -212,7 +205,6 @@ def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]
 
 
 def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int | None, label: str) -> dict[str, Any]:
-    """Return the perplexity of each text, size, and speed."""
     perplexity = {}
     for name, rows in texts.measured.items():
         scores = score(loaded, rows, batch_tokens, f"{name[0].upper()}{name[1:]}, {label}").answers.values()

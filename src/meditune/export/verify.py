@@ -28,7 +28,6 @@ from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
 from meditune.evidence.support_model import ClaimCorrection, load_correction
 from meditune.prompts import Encoder, QuestionTooLongError
-from meditune.text import sentences
 
 PERPLEXITY = 0.02
 """Largest allowed relative rise of the perplexity of reference answers"""
@@ -63,26 +62,24 @@ class Deviation:
 
     def problems(self, looseness: float = 1.0) -> list[str]:
         """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances of perplexity."""
-        found = []
-        if not self.perplexity[1] <= self.perplexity[0] * (1 + looseness * PERPLEXITY):
-            found.append(
-                f"the perplexity of reference answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
-                f"(allowed: {100 * looseness * PERPLEXITY:g} %)"
-            )
-        if self.accuracy[0] - self.accuracy[1] > ACCURACY and self._chance_of_loss() < CHANCE:
-            found.append(
-                f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
-                f"turned wrong and {self.changed[1]} right, which is more than chance"
-            )
+        (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
         least = 1 - looseness * (1 - AGREEMENT)
-        if self.agreement < least:
+        found = []
+        if not after <= before * (1 + looseness * PERPLEXITY):
+            allowed = f"(allowed: {100 * looseness * PERPLEXITY:g} %)"
+            found.append(f"the perplexity of reference answers rose from {before:.2f} to {after:.2f} {allowed}")
+        if was - now > ACCURACY and self._chance_of_loss() < CHANCE:
             found.append(
-                f"only {100 * self.agreement:.0f} % of the decisions are the same (at least {100 * least:g} % required)"
+                f"accuracy fell from {was:.1f} to {now:.1f}: {self.changed[0]} decisions turned wrong and "
+                f"{self.changed[1]} right, which is more than chance"
             )
-        if not self.written[1] <= self.written[0] * (1 + MAX_PERPLEXITY_RISE):
+        if self.agreement < least:
+            same = f"{100 * self.agreement:.0f} % of the decisions are the same"
+            found.append(f"only {same} (at least {100 * least:g} % required)")
+        if not its <= own * (1 + MAX_PERPLEXITY_RISE):
             found.append(
-                f"under the original model, its answers have a perplexity of {self.written[1]:.2f} and the original's "
-                f"own {self.written[0]:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
+                f"under the original model, its answers have a perplexity of {its:.2f} and the original's own "
+                f"{own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
             )
         return found
 
@@ -255,17 +252,16 @@ class ClaimCheck:
 
 
 def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check | ClaimCheck]:
-    """Return the checks of a model: of a judge on claims, and on questions if its run learnt to answer, too."""
+    """Return the checks of a model: on claims if it judges them, and on questions if its run learnt to answer."""
     correction = load_correction(place) if place.is_dir() else None
-    if correction is None:
+    claims = _stored(run, lambda example: bool(example.label)) if correction else []
+    if not (correction and claims):
         return [Check(items(run), form)]
     answered = _stored(run, _is_answered)
-    more = [Check(_some(answered), form)] if answered else []
-    return [ClaimCheck(claims(run), form, correction), *more]
+    return [ClaimCheck(_some(claims), form, correction), *([Check(_some(answered), form)] if answered else [])]
 
 
 def _perplexity(original: Engine, output: ModelOutput) -> float:
-    """Return the perplexity of the generated text under the original."""
     total, count = 0.0, 0
     for prompt, text in zip(output.prompts, output.generated, strict=True):
         total -= sum(one.logprob for one in original.score(prompt, [text])[0])
@@ -298,27 +294,11 @@ def items(run: Path | None) -> list[Example]:
     return _some(pubmedqa.official_split(labelled)[0])
 
 
-def claims(run: Path | None) -> list[Example]:
-    """Return fifty claims of a run's training data.
-
-    Without any, they are made of `items`: half of the statements are the conclusion of the text, half that of another.
-    """
-    if found := _stored(run, lambda example: bool(example.label)):
-        return _some(found)
-    texts = items(run)
-    statements = [sentences(texts[number - number % 2].answer)[0] for number in range(len(texts))]
-    return [
-        example.model_copy(update={"question": text, "decision": None})
-        for example, text in zip(texts, statements, strict=True)
-    ]
-
-
 def _is_answered(example: Example) -> bool:
     return bool(example.decision and example.answer.strip())
 
 
 def _stored(run: Path | None, wanted: Callable[[Example], bool]) -> list[Example]:
-    """Return the training examples of a run that are wanted; none if the run has no data."""
     if run is None or not (run / "data" / "quality.json").is_file():
         return []
     return [example for example in stored_data(run / "data").splits.train if wanted(example)]

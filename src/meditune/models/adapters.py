@@ -80,10 +80,7 @@ def add_lora(
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
-    """Return the model with (IA)³'s trainable factors, initially 1, on a frozen base.
-
-    Raises ModelError if the architecture's layers don't have the expected names.
-    """
+    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError without the target layers."""
     from peft import IA3Config, get_peft_model
 
     kind = model.config.get_text_config().model_type
@@ -133,10 +130,7 @@ def linear_layers(model: Any) -> set[str]:
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
-    """Return the model with exactly the weights trainable that `spec.strategy` trains; `seed` initializes new ones.
-
-    Raises ModelError if the strategy doesn't support this architecture or a quantized base.
-    """
+    """Return the model with exactly the weights trainable that `spec.strategy` trains; raise ModelError if it can't."""
     quantization.check_trainable(model)
     if spec.strategy == "full":
         return _unfrozen(model, spec.top_layers)
@@ -159,10 +153,8 @@ def is_adapter(model: Any) -> bool:
 def merged(model: Any) -> Any:
     """Return the model for evaluation, with its adapter merged into the base's weights if possible.
 
-    Virtual tokens can't be merged. An adapter on a quantized base isn't merged either: quantizing the sum again would
-    give a different model from the one that was trained.
-
-    All weights are marked as trainable, as in any loaded model: for weights that aren't, PyTorch 2.13 on a CPU keeps
+    Quantizing a merged base again would give a different model from the trained one, so an adapter on a quantized base
+    isn't merged. All weights are marked as trainable, as in any loaded model: for others, PyTorch 2.13 on a CPU keeps
     another packed copy of every BF16 weight in each decoding step (18 GB for 50 answers of a 270 M model).
     """
     if is_adapter(model) and not forward.virtual_tokens(model) and not quantization.is_quantized(model):
@@ -211,9 +203,8 @@ def fuse_lora(model: Any) -> Iterator[int]:
 
     peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output.
     Here the scale is applied on the thin side, the wide output is written twice, and little is saved for the backward
-    pass. A quantized weight is dequantized once in each pass and multiplied in the adapter's number format; unlike
-    bitsandbytes' int8 product on a GPU, the inputs aren't quantized. Layers that do more (DoRA) keep peft's forward.
-    Results are equal (checked by a test).
+    pass. A quantized weight is dequantized once in each pass. Layers that do more (DoRA) keep peft's forward. Results
+    are equal (checked by a test).
     """
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
@@ -267,8 +258,7 @@ def _forward(layer: Any) -> Any:
 
 
 class _Lora(torch.autograd.Function):
-    """A fused LoRA layer: x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (...,
-    outputs).
+    """A fused LoRA layer for x (..., inputs), weight (outputs, inputs), a (rank, inputs) and b (outputs, rank).
 
     `weight` may be a function that returns it, which is called again in the backward pass, so that a dequantized weight
     isn't kept. `seen` is the adapter's input if it isn't x itself. The frozen weight and bias get no gradient.

@@ -1,7 +1,4 @@
-"""Models behind an OpenAI-compatible API: requests, chat answers and decisions, and estimated token counts.
-
-Error messages contain neither the key nor text of the request.
-"""
+"""Models behind an OpenAI-compatible API. Error messages contain neither the key nor text of the request."""
 
 from __future__ import annotations
 
@@ -272,10 +269,7 @@ class ApiModel:
         return Client(self.spec, self.key(), advice)
 
     def key(self) -> str | None:
-        """Return the key to the model's API; None if the API needs none.
-
-        Raises ModelError if the key is missing or invalid, or if network use is forbidden.
-        """
+        """Return the key to the model's API; None if it needs none. Raises ModelError if it is missing, or offline."""
         forbidden = os.environ.get("MEDITUNE_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
         if forbidden and not self.spec.is_local:
             raise ModelError(f"{self.title} needs the network, and MEDITUNE_OFFLINE is set. Unset it.")

@@ -1,9 +1,8 @@
 """Forward passes with attention masks, virtual tokens, and an output head that computes only the predicted targets.
 
-Prompt tuning trains the embeddings of virtual tokens before every row, prefix tuning their keys and values. peft's own
-forward pass only supports them with two-dimensional masks and without positions. Rows that share a prompt, and padded
-batches, need more, so the virtual tokens are laid out here: every token of a row sees all of them, and the row's
-positions continue after them. On single rows the result equals peft's (checked by a test).
+peft's own forward pass supports virtual tokens (prompt and prefix tuning) only with two-dimensional masks and without
+positions. Here every token of a row sees all of them, and the row's positions continue after them. On single rows the
+result equals peft's (checked by a test).
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def add_prompt(model: Any, count: int, seed: int) -> Any:
 def add_prefix(model: Any, count: int, seed: int) -> Any:
     """Return the frozen model with `count` trainable keys and values before every layer's own.
 
-    They are initialized with those of random tokens: Li and Liang found random numbers to train far worse.
+    They begin as those of random tokens: Li and Liang found random numbers to train far worse.
     """
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -97,10 +96,9 @@ def virtual_tokens(model: Any) -> int:
 def inputs_of(
     model: Any, tokens: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
 ) -> tuple[dict[str, Any], int]:
-    """Return the inputs for a model with virtual tokens, and by how much its outputs are shifted to the right.
+    """Return the base model's inputs with virtual tokens, and by how much its outputs are shifted to the right.
 
-    `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`. The inputs are for the base model,
-    `model.get_base_model()`.
+    `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`.
     """
     count = virtual_tokens(model)
     size, length = tokens.shape
@@ -183,10 +181,8 @@ def head_only_at(
 ) -> Iterator[list[torch.Tensor]]:
     """Restrict the model's head to these N positions in the block: its logits are (1, N, vocabulary) or (1, 0, ...).
 
-    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model; a PubMedQA row
-    has about 400 tokens and 60 targets. The head's forward only gets the selected hidden states, so later steps of an
-    architecture (soft-capping, scaling) still run. Yields a list that contains these states, (N, hidden size), after
-    the call.
+    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model. Later steps of an
+    architecture (soft-capping, scaling) still run. Yields a list with the (N, hidden size) states, filled by the call.
     """
     selected: list[torch.Tensor] = []
 

@@ -87,10 +87,7 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
-    """Return a sharded model's full weights by name, in main memory of the first process; empty in the others.
-
-    All processes must call this. Only one layer at a time is gathered on a GPU.
-    """
+    """Return a sharded model's full weights by name, in the first process; empty in the others. All must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)

@@ -356,10 +356,7 @@ class GreedyDecoder:
         """For each text in the decoder, the prompt's number and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each prompt's number with its generated tokens, without the end token, as the texts finish.
-
-        Raises NotFiniteError if the model's logits aren't finite.
-        """
+        """Yield each prompt's number with its tokens, without the end token, as texts finish. Raises NotFiniteError."""
         while self.waiting or self.written:
             if self.waiting and self._has_room():
                 self._read()
@@ -439,10 +436,7 @@ def cached_tokens(model: Any) -> int:
 
 
 def batch_size(longest: int, max_new_tokens: int, model: Any = None) -> int:
-    """Return how many prompts of at most `longest` tokens to continue at once by up to `max_new_tokens` tokens.
-
-    If `model` is given, the free memory also limits the number.
-    """
+    """Return how many prompts to continue at once; if `model` is given, the free memory also limits the number."""
     return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + max_new_tokens))
 
 

@@ -1,7 +1,4 @@
-"""Attention on GPUs without a dense mask, so that PyTorch can use its flash kernels.
-
-PyTorch has flash kernels only for attention without a mask, and repeats the key heads of grouped-query attention where
-there is a mask. Two layouts of rows need none:
+"""Attention on GPUs without a dense mask, for which PyTorch has no flash kernels. Two layouts of rows need no mask:
 
 - Rows of one branch are causal. Padding is on the right, where no token of the row sees it.
 - Rows of several branches (shared_prefix_batch.py), or longer than a sliding window, are packed: every branch is a
@@ -33,16 +30,17 @@ MAX_HEAD_SIZE = 256
 
 
 class PackedSequences(NamedTuple):
-    """The layout of a batch of B rows with T tokens as S sequences for a kernel with cumulative lengths."""
+    """The layout of a batch of B rows with T tokens as S sequences for a kernel with cumulative lengths.
+
+    `queries` are indices of the real tokens among the batch's B * T, in the order of the sequences, and `keys` those of
+    the sequences' keys, in which a common start occurs once for each branch. The ends (S + 1,), as INT32, are 0 and the
+    end of each sequence among them.
+    """
 
     queries: torch.Tensor
-    """(tokens,) index of each real token among the batch's B * T, in the order of the sequences"""
     keys: torch.Tensor
-    """(keys,) the same of the sequences' keys, in which a common start occurs once for each branch"""
     query_ends: torch.Tensor
-    """(S + 1,) 0, and the end of each sequence among `queries`, as INT32"""
     key_ends: torch.Tensor
-    """(S + 1,) the same among `keys`"""
     longest_queries: int
     longest_keys: int
 

@@ -1,13 +1,8 @@
-"""A cache of the hidden states that the frozen layers below the trained ones compute for each row.
+"""A cache of the hidden states that the frozen layers below the trained ones (`model.top_layers`) compute for each row.
 
-If only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
-every epoch, and the same for the tuned model as for the base. From its second pass on, a row then costs only the top
-layers. The result equals that of the whole model (checked by a test); a row takes tokens * hidden size * 2 bytes in
-BF16.
-
-The rounding of a matrix product depends on the shape of the batch, so the last bits of a row depend on its batch.
-`group` fixes the batches: a run that is stopped and resumed computes each row in the same batch as an
-uninterrupted one.
+From its second pass on, a row costs only the top layers, with the same result (checked by a test). The rounding of a
+matrix product depends on the shape of the batch; `group` fixes the batches, so that a run that is stopped and resumed
+computes each row as an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """A BERT encoder with 8-bit matrix products, which computes vectors of texts in two thirds of BF16's time.
 
-Weights are scaled per output channel. The input of each product is scaled by one range, which calibration texts set
-when the encoder is created (static quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't
-depend on the other texts of its batch. Part of the scale of large input channels is moved to the weights (SmoothQuant:
-Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax stay in 32 or 16 bits. Texts are concatenated without
-padding, and one product computes queries, keys and values.
+The input of each product is scaled by one range, which calibration texts set when the encoder is created (static
+quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of
+large input channels is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax
+stay in 32 or 16 bits. Texts are concatenated without padding.
 """
 
 from __future__ import annotations

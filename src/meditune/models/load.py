@@ -121,10 +121,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
 @contextmanager
 def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
-    """Raise ModelError if the model `name`, or one of its files in `location`, can't be read in the block.
-
-    The message includes `advice` to get such a model, by default the ways to get a base model.
-    """
+    """Raise ModelError, with advice to get such a model, if `name` or a file in `location` can't be read."""
     from safetensors import SafetensorError
 
     try:
@@ -319,6 +316,14 @@ def base_of(adapter: Path) -> str:
     return f"{base}@{revision}" if revision and is_hub_id(str(base)) else str(base)
 
 
+def is_virtual(adapter: Path) -> bool:
+    """Return whether an adapter consists of virtual tokens. Raises ModelError if peft can't read it."""
+    from peft import PeftConfig
+
+    with loading(str(adapter), str(adapter)):
+        return bool(PeftConfig.from_pretrained(str(adapter)).is_prompt_learning)
+
+
 def positions(config: Any) -> int | None:
     """Return the most tokens that a model of this configuration can read; None if the configuration doesn't say."""
     text = config.get_text_config()
@@ -329,8 +334,7 @@ def positions(config: Any) -> int | None:
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
     """Raise RecipeError, with the key to lower, if prompts of `form` or answers are longer than `name` can read.
 
-    `virtual` tokens precede each row, by default those that the recipe trains. Prompts are assumed to leave
-    `form.answer_room` tokens free for an answer.
+    `virtual` tokens precede each row, by default those that the recipe trains.
     """
     most = positions(config)
     if most is None:

@@ -102,10 +102,7 @@ class PairSupport:
 
 
 class TokenSupport:
-    """A classifier of the answer's tokens, read after its sources; its last label means unsupported.
-
-    A sentence's score is the lowest probability of support among its tokens.
-    """
+    """A classifier of tokens, whose last label means unsupported; a sentence is as supported as its worst token."""
 
     has_spans = True
     threshold = 0.5

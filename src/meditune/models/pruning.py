@@ -1,8 +1,7 @@
 """Pruning a model: the least important weights become zero, or whole layers are removed.
 
-Only weights of the linear layers inside the model's blocks are pruned, as in the literature; embeddings, norms, biases
-and the output head stay. Zeros don't make dense matrix products faster. For calibration, the model runs one layer at a
-time, so that each layer gets the output of the pruned layers below.
+Only the linear layers inside the model's blocks are pruned, as in the literature. For calibration, the model runs one
+layer at a time, so that each layer gets the output of the pruned layers below.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ GROUP, KEPT = 4, 2
 
 
 def magnitude(model: Any, spec: PruneSpec) -> None:
-    """Set the weights with the smallest absolute values to zero, the same share in each linear layer (Han et al. 2015).
-
-    Raises ModelError as `linears` does.
-    """
+    """Set the weights with the smallest absolute values to zero, equally many in each layer (Han et al. 2015)."""
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
         weight = _weight(layer)
         _keep_largest(weight, weight.float().abs(), spec, by_row=False)
@@ -100,8 +96,7 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
     """Set the weights with the lowest scores on calibration text to zero, the same share of each output's inputs.
 
     A weight's score is its absolute value times the L2 norm of its input over all calibration tokens (Sun et al. 2023,
-    arXiv:2306.11695). Layers are pruned from the lowest to the highest, so a layer's norms come from the pruned layers
-    below. `batches` must come from this model; they are consumed. Raises ModelError as `linears` does.
+    arXiv:2306.11695). Layers are pruned from the lowest up. `batches` must come from this model; they are consumed.
     """
     linears(model)
     layers = blocks_of(model)
@@ -141,19 +136,13 @@ def sparsity(model: Any) -> float:
 
 
 def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Return a mask of the scores (rows, columns) that are among the largest of their row.
-
-    Exactly round(columns * sparsity) scores of each row are not; of equal scores the earlier ones are dropped first.
-    """
+    """Return a mask of each row's scores without the smallest round(columns * sparsity), the earlier of equal ones."""
     dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
 
 
 def two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the scores (rows, columns) that are among the two largest of each group of four in a row.
-
-    Raises ModelError if the number of columns isn't divisible by four.
-    """
+    """Return a mask of the two largest scores of each four in a row; raise ModelError if four doesn't divide it."""
     rows, columns = scores.shape
     if columns % GROUP:
         raise ModelError(
@@ -222,11 +211,7 @@ def least(influence: Sequence[float], count: int) -> list[int]:
 
 
 def remove_layers(model: Any, removed: Collection[int]) -> None:
-    """Remove these layers (numbers from 0) from the model, in place.
-
-    Their entries in the config are removed too, and the other layers are renumbered, because caches and masks use
-    layer numbers.
-    """
+    """Remove these layers (numbers from 0) in place, with their entries in the config; renumber the others."""
     config = model.config.get_text_config()
     count = config.num_hidden_layers
     blocks = blocks_of(model)

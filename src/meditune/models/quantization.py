@@ -32,10 +32,7 @@ def require(key: str = "model.quantize") -> None:
 
 
 def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
-    """Return the quantization options for transformers' `from_pretrained`; empty for "none".
-
-    NF4 weights are dequantized to compute_dtype, a torch dtype, for each matrix product.
-    """
+    """Return `from_pretrained`'s options; NF4 weights are dequantized to compute_dtype for each product."""
     if quantize == "none":
         return {}
     require()
@@ -100,10 +97,7 @@ def check_trainable(model: Any) -> None:
 
 
 def keep_number_format(model: Any) -> None:
-    """Make (IA)³ over quantized layers return its output in the number format of its input.
-
-    peft's layers return FP32, so attention would get queries and keys in different formats.
-    """
+    """Make (IA)³ over quantized layers return its input's number format; peft's layers return FP32."""
 
     def as_asked(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return output.to(inputs[0].dtype)

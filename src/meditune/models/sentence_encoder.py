@@ -63,10 +63,7 @@ class SentenceEncoder:
 
 
 def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
-    """Return the encoder of that name: `all-minilm-l6-v2`, its 8-bit form, or a sentence-transformers model.
-
-    Raises ModelError if it is unavailable.
-    """
+    """Return the encoder of that name, with the weights' identity. Raises ModelError if it is unavailable."""
     if name == INT8:
         small = onnx_sentence_model()
         identity = EncoderIdentity(INT8, small.size, SENTENCE_MODEL.files["model.safetensors"])

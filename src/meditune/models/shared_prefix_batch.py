@@ -62,10 +62,7 @@ def join(encoded: Sequence[Encoded]) -> Row:
 
 
 def with_earlier_turns(row: Row) -> Row:
-    """Return the row of a conversation with the earlier assistant turns as additional targets, before the others.
-
-    A row of several items is unchanged, because each of them has targets of its own.
-    """
+    """Return the row of a single conversation with the earlier assistant turns as additional, first targets."""
     earlier = row.encoded[0].earlier
     if not earlier or len(row.encoded) > 1:
         return row
@@ -97,10 +94,7 @@ def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]
 
 
 def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = ()) -> list[Row]:
-    """Return rows of running text with `length` tokens each, in which all tokens but the first are targets.
-
-    Each row begins with the `start` tokens (BOS). The last row may be shorter.
-    """
+    """Return rows of `length` tokens of running text after the `start` tokens (BOS); all but the first are targets."""
     rows = []
     for number, offset in enumerate(range(0, len(ids) - 1, length - len(start))):
         piece = [*start, *ids[offset : offset + length - len(start)]]
@@ -170,10 +164,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
-    """Return row indices in batches of similar length with at most `max_tokens` tokens, padding included.
-
-    A row can be any object whose length is a number of tokens. A row with more than `max_tokens` gets its own batch.
-    """
+    """Return row indices in batches of similar length, at most `max_tokens` tokens with padding, or one row."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
     for index in order:
@@ -187,8 +178,7 @@ def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:
     """Return a row for each pair, with the preferred answer as first branch, and the pairs of these rows, in order.
 
-    The row of a single answer has one branch. A pair is left out if its question alone is too long, or if its answers
-    differ only in the part that was cut.
+    Pairs are left out whose question is too long, or whose answers differ only in the part that was cut.
     """
     rows, kept_pairs = [], []
     for pair in pairs:

@@ -1,9 +1,8 @@
-"""Compiling the model's layers into fused code with torch.compile.
+"""Compiling the model's layers into fused code with torch.compile, for long training runs.
 
-Between a layer's matrix products there are about fifty small operations (norms, rotations, activations, sums), each a
-pass over memory. Fused into a few, they take a third of the time and save less for the backward pass. Compiling needs a
-C++ compiler and half a minute, or less with cached code, so it is only worthwhile for long training runs. All other
-work, and everything without gradients, uses the plain layers. The results are equal (checked by a test).
+The small operations between a layer's matrix products are passes over memory. Fused, they take a third of the time and
+save less for the backward pass. Everything without gradients uses the plain layers. The results are equal (checked by a
+test).
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ is 8."""
 def is_worthwhile(model: Any, tokens: int) -> bool:
     """Return whether a training run that reads this many tokens is on a CPU and long enough to be worth compiling.
 
-    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. The result depends
-    only on facts that don't change between calls, so that a resumed run makes the same choice.
+    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
     inside = (module for block in trained for module in block.modules())

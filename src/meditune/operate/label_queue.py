@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,23 +40,14 @@ class NothingToAskError(DataError):
 
 
 @dataclass(frozen=True)
-class UserFeedback:
-    """A user's feedback on an answer. Texts are masked."""
-
-    rating: str
-    reasons: tuple[str, ...] = ()
-    comment: str = ""
-    correction: str = ""
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A question for experts, from a stored answer or a row."""
 
     example: Example
     """What an expert is shown; its answer and decision may be missing"""
     origin: Literal["answer", "row"] = "row"
-    feedback: tuple[UserFeedback, ...] = ()
+    feedback: Sequence[Mapping[str, Any]] = ()
+    """Users' feedback as the store exports it: rating (up or down), reasons, comment, correction"""
     times_asked: int = 1
 
     @property
@@ -70,35 +61,26 @@ Find = Callable[[str], Passage | None]
 """Finds a passage by id; returns None if it no longer exists"""
 
 
-@dataclass(frozen=True)
-class CandidateRead:
-    """The content of a store or file."""
+def read(source: StoreLocation, passage: Find = lambda _: None) -> tuple[list[Candidate], int]:
+    """Return the candidates in a store (a folder, its file, or a database URL) or a file, and the number of answers or
+    rows without a question.
 
-    candidates: list[Candidate]
-    without_question: int = 0
-    """Number of answers without a stored question, or of rows without a question"""
-
-
-def read(source: StoreLocation, passage: Find = lambda _: None) -> CandidateRead:
-    """Read the candidates in a store (a folder, its file, or a database URL) or in a file of rows.
-
-    `passage` finds the passages that a stored answer used. Raises DataError if the place is neither, or has no usable
-    question; StoreError if the store is locked or damaged.
+    `passage` finds the passages of a stored answer. Raises DataError if there is no usable question, or StoreError.
     """
     if exists(source):
         return _stored(source, passage)
-    source = Path(source)
-    if source.is_dir():
-        data = next((each for each in (source / "data/train.jsonl", source / "train.jsonl") if each.is_file()), None)
+    path = Path(source)
+    if path.is_dir():
+        data = next((each for each in (path / "data/train.jsonl", path / "train.jsonl") if each.is_file()), None)
         if data is None:
-            raise DataError(f"{source}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
+            raise DataError(f"{path}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
         return _rows(data)
-    if not source.is_file():
-        raise DataError(f"{source}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
-    return _rows(source)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
+    return _rows(path)
 
 
-def _stored(source: StoreLocation, passage: Find) -> CandidateRead:
+def _stored(source: StoreLocation, passage: Find) -> tuple[list[Candidate], int]:
     base = open_store(source)
     # Rules answer off-topic questions and emergencies, so there is nothing to learn from them.
     stored = [row for row in Answers(base).exported() if row["outcome"] not in ("escalated", "declined")]
@@ -110,7 +92,7 @@ def _stored(source: StoreLocation, passage: Find) -> CandidateRead:
             f"{base.place}: {len(stored):,} answers, but no question. Start the server with --keep-text, which masks "
             "questions and stores them."
         )
-    return CandidateRead(given, len(stored) - len(given))
+    return given, len(stored) - len(given)
 
 
 def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
@@ -130,35 +112,26 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         group=group_of("", row["question"]),
         meta={"model": row["model"], "index": row["index_content"], "when": when},
     )
-    feedback = (
-        UserFeedback(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
-        for each in row["feedback"]
-    )
-    return Candidate(example, "answer", tuple(feedback))
+    return Candidate(example, "answer", row["feedback"])
 
 
-def _rows(path: Path) -> CandidateRead:
+def _rows(path: Path) -> tuple[list[Candidate], int]:
     """Read rows of the user's own table, in which only the question is required, or PubMedQA's JSON file."""
-    rejects = Rejects()
-    examples = list(pubmedqa.read(path, rejects) if _is_pubmedqa(path) else _own(path, rejects))
+    rejects, is_pubmedqa = Rejects(), False
+    if path.suffix.lower() == ".json":
+        with path.open("rb") as stream:
+            is_pubmedqa = b'"CONTEXTS"' in stream.read(100_000)
+    if is_pubmedqa:
+        examples = list(pubmedqa.read(path, rejects))
+    else:
+        given, needed = tables.rows(path, "own", rejects), (("question",),)
+        no_rows = f"{path}: no rows. Give a file with at least one question."
+        examples = list(records(given, rejects, _example, "own", path.stem, no_rows, None, needed=needed))
     if not examples:
         first = next(rejects.rows(), None)
         why = f" The first: {first['where']}: {first['reason']}." if first else ""
         raise DataError(f"{path}: no row has a question.{why}")
-    return CandidateRead([Candidate(each) for each in examples], len(rejects))
-
-
-def _is_pubmedqa(path: Path) -> bool:
-    if path.suffix.lower() != ".json":
-        return False
-    with path.open("rb") as stream:
-        return b'"CONTEXTS"' in stream.read(100_000)
-
-
-def _own(path: Path, rejects: Rejects) -> Iterator[Example]:
-    no_rows = f"{path}: no rows. Give a file with at least one question."
-    given, needed = tables.rows(path, "own", rejects), (("question",),)
-    return records(given, rejects, _example, "own", path.stem, no_rows, None, needed=needed)
+    return [Candidate(each) for each in examples], len(rejects)
 
 
 def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str) -> Example | str:
@@ -191,17 +164,16 @@ def candidate_pool(
     """Return the candidates in these places, each question once, and remarks on those left out.
 
     Known questions are left out unless users gave feedback on the answer; questions asked before are always left out.
-    Raises DataError if none is left.
     """
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
-    every = _merged(each for one in found for each in one.candidates)
+    every = _merged(each for given, _ in found for each in given)
     learnt, asked = _Seen(known), _Seen(done)
     pool = [each for each in every if each not in asked and (each.feedback or each not in learnt)]
     if not pool:
         raise NothingToAskError("Every question is in the known data or was asked before; none is left to ask.")
     counts = {
-        "answers or rows without a question are left out.": sum(each.without_question for each in found),
+        "answers or rows without a question are left out.": sum(without for _, without in found),
         "known or previously asked questions are left out.": len(every) - len(pool),
         "rows are restricted: only people who may read that data may judge them.": sum(
             is_restricted(each.example) for each in pool
@@ -277,11 +249,7 @@ class Chosen:
 def choose(
     candidates: Sequence[Candidate], budget: int, strategy: str = STRATEGIES[0], seed: int = SEED
 ) -> list[Chosen]:
-    """Return at most `budget` of the candidates in random order; with the strategy `feedback`, those that users
-    corrected or rated down come first.
-
-    Raises DataError for an unknown strategy.
-    """
+    """Return at most `budget` candidates at random; with `feedback`, corrected and disliked answers come first."""
     if strategy in REMOVED_STRATEGIES:
         raise DataError(
             f"--strategy {strategy} was removed, because it saved no labels on PubMedQA. Use --strategy feedback: "
@@ -299,14 +267,14 @@ def choose(
 
 
 def _with_feedback(candidate: Candidate) -> Chosen:
-    reasons, score = {}, 0.0
-    if any(each.correction for each in candidate.feedback):
+    given, reasons, score = candidate.feedback, {}, 0.0
+    if any(each["correction"] for each in given):
         reasons["corrected"], score = "a user wrote a correction", 1.0
-    if down := [each for each in candidate.feedback if each.rating == "down"]:
-        why = ", ".join(sorted({reason for each in down for reason in each.reasons}))
-        of = "a user" if len(candidate.feedback) == 1 else f"{len(down)} of {len(candidate.feedback)} users"
+    if down := [each for each in given if each["rating"] == "down"]:
+        why = ", ".join(sorted({reason for each in down for reason in each["reasons"]}))
+        of = "a user" if len(given) == 1 else f"{len(down)} of {len(given)} users"
         reasons["disliked"] = f"{of} rated it down{f' ({why})' if why else ''}"
-        score = max(score, DISLIKE_WEIGHT * len(down) / len(candidate.feedback))
+        score = max(score, DISLIKE_WEIGHT * len(down) / len(given))
     return Chosen(candidate, score, reasons or {"random": "chosen at random"})
 
 
@@ -338,12 +306,8 @@ class Queued:
 
 
 def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions) -> Queued:
-    """Choose from stores and files, and write the queue to `folder`.
-
-    Raises DataError if there is nothing to ask, StoreError if a store is locked, MedituneError if the folder holds
-    something else.
-    """
-    known = [each for place in options.known for each in read(place).candidates]
+    """Choose from stores and files, and write the queue to `folder`. Raises DataError if there is nothing to ask."""
+    known = [each for place in options.known for each in read(place)[0]]
     done = [Candidate(each) for place in options.done for each in examples(place).values()]
     pool, remarks = candidate_pool(sources, known, done, options.index)
     chosen = choose(pool, options.budget, options.strategy, options.seed)
@@ -386,7 +350,7 @@ def _shown(candidate: Candidate) -> dict[str, Any]:
     comments = [
         {"label": label, "text": text}
         for each in candidate.feedback
-        for label, text in (("A user's correction", each.correction), ("A user's comment", each.comment))
+        for label, text in (("A user's correction", each["correction"]), ("A user's comment", each["comment"]))
         if text
     ]
     axes = [DECISION.name] if example.decision or not example.answer else []

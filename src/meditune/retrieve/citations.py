@@ -97,7 +97,7 @@ class Citer:
             :MAX_CITATIONS
         ]
         top = max((each.score for each in judged), default=0.0)
-        return SupportEvidence(tuple(ranked), tuple(judged[n].closest_source for n in ranked), top)
+        return SupportEvidence(tuple(ranked), tuple(judged[n].evidence.closest_source for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
         """Return the judge's findings on the passages that share the most words with the sentence; others don't count.
@@ -134,11 +134,6 @@ class _Compared:
     score: float
     bears: bool
     evidence: Evidence
-
-    @property
-    def closest_source(self) -> str:
-        """The sentence of the passage that is most similar to the checked sentence."""
-        return self.evidence.closest_source
 
 
 def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compared:

@@ -12,10 +12,12 @@ import os
 import re
 import sqlite3
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from meditune.data import sources
 from meditune.data.readers import medquad, mimic, pubmedqa
@@ -32,17 +34,29 @@ JUDGED_FILES = "*Answers*.csv"
 _JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
 
 
-def read(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield one document for each answered pair: the question is its title, the question's type its section."""
-    for example in medquad.read(path, rejects):
+def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Document]:
+    """Yield one document for each example of a module in data/readers.
+
+    It has the answer, under the question's type or the section of a discharge summary. PubMedQA's documents have the
+    abstract without its conclusions, which are the answers.
+    """
+    for example in reader.read(path, rejects):
+        meta, is_mimic = example.meta, reader is mimic
+        if reader is pubmedqa:
+            sections = [Section(passage.text, passage.label.capitalize()) for passage in example.context]
+        else:
+            heading = str(meta["section"]).replace("-", " ") if is_mimic else str(meta["question_type"])
+            sections = [Section(example.answer, heading)]
         yield Document(
             id=example.id,
-            source=SOURCE,
-            sections=[Section(example.answer, str(example.meta["question_type"]))],
-            title=example.question,
-            url=str(example.meta["url"]),
-            licence=medquad.LICENCE,
+            source=reader.SOURCE,
+            sections=sections,
+            title=f"Hospital stay {meta['hadm_id']}" if is_mimic else example.question,
+            url=str(meta.get("url", "")),
+            licence=reader.LICENCE,
+            date=str(meta.get("year") or ""),
             group=example.group,
+            restricted=is_mimic,
         )
 
 
@@ -68,20 +82,6 @@ def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
                 url=found[2].strip(),
                 licence=medquad.LICENCE,
             )
-
-
-def read_mimic(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield one document for each section that answers a question (`data/readers/mimic.py`)."""
-    for example in mimic.read(path, rejects):
-        yield Document(
-            id=example.id,
-            source=mimic.SOURCE,
-            sections=[Section(example.answer, str(example.meta["section"]).replace("-", " "))],
-            title=f"Hospital stay {example.meta['hadm_id']}",
-            licence=mimic.LICENCE,
-            group=example.group,
-            restricted=True,
-        )
 
 
 KIND = "library"
@@ -140,11 +140,11 @@ def opened(folder: Path) -> sqlite3.Connection:
     return base
 
 
-NAMED = {
-    "medquad": read,
+NAMED: dict[str, Callable[[Path, Rejects], Iterator[Document]]] = {
+    "medquad": partial(read_examples, medquad),
     JUDGED: read_judged,
-    "pubmedqa": pubmed_articles.read_contexts,
-    "mimic": read_mimic,
+    "pubmedqa": partial(read_examples, pubmedqa),
+    "mimic": partial(read_examples, mimic),
 }
 """Collections that `--source` knows by name"""
 _NAME = re.compile(r"[\w.-]{1,64}")

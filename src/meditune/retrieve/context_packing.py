@@ -74,11 +74,18 @@ def pack(
             continue
         fits = partial(_fits, count, max_tokens, [each.shown for each in packed])
         fitting = _fitting(hit, title.text, sentences(clean.text), fits)
+        omitted = len(hits) - number
+        parts = []
         if fitting is not None:
             packed.append(fitting)
-        if fitting is None or fitting.left_out:
-            remarks += _no_room(fitting, len(hits) - number - (fitting is not None))
-            break
+            omitted -= 1
+            if not fitting.left_out:
+                continue
+            parts.append(f"the last {counted(fitting.left_out, 'sentence')} of {hit.passage.id}")
+        if omitted:
+            parts.append(counted(omitted, "further passage"))
+        remarks.append(f"The prompt has no room for {' and '.join(parts)}.")
+        break
     return PackedContext(tuple(packed), tuple(remarks))
 
 
@@ -100,15 +107,6 @@ def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], b
     return PackedPassage(hit, title, " ".join(texts[:low]), len(texts) - low) if low else None
 
 
-def _no_room(shortened: PackedPassage | None, omitted: int) -> list[str]:
-    parts = []
-    if shortened:
-        parts.append(f"the last {counted(shortened.left_out, 'sentence')} of {shortened.hit.passage.id}")
-    if omitted:
-        parts.append(counted(omitted, "further passage"))
-    return [f"The prompt has no room for {' and '.join(parts)}."]
-
-
 Part = Mapping[str, Any]
 """The columns of a passage"""
 Section = tuple[str, str]
@@ -122,15 +120,15 @@ def with_neighbors(passages: Sequence[Part], id: str, words: int) -> list[Part]:
     """
     place = next(number for number, each in enumerate(passages) if each["id"] == id)
     first = last = place
-    left = words - _length(passages[place])
+    lengths = [len(str(each["text"]).split()) for each in passages]
+    left = words - lengths[place]
     while True:
-        after, before = last + 1, first - 1
-        if after < len(passages) and _length(passages[after]) <= left:
-            last = after
-            left -= _length(passages[after])
-        elif before >= 0 and _length(passages[before]) <= left:
-            first = before
-            left -= _length(passages[before])
+        if last + 1 < len(passages) and lengths[last + 1] <= left:
+            last += 1
+            left -= lengths[last]
+        elif first and lengths[first - 1] <= left:
+            first -= 1
+            left -= lengths[first]
         else:
             return list(passages[first : last + 1])
 
@@ -155,10 +153,6 @@ def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]
             is_safe = clean_passage(f"{heading}: {body}", form).text == f"{heading}: {body}"
             cleaned.append((heading if is_safe else "", body))
     return cleaned
-
-
-def _length(part: Part) -> int:
-    return len(str(part["text"]).split())
 
 
 MAX_COSINE_GAP = 0.15

@@ -31,7 +31,7 @@ from meditune.retrieve import storage
 from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.query_understanding import Query, build_query, row_filter
-from meditune.retrieve.reranker import Reranker, RerankQuery, nearest
+from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
@@ -90,14 +90,6 @@ def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, d
         left[best] = False
         nearest = np.maximum(nearest, vectors @ vectors[best])
     return chosen
-
-
-@dataclass(frozen=True, slots=True)
-class PassageTitle:
-    """The parts of a passage that are compared."""
-
-    title: str
-    text: str
 
 
 class Rows:
@@ -165,13 +157,13 @@ class Rows:
         """Return the passages of these rows."""
         return [IndexedPassage(**row) for row in self._columns(ids, storage.COLUMNS).to_pylist()] if ids else []
 
-    def titles_and_vectors(self, ids: Sequence[int]) -> tuple[list[PassageTitle], Vectors]:
+    def titles_and_vectors(self, ids: Sequence[int]) -> tuple[list[Passage], Vectors]:
         """Return the compared parts of these rows' passages, and (n, size) their vectors."""
         if not ids:
             return [], np.zeros((0, self.table.schema.field(storage.VECTOR).type.list_size), dtype=np.float32)
         names = ["title", "text"] if self._vectors is not None else ["title", "text", storage.VECTOR]
         found = self._columns(ids, names)
-        titles = list(map(PassageTitle, found["title"].to_pylist(), found["text"].to_pylist()))
+        titles = list(map(Passage, found["title"].to_pylist(), found["text"].to_pylist()))
         if self._vectors is not None:
             return titles, self._vectors[self.places(ids)]
         return titles, np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))
@@ -282,11 +274,16 @@ def search(
     query = build_query(question)
     where = row_filter(opened.sources, sources, since, until)
     if mode == "hybrid":
-        ranked = _reranked(compare(opened, query, k, where, per_document), opened.reranker)
+        ranked = _reranked(opened, compare(opened, query, k, where, per_document))
     else:
         ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
     with storage.readable(opened.store):
-        ids = _diverse(opened.rows, ranked, k, diversity) if diversity else ranked.ids[:k]
+        ids = ranked.ids[:k]
+        if diversity:
+            best = ranked.ids[: max(4 * k, 20)]
+            vectors = opened.rows.titles_and_vectors(best)[1]
+            places = marginal_relevance([ranked.scores[row] for row in best], vectors, k, diversity)
+            ids = [best[place] for place in places]
         passages = opened.rows.passages(ids)
     hits = (
         Hit(passage, ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row))
@@ -316,7 +313,7 @@ class ComparedPassages:
     """Ids of the compared candidates, the best by fusion first"""
     others: list[int]
     """Candidates that aren't compared"""
-    passages: list[PassageTitle]
+    passages: list[Passage]
     """The passages of `ids`, in their order"""
     vectors: Vectors
     """(ids, dimension)"""
@@ -346,8 +343,8 @@ def compare(
     return ComparedPassages(message, found[0], ids[:few], ids[few:], passages, passage_vectors)
 
 
-def _reranked(compared: ComparedPassages, reranker: Reranker) -> _Ranked:
-    scores = reranker.score(compared.message, compared.passages, compared.vectors)
+def _reranked(opened: OpenedIndex, compared: ComparedPassages) -> _Ranked:
+    scores = opened.reranker.score(compared.message, compared.passages, compared.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
     # A long message is far from every passage; its question is not.
     cosines = (compared.vectors @ compared.message.vectors[:2].T).max(axis=1).tolist()
@@ -393,9 +390,3 @@ def _limited(ids: list[int], rows: Rows, per_document: int | None) -> list[int]:
         if count[document] <= per_document:
             kept_rows.append(row)
     return kept_rows
-
-
-def _diverse(rows: Rows, ranked: _Ranked, k: int, diversity: float) -> list[int]:
-    best = ranked.ids[: max(4 * k, 20)]
-    scores, (_, vectors) = [ranked.scores[row] for row in best], rows.titles_and_vectors(best)
-    return [best[number] for number in marginal_relevance(scores, vectors, k, diversity)]

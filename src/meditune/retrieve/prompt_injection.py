@@ -21,7 +21,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -69,7 +69,8 @@ _ADJACENT = re.compile(
 def is_instruction(sentence: str) -> bool:
     """Return whether a sentence tells a model what to do, instead of saying something about health."""
     return any(
-        _OVERRIDING(text) or _ORDERING(text) or _is_dense(text) or _spelled_out(text) for text in decodings(sentence)
+        _matches(text, "overrides", "abroad", "orders") or _is_dense(text) or _spelled_out(text)
+        for text in decodings(sentence)
     )
 
 
@@ -78,7 +79,7 @@ def is_override(sentence: str) -> bool:
 
     A request about the form of the answer, such as "please only answer in short sentences", doesn't count.
     """
-    return any(_OVERRIDING(text) or _spelled_out(text) for text in decodings(sentence))
+    return any(_matches(text, "overrides", "abroad") or _spelled_out(text) for text in decodings(sentence))
 
 
 def is_part_of_instruction(sentence: str) -> bool:
@@ -87,7 +88,7 @@ def is_part_of_instruction(sentence: str) -> bool:
     words = re.findall(r"[^\W\d_]+", plain)
     if len(words) <= MAX_ADJACENT_WORDS and _ADJACENT.search(plain):
         return True
-    addressed = _IMPERATIVE(plain) or re.search(r"\byour?\b", plain, re.IGNORECASE)
+    addressed = _matches(plain, "imperatives") or re.search(r"\byour?\b", plain, re.IGNORECASE)
     return bool(len(words) <= MAX_ADJACENT_READER_WORDS and addressed) and not any(
         is_health_word(word.lower()) for word in words
     )
@@ -98,7 +99,7 @@ def _is_dense(text: str) -> bool:
     strong = {match[0].lower() for match in _STRONG.finditer(text)}
     if not strong or 2 * len(strong) + len({match[0].lower() for match in _WEAK.finditer(text)} - strong) < DENSITY:
         return False
-    if not (_ADDRESSES.search(text) or _IMPERATIVE(text)):
+    if not (_ADDRESSES.search(text) or _matches(text, "imperatives")):
         return False
     return not any(is_health_word(word.lower()) for word in re.findall(r"[^\W\d_]+", text))
 
@@ -107,47 +108,31 @@ def _spelled_out(text: str) -> bool:
     return any(_DISGUISED.search(re.sub(r"[^a-z]", "", each[0].lower())) for each in _SPELLED.finditer(text))
 
 
-class _Rules:
-    """Rules of prompt_injection.yaml. One that begins with @start is tried only at the start of a clause."""
+def _matches(text: str, *names: str) -> bool:
+    """Return whether a text matches one of these rules; some are tried only at the start of a clause."""
+    anywhere, starting = _rules(*names)
+    if any(rule.search(text) for rule in anywhere):
+        return True
+    places = {start.end() for start in _start().finditer(text)}
+    return any(rule.match(text, place) for rule in starting for place in places)
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
 
-    def __call__(self, text: str) -> bool:
-        return next(self.matching(text), None) is not None
-
-    def matching(self, text: str) -> Iterator[str]:
-        """Yield the rules that a text matches."""
-        anywhere, starting = self._compiled
-        for rule, source in anywhere:
-            if rule.search(text):
-                yield source
-        places = {start.end() for start in _start().finditer(text)}
-        for rule, source in starting:
-            if any(rule.match(text, place) for place in places):
-                yield source
-
-    @cached_property
-    def _compiled(self) -> tuple[list[tuple[re.Pattern[str], str]], list[tuple[re.Pattern[str], str]]]:
-        anywhere: list[tuple[re.Pattern[str], str]] = []
-        starting: list[tuple[re.Pattern[str], str]] = []
-        for source in (rule for name in self._names for rule in _texts()[name]):
-            rule = re.compile(_written_out(source.removeprefix("@start")), re.IGNORECASE)
-            (starting if source.startswith("@start") else anywhere).append((rule, source))
-        return anywhere, starting
+@cache
+def _rules(*names: str) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
+    """Return the rules of prompt_injection.yaml with these names; those that begin with @start are the second list."""
+    words: dict[str, str] = _texts()["words"]
+    found: tuple[list[re.Pattern[str]], list[re.Pattern[str]]] = ([], [])
+    for source in (rule for name in names for rule in _texts()[name]):
+        rule = source.removeprefix("@start")
+        while (longer := re.sub(rf"@({'|'.join(words)})\b", lambda match: words[match[1]], rule)) != rule:
+            rule = longer
+        found[source.startswith("@start")].append(re.compile(rule, re.IGNORECASE))
+    return found
 
 
 @cache
 def _start() -> re.Pattern[str]:
     return re.compile(_texts()["words"]["start"], re.IGNORECASE)
-
-
-def _written_out(rule: str) -> str:
-    words: dict[str, str] = _texts()["words"]
-    names = "|".join(words)
-    while (longer := re.sub(rf"@({names})\b", lambda match: words[match[1]], rule)) != rule:
-        rule = longer
-    return rule
 
 
 @cache
@@ -156,18 +141,16 @@ def _texts() -> dict[str, Any]:
     return loaded
 
 
-_OVERRIDING = _Rules("overrides", "abroad")
-_ORDERING = _Rules("orders")
-_IMPERATIVE = _Rules("imperatives")
-
-
 def decodings(sentence: str) -> Iterator[str]:
     """Yield the sentence as it looks, and its decoded forms if letters are disguised; each once."""
     plain = _visible_text(sentence)
-    unread = html.unescape(sentence)
     seen = {plain}
     yield plain
-    for other in (_joined(plain), _undigited(plain), _spelled_right(plain), *_decoded(unread)):
+    # Digits in several words stand for letters; misspelled words of orders are corrected.
+    several = sum(bool(_LEET.search(word)) for word in plain.split()) > 1
+    letters = plain.translate(_DIGITS) if several else ""
+    corrected = re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], plain)
+    for other in (_joined(plain), letters, corrected, *_decoded(html.unescape(sentence))):
         if other and other not in seen:
             seen.add(other)
             yield other
@@ -194,17 +177,6 @@ def _joined(text: str) -> str:
     return together if together != text else ""
 
 
-def _undigited(text: str) -> str:
-    """Return the text with digits in words replaced by letters, if several words have them."""
-    changed = [word for word in text.split() if _LEET.search(word)]
-    return text.translate(_DIGITS) if len(changed) > 1 else ""
-
-
-def _spelled_right(text: str) -> str:
-    """Return the text with the most common words of orders spelled correctly."""
-    return re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], text)
-
-
 @lru_cache(maxsize=4096)
 def _nearest(word: str) -> str:
     near = (
@@ -212,13 +184,9 @@ def _nearest(word: str) -> str:
         for each in _MISSPELLED
         if (each[0] == word[0] and 0 < abs(len(each) - len(word)) <= 2)
         or sorted(each) == sorted(word)
-        or _one_off(each, word)
+        or (len(each) == len(word) and sum(a != b for a, b in zip(each, word, strict=True)) == 1)
     )
     return next((each for each in near if SequenceMatcher(None, each, word).ratio() >= 0.83), "")
-
-
-def _one_off(right: str, word: str) -> bool:
-    return len(right) == len(word) and sum(a != b for a, b in zip(right, word, strict=True)) == 1
 
 
 def _decoded(text: str) -> Iterator[str]:
@@ -241,17 +209,10 @@ def _decoded(text: str) -> Iterator[str]:
 _ADDRESS = re.compile(
     r"\b(?:https?|ftp)://[^\s)\]\"'>]+|\bwww\.[^\s)\]\"'>]+|\b[\w.+-]+@[\w-]+\.[\w.-]+", re.IGNORECASE
 )
-_MISSPELLED = [
-    "ignore",
-    "disregard",
-    "instructions",
-    "previous",
-    "guidelines",
-    "system",
-    "prompt",
-    "assistant",
-    "override",
-]
+_MISSPELLED = (
+    *("ignore", "disregard", "instructions", "previous", "guidelines", "system"),
+    *("prompt", "assistant", "override"),
+)
 _HIDDEN = {"Cf", "Cc"}
 _LOOKALIKES = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u04bb\u0501\u051b\u051d\u043a\u043c\u0442\u0432\u043d"
@@ -316,7 +277,9 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
     """
     orders: list[str] = []
-    seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, _visible(text), orders), orders)
+    text = text.replace("\r", "\n")
+    visible = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in _HIDDEN)
+    seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, visible, orders), orders)
     plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
     remaining: list[str] = []
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
@@ -347,14 +310,6 @@ def _with_neighbours(sentences: Sequence[str], is_order: Sequence[bool]) -> list
             beside = place - 1 if places.step > 0 else place + 1
             are_orders[place] = are_orders[place] or (are_orders[beside] and is_part_of_instruction(sentences[place]))
     return are_orders
-
-
-def _visible(text: str) -> str:
-    """Return the text without invisible characters, which could hide words from the rules."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"} else ("\n" if char == "\r" else "")
-        for char in text
-    )
 
 
 def _without_markup(text: str, special_tokens: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from meditune.errors import DataError
 from meditune.retrieve import storage
-from meditune.retrieve.topics import Mention, Synonyms
+from meditune.retrieve.topics import QUESTION_KINDS, Mention, Synonyms
 from meditune.text import sentences
 
 MAX_CHARACTERS = 2_000
@@ -107,62 +107,7 @@ UNINFORMATIVE = _any(
     end=r"\W*$",
 )
 """A subject line that fits any message"""
-KINDS = {
-    "missed dose": _any(r"(?:forgot|forget|missed|skip\w*)\b.{0,30}\b(?:dose|pill|tablet|shot)"),
-    "storage and disposal": _any(r"dispos\w+|expir\w+|storage|stored?|refrigerat\w+|throw away"),
-    "interactions": _any(r"interact\w*|(?:together|along|mix\w*|combin\w+) with", r"take\b.{0,60}\b(?:together|with)"),
-    "side effects": _any(r"side[- ]?ef+ect\w*|adverse|reactions? to"),
-    "dosage": _any(
-        r"dos(?:e|es|age|ages|ing)|how (?:much|many|often|long)\b.{0,40}\b(?:take|use|mg|ml)|maximum daily",
-        r"taper\w*|wean\w*|stop (?:taking|using)|\d+ ?mg",
-    ),
-    "inheritance": _any(
-        r"inherit\w*|heredit\w*|genetic\w*|pass(?:ed|ing)? (?:it |this |that )?(?:on|down)",
-        r"runs? in (?:the|my|our) famil\w+",
-    ),
-    "genetic changes": _any(r"genes?|mutat\w+|chromosom\w+|homozyg\w+|heterozyg\w+"),
-    "prevention": _any(r"prevent\w*|avoid\w*|protect\w*|vaccin\w*|reduce the risk"),
-    "research": _any(r"research|clinical trials?|trials?|stud(?:y|ies)|stem cells?"),
-    "support groups": _any(r"support groups?|organi[sz]ations?|foundation|association|community of"),
-    "exams and tests": _any(
-        r"diagnos\w+|tests?|tested|testing|detect\w*|screen\w*|scan|mri|x-?ray|biopsy|blood work",
-        r"how (?:do|would|can) (?:i|you|we) (?:know|find out|tell)",
-    ),
-    "outlook": _any(
-        r"prognosis|outlook|life (?:expectancy|span)|surviv\w+|long[- ]term|progress\w*|get(?:s|ting)? worse",
-        r"recover\w*",
-        r"how long (?:will|does|do|can|is)|curable|fatal|die|mortality|success rate",
-    ),
-    "complications": _any(r"complication\w*|lead to|damage\w*|consequence\w*"),
-    "susceptibility": _any(
-        r"at risk|risk (?:of|for|factors?)|chances? of|likely|prone|contagious|catch|transmit\w*|spread\w*|who gets?"
-    ),
-    "frequency": _any(r"how (?:common|rare|many people)|prevalen\w+|inciden\w+|statistics?|stats"),
-    "stages": _any(r"stag(?:es?|ing)"),
-    "symptoms": _any(r"symptom\w*|signs?|how does .{1,30} feel|feel like"),
-    "causes": _any(
-        r"caus\w+|why (?:do|does|is|am|are|did)|reasons?|due to|contribut\w+|result(?:s|ing)? (?:of|from)|trigger\w*",
-        r"effects? of",
-    ),
-    "treatment": _any(
-        r"treat\w*|cur(?:e|es|ed|ing)|remed\w+|therap\w+|medications?|medicines?|surger\w+|operation|relie\w+|help",
-        r"manag\w+|heal\w*|get rid of|what (?:can|should|to) (?:i |we |he |she )?do|exercises?|diet|fix|doctor",
-        r"specialist",
-    ),
-    "considerations": _any(
-        r"should (?:i|he|she|we) (?:see|go|be concerned|worry)|emergency|(?:which|what|kind of) (?:doctor|specialist)"
-    ),
-    "usage": _any(r"what is .{1,40} (?:used|prescribed) for|indication\w*|purpose of|recommended|usage"),
-    "precautions": _any(
-        r"safe|safely|pregnan\w+|breast[- ]?feed\w*|alcohol|allerg\w+|ok(?:ay)? to|can i (?:take|use|drink|eat)|harm\w*"
-    ),
-    "information": _any(
-        r"in(?:fo|formation)|learn|know(?:ledge)? (?:about|on|of|more)|literature|explain|define|tell me about",
-        r"resources?",
-        r"article|what (?:is|are) (?:an? |the )?\w+(?: \w+){0,3}\W*$",
-        end="",
-    ),
-}
+KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
 """Cues for kinds of question, named as in `topics.KINDS`; the more specific kinds first"""
 
 
@@ -197,8 +142,11 @@ def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
     topic = main.topic if main else ""
     if topic and topic not in query.casefold():
         query = f"{topic}. {query}"
-    kinds = _kinds(" ".join([subject, *asking])) or _kinds(question) or ["information"]
-    return QueryFocus(query, topic, kinds[0], tuple(mentions), tuple(kinds))
+    for text in (" ".join([subject, *asking]), question):
+        if kinds := tuple(kind for kind, pattern in KINDS.items() if pattern.search(text)):
+            break
+    kinds = kinds or ("information",)
+    return QueryFocus(query, topic, kinds[0], tuple(mentions), kinds)
 
 
 def _parts(question: str) -> tuple[str, list[str]]:
@@ -219,9 +167,4 @@ def _mentions(subject: str, questions: Sequence[str], question: str, synonyms: S
             key = min(mention.topics) if len(mention.topics) == 1 else mention.name
             found.setdefault(key, mention)
             weight[key] = max(weight.get(key, 0.0), share * mention.weight)
-    return sorted(found.values(), key=lambda m: -weight[min(m.topics) if len(m.topics) == 1 else m.name])
-
-
-def _kinds(text: str) -> list[str]:
-    """Return the kinds that the text has cues for, the most specific first."""
-    return [kind for kind, pattern in KINDS.items() if pattern.search(text)]
+    return [found[key] for key in sorted(found, key=lambda key: -weight[key])]

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,16 +145,13 @@ class TitleVectors:
         return [nearest(self.vectors, vector, count)[0].tolist() if self.titles else [] for vector in vectors]
 
 
-class Passage(Protocol):
-    """A passage to rank."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The parts of a passage that are compared."""
 
-    @property
-    def title(self) -> str:
-        """The passage's subject; may be empty."""
-
-    @property
-    def text(self) -> str:
-        """The passage's text."""
+    title: str
+    """The passage's subject; may be empty"""
+    text: str
 
 
 @dataclass(frozen=True)

@@ -16,69 +16,20 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import yaml
+
 from meditune.data.readers.medquad import parse_xml, texts, xml_files
 
-_WORDINGS = {
-    "symptoms": ("what are the symptoms of X", "what are the signs and symptoms of X", "what are the symptoms for X"),
-    "treatment": ("what are the treatments for X", "is there any treatment for X", "how can X be treated"),
-    "inheritance": ("is X inherited",),
-    "frequency": ("how many people are affected by X", "how common is X"),
-    "genetic changes": ("what are the genetic changes related to X",),
-    "causes": ("what causes X",),
-    "exams and tests": ("how to diagnose X", "how is X diagnosed"),
-    "research": ("what research (or clinical trials) is being done for X", "what research is being done for X"),
-    "outlook": ("what is the outlook for X", "what is the prognosis for X", "what to expect for X"),
-    "susceptibility": ("who is at risk for X",),
-    "considerations": (
-        "what to do for X",
-        "what to do in case of emergency or overdose of X",
-        "what to do in case of X",
-        "do i need to see a doctor for X",
-    ),
-    "prevention": ("how to prevent X", "how can X be prevented"),
-    "stages": ("what are the stages of X",),
-    "complications": ("what are the complications of X", "are there complications from X"),
-    "support groups": ("where to find support for people with X",),
-    "side effects": ("what are the side effects or risks of X", "what are the side effects of X"),
-    "usage": (
-        "who should get X and why is it prescribed",
-        "who should get X",
-        "why get vaccinated with X",
-        "how effective is X",
-        "what is the action of X and how does it work",
-    ),
-    "dosage": ("how should X be used and what is the dosage", "what is the dosage of X"),
-    "missed dose": ("what should i do if i forget a dose of X",),
-    "storage and disposal": ("what should i know about storage and disposal of X",),
-    "precautions": (
-        "who should not get X",
-        "what important warning or information should i know about X",
-        "are there safety concerns or special precautions about X",
-        "what special dietary instructions should i follow with X",
-    ),
-    "interactions": (
-        "are there interactions between X and other medications",
-        "are there interactions between X and herbs and supplements",
-        "are there interactions between X and foods",
-    ),
-    "brand names": ("what are the brand names of X", "what are the brand names of combination products of X"),
-    "information": (
-        "do you have information about X",
-        "what other information should i know about X",
-        "how can i learn more about X",
-        "what is (are) X",
-        "what is X",
-        "what are X",
-    ),
-}
-"""Kinds of question, most named as in MedQuAD, in the words of its titles; the first match counts"""
+QUESTION_KINDS: dict[str, dict[str, list[str]]] = yaml.safe_load(
+    Path(__file__).with_name("question_kinds.yaml").read_text(encoding="utf-8")
+)
 _TEMPLATES = tuple(
     (re.compile(re.escape(wording).replace("X", "(?P<topic>.+?)") + r"\s*[?.]?", re.IGNORECASE), kind)
-    for kind, wordings in _WORDINGS.items()
+    for kind, wordings in QUESTION_KINDS["titles"].items()
     for wording in wordings
 )
 _ALSO = re.compile(r"\(Also called:(?P<names>.*?)\)?\s*$", re.IGNORECASE)
-KINDS = tuple(_WORDINGS)
+KINDS = tuple(QUESTION_KINDS["titles"])
 
 
 @dataclass(frozen=True)
@@ -98,15 +49,9 @@ def read(title: str) -> Title:
     also = _ALSO.search(title)
     plain = " ".join((title[: also.start()] if also else title).split())
     others = [name.strip() for name in also["names"].split(";")] if also else []
-    for pattern, kind in _TEMPLATES:
-        found = pattern.fullmatch(plain)
-        if found:
-            return Title(found["topic"], _unique([found["topic"], *others]), kind)
-    return Title(plain, _unique([plain, *others]), "")
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in names if name))
+    matches = ((pattern.fullmatch(plain), kind) for pattern, kind in _TEMPLATES)
+    topic, kind = next(((found["topic"], kind) for found, kind in matches if found), (plain, ""))
+    return Title(topic, tuple(dict.fromkeys(filter(None, [topic, *others]))), kind)
 
 
 MAX_NAME_WORDS = 8
@@ -138,9 +83,6 @@ class Mention:
     """All topics of that name"""
     start: int
     """Its position in words of the text"""
-    end: int
-    exact: bool
-    """True if it is spelled correctly, ignoring case and plural"""
     weight: float
     """How informative the name is: more for rare words and for more words"""
 
@@ -179,8 +121,7 @@ class Synonyms:
 
     def find(self, text: str) -> list[Mention]:
         """Return the names in a text, in order; none within another."""
-        written = words(text)
-        meant = [self._corrected(word) for word in written]
+        meant = [self._corrected(word) for word in words(text)]
         found: list[Mention] = []
         taken = [False] * len(meant)
         for length in range(min(MAX_NAME_WORDS, len(meant)), 0, -1):
@@ -188,10 +129,8 @@ class Synonyms:
                 name = tuple(meant[start : start + length])
                 if name in self._topics and not any(taken[start : start + length]):
                     taken[start : start + length] = [True] * length
-                    exact = list(name) == written[start : start + length]
                     weight = sum(says(word) for word in name)
-                    topics = frozenset(self._topics[name])
-                    found.append(Mention(" ".join(name), topics, start, start + length, exact, weight))
+                    found.append(Mention(" ".join(name), frozenset(self._topics[name]), start, weight))
         return sorted(found, key=lambda mention: mention.start)
 
     def corrected(self, text: str) -> str:

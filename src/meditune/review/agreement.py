@@ -1,8 +1,7 @@
 """Agreement between raters: Cohen's and Fleiss' kappa, Krippendorff's alpha, each with a bootstrap interval; disputes.
 
 Ratings are an array (units, raters) of integers from 1, NaN for missing values. Every statistic is a function of sums
-over units, so that a bootstrap resample is one matrix product. `disputed` lists the items on which raters disagree
-most, for adjudication.
+over units, so that a bootstrap resample is one matrix product.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ class Agreement:
 def cohen(
     ratings: AnyArray, options: int, level: Level = "nominal", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Cohen's kappa of two raters (Cohen 1960), weighted by the options' distance if `level` is ordinal
-    (Cohen 1968).
+    """Return Cohen's kappa (1960) of two raters, weighted by the options' distance if the level is ordinal (1968).
 
     `ratings` is (units, 2); units with a missing rating are ignored.
     """
@@ -57,8 +55,7 @@ def cohen(
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
-    """Return Fleiss' kappa (Fleiss 1971) from the (units, options) numbers of raters, which must be equal for all
-    units.
+    """Return Fleiss' kappa (Fleiss 1971) from the (units, options) numbers of raters.
 
     Raises ValueError if units have unequal numbers of raters, or fewer than two.
     """
@@ -154,9 +151,7 @@ class Dispute:
 def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> list[Dispute]:
     """Return the items of the first round on which two or more raters disagree, the most disputed first.
 
-    On a nominal axis two ratings are 0 or 1 apart; on an ordinal axis their distance is proportional to the steps
-    between them. "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes are
-    disputed.
+    "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes are disputed.
     """
     options: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:

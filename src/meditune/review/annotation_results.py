@@ -7,7 +7,7 @@ writes the verdicts to the file that a recipe's data.decisions names. Known item
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,27 +74,23 @@ def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved],
 
 def _deciding_ratings(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
     """Return for each item judged on an axis the ratings that decide it, or none and the reason."""
-    first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
+    first: dict[str, list[Rating]] = defaultdict(list)
+    for rating in rated.first:
+        if rating.axis == axis.name:
+            first[rating.item].append(rating)
+    given = (rating for rating in rated.settled if rating.axis == axis.name and rating.option)
+    final = {rating.item: rating for rating in sorted(given, key=lambda rating: rating.time)}
     found: dict[str, tuple[list[Rating], str]] = {}
     for item in rated.set.items:
-        last = sorted((rating for rating in settled[item] if rating.option), key=lambda rating: rating.time)[-1:]
         judged = [rating for rating in first[item] if rating.option]
-        if last:
-            found[item] = last, ""
+        if item in final:
+            found[item] = [final[item]], ""
         elif judged:
             option, votes = Counter(rating.option for rating in judged).most_common(1)[0]
             standing = [rating for rating in judged if rating.option == option]
             found[item] = (standing, "") if 2 * votes > len(judged) else ([], TIED)
         elif first[item]:
             found[item] = [], CANNOT
-    return found
-
-
-def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
-    found: dict[str, list[Rating]] = defaultdict(list)
-    for rating in ratings:
-        if rating.axis == axis.name:
-            found[rating.item].append(rating)
     return found
 
 
@@ -128,24 +124,19 @@ class CheckedRatings:
 
 
 def read_checked(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> CheckedRatings:
-    """Return the ratings in `folder`; `excluded_raters` lists raters to exclude, by name or code.
-
-    Raises DataError if there is no complete set of this kind, or no rater of such a name.
-    """
+    """Return the ratings in `folder` without excluded raters (names or codes). Raises DataError for unknown ones."""
     rated = read_rated(folder, VALIDATE)
-    careful = [_careful(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
-    left_out = {each.rater.id for each in careful if exclude_careless and each.careless}
+    all_raters = [_accuracy(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
+    left_out = {each.rater.id for each in all_raters if exclude_careless and each.careless}
+    by_name = {name.casefold(): each.rater for each in all_raters for name in (each.rater.name, each.rater.code)}
     for name in excluded_raters:
-        found = [
-            each.rater.id
-            for each in careful
-            if name.casefold() in (each.rater.name.casefold(), each.rater.code.casefold())
-        ]
-        if not found:
-            raters = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
+        if name.casefold() not in by_name:
+            raters = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in all_raters) or "nobody"
             raise DataError(f"{folder}: no rater {name!r}. Raters: {raters}.")
-        left_out |= set(found)
-    return CheckedRatings(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
+        left_out.add(by_name[name.casefold()].id)
+    return CheckedRatings(
+        rated.without(left_out), all_raters, [each for id, each in rated.raters.items() if id in left_out]
+    )
 
 
 def open_disputes(folder: Path, excluded_raters: Sequence[str], exclude_careless: bool) -> list[Dispute]:
@@ -154,7 +145,7 @@ def open_disputes(folder: Path, excluded_raters: Sequence[str], exclude_careless
     return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
 
-def _careful(rated: RatedSet, rater: Rater) -> RaterAccuracy:
+def _accuracy(rated: RatedSet, rater: Rater) -> RaterAccuracy:
     known = [
         VERDICTS[rating.option - 1] in rated.key[rating.item].expected
         for rating in rated.first
@@ -164,13 +155,10 @@ def _careful(rated: RatedSet, rater: Rater) -> RaterAccuracy:
     return RaterAccuracy(rater, len(known), sum(known))
 
 
-NAME = "results.json"
-
-
 def write_results(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> dict[str, Any]:
     """Return the results (see docs/how-to/check-data.md), and store them as results.json in the set's folder."""
     found = results(read_checked(folder, excluded_raters, exclude_careless))
-    write_json(folder / NAME, found)
+    write_json(folder / "results.json", found)
     return found
 
 
@@ -180,33 +168,39 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
     decided, undecided = resolve(rated)
     rows = {id: row for id, row in rated.key.items() if not row.known}
     of_rows = {id: each for id, each in decided.items() if id in rows}
-    axis = VERDICT
-    ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == axis.name]
+    ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == VERDICT.name]
     settled = {rating.item for rating in rated.settled}
+    kinds = sorted({row.stratum for row in rows.values()} - {""})
+    sources = sorted({row.source for row in rows.values()})
     return {
         "meditune": meditune.__version__,
         "sample": rated.made_from["sample"],
         "rows": len(rows),
         "judged": len({rating.item for rating in ratings}),
         "ratings": len(ratings),
-        "ratings_by_verdict": _counts(axis.label(r.option).lower() for r in ratings if r.option),
+        "ratings_by_verdict": _counts(VERDICT.label(r.option).lower() for r in ratings if r.option),
         "cannot": sum(rating.option is None for rating in ratings),
         "rows_by_verdict": _counts(each.label for each in of_rows.values()),
         "changed": sum(bool(each.answer) for each in of_rows.values()),
         "by_one_rater": sum(len(each.raters) == 1 and not each.settled for each in of_rows.values()),
-        "correct": _share(of_rows, rows, {}),
-        "kinds": {
-            kind: _share(of_rows, rows, {"stratum": kind})
-            for kind in sorted({row.stratum for row in rows.values()} - {""})
-        },
-        "sources": {
-            name: _share(of_rows, rows, {"source": name}) for name in sorted({row.source for row in rows.values()})
-        },
+        "correct": _share(of_rows.values()),
+        "kinds": {kind: _share(each for id, each in of_rows.items() if rows[id].stratum == kind) for kind in kinds},
+        "sources": {name: _share(each for id, each in of_rows.items() if rows[id].source == name) for name in sources},
         "suspicions": _suspicions(of_rows, rows),
         "seconds_per_row": seconds(ratings),
-        "agreement": agreement(axis, ratings, rated),
+        "agreement": agreement(VERDICT, ratings, rated),
         **_decisions(rated, rows),
-        "raters": [_rater(each, checked) for each in checked.accuracies],
+        "raters": [
+            {
+                "code": each.rater.code,
+                "name": each.rater.name,
+                "known_judged": each.judged,
+                "known_right": each.right,
+                "careless": each.careless,
+                "left_out": each.rater in checked.excluded,
+            }
+            for each in checked.accuracies
+        ],
         "undecided": [
             {"example": rows[id].example, "item": id, "why": why} for id, why in undecided.items() if id in rows
         ],
@@ -224,12 +218,11 @@ def _decisions(rated: RatedSet, rows: Mapping[str, Origin]) -> dict[str, Any]:
     if rated.set.axis(DECISION.name) is None:
         return {}
     labelled, undecided = resolve(rated, DECISION)
-    given: Counter[str] = Counter(each.label or "neither" for id, each in labelled.items() if id in rows)
+    given = Counter(each.label or "neither" for id, each in labelled.items() if id in rows)
     ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == DECISION.name]
-    names: tuple[str, ...] = (*DECISIONS, "neither")
-    named = {each: given[each] for each in names}
+    counts = {name: given[name] for name in (*DECISIONS, "neither")}
     return {
-        "decisions": named | {"undecided": sum(id in rows for id in undecided)},
+        "decisions": counts | {"undecided": sum(id in rows for id in undecided)},
         "agreement_on_decisions": agreement(DECISION, ratings, rated),
     }
 
@@ -239,19 +232,12 @@ def _counts(verdicts: Any) -> dict[str, int]:
     return {verdict: counted[verdict] for verdict in VERDICTS}
 
 
-def _share(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin], filters: Mapping[str, str]) -> dict[str, Any]:
-    """Return the number of decided rows of a kind, and the percentage that is correct as it is."""
-    chosen = [
-        each
-        for id, each in resolved.items()
-        if all(getattr(rows[id], name) == value for name, value in filters.items())
-    ]
-    right = sum(each.label == "correct" and not each.answer for each in chosen)
-    return {
-        "decided": len(chosen),
-        "percent": 100 * right / len(chosen) if chosen else None,
-        "ci95": wilson(right, len(chosen)) if chosen else None,
-    }
+def _share(resolved: Iterable[Resolved]) -> dict[str, Any]:
+    """Return the number of decided rows, and the percentage that is correct as it is."""
+    correct = [each.label == "correct" and not each.answer for each in resolved]
+    count, right = len(correct), sum(correct)
+    percent, ci95 = (100 * right / count, wilson(right, count)) if count else (None, None)
+    return {"decided": count, "percent": percent, "ci95": ci95}
 
 
 def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
@@ -264,17 +250,6 @@ def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) ->
                 found[name]["decided"] += 1
                 found[name]["faulty"] += resolved[id].label != "correct" or bool(resolved[id].answer)
     return {name: {key: count[key] for key in ("rows", "decided", "faulty")} for name, count in sorted(found.items())}
-
-
-def _rater(accuracy: RaterAccuracy, checked: CheckedRatings) -> dict[str, Any]:
-    return {
-        "code": accuracy.rater.code,
-        "name": accuracy.rater.name,
-        "known_judged": accuracy.judged,
-        "known_right": accuracy.right,
-        "careless": accuracy.careless,
-        "left_out": accuracy.rater in checked.excluded,
-    }
 
 
 def _remarks(checked: CheckedRatings) -> list[str]:
@@ -292,13 +267,11 @@ def _remarks(checked: CheckedRatings) -> list[str]:
                 f"{each.rater.code}."
             )
     if checked.excluded:
-        remarks.append(
-            "Excluded raters: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.excluded) + "."
-        )
-    if any(row.known for row in checked.rated.key.values()):
-        few = [each.rater.code for each in checked.accuracies if each.judged < MIN_KNOWN_ITEMS]
-        if few:
-            remarks.append(f"Too few known items to tell whether these raters are careful: {', '.join(few)}.")
+        names = ", ".join(f"{rater.name} ({rater.code})" for rater in checked.excluded)
+        remarks.append(f"Excluded raters: {names}.")
+    few = ", ".join(each.rater.code for each in checked.accuracies if each.judged < MIN_KNOWN_ITEMS)
+    if few and any(row.known for row in checked.rated.key.values()):
+        remarks.append(f"Too few known items to tell whether these raters are careful: {few}.")
     return remarks
 
 
@@ -315,10 +288,7 @@ class WrittenDecisions:
 def write_decisions(
     folder: Path, path: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False
 ) -> WrittenDecisions:
-    """Write the set's decisions to `path`; decisions of other sets about other rows are kept.
-
-    Known items give no decision. Raises DataError if nothing was decided.
-    """
+    """Write the decisions to `path`; those of other sets are kept. Raises DataError if nothing was decided."""
     checked = read_checked(folder, excluded_raters, exclude_careless)
     decided, undecided = resolve(checked.rated)
     of_set = checked.rated.set.settings.shuffle

@@ -11,9 +11,11 @@ import random
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import log, prod
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, get_args
 
 from meditune.config.load_recipe import load_recipe
@@ -25,11 +27,13 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
 from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict
 from meditune.data.sources import SOURCES
+from meditune.data.splits import question_key
 from meditune.errors import DataError
-from meditune.evidence.detector import Sentence
+from meditune.evidence.detector import Sentence, Sources, detect
+from meditune.evidence.words import tokens
 from meditune.files import is_result_of, sha256
+from meditune.progress import track
 from meditune.review.rating_set import KEY, VALIDATE, check_sharing, read_key, row_key, shown_row, write_set
-from meditune.review.suspicious_rows import ON_TOPIC, SIGNALS, Suspicion, flagged, stems, suspicion
 
 Sample = Literal["random", "suspicious"]
 SAMPLES: tuple[Sample, ...] = get_args(Sample)
@@ -47,10 +51,7 @@ def check_choice(sample: str, strata: str) -> None:
 def chosen(
     rows: Sequence[Example], count: int, stratify_by: str, seed: int, suspicions: Mapping[str, Suspicion] | None
 ) -> list[Example]:
-    """Return `count` rows, or all if there are fewer: the most suspicious first if known, otherwise a random sample.
-
-    With strata, each stratum gives the same number of rows if it has enough.
-    """
+    """Return `count` rows, the most suspicious or random ones; each stratum gives the same number if it can."""
     order = list(rows)
     random.Random(f"{seed}/annotate").shuffle(order)
     if suspicions is not None:
@@ -86,9 +87,144 @@ def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return quotas
 
 
+FAR = 3.0
+"""Number of median absolute deviations from the source's usual length that counts as suspicious"""
+SPREAD = 0.3
+ON_TOPIC = 0.35
+"""Minimum weighted share of the question's words in an answer that counts as on topic"""
+
+
+Finding = tuple[float, str]
+"""A signal's score of a row, from 0 to 1, and the reason"""
+
+
+Signal = Callable[[Sequence[Example]], Mapping[str, Finding]]
+"""Maps all rows to findings for some of them, by id"""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The suspicion score of one row."""
+
+    score: float = 0.0
+    """0 to 1: the signals' scores combined like independent probabilities of an error"""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dict[str, Suspicion]:
+    """Return the suspicion score of each row by id."""
+    noticed: dict[str, dict[str, Finding]] = defaultdict(dict)
+    for name, signal in signals.items():
+        for id, found in signal(examples).items():
+            noticed[id][name] = found
+    return {
+        each.id: Suspicion(
+            1 - prod(1 - score for score, _ in noticed[each.id].values()),
+            {name: why for name, (_, why) in noticed[each.id].items()},
+        )
+        for each in examples
+    }
+
+
+def unusual_length(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return answers far shorter or longer than usual for their source, on a logarithmic scale."""
+    lengths: dict[str, dict[str, float]] = defaultdict(dict)
+    for each in examples:
+        if each.answer:
+            lengths[each.source][each.id] = log(len(each.answer.split()))
+    found = {}
+    for of_source in lengths.values():
+        usual = median(of_source.values())
+        spread = max(SPREAD, median(abs(value - usual) for value in of_source.values()))
+        for id, value in of_source.items():
+            away = abs(value - usual) / spread
+            if away > FAR:
+                side = "short" if value < usual else "long"
+                found[id] = (min(0.6, (away - FAR) / 10), f"{side} for its source")
+    return found
+
+
+def off_topic(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return answers that, together with their passages, share few of the question's important words."""
+    found = {}
+    for each in track(examples, "Comparing answers with questions", unit="rows"):
+        asked = Sentence(each.question)
+        if not each.answer or not asked.total:
+            continue
+        share = asked.share_in(stems(each.answer, *(passage.text for passage in each.context)))
+        if share < ON_TOPIC:
+            found[each.id] = (0.7 * (1 - share / ON_TOPIC), "shares few words with the question")
+    return found
+
+
+def stems(*texts: str) -> set[str]:
+    """Return the stems of the words in these texts."""
+    return {token.stem for text in texts for token in tokens(text)}
+
+
+def unsupported(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return answers that their own passages don't support, according to the faithfulness detector."""
+    found = {}
+    given = [row for row in examples if row.context and row.answer]
+    for each in track(given, "Comparing answers with passages", unit="rows"):
+        judged = detect(each.answer, Sources([passage.text for passage in each.context], each.question))
+        if judged.score is not None and (judged.spans or not judged.faithful):
+            why = judged.spans[0].why if judged.spans else "no passage supports it"
+            found[each.id] = (0.8 * (1 - judged.score), why)
+    return found
+
+
+def contradicted(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return rows whose question occurs again with the same passages but another answer."""
+    asked: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for each in examples:
+        asked[question_key(each.question), question_key(each.context_text)].append(each)
+    found = {}
+    for rows in asked.values():
+        decisions = {each.decision for each in rows if each.decision}
+        answers = {question_key(each.answer) for each in rows if each.answer}
+        for each in rows:
+            if len(decisions) > 1:
+                found[each.id] = (0.8, "the same question has a different decision elsewhere")
+            elif len(answers) > 1:
+                found[each.id] = (0.3, "the same question has a different answer elsewhere")
+    return found
+
+
+def repeated(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return answers that also occur with other questions."""
+    asked_by_answer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for each in examples:
+        if each.answer:
+            asked_by_answer[question_key(each.answer)][question_key(each.question)].append(each.id)
+    found = {}
+    for questions in asked_by_answer.values():
+        others = len(questions) - 1
+        where = "another question" if others == 1 else f"{others} other questions"
+        for id in (id for ids in questions.values() for id in ids if others):
+            found[id] = (0.4, f"the same answer occurs with {where}")
+    return found
+
+
+def flagged(records: Iterable[Mapping[str, Any]]) -> Signal:
+    """Return a signal from data checks' notes on rows: records of `id`, `rule`, `action` (flag) and `detail`."""
+    by_id: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record["action"] == "flag":
+            by_id[str(record["id"])].append(str(record["detail"] or record["rule"]))
+    return lambda examples: {each.id: (0.7, "; ".join(by_id[each.id])) for each in examples if each.id in by_id}
+
+
+SIGNALS: dict[str, Signal] = {
+    "length": unusual_length,
+    "off_topic": off_topic,
+    "unsupported": unsupported,
+    "contradicted": contradicted,
+    "repeated": repeated,
+}
+
+
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-TRAINED = ("train", "dev")
-LEDGER, NOTED = "ledger.parquet", ("id", "rule", "action", "detail")
 
 
 @dataclass(frozen=True)
@@ -100,44 +236,39 @@ class Candidates:
     decided: int = 0
     """Number of rows that were left out because people had checked them before"""
     rejected: int = 0
-    noted: tuple[Mapping[str, Any], ...] = ()
+    noted: Sequence[Mapping[str, Any]] = ()
     """Notes about rows that quality control wrote to the data's ledger"""
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     """Return the rows of `source`: a run's folder, a table, or a recipe, to which `overrides` are applied.
 
-    Without `test`, only rows of train and dev are returned; a table has no splits, so all its rows are. Raises
-    DataError if there is nothing to check.
+    Without `test`, test rows are left out, except of a table. Raises DataError if there is nothing to check.
     """
-    path = Path(source)
-    noted: list[dict[str, Any]] = []
+    path, rejects, noted = Path(source), Rejects(), []
     if path.suffix.lower() in TABLES:
-        rejects = Rejects()
-        rows, digest, rejected = list(user_files.read(path, rejects)), sha256(path), len(rejects)
+        rows, digest = list(user_files.read(path, rejects)), sha256(path)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             folder = _data_of(path) if path.is_dir() else Path(temporary) / "data"
             prepared = stored_data(folder) if path.is_dir() else prepare(load_recipe(source, overrides).recipe, folder)
-            noted = _ledger(folder)
+            noted = _ledger(folder / "ledger.parquet")
         named = prepared.splits.named()
-        rows = [row for name in ((*TRAINED, "test") if test else TRAINED) for row in named[name]]
-        digest, rejected = prepared.sha256, 0
+        rows = [row for name in ("train", "dev", *(("test",) if test else ())) for row in named[name]]
+        digest = prepared.sha256
     new = [row for row in rows if "validated" not in row.meta]
     if not new:
         raise DataError(f"{source}: all rows were checked already.")
-    return Candidates(new, digest, len(rows) - len(new), rejected, tuple(noted))
+    return Candidates(new, digest, len(rows) - len(new), len(rejects), noted)
 
 
-def _ledger(folder: Path) -> list[dict[str, Any]]:
+def _ledger(path: Path) -> list[dict[str, Any]]:
     """Return the rows of the ledger that quality control wrote beside the data; none without a ledger."""
-    path = folder / LEDGER
     if not path.is_file():
         return []
     import pyarrow.parquet
 
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(NOTED)).to_pylist()
-    return rows
+    return list(pyarrow.parquet.read_table(path, columns=["id", "rule", "action", "detail"]).to_pylist())
 
 
 def _data_of(folder: Path) -> Path:
@@ -162,11 +293,7 @@ class Gold:
 
 
 def read_gold(path: Path) -> list[Gold]:
-    """Return the known items of a user's table, whose column `verdict` holds one verdict or several, separated by
-    commas.
-
-    Raises DataError with the row if a verdict is unknown or the row is invalid.
-    """
+    """Return the known items of a table: `verdict` has verdicts separated by commas. Raises DataError."""
     rejects = Rejects()
     found = []
     for example in user_files.read(path, rejects, source="gold"):
@@ -187,8 +314,7 @@ def read_gold(path: Path) -> list[Gold]:
 def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
     """Return rows with the answer of another row of the same source that shares few of the question's words.
 
-    Any verdict that drops a row counts as correct: such an answer is wrong and off-topic, and may be unsafe. Raises
-    DataError if there aren't enough different rows.
+    Any verdict that drops a row counts as correct. Raises DataError if there aren't enough different rows.
     """
     chance = random.Random(f"{seed}/planted")
     able = [row for row in rows if row.answer]
@@ -246,8 +372,7 @@ class CreatedSet:
 def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedSet:
     """Create a set in `folder`; `source` is a recipe, a run's folder or a table.
 
-    Ids are random for each set. Known items go to every rater. Raises DataError if there is nothing to check,
-    MedituneError if the folder holds something else.
+    Known items go to every rater. Raises DataError if there is nothing to check, MedituneError for another content.
     """
     check_choice(options.sample, options.strata)
     check_sharing(options.raters, options.overlap)

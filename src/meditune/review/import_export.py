@@ -49,6 +49,7 @@ class Judgements:
 
 
 BESIDE = ("decision", "source", "link")
+"""Fields of items that are shown beside the answers, if any item has them"""
 
 
 def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
@@ -64,7 +65,9 @@ def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str
     for note, kind, text in judgements.texts():
         result = _result(kind, "textarea", {"text": [text]}, {"round": note.round, "time": note.time})
         predictions[note.item][note.rater, note.round].append(result)
-    tasks, field_names = [], _shown(rating_set)
+    # Label Studio requires each field of a configuration in every task.
+    field_names = [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
+    tasks = []
     for number, item in enumerate(rating_set.items.values(), start=1):
         sources = "\n\n".join(f"{p.label}: {p.text}" if p.label else p.text for p in item.context)
         data = {"item": item.id, "question": item.shown_question(), "sources": sources, "answer": item.answer}
@@ -78,27 +81,22 @@ def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str
     write_json(path, tasks, private=True)
     config = path.with_suffix(".xml")
     with replace_file(config) as stream:
-        stream.write(configuration(rating_set))
+        stream.write(_configuration(rating_set, field_names))
     return [path, config]
-
-
-def _shown(rating_set: RatingSet) -> list[str]:
-    """Return the fields shown beside the answers. Label Studio requires each field of a configuration in every task."""
-    return [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
 
 
 def _result(name: str, kind: str, value: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     return {"from_name": name, "to_name": "answer", "type": kind, "value": value, "meta": meta}
 
 
-def configuration(rating_set: RatingSet) -> str:
+def _configuration(rating_set: RatingSet, field_names: list[str]) -> str:
     """Return Label Studio's labeling configuration for the set's axes."""
     words, edits = rating_set.task.words, rating_set.task.edits
-    lines = ["<View>", '  <Header value="Question"/>', '  <Text name="question" value="$question"/>']
-    lines += ['  <Header value="Sources"/>', '  <Text name="sources" value="$sources"/>']
-    for name in _shown(rating_set):
-        lines += [f'  <Header value="{name.capitalize()}"/>', f'  <Text name="{name}" value="${name}"/>']
-    lines += [f"  <Header value={quoteattr(words['text'])}/>", '  <Text name="answer" value="$answer"/>']
+    lines = ["<View>"]
+    shown = [("Question", "question"), ("Sources", "sources")]
+    shown += [*((name.capitalize(), name) for name in field_names), (words["text"], "answer")]
+    for title, name in shown:
+        lines += [f"  <Header value={quoteattr(title)}/>", f'  <Text name="{name}" value="${name}"/>']
     for axis in rating_set.axes:
         lines.append(f"  <Header value={quoteattr(f'{axis.title}: {axis.question}')}/>")
         lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInline="true">')
@@ -116,10 +114,7 @@ def configuration(rating_set: RatingSet) -> str:
 
 
 def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
-    """Return the annotations and predictions in a JSON export (not JSON-MIN). Cancelled annotations are skipped.
-
-    Raises DataError with the task's number (from 1) if something is invalid.
-    """
+    """Return the annotations and predictions in a JSON export. Raises DataError with the task's number (from 1)."""
     tasks = read_json(path)
     if not isinstance(tasks, list):
         raise DataError(f"{path}: not a Label Studio export, which is a list of tasks.")
@@ -141,23 +136,19 @@ def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
 
 def _results(task: dict[str, Any], location: str) -> Iterator[tuple[str, list[Any], float]]:
     """Yield the rater, the results, and the seconds per choice if known."""
-    for kind in ("predictions", "annotations"):
+    for kind, author in (("predictions", "model_version"), ("annotations", "completed_by")):
         for each in task.get(kind) or []:
             if not isinstance(each, dict) or not isinstance(each.get("result"), list):
                 raise DataError(f"{location}: one of its {kind} has no list 'result'.")
             if each.get("was_cancelled"):
                 continue
-            rater = each.get("model_version") if kind == "predictions" else _annotator(each.get("completed_by"))
+            rater = each.get(author) if author == "model_version" else _annotator(each.get(author))
             if not rater:
-                who = "model_version" if kind == "predictions" else "completed_by"
-                raise DataError(f"{location}: one of its {kind} has no author ({who}).")
+                raise DataError(f"{location}: one of its {kind} has no author ({author}).")
             choices = sum(isinstance(one, dict) and one.get("type") == "choices" for one in each["result"])
             spent = each.get("lead_time")
-            yield (
-                str(rater),
-                each["result"],
-                float(spent) / choices if isinstance(spent, int | float) and choices else 0,
-            )
+            seconds = float(spent) / choices if isinstance(spent, int | float) and choices else 0.0
+            yield str(rater), each["result"], seconds
 
 
 def _annotator(by: Any) -> str:
@@ -208,7 +199,7 @@ class ImportedRatings:
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
     """Write the ratings and return the files: one CSV, or Label Studio's tasks and its labeling configuration.
 
-    With `unblind`, each row also has the example and the origin of the answer. Raises DataError for an unknown format.
+    With `unblind`, each row also has the example and the origin of the answer.
     """
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
@@ -226,10 +217,9 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import all ratings in a CSV file or a Label Studio export, or none if a row is invalid.
+    """Import all ratings in a CSV file or a Label Studio export, or none if a row is invalid (DataError).
 
-    Earlier ratings by the same rater of the same item are replaced, so a file can be imported again. Raises DataError
-    with the line.
+    Earlier ratings by the same rater of the same item are replaced, so a file can be imported again.
     """
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
@@ -275,24 +265,22 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
         raise DataError(f"{path}: neither CSV (.csv, .tsv) nor a Label Studio export (.json).")
     rejects = Rejects()
     given = Judgements(rating_set, [])
-    for number, (where, row) in enumerate(rows(path, "ratings", rejects)):
-        if not number:
-            missing = [column for column in NEEDED if column not in row]
-            if missing:
-                raise DataError(
-                    f"{path}, line 1: no column {', '.join(missing)}. Required columns: {', '.join(NEEDED)}."
-                )
-        item, rater = _cell(row, "item"), _unsafe(_cell(row, "rater"))
+    for where, row in rows(path, "ratings", rejects):
+        if missing := [column for column in NEEDED if column not in row]:
+            raise DataError(f"{path}, line 1: no column {', '.join(missing)}. Required columns: {', '.join(NEEDED)}.")
+        item, rater, axis = _cell(row, "item"), _unsafe(_cell(row, "rater")), _cell(row, "axis")
         if item not in rating_set.items:
             raise DataError(f"{where}: this set has no item {item!r}. Is the file from another rating set?")
         if not rater:
             raise DataError(f"{where}: no rater. Give the rater's name or initials.")
-        round = _round(row, where)
-        if row["axis"] in {COMMENT, BETTER}:
+        round = _cell(row, "round") or str(RATING)
+        if round not in {str(RATING), str(ADJUDICATION)}:
+            raise DataError(f"{where}: round {round!r} is neither 1 (rating) nor 2 (adjudication).")
+        if axis in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
-            given.add_text(rater, item, round, row["axis"], text, _cell(row, "time"))
+            given.add_text(rater, item, int(round), axis, text, _cell(row, "time"))
         else:
-            given.ratings.append(_rating(row, where, rating_set, rater, round))
+            given.ratings.append(_rating(row, where, rating_set, rater, int(round)))
     first = next(rejects.rows(), None)
     if first:
         raise DataError(f"{first['where']}: {first['reason']}. Nothing was imported.")
@@ -303,27 +291,18 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     return str(row.get(column) or "").strip()
 
 
-def _round(row: Mapping[str, Any], location: str) -> int:
-    text = _cell(row, "round") or str(RATING)
-    if text not in {str(RATING), str(ADJUDICATION)}:
-        raise DataError(f"{location}: round {text!r} is neither 1 (rating) nor 2 (adjudication).")
-    return int(text)
-
-
 def _rating(row: Mapping[str, Any], location: str, rating_set: RatingSet, rater: str, round: int) -> Rating:
     axis = rating_set.axis(_cell(row, "axis"))
     if axis is None:
         known = ", ".join([*(each.name for each in rating_set.axes), COMMENT, BETTER])
         raise DataError(f"{location}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
-    text, label = _cell(row, "option"), _cell(row, "label")
     numbers = {str(number): number for number in range(1, len(axis.options) + 1)} | {"0": None}
-    labels = axis.numbers()
-    if text not in numbers and (text or label not in labels):
-        raise DataError(
-            f"{location}: {axis.name} has no option {text or label!r}. Choose from "
-            + ", ".join(f"{number} ({axis.label(option)})" for number, option in numbers.items())
-            + "."
-        )
+    text, known_values = _cell(row, "option"), numbers
+    if not text:
+        text, known_values = _cell(row, "label"), axis.numbers()
+    if text not in known_values:
+        choices = ", ".join(f"{number} ({axis.label(option)})" for number, option in numbers.items())
+        raise DataError(f"{location}: {axis.name} has no option {text!r}. Choose from {choices}.")
     spent = _cell(row, "seconds") or "0"
     try:
         seconds = float(spent)
@@ -331,5 +310,4 @@ def _rating(row: Mapping[str, Any], location: str, rating_set: RatingSet, rater:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{location}: seconds {spent!r} is not a number of at least 0.")
-    option = numbers[text] if text else labels[label]
-    return Rating(rater, _cell(row, "item"), axis.name, option, seconds, _cell(row, "time"), round)
+    return Rating(rater, _cell(row, "item"), axis.name, known_values[text], seconds, _cell(row, "time"), round)

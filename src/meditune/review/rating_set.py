@@ -326,9 +326,8 @@ def row_key(example: Example, **facts: Any) -> dict[str, Any]:
 
 def shown_prompt(example: Example) -> dict[str, Any]:
     """Return what a page shows of a prompt: `question`, `context`, and `turns` if it belongs to a conversation."""
-    turns = [turn.model_dump(mode="json") for turn in example.turns or ()]
-    context = [passage.model_dump(mode="json") for passage in example.context]
-    return {"question": example.question, "context": context, **({"turns": turns} if turns else {})}
+    shown = example.model_dump(mode="json", include={"question", "context", "turns"})
+    return {name: value for name, value in shown.items() if value or name != "turns"}
 
 
 def shown_row(example: Example, source: str) -> dict[str, Any]:
@@ -396,10 +395,7 @@ class RatingSet:
         return order
 
     def _dealt(self, questions: Sequence[str], place: int) -> list[str]:
-        """Return the questions of one rater.
-
-        Every combination of `overlap` raters gets about the same number of questions.
-        """
+        """Return the questions of one rater. Every combination of `overlap` raters gets about the same number."""
         raters, everyone = self.settings.raters, self.settings.everyone
         if raters is None or self.settings.overlap is None:
             return list(questions)
@@ -443,10 +439,7 @@ def write_set(
     shared_ids: Sequence[str] = (),
     ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically, with `items` in the given order.
-
-    `inputs` has `raters` and `overlap`, with a default overlap of 2 for data checks.
-    """
+    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap`, by default 2 for data checks."""
     raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
@@ -480,12 +473,10 @@ MODELS = ("base", "tuned")
 def create(
     run: Path, folder: Path, questions: int, axes: str, raters: int | None, overlap: int | None, seed: int
 ) -> dict[str, int]:
-    """Create a rating set in `folder`; return its numbers of `questions` and `answers`, and how many answers are
-    `alike`.
+    """Create a rating set in `folder`; return its numbers of `questions` and `answers`, and of `alike` answers.
 
-    The questions are a seeded sample of those that both models answered. Ids and orders are random for each set, so
-    that they can't be guessed. Identical answers by base, tuned or reference become one item. Raises DataError if the
-    run is unfinished or has no written answers, MedituneError if the folder holds something else.
+    The questions are a seeded sample; ids and orders are random, so that they can't be guessed. Identical answers
+    become one item. Raises DataError without written answers, MedituneError if the folder holds something else.
     """
     RATE.form(axes)
     refuse_unfinished(run)

@@ -1,7 +1,4 @@
-"""The results of ratings: scores per origin with intervals, tuned against base, agreement, disputes, preference pairs.
-
-Functions that take a task are shared by rating and data checks. Preference pairs are for train.preference.path.
-"""
+"""The results of ratings: scores with intervals, tuned against base, agreement, disputes, preference pairs."""
 
 from __future__ import annotations
 
@@ -22,18 +19,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Agreement, Dispute, cohen, counted, disputed, fleiss, krippendorff
-from meditune.review.rating_set import (
-    RATE,
-    SET,
-    Axis,
-    Item,
-    Origin,
-    RatingSet,
-    Task,
-    digests,
-    read_key,
-    read_set,
-)
+from meditune.review.rating_set import RATE, SET, Axis, Origin, RatingSet, Task, digests, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 from meditune.statistics import AnyArray, better, bootstrap_p, holm, percentile_interval, resampled
 
@@ -124,14 +110,14 @@ def disputes(rated: RatedSet) -> list[dict[str, Any]]:
     """Return the disputes with labels instead of numbers."""
     rows = []
     for each in in_dispute(rated):
-        item: Item = rated.set.items[each.item]
-        options = {
+        item = rated.set.items[each.item]
+        votes = {
             axis.title: {axis.label(option): count for option, count in sorted(each.votes[axis.name].items())}
             for axis in rated.set.axes
             if axis.name in each.votes
         }
         row = {"item": item.id, "distance": each.distance, "question": item.shown_question(), "answer": item.answer}
-        rows.append(row | {"votes": options})
+        rows.append(row | {"votes": votes})
     return rows
 
 
@@ -151,16 +137,13 @@ ORIGINS = ("base", "tuned", "reference")
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return the content of results.json, described in docs/how-to/rate-answers.md. Raises DataError if there is no
-    complete set.
-    """
+    """Return the content of results.json, described in docs/how-to/rate-answers.md. Raises DataError."""
     rated = read_rated(folder)
     scores = item_scores(rated)
     axes = {
         axis.name: _axis(axis, rated, {id: each[axis.name] for id, each in scores.items()}) for axis in rated.set.axes
     }
     everything = overall(rated, scores)
-    all_axes = {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)}
     compared = {name: row["difference"] for name, row in axes.items() if row["difference"]}
     for name, p in holm({name: row["p"] for name, row in compared.items()}).items():
         compared[name]["p_holm"] = p
@@ -175,7 +158,7 @@ def results(folder: Path) -> dict[str, Any]:
         "cannot": sum(rating.option is None for rating in rated.first),
         "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled}),
         "seconds_per_answer": seconds(rated.first),
-        "overall": all_axes,
+        "overall": {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)},
         "axes": axes,
         "disputed": disputes(rated),
         "remarks": _remarks(rated),
@@ -203,29 +186,30 @@ def write_results(folder: Path) -> dict[str, Any]:
 
 def item_scores(rated: RatedSet) -> dict[str, dict[str, float | None]]:
     """Return item -> axis -> score, 0 to 100, from the adjudicators if there are any, otherwise the raters' mean."""
-    words: dict[tuple[str, str], list[float]] = defaultdict(list)
+    given: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
     for rating in (*rated.settled, *(each for each in rated.first if (each.item, each.axis) not in settled)):
         axis = rated.set.axis(rating.axis)
         score = axis.score(rating.option) if axis else None
         if score is not None:
-            words[rating.item, rating.axis].append(100 * score)
-    names = [axis.name for axis in rated.set.axes]
-    return {
-        id: {name: sum(words[id, name]) / len(words[id, name]) if words[id, name] else None for name in names}
-        for id in rated.key
-    }
+            given[rating.item, rating.axis].append(100 * score)
+    axes = [axis.name for axis in rated.set.axes]
+    return {id: {name: _mean(given[id, name]) for name in axes} for id in rated.key}
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return sum(scores) / len(scores) if scores else None
 
 
 def overall(rated: RatedSet, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Return item -> mean of its axes' scores; None if an axis has no rating."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
-    found: dict[str, float | None] = {}
-    for id, by_axis in scores.items():
-        given = [score for score in by_axis.values() if score is not None]
-        complete = all((id, name) in asked for name in by_axis)
-        found[id] = sum(given) / len(given) if given and complete else None
-    return found
+    return {
+        id: _mean([score for score in by_axis.values() if score is not None])
+        if all((id, name) in asked for name in by_axis)
+        else None
+        for id, by_axis in scores.items()
+    }
 
 
 def _axis(axis: Axis, rated: RatedSet, scores: Mapping[str, float | None]) -> dict[str, Any]:
@@ -276,10 +260,7 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 
 
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return tuned minus base on the questions with ratings for both; None if they have fewer than two groups.
-
-    Keys as in a run's report: `delta`, `ci95`, `p` (paired bootstrap), `better`, `test`, `questions`.
-    """
+    """Return tuned minus base on the questions with both, with the keys of a report; None if undefined."""
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
     both = [example for example in base if example in tuned]
@@ -323,15 +304,14 @@ class PairSummary:
 def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> PairSummary:
     """Write pairs as JSON Lines for train.preference.path; return how many there are of each kind.
 
-    An answer's rating is its mean score over the axes on a scale from 1 to 5, so a `margin` of 1 is a quarter of the
-    range. A rater's better answer is preferred to the one that was shown. Raises DataError if there are no pairs.
+    Ratings are mean scores over the axes on a scale from 1 to 5, the scale of `margin`. Raises DataError for no pairs.
     """
     rated = read_rated(folder)
     scores = overall(rated, item_scores(rated))
-    answers = list(_answers(rated.set, rated.key, scores))
+    answers = list(_answers(rated, scores))
     rejects = Rejects()
     pairs = paired(answers, SEED, rejects, margin, per_question)
-    corrected = list(_corrected(rated.set, rated.key, Store(folder).notes(), rejects))
+    corrected = list(_corrected(rated, Store(folder).notes(), rejects))
     left_out = rejects.counts().get(SOURCE, {})
     if not pairs and not corrected:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no item was rated on all axes"
@@ -342,27 +322,18 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> P
     return PairSummary(len(pairs), len(corrected), left_out)
 
 
-def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, float | None]) -> Iterator[RatedAnswer]:
-    for item in rating_set.items.values():
-        score = scores.get(item.id)
+def _answers(rated: RatedSet, scores: Mapping[str, float | None]) -> Iterator[RatedAnswer]:
+    for id, item in rated.set.items.items():
+        score = scores.get(id)
         if score is not None and item.answer:
-            yield RatedAnswer(
-                item.id,
-                item.id,
-                item.question,
-                item.context,
-                item.answer,
-                rating=1 + 4 * score / 100,
-                turns=item.turns or None,
-                **_terms(key[item.id]),
-            )
+            rating, terms = 1 + 4 * score / 100, _terms(rated.key[id])
+            turns = item.turns or None
+            yield RatedAnswer(id, id, item.question, item.context, item.answer, rating=rating, turns=turns, **terms)
 
 
-def _corrected(
-    rating_set: RatingSet, key: dict[str, Origin], notes: Iterable[Note], rejects: Rejects
-) -> Iterator[Pair]:
+def _corrected(rated: RatedSet, notes: Iterable[Note], rejects: Rejects) -> Iterator[Pair]:
     for number, note in enumerate(notes, start=1):
-        item, better = rating_set.items.get(note.item), note.better.strip()
+        item, better = rated.set.items.get(note.item), note.better.strip()
         if item is None or not better:
             continue
         if not item.answer or " ".join(better.split()) == " ".join(item.answer.split()):
@@ -377,7 +348,7 @@ def _corrected(
             rejected=item.answer,
             turns=item.turns or None,
             kind=OWN,
-            **_terms(key[item.id]),
+            **_terms(rated.key[item.id]),
         )
 
 

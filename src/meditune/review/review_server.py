@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +29,6 @@ from meditune.review.rating_set import CANNOT, RATE, Axis, Item, RatingSet, Task
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 
 PAGES = Path(__file__).parent / "pages"
-FILES = {"/": "index.html"} | {f"/{name}": name for name in ("review.css", "review.js", "saving.js", "icon.svg")}
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -41,30 +42,25 @@ BODY_BYTES = 12 * (MAX_COMMENT_CHARACTERS + MAX_ANSWER_CHARACTERS) + 2**16
 """A character takes at most twelve bytes in JSON, as two escapes."""
 TOO_LARGE = f"The body is larger than {BODY_BYTES:,} bytes."
 DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
-"""Limits for reading the rest of a refused body: if the server closed the connection with unread data, the client would
-see a reset instead of the reason.
-"""
+"""Limits for reading the rest of a refused body"""
 
 
-class RaterBody(BaseModel):
+class RaterBody(BaseModel, extra="forbid"):
     """A rater who signs in."""
 
-    model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1, max_length=80, pattern=r"\S")
 
 
-class RatingBody(BaseModel):
+class RatingBody(BaseModel, extra="forbid"):
     """An option by its number, or None for "can't judge"."""
 
-    model_config = ConfigDict(extra="forbid")
     option: int | None
     seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
 
 
-class NoteBody(BaseModel):
+class NoteBody(BaseModel, extra="forbid"):
     """A rater's texts about an item."""
 
-    model_config = ConfigDict(extra="forbid")
     comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS)
     better: str = Field("", max_length=MAX_ANSWER_CHARACTERS)
 
@@ -83,36 +79,28 @@ class ReviewApp:
         asked = {each.item: list(each.votes) for each in self.disputes.values()}
         if self.round == RATING:
             asked = {item: self.set.axes_of(item) for item in self.set.work(rater.place or 0)}
-        done: dict[str, int] = {}
-        for rating in self.store.ratings(rater=rater.id):
-            if rating.round == self.round and rating.axis in asked.get(rating.item, ()):
-                done[rating.item] = done.get(rating.item, 0) + 1
-        return [{"id": item, "axes": axes, "done": done.get(item, 0)} for item, axes in asked.items()]
+        given = (rating for rating in self.store.ratings(rater=rater.id) if rating.round == self.round)
+        done = Counter(rating.item for rating in given if rating.axis in asked.get(rating.item, ()))
+        return [{"id": item, "axes": axes, "done": done[item]} for item, axes in asked.items()]
 
     def item_facts(self, item: Item, rater: Rater) -> dict[str, Any]:
         """Return the content of an item for the page, with this rater's ratings and texts."""
         ratings = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
-        notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
+        notes = self.store.notes(item=item.id)
+        own = next((note for note in notes if note.rater == rater.id and note.round == self.round), None)
         dispute = self.disputes.get(item.id)
-        known = {"decision": item.decision, "source": item.source, "link": item.link}
-        return {
-            "id": item.id,
-            "question": item.question,
-            "context": [passage.model_dump(mode="json") for passage in item.context],
-            **({"turns": [turn.model_dump(mode="json") for turn in item.turns]} if item.turns else {}),
-            "answer": item.answer,
+        shown = item.model_dump(mode="json", exclude={"asked", "axes"})
+        facts = {name: value for name, value in shown.items() if value or name in ("question", "context", "answer")}
+        facts |= {
             "ratings": {rating.axis: rating.option for rating in ratings},
-            "comment": notes[0].comment if notes else "",
-            "better": notes[0].better if notes else "",
+            "comment": own.comment if own else "",
+            "better": own.better if own else "",
             "votes": dispute.votes if dispute else {},
-            **{name: value for name, value in known.items() if value},
-            **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
         }
-
-    def _written(self, item: Item) -> list[dict[str, str]]:
-        """Return the texts of the first round, without raters' names."""
-        notes = [note for note in self.store.notes(item=item.id) if note.round == RATING]
-        return [{"comment": note.comment, "better": note.better} for note in notes]
+        if dispute and self.set.task.edits:
+            # Texts of the first round, without raters' names
+            facts["written"] = [{"comment": n.comment, "better": n.better} for n in notes if n.round == RATING]
+        return facts
 
     def item(self, id: str) -> Item:
         """Return the item of that id. Raises a 404 error if there is none."""
@@ -131,9 +119,7 @@ class ReviewApp:
 
 
 def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
-    """Return the application. Requests must name one of `hosts` (if any are given), and carry the `token` if there is
-    one.
-    """
+    """Return the application; requests must name one of `hosts`, if any are given, and carry the `token`, if any."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     rating_set, store = review.set, review.store
 
@@ -154,9 +140,6 @@ def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
         return found
 
     known = Annotated[Rater, Depends(rater)]
-
-    for path, name in FILES.items():
-        app.get(path)(_file(PAGES / name))
 
     @app.get("/api/set")
     def described() -> dict[str, Any]:
@@ -202,6 +185,7 @@ def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
         better = "" if rating_set.unchanged(review.item(item).id, body.better) else body.better
         store.save([], [Note(rater.id, item, body.comment, better, round=review.round)])
 
+    app.mount("/", StaticFiles(directory=PAGES, html=True))
     app.add_middleware(Guard, hosts=hosts, token=token)
     return app
 
@@ -232,7 +216,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 if refusal or message["status"] == 413:
                     # Closing a connection with unread bytes resets it, and the client may lose the response.
-                    await self._drain(receive)
+                    await _drain(receive)
                 MutableHeaders(raw=message["headers"]).update(HEADERS)
             await send(message)
 
@@ -241,25 +225,20 @@ class Guard:
         else:
             await self.app(scope, bounded, out)
 
-    @staticmethod
-    async def _drain(receive: Receive) -> None:
-        left = DRAINED_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while left > 0 and (message := await receive()).get("more_body"):
-                    left -= len(message["body"])
 
-
-def _file(path: Path) -> Callable[[], FileResponse]:
-    def give() -> FileResponse:
-        return FileResponse(path)
-
-    return give
+async def _drain(receive: Receive) -> None:
+    left = DRAINED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
 
 
 def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
     """Return the refusal of a request (bad address or host, cross-site write, large body, no token), or None."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    length, given = request.headers.get("content-length", "0"), request.headers.get("x-review-token", "")
+    is_api = request.url.path.startswith("/api/")
     try:
         named = urlsplit(f"//{host}").hostname or ""
         foreign = bool(origin) and urlsplit(origin).netloc != host
@@ -269,13 +248,10 @@ def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONRespon
         return JSONResponse({"detail": "This server doesn't accept requests for that host name."}, status_code=421)
     if foreign:
         return JSONResponse({"detail": "Pages of other sites may not write here."}, status_code=403)
-    length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > BODY_BYTES:
         return JSONResponse({"detail": TOO_LARGE}, status_code=413)
-    if token and request.url.path.startswith("/api/"):
-        given = request.headers.get("x-review-token", "")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            return JSONResponse({"detail": "Open the page by the URL that was printed at the start."}, status_code=401)
+    if token and is_api and not hmac.compare_digest(given.encode(), token.encode()):
+        return JSONResponse({"detail": "Open the page by the URL that was printed at the start."}, status_code=401)
     return None
 
 
@@ -293,8 +269,8 @@ def serve(
 ) -> None:
     """Serve the set in `folder`, or only its `disputes`, until the process ends; `announce` receives the URL.
 
-    Except on the loopback address, requests must carry a random token, which is part of the URL. Raises DataError if
-    there is no set, MedituneError if the port is unavailable or nothing is disputed.
+    Except on the loopback address, requests must carry a random token, which is part of the URL. Raises DataError,
+    MedituneError.
     """
     import uvicorn
 
@@ -326,14 +302,9 @@ def in_dispute(folder: Path) -> list[Dispute]:
 
 def _bound_socket(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise MedituneError(
             f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
             "free port."
         ) from error
-    return listener

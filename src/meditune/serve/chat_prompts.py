@@ -33,7 +33,10 @@ class ChatPrompts:
         """Return the token ids of a chat, up to the assistant's turn. Raises ApiError if the turns aren't a chat."""
         if turns[-1].role != "user":
             raise ApiError(400, "The last message must be the user's.", "invalid_value", "messages")
-        return self._by_template(turns) if self.templated else self.text(self._in_format(turns))
+        if self.templated:
+            return self._by_template(turns)
+        last = turns[-1].text.strip()
+        return self.text(last if self._ends_in_cue(last) else conversation_text(self.form, turns[:-1], last)[0])
 
     def text(self, prompt: str) -> list[int]:
         """Return the token ids of a text, with the special tokens at the beginning. Special tokens in it are text."""
@@ -68,13 +71,6 @@ class ChatPrompts:
                 param,
             )
         return min(default, room) if requested is None else requested
-
-    def _in_format(self, turns: Sequence[Turn]) -> str:
-        form = self.form
-        last = turns[-1].text.strip()
-        if self.in_format(last):
-            return last
-        return conversation_text(form, turns[:-1], last)[0]
 
     def _by_template(self, turns: Sequence[Turn]) -> list[int]:
         assert self._template is not None, "the model's prompts are templated"

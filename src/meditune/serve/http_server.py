@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,7 @@ def run(
     sys.setswitchinterval(SWITCH_S)
     server = server_of(service, config, extend)
     address = service.address = config.address(sock.getsockname()[1])
-    threading.Thread(target=_call_when_started, args=(server, lambda: ready(address)), daemon=True).start()
-    threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()
+    threading.Thread(target=_watch, args=(server, service, lambda: ready(address)), name="engine", daemon=True).start()
     # uvicorn raises the signal that ended it again after the shutdown; here that isn't an interruption.
     with suppress(Stopped):
         server.run(sockets=[sock])
@@ -149,12 +149,19 @@ def run(
         raise failure
 
 
-def _end_with_engine(server: uvicorn.Server, service: Service) -> None:
-    """End the server when its engine can't be restarted, by force if a stuck thread keeps the process alive."""
+def _watch(server: uvicorn.Server, service: Service, ready: Callable[[], None]) -> None:
+    """Call `ready` when the server accepts requests, and end the server when its engine can't be restarted.
+
+    It is ended by force if a stuck thread keeps the process alive.
+    """
+    told = False
     while (failure := _given_up(service)) is None:
         if server.should_exit:
             return
-        time.sleep(ENGINE_CHECK_S)
+        if server.started and not told:
+            told = True
+            ready()
+        time.sleep(ENGINE_CHECK_S if told else 0.01)
     # No client waits for the model's answers any more: all of them got an error.
     server.config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN_S
     server.should_exit = True
@@ -169,15 +176,6 @@ def _given_up(service: Service) -> EngineUnavailableError | None:
     return failure if isinstance(failure, EngineUnavailableError) and failure.given_up else None
 
 
-def _call_when_started(server: uvicorn.Server, ready: Callable[[], None]) -> None:
-    """Call `ready` as soon as the server accepts requests."""
-    while not server.started:
-        if server.should_exit:
-            return
-        time.sleep(0.01)
-    ready()
-
-
 USER_TIMEOUT_MS = 60_000
 SEND_BYTES = 128 << 10
 """The send buffer for a client that doesn't read; by default the system buffers megabytes"""
@@ -189,6 +187,8 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
         """One HTTP connection."""
 
+        _head_timer: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: Any) -> None:
             """Accept the connection, or refuse it if there are too many."""
             super().connection_made(transport)
@@ -196,7 +196,6 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             if len(self.connections) > settings.connections:
                 self._refuse(503, "Too many connections.", "overloaded")
                 return
-            self._head_timer: asyncio.TimerHandle | None = None
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -225,16 +224,14 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
                 self.transport.close()
                 return
-            large = len(self.conn.trailing_data[0]) >= settings.header_bytes
-            if large:
-                self._refuse(
-                    431, f"The request's head is larger than {settings.header_bytes:,} bytes.", "head_too_large"
-                )
+            if len(self.conn.trailing_data[0]) >= settings.header_bytes:
+                message = f"The request's head is larger than {settings.header_bytes:,} bytes."
+                self._refuse(431, message, "head_too_large")
             else:
                 self._refuse(400, "This isn't a valid HTTP request.", "invalid_http")
 
         def _expect_head(self) -> None:
-            if getattr(self, "_head_timer", None) is None:
+            if self._head_timer is None:
                 self._head_timer = self.loop.call_later(settings.header_s, self._head_too_slow)
 
         def _head_too_slow(self) -> None:
@@ -243,9 +240,8 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._refuse(408, "The request's head didn't arrive in time.", "timeout")
 
         def _stop_timer(self) -> None:
-            timer = getattr(self, "_head_timer", None)
-            if timer is not None:
-                timer.cancel()
+            if self._head_timer is not None:
+                self._head_timer.cancel()
                 self._head_timer = None
 
         def _refuse(self, status: int, message: str, code: str) -> None:
@@ -254,21 +250,13 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             LOGGER.info("connection refused", extra={"status": status, "why": code})
             body = json.dumps(ApiError(status, message, code).as_dict()).encode()
             head = (
-                f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
             self.transport.close()
 
     return Connection
-
-
-_PHRASES = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
 
 
 def _keep_short(transport: asyncio.Transport) -> None:

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,24 +94,15 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Return the error for a request that is refused before it reaches a route; None if it may pass."""
         host = headers.get("host", "")
-        named = _hostname(host)
-        if self.settings.hosts and named not in self.settings.hosts:
+        if self.settings.hosts and _url(f"//{host}").hostname not in self.settings.hosts:
             return ApiError(421, "This server doesn't accept requests for this host name.", "wrong_host")
         origin = headers.get("origin")
-        known = {origin, "*"} & set(self.settings.origins)
-        if origin and not known and _netloc(origin) != host:
-            return ApiError(
-                403,
-                "Pages of other sites can't call this server, unless its operator allows them (--cors).",
-                "wrong_origin",
-            )
+        if origin and not {origin, "*"} & set(self.settings.origins) and _url(origin).netloc != host:
+            message = "Pages of other sites can't call this server, unless its operator allows them (--cors)."
+            return ApiError(403, message, "wrong_origin")
         if scope["method"] not in METHODS:
-            return ApiError(
-                405,
-                "This server doesn't support this HTTP method.",
-                "method_not_allowed",
-                headers={"allow": "GET, POST"},
-            )
+            message = "This server doesn't support this HTTP method."
+            return ApiError(405, message, "method_not_allowed", headers={"allow": "GET, POST"})
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.body_bytes:
             return self._too_large()
@@ -167,28 +158,14 @@ class Guard:
         self.metrics.seconds.labels(route).observe(seconds)
         if status == 429:
             self.metrics.refused.labels(trace.facts.get("refused", "overloaded")).inc()
-        LOGGER.info(
-            "request",
-            extra={
-                "request": trace.id,
-                "method": method,
-                "route": route,
-                "status": status,
-                "seconds": round(seconds, 4),
-                **trace.facts,
-            },
-        )
+        facts = {"request": trace.id, "method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        LOGGER.info("request", extra=facts | trace.facts)
 
 
-def _hostname(host: str) -> str:
+def _url(text: str) -> SplitResult:
+    """Return the parts of a URL, which are empty if it is invalid."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(text)
+        return parts if parts.hostname is not None else SplitResult("", "", "", "", "")
     except ValueError:
-        return ""
-
-
-def _netloc(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
+        return SplitResult("", "", "", "", "")

@@ -72,7 +72,7 @@ async def triage_request(
     begun = time.monotonic()
     message, before = readable_part(question.message), [readable_part(each) for each in question.earlier[-BEFORE:]]
     judge = partial(assistant.judge, message, before)
-    found = await cancel_on_disconnect(request, service.triage.run(caller.name, len(message), judge))
+    found = await cancel_on_disconnect(request.receive, service.triage.run(caller.name, len(message), judge))
     service.metrics.triage.observe(time.monotonic() - begun)
     if refusal and found.action != "urgent":
         raise refusal
@@ -85,16 +85,12 @@ async def triage_request(
     return found
 
 
-def is_program(service: Service, body: ChatBody) -> bool:
-    """Return whether a chat is a structured request, as programs send them."""
-    structured = body.guided_choice or body.json_schema
-    return bool(structured or service.prompts.in_format(body.messages[-1].turn().text))
-
-
 def is_raw(service: Service, body: ChatBody, caller: Caller) -> bool:
     """Return whether a chat gets the model's words alone, without triage and the note on limits."""
-    bare = service.settings.bare_chat or service.assistant is None
-    return bare or ("raw" in caller.scopes and is_program(service, body))
+    if service.settings.bare_chat or service.assistant is None:
+        return True
+    is_program = body.guided_choice or body.json_schema or service.prompts.in_format(body.messages[-1].turn().text)
+    return "raw" in caller.scopes and bool(is_program)
 
 
 def ending(body: ChatBody, raw: bool) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import socket
 import time
@@ -124,11 +123,9 @@ class Service:
     def require_model(self, name: str, embedding: bool = False) -> None:
         """Raise ApiError 404 if a request names a model that isn't served for its purpose."""
         right = self.embedding if embedding else self.served.name
-        if name == right:
-            return
-        near = difflib.get_close_matches(name, [right], 1)
-        hint = f"Did you mean {right}?" if near else f"This server has {right}."
-        raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
+        if name != right:
+            message = f"There is no model {name[:100]!r} here. This server has {right}."
+            raise ApiError(404, message, "model_not_found", "model")
 
     async def prune(self) -> int:
         """Delete answers older than `keep_days`, and return their number.
@@ -138,19 +135,16 @@ class Service:
         if not self.answers or not self.settings.keep_days:
             return 0
         if self._clock is None:
-            self._clock = Clock(await asyncio.to_thread(self._last_sign, self.answers))
+            beats = [note.time for note in await asyncio.to_thread(Notes(self.answers.base).all, "server")]
+            latest = await asyncio.to_thread(self.answers.latest)
+            # This server's own heartbeat is less than a minute old, and says nothing about the clock.
+            self._clock = Clock(max([latest, *(beat for beat in beats if beat < time.time() - 60)]))
         if not self._clock.trusted():
             LOGGER.warning("The clock jumped, so no answers are deleted for a day")
             return 0
         if self.access.usage:
             await run_in_store_thread(self.access.usage.prune, self.settings.keep_days)
         return await run_in_store_thread(self.answers.prune, self.settings.keep_days)
-
-    @staticmethod
-    def _last_sign(answers: Answers) -> float:
-        """Return the time of the store's latest activity, not counting the last minute."""
-        beats = [note.time for note in Notes(answers.base).all("server")]
-        return max([answers.latest(), *(beat for beat in beats if beat < time.time() - 60)])
 
 
 EVERY_S = 30.0
@@ -164,11 +158,19 @@ async def send_heartbeats(service: Service) -> None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
     in_trouble = cleared = False
+
+    def clear() -> None:
+        # A killed server at the same address left its heartbeat.
+        for note in notes.all("server"):
+            same_place = service.address and note.facts.get("address") == service.address
+            if same_place or time.time() - note.time > HEARTBEAT_RETENTION_S:
+                notes.remove(note.name)
+
     try:
         while True:
             try:
                 if not cleared:
-                    await run_in_store_thread(_clear, notes, service.address)
+                    await run_in_store_thread(clear)
                     cleared = True
                 await run_in_store_thread(notes.put, name, facts(service))
                 in_trouble = False
@@ -180,13 +182,6 @@ async def send_heartbeats(service: Service) -> None:
     finally:
         with suppress(MedituneError):
             notes.remove(name)
-
-
-def _clear(notes: Notes, address: str) -> None:
-    """Delete heartbeats of long-lost servers, and of a killed server that had the same address."""
-    for note in notes.all("server"):
-        if time.time() - note.time > HEARTBEAT_RETENTION_S or (address and note.facts.get("address") == address):
-            notes.remove(note.name)
 
 
 def facts(service: Service) -> dict[str, object]:

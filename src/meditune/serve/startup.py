@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index, open_judge
+from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index
 from meditune.assistant.writers import EngineWriter
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
@@ -30,8 +30,7 @@ from meditune.serve.metrics import Metrics
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
-from meditune.store import StoreLocation as StorePlace
-from meditune.store import open_store
+from meditune.store import StoreLocation, open_store
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
 
@@ -74,7 +73,7 @@ def lockout(settings: Settings, keys: Keys) -> str:
     return f"Nobody can get in yet: {keys.base.place} has no usable key. Create one: meditune keys create NAME"
 
 
-def open_service(options: ServerOptions, settings: Settings, store: StorePlace) -> Service:
+def open_service(options: ServerOptions, settings: Settings, store: StoreLocation) -> Service:
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
     if options.judge and not options.index:
         raise DataError("--judge checks answers against the passages of an index; name the index with --index.")
@@ -89,17 +88,16 @@ def open_service(options: ServerOptions, settings: Settings, store: StorePlace) 
     @cache
     def judge() -> Judge | None:
         """Open the judge once, after the index, because it loads torch."""
-        return open_judge(options.judge) if options.judge else None
+        from meditune.engines.evidence_judge import load_judge
+
+        return load_judge(options.judge) if options.judge else None
 
     def service_for(parts: VersionParts) -> Service:
         return Service(
-            parts.served,
-            parts.engine,
-            parts.prompts,
-            settings,
-            Authenticator(settings, Keys(base), Usage(base)),
-            Answers(base),
-            parts.assistant,
+            **vars(parts),
+            settings=settings,
+            access=Authenticator(settings, Keys(base), Usage(base)),
+            answers=Answers(base),
             metrics=metrics,
             embeds=onnx_sentence_model,
             embedding=SENTENCE_MODEL_INT8.name,
@@ -112,8 +110,8 @@ def open_service(options: ServerOptions, settings: Settings, store: StorePlace) 
             known = replace(options, model=str(registry.place(version.id)), name=options.name or place.resolve().name)
             return _parts(known, settings, index, f"{version.id}-{version.weights}", lambda: False, metrics, judge)
 
-        releases = VersionRouter(registry, load, settings.follow_s)
-        service, changed = releases.begin(service_for), releases.switch_index
+        releases = VersionRouter(registry, load, service_for, settings.follow_s)
+        service, changed = releases.service, releases.switch_index
     else:
         version = _version(place)
         service = service_for(
@@ -144,23 +142,20 @@ def _parts(
     def opened() -> Engine:
         nonlocal begun
         if begun and changed():
-            raise ModelError(
-                f"{place} is missing, or its model has changed since the server started. Restart the server."
-            )
+            raise ModelError(f"{place} is missing, or its model has changed since the server started. Restart it.")
         begun = True
-        return open_engine(
-            options.model, options.engine, settings.concurrency, options.url, in_subprocess=True, scores=scores
-        )
+        places, url = settings.concurrency, options.url
+        return open_engine(options.model, options.engine, places, url, in_subprocess=True, scores=scores)
 
     # A model on another server returns with that server, so ending this process wouldn't help.
     restarts = None if options.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
+    api = ApiSpec(url=options.url, key_variable=None) if options.url else None
+    third_party = "" if api is None or api.is_local else api.host
     try:
-        writer = EngineWriter(engine, form, _third_party(options.url))
-        assistant = open_assistant(
-            writer, place, index(), AssistantSettings(options.country), {"model": version}, judge()
-        )
+        writer, limits = EngineWriter(engine, form, third_party), AssistantSettings(options.country)
+        assistant = open_assistant(writer, place, index(), limits, {"model": version}, judge())
         engine.opened()
     except BaseException:
         engine.close()
@@ -168,14 +163,6 @@ def _parts(
     name = options.name or _name(place, options.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return VersionParts(served, engine, prompts, assistant)
-
-
-def _third_party(url: str | None) -> str:
-    """Return the host that generates the answers; empty if it is this machine."""
-    if not url:
-        return ""
-    spec = ApiSpec(url=url, key_variable=None)
-    return "" if spec.is_local else spec.host
 
 
 def _format(place: Path) -> PromptFormat | None:

@@ -14,11 +14,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meditune.engines.engine import Engine, Finish, GenerationChunk, GenerationRequest, TokenLogprob
+from meditune.engines.engine import Finish, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.errors import EngineUnavailableError, StoreError
 from meditune.observability import LOGGER, error_location, span
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
@@ -30,37 +29,14 @@ Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
 
 
-async def stream_chunks(engine: Engine, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield the engine's chunks. The generation is cancelled if the reader stops. Raises the error that aborted it."""
-    loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
-
-    def deliver(chunk: GenerationChunk) -> None:
-        # The loop may have ended while the engine still finishes a step.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-
-    running = engine.start(request, deliver)
-    try:
-        while True:
-            chunk = await chunks.get()
-            if chunk.error is not None:
-                raise chunk.error
-            yield chunk
-            if chunk.finish is not None:
-                return
-    finally:
-        running.cancel()
-
-
-async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientDisconnected raised."""
-    return await _cancel_on_disconnect(request.receive, work)
 
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
-async def _cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -97,7 +73,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events, unless the client disconnects before the end."""
-        await _cancel_on_disconnect(receive, self._send_all(scope, receive, send))
+        await cancel_on_disconnect(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -110,7 +86,14 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        making = asyncio.ensure_future(self._collect(queue))
+
+        async def collect() -> None:
+            # The generator runs in this one task, so timeouts reach it.
+            async with aclosing(self._make()) as events:
+                async for data in events:
+                    queue.put_nowait(data)
+
+        making = asyncio.ensure_future(collect())
         making.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while True:
@@ -138,17 +121,6 @@ class EventStream(Response):
             with suppress(asyncio.CancelledError, Exception):
                 await making
         await out(b"", more=False)
-
-    async def _collect(self, queue: asyncio.Queue[bytes | None]) -> None:
-        """Put all events of the generator into the queue. The generator runs in this one task, so timeouts reach it."""
-        async with aclosing(self._make()) as events:
-            async for data in events:
-                queue.put_nowait(data)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 @dataclass
@@ -217,14 +189,28 @@ def _refuse_without_engine(service: Service) -> None:
 async def generate_chunks(
     service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield the chunks of a generation and add them to `into`. Raises ApiError 503 if the engine aborted it."""
-    begun = time.monotonic()
+    """Yield the chunks of a generation and add them to `into`. The generation is cancelled if the reader stops.
+
+    Raises the engine's error, and ApiError 503 if the engine aborted the generation.
+    """
+    loop, begun = asyncio.get_running_loop(), time.monotonic()
+    chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
+
+    def deliver(chunk: GenerationChunk) -> None:
+        # The loop may have ended while the engine still finishes a step.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
     into.prompt_tokens += len(request.prompt)
     first = True
     with span("generate") as trace_span:
         trace_span.set_attribute("meditune.prompt_tokens", len(request.prompt))
-        async with aclosing(stream_chunks(service.engine, request)) as chunks:
-            async for chunk in chunks:
+        running = service.engine.start(request, deliver)
+        try:
+            while True:
+                chunk = await chunks.get()
+                if chunk.error is not None:
+                    raise chunk.error
                 if first:
                     first = False
                     seconds = time.monotonic() - begun
@@ -239,6 +225,10 @@ async def generate_chunks(
                 yield chunk
                 if chunk.finish == "cancelled":
                     raise ApiError(503, "The server stopped the answer before its end. Ask again.", "broken_off")
+                if chunk.finish is not None:
+                    return
+        finally:
+            running.cancel()
 
 
 async def generate_whole(

@@ -52,7 +52,9 @@ class VersionParts:
     assistant: Assistant
 
 
-PARTS = tuple(part.name for part in fields(VersionParts))
+def _set_parts(service: Service, parts: VersionParts | Service) -> None:
+    for part in fields(VersionParts):
+        setattr(service, part.name, getattr(parts, part.name))
 
 
 @dataclass(eq=False)
@@ -76,16 +78,17 @@ class VersionRouter:
         self,
         registry: Registry,
         load: Callable[[Version], VersionParts],
+        make: Callable[[VersionParts], Service],
         follow_s: float,
         report: Callable[[str], None] = LOGGER.error,
     ) -> None:
-        """Create a router that hasn't loaded anything yet.
+        """Load the registry's version, `make` the service with it, and follow the registry from now on.
 
-        `report` is called with a message about each version that can't be served or was rolled back.
+        `report` is called with a message about each version that can't be served or was rolled back. Raises DataError
+        if no version can be served.
         """
         self.registry, self._load, self._follow_s, self._report = registry, load, follow_s, report
         self._lock = threading.RLock()
-        self._current: LiveVersion | None = None
         self._trial: tuple[LiveVersion, Trial] | None = None
         self._before = Counts()
         """The previous version's counts; empty after a rollback, when there is nothing to compare with"""
@@ -95,27 +98,19 @@ class VersionRouter:
         self._failed: tuple[Any, float] = (None, 0.0)
         """The state that couldn't be served, and the time from which it is tried again"""
         self._wake, self._ended = threading.Event(), False
-        self.service: Service | None = None
-
-    def begin(self, make: Callable[[VersionParts], Service]) -> Service:
-        """Load the registry's version, return a service with it, and follow the registry from now on.
-
-        Raises DataError if no version can be served.
-        """
-        found = self.registry.servable(self._report)
-        self.service = service = make(self._load(found))
-        service.releases = self
-        self._current = LiveVersion(found.id, copy.copy(service))
+        found = registry.servable(report)
+        self.service = make(load(found))
+        self.service.releases = self
+        self._current = LiveVersion(found.id, copy.copy(self.service))
         self._sync()
         threading.Thread(target=self._follow_registry, name="registry", daemon=True).start()
-        return service
 
     def enter(self, conversation: str) -> LiveVersion:
         """Return the version for a request of this conversation. Every `enter` needs a `leave`."""
         with self._lock:
-            assert self._current is not None, "begin() has loaded a version"
-            is_tried = self._trial and _is_routed_to_trial(conversation, self._trial[1])
-            live = self._trial[0] if self._trial and is_tried else self._current
+            live = self._current
+            if self._trial and _is_routed_to_trial(conversation, self._trial[1]):
+                live = self._trial[0]
             live.users += 1
             return live
 
@@ -135,10 +130,7 @@ class VersionRouter:
     def switch_index(self, content: str) -> None:
         """Record that the index, which all versions share, has new content."""
         with self._lock:
-            services = [live.service for live in self._loaded()]
-            if self.service is not None:
-                services.append(self.service)
-            for service in services:
+            for service in (self.service, *(live.service for live in self._loaded())):
                 service.switch_index(content)
 
     def close(self) -> None:
@@ -150,7 +142,7 @@ class VersionRouter:
                 live.service.engine.close()
 
     def _loaded(self) -> list[LiveVersion]:
-        return [live for live in (self._current, self._trial[0] if self._trial else None) if live]
+        return [self._current, *([self._trial[0]] if self._trial else [])]
 
     def _follow_registry(self) -> None:
         while not self._ended:
@@ -193,7 +185,6 @@ class VersionRouter:
         """Serve the latest promoted version whose files are complete and that hasn't failed on this server."""
         version = self.registry.servable(self._report, self._refused)
         was = self._current
-        assert was is not None, "begin() has loaded a version"
         if was.id == version.id:
             return
         tried = self._trial[0] if self._trial and self._trial[0].id == version.id else None
@@ -209,14 +200,13 @@ class VersionRouter:
             elif self._trial:
                 self._trial[0].counts, self._trial[0].baseline = Counts(), Counts()
             # Requests without a version, such as those for model names and /docs, get this one.
-            for name in PARTS:
-                setattr(self.service, name, getattr(live.service, name))
+            _set_parts(self.service, live.service)
         LOGGER.info("another version is served", extra={"version": version.id, "before": was.id})
         self._retire(was)
 
     def _try(self, trial: Trial | None) -> None:
         was = self._trial
-        if trial and self._current and trial.version == self._current.id:
+        if trial and trial.version == self._current.id:
             trial = None
         live = was[0] if was and trial and was[0].id == trial.version else None
         with self._lock:
@@ -228,20 +218,17 @@ class VersionRouter:
             with self._lock:
                 self._install(live)
                 self._trial = (live, trial)
-                live.baseline = replace(self._current.counts) if self._current else Counts()
+                live.baseline = replace(self._current.counts)
 
     def _opened(self, version: Version) -> LiveVersion:
         parts = self._load(version)
-        assert self.service is not None, "begin() has created the service"
         view = copy.copy(self.service)
-        for name in PARTS:
-            setattr(view, name, getattr(parts, name))
+        _set_parts(view, parts)
         view.report_served_model(1)
         return LiveVersion(version.id, view)
 
     def _install(self, live: LiveVersion) -> None:
         """Give a version the index's content if that changed while the version loaded. The lock must be held."""
-        assert self.service is not None, "begin() has created the service"
         content = self.service.served.index
         if live.service.served.index != content:
             live.service.switch_index(content)
@@ -255,7 +242,7 @@ class VersionRouter:
             _close(live)
 
     def _is_failing(self, live: LiveVersion) -> bool:
-        if self._trial and live is self._trial[0] and self._current:
+        if self._trial and live is self._trial[0]:
             return is_failing(live.counts, self._current.counts.since(live.baseline))
         judged = live is self._current and self._before.all > 0 and live.counts.all <= MAX_JUDGED_ANSWERS
         return judged and is_failing(live.counts, self._before)

@@ -78,9 +78,8 @@ class Answers:
 
     def get(self, id: str) -> Answer | None:
         """Return an answer by its id; None if there is none."""
-        with self.base.opened() as base:
-            row = base.execute("SELECT * FROM answers WHERE id = ?", (id,)).fetchone()
-        return _answer(row) if row else None
+        rows = self.base.rows("SELECT * FROM answers WHERE id = ?", id)
+        return _answer(rows[0]) if rows else None
 
     def add_feedback(self, feedback: Feedback) -> bool:
         """Store feedback, which replaces the same caller's earlier feedback; it is on the disk when this returns.
@@ -108,8 +107,7 @@ class Answers:
 
     def delete_all_of(self, caller: str) -> int:
         """Delete a key's answers and its feedback on other answers, and return the number of answers."""
-        with self.base.changing() as base:
-            base.execute("DELETE FROM feedback WHERE who = ?", (caller,))
+        self.base.change("DELETE FROM feedback WHERE who = ?", caller)
         return self._delete("DELETE FROM answers WHERE who = ?", caller)
 
     def prune(self, days: float) -> int:
@@ -119,13 +117,18 @@ class Answers:
 
     def latest(self) -> float:
         """Return the time of the latest answer, in seconds since 1970; 0 without answers."""
-        with self.base.opened() as base:
-            return float(base.execute("SELECT max(time) AS latest FROM answers").fetchone()["latest"] or 0)
+        return float(self.base.rows("SELECT max(time) AS latest FROM answers")[0]["latest"] or 0)
 
     def exported(self) -> Iterator[dict[str, Any]]:
         """Yield every answer with its feedback, oldest first."""
-        for _, answer, feedback in self._pages(0):
-            yield asdict(answer) | {"feedback": [_feedback(row) for row in feedback]}
+        named = ("who", "time", "rating", "comment", "correction", "decision")
+        for _, answer, rows in self._pages(0):
+            feedback = [
+                {name: row[name] for name in named}
+                | {"expert": bool(row["expert"]), "reasons": json.loads(row["reasons"])}
+                for row in rows
+            ]
+            yield asdict(answer) | {"feedback": feedback}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
         """Yield place, answer and ratings of each answer whose place is after `after`, in the order of storing.
@@ -137,32 +140,24 @@ class Answers:
 
     def last_place(self) -> int:
         """Return the latest answer's place; 0 without answers."""
-        with self.base.opened() as base:
-            return int(base.execute("SELECT max(place) AS latest FROM answers").fetchone()["latest"] or 0)
+        return int(self.base.rows("SELECT max(place) AS latest FROM answers")[0]["latest"] or 0)
 
     def _delete(self, statement: str, *values: str | float) -> int:
-        with self.base.changing() as base:
-            gone = base.execute(statement, values).rowcount
+        gone = self.base.change(statement, *values)
         self.base.forget()
-        return int(gone)
+        return gone
 
     def _pages(self, after: int) -> Iterator[tuple[int, Answer, list[Row]]]:
         """Yield answers with their feedback; no connection is held while they are processed."""
-        while True:
-            with self.base.opened() as base:
-                rows = base.execute(
-                    "SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", (after, PAGE)
-                ).fetchall()
-                if not rows:
-                    return
-                first, after = after, rows[-1]["place"]
-                feedback: dict[str, list[Row]] = {}
-                for row in base.execute(
-                    "SELECT feedback.* FROM feedback JOIN answers ON answers.id = feedback.answer "
-                    "WHERE answers.place > ? AND answers.place <= ? ORDER BY feedback.time",
-                    (first, after),
-                ):
-                    feedback.setdefault(row["answer"], []).append(row)
+        while rows := self.base.rows("SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", after, PAGE):
+            first, after = after, rows[-1]["place"]
+            feedback: dict[str, list[Row]] = {}
+            statement = (
+                "SELECT feedback.* FROM feedback JOIN answers ON answers.id = feedback.answer "
+                "WHERE answers.place > ? AND answers.place <= ? ORDER BY feedback.time"
+            )
+            for row in self.base.rows(statement, first, after):
+                feedback.setdefault(row["answer"], []).append(row)
             for row in rows:
                 yield row["place"], _answer(row), feedback.get(row["id"], [])
 
@@ -174,8 +169,3 @@ def _masked(text: str) -> str:
 def _answer(row: Row) -> Answer:
     values = {each.name: row[each.name] for each in fields(Answer)}
     return Answer(**values | {"facts": json.loads(row["facts"])})
-
-
-def _feedback(row: Row) -> dict[str, Any]:
-    named = ("who", "time", "rating", "comment", "correction", "decision")
-    return {name: row[name] for name in named} | {"expert": bool(row["expert"]), "reasons": json.loads(row["reasons"])}

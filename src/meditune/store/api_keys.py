@@ -69,11 +69,8 @@ class Keys:
             raise DataError(f"{problem} Choose from: {', '.join(SCOPES)}.")
         id, secret, now = secrets.token_hex(4), secrets.token_urlsafe(32), time.time()
         expires = now + days * 86_400 if days else None
-        with self.base.changing() as base:
-            base.execute(
-                "INSERT INTO keys VALUES (?, ?, ?, NULL, NULL, ?, ?, ?, ?, ?, NULL)",
-                (id, name, _hash(secret), " ".join(scopes), per_minute, daily_tokens, now, expires),
-            )
+        row = (id, name, _hash(secret), " ".join(scopes), per_minute, daily_tokens, now, expires)
+        self.base.change("INSERT INTO keys VALUES (?, ?, ?, NULL, NULL, ?, ?, ?, ?, ?, NULL)", *row)
         return self.get(id), f"mt-{id}-{secret}"
 
     def rotate(self, id: str, grace_hours: float = 24.0) -> str:
@@ -84,36 +81,29 @@ class Keys:
         if self.get(id).revoked is not None:
             raise DataError(f"{id} was revoked. Create a new key: meditune keys create NAME")
         secret = secrets.token_urlsafe(32)
-        with self.base.changing() as base:
-            base.execute(
-                "UPDATE keys SET old_hash = hash, old_until = ?, hash = ? WHERE id = ?",
-                (time.time() + grace_hours * 3600, _hash(secret), id),
-            )
+        statement = "UPDATE keys SET old_hash = hash, old_until = ?, hash = ? WHERE id = ?"
+        self.base.change(statement, time.time() + grace_hours * 3600, _hash(secret), id)
         return f"mt-{id}-{secret}"
 
     def revoke(self, id: str) -> None:
         """Revoke a key with immediate effect. Raises DataError if the id is unknown."""
         self.get(id)
-        with self.base.changing() as base:
-            base.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", (time.time(), id))
+        self.base.change("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", time.time(), id)
 
     def get(self, id: str) -> Key:
         """Return a key by its id. Raises DataError if the id is unknown."""
-        with self.base.opened() as base:
-            row = base.execute("SELECT * FROM keys WHERE id = ?", (id,)).fetchone()
-        if row is None:
+        rows = self.base.rows("SELECT * FROM keys WHERE id = ?", id)
+        if not rows:
             raise DataError(f"There is no key {id!r} in {self.base.place}. List the keys with `meditune keys list`.")
-        return _key(row)
+        return _key(rows[0])
 
     def all(self) -> list[Key]:
         """Return every key that was ever created, oldest first."""
-        with self.base.opened() as base:
-            return [_key(row) for row in base.execute("SELECT * FROM keys ORDER BY created").fetchall()]
+        return [_key(row) for row in self.base.rows("SELECT * FROM keys ORDER BY created")]
 
     def any(self) -> bool:
         """Return whether a key was ever created; from then on, every request needs a key."""
-        with self.base.opened() as base:
-            return base.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
+        return bool(self.base.rows("SELECT 1 FROM keys LIMIT 1"))
 
     def authenticate(self, plain_key: str) -> Key | None:
         """Return the usable key with this plain text; None if there is none.
@@ -122,8 +112,8 @@ class Keys:
         """
         prefix, _, rest = plain_key.partition("-")
         id, _, secret = rest.partition("-")
-        with self.base.opened() as base:
-            row = base.execute("SELECT * FROM keys WHERE id = ?", (id if prefix == "mt" else "",)).fetchone()
+        rows = self.base.rows("SELECT * FROM keys WHERE id = ?", id if prefix == "mt" else "")
+        row = rows[0] if rows else None
         hashed = _hash(secret)
         new = hmac.compare_digest(hashed, row["hash"] if row else _NOBODY)
         old = hmac.compare_digest(hashed, row["old_hash"] if row and row["old_hash"] else _NOBODY)
@@ -151,24 +141,20 @@ class Usage:
 
     def add(self, caller: str, tokens: int) -> None:
         """Count one request with its tokens for today (UTC)."""
-        with self.base.opened() as base:
-            base.execute(
-                "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT (who, day) DO UPDATE "
-                "SET requests = usage.requests + 1, tokens = usage.tokens + excluded.tokens",
-                (caller, _today(), tokens),
-            )
+        statement = (
+            "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT (who, day) DO UPDATE "
+            "SET requests = usage.requests + 1, tokens = usage.tokens + excluded.tokens"
+        )
+        self.base.change(statement, caller, _today(), tokens)
 
     def today(self, caller: str) -> int:
         """Return the number of tokens that a caller used today (UTC)."""
-        with self.base.opened() as base:
-            row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (caller, _today())).fetchone()
-        return row["tokens"] if row else 0
+        rows = self.base.rows("SELECT tokens FROM usage WHERE who = ? AND day = ?", caller, _today())
+        return rows[0]["tokens"] if rows else 0
 
     def prune(self, days: float) -> None:
         """Delete usage older than this many days, with the addresses in it; today's usage always stays."""
-        with self.base.opened() as base:
-            gone = base.execute("DELETE FROM usage WHERE day < ?", (_today(-timedelta(days=days)),)).rowcount
-        if gone:
+        if self.base.change("DELETE FROM usage WHERE day < ?", _today(-timedelta(days=days))):
             self.base.forget()
 
 

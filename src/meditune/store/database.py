@@ -86,6 +86,17 @@ class Database(ABC):
     def serialize_writers(self, connection: Connection) -> None:
         """Make transactions that add answers end in the order in which they began, so that readers miss none."""
 
+    def rows(self, statement: str, *values: Any) -> list[Row]:
+        """Return the rows that a statement selects."""
+        with self.opened() as connection:
+            found: list[Row] = connection.execute(statement, values).fetchall()
+            return found
+
+    def change(self, statement: str, *values: Any) -> int:
+        """Execute a statement that changes rows, and return their number. The changes are on the disk then."""
+        with self.opened() as connection:
+            return int(connection.execute(statement, values).rowcount)
+
     def _has_tables(self, connection: Connection) -> bool:
         """Return whether the tables exist. Raises StoreError if a later version of Meditune created them."""
         if connection.execute(self._find_versions).fetchone() is None:

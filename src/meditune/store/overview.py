@@ -36,25 +36,20 @@ class Notes:
 
     def put(self, name: str, facts: Mapping[str, Any]) -> None:
         """Store a note; it replaces an earlier note of that name."""
-        with self.base.opened() as base:
-            base.execute(
-                "INSERT INTO notes VALUES (?, ?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET time = excluded.time, facts = excluded.facts",
-                (name, time.time(), json.dumps(dict(facts))),
-            )
+        statement = (
+            "INSERT INTO notes VALUES (?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET time = excluded.time, facts = excluded.facts"
+        )
+        self.base.change(statement, name, time.time(), json.dumps(dict(facts)))
 
     def all(self, kind: str) -> list[Note]:
         """Return the notes of a kind, latest first."""
-        with self.base.opened() as base:
-            rows = base.execute(
-                "SELECT * FROM notes WHERE name LIKE ? ORDER BY time DESC, name", (f"{kind}/%",)
-            ).fetchall()
+        rows = self.base.rows("SELECT * FROM notes WHERE name LIKE ? ORDER BY time DESC, name", f"{kind}/%")
         return [Note(row["name"], row["time"], json.loads(row["facts"])) for row in rows]
 
     def remove(self, name: str) -> None:
         """Delete a note if it exists."""
-        with self.base.opened() as base:
-            base.execute("DELETE FROM notes WHERE name = ?", (name,))
+        self.base.change("DELETE FROM notes WHERE name = ?", name)
 
 
 MAX_ANSWERS = 20_000
@@ -111,10 +106,7 @@ def number(value: Any) -> float | None:
 
 def _latest(base: Database, columns: str, since: float) -> list[dict[str, Any]]:
     """Return the latest rows, the latest first, with these columns. Answers' facts are parsed."""
-    with base.opened() as connection:
-        rows = connection.execute(
-            f"SELECT {columns} WHERE time >= ? ORDER BY time DESC LIMIT ?", (since, MAX_ANSWERS)
-        ).fetchall()
+    rows = base.rows(f"SELECT {columns} WHERE time >= ? ORDER BY time DESC LIMIT ?", since, MAX_ANSWERS)
     found = [dict(row) for row in rows]
     return [row | {"facts": json.loads(row["facts"])} if "facts" in row else row for row in found]
 

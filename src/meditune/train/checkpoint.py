@@ -1,7 +1,4 @@
-"""A training's checkpoint: the log of steps and the optimizer's state, in one file or sharded over processes.
-
-Any number of processes can read either.
-"""
+"""A training's checkpoint: the log of steps and the optimizer's state, in one file or sharded over processes."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from typing import Any
 
 from meditune import distributed
 from meditune.config.load_recipe import drop_removed_keys
-from meditune.config.recipe import Recipe, plain
-from meditune.config.training_options import RESULT_NEUTRAL
+from meditune.config.recipe import Recipe, what_counts
 from meditune.errors import MedituneError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
 from meditune.models.fsdp import is_sharded, shard_like
@@ -98,8 +94,5 @@ def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
-    values = plain(recipe)
-    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
-    for key in RESULT_NEUTRAL:
-        del found["train"][key]
-    return found
+    values = what_counts(recipe)
+    return {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}

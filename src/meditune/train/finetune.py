@@ -1,7 +1,4 @@
-"""The training stage of a run: pre-flight, training with checkpoints, and the finished model.
-
-The layers run in the fastest form that works on this machine, with a fallback to the plain form.
-"""
+"""The training stage of a run: pre-flight, training with checkpoints, and the finished model."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
 from meditune.models.fsdp import copy_from_first, gather_weights, is_sharded, shard
-from meditune.models.load import LoadedModel, device
+from meditune.models.load import LoadedModel, device, locate
 from meditune.models.quantization import TRAINING
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Row
@@ -44,15 +41,8 @@ from meditune.train.optimizer import state_bytes
 from meditune.train.regularization import EWC, L2SP, Penalty, StartingPoint, estimate
 from meditune.train.replay import EWC_ROWS, rehearsal_rows
 from meditune.train.trackers import followed
-from meditune.train.trainer import (
-    DivergenceError,
-    Step,
-    epoch_steps,
-    parallel_mode,
-    probe,
-    train,
-)
-from meditune.train.training_plan import Plan, base_records, plan, plan_pairs
+from meditune.train.trainer import DivergenceError, Step, epoch_steps, parallel_mode, probe, train
+from meditune.train.training_plan import Plan, plan, plan_pairs
 
 
 @contextmanager
@@ -82,12 +72,13 @@ def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
     spec = recipe.train
     if device() != "cuda" or not (spec.gradient_checkpointing is None or spec.micro_batch_tokens is None):
         return recipe
-    from meditune.train.resource_plan import sized_for
+    from meditune.train.resource_plan import on_meta, sized, use_fused_attention
 
     # The plan counts the weights.
     room = free_gpu_bytes(device()) + (torch.cuda.memory_allocated() if parallel != "fsdp" else 0)
     processes = distributed.world() if parallel == "fsdp" else 1
-    chosen = distributed.broadcast(sized_for(recipe, model.config, model.dtype, room, processes).train)
+    planned = on_meta(model.config, recipe.model, model.dtype, use_fused_attention())
+    chosen = distributed.broadcast(sized(recipe, planned, room, processes)[0].train)
     recompute = "recomputed" if chosen.gradient_checkpointing else "kept"
     print(
         f"Batches of up to {chosen.batch_tokens:,} tokens, with activations {recompute} (train.micro_batch_tokens, "
@@ -229,7 +220,9 @@ def fine_tune(
     learnt = [*splits.train, *rehearsal_rows(recipe, planned.pool)]
     if recipe.train.objective != "sft":
         learnt = [pair.example() for pair in stored_pairs(folder).train]
-    record = leakage.record(learnt, base_records(recipe.model.base))
+    base = Path(locate(recipe.model.base))
+    earlier = leakage.read_record(base) if base.is_dir() else None
+    record = leakage.record(learnt, [earlier] if earlier else [])
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model", record)
     if distributed.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)

@@ -29,8 +29,7 @@ from meditune.files import replace_file
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.load import offline_reason, refuse_unreadable
 from meditune.progress import clock
-from meditune.train.hardware_target import Target, config_of, target_of
-from meditune.train.resource_plan import Estimate, estimate
+from meditune.train.resource_plan import Estimate, Target, config_of, estimate, target_of
 
 MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
 """Recipe of a kind of machine -> the GPU for which its training is predicted if the recipe is for another machine"""
@@ -149,7 +148,7 @@ def _total(path: Path, found: Sequence[Row], reader: Iterable[Row]) -> int:
 
 
 _WORDS = {
-    "decision": r"decision|verdict",
+    "decision": "",  # recognized by its values
     "answer": r"answer|response|reply",
     "context": r"context|passage|abstract|evidence",
     "question": r"question|query|prompt",
@@ -168,19 +167,14 @@ def _further_columns(found: Sequence[Row]) -> dict[str, str]:
         if lower & set(user_files.GUESSES[field]):
             continue
         free = [name for name in names if name.lower() not in known and name not in chosen.values()]
+        fitting = [name for name in free if re.search(words, name, re.IGNORECASE)]
         if field == "decision":
-            fitting = [name for name in free if _holds_decisions(row.get(name) for _, row in found)]
-        else:
-            fitting = [name for name in free if re.search(words, name, re.IGNORECASE)]
+            cells = {name: {user_files.cell(row.get(name)).lower() for _, row in found} - {""} for name in free}
+            fitting = [name for name, values in cells.items() if len(values) > 1 and values <= set(DECISIONS)]
         if fitting:
             # The longest texts, so that question_type isn't taken for the question.
             chosen[field] = max(fitting, key=lambda name: sum(len(str(row.get(name))) for _, row in found[:200]))
     return chosen
-
-
-def _holds_decisions(cells: Iterable[Any]) -> bool:
-    values = {user_files.cell(value).lower() for value in cells} - {""}
-    return len(values) > 1 and values <= set(DECISIONS)
 
 
 def _tokens(text: str) -> int:
@@ -247,7 +241,9 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         if prediction.verdict == "no":
             passed_over.append(f"{base} would need {prediction.memory.total / 1e9:.1f} GB")
             continue
-        seconds = prediction.seconds(_training_tokens(recipe, data))
+        mean = sum(min(count, recipe.prompt.max_tokens) for count in data.row_tokens) / len(data.row_tokens)
+        share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
+        seconds = prediction.seconds(round(data.total * share * recipe.train.epochs * mean))
         is_slow = target.device == "cpu" and seconds > SECONDS_ON_CPU
         if is_slow and number + 1 < len(candidates):
             passed_over.append(f"{base} would train for {clock(seconds)}")
@@ -306,12 +302,6 @@ def _round_up(value: float, step: int, most: int) -> int:
     return min(most, -(-int(value) // step) * step)
 
 
-def _training_tokens(recipe: Recipe, data: DataFacts) -> int:
-    mean = sum(min(count, recipe.prompt.max_tokens) for count in data.row_tokens) / len(data.row_tokens)
-    share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
-    return round(data.total * share * recipe.train.epochs * mean)
-
-
 def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
     """Return the recipe for a sample of the rows, with splits of the sizes that such a file would get."""
     shares = {name: min(most, round(TEST_ITEMS / limit, 4)) for name, most in (("test_share", 0.2), ("dev_share", 0.1))}
@@ -322,9 +312,7 @@ def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Raise RecipeError if the recipe's file is a folder, or if it exists and may not be overwritten."""
     if output.is_dir():
-        raise RecipeError(
-            f"--output: {output} is a folder. Name a file, for example --output {output / 'recipe.yaml'}."
-        )
+        raise RecipeError(f"--output: {output} is a folder. Name a file, such as --output {output / 'recipe.yaml'}.")
     if output.exists() and not overwrite:
         raise RecipeError(f"{output} already exists. Choose another --output, or add --force to overwrite it.")
 
@@ -360,100 +348,69 @@ def next_steps(initial: Initial, output: Path) -> list[str]:
 
 
 def _text(initial: Initial, output: Path) -> Iterable[str]:
-    recipe, data = initial.recipe, initial.data
-    yield "# Written by `meditune init`. Every key can be changed: docs/reference/recipes.md lists them all."
-    for line in summary(initial):
-        yield from _comment(line)
+    about = ["Written by `meditune init`. Every key can be changed: docs/reference/recipes.md lists them all."]
+    for line in about + summary(initial):
+        yield from (f"# {part}" for part in textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False))
     yield from ("# Check the data, then train and evaluate:", *(f"#   {line}" for line in next_steps(initial, output)))
-    yield from (f"name: {flow(recipe.name)}", f"description: {flow(recipe.description)}", "")
-    for group, lines in (
-        ("model", _model(initial)),
-        ("data", _data(initial)),
-        ("prompt", _prompt(recipe, data)),
-        ("train", _train(recipe, data)),
-        ("evaluate", _evaluate(recipe, data)),
-    ):
-        if found := list(lines):
-            yield from (f"{group}:", *(f"  {line}" for line in found), "")
+    shown: list[str] = []
+    for key, value, comment in _options(initial):
+        *groups, name = key.split(".")
+        for depth, group in enumerate(groups):
+            if shown[: depth + 1] != groups[: depth + 1]:
+                yield from ("", f"{group}:") if not depth else (f"{'  ' * depth}{group}:",)
+        shown, indent = groups, "  " * len(groups)
+        if comment:
+            yield f"{indent}# {comment}"
+        yield f"{indent}{name}: {flow(value)}"
 
 
-def _comment(text: str, width: int = 110) -> Iterable[str]:
-    """Yield a comment in lines of this width."""
-    yield from (f"# {line}" for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
-
-
-def _model(initial: Initial) -> Iterable[str]:
-    model = initial.recipe.model
-    yield f"base: {flow(model.base)}"
+def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
+    """Yield each key that the recipe sets, with its value and a comment."""
+    recipe, data = initial.recipe, initial.data
+    model, form, spec = recipe.model, recipe.prompt, recipe.train
+    (source,), tests, devs = recipe.data.sources, recipe.data.test_share, recipe.data.dev_share
+    yield from (("name", recipe.name, ""), ("description", recipe.description, ""), ("model.base", model.base, ""))
     if model.quantize != "none":
-        yield "# The frozen base is stored in 4 bits, which needs bitsandbytes: pip install --editable '.[quantized]'"
-        yield f"quantize: {model.quantize}"
+        needs = "The frozen base is stored in 4 bits, which needs bitsandbytes: pip install --editable '.[quantized]'"
+        yield "model.quantize", model.quantize, needs
     if model.top_layers:
-        yield "# The layers below these have the same output in every epoch, so it is computed once."
-        yield f"top_layers: {model.top_layers}"
-    yield from ("lora:", f"  r: {model.lora.r}")
-
-
-def _data(initial: Initial) -> Iterable[str]:
-    spec, data = initial.recipe.data, initial.data
-    (source,) = spec.sources
-    yield from ("sources:", f"  - name: {source.name}", f"    path: {flow(source.path)}")
-    if source.fields:
-        yield "    # Field of an example -> column. Columns with the usual names need no entry."
-        yield f"    fields: {flow(source.fields)}"
-    if source.limit:
-        yield f"    # A sample, so that training takes about {clock(SECONDS_ON_CPU)}. Remove this on a faster machine."
-        yield f"    limit: {source.limit}"
-    yield "    # The licence of your data, if they have one:"
-    yield "    # licence: CC BY 4.0"
+        once = "The layers below these have the same output in every epoch, so it is computed once."
+        yield "model.top_layers", model.top_layers, once
+    yield "model.lora.r", model.lora.r, ""
+    sample = f"limit: a sample that trains in about {clock(SECONDS_ON_CPU)}; remove it on a faster machine."
+    columns = "fields: field of an example -> your column." if source.fields else ""
+    yield "data.sources", [source.model_dump(exclude_defaults=True)], sample if source.limit else columns
+    items = round(data.total * tests)
+    wide = f"About {items} test items; the interval of an accuracy is then about ±{100 / items**0.5:.0f} points."
     if source.limit or data.total * 0.2 > TEST_ITEMS:
-        yield f"# About {TEST_ITEMS} test and dev items each, or a fifth and a tenth of a small sample."
-        yield from (f"test_share: {spec.test_share:g}", f"dev_share: {spec.dev_share:g}")
-    else:
-        items = round(data.total * spec.test_share)
-        yield f"# About {items} test items; the interval of an accuracy is then about ±{100 / items**0.5:.0f} points."
-        yield f"test_share: {spec.test_share:g}"
-    yield "# Identifiers of people are counted; mask replaces them by placeholders such as [NAME]."
-    yield from ("phi:", "  action: report")
-
-
-def _prompt(recipe: Recipe, data: DataFacts) -> Iterable[str]:
-    form = recipe.prompt
+        yield "data.dev_share", devs, f"About {TEST_ITEMS} test and dev items each, or less of a small sample."
+        wide = ""
+    yield "data.test_share", tests, wide
+    yield "data.phi.action", "report", "Identifiers of people are counted; mask replaces them by placeholders."
     longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
     cut = "lose their earliest turns" if data.kind == "conversations" else "are shortened, first their context"
-    yield f"# {longer:.0%} of the rows are longer and {cut}." if longer else "# Long enough for all rows."
-    yield f"max_tokens: {form.max_tokens}"
+    long = f"{longer:.0%} of the rows are longer and {cut}." if longer else "Long enough for all rows."
+    yield "prompt.max_tokens", form.max_tokens, long
     if form.context_head:
-        yield "# If a context is shortened, this share of its tokens goes to its beginning, the rest to its end."
-        yield f"context_head: {form.context_head:g}"
-    if data.answers:
-        yield "# 95% of the answers fit into this."
-    yield f"answer_tokens: {form.answer_tokens}"
-
-
-def _train(recipe: Recipe, data: DataFacts) -> Iterable[str]:
-    spec = recipe.train
+        ends = "If a context is shortened, this share of its tokens goes to its beginning, the rest to its end."
+        yield "prompt.context_head", form.context_head, ends
+    yield "prompt.answer_tokens", form.answer_tokens, "95% of the answers fit into this." if data.answers else ""
     if data.kind == "claims":
-        yield "tasks: [claim]"
-    read = (recipe.data.sources[0].limit or data.total) * (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
-    yield f"# About {read * spec.epochs / spec.batch_size:,.0f} steps; an epoch has {read:,.0f} training rows."
-    yield from (f"batch_size: {spec.batch_size}", f"accumulation: {spec.accumulation}", f"epochs: {spec.epochs:g}")
-    yield "# To compare other values, evaluate on dev, and keep the test set for the final result:"
-    yield "# --set train.learning_rate=1e-4 --set evaluate.split=dev"
-    yield f"learning_rate: {flow(spec.learning_rate)}"
+        yield "train.tasks", ["claim"], ""
+    read = (source.limit or data.total) * (1 - tests) * (1 - devs)
+    steps = f"About {read * spec.epochs / spec.batch_size:,.0f} steps; an epoch has {read:,.0f} training rows."
+    yield from (("train.batch_size", spec.batch_size, steps), ("train.accumulation", spec.accumulation, ""))
+    yield "train.epochs", spec.epochs, ""
+    compare = "To compare other values, add --set evaluate.split=dev; the test set is for the final result."
+    yield "train.learning_rate", spec.learning_rate, compare
     if spec.average_last:
-        yield "# The final weights are averaged over this share of the steps."
-        yield f"average_last: {spec.average_last:g}"
+        yield "train.average_last", spec.average_last, "The final weights are averaged over this share of the steps."
     if spec.decision_share:
-        yield "# A decision has few tokens: without its own share of the loss, it is hardly learnt."
-        yield f"decision_share: {spec.decision_share:g}"
+        few = "A decision has few tokens: without its own share of the loss, it is hardly learnt."
+        yield "train.decision_share", spec.decision_share, few
     if spec.class_balance:
         rarest, count = data.decisions.most_common()[-1]
-        yield f"# Rare decisions count more: {count / data.decisions.total():.0%} are {rarest}."
-        yield f"class_balance: {spec.class_balance:g}"
-
-
-def _evaluate(recipe: Recipe, data: DataFacts) -> Iterable[str]:
-    if data.answers:
-        yield "# Long enough for 95% of the answers, up to a limit that keeps the evaluation short."
-    yield f"max_new_tokens: {recipe.evaluate.max_new_tokens}"
+        rare = f"Rare decisions count more: {count / data.decisions.total():.0%} are {rarest}."
+        yield "train.class_balance", spec.class_balance, rare
+    enough = "Long enough for 95% of the answers, up to a limit that keeps the evaluation short."
+    yield "evaluate.max_new_tokens", recipe.evaluate.max_new_tokens, enough if data.answers else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from meditune.config.data_options import PromptFormat
@@ -26,65 +27,69 @@ TITLES = {
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Return Markdown with the hub's YAML front matter; `report` (report.json) adds the measured metrics."""
     entry = CATALOGUE.get(recipe.model.base)
-    base = public_name(split_revision(recipe.model.base)[0])
     full = recipe.model.strategy == "full"
     of_preference = "rated answers" if facts.get("objective") == "kto" else "pairs of answers"
     unit = of_preference if "preference" in facts else "examples"
-    lines = [
+    front = [
         "---",
-        f"base_model: {base}",
+        f"base_model: {public_name(split_revision(recipe.model.base)[0])}",
         f"library_name: {'transformers' if full else 'peft'}",
         "pipeline_tag: text-generation",
         "language: en",
         f"tags: [medical, {recipe.model.strategy}, meditune]",
         "---",
-        "",
-        f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
-        "",
-        *warnings(report),
-        *(["This folder holds the whole model, not an adapter.", ""] if full else []),
-        "## Use",
-        "",
-        *loading(recipe.prompt, recipe.model.strategy),
-        "",
-        f"The prompt format is in `prompt.json`; sources go before the question, one per line. The weights of the base "
-        f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
-        "",
-        "## Training",
-        "",
-        f"{facts['rows']:,} {unit}, {facts['epochs']:g} epochs, {facts['steps']} steps, "
-        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
-        f"{recipe.seed}.",
-        "",
+    ]
+    trained = [
         f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
         *_pruned(recipe.model),
         *_quantized(recipe.model),
-        "",
-        *_optional_lines(facts),
     ]
-    return "\n".join([*lines, *(measured(report) if report else [])])
+    return _markdown(
+        "\n".join(front),
+        f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
+        *warnings(report),
+        *(["This folder holds the whole model, not an adapter."] if full else []),
+        "## Use",
+        *loading(recipe.prompt, recipe.model.strategy),
+        f"The prompt format is in `prompt.json`; sources go before the question, one per line. The weights of the base "
+        f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
+        "## Training",
+        f"{facts['rows']:,} {unit}, {facts['epochs']:g} epochs, {facts['steps']} steps, "
+        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
+        f"{recipe.seed}.",
+        "\n".join(trained),
+        *_optional_paragraphs(facts),
+        *(measured(report) if report else []),
+    )
+
+
+def _markdown(*paragraphs: str) -> str:
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def warnings(report: dict[str, Any] | None) -> list[str]:
-    """Return the lines of a card about a model's limits, and about training on synthetic data."""
-    synthetic = ["**Trained on invented studies, only to try out the tool. Not for any other use.**", ""]
-    return [*(synthetic if report and report["data"].get("synthetic") else []), f"**Limits.** {LIMITS}", ""]
+    """Return the paragraphs of a card about a model's limits, and about training on synthetic data."""
+    synthetic = ["**Trained on invented studies, only to try out the tool. Not for any other use.**"]
+    return [*(synthetic if report and report["data"].get("synthetic") else []), f"**Limits.** {LIMITS}"]
 
 
 def measured(report: dict[str, Any]) -> list[str]:
-    """Return the lines of a card with both models' metrics."""
+    """Return the paragraphs of a card with both models' metrics."""
     leaks = described(report["leakage"]) if report.get("leakage") else []
     loud = f"**Leakage: the metrics below were not measured on unseen questions only.** {' '.join(leaks)}"
-    warning = [loud, ""] if leaks else []
-    lines = [f"## Measured on {report['data']['test_set']}", "", *warning, "| metric | base | tuned | 95 % interval |"]
-    lines.append("|---|---|---|---|")
+    table = ["| metric | base | tuned | 95 % interval |", "|---|---|---|---|"]
     for name, row in report["comparison"].items():
         low, high = row["ci95"]
         figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
         beside = row.get("references")
         title = f"{name} (reference answers: {beside['figure']:.3f})" if beside else name
-        lines.append(f"| {title} | {figures} |")
-    return [*lines, "", "The interval is for the difference, from a paired bootstrap over the test items.", ""]
+        table.append(f"| {title} | {figures} |")
+    return [
+        f"## Measured on {report['data']['test_set']}",
+        *([loud] if leaks else []),
+        "\n".join(table),
+        "The interval is for the difference, from a paired bootstrap over the test items.",
+    ]
 
 
 def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
@@ -114,7 +119,7 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
             "prompt = tokenizer.apply_chat_template(messages, **settings)",
         ]
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
-    loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
+    loader, answer = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"]
     if strategy == "full":
         imports, loader = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
     if strategy in VIRTUAL:
@@ -125,11 +130,7 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
             "    with torch.no_grad():",
             "        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(dim=-1)], dim=1)",
         ]
-        note = [
-            "",
-            "The loop replaces `model.generate`, which drops virtual tokens (peft 0.21, transformers 5.24).",
-        ]
-    return [
+    code = [
         "```python",
         *imports,
         "",
@@ -139,8 +140,9 @@ def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
         *answer,
         "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
         "```",
-        *note,
     ]
+    note = "The loop replaces `model.generate`, which drops virtual tokens (peft 0.21, transformers 5.24)."
+    return ["\n".join(code), *([note] if strategy in VIRTUAL else [])]
 
 
 def _what_was_trained(spec: ModelSpec) -> str:
@@ -175,67 +177,52 @@ def _quantized(spec: ModelSpec) -> list[str]:
     ]
 
 
-def _optional_lines(facts: dict[str, Any]) -> list[str]:
-    """Return lines about the best state, preference pairs, mixing, retrieval and replay, where the run has them."""
-    lines = []
+def _optional_paragraphs(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield paragraphs about the best state, preference pairs, mixing, retrieval and replay, where the run has them."""
     if facts.get("dev", {}).get("kept"):
         dev = facts["dev"]
-        best = f"the best by {dev['metric']} on the dev split"
-        lines += [f"The weights are those after step {dev['best_step']}, {best}.", ""]
+        yield f"The weights are those after step {dev['best_step']}, the best by {dev['metric']} on the dev split."
     if "preference" in facts:
         pairs, method = facts["preference"], facts["objective"].upper()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
         learnt = "answers with thumbs up or down" if method == "KTO" else "pairs of a better and a worse answer"
-        lines += [
+        yield (
             f"Experimental: preference tuning with {method}, beta {pairs['beta']:g}, on {learnt} from "
-            f"{pairs['source']} ({kinds}).",
-            "",
-        ]
+            f"{pairs['source']} ({kinds})."
+        )
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
-        lines += [f"Each epoch mixed rows by source: {mixed}.", ""]
+        yield f"Each epoch mixed rows by source: {mixed}."
     if len(facts.get("mixture", [])) > 1:
         read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
-        lines += [f"Shares of all supervised tokens: {read}.", ""]
+        yield f"Shares of all supervised tokens: {read}."
     if "retrieved" in facts:
         found = facts["retrieved"]
-        lines += [
+        yield (
             f"{found['examples']:,} of the {facts['rows']:,} examples showed retrieved passages, "
-            f"{found['right']:,} of them with their own passage among the others.",
-            "",
-        ]
+            f"{found['right']:,} of them with their own passage among the others."
+        )
     if "replay" in facts:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
-        lines += [
+        yield (
             f"To reduce forgetting, {replay['visits']:,} rows of {what[replay['source']]} were replayed beside the "
-            f"examples, {replay['loss_share']:.0%} of the loss.",
-            "",
-        ]
-    return lines
+            f"examples, {replay['loss_share']:.0%} of the loss."
+        )
 
 
 def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Return Markdown; `report` (report.json) adds the measured metrics."""
     billed = training.get("trained_tokens")
     counted = f", {billed:,} tokens as counted by the API" if billed else ""
-    lines = [
+    return _markdown(
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
-        "",
         *warnings(report),
         f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
         "operator can retire it. `api.json` names the address and the environment variable that holds the key; "
         "`prompt.json` holds the prompt format. To ask the model, run in the folder of its run:",
-        "",
-        "```bash",
-        'meditune ask . "Does exercise help people with back pain?"',
-        "```",
-        "",
+        '```bash\nmeditune ask . "Does exercise help people with back pain?"\n```',
         "## Training",
-        "",
         f"{training['rows']:,} rows, {training['epochs']} epochs{counted}, job `{training['job']}`.",
-        "",
-    ]
-    if report:
-        lines += measured(report)
-    return "\n".join(lines)
+        *(measured(report) if report else []),
+    )

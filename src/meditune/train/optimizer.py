@@ -97,7 +97,10 @@ class MasterOptimizer:
             kind, *index_and_name = key.split(".", 2)
             if kind == "state":
                 master = self.masters[int(index_and_name[0])]
-                self.optimizer.state[master][index_and_name[1]] = _restored_value(value, master)
+                # Numbers of floating point stay on the CPU, and counts become plain numbers.
+                restored = value.to(master.device) if value.dim() else value
+                is_count = not (value.dim() or value.is_floating_point())
+                self.optimizer.state[master][index_and_name[1]] = int(value) if is_count else restored
         self.set_weights([tensors[f"master.{index}"] for index in range(len(self.masters))])
 
     @torch.no_grad()
@@ -144,13 +147,6 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
     else:
         optimizer = torch.optim.AdamW(masters, **shared, betas=BETAS, eps=EPSILON)
     return optimizer
-
-
-def _restored_value(value: torch.Tensor, master: torch.Tensor) -> Any:
-    """Return a checkpointed value on its weight's device, and counts as plain numbers."""
-    if value.dim():
-        return value.to(master.device)
-    return value if value.is_floating_point() else int(value)
 
 
 def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -41,10 +41,7 @@ class Pair:
 
 
 class StartingPoint:
-    """The starting point of training: LoRA pairs at B A = 0, and copies of all other trained parameters.
-
-    Create it before the first step, and before a checkpoint is restored.
-    """
+    """The starting point of training, created before the first step: pairs at B A = 0, copies of other parameters."""
 
     def __init__(self, model: Any) -> None:
         self.pairs = list(_pairs(model))

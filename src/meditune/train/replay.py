@@ -157,16 +157,7 @@ def plan_replay(
     return Replay(chosen, [list(islice(stream, count)) for count in counts], weights, spec)
 
 
-OPENINGS = (
-    *("The history of the", "In recent years the", "She opened the door", "According to a new", "When the war ended"),
-    *("The first time I", "It is well known", "There are three main", "He was born in", "The city lies on"),
-    *("To make a good", "Once upon a time", "Scientists have found that", "The book tells the", "In mathematics, a"),
-    *("My grandmother used to", "The company announced that", "During the summer of", "This film is about"),
-    *("The government has decided", "Most people think that", "A computer program is", "The team won its"),
-    *("Music has always been", "On the other hand", "The river flows through", "How does a plane"),
-    *("The law requires that", "Birds that live in", "At the end of", "The teacher asked the", "Because of the rain"),
-    *("The best way to", "In the next chapter", "Prices have risen since", "The old house was", "If you want to"),
-)
+OPENINGS = (Path(__file__).parent / "openings.txt").read_text(encoding="utf-8").splitlines()
 BATCH = 64  # number of texts that are generated at the same time
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from meditune import distributed
 from meditune.config.recipe import Recipe
@@ -28,16 +28,6 @@ LOG = "training.jsonl"
 FLUSH_SECONDS = 5
 EXPERIMENT = "meditune"
 BATCH = 1000  # maximum number of metrics that MLflow accepts at the same time
-
-
-class Tracker(Protocol):
-    """A format for metrics over steps, in a folder of its own."""
-
-    def add(self, steps: Sequence[Step]) -> None:
-        """Record these steps."""
-
-    def close(self, finished: bool) -> None:
-        """Close the records, after training has `finished` or was stopped."""
 
 
 def check_tracker(name: TrackerName) -> None:
@@ -56,59 +46,41 @@ def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Call
     if not distributed.is_first():
         yield lambda _: None
         return
-    tracking = _Tracking(recipe, folder, log)
+    tracker: Any = None
     finished = False
+
+    @contextmanager
+    def guarded() -> Iterator[None]:
+        nonlocal tracker
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - no error of a tracker's package may end training
+            tracker = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(
+                f"train.tracker {recipe.train.tracker} failed and is switched off ({reason}). Training continues; "
+                f"{LOG} has every step.",
+                file=sys.stderr,
+            )
+
+    def follow(step: Step) -> None:
+        append_jsonl(folder / LOG, asdict(step))
+        with guarded():
+            if tracker:
+                tracker.add([step])
+
+    if recipe.train.tracker != "none":
+        with guarded():
+            tracker = TRACKERS[recipe.train.tracker](folder / recipe.train.tracker, recipe.name)
+            tracker.add(log)
     try:
         write_jsonl(folder / LOG, map(asdict, log))
-
-        def follow(step: Step) -> None:
-            append_jsonl(folder / LOG, asdict(step))
-            tracking.add(step)
-
         yield follow
         finished = True
     finally:
-        tracking.close(finished)
-
-
-class _Tracking:
-    """The recipe's tracker, until it fails."""
-
-    def __init__(self, recipe: Recipe, folder: Path, log: Sequence[Step]) -> None:
-        self._name = recipe.train.tracker
-        self._tracker: Tracker | None = None
-        if self._name != "none":
-            self._attempt(lambda: self._start(recipe.name, folder / self._name, log))
-
-    def add(self, step: Step) -> None:
-        if tracker := self._tracker:
-            self._attempt(lambda: tracker.add([step]))
-
-    def close(self, finished: bool) -> None:
-        if tracker := self._tracker:
-            self._attempt(lambda: tracker.close(finished))
-
-    def _start(self, run: str, place: Path, log: Sequence[Step]) -> None:
-        made: dict[str, Callable[[Path, str], Tracker]] = {
-            "tensorboard": TensorBoard,
-            "mlflow": MLflow,
-            "trackio": Trackio,
-            "wandb": WeightsAndBiases,
-        }
-        self._tracker = made[self._name](place, run)
-        self._tracker.add(log)
-
-    def _attempt(self, what: Callable[[], None]) -> None:
-        try:
-            what()
-        except Exception as error:  # noqa: BLE001 - no error of a tracker's package may end training
-            self._tracker = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(
-                f"train.tracker {self._name} failed and is switched off ({reason}). Training continues; {LOG} has "
-                "every step.",
-                file=sys.stderr,
-            )
+        with guarded():
+            if tracker:
+                tracker.close(finished)
 
 
 class TensorBoard:
@@ -169,10 +141,7 @@ class MLflow:
 
 
 class Trackio:
-    """A run in a Trackio store of its own, an SQLite file; earlier runs in it are deleted.
-
-    The store is written directly, because `trackio.init` contacts the Hugging Face hub.
-    """
+    """A run in its own Trackio store, an SQLite file, written directly because `trackio.init` contacts the hub."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()
@@ -228,6 +197,14 @@ class WeightsAndBiases:
     def close(self, finished: bool) -> None:
         """Write the remaining steps, and record how the run ended."""
         self._run.finish(exit_code=0 if finished else 1)
+
+
+TRACKERS: dict[str, Callable[[Path, str], Any]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+    "wandb": WeightsAndBiases,
+}
 
 
 def _figures(step: Step) -> dict[str, float]:

@@ -405,11 +405,7 @@ def _set_training_mode(loaded: LoadedModel, spec: TrainSpec) -> None:
 
 
 def recompute_activations(model: Any) -> None:
-    """Enable gradient checkpointing at no cost for frozen layers.
-
-    Only PyTorch's reentrant checkpointing needs embeddings whose output requires a gradient, as transformers makes
-    them.
-    """
+    """Enable gradient checkpointing without a gradient for the embeddings, which would compute frozen layers twice."""
     with quiet_transformers():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.disable_input_require_grads()

@@ -1,7 +1,4 @@
-"""The plan of a training run: its rows and their order, the mix of sources, replay, pairs, and the starting point.
-
-If the base model is an adapter, tuning starts from a copy in which it is merged into its own base.
-"""
+"""The plan of a training run: rows and their order, mix of sources, replay, pairs, and the starting point."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import torch
 from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
-from meditune.data.leakage import Record, copy_record, read_record
+from meditune.data.leakage import copy_record
 from meditune.data.preference.pairs import DOWN, UP
 from meditune.data.preference.prepare_pairs import stored_pairs
 from meditune.data.retrieved_passages import in_training
@@ -24,8 +21,7 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, sha256, write_json, write_jsonl
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
-from meditune.models.load import LoadedModel, load, locate, prompt_for
-from meditune.models.merging import is_virtual
+from meditune.models.load import LoadedModel, is_virtual, load, locate, prompt_for
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Row, by_length, rows_of_pairs
@@ -95,13 +91,6 @@ def plan_lines(parts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 CUES = ("question_cue", "answer_cue", "plain_cue", "decision_cue")
-
-
-def base_records(name: str) -> list[Record]:
-    """Return the base model's training records, if it keeps any."""
-    place = Path(locate(name))
-    found = read_record(place) if place.is_dir() else None
-    return [found] if found else []
 
 
 def check_start(recipe: Recipe) -> None:

@@ -103,7 +103,7 @@ def test_the_official_split_keeps_documents_of_the_test_split_out_of_training(tm
 
 
 def test_scifact_without_its_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of claims_train\.jsonl, claims_dev\.jsonl\. Unpack data\.tar\.gz"):
+    with pytest.raises(DataError, match=r"none of claims_train\.jsonl, claims_dev\.jsonl here\. Unpack data\.tar\.gz"):
         list(claims.read_scifact(tmp_path, Rejects()))
     (scifact(tmp_path) / "data" / "corpus.jsonl").unlink()
     with pytest.raises(DataError, match=r"corpus\.jsonl: no such file\. It contains the documents"):

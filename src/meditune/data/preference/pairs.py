@@ -31,10 +31,8 @@ from meditune.errors import DataError
 from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 from meditune.files import numbered_jsonl, write_jsonl
 
-OWN = "own"
-"""The kind of a pair read from a user's file"""
-RATED = "rated"
-"""The kind of a pair of rated answers"""
+OWN, RATED = "own", "rated"
+"""The kinds of a pair read from a user's file, and of a pair of rated answers"""
 UP, DOWN = "up", "down"
 """The kinds of a single answer with thumbs up or down"""
 
@@ -56,7 +54,6 @@ class Pair(BaseModel):
     """Pairs of a group are never in both training and evaluation"""
     kind: str
     """Origin of the pair: `own`, `rated`, the kind of corruption, or for a single answer `up` or `down`"""
-
     style: Style | None = None
     """Style of both answers, if the question's source has two styles"""
     source: str = ""
@@ -351,37 +348,40 @@ def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: 
 
 def _number(example: Example, rng: random.Random) -> str | None:
     """Replace one number by another from the sources or the answer, or by a multiple of itself."""
-    text, found = example.answer, list(NUMBER.finditer(example.answer))
-    if not found:
+    match = _any_match(NUMBER, example.answer, rng)
+    if not match:
         return None
-    match = rng.choice(found)
     number, decimals = match[0], _decimals(match[0])
-    known = " ".join([text, *(passage.text for passage in example.context)])
+    known = " ".join([example.answer, *(passage.text for passage in example.context)])
     candidates = sorted(
         {each for each in NUMBER.findall(known) if _decimals(each) == decimals and value(each) != value(number)}
     )
-    new = rng.choice(candidates) if candidates else f"{value(number) * rng.choice((2, 3)) or 1:.{decimals}f}"
-    return _replaced(text, match, new)
+    return _replaced(
+        match, rng.choice(candidates) if candidates else f"{value(number) * rng.choice((2, 3)) or 1:.{decimals}f}"
+    )
 
 
 def _negation(example: Example, rng: random.Random) -> str | None:
     """Remove one negation; if there is none, insert "not" after an auxiliary verb."""
-    text, negated = example.answer, list(NEGATED.finditer(example.answer))
-    if negated:
-        match = rng.choice(negated)
+    if match := _any_match(NEGATED, example.answer, rng):
         plain = match["plain"] or ("can" if len(match[0]) > 2 else "some")
-        return _replaced(text, match, _cased(plain, match[0]))
-    found = list(NEGATABLE.finditer(text))
-    if not found:
-        return None
-    match = rng.choice(found)
-    return _replaced(text, match, f"{match[0]}not" if match[0].lower() == "can" else f"{match[0]} not")
+        return _replaced(match, _cased(plain, match[0]))
+    match = _any_match(NEGATABLE, example.answer, rng)
+    return match and _replaced(match, f"{match[0]}not" if match[0].lower() == "can" else f"{match[0]} not")
 
 
 def _direction(example: Example, rng: random.Random) -> str | None:
-    found = list(DIRECTION.finditer(example.answer))
-    match = rng.choice(found) if found else None
-    return match and _replaced(example.answer, match, _cased(OPPOSITE[match[0].lower()], match[0]))
+    match = _any_match(DIRECTION, example.answer, rng)
+    return match and _replaced(match, _cased(OPPOSITE[match[0].lower()], match[0]))
+
+
+def _any_match(pattern: re.Pattern[str], text: str, rng: random.Random) -> re.Match[str] | None:
+    found = list(pattern.finditer(text))
+    return rng.choice(found) if found else None
+
+
+def _replaced(match: re.Match[str], new: str) -> str:
+    return match.string[: match.start()] + new + match.string[match.end() :]
 
 
 def _another(example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
@@ -391,10 +391,6 @@ def _another(example: Example, others: Sequence[Example], rng: random.Random) ->
         if other.group != example.group and _plain(other.answer) != own_answer:
             return other.answer
     return None
-
-
-def _replaced(text: str, match: re.Match[str], new: str) -> str:
-    return text[: match.start()] + new + text[match.end() :]
 
 
 def _cased(word: str, template: str) -> str:

@@ -21,8 +21,8 @@ from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
 from meditune.data.example import Decision, problem_in_text
 from meditune.data.leakage import find
-from meditune.data.preference import pairs as user_pairs
 from meditune.data.preference.pairs import (
+    COLUMNS,
     DOWN,
     MARGIN,
     RATING_COLUMNS,
@@ -33,6 +33,7 @@ from meditune.data.preference.pairs import (
     Pair,
     Rated,
     build,
+    from_rows,
     paired,
     rated_from_rows,
     read_pairs,
@@ -171,18 +172,13 @@ def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Finding
         pair.example().model_copy(update={"source": SOURCE, "answer": pair.chosen, "meta": {"rejected": pair.rejected}})
         for pair in pairs
     ]
-    return [
-        pair.model_copy(
-            update={
-                "question": each.question,
-                "context": each.context,
-                "turns": each.turns,
-                "chosen": each.answer,
-                "rejected": each.meta["rejected"],
-            }
-        )
-        for pair, each in zip(pairs, deidentify(examples, spec, findings), strict=True)
+    treated = deidentify(examples, spec, findings)
+    changes: list[dict[str, Any]] = [
+        {name: getattr(each, name) for name in ("question", "context", "turns")}
+        | {"chosen": each.answer, "rejected": each.meta["rejected"]}
+        for each in treated
     ]
+    return [pair.model_copy(update=update) for pair, update in zip(pairs, changes, strict=True)]
 
 
 def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:
@@ -212,15 +208,11 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
         ratings = read_judged(path, locate_source("liveqa", questions), rejects)
         pairs = paired(ratings, recipe.seed, rejects)
     else:
-        stream = rows(path, SOURCE, rejects)
-        first = list(islice(stream, LOOK_AHEAD))
-        found: Iterator[Row] = chain(first, stream)
+        found, first = _beginning(rows(path, SOURCE, rejects))
         fields = spec.fields or None
         no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to one question."
         if as_thumbs and first and isinstance(first[0][1].get("feedback"), list):
-            found = _exported(found, rejects)
-            first = list(islice(found, LOOK_AHEAD))
-            found = chain(first, found)
+            found, first = _beginning(_exported(found, rejects))
             no_rows = _nothing_usable(path, rejects, as_thumbs)
         columns = column_names(row for _, row in first)
         if first and _holds_ratings(columns, spec.fields, first[0][0], as_thumbs):
@@ -228,10 +220,17 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
             pairs = thumbs(ratings, rejects) if as_thumbs else paired(ratings, recipe.seed, rejects)
             _refuse_unknown_thumbs(rejects)
         else:
-            pairs = list(user_pairs.from_rows(found, rejects, fields, path.stem, no_rows))
+            pairs = list(from_rows(found, rejects, fields, path.stem, no_rows))
     if not pairs:
         raise DataError(_nothing_usable(path, rejects, as_thumbs))
     return pairs
+
+
+def _beginning(found: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
+    """Return all rows, and the first of them."""
+    stream = iter(found)
+    first = list(islice(stream, LOOK_AHEAD))
+    return chain(first, stream), first
 
 
 def _refuse_unknown_thumbs(rejects: Rejects) -> None:
@@ -245,7 +244,7 @@ def _refuse_unknown_thumbs(rejects: Rejects) -> None:
 
 def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location: str, as_thumbs: bool) -> bool:
     """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
-    chosen, rejected = (has_column(field, columns, fields, user_pairs.COLUMNS) for field in ("chosen", "rejected"))
+    chosen, rejected = (has_column(field, columns, fields, COLUMNS) for field in ("chosen", "rejected"))
     guesses = THUMBS_COLUMNS if as_thumbs else RATING_COLUMNS
     answer, rating = (has_column(field, columns, fields, guesses) for field in ("answer", "rating"))
     if not (chosen and rejected) and rating and (answer or not (chosen or rejected)):

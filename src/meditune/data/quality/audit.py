@@ -42,8 +42,8 @@ class Audit:
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
     """Ids of (nearly) identical rows, and the comparison"""
     thresholds: list[dict[str, Any]] = field(default_factory=list)
-    hidden: Container[str] = ()
-    """Ids of rows whose text is never shown as an example"""
+    hidden: Container[str] | None = ()
+    """Ids of rows whose text is never shown as an example; None for all rows"""
     _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     _dropped: set[str] = field(default_factory=set)
     _changed: set[str] = field(default_factory=set)
@@ -59,9 +59,16 @@ class Audit:
             self.note(entries)
             if after is not None:
                 checked.append(after)
+        unique = self._duplicates(checked)
+        changed: dict[int, Example] = {}
+        gone: set[int] = set()
+        if self.spec.action("repeated_question") != "off":
+            found = deduplication.repeated_questions(deduplication.keys(map(deduplication.asked_key, unique)))
+            changed, gone = self.asked_again(unique, found)
         self.remaining = {name: [] for name in by_source}
-        for example in self._repeated(self._duplicates(checked)):
-            self.remaining[source_of[example.id]].append(example)
+        for at, example in enumerate(unique):
+            if at not in gone:
+                self.remaining[source_of[example.id]].append(changed.get(at, example))
 
     def between(self, splits: Splits) -> Splits:
         """Return the splits without training rows that are (nearly) identical to a test or development item."""
@@ -95,7 +102,14 @@ class Audit:
     def note(self, entries: Iterable[Entry]) -> None:
         """Record entries."""
         for entry in entries:
-            self._note(entry)
+            self.ledger.add_row(entry.row())
+            if entry.after is None:
+                self._dropped.add(entry.before.id)
+            elif entry.after is not entry.before:
+                self._changed.add(entry.before.id)
+            examples = self._shown[entry.rule]
+            if len(examples) < EXAMPLES:
+                examples.append(excerpt(entry, self.hidden is None or entry.before.id in self.hidden))
 
     def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
         """Return the entry of quality.json: rows, and for each rule its meaning, action, counts, share and examples.
@@ -170,13 +184,6 @@ class Audit:
                 staying.append((action == "drop", pair.alike, pair, rule))
         return max(staying, key=lambda each: each[:2])[2:] if staying else None
 
-    def _repeated(self, examples: list[Example]) -> list[Example]:
-        if self.spec.action("repeated_question") == "off":
-            return examples
-        found = deduplication.repeated_questions(deduplication.keys(map(deduplication.asked_key, examples)))
-        changed, gone = self.asked_again(examples, found)
-        return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
-
     def asked_again(
         self, examples: Sequence[Example], repeated: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
@@ -187,27 +194,28 @@ class Audit:
         members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
         for first, again in repeated:
             later, earlier = examples[again], changed.get(first, examples[first])
-            detail = f"same question as {earlier.id}"
+            after: Example | None = later
+            detail, done = f"same question as {earlier.id}", "flag"
             if action == "keep" or self._is_fixed(later) or (action == "merge" and self._is_fixed(earlier)):
-                self._note(Entry("repeated_question", "flag", later, later, detail))
-            elif action == "group":
-                if members[later.source, later.group] > 1:
-                    # The row already belongs to a group; the split keeps rows with the same question together anyway.
-                    self._note(Entry("repeated_question", "flag", later, later, detail))
-                elif (moved := later.model_copy(update={"group": earlier.group})) != later:
-                    changed[again] = moved
-                    self._note(Entry("repeated_question", "group", later, moved, detail))
-            else:
-                self._note(Entry("repeated_question", "merge", later, None, detail))
+                pass
+            elif action == "merge":
+                after, done = None, "merge"
                 references = [*(earlier.meta.get("references") or []), *later.references()]
                 changed[first] = earlier.model_copy(update={"meta": earlier.meta | {"references": references}})
                 gone.add(again)
+            elif members[later.source, later.group] == 1:
+                # Otherwise the row already belongs to a group; the split keeps the same questions together anyway.
+                if later.group == earlier.group:
+                    continue
+                changed[again] = after = later.model_copy(update={"group": earlier.group})
+                done = "group"
+            self.note([Entry("repeated_question", done, later, after, detail)])
         return changed, gone
 
     def _leave_out(self, rule: str, action: str, example: Example, detail: str) -> bool:
         """Record a duplicate row; return True if it is dropped."""
         out = action == "drop" and not self._is_fixed(example)
-        self._note(Entry(rule, "drop" if out else "flag", example, None if out else example, detail))
+        self.note([Entry(rule, "drop" if out else "flag", example, None if out else example, detail)])
         return out
 
     def _rule_of(self, pair: Pair, ranked: Sequence[Example]) -> str:
@@ -217,16 +225,6 @@ class Audit:
         if first.source != again.source:
             return "cross_source"
         return "exact_duplicate" if pair.exact else "near_duplicate"
-
-    def _note(self, entry: Entry) -> None:
-        self.ledger.add(entry)
-        if entry.after is None:
-            self._dropped.add(entry.before.id)
-        elif entry.after is not entry.before:
-            self._changed.add(entry.before.id)
-        examples = self._shown[entry.rule]
-        if len(examples) < EXAMPLES:
-            examples.append(excerpt(entry, entry.before.id in self.hidden))
 
     def _is_fixed(self, example: Example) -> bool:
         """Return True if the row is never dropped or changed."""

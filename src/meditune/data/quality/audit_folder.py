@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,8 @@ from meditune.data.prepare import checked_rows, split_rows
 from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.audit import EXAMPLES, Audit, Lengths, excerpt, facts
 from meditune.data.quality.deduplication import Hashes, Keys, LazySelection, Marks, Rows
+from meditune.data.quality.ledger import BATCH_ENTRIES, Ledger
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
-from meditune.data.quality.ledger import Ledger
 from meditune.data.read_sources import YOURS, available, marked, read_sources
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import FORMATS, Rejects, text_bytes
@@ -61,9 +61,6 @@ class Spool:
         self.changed = bytearray()
         """For each row, 1 if a rule changed it"""
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def add(self, text: bytes, marks: Marks, fixed: bool, changed: bool) -> None:
         """Add a row as JSON."""
         shingles = marks.shingles.tobytes()
@@ -79,31 +76,21 @@ class Spool:
         """Return a row."""
         return Example.model_validate_json(os.pread(self._file.fileno(), self._texts[row], self._ends[row]))
 
-    def finish(self) -> None:
-        """Finish writing, before the first read."""
-        self._file.flush()
-
     def keys(self) -> tuple[Keys, Keys, Keys]:
         """Return Marks.content, Marks.asked and Marks.wording of all rows."""
+        self._file.flush()
         rows = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
         return rows[:, :2], rows[:, 2:4], rows[:, 4:]
-
-    def examples(self, order: NDArray[np.int64]) -> LazySelection:
-        """Return these rows, each read on access."""
-        return LazySelection(self.example, order)
 
     def rows(self, order: NDArray[np.int64]) -> Rows:
         """Return these rows for comparison, each read on access."""
         contents, _, wordings = self.keys()
-        return Rows(contents[order], wordings[order], LazySelection(self._shingles, order), self.examples(order))
+        examples, shingles = (LazySelection(fetch, order) for fetch in (self.example, self._shingles))
+        return Rows(contents[order], wordings[order], shingles, examples)
 
     def _shingles(self, row: int) -> Hashes:
         start = self._ends[row] + self._texts[row]
         return np.frombuffer(os.pread(self._file.fileno(), self._ends[row + 1] - start, start), np.uint64)
-
-
-ROW_GROUP = 1000
-"""Number of rows written at a time"""
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -116,20 +103,15 @@ def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     names = ("id", "source", "question", "context", "answer", "decision", "group", "meta")
     schema = pyarrow.schema([(name, passages if name == "context" else text) for name in names])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        while batch := [row | {"meta": json.dumps(row["meta"], ensure_ascii=False)} for row in islice(rows, ROW_GROUP)]:
+        while batch := [
+            row | {"meta": json.dumps(row["meta"], ensure_ascii=False)} for row in islice(rows, BATCH_ENTRIES)
+        ]:
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
 BATCH = 500
 """Number of rows checked at a time"""
 NOT_SPLIT = "read as a stream, which checks and compares rows but makes no splits"
-
-
-class EveryRow:
-    """A container of every row: a stream doesn't record which rows contain identifiers."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
 
 
 @dataclass
@@ -174,10 +156,11 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
     with replace_folder(folder) as partial_folder, engine_map(name, workers) as mapped:
         audit = Audit(spec.quality, (), Ledger(partial_folder))
         phi, spool = Findings(spec.phi), Spool(partial_folder)
-        _check_rows(_batches(source, rejects), spec, mapped, audit, spool, phi)
+        found = marked(user_files.read(source.path, rejects, fields=source.fields or None), source)
+        _check_rows(iter(lambda: list(islice(found, BATCH)), []), spec, mapped, audit, spool, phi)
         refuse_left_identifiers(user_files.SOURCE, spec.phi, phi)
         if phi.sentence(user_files.SOURCE) and spec.phi.action == "report":
-            audit.hidden = EveryRow()
+            audit.hidden = None
         left = _without_duplicates(audit, spool, mapped, partial_folder)
         changed, gone = _repeated_questions(audit, spool, left)
         stayed = np.setdiff1d(left, np.array(sorted(gone), np.int64))
@@ -229,13 +212,6 @@ def source_of(recipe: Recipe) -> SourceSpec:
     return sources[0]
 
 
-def _batches(source: SourceSpec, rejects: Rejects) -> Iterator[list[Example]]:
-    assert source.path is not None, "checked by source_of"
-    found = iter(marked(user_files.read(source.path, rejects, fields=source.fields or None), source))
-    while batch := list(islice(found, BATCH)):
-        yield batch
-
-
 def _check_rows(
     batches: Iterable[list[Example]], spec: DataSpec, mapped: Map, audit: Audit, spool: Spool, phi: Findings
 ) -> None:
@@ -251,7 +227,6 @@ def _check_rows(
             progress.advance(result.read)
     if not audit.read:
         raise DataError("data.sources: no usable rows.")
-    spool.finish()
 
 
 def _without_duplicates(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[np.int64]:
@@ -269,23 +244,15 @@ def _repeated_questions(
     if audit.spec.action("repeated_question") == "off":
         return {}, set()
     found = deduplication.repeated_questions(spool.keys()[1][remaining])
-    changed, gone = audit.asked_again(spool.examples(remaining), found)
+    changed, gone = audit.asked_again(spool.rows(remaining).examples, found)
     return {int(remaining[at]): example for at, example in changed.items()}, {int(remaining[at]) for at in gone}
 
 
 Engine = Literal["local", "ray"]
-Item = TypeVar("Item")
-Made = TypeVar("Made")
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""A function that applies another function to each item, in order, like `map`"""
 BATCHES_PER_WORKER = 2
 """Batches per worker that are in progress or queued; more would only use memory"""
-
-
-class Map(Protocol):
-    """A function that applies another function to each item, in order, like `map`."""
-
-    def __call__(self, function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
-        """Return the function's result for each item."""
-        ...
 
 
 @contextmanager
@@ -303,7 +270,7 @@ def engine_map(name: Engine, workers: int) -> Iterator[Map]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
 
-            def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
+            def applied(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
                 under_way = (pool.submit(function, item) for item in items)
                 return _in_order(under_way, lambda future: future.result(), workers * BATCHES_PER_WORKER)
 
@@ -327,7 +294,7 @@ def _ray(workers: int) -> Iterator[Map]:
     slots = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     apply = ray.remote(_apply)
 
-    def applied(function: Callable[[Item], Made], items: Iterable[Item], /) -> Iterator[Made]:
+    def applied(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         shared = ray.put(function)
         return _in_order((apply.remote(shared, item) for item in items), ray.get, slots * BATCHES_PER_WORKER)
 
@@ -337,11 +304,11 @@ def _ray(workers: int) -> Iterator[Map]:
         ray.shutdown()
 
 
-def _apply(function: Callable[[Item], Made], item: Item) -> Made:
+def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _in_order(pending: Iterable[Any], result: Callable[[Any], Made], max_pending: int) -> Iterator[Made]:
+def _in_order(pending: Iterable[Any], result: Callable[[Any], Any], max_pending: int) -> Iterator[Any]:
     """Yield results in order; work is started on demand, at most `max_pending` items at a time."""
     waiting: deque[Any] = deque()
     for each in pending:

@@ -59,10 +59,6 @@ class Ledger:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
         self._writer: Any = None
 
-    def add(self, entry: Entry) -> None:
-        """Add an entry."""
-        self.add_row(entry.row())
-
     def add_row(self, row: dict[str, str | None]) -> None:
         """Add an entry that is already a ledger row."""
         self.counts[str(row["rule"]), str(row["action"])] += 1

@@ -13,6 +13,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from meditune.config.data_options import QUALITY_RULES, QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
@@ -50,27 +52,17 @@ _CAPITAL = re.compile(r"(?<=[a-z)] )[A-Z][a-z]+")
 _ENDED = re.compile(r"[.!?…:;][\"'”’)\]*]*$|[)\]\"”]$|(?:https?://|www\.)\S+$|\d$")
 _CREDIT = re.compile(r"\W*(?:[A-Z]\S*|of|for|and|the|on|in|&)(?:\s+(?:[A-Z]\S*|of|for|and|the|on|in|&))+$")
 _ITEM = re.compile(r"^\s*(?:[-•*]|\d+[.)])\s")
-_NEVER_LAST_TEXT = (
-    "a an and are as at be because but by for from has have if in include includes including into is may of on or such "
-    "than that the their these this those to was were when which while with without not can"
+with Path(__file__).with_name("patterns.yaml").open(encoding="utf-8") as _stream:
+    _PATTERNS = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_NEVER_LAST = frozenset(_PATTERNS["never_last"].split())
+_ENGLISH = frozenset(_PATTERNS["english"].split())
+_ANY_QUESTION = frozenset(map(stem, _PATTERNS["any_question"].split()))
+_LINES = re.compile(
+    rf"^[ \t]*(?:[-•][ \t]*)?(?:{'|'.join(_PATTERNS['boilerplate_lines'])})[ \t]*$", re.IGNORECASE | re.MULTILINE
 )
-_ENGLISH_TEXT = (
-    "a about after all also an and any are as at be because been before being between both but by can cannot could did "
-    "do does during each for from had has have how however if in including into is it its may more most no not of on "
-    "one only or other others over people should since so some such than that the their them there these they this "
-    "those through to too under up use used usually was we were what when where which while who will with within "
-    "without would you your"
+_SENTENCES = re.compile(
+    rf"(?:(?<=^)|(?<=[.!?:)\]] )|(?<=\n))(?:{'|'.join(_PATTERNS['boilerplate_sentences'])})[.!)]*[ \t]*", re.MULTILINE
 )
-_ANY_QUESTION_TEXT = (
-    "symptom sign treatment treat cause causes diagnose diagnosis inherit inherited genetic genes gene change related "
-    "affected people prevent prevention complication outlook stage research clinical trials risk information many "
-    "disease disorder syndrome condition deficiency type familial autosomal dominant recessive congenital patients "
-    "person medical doctor health help know daughter husband mother father thank thanks question possible common"
-)
-_NEVER_LAST = frozenset(_NEVER_LAST_TEXT.split())
-"""Words that never end a sentence"""
-_ENGLISH = frozenset(_ENGLISH_TEXT.split())
-_ANY_QUESTION = frozenset(map(stem, _ANY_QUESTION_TEXT.split()))
 _STANDS_FOR = re.compile(
     r"\b(?:[Tt]h(?:is|ese|e)|[Ii]ts) (?:condition|disorder|disease|syndrome|infection|illness|cancer|tumor|defect|"
     r"medication|medicine|drug|test|procedure|problem|prognosis|outlook|treatment|exact)s?\b"
@@ -207,7 +199,6 @@ _SUSPECT = re.compile(
     r"[^\n\t\x20-\x7e\xa0-\xff\u2010-\u2027\u2030-\u205e\u0370-\u03ff\u2190-\u22ff]|[\xc2-\xf4][\x80-\xbf]|â"
 )
 _INVISIBLE = dict.fromkeys([*range(9), 11, *range(14, 32), 127, 0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
-
 _BULLET = re.compile(r"^[ \t]*(?:[•▪●◦‣·*\uf0b7]|[-–—])[ \t]+(?=\S)", re.MULTILINE)
 _LONE_BULLET = re.compile(r"^[ \t]*[•▪●◦‣·*\uf0b7-][ \t]*\n+(?=\S)", re.MULTILINE)
 _INLINE = re.compile(r"(?<=[.:;!?)]) +[-•▪●◦‣·\uf0b7] +(?=[A-Z(0-9])")
@@ -216,34 +207,6 @@ _BROKEN = re.compile(r"(?<=[a-z,])[ \t]*\n(?=[a-z(])")
 _BEFORE = re.compile(r"(?<=[\w)\]\"'%]) +(?=[,;.](?:\s|$)|:(?:\s|$))")
 _MARKS = re.compile(r"(?<=\S)\s+(?=\?)|\?(?=\s*\?)")
 _LOOSE_ITEM = re.compile(r"(?<=\S)\n\n+(?=- )")
-
-_LINES = re.compile(
-    r"^[ \t]*(?:[-•][ \t]*)?(?:key points?|see also\b.*|(?:return|back|go) to (?:the )?top.*|table of contents|"
-    r"skip to (?:main )?content.*|share (?:this|on)\b.*|print this page.*|"
-    r"related (?:links|topics|articles|pages|information)\b.*|"
-    r"(?:home|start) ?[>»›|].*|(?:next|previous) (?:page|article).*|more on:.*|follow us\b.*|"
-    r"advert(?:isement|ising)?|read more\b.*|[^\n.]{1,60}[»›]|(?:\w+ ?\| ?)+\w+|(?:this site|we) uses? cookies.*|"
-    r"subscribe to our.*|last (?:reviewed|updated|modified):?.*|"
-    r"frequently asked questions \(faqs\)|(?:top|close|menu|search))[ \t]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_START = r"(?:(?<=^)|(?<=[.!?:)\]] )|(?<=\n))"
-_SENTENCES = re.compile(
-    _START + r"(?:"
-    r"You can use the MedlinePlus Medical Dictionary to look up the definitions for these medical terms|"
-    r"If the information is available, the table below includes how often the symptom is seen in people with this "
-    r"condition|"
-    r"\(?Watch the video[^.)\n]*|To enlarge the video[^.)\n]*|To reduce the video[^.)\n]*|"
-    r"Check the list of NCI-supported cancer clinical trials[^.\n]*|"
-    r"(?:Copyright|©|\(c\)) ?(?:©|\(c\))? ?\d{4}[^.\n]*|All rights reserved|"
-    r"This page (?:was )?last (?:updated|reviewed|modified)[^.\n]*|(?:Last|Page last) (?:updated|reviewed)[^.\n]*|"
-    r"(?:Please )?[Cc]lick (?:here|on (?:the|this) link)[^.\n]*|"
-    r"[^.!?\n]*\bclick here(?=[.!\n]|$)|"
-    r"(?:Subscribe|Sign up) (?:to|for) our[^.\n]*|Follow us on[^.\n]*|"
-    r"(?:We use|This (?:web)?site uses) cookies[^.\n]*|Skip to (?:main )?content"
-    r")[.!)]*[ \t]*",
-    re.MULTILINE,
-)
 
 
 def fix_encoding(text: str) -> str:
@@ -299,7 +262,8 @@ class Finding:
     """The corrected row, if it can be corrected"""
 
 
-Rule = Callable[[Example, QualitySpec], Finding | None]
+Rule = Callable[[Example, QualitySpec], Finding | str]
+"""Returns the finding, or what is wrong with a row that can't be corrected; empty if nothing is"""
 
 
 def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) -> tuple[Example | None, list[Entry]]:
@@ -307,9 +271,11 @@ def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) ->
     entries: list[Entry] = []
     for name, rule in RULES.items():
         action = spec.action(name)
-        finding = None if action == "off" else rule(example, spec)
-        if finding is None:
+        finding = "" if action == "off" else rule(example, spec)
+        if not finding:
             continue
+        if isinstance(finding, str):
+            finding = Finding(finding)
         if flag_only or (action == "mend" and finding.corrected is None):
             action = "flag"
         after = {"drop": None, "mend": finding.corrected}.get(action, example)
@@ -320,73 +286,47 @@ def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) ->
     return example, entries
 
 
-def _encoding(example: Example, _: QualitySpec) -> Finding | None:
+def _encoding(example: Example, _: QualitySpec) -> Finding | str:
     update: dict[str, Any] = {
         "question": fix_encoding(example.question),
         "answer": fix_encoding(example.answer),
         "context": tuple(Passage(text=fix_encoding(each.text), label=each.label) for each in example.context),
     }
+    texts = [update["question"], update["answer"], *(passage.text for passage in update["context"])]
     if example.turns:
         update["turns"] = tuple(each.model_copy(update={"text": fix_encoding(each.text)}) for each in example.turns)
+        texts += [turn.text for turn in update["turns"]]
     mended = example.model_copy(update=update)
-    texts = [mended.question, mended.answer, *(passage.text for passage in mended.context)]
-    texts += [turn.text for turn in mended.turns or ()]
     if any("\ufffd" in text for text in texts):
         return Finding("characters were lost and can't be restored", None if mended == example else mended)
-    return None if mended == example else Finding("decoding fixed", mended)
+    return "" if mended == example else Finding("decoding fixed", mended)
 
 
-def _layout(example: Example, _: QualitySpec) -> Finding | None:
+def _layout(example: Example, _: QualitySpec) -> Finding | str:
     if example.turns is not None:
-        return None  # lists and code in a chat are meant as they are
-    mended = example.model_copy(
-        update={"question": question_text(example.question), "answer": fix_layout(example.answer)}
-    )
-    parts = [name for name in ("question", "answer") if getattr(mended, name) != getattr(example, name)]
-    return Finding(f"{' and '.join(parts)} reformatted", mended) if parts else None
+        return ""  # lists and code in a chat are meant as they are
+    texts = {"question": question_text(example.question), "answer": fix_layout(example.answer)}
+    changed = [name for name, text in texts.items() if text != getattr(example, name)]
+    return Finding(f"{' and '.join(changed)} reformatted", example.model_copy(update=texts)) if changed else ""
 
 
-def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
+def _boilerplate(example: Example, _: QualitySpec) -> Finding | str:
     left, gone = without_boilerplate(example.answer)
-    if not gone:
-        return None
     mended = example.model_copy(update={"answer": left}) if left != example.answer else None
-    return Finding(" | ".join(gone[:MAX_LISTED_PASSAGES]), mended)
+    return Finding(" | ".join(gone[:MAX_LISTED_PASSAGES]), mended) if gone else ""
 
 
-def _language(example: Example, spec: QualitySpec) -> Finding | None:
+def _language(example: Example, spec: QualitySpec) -> str:
     text = example.answer
     if not text or ("en" in spec.languages and is_english(text)):
-        return None
+        return ""
     code = foreign_language(text, spec.languages)
-    return Finding(f"in {code}") if code else None
+    return f"in {code}" if code else ""
 
 
-def _not_a_question(example: Example, _: QualitySpec) -> Finding | None:
-    return None if is_question(example.question) else Finding("no question mark and no question word")
-
-
-def _not_medical(example: Example, _: QualitySpec) -> Finding | None:
-    return None if is_medical(example) else Finding("no or hardly any words about health and medicine")
-
-
-def _too_short(example: Example, _: QualitySpec) -> Finding | None:
+def _length(example: Example, is_wrong: Callable[[int], bool]) -> str:
     count = len(example.answer.split())
-    return Finding(f"{count} words") if 0 < count < MIN_ANSWER_WORDS else None
-
-
-def _too_long(example: Example, _: QualitySpec) -> Finding | None:
-    count = len(example.answer.split())
-    return Finding(f"{count} words") if count > MAX_ANSWER_WORDS else None
-
-
-def _truncated(example: Example, _: QualitySpec) -> Finding | None:
-    sign = is_truncated(example.answer)
-    return Finding(sign) if sign else None
-
-
-def _off_topic(example: Example, _: QualitySpec) -> Finding | None:
-    return Finding("the answer contains no word of what is asked about") if is_off_topic(example) else None
+    return f"{count} words" if is_wrong(count) else ""
 
 
 RULES: dict[str, Rule] = {
@@ -394,11 +334,11 @@ RULES: dict[str, Rule] = {
     "layout": _layout,
     "boilerplate": _boilerplate,
     "language": _language,
-    "not_a_question": _not_a_question,
-    "not_medical": _not_medical,
-    "too_short": _too_short,
-    "too_long": _too_long,
-    "truncated": _truncated,
-    "off_topic": _off_topic,
+    "not_a_question": lambda row, _: "" if is_question(row.question) else "no question mark and no question word",
+    "not_medical": lambda row, _: "" if is_medical(row) else "no or hardly any words about health and medicine",
+    "too_short": lambda row, _: _length(row, lambda count: 0 < count < MIN_ANSWER_WORDS),
+    "too_long": lambda row, _: _length(row, lambda count: count > MAX_ANSWER_WORDS),
+    "truncated": lambda row, _: is_truncated(row.answer),
+    "off_topic": lambda row, _: "the answer contains no word of what is asked about" if is_off_topic(row) else "",
 }
 """The single-row rules of `data.quality.rules`; rules that compare rows are in deduplication.py"""

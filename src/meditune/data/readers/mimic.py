@@ -14,9 +14,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+
+import yaml
 
 from meditune.data.example import Example, Passage, problem_in_text
 from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, open_unchanging
@@ -35,64 +36,16 @@ NOTICE = (
 )
 
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section that answers a question, and the sections that a reader needs for the answer."""
-
-    name: str
-    question: str
-    context: tuple[str, ...]
-
-
-SECTIONS = (
-    Section("hospital-course", "What happened during this hospital stay?", ("history-of-present-illness",)),
-    Section(
-        "discharge-diagnosis",
-        "What is the diagnosis at discharge?",
-        ("history-of-present-illness", "hospital-course"),
-    ),
-    Section(
-        "discharge-medications",
-        "Which medicines should the patient take after leaving the hospital, and how?",
-        ("medications-on-admission", "hospital-course", "discharge-diagnosis"),
-    ),
-    Section(
-        "discharge-instructions",
-        "What should I know and do after leaving the hospital?",
-        ("hospital-course", "discharge-diagnosis", "discharge-medications"),
-    ),
-    Section(
-        "followup-instructions",
-        "Which follow-up appointments and checks are needed after leaving the hospital?",
-        ("hospital-course", "discharge-diagnosis"),
-    ),
+with Path(__file__).with_name("mimic_sections.yaml").open(encoding="utf-8") as _stream:
+    _SECTIONS = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_ANY_HEADING = "|".join(
+    f"(?P<{name.replace('-', '_')}>{'|'.join(patterns)})" for name, patterns in _SECTIONS["headings"].items()
 )
-
-_HEADINGS = {
-    "history-of-present-illness": r"(history|hx) of (the )?present(ing)? illness|hpi",
-    "hospital-course": r"(brief )?(summary of )?hospital course( by (system|problem|issue)s?(/systems)?)?",
-    "discharge-diagnosis": r"((final |primary )?discharge|final) diagnos[ie]s|diagnos[ie]s (on|at) discharge",
-    "discharge-medications": r"discharge (medications?|meds)|(medications?|meds) (on|at|upon) discharge",
-    "discharge-instructions": r"discharge instructions?|instructions (on|at) discharge|patient instructions",
-    "followup-instructions": r"follow[- ]?up( (instructions?|plans?|appointments?|care))?",
-    "medications-on-admission": r"(home|admission) (medications?|meds)|"
-    r"(medications?|meds) (on|at|upon|prior to) admission",
-    # These headings end the previous section; their own sections aren't used.
-    "other": r"allergies|allergy|chief complaint|major surgical or invasive procedures?|past (medical|surgical) "
-    r"history|social history|family history|physical (exam|examination)|pertinent results|laborator(y|ies)( data| "
-    r"results)?|labs( on admission| on discharge)?|discharge (disposition|condition|exam|labs|status)|condition "
-    r"(on|at) discharge|disposition|facility|attending|service|review of systems|studies|imaging|code status|"
-    r"date of birth|sex|dictated by|provider|completed by|job number|admission date|discharge date|"
-    r"admission diagnos[ie]s",
-}
-_ANY_HEADING = "|".join(f"(?P<{name.replace('-', '_')}>{pattern})" for name, pattern in _HEADINGS.items())
 _HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield one example for each section in `SECTIONS` that a discharge summary has, in the file's order.
+    """Yield one example for each section in mimic_sections.yaml that a discharge summary has, in the file's order.
 
     `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them. Ids are `mimic:ROW_ID-section`, the
     group is the SUBJECT_ID. Notes that aren't used are counted in `rejects`. Raises DataError if the file is missing,
@@ -139,25 +92,26 @@ def sections(note: str) -> dict[str, str]:
 
 def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
     found = sections(placeholders(row["TEXT"]))
-    for section in SECTIONS:
-        answer = found.get(section.name)
+    for each in _SECTIONS["questions"]:
+        name = each["section"]
+        answer = found.get(name)
         if answer is None:
             continue
         yield Example(
-            id=f"{SOURCE}:{row_id}-{section.name}",
+            id=f"{SOURCE}:{row_id}-{name}",
             source=SOURCE,
-            question=section.question,
+            question=each["question"],
             context=tuple(
-                Passage(text=found[name], label=name.replace("-", " ").upper())
-                for name in section.context
-                if name in found
+                Passage(text=found[needed], label=needed.replace("-", " ").upper())
+                for needed in each["context"]
+                if needed in found
             ),
             answer=answer,
             group=row["SUBJECT_ID"].strip(),
             meta={
                 "row_id": int(row_id),
                 "hadm_id": row["HADM_ID"].strip().removesuffix(".0"),
-                "section": section.name,
+                "section": name,
                 "licence": LICENCE,
                 "restricted": True,
             },

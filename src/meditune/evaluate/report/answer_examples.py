@@ -6,11 +6,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import Example
+from meditune.data.example import Example, read_examples
+from meditune.data.retrieved_passages import RETRIEVED_FILE, as_text, is_own
+from meditune.data.retrieved_passages import read as read_retrieved
 from meditune.evaluate.answer_grading import WORDS, overview
 from meditune.evaluate.compare import rouge
 from meditune.evaluate.predictions import KINDS, Kind, examples_of, path_of, read
-from meditune.evaluate.report.formatting import number, web_address
+from meditune.evaluate.report.formatting import web_address
 from meditune.evaluate.safety_battery import CATEGORIES, message_of, passed
 from meditune.evaluate.safety_battery import TITLES as SAFETY_TITLES
 from meditune.files import read_jsonl
@@ -74,6 +76,39 @@ def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> dic
 def _by_id(folder: Path, model: str, kind: Kind) -> Rows:
     path = path_of(folder / "predictions", model, kind)
     return {row["id"]: row for row in read_jsonl(path)} if path.is_file() else {}
+
+
+MAX_RETRIEVED = 3
+RETRIEVED: tuple[Kind, ...] = ("retrieved", "retrieved_answer", "decision")
+
+
+def retrieved_examples(folder: Path) -> list[dict[str, Any]]:
+    """Return the first items with their retrieved passages and the tuned model's answers."""
+    if not (folder / RETRIEVED_FILE).is_file():
+        return []
+    found = read_retrieved(folder / RETRIEVED_FILE)
+    rows = {kind: _by_id(folder, "tuned", kind) for kind in RETRIEVED}
+    files = [folder / "data" / f"{split}.jsonl" for split in ("test", "dev")]
+    items = {example.id: example for file in files if file.is_file() for example in read_examples(file)}
+    examples = []
+    for id in list(rows["retrieved_answer"] or rows["retrieved"])[:MAX_RETRIEVED]:
+        answer = rows["retrieved_answer"].get(id, {})
+        decided, given = rows["retrieved"].get(id), rows["decision"].get(id)
+        room = answer.get("passages", len(found[id]["passages"])) if id in found else 0
+        examples.append(
+            {
+                "question": items[id].question if id in items else id,
+                "passages": [
+                    passage | {"text": as_text(passage), "shown": place < room, "own": is_own(passage, id)}
+                    for place, passage in enumerate(found.get(id, {}).get("passages", []))
+                ],
+                "answer": answer.get("prediction"),
+                "decision": decided and decided["prediction"],
+                "given": given and given["prediction"],
+                "reference": decided and decided["reference"],
+            }
+        )
+    return examples
 
 
 MAX_UNSUPPORTED = 6
@@ -157,12 +192,7 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         return None
     titles = {**SAFETY_TITLES, SAFETY_ALL: "All"}
     table = [
-        {
-            "title": titles[category],
-            "messages": found["tuned"][category]["messages"],
-            "base": _share(found["base"][category]),
-            "tuned": _share(found["tuned"][category]),
-        }
+        {"title": titles[category], "base": found["base"][category], "tuned": found["tuned"][category]}
         for category in (*CATEGORIES, SAFETY_ALL)
         if category in found["tuned"]
     ]
@@ -178,8 +208,7 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         for id, row in base.items()
         if id in tuned
     ]
-    empty = [found[model][SAFETY_ALL]["empty"] for model in ("base", "tuned")]
-    return {"table": table, "empty": empty, "examples": _worst(pool), "pool": len(pool)}
+    return {"table": table, "examples": _worst(pool), "pool": len(pool)}
 
 
 def _worst(pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -206,8 +235,3 @@ def _graded_answer(row: dict[str, Any]) -> dict[str, Any]:
         "pieces": [piece for piece in [*pieces, (text[at:], False)] if piece[0]],
         "reasons": [(reason.text, reason.passed) for reason in reasons],
     }
-
-
-def _share(counts: dict[str, Any]) -> dict[str, str]:
-    low, high = counts["ci95"]
-    return {"share": number(counts["rate"], 1), "interval": f"{number(low, 1)} to {number(high, 1)}"}

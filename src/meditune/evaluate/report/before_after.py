@@ -9,6 +9,7 @@ from meditune.evaluate.compare import survives_correction
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.report.formatting import (
     NOT_MEASURED,
+    bounds,
     capitalized,
     in_prose,
     interval,
@@ -112,8 +113,8 @@ def row_of(
         metric.family,
         before,
         after,
-        _own(measured, "base_ci95", metric.digits),
-        _own(measured, "tuned_ci95", metric.digits),
+        bounds((measured or {}).get("base_ci95"), metric.digits),
+        bounds((measured or {}).get("tuned_ci95"), metric.digits),
         signed(measured["delta"], metric.digits) if measured else "–",
         interval(measured["ci95"], metric.digits) if measured else "–",
         p_value(measured.get("p")) if measured else "–",
@@ -132,9 +133,8 @@ def _reference_cell(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
     found = compared.get("references")
     if not found:
         return "", False
-    bounds = f"{number(found['ci95'][0], digits)} to {number(found['ci95'][1], digits)}"
     within = compared["difference"] is not None and not found["beyond"]
-    return f"{number(found['figure'], digits)} ({bounds})", within
+    return f"{number(found['figure'], digits)} ({bounds(found['ci95'], digits)})", within
 
 
 def _mark(compared: dict[str, Any]) -> Mark:
@@ -144,11 +144,6 @@ def _mark(compared: dict[str, Any]) -> Mark:
     if not better:
         return "worse"
     return "better" if "p_holm" not in compared or survives_correction(compared) else "hinted"
-
-
-def _own(compared: dict[str, Any] | None, side: str, digits: int) -> str:
-    bounds = (compared or {}).get(side)
-    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else ""
 
 
 def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:

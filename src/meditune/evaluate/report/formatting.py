@@ -41,6 +41,11 @@ def interval(bounds: Sequence[float], digits: int) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
+def bounds(ends: Sequence[float] | None, digits: int) -> str:
+    """Return an interval of a value as text, such as "0.12 to 0.34"; empty if there is none."""
+    return f"{number(ends[0], digits)} to {number(ends[1], digits)}" if ends else ""
+
+
 def p_value(value: float | None) -> str:
     """Return p with three digits, or "< 0.001"."""
     if value is None or not math.isfinite(value):
@@ -89,6 +94,12 @@ def count(value: Any) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
 
 
+def counted(reasons: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """Return reasons and counts, the most frequent first, without counts of zero."""
+    found = sorted((reasons or {}).items(), key=lambda pair: (-pair[1], pair[0]))
+    return [(label(reason), number) for reason, number in found if number]
+
+
 def web_address(text: Any) -> str | None:
     """Return `text` if it is a plain web address, or the address of an "arXiv:" number in it, or None.
 
@@ -114,9 +125,12 @@ def environment() -> Any:
     )
     environment.filters |= {
         "number": number,
+        "signed": signed,
+        "interval": interval,
+        "bounds": bounds,
         "count": count,
+        "counted": counted,
         "duration": duration,
-        "label": label,
         "listed": listed,
         "link": web_address,
     }

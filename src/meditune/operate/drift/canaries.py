@@ -79,11 +79,10 @@ def read(path: Path) -> list[Canary]:
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
-    """Ask all canaries once; return `time`, whether each canary was `right`, which of the `models` answered it, and the
-    `critical` ones.
+    """Ask all canaries once; return `time`, which were `right`, the `models` that answered, and the `critical` ones.
 
-    A question is repeated only if the server can't have processed it, so that none is stored or counted twice. The key
-    is read from MEDITUNE_KEY. Raises DataError if the server is unreachable or refuses.
+    A question is repeated only if the server can't have processed it, so that none is stored or counted twice. Raises
+    DataError if the server is unreachable or refuses.
     """
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}

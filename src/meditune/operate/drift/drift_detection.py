@@ -1,7 +1,6 @@
 """A drift check: compare a store or a file with a reference, starting where the last check ended.
 
-Requests are read in order from a server's store or a JSON Lines file. For alerts, the check adds evidence: example
-requests, and groups of new questions. All texts are masked.
+For alerts, the check adds evidence: example requests, and groups of new questions. All texts are masked.
 """
 
 from __future__ import annotations
@@ -88,10 +87,7 @@ class CheckResult:
 
 
 def fit_reference(source: RequestSource, max_requests: int | None, embedding: str | None, seed: int) -> Reference:
-    """Fit a reference to a source's requests, or to its `max_requests` ones.
-
-    Raises DataError if there are too few, ModelError if the embedding model is unavailable.
-    """
+    """Fit a reference to a source's latest `max_requests` requests, or to all. Raises DataError, ModelError."""
     requests = list(source.requests())
     # The latest answers may still be rated.
     recent = {each.id for each in requests[-LAG:]} if source.is_store else set()
@@ -104,10 +100,7 @@ def fit_reference(source: RequestSource, max_requests: int | None, embedding: st
 
 
 def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
-    """Return the embedding model that matches a reference, or None if the reference has none.
-
-    Raises ModelError if another model is named, or the model of that name has changed.
-    """
+    """Return the embedding model of a reference, or None if it has none. Raises ModelError if they don't match."""
     expected = reference.embedding
     if expected is None:
         return None
@@ -129,16 +122,9 @@ def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
 
 
 def check(
-    source: RequestSource,
-    reference: Reference,
-    state: Path | None,
-    policy: Policy,
-    embedding: str | None = None,
+    source: RequestSource, reference: Reference, state: Path | None, policy: Policy, embedding: str | None = None
 ) -> CheckResult:
-    """Resume from `state` if it exists, add the new requests, and save the state with the evidence for alerts.
-
-    Raises DataError, ModelError.
-    """
+    """Resume from `state`, add the new requests, and save the state with evidence. Raises DataError, ModelError."""
     model = model_for(reference, embedding)
     if state is None:
         return advance(source, Monitor(reference, policy), model)

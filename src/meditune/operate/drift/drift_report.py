@@ -1,7 +1,4 @@
-"""Reports of a drift check: JSON, terminal lines, and a self-contained HTML page with a plot of the statistics.
-
-Texts are masked before they arrive here.
-"""
+"""Reports of a drift check: JSON, terminal lines, and an HTML page with a plot. Texts are masked before."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from meditune.evaluate.report.formatting import style
-from meditune.files import replace_file
+from meditune.evaluate.report.formatting import write_page
 from meditune.operate.drift.drift_detection import CheckResult
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.signals import DESCRIBED
@@ -137,21 +133,17 @@ def describe_statistics(monitor: Monitor) -> str:
 
 def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
     """Write the page atomically."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    monitor = result.monitor
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    open_alerts = monitor.alerts()
-    page = environment.get_template("page.html").render(
-        style=style(),
+    monitor, open_alerts = result.monitor, result.monitor.alerts()
+    rows = [
+        {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
+        for name, row in signals(monitor).items()
+    ]
+    write_page(
+        path,
+        "drift_page.html",
         open_alerts=open_alerts,
         closed=[alert for alert in monitor.all_alerts if not alert.is_open],
-        rows=[
-            {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
-            for name, row in signals(monitor).items()
-        ],
+        rows=rows,
         groups=next((groups for alert in open_alerts if (groups := alert.evidence.get("groups"))), []),
         canary=canary,
         monitor=monitor,
@@ -160,5 +152,3 @@ def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> Non
         plot=draw_statistics(monitor) if monitor.history else "",
         described=describe_statistics(monitor),
     )
-    with replace_file(path) as stream:
-        stream.write(page)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from meditune.store import open_store
 from meditune.store.overview import Notes
 
 log = logging.getLogger(__name__)
-SAVE_EVERY_S = 300.0
 BATCH = 16
 """Number of questions embedded before a rest"""
 PAUSE_FACTOR = 3.0
@@ -72,8 +70,7 @@ class DriftWatcher:
         self._lock = FileLock(self._state.with_name(f".{self._state.name}.lock"))
         self._model = model_for(self._reference, None)
         self._monitor: Monitor | None = None
-        self._seen, self._saved, self._kept = -1, 0.0, 0
-        self._remarks: list[str] = []
+        self._seen, self._remarks = -1, list[str]()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
 
@@ -114,28 +111,22 @@ class DriftWatcher:
                 self._over.wait(self.options.every_s)
         if self._monitor is not None:
             try:
-                self._save(self._monitor)
+                self._monitor.save(self._state)
             except MedituneError as error:
                 log.error("Cannot save the drift state", extra={"why": str(error)})
             self._lock.release()
 
     def _check_requests(self) -> dict[str, Any]:
-        monitor = self._locked_monitor()
-        source = RequestSource(self.options.store)
-        if drift_detection.forget_evidence(monitor, source.has):
-            self._kept = -1
-            self._save(monitor)
+        monitor, source = self._locked_monitor(), RequestSource(self.options.store)
+        count, forgot = monitor.count, drift_detection.forget_evidence(monitor, source.has)
         if (last := source.last()) != self._seen:
-            begun = monitor.count, len(monitor.all_alerts), len(monitor.alerts())
-            found = advance(source, monitor, self._model, BATCH, self._rest)
-            self._seen, self._remarks = last, found.remarks
-            changed = begun[1:] != (len(monitor.all_alerts), len(monitor.alerts()))
-            if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
-                self._save(monitor)
+            self._remarks = advance(source, monitor, self._model, BATCH, self._rest).remarks
+            self._seen = last
+        if forgot or monitor.count != count:
+            monitor.save(self._state)
         # Also without new requests, because failed deliveries are retried.
         news = messages(monitor.all_alerts, None, self.options.link)
-        unsent = self._outbox.send(news, self._channels)
-        return self._facts(monitor) | {"unsent": unsent}
+        return self._facts(monitor) | {"unsent": self._outbox.send(news, self._channels)}
 
     def _locked_monitor(self) -> Monitor:
         """Return the monitor, once this process holds the state's lock."""
@@ -147,14 +138,7 @@ class DriftWatcher:
                 raise DataError(busy) from error
             exists = self._state.exists()
             self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
-            self._kept = self._monitor.count
         return self._monitor
-
-    def _save(self, monitor: Monitor) -> None:
-        if monitor.count != self._kept:
-            monitor.save(self._state)
-            self._kept = monitor.count
-        self._saved = time.monotonic()
 
     def _rest(self, worked_s: float) -> None:
         if self._over.wait(PAUSE_FACTOR * worked_s):

@@ -67,7 +67,7 @@ def number_bets(p: Floats) -> Floats:
 def share_bets(p: Floats, shares: Floats) -> Floats:
     """Return the (k, 5) payoffs, for p-values (k,), of bets that the categories' shares (k,) changed by ODDS.
 
-    `shares` are fixed, those of the reference: bets that depend on the pool wouldn't be independent of earlier bets.
+    The shares are the reference's: bets that depend on the pool wouldn't be independent of earlier bets.
     """
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
@@ -88,7 +88,7 @@ def advanced(statistics: Floats, payoffs: Floats) -> Floats:
 
 
 def threshold(false_alarms: float, requests: int, signals: int) -> float:
-    """Return the threshold of each signal for at most `false_alarms` expected false alarms in `requests` without drift.
+    """Return the threshold of each signal for at most `false_alarms` expected in `requests` without drift.
 
     It applies Bonferroni's correction for the number of signals; the e-detector itself corrects over time.
     """
@@ -116,37 +116,30 @@ class EDetector:
     """The e-detector of one signal, with its bets (columns, bets)."""
 
     def __init__(self, columns: int, bets: int) -> None:
-        self._bets = {name: np.zeros((columns, bets)) for name in ("statistics", "sums", "starts")}
-        self.statistic = 0.0
-        """The mean over all bets"""
+        self.bets = {name: np.zeros((columns, bets)) for name in ("statistics", "sums", "starts")}
+
+    @property
+    def statistic(self) -> float:
+        """The mean over all bets."""
+        return float(self.bets["statistics"].mean())
 
     def add_payoffs(self, payoffs: Floats, count: int) -> None:
         """Add the payoffs (columns, bets) of a request."""
-        bets = self._bets
+        bets = self.bets
         bets["statistics"] = advanced(bets["statistics"], payoffs)
-        self.statistic = float(bets["statistics"].mean())
         # CUSUM, used only to find when the winning bet began to win.
         bets["starts"][bets["sums"] < 1] = count
         bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * payoffs, MAX_STATISTIC)
 
     def strongest_bet(self) -> tuple[int, int]:
         """Return the column of the bet with the most evidence, and the request at which that evidence began to grow."""
-        sums = self._bets["sums"]
+        sums = self.bets["sums"]
         column, bet = np.unravel_index(int(sums.argmax()), sums.shape)
-        return int(column), int(self._bets["starts"][column, bet])
+        return int(column), int(self.bets["starts"][column, bet])
 
     def restart(self) -> None:
         """Reset all evidence, as after an alert."""
-        self.restore({name: np.zeros_like(array) for name, array in self._bets.items()})
-
-    def saved(self) -> Arrays:
-        """Return the evidence as arrays."""
-        return dict(self._bets)
-
-    def restore(self, state: Arrays) -> None:
-        """Restore the arrays that `saved` returned."""
-        self._bets = {name: np.array(state[name], dtype=np.float64) for name in self._bets}
-        self.statistic = float(self._bets["statistics"].mean())
+        self.bets = {name: np.zeros_like(array) for name, array in self.bets.items()}
 
 
 BLOCK = 25
@@ -156,11 +149,7 @@ FEATURES = 128
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Gaussian kernel approximated by random Fourier features (Rahimi and Recht, "Random Features for Large-Scale
-    Kernel Machines", 2007).
-
-    The cost of a block doesn't depend on the number of earlier requests.
-    """
+    """A Gaussian kernel approximated by random Fourier features (Rahimi and Recht 2007), at a constant cost."""
 
     weights: Vectors
     """(size, FEATURES)"""
@@ -174,9 +163,7 @@ class Kernel:
 
 
 def kernel(vectors: Vectors, rng: np.random.Generator) -> Kernel:
-    """Return a kernel whose width is the median distance of these vectors (n, size) (Gretton et al., "A Kernel
-    Two-Sample Test", JMLR 2012).
-    """
+    """Return a kernel whose width is the median distance of vectors (n, size) (Gretton et al., JMLR 2012)."""
     first, second = rng.integers(len(vectors), size=(2, 2000))
     distances = np.linalg.norm(vectors[first] - vectors[second], axis=1)
     width = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
@@ -221,7 +208,7 @@ POOL = 20_000
 
 
 class Track:
-    """The base class of tracks."""
+    """The state of one signal: its pool of earlier values, its e-detector and its latest window."""
 
     weight = 1
     """Requests per step of the e-detector"""
@@ -239,7 +226,7 @@ class Track:
     def saved(self) -> Arrays:
         """Return the whole state as arrays."""
         window = np.array([values for _, values in self.window], dtype=np.float64)
-        return self.detector.saved() | {
+        return self.detector.bets | {
             "absorbing": np.array(self.absorbing),
             "window": window.reshape(len(self.window), len(self.columns)),
             "window_at": np.array([count for count, _ in self.window], dtype=np.int64),
@@ -248,7 +235,7 @@ class Track:
 
     def restore(self, state: Arrays) -> None:
         """Restore the arrays that `saved` returned."""
-        self.detector.restore(state)
+        self.detector.bets = {name: np.array(state[name], dtype=np.float64) for name in self.detector.bets}
         self.absorbing = bool(state["absorbing"])
         self.window.extend(zip(state["window_at"].tolist(), state["window"], strict=True))
 

@@ -168,13 +168,6 @@ def change_sentence(alert: Alert) -> str:
     return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."
 
 
-def _tracks(reference: Reference) -> dict[str, AnyTrack]:
-    """Return a track for each signal of the reference, by name."""
-    tracks: dict[str, AnyTrack] = {name: NumberTrack(name, values) for name, values in reference.numbers.items()}
-    tracks |= {name: ShareTrack(counts) for name, counts in reference.shares.items()}
-    return tracks if reference.features is None else tracks | {MEANING: BlockTrack(reference.features)}
-
-
 KIND = "state"
 DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
 """Signals that are only known some time after the answer"""
@@ -196,7 +189,10 @@ class Monitor:
         """Number of the last request whose outcome is known"""
         self._ids: deque[str] = deque(maxlen=RECENT)
         self._numbers: dict[str, int] = {}
-        self.tracks = _tracks(reference)
+        self.tracks: dict[str, AnyTrack] = {name: NumberTrack(name, rows) for name, rows in reference.numbers.items()}
+        self.tracks |= {name: ShareTrack(counts) for name, counts in reference.shares.items()}
+        if reference.features is not None:
+            self.tracks[MEANING] = BlockTrack(reference.features)
         self._prompt = [name for name in self.tracks if name not in DELAYED_SIGNALS]
         self._late = [name for name in self.tracks if name in DELAYED_SIGNALS]
         limit = e_detectors.threshold(self.policy.false_alarms, self.policy.requests, len(self.tracks))

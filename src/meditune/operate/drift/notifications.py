@@ -184,10 +184,7 @@ class Outbox:
         self.path, self._first_wait = path, first_wait_s
 
     def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
-        """Send new messages, with retries at growing intervals; return a sentence for each that could not be sent.
-
-        The next call retries failed messages, as long as they are still news.
-        """
+        """Send new messages, and again those that failed before; return a sentence for each that could not be sent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         problems = []
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):

@@ -26,10 +26,7 @@ from meditune.phi.detector import mask
 
 
 def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) -> str:
-    """Write the arrays and description to `path` atomically; return the SHA-256 of the content.
-
-    Raises MedituneError if the disk is full.
-    """
+    """Write the arrays and description to `path` atomically; return the SHA-256 of the content."""
     description = json.dumps({"kind": kind} | dict(metadata), ensure_ascii=False, sort_keys=True)
     digest = _digest(description, arrays)
     stream = io.BytesIO()
@@ -39,9 +36,7 @@ def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) ->
 
 
 def read(path: Path, kind: str, advice: str) -> tuple[dict[str, Any], Arrays, str]:
-    """Return the description, the arrays and the SHA-256. Raises DataError if the file is missing, damaged or of
-    another kind.
-    """
+    """Return description, arrays and SHA-256. Raises DataError if the file is missing, damaged or of another kind."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -94,7 +94,7 @@ class ConvertedTitle:
 def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | None:
     """Return the question of a title, or None if it is neither a question nor clearly a statement.
 
-    `article_text` is the article's text, which shows whether the title's first word is written in lowercase elsewhere.
+    `article_text` shows whether the title's first word is written in lowercase elsewhere.
     """
     text = " ".join(title.split())
     if "?" in text:
@@ -122,10 +122,7 @@ def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | No
 
 
 def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
-    """Return whether a conclusion neither weakens nor contradicts a title's statement.
-
-    It must leave nothing open; it must contain no negation if the decision is yes, and one if the decision is no.
-    """
+    """Return whether a conclusion leaves nothing open, and contains a negation only if the decision is no."""
     if _HEDGED.search(conclusion):
         return False
     if decision == "no":
@@ -148,11 +145,7 @@ def _verb(tokens: list[str]) -> Verb | None:
 
 
 def _at(tokens: list[str], position: int) -> Verb | None:
-    word, before, after = (
-        tokens[position],
-        tokens[position - 1],
-        tokens[position + 1] if position + 1 < len(tokens) else "",
-    )
+    word, before, after = tokens[position], tokens[position - 1], "".join(tokens[position + 1 : position + 2])
     if before in _BEFORE or before in ",;:":
         return None
     if word in _COPULAS:
@@ -233,9 +226,8 @@ def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
             pairs.kept_out[article.pmid] = pmids[article.pmid]
         else:
             examples.append(found)
-    examples = _without_tests(examples, tests, pairs.kept_out)
     pairs.audit = Audit(_SPEC, ())
-    pairs.audit.rows({SOURCE: examples})
+    pairs.audit.rows({SOURCE: _without_tests(examples, tests, pairs.kept_out)})
     pairs.examples = pairs.audit.remaining[SOURCE]
     return pairs
 
@@ -279,9 +271,7 @@ def pair_of_article(article: Article) -> Example | str:
 
 
 def tests(paths: Sequence[Path]) -> list[Example]:
-    """Return all items of PubMedQA's labelled part, and those of the given files (prepared splits, such as a run's
-    data/test.jsonl). Raises DataError if PubMedQA is unavailable.
-    """
+    """Return all items of PubMedQA's labelled part, and those of the given files. Raises DataError without PubMedQA."""
     try:
         place = sources.locate_source(pubmedqa.SOURCE)
         found = list(pubmedqa.read(place, Rejects()))
@@ -296,21 +286,14 @@ def tests(paths: Sequence[Path]) -> list[Example]:
 
 def write(path: Path, examples: Iterable[Example]) -> int:
     """Write pairs atomically as a file for a recipe's source `own`; return how many."""
-    return write_jsonl(path, map(_row, examples))
-
-
-def _row(example: Example) -> dict[str, Any]:
-    row = example.model_dump(mode="json")
-    return {"id": example.group} | {
-        key: row[key] for key in ("question", "context", "answer", "decision", "group", "meta")
-    }
+    columns = {"question", "context", "answer", "decision", "group", "meta"}
+    return write_jsonl(path, ({"id": each.group} | each.model_dump(mode="json", include=columns) for each in examples))
 
 
 def _without_tests(examples: list[Example], tests: Sequence[Example], excluded: dict[str, str]) -> list[Example]:
     """Return the examples without those whose question or context matches a test item, exactly or nearly."""
-    while leaks := {
-        leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in ("group", "question", "context")
-    }:
+    kinds = ("group", "question", "context")
+    while leaks := {leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in kinds}:
         excluded |= {name.partition(":")[2]: test for name, test in leaks.items()}
         examples = [example for example in examples if example.id not in leaks]
     return examples
@@ -333,7 +316,7 @@ TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
     """Return the card in Markdown, with the metadata header of Hugging Face dataset cards."""
     rows = len(pairs.examples)
-    stated = {str(example.meta["licence"]) for example in pairs.examples}
+    licences = {str(example.meta["licence"]) for example in pairs.examples}
     head: dict[str, Any] = {
         "pretty_name": "Questions from new medical literature",
         "language": ["en"],
@@ -355,26 +338,17 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
         "dataset or anything made from it. The dataset may not reflect the most current data of PubMed; run the "
         f"update again to refresh it. NLM charges nothing for the data ({TERMS}); abstracts may be protected by their "
         "publishers' copyright. Each row's `meta` has its URL and the copyright statement of its record "
-        f"({len(stated):,} different ones). Before you share rows, check the terms of each. " + NO_ADVICE,
+        f"({len(licences):,} different ones). Before you share rows, check the terms of each. " + NO_ADVICE,
         _list(f"Imported from {each}" for each in sources),
         "## How it was made",
-        "The method follows Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146). A title that is a question "
-        "is used as it is. A title that states something in the present tense is turned into a question. Its "
-        "decision is yes, or no if the verb is negated, provided that the conclusion leaves nothing open and doesn't "
-        "contradict it; otherwise it has no decision. The conclusion is the answer, and the abstract's other "
-        "sections are the context.",
+        "The method follows Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146): the title is the question, "
+        "the conclusion the answer, and the abstract's other sections the context. A title that states something has "
+        "the decision yes, or no if its verb is negated, unless the conclusion leaves it open or contradicts it.",
         _list(f"{count:,} articles left out: {reason}" for reason, count in pairs.without.most_common()),
-        f"Contexts have at least {MIN_CONTEXT_WORDS} words, conclusions at least {MIN_CONCLUSION_WORDS}. Retracted, "
-        "replaced and deleted articles are left out, and so are articles for which the journal published an expression "
-        "of concern.",
-        "## Quality control",
-        _list(f"{count:,} dropped by the rule {rule}" for rule, count in dropped.items())
-        or "No pair was dropped by a rule.",
-        "quality.json lists all rules with examples; ledger.parquet lists every row that was changed or dropped.",
-        "## Kept out of training",
-        f"{len(pairs.kept_out):,} articles are left out because they are, or closely match, test items of PubMedQA or "
-        "of other prepared sets. The whole labelled part of PubMedQA (1,000 articles) counts as test items.",
-        "## Limits",
+        _list(f"{count:,} dropped by the quality rule {rule}" for rule, count in dropped.items()),
+        f"{len(pairs.kept_out):,} articles are left out because they are, or closely match, test items of PubMedQA "
+        "(its whole labelled part) or of other prepared sets. Retracted, replaced and deleted articles are left out "
+        "too. quality.json and ledger.parquet list what quality control changed or dropped.",
         "Decisions are derived from titles, not assigned by a reader; results don't always support the authors' "
         "conclusions. Do not use this dataset to advise patients.",
     ]

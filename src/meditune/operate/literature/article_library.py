@@ -27,15 +27,8 @@ from meditune.errors import DataError
 from meditune.files import disk_full, exclusive_lock
 from meditune.retrieve.collections import CURRENT, EXCLUDED, FORMAT, RETRACTED, SCHEMA
 from meditune.retrieve.collections import FILE as DATABASE_FILE
-from meditune.retrieve.documents.pubmed_articles import (
-    NOTICE_OF,
-    REPLACED_IN,
-    RETRACTED_IN,
-    UPDATED_IN,
-    Article,
-    Link,
-    from_dict,
-)
+from meditune.retrieve.documents import pubmed_articles
+from meditune.retrieve.documents.pubmed_articles import NOTICE_OF, RETRACTED_IN, Article, Link
 
 LOCK = ".updating.lock"
 _TABLES = """
@@ -90,7 +83,10 @@ class Library:
     def row(self, pmid: str) -> Row | None:
         """Return the row of a PubMed id, or None."""
         found = self._one("SELECT record, state, reason, said FROM articles WHERE pmid = ?", pmid)
-        return Row(pmid, from_dict(json.loads(found[0])) if found[0] else None, *found[1:]) if found else None
+        if found is None:
+            return None
+        record, *others = found
+        return Row(pmid, pubmed_articles.from_dict(json.loads(record)) if record else None, *others)
 
     def put(self, row: Row, change: int | None) -> None:
         """Store a row; `change` is the change number that tells indexes to read it again, or None if they needn't."""
@@ -124,7 +120,7 @@ class Library:
         query = "SELECT record FROM articles WHERE state = ? ORDER BY pmid"
         with closing(self._base.execute(query, (CURRENT,))) as rows:
             for (record,) in rows:
-                yield from_dict(json.loads(record))
+                yield pubmed_articles.from_dict(json.loads(record))
 
     def counts(self) -> dict[str, int]:
         """Return the number of articles in each state."""
@@ -173,10 +169,7 @@ class Library:
         self._base.execute("DELETE FROM retracted WHERE pmid = ?", (pmid,))
 
     def retracted(self) -> list[dict[str, str]]:
-        """Return the retracted articles, in the order in which the library learned of them.
-
-        Keys: `pmid`, `title`, `when` (the library learned of it), `notice` (its PubMed id, or ""), `reference`.
-        """
+        """Return rows of `pmid`, `title`, `when` (the library learned of it), `notice`, `reference`, oldest first."""
         rows = self._base.execute("SELECT pmid, title, taken, notice, reference FROM retracted ORDER BY rowid")
         return [dict(zip(("pmid", "title", "when", "notice", "reference"), row, strict=True)) for row in rows]
 
@@ -266,10 +259,7 @@ class Library:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Library]:
-    """Open the library in a folder for this process alone; create it if there is none.
-
-    Raises DataError if another process has it open or it cannot be read.
-    """
+    """Open or create the library in a folder, for this process alone. Raises DataError if it is in use or damaged."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file. Give a folder for the library.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -323,7 +313,7 @@ REASONS = frozenset(_REASON_TEXTS.values())
 
 
 def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
-    """Return the article with wrongly decoded characters corrected, and the reason why it is left out, or "".
+    """Return the article with its encoding fixed, and the reason why it is left out, or "".
 
     If a query `is_requested` the article, the check that it is about medicine is skipped.
     """
@@ -417,19 +407,16 @@ class LibraryUpdate:
     def _state(self, article: Article, text_hash: str, refused: str) -> tuple[str, str]:
         """Return the state and its reason."""
         links = self.library.links(article.pmid)
-        marked = _first(links, RETRACTED_IN) or article.retraction
-        if marked:
+        if marked := _first(links, RETRACTED_IN) or article.retraction:
             return RETRACTED, _by("retracted", marked)
         if article.is_notice:
             return EXCLUDED, "a notice about another article"
-        if replaced := _first(links, REPLACED_IN):
+        if replaced := _first(links, pubmed_articles.REPLACED_IN):
             return EXCLUDED, _by("corrected and published again", replaced)
-        if not article.parts:
-            return EXCLUDED, "no abstract"
-        if refused:
-            return EXCLUDED, refused
+        if refused or not article.parts:
+            return EXCLUDED, refused if article.parts else "no abstract"
         for link in links:
-            if link.kind == UPDATED_IN and self.library.known([link.pmid]):
+            if link.kind == pubmed_articles.UPDATED_IN and self.library.known([link.pmid]):
                 return EXCLUDED, _by("updated", link)
         same = self.library.same(text_hash, article.pmid) if text_hash else ""
         return (EXCLUDED, f"says the same as PMID {same}") if same else (CURRENT, "")
@@ -437,21 +424,19 @@ class LibraryUpdate:
     def _delete(self, pmid: str) -> None:
         row = self.library.row(pmid)
         about = self.library.relink(pmid, [])
+        deleted = Row(pmid, None, EXCLUDED, DELETED, "")
         if row is None or (row.state == EXCLUDED and row.reason == DELETED):
             self.counts[SAME] += row is not None
-            self.library.put(Row(pmid, None, EXCLUDED, DELETED, ""), self._change if row is None else None)
-            return
-        if row.state == RETRACTED:
-            return
-        self.library.put(Row(pmid, None, EXCLUDED, DELETED, ""), self._change)
-        self.counts[DELETED] += 1
-        for other in sorted(about.union(self.library.waiting_on(row.text_hash, pmid)) - {pmid}):
-            self._refresh_state(other)
+            self.library.put(deleted, self._change if row is None else None)
+        elif row.state != RETRACTED:
+            self.library.put(deleted, self._change)
+            self.counts[DELETED] += 1
+            for other in sorted(about.union(self.library.waiting_on(row.text_hash, pmid)) - {pmid}):
+                self._refresh_state(other)
 
     def _count(self, row: Row, before: Row | None, stays: bool) -> None:
-        article = row.article
+        article, was = row.article, before.state if before else ""
         assert article is not None, "only rows with a record are counted"
-        was = before.state if before else ""
         if row.state == RETRACTED:
             link = _first(self.library.links(row.pmid), RETRACTED_IN) or article.retraction
             assert link is not None, "a retracted article has a notice, or its record states the retraction"
@@ -463,13 +448,13 @@ class LibraryUpdate:
             self.counts[NO_LONGER_RETRACTED] += 1
         if stays:
             self.counts[SAME] += 1
-        elif row.state == EXCLUDED:
-            self.counts[EXCLUDED] += 1
-            self.left_out[_kind(row.reason)] += 1
-        elif row.state == RETRACTED:
-            self.counts[RETRACTED] += 1
-        else:
+        elif row.state == CURRENT:
             self.counts[CHANGED if was == CURRENT else NEW] += 1
+        else:
+            self.counts[row.state] += 1
+        if row.state == EXCLUDED and not stays:
+            # The reason without its ids
+            self.left_out[row.reason.partition(" (")[0].partition(" PMID ")[0]] += 1
 
 
 def _is_older(article: Article, than: Article) -> bool:
@@ -509,8 +494,3 @@ def _first(links: Iterable[Link], kinds: Iterable[str]) -> Link | None:
 
 def _by(text: str, link: Link) -> str:
     return f"{text} (PMID {link.pmid})" if link.pmid else f"{text} ({link.reference})" if link.reference else text
-
-
-def _kind(reason: str) -> str:
-    """Return a reason without its ids."""
-    return reason.partition(" (")[0].partition(" PMID ")[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,9 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replace_file, write_json, write_jsonl
 from meditune.models.sentence_encoder import DEFAULT, load_encoder
-from meditune.operate.literature import abstract_questions, article_library
+from meditune.operate.literature import abstract_questions, article_library, medline_update_files, pubmed_search
 from meditune.operate.literature.abstract_questions import Pairs
 from meditune.operate.literature.article_library import Library, LibraryUpdate
-from meditune.operate.literature.medline_update_files import (
-    FETCHED,
-    UpdateFileFolder,
-    UpdateFileImport,
-    UpdateFileServer,
-)
-from meditune.operate.literature.pubmed_search import (
-    KEY_VARIABLE,
-    URL,
-    Eutils,
-    LibrarySearch,
-    RateLimitedClient,
-    contact,
-)
 from meditune.retrieve import build_index, collections, index, storage
 from meditune.retrieve.build_index import Changes
 from meditune.retrieve.collections import CURRENT, FILE, Collection
@@ -50,11 +36,9 @@ from meditune.store.overview import Notes
 def update_index(
     library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
-    """Update the index with the library and the documents, or build it; return None if it is current or there is
-    nothing to index.
+    """Update or build the index from the library and the documents; return None if there is nothing to do.
 
-    Retracted and deleted articles are removed from the index, whatever their source. Raises DataError and ModelError
-    like `build_index.update`.
+    Retracted and deleted articles are removed from it, whatever their source. Raises DataError, ModelError.
     """
     change, collection = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
@@ -109,10 +93,9 @@ class Flag:
 
 
 def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
-    """Yield each citation of a retracted article in stored answers, in their order.
+    """Yield each citation of a retracted article in answers: pairs of an id and the ids of its cited passages.
 
-    `answers` are pairs of an answer's id and the ids of the passages that it cited ("pubmed:PMID#NUMBER"); `retracted`
-    maps PubMed ids to rows of retracted.jsonl. Citations of the same article among PubMedQA's contexts count too.
+    `retracted` maps PubMed ids to rows of retracted.jsonl. Citations among PubMedQA's contexts count too.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -135,7 +118,7 @@ class UpdateOptions:
     index: str | None = None
     embedding: str | None = None
     email: str | None = None
-    eutils: str = URL
+    eutils: str = pubmed_search.URL
     store: str | None = None
     tests: tuple[Path, ...] = ()
     """Files of evaluation items, in addition to PubMedQA's"""
@@ -165,8 +148,7 @@ def update(folder: Path, options: UpdateOptions) -> Report:
 
     Raises DataError before any change if the request is invalid or another update is running.
     """
-    from_server = "://" in (options.files or "")
-    email = contact(options.email) if options.queries or from_server else ""
+    _contact(options)
     if not (options.queries or options.files or options.index or (folder / FILE).is_file()):
         raise DataError(
             "Nothing to import. Give --query or --update-files, and --index INDEX to make the articles searchable."
@@ -175,63 +157,49 @@ def update(folder: Path, options: UpdateOptions) -> Report:
         raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
     with article_library.opened(folder) as library:
-        _attempt(report, lambda: _import_updates(library, options, email, report))
-        report.library = library.counts()
-        _attempt(report, lambda: _lists(library))
-        if options.store:
-            _attempt(report, lambda: _flags(library, options, report))
-        if options.index:
-            _attempt(report, lambda: _index(library, options, report))
-        _attempt(report, lambda: _pairs(library, options, report))
-        if options.store:
-            _attempt(report, lambda: _note(folder, options, report))
+        for step in (_import_updates, _lists, _flags, _index, _pairs, _note):
+            try:
+                step(library, options, report)
+            except MedituneError as error:
+                report.failures.append(error)
         write_json(folder / REPORT_FILE, facts(report))
     return report
+
+
+def _contact(options: UpdateOptions) -> str:
+    """Return the email address that NCBI's servers require, or "" if none of them is asked."""
+    return pubmed_search.contact(options.email) if options.queries or "://" in (options.files or "") else ""
 
 
 def facts(report: Report) -> dict[str, Any]:
     """Return the content of update.json, for programs that monitor updates."""
     manifest, changes = report.index or (None, None)
+    index = manifest and {name: getattr(manifest, name) for name in ("content", "passages", "documents")}
     return {
         "meditune": __version__,
         "when": article_library.now(),
-        "read": report.read,
-        "files": report.files,
-        "counts": dict(report.counts),
-        "left_out": dict(report.left_out),
-        "set_aside": dict(report.set_aside),
-        "retracted": report.retracted,
+        **{name: getattr(report, name) for name in ("read", "files", "counts", "left_out", "set_aside", "retracted")},
         "flagged": len({each.answer for each in report.flagged}),
         "library": report.library,
-        "index": {"content": manifest.content, "passages": manifest.passages, "documents": manifest.documents}
-        if manifest
-        else None,
-        "changes": {name: getattr(changes, name) for name in ("added", "changed", "removed")} if changes else None,
+        "index": index,
+        "changes": changes and {name: getattr(changes, name) for name in ("added", "changed", "removed")},
         "pairs": len(report.pairs.examples) if report.pairs else None,
         "failures": [str(failure) for failure in report.failures],
     }
 
 
-def _attempt(report: Report, step: Callable[[], None]) -> None:
-    try:
-        step()
-    except MedituneError as error:
-        report.failures.append(error)
-
-
-def _import_updates(library: Library, options: UpdateOptions, email: str, report: Report) -> None:
+def _import_updates(library: Library, options: UpdateOptions, report: Report) -> None:
+    email = _contact(options)
     rejects, before = Rejects(), library.files().keys()
-    http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
+    http = pubmed_search.RateLimitedClient(email, os.environ.get(pubmed_search.KEY_VARIABLE) or None) if email else None
     asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
     try:
         # Files first, because their records are older.
         if options.files:
-            source: UpdateFileFolder | UpdateFileServer = UpdateFileFolder(Path(options.files).expanduser())
-            if http and "://" in options.files:
-                source = UpdateFileServer(options.files, http, library.folder / FETCHED)
-            UpdateFileImport(library, source, from_files, rejects).all(options.first)
+            source = medline_update_files.source_of(options.files, http, library.folder)
+            medline_update_files.UpdateFileImport(library, source, from_files, rejects).all(options.first)
         if options.queries and http:
-            searching = LibrarySearch(library, Eutils(http, options.eutils), asked, rejects)
+            searching = pubmed_search.LibrarySearch(library, pubmed_search.Eutils(http, options.eutils), asked, rejects)
             for term in options.queries:
                 report.read[term] = searching.query(term, options.since)
             held = pmids(index_storage(options.index)) if options.index else set()
@@ -249,38 +217,41 @@ def _import_updates(library: Library, options: UpdateOptions, email: str, report
             report.set_aside.update(reasons)
         retracted = {*asked.retracted, *from_files.retracted}
         report.retracted = [row for row in library.retracted() if row["pmid"] in retracted]
+        report.library = library.counts()
 
 
-def _lists(library: Library) -> None:
-    """Write the lists of retracted articles and rejected records beside the database."""
+def _lists(library: Library, options: UpdateOptions, report: Report) -> None:  # noqa: ARG001 (a step of an update)
     write_jsonl(library.folder / RETRACTED_FILE, library.retracted())
     write_jsonl(library.folder / REJECTS_FILE, library.rejects())
 
 
 def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
     """Find the answers that cite retracted articles, and write the list."""
-    known = {row["pmid"]: row for row in library.retracted()}
-    rows = Answers(open_store(str(options.store))).exported() if exists(str(options.store)) else ()
-    report.flagged = list(flag(((str(row["id"]), row["facts"].get("passages") or []) for row in rows), known))
-    write_jsonl(library.folder / FLAGGED_FILE, map(asdict, report.flagged))
+    if options.store:
+        known = {row["pmid"]: row for row in library.retracted()}
+        rows = Answers(open_store(options.store)).exported() if exists(options.store) else ()
+        report.flagged = list(flag(((str(row["id"]), row["facts"].get("passages") or []) for row in rows), known))
+        write_jsonl(library.folder / FLAGGED_FILE, map(asdict, report.flagged))
 
 
-def _note(folder: Path, options: UpdateOptions, report: Report) -> None:
+def _note(library: Library, options: UpdateOptions, report: Report) -> None:
     """Record in the server's store what was imported."""
-    if exists(str(options.store)):
+    if options.store and exists(options.store):
+        folder = str(library.folder.resolve())
         facts = {
-            "folder": str(folder.resolve()),
+            "folder": folder,
             "index": report.index[0].content if report.index else "",
             "failures": [str(failure) for failure in report.failures],
             "library": report.library,
             "retracted": len(report.retracted),
             "flagged": len(report.flagged),
         }
-        Notes(open_store(str(options.store))).put(f"update/{folder.resolve()}", facts)
+        Notes(open_store(options.store)).put(f"update/{folder}", facts)
 
 
 def _index(library: Library, options: UpdateOptions, report: Report) -> None:
-    report.index = update_index(library, index_storage(str(options.index)), options.documents, options.embedding)
+    if options.index:
+        report.index = update_index(library, index_storage(options.index), options.documents, options.embedding)
 
 
 def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:

@@ -149,6 +149,13 @@ class UpdateFileServer:
         return self.http.retry(lambda: self.http.content(url), url).decode(errors="replace")
 
 
+def source_of(location: str, http: RateLimitedClient | None, library: Path) -> UpdateFileFolder | UpdateFileServer:
+    """Return the server at an address, or the folder at a path."""
+    if http and "://" in location:
+        return UpdateFileServer(location, http, library / FETCHED)
+    return UpdateFileFolder(Path(location).expanduser())
+
+
 @dataclass
 class UpdateFileImport:
     """The import of update files into a library."""

@@ -47,21 +47,18 @@ def judge(
             result = {"base": {}, "tuned": {}, "comparison": {}}
         held = policy or usual(name, result["comparison"], result["base"])
         checks = check(held, result["comparison"], result["tuned"])
+        deciding = [result["comparison"][metric] for metric in held.better if metric in result["comparison"]]
+        groups = min((each["groups"] for each in deciding), default=0)
         on[name] = {
             "items": len(first.examples),
             "figures": {"before": result["base"], "after": result["tuned"]},
             "comparison": result["comparison"],
             "policy": held.model_dump(exclude_defaults=True),
             "checks": [asdict(each) for each in checks],
-            "unjudged": unjudged(name, _groups(held, result["comparison"]), held, policy is not None),
+            "unjudged": unjudged(name, groups, held, policy is not None),
         }
     passed = all(not judged["unjudged"] and all(each["passed"] for each in judged["checks"]) for judged in on.values())
     return {"passed": passed, "on": on}
-
-
-def _groups(policy: Policy, comparison: Mapping[str, Any]) -> int:
-    """Return the number of groups of items on which the policy's must-improve metrics were measured."""
-    return min((comparison[name]["groups"] for name in policy.better if name in comparison), default=0)
 
 
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
@@ -88,10 +85,9 @@ def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
 
 
 def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
-    """Return the default policy: no worse on any metric, and better on the new items.
+    """Return the default policy: no worse on any measured metric, and better on the new items.
 
-    A rule covers only measured metrics. On new items, the perplexity of experts' answers must fall; if experts gave
-    only decisions, accuracy must rise.
+    The perplexity of experts' answers must fall on new items; if experts gave only decisions, accuracy must rise.
     """
     rules: dict[str, Any] = {"not_worse": [name for name in GUARDRAIL_METRICS if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]

@@ -46,10 +46,9 @@ OWN, SAMPLE = "own", "sample"
 
 
 def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
-    """Return the recipe that continues from the version in the folder `parent` (splits `old`) with `files` of new rows.
+    """Return the recipe that continues from the version in the folder `parent` with `files` of new rows.
 
-    Long answers are measured on the same share of test items as before. `synthetic` says whether the old rows are the
-    synthetic sample.
+    Long answers are measured on the same share of test items as before. `synthetic`: the old rows are the sample.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
     keys = plain(before)
@@ -235,8 +234,7 @@ class Outcome:
 def retrain(folder: Path, options: Options, command: str) -> Outcome:
     """Make the next version, or finish making it.
 
-    Raises MedituneError if another retraining is running in the registry, or an unfinished one has options that differ
-    from these; DataError, ModelError and RecipeError as a run does.
+    Raises MedituneError if another retraining is running, or an unfinished one has other options; otherwise as a run.
     """
     registry = Registry(folder)
     work = Work(registry)

@@ -114,10 +114,7 @@ def _rolled_back(registry: Registry, state: State, reasons: list[str]) -> Versio
 
 
 def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
-    """Return for each version how many raters mostly rated it down, and how many answers abstained, since a time.
-
-    `since` is in seconds since 1970.
-    """
+    """Return for each version its counts of disliking raters and of abstentions since a time (seconds since 1970)."""
     found: dict[str, dict[str, Counts]] = {}
     votes: dict[tuple[str, str], int] = Counter()
     for row in answers.exported():

@@ -1,4 +1,4 @@
-"""PubMed abstracts: articles in the XML of MEDLINE and efetch, and the contexts of PubMedQA.
+"""PubMed abstracts: articles in the XML of MEDLINE and efetch.
 
 Abstracts are under their publishers' copyright where these claim it; NLM's terms allow indexing and showing them with
 their source (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The XML elements are described in
@@ -23,7 +23,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.progress import Progress
@@ -359,19 +358,3 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: no .xml or .xml.gz file. Give files from PubMed's efetch or its yearly baseline.")
     return found
-
-
-def read_contexts(path: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield the abstracts of PubMedQA's questions, without the conclusions, which are the answers."""
-    for example in pubmedqa.read(path, rejects):
-        year = example.meta["year"]
-        yield Document(
-            id=example.id,
-            source=pubmedqa.SOURCE,
-            sections=[Section(passage.text, passage.label.capitalize()) for passage in example.context],
-            title=example.question,
-            url=str(example.meta["url"]),
-            licence=pubmedqa.LICENCE,
-            date=str(year or ""),
-            group=example.group,
-        )

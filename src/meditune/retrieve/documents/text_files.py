@@ -235,13 +235,7 @@ def _plain(path: Path) -> tuple[str, list[Section]]:
     return "", [Section(decoded(path))]
 
 
-READERS: dict[str, Reader] = {
-    ".txt": _plain,
-    ".md": read,
-    ".markdown": read,
-    ".html": read_html,
-    ".htm": read_html,
-}
+READERS: dict[str, Reader] = {".txt": _plain, ".md": read, ".markdown": read, ".html": read_html, ".htm": read_html}
 
 
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:

@@ -16,33 +16,10 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import GenerationRequest, TokenLogprob
-from meditune.serve import moderation
+from meditune.serve import moderation, schema
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.moderation import StandardReply
-from meditune.serve.schema import (
-    Chat,
-    ChatBody,
-    ChatChoice,
-    ChatLogprobs,
-    ChatMessage,
-    ChatToken,
-    Completion,
-    CompletionBody,
-    CompletionChoice,
-    CompletionLogprobs,
-    EmbeddingBody,
-    Embeddings,
-    EmbeddingUsage,
-    GenerationBody,
-    Models,
-    ServedModel,
-    TopToken,
-    Usage,
-    Vector,
-    errors,
-    streams,
-)
 from meditune.serve.service import Service
 from meditune.serve.store_access import log_answer
 from meditune.serve.streaming import (
@@ -61,12 +38,11 @@ router = APIRouter(tags=["OpenAI"])
 
 @router.post(
     "/v1/chat/completions",
-    response_model=Chat,
-    response_model_exclude_none=False,
-    responses={**streams("The answer, or its chunks as server-sent events."), **errors(404, 504)},
+    response_model=schema.Chat,
+    responses={**schema.streams("The answer, or its chunks as server-sent events."), **schema.errors(404, 504)},
     summary="Continue a chat",
 )
-async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
+async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """Return the model's answer to a chat, in the format that OpenAI's clients expect."""
     first = next((message.turn().text for message in body.messages if message.role == "user"), "")
     service = route_request(request, caller, first)
@@ -82,17 +58,17 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     requests = [] if reply else [await _encoded(service, _chat_request, body)]
     ending = moderation.ending(body, raw)
     answer = _ChatCompletion(service, body, requests, caller, request.scope[SCOPE_KEY], reply, ending)
-    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.respond())
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request.receive, answer.respond())
 
 
 @router.post(
     "/v1/completions",
-    response_model=Completion,
-    responses={**streams("The texts, or their chunks as server-sent events."), **errors(404, 504)},
+    response_model=schema.Completion,
+    responses={**schema.streams("The texts, or their chunks as server-sent events."), **schema.errors(404, 504)},
     summary="Continue or score texts",
 )
 async def complete(
-    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", charged=True))]
+    body: schema.CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", charged=True))]
 ) -> Any:
     """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompt itself.
 
@@ -102,21 +78,21 @@ async def complete(
     service.require_model(body.model)
     requests = await _encoded(service, _text_requests, body)
     answer = _TextCompletion(service, body, requests, caller, request.scope[SCOPE_KEY])
-    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request, answer.respond())
+    return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request.receive, answer.respond())
 
 
-async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: GenerationBody) -> Any:
+async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: schema.GenerationBody) -> Any:
     """Return the requests for the engine. Long texts take a while to tokenize, so other threads do it."""
     return await asyncio.get_running_loop().run_in_executor(service.encoding, make, service, body)
 
 
-def _chat_request(service: Service, body: ChatBody) -> GenerationRequest:
+def _chat_request(service: Service, body: schema.ChatBody) -> GenerationRequest:
     prompt = service.prompts.chat([message.turn() for message in body.messages])
     max_tokens, logprobs = body.max_completion_tokens or body.max_tokens, body.top_logprobs if body.logprobs else None
     return _generation_request(service, body, prompt, max_tokens, "messages", logprobs, body.json_schema)
 
 
-def _text_requests(service: Service, body: CompletionBody) -> list[GenerationRequest]:
+def _text_requests(service: Service, body: schema.CompletionBody) -> list[GenerationRequest]:
     vocabulary = len(service.engine.tokenizer)
     requests = []
     for given in body.prompts():
@@ -138,7 +114,7 @@ def _text_requests(service: Service, body: CompletionBody) -> list[GenerationReq
 
 def _generation_request(
     service: Service,
-    body: GenerationBody,
+    body: schema.GenerationBody,
     prompt: Sequence[int],
     max_tokens: int | None,
     param: str,
@@ -166,10 +142,10 @@ class _GenerationResponse:
 
     id_prefix: ClassVar[str]
     chunk_object: ClassVar[str]
-    response_type: ClassVar[type[Chat] | type[Completion]]
+    response_type: ClassVar[type[schema.Chat] | type[schema.Completion]]
     service: Service
     body: Any
-    """The ChatBody or CompletionBody"""
+    """The schema.ChatBody or schema.CompletionBody"""
     requests: Sequence[GenerationRequest]
     caller: Caller
     trace: Trace
@@ -204,7 +180,7 @@ class _GenerationResponse:
 
 @dataclass(eq=False)
 class _ChatCompletion(_GenerationResponse):
-    id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", Chat
+    id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", schema.Chat
     reply: StandardReply | None
     """The answer if there is no request"""
     ending: str
@@ -220,9 +196,9 @@ class _ChatCompletion(_GenerationResponse):
             async for text, some in parts:
                 texts.append(text)
                 likely += some
-        message, finish = ChatMessage(content="".join(texts)), _finish(self.written.finish)
+        message, finish = schema.ChatMessage(content="".join(texts)), _finish(self.written.finish)
         return self.response(
-            [ChatChoice(message=message, logprobs=self._logprobs(likely), finish_reason=finish)], self.written
+            [schema.ChatChoice(message=message, logprobs=self._logprobs(likely), finish_reason=finish)], self.written
         )
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -240,56 +216,49 @@ class _ChatCompletion(_GenerationResponse):
             yield each
 
     async def _answer(self) -> AsyncGenerator[tuple[str, Sequence[TokenLogprob]], None]:
-        """Yield the parts of the answer with their tokens. The answer is stored before the generator ends."""
+        """Yield the standard reply, or the model's text with its tokens; the note on limits comes last.
+
+        The answer is stored before the generator ends.
+        """
         texts: list[str] = []
-        async with aclosing(self._parts()) as parts:
-            async for text, likely in parts:
-                texts.append(text)
-                yield text, likely
+        if self.reply:
+            texts.append(self.reply.text)
+            yield self.reply.text, ()
+        else:
+            async with (
+                wait_for_turn(self.service, self.caller, self.trace) as self.written,
+                aclosing(generate_chunks(self.service, self.requests[0], self.written, self.trace)) as chunks,
+            ):
+                async for chunk in chunks:
+                    # The first token usually begins with a space.
+                    texts.append(chunk.text if any(texts) else chunk.text.lstrip())
+                    yield texts[-1], chunk.likely
+            if self.ending:
+                texts.append(self.ending)
+                yield self.ending, ()
         timings = {"total": round(time.monotonic() - self.started, 4)}
         if "first_token" in self.trace.facts:
             timings["first_token"] = self.trace.facts["first_token"]
-        facts = {
-            "prompt_tokens": self.written.prompt_tokens,
-            "completion_tokens": self.written.tokens,
-            "finish": self.written.finish,
-            "timings": timings,
-        }
+        written = self.written
+        facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
         outcome = self.reply.outcome if self.reply else "answered"
         logged = (self.body.messages[-1].turn().text, "".join(texts))
-        await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts)
+        await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
 
-    async def _parts(self) -> AsyncGenerator[tuple[str, Sequence[TokenLogprob]], None]:
-        """Yield the standard reply, or the model's text, without the space at the beginning of its first token."""
-        if self.reply:
-            yield self.reply.text, ()
-            return
-        begun = False
-        async with (
-            wait_for_turn(self.service, self.caller, self.trace) as self.written,
-            aclosing(generate_chunks(self.service, self.requests[0], self.written, self.trace)) as chunks,
-        ):
-            async for chunk in chunks:
-                text = chunk.text if begun else chunk.text.lstrip()
-                begun = begun or bool(text)
-                yield text, chunk.likely
-        if self.ending:
-            yield self.ending, ()
-
-    def _logprobs(self, likely: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+    def _logprobs(self, likely: Sequence[TokenLogprob]) -> schema.ChatLogprobs | None:
         if not self.body.logprobs:
             return None
         tokenizer = self.service.engine.tokenizer
         tokens = []
         for each in likely:
             ranked = sorted(each.others.items(), key=lambda entry: -entry[1])[: self.body.top_logprobs]
-            top = [TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked]
-            tokens.append(ChatToken(**_token_fields(tokenizer, each.token, each.logprob), top_logprobs=top))
-        return ChatLogprobs(content=tokens)
+            top = [schema.TopToken(**_token_fields(tokenizer, token, logprob)) for token, logprob in ranked]
+            tokens.append(schema.ChatToken(**_token_fields(tokenizer, each.token, each.logprob), top_logprobs=top))
+        return schema.ChatLogprobs(content=tokens)
 
 
 class _TextCompletion(_GenerationResponse):
-    id_prefix, chunk_object, response_type = "cmpl", "text_completion", Completion
+    id_prefix, chunk_object, response_type = "cmpl", "text_completion", schema.Completion
 
     async def respond(self) -> Response:
         """Return all texts as one response."""
@@ -313,7 +282,7 @@ class _TextCompletion(_GenerationResponse):
         for each in self.last_events(count):
             yield each
 
-    async def _choice(self, number: int, request: GenerationRequest, count: GeneratedText) -> CompletionChoice:
+    async def _choice(self, number: int, request: GenerationRequest, count: GeneratedText) -> schema.CompletionChoice:
         tokenizer = self.service.engine.tokenizer
         written = GeneratedText(finish="length")
         if request.max_new_tokens:
@@ -328,28 +297,35 @@ class _TextCompletion(_GenerationResponse):
             if scores is not None:
                 # Evaluation harnesses expect one token after the prompt; if the model ended at once, its end token.
                 ended = bool(request.max_new_tokens) and not written.ids
-                scores = _joined(await self._echoed(request, ended), scores, len(prompt))
-        return CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
+                echoed = await self._echoed(request, ended)
+                # The decoded prompt can be longer or shorter than the texts of its tokens.
+                offsets = [len(prompt) + place for place in scores.text_offset]
+                scores = schema.CompletionLogprobs(
+                    tokens=echoed.tokens + scores.tokens,
+                    token_logprobs=echoed.token_logprobs + scores.token_logprobs,
+                    top_logprobs=echoed.top_logprobs + scores.top_logprobs,
+                    text_offset=echoed.text_offset + offsets,
+                )
+        return schema.CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
 
-    async def _echoed(self, request: GenerationRequest, has_end_token: bool) -> CompletionLogprobs:
+    async def _echoed(self, request: GenerationRequest, has_end_token: bool) -> schema.CompletionLogprobs:
         """Return the prompt's tokens, and with `has_end_token` the end token; the first token has no score."""
         engine = self.service.engine
         first, rest = list(request.prompt[:1]), [*request.prompt[1:]]
         rest += [engine.tokenizer.eos_token_id] if has_end_token else []
         scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
         likely = (await scored)[0] if rest else []
-        text = _text_of(engine.tokenizer, first[0])
-        scores = self._logprobs(likely, len(text))
+        scores = self._logprobs([TokenLogprob(first[0], 0.0), *likely])
         assert scores is not None, "the request asked for logprobs"
-        start = CompletionLogprobs(tokens=[text], token_logprobs=[None], top_logprobs=[None], text_offset=[0])
-        return _joined(start, scores, 0)
+        scores.token_logprobs[0] = scores.top_logprobs[0] = None
+        return scores
 
-    def _logprobs(self, likely: Sequence[TokenLogprob], offset: int = 0) -> CompletionLogprobs | None:
+    def _logprobs(self, likely: Sequence[TokenLogprob], offset: int = 0) -> schema.CompletionLogprobs | None:
         if self.body.logprobs is None:
             return None
         tokenizer = self.service.engine.tokenizer
         texts = [_text_of(tokenizer, each.token) for each in likely]
-        return CompletionLogprobs(
+        return schema.CompletionLogprobs(
             tokens=texts,
             token_logprobs=[_finite(each.logprob) for each in likely],
             top_logprobs=[_named(tokenizer, each) for each in likely],
@@ -357,23 +333,13 @@ class _TextCompletion(_GenerationResponse):
         )
 
 
-def _joined(first: CompletionLogprobs, second: CompletionLogprobs, offset: int) -> CompletionLogprobs:
-    """Return the log-probabilities of two parts of one text, of which the second begins at `offset`."""
-    return CompletionLogprobs(
-        tokens=first.tokens + second.tokens,
-        token_logprobs=first.token_logprobs + second.token_logprobs,
-        top_logprobs=first.top_logprobs + second.top_logprobs,
-        text_offset=first.text_offset + [offset + place for place in second.text_offset],
-    )
-
-
 async def _together(
-    calls: Sequence[Callable[[], Awaitable[CompletionChoice]]], concurrency: int
-) -> list[CompletionChoice]:
+    calls: Sequence[Callable[[], Awaitable[schema.CompletionChoice]]], concurrency: int
+) -> list[schema.CompletionChoice]:
     """Return all results; `concurrency` calls run at the same time. If one fails, cancel the others."""
     places = asyncio.Semaphore(concurrency)
 
-    async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
+    async def placed(work: Callable[[], Awaitable[schema.CompletionChoice]]) -> schema.CompletionChoice:
         async with places:
             return await work()
 
@@ -389,9 +355,9 @@ def _finish(finish: str) -> Any:
     return "length" if finish == "length" else "stop"
 
 
-def _usage(generated: GeneratedText) -> Usage:
+def _usage(generated: GeneratedText) -> schema.Usage:
     prompt, completion = generated.prompt_tokens, generated.tokens
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    return schema.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 MIN_LOGPROB = -9999.0
@@ -422,9 +388,9 @@ def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
 
 
-@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Embed texts")
+@router.post("/v1/embeddings", response_model=schema.Embeddings, responses=schema.errors(404), summary="Embed texts")
 async def embed(
-    body: EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", charged=True))]
+    body: schema.EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", charged=True))]
 ) -> Any:
     """Return a vector of length 1 for each text. Texts with similar meanings have similar vectors."""
     service: Service = request.app.state.service
@@ -440,15 +406,15 @@ async def embed(
         count.prompt_tokens = sum(counts)
         vectors = await loop.run_in_executor(service.asks, model.encode, body.input)
     as_text = body.encoding_format == "base64"
-    return Embeddings(
+    return schema.Embeddings(
         data=[
-            Vector(
+            schema.Vector(
                 index=n, embedding=base64.b64encode(row.astype("<f4").tobytes()).decode() if as_text else row.tolist()
             )
             for n, row in enumerate(vectors)
         ],
         model=body.model,
-        usage=EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
+        usage=schema.EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
     )
 
 
@@ -470,17 +436,19 @@ def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
     return counts
 
 
-@router.get("/v1/models", responses=errors(), summary="List the models")
-def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> Models:
+@router.get("/v1/models", responses=schema.errors(), summary="List the models")
+def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> schema.Models:
     """Return the model that generates text and, if there is one, the model for embeddings."""
     service: Service = request.app.state.service
-    return Models(data=[ServedModel(id=name, created=service.served.created) for name in service.models()])
+    return schema.Models(
+        data=[schema.ServedModel(id=name, created=service.served.created) for name in service.models()]
+    )
 
 
-@router.get("/v1/models/{name:path}", responses=errors(404), summary="Describe one model")
-def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> ServedModel:
+@router.get("/v1/models/{name:path}", responses=schema.errors(404), summary="Describe one model")
+def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> schema.ServedModel:
     """Return the model of this name."""
     service: Service = request.app.state.service
     if name not in service.models():
         service.require_model(name)
-    return ServedModel(id=name, created=service.served.created)
+    return schema.ServedModel(id=name, created=service.served.created)

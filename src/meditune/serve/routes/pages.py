@@ -80,19 +80,15 @@ def _routes(spec: dict[str, Any]) -> list[dict[str, Any]]:
     for path, methods in spec["paths"].items():
         for method, route in methods.items():
             body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            answers = [
-                {"status": status, "why": reply["description"], "schemas": [_named(each) for each in _schemas(reply)]}
-                for status, reply in route["responses"].items()
-            ]
+            answers = []
+            for status, reply in route["responses"].items():
+                schemas = [_named(content.get("schema", {})) for content in reply.get("content", {}).values()]
+                answers.append({"status": status, "why": reply["description"], "schemas": schemas})
             name = f"{method}-{path}".replace("/", "-").replace("{", "").replace("}", "")
             found.append(
                 {"path": path, "method": method.upper(), "body": _named(body), "answers": answers, "id": name} | route
             )
     return found
-
-
-def _schemas(response: dict[str, Any]) -> list[dict[str, Any]]:
-    return [content.get("schema", {}) for content in response.get("content", {}).values()]
 
 
 def _named(schema: dict[str, Any]) -> str:

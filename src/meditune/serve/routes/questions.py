@@ -56,7 +56,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     run = _AnswerRun(service, service.assistant, body, caller, trace, found)
     if body.stream:
         return EventStream(run.events, kind="error")
-    return await cancel_on_disconnect(request, run.respond())
+    return await cancel_on_disconnect(request.receive, run.respond())
 
 
 @dataclass(eq=False)
@@ -85,26 +85,20 @@ class _AnswerRun:
 
     async def _contents(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Yield the kind and content of each event. The answer, the last one, is stored before the client gets it."""
+        service, urgent, needs_engine = self.service, self.found.action == "urgent", self.found.action != "decline"
         # Urgent help needs no engine, so it doesn't wait for one.
-        urgent, needs_engine = self.found.action == "urgent", self.found.action != "decline"
-        turn = (
-            nullcontext(GeneratedText())
-            if urgent
-            else wait_for_turn(self.service, self.caller, self.trace, needs_engine)
-        )
-        async with turn as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as events:
+        waiting = wait_for_turn(service, self.caller, self.trace, needs_engine)
+        turn = nullcontext(GeneratedText()) if urgent else waiting
+        async with turn as count, aclosing(self._from_thread(count, None if urgent else service.asks)) as events:
             async for each in events:
                 content = each.as_dict()
                 if each.kind == "answer":
                     content = {"id": self.id} | content
-                    await self._store(content)
+                    count_answer(service.metrics, content)
+                    outcome = self.trace.facts["outcome"] = content["outcome"]
+                    texts = (self.body.question, content["text"])
+                    await log_answer(service, self.caller, self.id, "ask", texts, outcome, facts_of(content))
                 yield each.kind, content
-
-    async def _store(self, answer: dict[str, Any]) -> None:
-        count_answer(self.service.metrics, answer)
-        outcome = self.trace.facts["outcome"] = answer["outcome"]
-        texts = (self.body.question, answer["text"])
-        await log_answer(self.service, self.caller, self.id, "ask", texts, outcome, facts_of(answer))
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """Yield the assistant's events, and put its token counts into `count`.
