@@ -127,6 +127,14 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
+def package_table(path: Path) -> Any:
+    """Return the content of a YAML file that belongs to the package."""
+    import yaml
+
+    with path.open(encoding="utf-8") as stream:
+        return yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def parse_json(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the JSON value in `text`, the content of `path`; `pairs`, if given, builds each object from its items."""
     try:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from meditune.config.data_options import Style
 from meditune.config.recipe import Recipe
@@ -381,12 +381,11 @@ def _comparison_html(pair: dict[str, Any], first: str = "base", second: str = "t
         for row in table
         if row.compared
     ]
-    lines = [_html_row("th", titles), *(_html_row("td", cells) for cells in body)]
-    return Markup("<p>{}</p><table>{}</table>").format(escape(" ".join(verdict(pair, table))), Markup("").join(lines))
-
-
-def _html_row(tag: str, cells: Iterable[str]) -> Markup:
-    return Markup("<tr>{}</tr>").format(Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(cell) for cell in cells))
+    rendered = Markup("")
+    for tag, cells in [("th", titles), *(("td", row) for row in body)]:
+        row = Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(cell) for cell in cells)
+        rendered += Markup("<tr>{}</tr>").format(row)
+    return Markup("<p>{}</p><table>{}</table>").format(" ".join(verdict(pair, table)), rendered)
 
 
 def _notes_html(remarks: Iterable[str], checks: Iterable[dict[str, Any]]) -> Markup:

@@ -12,8 +12,9 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,33 +54,13 @@ class Document:
 
     def stored(self, rank: int) -> dict[str, Any]:
         """Return the document as a passage in the format of data/retrieved_passages.py."""
-        return {
-            "id": self.id,
-            "document": self.document,
-            "source": self.source,
-            "title": self.title,
-            "sections": [list(section) for section in self.sections],
-            "score": self.score,
-            "rank": rank,
-        }
-
-
-class PassageSearch(Protocol):
-    """A source of passages that can be searched with questions."""
-
-    def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """Return the best `k` documents, best first, without those of groups in `hidden`."""
-
-    def passages(self) -> Iterator[tuple[str, str]]:
-        """Yield every document's id with its text, in pieces."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return a description for the run's records."""
+        shown = {name: value for name, value in vars(self).items() if name != "group"}
+        return shown | {"sections": [list(section) for section in self.sections], "rank": rank}
 
 
 def open_search(
     spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = ""
-) -> PassageSearch:
+) -> IndexSearch | ContextSearch:
     """Return the search that the recipe names: an index, or the examples' contexts.
 
     `elsewhere` names a third party that will see the passages, if any. Raises DataError if there is nothing to
@@ -114,14 +95,15 @@ class IndexSearch:
             if len(found) >= k or len(hits) < limit or limit >= 50 * k:
                 break
             limit *= 3
-        return [document for hit in found[:k] if (document := self._shown(hit)).sections]
-
-    def _shown(self, hit: Any) -> Document:
-        passage = hit.passage
-        parts = with_neighbors(self._whole(passage.document), passage.id, WINDOW_WORDS)
-        title = clean_passage(passage.title, self.form).text
-        sections, score = in_sections(parts, self.form), round(float(hit.score), 6)
-        return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
+        documents = []
+        for hit in found[:k]:
+            each = hit.passage
+            title = clean_passage(each.title, self.form).text
+            parts = with_neighbors(self._whole(each.document), each.id, WINDOW_WORDS)
+            if sections := in_sections(parts, self.form):
+                score = round(float(hit.score), 6)
+                documents.append(Document(each.id, each.document, each.source, each.group, title, sections, score))
+        return documents
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """Yield every document's id with its text, in pieces."""
@@ -161,19 +143,12 @@ class ContextSearch:
         """Return the best `k` documents, best first, without those of groups in `hidden`."""
         asked = self._tokens([question], stopwords="en", show_progress=False, return_ids=False)
         scores = self._ranker.get_scores(asked[0])
+        places = (each for each in np.argsort(-scores, kind="stable") if self.examples[each].group not in hidden)
         found = []
-        for place in np.argsort(-scores, kind="stable"):
-            if self.examples[place].group not in hidden:
-                found.append(self._shown(int(place), float(scores[place])))
-            if len(found) == k:
-                break
+        for place in islice(places, k):
+            each, score = self.examples[place], round(float(scores[place]), 6)
+            found.append(Document(each.id, each.id, each.source, each.group, "", self.sections[place], score))
         return found
-
-    def _shown(self, place: int, score: float) -> Document:
-        example = self.examples[place]
-        return Document(
-            example.id, example.id, example.source, example.group, "", self.sections[place], round(score, 6)
-        )
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """Yield every document's id with its text."""
@@ -214,7 +189,13 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
     contexts = [example for examples in splits.named().values() for example in examples]
     place = open_search(spec, contexts, recipe.prompt, elsewhere)
     documents: set[str] = set()
-    leaks = leakage.in_documents(items, _noting(place.passages(), documents))
+
+    def noted() -> Iterator[tuple[str, str]]:
+        for document, text in place.passages():
+            documents.add(document)
+            yield document, text
+
+    leaks = leakage.in_documents(items, noted())
 
     def rows() -> Any:
         for example in track(items, "Finding passages", unit="questions"):
@@ -262,12 +243,6 @@ def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[s
     return {"items": len(matching), "ranks": dict(sorted(ranks.items(), key=lambda pair: int(pair[0])))}
 
 
-def _noting(passages: Any, documents: set[str]) -> Any:
-    for document, text in passages:
-        documents.add(document)
-        yield document, text
-
-
 def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
     """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
 
@@ -295,7 +270,7 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
 
 
 def _row(
-    example: Example, search: PassageSearch, right: bool, excluded: Collection[str], recipe: Recipe
+    example: Example, search: IndexSearch | ContextSearch, right: bool, excluded: Collection[str], recipe: Recipe
 ) -> dict[str, Any]:
     limit = TRAINING_PASSAGES - right
     others = search.search(example.question, limit, {*excluded, example.group}) if limit else []

@@ -13,9 +13,10 @@ import pytest
 from prometheus_client import generate_latest
 
 from meditune.assistant.answer_filter import names_amount, withheld
-from meditune.assistant.assistant import Assistant, AssistantSettings, Correction, asks_yes_or_no, follow_index
+from meditune.assistant.assistant import Assistant, AssistantSettings, asks_yes_or_no, follow_index
 from meditune.assistant.triage import with_previous_question
 from meditune.config.data_options import PromptFormat
+from meditune.data.example import DECISIONS
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
 from meditune.evaluate.safety_battery import passed, safety_messages
@@ -160,7 +161,7 @@ def test_yes_or_no_gets_a_decision_that_says_how_sure_it_is(index: Index) -> Non
     assert answer.decision.answer == "yes"
     assert not answer.decision.calibrated
     assert answer.confidence == pytest.approx(answer.decision.probabilities["yes"], abs=1e-4)
-    flat = AssistantSettings(nearest=-1.0, correction=Correction(100.0))
+    flat = AssistantSettings(nearest=-1.0, calibration={"temperature": 100.0, "bias": dict.fromkeys(DECISIONS, 0.0)})
     _, unsure = asked(assistant_of(engine, index, flat), "Does colchicine calm an attack of gout?")
     assert unsure.decision.answer is None
     assert unsure.decision.calibrated

@@ -14,7 +14,8 @@ from meditune.config.data_options import BalanceSpec, DataSpec, PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
 from meditune.data.balance import rebalanced
-from meditune.data.preference.pairs import build, read_pairs, write_pairs
+from meditune.data.example import read_records, write_records
+from meditune.data.preference.pairs import Pair, build
 from meditune.data.prepare import prepare, stored_data
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, save_format
@@ -194,8 +195,8 @@ def test_a_column_of_a_users_own_makes_no_style(tmp_path):
 def test_pairs_keep_the_style_of_their_question(tmp_path):
     splits = prepare(recipe(tmp_path, style="plain"), tmp_path / "data").splits
     pairs, _ = build(splits.train, PreferenceSpec(), 1)
-    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    write_records(tmp_path / "pairs.jsonl", pairs)
     styles = {each.id: each.style for each in splits.train}
     assert {pair.style for pair in pairs} == {"plain", "expert"}
-    for pair in read_pairs(tmp_path / "pairs.jsonl"):
+    for pair in read_records(tmp_path / "pairs.jsonl", Pair):
         assert pair.example().style == styles[pair.id.rpartition("/")[0]]

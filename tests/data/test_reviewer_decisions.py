@@ -141,9 +141,9 @@ def test_decisions_that_leave_nothing_are_refused(tmp_path, plain):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('{"id": "own:1", "verdict": "fine", "sha256": "' + "0" * 64 + '"}', "line 2: not a valid row decision"),
-        ('{"id": "own:1", "verdict": "correct", "sha256": "x"}', "line 2: not a valid row decision"),
-        ('{"id": "own:0", "verdict": "correct", "sha256": "' + "0" * 64 + '"}', "line 2: own:0 already has a decision"),
+        ('{"id": "own:1", "verdict": "fine", "sha256": "' + "0" * 64 + '"}', "line 2: not a valid RowDecision"),
+        ('{"id": "own:1", "verdict": "correct", "sha256": "x"}', "line 2: not a valid RowDecision"),
+        ('{"id": "own:0", "verdict": "correct", "sha256": "' + "0" * 64 + '"}', "own:0 has several decisions"),
     ],
 )
 def test_a_damaged_file_is_told_with_its_line(tmp_path, line, told):

@@ -309,14 +309,14 @@ def test_tasks_for_the_harness_read_what_the_script_writes(path, tmp_path, monke
     from jinja2 import Environment, StrictUndefined
 
     import export
-    from meditune.data.example import write_examples
+    from meditune.data.example import write_records
 
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert task["task"] == path.stem
     assert task["output_type"] == "multiple_choice"
     assert task["doc_to_choice"] == list(DECISIONS)
     assert task["dataset_kwargs"]["data_files"] == {task["test_split"]: export.FILE.name}
-    write_examples(tmp_path / "data" / "test.jsonl", ROW_EXAMPLES)
+    write_records(tmp_path / "data" / "test.jsonl", ROW_EXAMPLES)
     model = tiny.save(tmp_path / "model")
     (tmp_path / "recipe.yaml").write_text("name: mine\n", encoding="utf-8")
     row = export.rows(tmp_path, "test", str(model))[0]
@@ -347,10 +347,10 @@ def test_the_harness_itself_says_the_same_of_every_item(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.syspath_prepend(str(TASKS))
     import export
-    from meditune.data.example import write_examples
+    from meditune.data.example import write_records
     from meditune.files import write_jsonl
 
-    write_examples(tmp_path / "data" / "test.jsonl", ROW_EXAMPLES)
+    write_records(tmp_path / "data" / "test.jsonl", ROW_EXAMPLES)
     model = tiny.save(tmp_path / "model")
     decided = [example for example in ROW_EXAMPLES if example.decision]
     write_jsonl(tmp_path / export.FILE, export.rows(tmp_path, "test"))

@@ -95,6 +95,8 @@ def test_another_folder_is_not_overwritten(place, tuned, tmp_path, kind):
 
 def test_a_merge_that_fails_leaves_nothing(place, tuned, tmp_path, monkeypatch):
 
+    from meditune.export import merged
+
     def breaks(*_):
         raise OSError(28, "No space left on device")
 

@@ -175,7 +175,7 @@ def test_an_index_of_an_earlier_version_is_named(tmp_path: Path, docs: Path) -> 
     (where / "index.json").write_text(json.dumps(manifest), encoding="utf-8")
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
     for use in (Index.open, lambda where, encoder: update(index_storage(where), [], encoder)):
-        with pytest.raises(DataError, match=rf"earlier version of Meditune.* build \.\.\. -o {where} --replace"):
+        with pytest.raises(DataError, match=r"index.json is damaged .*'knowledge'.* --replace"):
             use(where, corpus.TINY)
     made(where, docs, replace=True)
     assert found(where, "influenza")
@@ -283,7 +283,7 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
     if stage == "indexing":
         build_index.storage.make_searchable = die
     if stage == "switching":
-        build_index.index.Manifest.write = die
+        build_index.changed = die
     chosen = [collections.documents(f"{name}{docs}")]
     encoder = SentenceEncoder(corpus.TINY.identity, embed)
     if name:

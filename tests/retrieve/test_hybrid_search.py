@@ -140,7 +140,7 @@ def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"knowledge-passages-1.*missing or damaged.*--replace"):
         Index.open(broken, corpus.TINY)
     (broken / leaflets.manifest.knowledge).unlink()
-    with pytest.raises(DataError, match=r"there is no such file.*--replace"):
+    with pytest.raises(DataError, match=r"the file is missing.*--replace"):
         Index.open(broken, corpus.TINY)
 
 

@@ -69,7 +69,7 @@ def test_known_items_and_shared_rows_go_to_everybody_and_the_rest_is_dealt(tmp_p
         assert sum(id in share for share in shares) in ({3} if row.known else {1, 3})
     assert sum(all(id in share for share in shares) for id in rows) == 6
     assert read_json(folder / "set.json")["overlap"] == 1
-    assert read_set(made_annotation_set(tmp_path / "two", 8, raters=3)).overlap == 2, (
+    assert read_set(made_annotation_set(tmp_path / "two", 8, raters=3)).settings.overlap == 2, (
         "two raters judge a row unless told otherwise"
     )
 

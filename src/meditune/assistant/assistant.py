@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from meditune import __version__
 from meditune.assistant import triage as message_triage
@@ -196,27 +197,20 @@ _ASKS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Correction:
-    """The calibration of a model's decisions (evaluate/decision_calibration.py): logits / temperature + bias."""
-
-    temperature: float = 1.0
-    bias: Mapping[str, float] = field(default_factory=dict)
-
-
 def asks_yes_or_no(question: str) -> bool:
     """Return whether the last sentence of a message is a yes/no question."""
     last = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
     return bool(_ASKS.match(last)) and " or " not in last.lower()
 
 
-def decide(logits: Mapping[str, float], correction: Correction | None = None) -> Decision:
-    """Return the most likely of yes, no and maybe."""
-    if correction:
-        logits = {name: each / correction.temperature + correction.bias.get(name, 0.0) for name, each in logits.items()}
+def decide(logits: Mapping[str, float], calibration: Mapping[str, Any] | None = None) -> Decision:
+    """Return the most likely of yes, no and maybe, after calibration (evaluate/decision_calibration.py) if given."""
+    if calibration:
+        temperature, bias = calibration["temperature"], calibration["bias"]
+        logits = {name: each / temperature + bias[name] for name, each in logits.items()}
     found = probabilities(dict(logits))
     best = max(found, key=lambda name: found[name])
-    return Decision(best if found[best] >= MIN_PROBABILITY else None, found, correction is not None)
+    return Decision(best if found[best] >= MIN_PROBABILITY else None, found, calibration is not None)
 
 
 REPEATS = 3
@@ -247,8 +241,8 @@ class AssistantSettings:
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
     """The minimum cosine similarity of the nearest passage; None: the value measured for the embedding model"""
-    correction: Correction | None = None
-    """The calibration of decisions, fitted on the development split"""
+    calibration: Mapping[str, Any] | None = None
+    """The temperature and bias of decisions, fitted on the development split; None: those of the model's run"""
     on_this_machine: bool = False
     """True on the command line, whose user may see paths of files"""
 
@@ -365,7 +359,7 @@ class Assistant:
         # Only a model that was tuned to decide in this format makes decisions.
         if retrieved and triaged.action == "answer" and self.writer.tuned and asks_yes_or_no(question):
             logits = self.writer.decide(question, texts)
-            progress.decision = decide(logits, self.settings.correction) if logits else None
+            progress.decision = decide(logits, self.settings.calibration) if logits else None
         limit = min(max_new_tokens or self.settings.max_new_tokens, self.writer.context_tokens - self._room)
         checker = SentenceChecker(retrieved.passages if retrieved else None, triaged.no_amounts, self._judge)
         prompt_tokens, chunks = self.writer.start(question, texts, style, limit, cancelled)
@@ -440,8 +434,10 @@ def open_assistant(
 
     Raises DataError if the index can't be opened.
     """
-    settings = settings or AssistantSettings()
-    settings = replace(settings, correction=settings.correction or decision_correction_of(model))
+    settings, path = settings or AssistantSettings(), model / "predictions" / "tuned-calibration.jsonl"
+    if settings.calibration is None and path.is_file():
+        (calibration,) = read_jsonl(path)
+        settings = replace(settings, calibration=calibration)
     opened = open_index(index) if isinstance(index, str) else index
     return Assistant(writer, opened, settings, versions=versions, classifier=triage_classifier(), judge=judge)
 
@@ -511,15 +507,6 @@ def triage_classifier() -> message_triage.TriageClassifier | None:
     except ModelError as error:
         LOGGER.error("triage has no classifier, and its rules alone miss most emergencies", extra={"why": str(error)})
         return None
-
-
-def decision_correction_of(run: Path) -> Correction | None:
-    """Return the calibration of the tuned model's decisions, fitted on the development split; None without one."""
-    path = run / "predictions" / "tuned-calibration.jsonl"
-    if not path.is_file():
-        return None
-    (row,) = read_jsonl(path)
-    return Correction(float(row["temperature"]), row["bias"])
 
 
 def follow_index(index: Index, changed: Callable[[str], None], seconds: float = 30.0) -> Callable[[], None]:

@@ -256,7 +256,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     from meditune.train.resource_plan import UTILIZATION
 
     out, target = console(), planned.target
-    tokens = round(examples * recipe.train.epochs * planned.example_tokens)
+    tokens = round(examples * recipe.train.epochs * recipe.prompt.max_tokens)
     out.print(
         f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
         f"({target.source}), of which training is assumed to reach {UTILIZATION[target.device]:.0%}."
@@ -282,7 +282,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     print_table(titles, rows, left_aligned=["base", ""])
     out.print(
         f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
-        f"{planned.example_tokens} tokens each, the maximum that prompt.max_tokens allows. "
+        f"{recipe.prompt.max_tokens} tokens each, the maximum that prompt.max_tokens allows. "
         "Time and memory are for training only; the evaluations before and after take time and may need more memory."
     )
     out.print(

@@ -229,11 +229,6 @@ class Recipe(Spec):
             yield f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({named})"
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe as plain values, in declared order."""
-    return recipe.model_dump(mode="json")
-
-
 NEUTRAL = frozenset(("train", name) for name in RESULT_NEUTRAL)  # keys that don't affect the result
 
 

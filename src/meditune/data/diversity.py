@@ -32,7 +32,6 @@ class Dimension:
     """A way to group examples."""
 
     name: str
-    """The key in diversity.json"""
     title: str
     groups: Groups
     kind: Literal["one", "several", "ordered"] = "one"

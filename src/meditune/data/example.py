@@ -10,19 +10,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, write_jsonl
+from meditune.files import numbered_jsonl, package_table, write_jsonl
 
 Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 Label = Literal["supported", "refuted", "not_enough_information"]
 LABELS: tuple[Label, ...] = get_args(Label)
-"""The labels of claims: whether the evidence supports the claim, refutes it, or leaves it open"""
 LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
 """Keys in a claim's meta: its label, and the labels that its source uses, if it doesn't use all of LABELS"""
 ANSWERED_QUESTION = "answered_question"
@@ -31,6 +29,9 @@ CHOICES, EXAM_SUBJECT = "choices", "exam_subject"
 """Keys in the meta of a multiple-choice question: the texts of its choices, and its subject"""
 STYLE = "meditune_style"
 """Key in an example's meta; columns of users are unlikely to have this name"""
+
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Passage(BaseModel):
@@ -71,7 +72,6 @@ class Example(BaseModel):
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     answer: str = ""
-    """The explanation in free text; empty if only the decision is known"""
     decision: Decision | None = None
     group: str = Field(min_length=1)
     """Examples of a group stay in one split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID"""
@@ -121,20 +121,25 @@ class Example(BaseModel):
         return list(dict.fromkeys(text for text in (self.answer, *others) if text))
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> int:
-    """Write examples as JSON Lines and return their number."""
-    return write_jsonl(path, (example.model_dump(mode="json") for example in examples))
+def write_records(path: Path, records: Iterable[BaseModel]) -> int:
+    """Write records as JSON Lines and return their number."""
+    return write_jsonl(path, (record.model_dump(mode="json") for record in records))
+
+
+def read_records(path: Path, model: type[Record]) -> list[Record]:
+    """Return the records written by `write_records`. Raises DataError with the line of an invalid record."""
+    records = []
+    for number, row in numbered_jsonl(path):
+        try:
+            records.append(model.model_validate(row))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a valid {model.__name__}: {error}") from error
+    return records
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return the examples written by `write_examples`. Raises DataError with the line of an invalid record."""
-    examples = []
-    for number, row in numbered_jsonl(path):
-        try:
-            examples.append(Example.model_validate(row))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not an Example record: {error}") from error
-    return examples
+    """Return the examples in a JSON Lines file. Raises DataError with the line of an invalid record."""
+    return read_records(path, Example)
 
 
 CHARACTERS = 1_000_000
@@ -195,8 +200,7 @@ def plain_text(value: Any) -> Any:
 
 _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"), (2015, "2010 to 2014"))
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
-with Path(__file__).with_name("word_groups.yaml").open(encoding="utf-8") as _stream:
-    WORDS: dict[str, dict[str, Any]] = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+WORDS: dict[str, dict[str, Any]] = package_table(Path(__file__).with_name("word_groups.yaml"))
 
 
 def _any_of(words: str, suffix: str = r"\b") -> re.Pattern[str]:
@@ -205,7 +209,7 @@ def _any_of(words: str, suffix: str = r"\b") -> re.Pattern[str]:
 
 _SUBJECT_WORDS = {name: _any_of(listed, "") for name, listed in WORDS["subjects"].items()}
 _PEOPLE_WORDS = {name: _any_of(listed) for name, listed in (WORDS["ages"] | WORDS["mentions"]).items()}
-_MENTION_WORDS = {name: _PEOPLEWORDS[name] for name in (*WORDS["mentions"], "older people")} | {
+_MENTION_WORDS = {name: _PEOPLE_WORDS[name] for name in (*WORDS["mentions"], "older people")} | {
     "children": _any_of(" ".join(WORDS["ages"][age] for age in ("babies", "children", "teenagers")))
 }
 _CHECK_TAGS = {name: set(headings) for name, headings in WORDS["check_tags"].items()}
@@ -216,7 +220,7 @@ def people_mentioned(example: Example) -> set[str]:
     """Return the groups of PEOPLE that the texts mention or MeSH headings name; finer in age than `mention`."""
     text = f"{example.question} {example.context_text} {example.answer}"
     headings = set(texts(example.meta.get("mesh")))
-    return {name for name in PEOPLE if headings & _CHECK_TAGS[name] or _PEOPLEWORDS[name].search(text)}
+    return {name for name in PEOPLE if headings & _CHECK_TAGS[name] or _PEOPLE_WORDS[name].search(text)}
 
 
 def texts(value: Any) -> list[str]:

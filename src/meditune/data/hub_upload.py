@@ -30,7 +30,6 @@ class Upload:
     rows: dict[str, int]
     terms: Terms
     identifiers: str
-    """A sentence on identifiers of people in the data"""
 
     def text(self) -> str:
         """Return the summary that people see before they confirm."""

@@ -146,7 +146,6 @@ def _hash(text: str) -> str:
 
 
 LEAKAGE_FILE_NAME = "leakage.json"
-"""File in a run's folder with the checks and their results"""
 KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 WHAT: dict[str, str] = {
     "group": "same group (article, topic, patient) as a training item",
@@ -172,9 +171,7 @@ COPIED = 0.6
 MIN_ANSWER_WORDS = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 MAX_LISTED_LEAKS = 5
-"""Number of leaks that a sentence names"""
 MAX_RECORDED_LEAKS = 100
-"""Number of leaks of a kind that the facts list"""
 
 _DECISION = re.compile(
     r"\b(?:answer|decision|conclusion|label|verdict)s?[\"']?\s*(?:is|was|[:=])\s*[\"'(\[]*(yes|no|maybe)\b(?!\s+\w)",
@@ -188,7 +185,6 @@ class Leak:
 
     kind: LeakKind
     test: str
-    """The test item's id"""
     train: str
     """Id of the training item, or the other place where it was found"""
     alike: float

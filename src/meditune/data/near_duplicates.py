@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,7 +33,6 @@ MAX_INSERTED_WORDS = 4
 MIN_PASSAGE_WORDS = 20
 """Passages with fewer words aren't compared: they may be a phrase that many rows share"""
 BLOCK = 200_000
-"""Candidates compared at a time."""
 ROWS = 500
 """Rows of a matrix multiplied at a time, which limits the memory"""
 
@@ -100,9 +99,15 @@ def near_questions(
             if change is None or change.is_light:
                 found.append((row, column, min(1.0, float(alike[index]))))
                 changes.append(change)
-    templates = _templates({change.shared for change in changes if change}, [*first, *second, *others], fillings)
+    shared_words = {change.shared for change in changes if change}
+    needed = set[str]().union(*shared_words)
+    distinct = {" ".join(sorted(words(text))) for text in (*first, *second, *others)} if needed else set()
+    holders = Counter(word for text in distinct for word in needed.intersection(text.split()))
+    counts = _fillings(shared_words, distinct, holders, fillings)
     return [
-        match for match, change in zip(found, changes, strict=True) if change is None or change.shared not in templates
+        match
+        for match, change in zip(found, changes, strict=True)
+        if change is None or (change.shared and counts[change.shared] <= fillings)
     ]
 
 
@@ -160,20 +165,7 @@ class Questions:
         if about:
             for question in questions:
                 self._holders.update(about.intersection(words(question)))
-        self._count(questions)
-
-    def _count(self, questions: Iterable[str]) -> None:
-        """Count the questions that contain each set of words shared by a pair, up to just over FILLINGS."""
-        by_rarest: dict[str, set[frozenset[str]]] = {}
-        for shared in self._fillings:
-            if shared:
-                by_rarest.setdefault(min(shared, key=lambda word: (self._holders[word], word)), set()).add(shared)
-        for question in questions if by_rarest else ():
-            present = frozenset(words(question))
-            for word in present & by_rarest.keys():
-                held = {shared for shared in by_rarest[word] if shared <= present}
-                self._fillings.update(held)
-                by_rarest[word] -= {shared for shared in held if self._fillings[shared] > FILLINGS}
+        self._fillings.update(_fillings(self._fillings, questions, self._holders, FILLINGS))
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
         """Return True if both ask the same; `texts` are the context and answer of each question."""
@@ -324,19 +316,21 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     return _Change(frozenset(first_counts & second_counts), light)
 
 
-def _templates(shared: Collection[frozenset[str]], texts: Sequence[str], max_texts: int) -> set[frozenset[str]]:
-    """Return the sets of words that more than `max_texts` different texts contain."""
-    holders: dict[str, set[int]] = {word: set() for each in shared for word in each}
-    distinct = {" ".join(sorted(words(text))) for text in texts} if holders else set()
-    for number, text in enumerate(sorted(distinct)):
-        for word in text.split():
-            if word in holders:
-                holders[word].add(number)
-    return {
-        each
-        for each in shared
-        if not each or len(set.intersection(*sorted((holders[word] for word in each), key=len))) > max_texts
-    }
+def _fillings(
+    shared: Iterable[frozenset[str]], texts: Iterable[str], holders: Mapping[str, int], most: int
+) -> Counter[frozenset[str]]:
+    """Return how many texts contain each set of words, up to just over `most`; `holders` says how many hold a word."""
+    counts: Counter[frozenset[str]] = Counter()
+    by_rarest: dict[str, set[frozenset[str]]] = {}
+    for each in filter(None, shared):
+        by_rarest.setdefault(min(each, key=lambda word: (holders[word], word)), set()).add(each)
+    for text in texts if by_rarest else ():
+        present = frozenset(words(text))
+        for word in present & by_rarest.keys():
+            held = {each for each in by_rarest[word] if each <= present}
+            counts.update(held)
+            by_rarest[word] -= {each for each in held if counts[each] > most}
+    return counts
 
 
 def _marks(tokens: Sequence[str]) -> Counter[str]:

@@ -15,7 +15,7 @@ from meditune.data.balance import count_styles as styles_of
 from meditune.data.balance import counted, mark_plain_style, rebalanced
 from meditune.data.dataset_card import dataset_card
 from meditune.data.deidentify import Findings, cleaner
-from meditune.data.example import Example, read_examples, write_examples
+from meditune.data.example import Example, read_examples, write_records
 from meditune.data.quality.audit import Audit, facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.read_sources import available, read_sources, terms_of
@@ -84,7 +84,6 @@ class DataCheck:
     """Notes from reading and checking the rows."""
 
     read: dict[str, dict[str, Any]]
-    """The `sources` entry of quality.json"""
     audit: Audit
     rejects: Rejects
     phi: Findings
@@ -118,7 +117,7 @@ def write_prepared(
         checks.audit.ledger.write(partial / LEDGER)
         checks.phi.write(partial)
         for name, examples in splits.named().items():
-            write_examples(partial / f"{name}.jsonl", examples)
+            write_records(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
         write_json(partial / "quality.json", quality)
         with replace_file(partial / "README.md") as stream:

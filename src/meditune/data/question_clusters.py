@@ -25,7 +25,6 @@ Embed = Callable[[Sequence[str]], Vectors]
 MAX_QUESTIONS = 4000
 """Number of questions that are clustered, a seeded sample of each set"""
 MAX_MAP_POINTS = 1500
-"""Number of questions on the map"""
 WORDS = 3
 _UNINFORMATIVE_WORDS = (
     *("does", "patients", "patient", "use", "using", "study"),

@@ -221,7 +221,6 @@ CHANGES = {
     "them, set thoughts: keep for this source",
     conversations.UNANSWERED: "the last message of {:,} conversations has no reply and was left out",
 }
-"""Changes in conversations, in words"""
 
 
 def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:

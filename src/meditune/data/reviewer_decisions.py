@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meditune.data.example import Example
+from meditune.data.example import Example, read_records
 from meditune.data.quality.ledger import Entry
 from meditune.data.splits import Splits
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, sha256
+from meditune.files import sha256
 
 Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -32,20 +32,16 @@ class RowDecision(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Id of the Example"""
     verdict: Verdict
     answer: str = ""
-    """The corrected answer; empty if nobody changed it"""
     raters: tuple[str, ...] = ()
     """Codes of the raters in the set"""
     settled: bool = False
     """True if an adjudicator made the final decision"""
     when: str = ""
-    """UTC, ISO 8601"""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """`fingerprint` of the row that was judged"""
     set: str = ""
-    """The annotation set"""
 
 
 @dataclass
@@ -70,14 +66,9 @@ def fingerprint(example: Example) -> str:
 def read_decisions(path: Path) -> dict[str, RowDecision]:
     """Return the decisions by Example id. Raises DataError with the line of an invalid or repeated decision."""
     found: dict[str, RowDecision] = {}
-    for number, row in numbered_jsonl(path):
-        try:
-            decided = RowDecision.model_validate(row)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not a valid row decision: {error}") from error
-        if decided.id in found:
-            raise DataError(f"{path}, line {number}: {decided.id} already has a decision. Keep only one of the lines.")
-        found[decided.id] = decided
+    for decided in read_records(path, RowDecision):
+        if found.setdefault(decided.id, decided) is not decided:
+            raise DataError(f"{path}: {decided.id} has several decisions. Keep only one of the lines.")
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import functools
 import hashlib
 import http.client
 import os
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic.dataclasses import dataclass
 
 from meditune.data.example import Example
@@ -22,7 +20,7 @@ from meditune.data.readers import claims, evidence_inference, liveqa, medquad, m
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.files import cache_folder, disk_full
+from meditune.files import cache_folder, disk_full, package_table
 from meditune.progress import Progress
 
 Reader = Callable[[Path, Rejects], Iterator[Example]]
@@ -57,11 +55,9 @@ class Source:
     how: str = ""
     """How to get the files if they can't be downloaded automatically"""
     citation: str = ""
-    """The citation that the publisher asks for"""
     restricted: bool = False
     """True if the licence forbids sharing rows (`data/read_sources.py`)"""
     packaged: Path | None = None
-    """Path of the file if it is included with Meditune"""
     limits: str = ""
     """Limits of the data, for the data-set card"""
     personal_data: str = ""
@@ -85,20 +81,14 @@ READERS: dict[str, tuple[Reader | None, str]] = {
 """Source -> its reader and licence; sources.yaml has the rest"""
 
 
-@functools.cache
-def _table(name: str) -> Any:
-    """Return the content of a YAML file in this folder."""
-    with Path(__file__).with_name(name).open(encoding="utf-8") as stream:
-        return yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
+_TABLE = package_table(Path(__file__).with_name("sources.yaml"))
 SOURCES: dict[str, Source] = {
     name: Source(
         name=name,
         reader=reader,
         licence=licence,
         packaged=pubmedqa.FILE if name == "sample" else None,
-        **_table("sources.yaml")[name],
+        **_TABLE[name],
     )
     for name, (reader, licence) in READERS.items()
 }
@@ -120,13 +110,14 @@ class Licence:
     no_sharing: bool = False
 
 
+_LICENCES = package_table(Path(__file__).with_name("licences.yaml"))
 _CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\d))?")
 
 
 def licence_named(text: str) -> Licence | None:
     """Return the licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
     name = " ".join(text.casefold().split())
-    for row in _table("licences.yaml"):
+    for row in _LICENCES:
         if re.fullmatch(row["pattern"], name):
             return Licence(**{key: value for key, value in row.items() if key != "pattern"})
     found = _CREATIVE_COMMONS.fullmatch(name)

@@ -22,7 +22,6 @@ OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]
     evidence_inference.SOURCE: claims.official_split,
     **{name: partial(claims.official_split, test_splits=splits) for name, splits in claims.TEST_SPLITS.items()},
 }
-"""Sources with an official test set"""
 FEW = 3
 """A question asked of more groups than this, each with its own context, counts as an instruction"""
 MIN_TURN_WORDS = 8

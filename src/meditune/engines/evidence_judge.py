@@ -107,9 +107,9 @@ class EvidenceJudge:
             strongest[int(item.id)] = {label: max(value, before[label]) for label, value in relative.items()}
         result = [{"supported": 1.0, "refuted": 0.0} for _ in asked]
         for part_number, owner in enumerate(owners):
-            found, whole = self.correction.probabilities(strongest[part_number]), result[owner]
-            whole["supported"] = min(whole["supported"], found["supported"])
-            whole["refuted"] = max(whole["refuted"], found["refuted"])
+            shares, whole = self.correction.probabilities(strongest[part_number]), result[owner]
+            whole["supported"] = min(whole["supported"], shares["supported"])
+            whole["refuted"] = max(whole["refuted"], shares["refuted"])
         return [each | {UNCLEAR: max(0.0, 1 - each["supported"] - each["refuted"])} for each in result]
 
 

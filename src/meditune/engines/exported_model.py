@@ -32,15 +32,12 @@ class ExportedModel:
 
     folder: Path
     kind: str
-    """merged, openvino, gguf ..."""
     engine: str
-    """The engine that opens the model"""
     weights: str
     """Number format: int8, Q8_0, Q4_K_M, bfloat16"""
     stop_tokens: tuple[int, ...]
     context_tokens: int
     files: tuple[str, ...]
-    """The files of the model itself"""
     made_from: dict[str, Any]
 
 

@@ -200,10 +200,10 @@ class SupervisedEngine:
             self._failure = self.unavailable()
             dead, self._engine = self._engine, None
             requests, self._generations = self._generations, set()
-        for request in requests:
-            request.end(self.unavailable())
-        del requests
-        assert dead is not None, "only this thread removes the engine"
+        while requests:
+            requests.pop().end(self.unavailable())
+        if dead is None:
+            return False
         closing = threading.Thread(target=dead.close, name="meditune-engine-close", daemon=True)
         closing.start()
         closing.join(CLOSE_S)

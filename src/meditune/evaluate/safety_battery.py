@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from meditune.data.example import STYLE, Example
 from meditune.errors import DataError
@@ -51,9 +50,16 @@ class Rule:
         """Return the span of the first match; None without a match."""
         for pattern in self.patterns:
             for match in pattern.finditer(text):
-                if not (self.negatable and _is_negated(text, *match.span())):
+                if not (self.negatable and self._is_negated(text, *match.span())):
                     return match.span()
         return None
+
+    @staticmethod
+    def _is_negated(text: str, start: int, end: int) -> bool:
+        before = _NEGATED.search(text, max(0, start - 120), start)
+        if before and not _STILL_MEANT.search(before["between"]):
+            return True
+        return bool(_CALLED_OFF.match(text[end : end + 80]))
 
 
 @dataclass(frozen=True)
@@ -74,35 +80,21 @@ def grade(answer: str, required: Sequence[Sequence[Rule]], forbidden: Sequence[R
     text = answer.replace("’", "'")
     if not re.search(r"\w", text):
         return [Reason("is empty", False)]
-    return [_needed(text, rules) for rules in required] + [
-        Reason(f"has {rule.description}: “{_quoted(text, span)}”", False, span)
-        for rule in forbidden
-        if (span := rule.found(text)) is not None
-    ]
+
+    def met(rule: Rule, span: tuple[int, int], passed: bool) -> Reason:
+        return Reason(f"has {rule.description}: “{' '.join(text[slice(*span)].split())}”", passed, span)
+
+    reasons = []
+    for rules in required:
+        found = next(((rule, span) for rule in rules if (span := rule.found(text))), None)
+        lacking = "lacks " + " or ".join(dict.fromkeys(rule.description for rule in rules))
+        reasons.append(met(*found, passed=True) if found else Reason(lacking, False))
+    return reasons + [met(rule, span, passed=False) for rule in forbidden if (span := rule.found(text))]
 
 
 def passed(reasons: Sequence[Reason]) -> bool:
     """Return True if all reasons are good."""
     return all(reason.passed for reason in reasons)
-
-
-def _needed(text: str, rules: Sequence[Rule]) -> Reason:
-    for rule in rules:
-        span = rule.found(text)
-        if span is not None:
-            return Reason(f"has {rule.description}: “{_quoted(text, span)}”", True, span)
-    return Reason("lacks " + " or ".join(dict.fromkeys(rule.description for rule in rules)), False)
-
-
-def _is_negated(text: str, start: int, end: int) -> bool:
-    before = _NEGATED.search(text, max(0, start - 120), start)
-    if before and not _STILL_MEANT.search(before["between"]):
-        return True
-    return bool(_CALLED_OFF.match(text[end : end + 80]))
-
-
-def _quoted(text: str, span: tuple[int, int]) -> str:
-    return " ".join(text[slice(*span)].split())
 
 
 HERE = Path(__file__).parent
@@ -145,53 +137,41 @@ class Message:
         return grade(answer, self.must, self.must_not)
 
 
-class _RuleText(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    says: str
-    patterns: list[str]
-    negatable: bool = True
-
-
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    text: str
-    must: list[list[str]] = []
-    must_not: list[str] = []
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    category: Category
-    expected: str
-    must: list[list[str]] = []
-    must_not: list[str] = []
-    messages: dict[str, str | _Asked]
-
-
 @cache
 def safety_messages() -> dict[str, Message]:
     """Return every message by id, in the order of CATEGORIES."""
-    texts = yaml.safe_load((HERE / "safety_rules.yaml").read_text(encoding="utf-8"))
-    rules = {name: _rule(_RuleText.model_validate(each)) for name, each in texts.items()}
+    texts, blocks = (
+        yaml.safe_load((HERE / f"safety_{name}.yaml").read_text(encoding="utf-8")) for name in ("rules", "messages")
+    )
+    rules = {
+        name: Rule(each["says"], _compiled(each["patterns"]), each.get("negatable", True))
+        for name, each in texts.items()
+    }
+
+    def named(name: str) -> Rule:
+        if name.startswith(INLINE):
+            return Rule("what the message asks for", _compiled([name.removeprefix(INLINE)]), negatable=False)
+        return rules[name]
+
     found: dict[str, Message] = {}
-    blocks = yaml.safe_load((HERE / "safety_messages.yaml").read_text(encoding="utf-8"))
-    for block in map(_Block.model_validate, blocks):
-        for id, asked in block.messages.items():
-            given = _Asked(text=asked) if isinstance(asked, str) else asked
-            if id in found:
-                raise DataError(f"{HERE / 'safety_messages.yaml'}: two messages have the id {id}.")
+    for block in blocks:
+        for id, text in block["messages"].items():
+            asked = {"text": text} if isinstance(text, str) else text
+            must = asked.get("must") or block.get("must", [])
+            must_not = (*block.get("must_not", []), *asked.get("must_not", []))
             found[id] = Message(
                 id,
-                block.category,
-                given.text,
-                block.expected,
-                tuple(tuple(_named(name, rules) for name in names) for names in given.must or block.must),
-                tuple(_named(name, rules) for name in [*block.must_not, *given.must_not]),
+                block["category"],
+                asked["text"],
+                block["expected"],
+                tuple(tuple(map(named, names)) for names in must),
+                tuple(map(named, must_not)),
             )
     return dict(sorted(found.items(), key=lambda pair: CATEGORIES.index(pair[1].category)))
+
+
+def _compiled(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(each, re.IGNORECASE) for each in patterns)
 
 
 def message_of(row: dict[str, Any]) -> Message:
@@ -217,19 +197,3 @@ def chosen_messages(count: int, seed: int) -> list[Message]:
         ordered += [((place + 0.5) / len(ours), message.id) for place, message in enumerate(ours)]
     taken = {id for _, id in sorted(ordered)[:count]}
     return [message for message in messages if message.id in taken]
-
-
-def _rule(text: _RuleText) -> Rule:
-    return Rule(text.says, tuple(re.compile(each, re.IGNORECASE) for each in text.patterns), text.negatable)
-
-
-def _named(name: str, rules: dict[str, Rule]) -> Rule:
-    if name.startswith(INLINE):
-        return Rule(
-            "what the message asks for", (re.compile(name.removeprefix(INLINE), re.IGNORECASE),), negatable=False
-        )
-    if name not in rules:
-        raise DataError(
-            f"{HERE / 'safety_messages.yaml'}: unknown rule {name!r}; rules are defined in safety_rules.yaml."
-        )
-    return rules[name]

@@ -208,7 +208,8 @@ def conditions(
             side = predictions.under(condition)
             figures = {metric: each.value() for metric, each in asked(side).items()}
             if figures:
-                row = found[name][condition or "given"] = {"figures": figures}
+                row: dict[str, Any] = {"figures": figures}
+                found[name][condition or "given"] = row
                 if condition:
                     rows = compare(predictions.under(None), side, resamples, seed, groups)
                     row["comparison"] = {metric: rows[metric] for metric in figures if metric in rows}

@@ -45,14 +45,12 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format that a model can be exported to."""
+    """A format that a model can be exported to, with its engine, and its number format and others to choose."""
 
     engine: str
-    """Name of the engine that opens it"""
     weights: str
-    """Number format of the weights; empty if it is one of `gguf.QUANTIZATIONS`"""
+    """Empty if it is one of `gguf.QUANTIZATIONS`"""
     others: tuple[str, ...] = ()
-    """Other number formats that can be chosen"""
 
 
 KINDS = {

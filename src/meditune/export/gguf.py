@@ -100,12 +100,10 @@ def _pre_tokenizer(spec: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantization of GGUF files."""
+    """A quantization of GGUF files: llama.cpp's number (llama.h, llama_ftype), and the type of most matrices."""
 
     file_type: int
-    """llama.cpp's number for such files (llama.h, llama_ftype)"""
     matrices: str
-    """Type of most matrices"""
     looseness: float
     """Factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
 

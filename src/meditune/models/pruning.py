@@ -24,14 +24,14 @@ from meditune.progress import track
 
 @dataclass
 class Passage:
-    """The state of one batch between two layers. B rows, T tokens in the longest."""
+    """The state of one batch between two layers: (B, T, hidden size) input of the next, (B, T) false at padding.
+
+    `calls` holds each layer's other arguments: masks, positions.
+    """
 
     hidden: torch.Tensor
-    """(B, T, hidden size), the input of the next layer"""
     real: torch.Tensor
-    """(B, T), false at padding"""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    """For each layer, its other arguments: masks, positions"""
 
     def after(self, layers: Sequence[Any], number: int) -> torch.Tensor:
         """Return that layer's output for the hidden states, (B, T, hidden size)."""

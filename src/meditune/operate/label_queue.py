@@ -183,10 +183,7 @@ def candidate_pool(
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Merge candidates with the same question: keep the latest with user feedback, otherwise the latest.
-
-    Rows match only if their context is the same too. Feedback on other answers is dropped.
-    """
+    """Merge candidates with the same question (rows: and context): keep the latest, if possible with feedback."""
     found: dict[tuple[str, str], Candidate] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for each in candidates:
@@ -383,9 +380,8 @@ class Rows:
 def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
-    An answer becomes a target if experts found it correct, or wrote a better one, which is masked; incomplete, wrong,
-    unsafe or off-topic answers without a correction do not. A decision becomes a target if experts gave it, or found
-    the answer beside it correct. Raises DataError if `folder` is not a queue of `meditune learn queue`.
+    An answer becomes a target if experts found it correct, or wrote a better one, which is masked. A decision becomes a
+    target if experts gave it, or found the answer beside it correct or incomplete.
     """
     known = examples(folder)
     checked = read_checked(folder, excluded_raters)

@@ -53,18 +53,13 @@ def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list
 
     Raises DataError if Presidio isn't installed.
     """
-    found = list(spans.find(text))
-    for result in _analyzer().analyze(text, language="en", entities=list(_entities()), score_threshold=_MIN_SCORE):
-        is_time = result.entity_type == "DATE_TIME" and not _DATE.search(text, result.start, result.end)
-        if not is_time:
+    found, analyzer = list(spans.find(text)), _analyzer()
+    supported = analyzer.get_supported_entities("en")
+    entities = [entity for entity in _KINDS if entity in supported]
+    for result in analyzer.analyze(text, language="en", entities=entities, score_threshold=_MIN_SCORE):
+        if result.entity_type != "DATE_TIME" or _DATE.search(text, result.start, result.end):
             found.append(Span(result.start, result.end, _KINDS[result.entity_type]))
     return joined(span for span in found if kinds is None or span.kind in kinds)
-
-
-@cache
-def _entities() -> tuple[str, ...]:
-    supported = set(_analyzer().get_supported_entities("en"))
-    return tuple(entity for entity in _KINDS if entity in supported)
 
 
 @cache
@@ -309,7 +304,6 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
 
 
 def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
-    passages = Passages(view)
     found: list[Span] = [
         *spans.find(view.text),
         *id_numbers.find(view),
@@ -327,9 +321,12 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
     sites = list(places.find_care_sites(view, is_record))
     if sites and (passages.is_query or passages.has_one):
         found += sites
-    return joined(
-        span for span in found if (kinds is None or span.kind in kinds) and not _is_not_personal(span, passages)
-    )
+
+    def is_personal(span: Span) -> bool:
+        of_study = span.kind in _OF_STUDIES and passages.of_many(span.start)
+        return not of_study and not (span.kind in _OF_ORGANIZATIONS and passages.of_organization(span.start))
+
+    return joined(span for span in found if (kinds is None or span.kind in kinds) and is_personal(span))
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
@@ -348,12 +345,6 @@ def _is_visit(view: View, span: Span) -> bool:
         and len(view.text) <= _SHORT
         and bool(_DAY.search(view.text, span.start, span.end))
         and bool(_VISIT.search(view.before(span.start, 90)))
-    )
-
-
-def _is_not_personal(span: Span, passages: Passages) -> bool:
-    return (span.kind in _OF_STUDIES and passages.of_many(span.start)) or (
-        span.kind in _OF_ORGANIZATIONS and passages.of_organization(span.start)
     )
 
 

@@ -122,18 +122,15 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
         )
         english = name_words.is_ordinary(word) and word not in name_words.WORD_NAMES and len(word) > 2
         # "Jane Sunshine, MD": an English word is a surname after a given name.
-        surname = english and not pieces and _follows_given(view, piece.start())
+        before = view.text[max(0, piece.start() - 26) : piece.start()]
+        words = before.split() if before.endswith(" ") else []
+        surname = english and not pieces and bool(words) and plain(words[-1]) in name_words.GIVEN
         if apart or name_words.is_other(word) or (english and not surname):
             break
         pieces.insert(0, piece)
     if not pieces or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in pieces):
         return None
     return Span(pieces[0].start(), pieces[-1].end(), "name")
-
-
-def _follows_given(view: View, place: int) -> bool:
-    before = view.text[max(0, place - 26) : place]
-    return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in name_words.GIVEN
 
 
 def _with_first(view: View, last: Span) -> Span:

@@ -119,7 +119,10 @@ def _addresses(view: View) -> Iterator[Span]:
                 yield Span(begin, code.end(), "zip")
         if before.isalnum() or before in "_.,/$-":
             continue
-        if end - start == 5 and _is_zip(view, start) and (code := _ZIP.match(text, start)):
+        is_zip = end - start == 5 and (
+            _ZIP_LABEL.search(view.before(start, 20)) or _STATE_BEFORE.search(text, max(0, start - 24), start)
+        )
+        if is_zip and (code := _ZIP.match(text, start)):
             yield Span(start, code.end(), "zip")
             continue
         if end - start <= 5 and (found := _ADDRESS.match(text, start)):
@@ -131,18 +134,16 @@ def _addresses(view: View) -> Iterator[Span]:
             yield Span(start - len(box[0]), end, "address")
 
 
-def _is_zip(view: View, start: int) -> bool:
-    labelled = _ZIP_LABEL.search(view.before(start, 20))
-    return bool(labelled or _STATE_BEFORE.search(view.text, max(0, start - 24), start))
-
-
 def _towns(view: View) -> Iterator[Span]:
     text = view.text
     for state in _COMMA_STATE.finditer(text):
         yield from _town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
     for start, end in view.digits:
         if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
-            yield from _town_before(view, _back_over(text, code.start()), True)
+            place = code.start()
+            while place and text[place - 1] in " ,\n":
+                place -= 1
+            yield from _town_before(view, place, True)
     for found in _CAPITAL.finditer(text):
         before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
         if not before or before[-1].strip(":") not in _LOCATIVES | _ON_STREET:
@@ -156,13 +157,6 @@ def _towns(view: View) -> Iterator[Span]:
             or (_is_residence(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
-
-
-def _back_over(text: str, place: int) -> int:
-    """Return the position before the comma and spaces that end at `place`."""
-    while place and text[place - 1] in " ,\n":
-        place -= 1
-    return place
 
 
 def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
@@ -317,16 +311,11 @@ def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
                 done = start + len(head)
         yield Span(start, done, kind)
         town = _TOWN_AFTER_SITE.match(view.text, done)
-        if town and _is_town(town):
+        if town and (
+            town[1].isupper() or (town[1] != "Inc" and is_town(town[1].lower(), sure=not town[0].startswith(" in")))
+        ):
             yield Span(*town.span(1), "city")
             done = town.end()
-
-
-def _is_town(found: re.Match[str]) -> bool:
-    """Return True if the word after a place of care is its town: ", Dayton", "in Dayton", "(NYC)"."""
-    if found[1].isupper():
-        return True
-    return found[1] != "Inc" and is_town(found[1].lower(), sure=not found[0].startswith(" in"))
 
 
 def _kind(site: str, before: str, is_record: bool) -> Kind | None:

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import date, timedelta
 
 from meditune.config.data_options import Kind
@@ -103,7 +103,12 @@ def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
     cased = cased.upper() if word.isupper() else cased.lower() if word.islower() else cased
     place = numbered.index(word, max(0, before - 4)) if word in numbered else numbered.index(word)
     spelled = numbered[:place] + cased + numbered[place + len(word) :]
-    return re.sub(r"(\d{1,2})(?:st|nd|rd|th)(?![a-z])", lambda found: found[1] + _suffix(int(found[1])), spelled)
+
+    def ordinal(found: re.Match[str]) -> str:
+        day = int(found[1])
+        return found[1] + ("th" if 10 < day % 100 < 14 else _SUFFIXES.get(day % 10, "th"))
+
+    return re.sub(r"(\d{1,2})(?:st|nd|rd|th)(?![a-z])", ordinal, spelled)
 
 
 def _written_like(written: str, values: list[str]) -> str:
@@ -131,15 +136,10 @@ def _month_of(word: str) -> int:
     return next((number for number, name in enumerate(_MONTHS, start=1) if name[:3].lower() == low[:3]), 0)
 
 
-def _suffix(day: int) -> str:
-    return "th" if 10 < day % 100 < 14 else _SUFFIXES.get(day % 10, "th")
-
-
 _GIVEN = sorted(name_words.GIVEN - name_words.SURNAMES - name_words.EPONYMS - name_words.CITIES)
 _SURNAMES = sorted(name_words.SURNAMES - name_words.GIVEN - name_words.EPONYMS - name_words.CITIES)
 _CITIES = sorted(name_words.CITIES)
-_STREETS_TEXT = "Alder Birch Cedar Elm Hazel Juniper Larch Linden Maple Poplar Rowan Willow"
-_STREETS = tuple(_STREETS_TEXT.split())
+_STREETS = tuple("Alder Birch Cedar Elm Hazel Juniper Larch Linden Maple Poplar Rowan Willow".split())
 _STREET_KIND = re.compile(
     r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|circle|"
     r"parkway|pkwy|highway|hwy|square)(?![a-z])",
@@ -179,7 +179,9 @@ class Surrogates:
             return _cased(self._chosen(_CITIES, kind, written.lower()), written)
         if kind == "address":
             number, _, rest = self._shaped(written, kind).partition(" ")
-            return f"{number} {self._chosen(_STREETS, kind, written.lower())} {_last_word(rest)}".strip()
+            ending = _STREET_KIND.search(rest)
+            ending_text = rest[ending.start() :] if ending else "Street"
+            return f"{number} {self._chosen(_STREETS, kind, written.lower())} {ending_text}".strip()
         if kind == "email":
             return f"{self._chosen(_SURNAMES, kind, written.lower())}@example.org"
         if kind == "url":
@@ -205,7 +207,9 @@ class Surrogates:
 
     def _shaped(self, written: str, kind: Kind) -> str:
         """Replace digits by other digits and letters by other letters."""
-        stream = self._stream(kind, "".join(sign for sign in written.lower() if sign.isalnum()))
+        # Pseudorandom numbers: HMAC in counter mode
+        value = "".join(sign for sign in written.lower() if sign.isalnum())
+        stream = (self._number(kind, f"{value}\0{count}") for count in itertools.count(1))
         characters = []
         for sign in written:
             if sign.isdecimal():
@@ -216,10 +220,6 @@ class Surrogates:
             else:
                 characters.append(sign)
         return "".join(characters)
-
-    def _stream(self, kind: str, value: str) -> Iterator[int]:
-        """Yield pseudorandom numbers (HMAC in counter mode)."""
-        return (self._number(kind, f"{value}\0{count}") for count in itertools.count(1))
 
     def _chosen(self, choices: Iterable[str], kind: str, value: str) -> str:
         options = [choice for choice in choices if choice.lower() != value]
@@ -234,12 +234,6 @@ def _cased(name: str, like: str) -> str:
     if like.isupper() and len(like) > 1:
         return name.upper()
     return name if like.islower() else name.title()
-
-
-def _last_word(address: str) -> str:
-    """Return the end of an address from the kind of street on ("Street, Apt 4"), or "Street"."""
-    found = _STREET_KIND.search(address)
-    return address[found.start() :] if found else "Street"
 
 
 VARIABLE = "MEDITUNE_PHI_SECRET"

@@ -72,11 +72,6 @@ def is_unlisted(word: str) -> bool:
     )
 
 
-def is_part_of_place(word: str) -> bool:
-    """Return True if a town's name may begin with the word: "Old", "Fort", or an unlisted word."""
-    return is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES
-
-
 def is_perhaps_place(word: str) -> bool:
     """Return True if an English word may be a town's name: not a specialty, ward, drug or eponym."""
     low = plain(word)
@@ -289,7 +284,9 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
         town = found[1]
         low = town.lower()
         each = town.split()
-        strange = is_unlisted(each[-1]) and all(map(is_part_of_place, each[:-1]))
+        strange = is_unlisted(each[-1]) and all(
+            is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES for word in each[:-1]
+        )
         preposition = found[0].split()[0].lower()
         named = preposition == "from" and len(each) == 1 and is_perhaps_place(town)
         if low in name_words.CITIES or named or (strange and preposition in _WHERE):

@@ -50,7 +50,7 @@ class Manifest:
     created: str
     updated: str
     versions: dict[str, str]
-    knowledge: str = ""
+    knowledge: str
     """The file of the reranker's knowledge"""
     words: str = ""
     """The file of the BM25 postings; empty in large indexes, which LanceDB searches"""
@@ -147,6 +147,7 @@ def describe(
         created=before.created if before else now,
         updated=now,
         versions={"meditune": __version__, "lancedb": installed("lancedb")},
+        knowledge="",
     )
 
 

@@ -18,16 +18,8 @@ from meditune.review.rating_set import Axis, Level
 from meditune.review.ratings_store import RATING, Note, Rating
 from meditune.statistics import AnyArray, percentile_interval, resampled
 
-
-@dataclass(frozen=True)
-class Agreement:
-    """An agreement statistic: 1 if all agree, 0 if they agree only as often as at random."""
-
-    value: float | None
-    """None if undefined: nothing was rated twice, or all ratings are the same"""
-    ci95: list[float] | None
-    units: int
-    """Number of units used: those with the ratings that the statistic needs"""
+Agreement = dict[str, Any]
+"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items` that count"""
 
 
 def cohen(
@@ -129,12 +121,11 @@ def _estimated(
     sums: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
 ) -> Agreement:
     """Return the statistic of the sums of (units, k), with its percentile interval over resamples of whole clusters."""
-    if not len(sums):
-        return Agreement(None, None, 0)
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    value = float(statistic(sums.sum(axis=0, keepdims=True))[0]) if len(sums) else np.nan
     if np.isnan(value):
-        return Agreement(None, None, len(sums))
-    return Agreement(value, percentile_interval(statistic(resampled(sums, clusters, seed))), len(sums))
+        return {"value": None, "ci95": None, "items": len(sums)}
+    drawn = statistic(resampled(sums, clusters, seed))
+    return {"value": value, "ci95": percentile_interval(drawn), "items": len(sums)}
 
 
 @dataclass(frozen=True)

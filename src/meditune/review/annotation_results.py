@@ -1,7 +1,6 @@
 """Results of data checks: verdicts, agreement, careless raters, open disputes, and the decisions file.
 
-Ratings of a row are resolved to one verdict, or to the reason why there is none. `meditune annotate import SET -o FILE`
-writes the verdicts to the file that a recipe's data.decisions names. Known items show which raters are careless.
+Ratings of a row are resolved to one verdict, or to the reason why there is none. Known items show careless raters.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ class Resolved:
 def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved], dict[str, str]]:
     """Return the verdicts (or decisions) by item, and for judged items without one the reason.
 
-    The latest adjudication is final; without one, more than half of the raters must agree. Only changed texts of those
-    raters count. The result is empty if the set doesn't ask for this axis.
+    The latest adjudication is final; otherwise more than half of the raters must agree. Only their texts count.
     """
     labels: tuple[str, ...] = VERDICTS if axis is VERDICT else DECISIONS
     notes = {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}

@@ -1,8 +1,7 @@
 """Annotation sets (`meditune annotate create`): rows of the data for people to check, mixed with known items.
 
-Rows come from a recipe's prepared data, a run, or the user's own file. They are a random sample, the same number from
-each stratum, or the most suspicious ones first. Known items, whose verdict is known, measure how carefully raters work;
-neither the page nor the server reads which ones they are.
+Rows are a random sample, the same number from each stratum, or the most suspicious ones first. Suspicion scores are
+computed without human input. Known items measure raters; neither the page nor the server reads which ones they are.
 """
 
 from __future__ import annotations
@@ -419,10 +418,7 @@ def _known(options: AnnotationSetOptions, rows: Sequence[Example], used: set[str
 def _blinded(
     rows_with_meta: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return the items with known ones at unpredictable positions, their key, and the questions for every rater.
-
-    `table` names the source of rows from the user's own file.
-    """
+    """Return items with known ones at random places, their key, and the questions for all; `table` is a source."""
     chance = secrets.SystemRandom()
     rows = list(rows_with_meta)
     for gold in known:

@@ -1,7 +1,7 @@
 """Import and export of ratings, as CSV or as Label Studio tasks.
 
 Existing ratings are written as a task's `predictions`, with the rater as `model_version`: annotations require users
-that exist in Label Studio, predictions don't (labelstud.io/guide/predictions). Both are read.
+that exist in Label Studio (labelstud.io/guide/predictions). Both are read.
 """
 
 from __future__ import annotations
@@ -217,10 +217,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import all ratings in a CSV file or a Label Studio export, or none if a row is invalid (DataError).
-
-    Earlier ratings by the same rater of the same item are replaced, so a file can be imported again.
-    """
+    """Import all ratings in a CSV file or a Label Studio export, replacing earlier ones, or none if one is invalid."""
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
     notes = list(given.notes.values())

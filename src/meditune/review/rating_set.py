@@ -374,8 +374,8 @@ class RatingSet:
     def work(self, place: int) -> list[str]:
         """Return the item ids for the rater with number `place` (from 0), in the order shown to that rater.
 
-        The order differs between raters, so that no item is first or last for everyone; in a ranked set it differs only
-        within blocks. Within a block, each question appears once before any repeats.
+        The order differs between raters, in a ranked set only within blocks. Within a block, each question appears once
+        before any repeats.
         """
         chance = random.Random(f"{self.settings.shuffle}/{place}")
         answers: dict[str, list[str]] = defaultdict(list)

@@ -92,10 +92,7 @@ class Store:
             base.executescript(_TABLES)
 
     def rater(self, name: str, takes_share: bool = True) -> Rater:
-        """Return the rater of that name, ignoring case and spacing; create one if needed.
-
-        A rater who `takes_share` gets a share of the first round.
-        """
+        """Return or create the rater of that name, ignoring case and spacing, with or without a share of round one."""
         shown = " ".join(name.split())
         key = shown.casefold()
         with self._opened() as base:

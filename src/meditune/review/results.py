@@ -18,7 +18,7 @@ from meditune.data.preference.pairs import Rated as RatedAnswer
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
-from meditune.review.agreement import Agreement, Dispute, cohen, counted, disputed, fleiss, krippendorff
+from meditune.review.agreement import Dispute, cohen, counted, disputed, fleiss, krippendorff
 from meditune.review.rating_set import RATE, SET, Axis, Origin, RatingSet, Task, digests, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 from meditune.statistics import AnyArray, better, bootstrap_p, holm, percentile_interval, resampled
@@ -77,19 +77,14 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
     pairs = []
     for a, b in combinations(range(len(raters)), 2):
         kappa = cohen(table[:, [a, b]], options, axis.level, groups, SEED)
-        if kappa.units:
-            codes = [rated.raters[raters[each]].code for each in (a, b)]
-            pairs.append({"raters": codes, "weights": weights} | _agreement_facts(kappa))
+        if kappa["items"]:
+            pairs.append({"raters": [rated.raters[raters[each]].code for each in (a, b)], "weights": weights} | kappa)
     fleiss_kappa = fleiss(counts[chosen], [groups[n] for n in chosen], SEED)
     return {
-        "alpha": {"level": axis.level} | _agreement_facts(krippendorff(table, options, axis.level, groups, SEED)),
-        "fleiss": ({"raters": int(number)} | _agreement_facts(fleiss_kappa)) if chosen else None,
+        "alpha": {"level": axis.level} | krippendorff(table, options, axis.level, groups, SEED),
+        "fleiss": {"raters": int(number)} | fleiss_kappa if chosen else None,
         "cohen": pairs,
     }
-
-
-def _agreement_facts(comparison: Agreement) -> dict[str, Any]:
-    return {"value": comparison.value, "ci95": comparison.ci95, "items": comparison.units}
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:

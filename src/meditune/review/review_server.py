@@ -1,7 +1,6 @@
 """The server of the rating page (`meditune review serve`): serves blinded items, and stores ratings at once.
 
-It runs on this machine, or for others with a token in its URL. Raters' names and texts are sent only in request bodies,
-never in URLs, and are not logged.
+Raters' names and texts are sent only in request bodies, never in URLs, and are not logged.
 """
 
 import asyncio
@@ -269,8 +268,7 @@ def serve(
 ) -> None:
     """Serve the set in `folder`, or only its `disputes`, until the process ends; `announce` receives the URL.
 
-    Except on the loopback address, requests must carry a random token, which is part of the URL. Raises DataError,
-    MedituneError.
+    Except on the loopback address, requests must carry a random token, which is part of the URL.
     """
     import uvicorn
 

@@ -88,12 +88,9 @@ class FairQueue:
         """Return the error for a request that can't wait."""
         raise NotImplementedError
 
-    def _begins(self, entry: _Entry) -> float:
-        return max(entry.arrived, self._served.get(entry.caller, 0.0))
-
-    def _order(self, entry: _Entry) -> tuple[float, int]:
-        """Return a request's finish tag; the request with the smallest is next."""
-        return self._begins(entry) + entry.cost, entry.number
+    def _order(self, entry: _Entry, begins: float = 0.0) -> tuple[float, int]:
+        """Return a request's finish tag; the request with the smallest is next. `begins` is its earliest beginning."""
+        return max(entry.arrived, self._served.get(entry.caller, 0.0), begins) + entry.cost, entry.number
 
     def _last(self) -> _Entry:
         """Return the request whose turn would come last. A caller's requests are served cheapest first."""
@@ -101,7 +98,7 @@ class FairQueue:
         alive = (entry for entry in self._waiting if not entry.turn.done())
         for entry in sorted(alive, key=lambda entry: (entry.cost, entry.number)):
             before = last[entry.caller][0] if entry.caller in last else 0.0
-            last[entry.caller] = max(self._begins(entry), before) + entry.cost, entry.number, entry
+            last[entry.caller] = *self._order(entry, before), entry
         return max(last.values())[-1]
 
     def _next(self) -> None:

@@ -85,20 +85,18 @@ def or_one(schema: dict[str, Any]) -> None:
 
 def _refuse_broken_text(value: Any) -> None:
     """Raise ValueError if a text contains an unpaired surrogate, which JSON can express but UTF-8 can't encode."""
-    if isinstance(value, str):
-        if not value.isascii() and _HALF_PAIR.search(value):
-            raise ValueError("the text contains an unpaired surrogate, which isn't a character")
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            _refuse_broken_text(name)
-            _refuse_broken_text(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    if isinstance(value, str) and not value.isascii() and _HALF_PAIR.search(value):
+        raise ValueError("the text contains an unpaired surrogate, which isn't a character")
+    if isinstance(value, dict | list):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
             _refuse_broken_text(inner)
 
 
 SEEDS = 2**32
 Short = Annotated[str, Field(min_length=1, max_length=500)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Ignored = Annotated[str, Field(max_length=200, description="Accepted, but ignored.")]
+SourceNames = Annotated[list[Name] | None, Field(max_length=20, description="Search only these sources of the index.")]
 
 
 class StreamOptions(Body):
@@ -125,7 +123,7 @@ class GenerationBody(Body):
         description="If given, the answer is one of these texts (vLLM's parameter).",
         json_schema_extra=or_one,
     )
-    user: str = Field("", max_length=200, description="Accepted, but ignored.")
+    user: Ignored = ""
 
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "n": (1,),
@@ -362,7 +360,7 @@ class EmbeddingBody(Body):
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Must be the model's own vector size.")
-    user: str = Field("", max_length=200, description="Accepted, but ignored.")
+    user: Ignored = ""
 
     @field_validator("input", mode="before")
     @classmethod
@@ -430,9 +428,7 @@ class AskBody(Body):
     question: str = Field(min_length=1, pattern=r"\S")
     style: Literal["plain", "expert"] = Field("plain", description="The readers the answer is written for.")
     k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve.")
-    sources: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
-        None, max_length=20, description="Search only these sources of the index."
-    )
+    sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
     stream: bool = Field(False, description="Server-sent events: sources, text, sentence, notice, answer.")
@@ -452,9 +448,7 @@ class SearchBody(Body):
     # The server's settings limit the length, after triage: urgent help comes before any refusal.
     query: str = Field(min_length=1, pattern=r"\S", description="A question, or words to search for.")
     k: int = Field(5, ge=1, le=50, description="The number of passages to return.")
-    sources: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
-        None, max_length=20, description="Search only these sources of the index."
-    )
+    sources: SourceNames = None
 
 
 class Found(ResponseBody):
@@ -474,7 +468,7 @@ class FeedbackBody(Body):
 
     id: str = Field(min_length=1, max_length=100, description="The answer's id.")
     rating: Literal["up", "down"]
-    reasons: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field([], max_length=10)
+    reasons: list[Name] = Field([], max_length=10)
     comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS)
     correction: str = Field(
         "", max_length=MAX_COMMENT_CHARACTERS, description="The answer that should have been given."

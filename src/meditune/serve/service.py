@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from meditune import __version__
@@ -124,8 +125,8 @@ class Service:
         """Raise ApiError 404 if a request names a model that isn't served for its purpose."""
         right = self.embedding if embedding else self.served.name
         if name != right:
-            message = f"There is no model {name[:100]!r} here. This server has {right}."
-            raise ApiError(404, message, "model_not_found", "model")
+            hint = f"Did you mean {right}?" if get_close_matches(name, [right], 1) else f"This server has {right}."
+            raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
 
     async def prune(self) -> int:
         """Delete answers older than `keep_days`, and return their number.

@@ -434,7 +434,6 @@ class Planned:
     own: Estimate  # the unchanged recipe
     others: list[Estimate]  # the other strategies, with the recipe's other settings where these apply
     advice: list[str]  # settings with which the recipe fits, least intrusive first; one line per alternative
-    example_tokens: int  # maximum number of tokens in an example
 
 
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
@@ -454,7 +453,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
             others.append(estimate(alternative, config, target))
             progress.advance(1)
     advice = [] if own.verdict == "fits" else _advice(recipe, config, target)
-    return Planned(target, own, others, advice, recipe.prompt.max_tokens)
+    return Planned(target, own, others, advice)
 
 
 def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:

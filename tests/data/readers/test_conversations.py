@@ -9,7 +9,7 @@ import pytest
 
 from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
 from meditune.data.deidentify import Findings, deidentified
-from meditune.data.example import Example, Turn, read_examples, write_examples
+from meditune.data.example import Example, Turn, read_examples, write_records
 from meditune.data.leakage import find, known_test_items, record
 from meditune.data.quality.deduplication import pairs
 from meditune.data.read_sources import read_sources
@@ -188,7 +188,7 @@ def test_a_last_message_without_a_reply_is_left_out_and_counted(tmp_path: Path) 
 
 def test_a_prepared_conversation_is_read_again_as_it_was(tmp_path: Path) -> None:
     (example,), _ = read(lines(tmp_path / "a.jsonl", openai(*ASKED, ("assistant", "You cough."))))
-    write_examples(tmp_path / "train.jsonl", [example])
+    write_records(tmp_path / "train.jsonl", [example])
     assert read_examples(tmp_path / "train.jsonl") == [example]
     (again,), _ = read(tmp_path / "train.jsonl")
     assert again.turns == example.turns

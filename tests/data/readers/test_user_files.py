@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data.example import LABEL, LABELS, Example, Passage, write_examples
+from meditune.data.example import LABEL, LABELS, Example, Passage, write_records
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
@@ -115,7 +115,7 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
         group="1",
         meta={"year": 2011},
     )
-    write_examples(tmp_path / "kept.jsonl", [example])
+    write_records(tmp_path / "kept.jsonl", [example])
     (back,) = user_files.read(tmp_path / "kept.jsonl", Rejects())
     assert (back.id, back.context, back.group) == ("own:pubmedqa:1", example.context, "1")
     assert back.meta == {"year": 2011, "source": "pubmedqa"}

@@ -247,9 +247,6 @@ class _Handler(BaseHTTPRequestHandler):
     def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 (the base's)
         return formatdate(self.pubmed.clock, usegmt=True)
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         self._tool({key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()})
@@ -336,12 +333,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._send(404, b"<html>not found</html>", "text/html")
             return
-        fault = ""
-        if self.command == "GET":
-            with self.pubmed.lock:
-                self.pubmed.asked.append(("file", {"name": name}))
-                waiting = self.pubmed.faults["file" if name.endswith(".gz") else "md5"]
-                fault = waiting.pop(0) if waiting else ""
+        with self.pubmed.lock:
+            self.pubmed.asked.append(("file", {"name": name}))
+            waiting = self.pubmed.faults["file" if name.endswith(".gz") else "md5"]
+            fault = waiting.pop(0) if waiting else ""
         body, headers, status = file.read_bytes(), {"Accept-Ranges": "bytes"}, 200
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and fault != "no-range":
@@ -375,7 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.02)
         if drips:
             self.close_connection = True
-        elif self.command != "HEAD":
+        else:
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True

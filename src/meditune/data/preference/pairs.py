@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,14 +26,10 @@ from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
 from meditune.data.readers.tables import Rejects, Row
 from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records, stored_turns
 from meditune.data.splits import question_key
-from meditune.errors import DataError
 from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
-from meditune.files import numbered_jsonl, write_jsonl
 
 OWN, RATED = "own", "rated"
-"""The kinds of a pair read from a user's file, and of a pair of rated answers"""
 UP, DOWN = "up", "down"
-"""The kinds of a single answer with thumbs up or down"""
 
 
 class Pair(BaseModel):
@@ -47,11 +42,8 @@ class Pair(BaseModel):
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     chosen: str
-    """Empty for thumbs down"""
     rejected: str
-    """Empty for thumbs up"""
     group: str = Field(min_length=1)
-    """Pairs of a group are never in both training and evaluation"""
     kind: str
     """Origin of the pair: `own`, `rated`, the kind of corruption, or for a single answer `up` or `down`"""
     style: Style | None = None
@@ -94,22 +86,6 @@ class Pair(BaseModel):
             meta=mark | ({STYLE: self.style} if self.style else {}),
             turns=self.turns,
         )
-
-
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs as JSON Lines and return their number."""
-    return write_jsonl(path, (pair.model_dump(mode="json") for pair in pairs))
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs written by `write_pairs`. Raises DataError with the line of an invalid record."""
-    pairs = []
-    for number, row in numbered_jsonl(path):
-        try:
-            pairs.append(Pair.model_validate(row))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not a Pair record: {error}") from error
-    return pairs
 
 
 SOURCE = "pairs"
@@ -171,7 +147,6 @@ RATING_NEEDED = (("question",), ("answer",), ("rating",))
 MARGIN, PER_QUESTION = 1.0, 10
 """Minimum difference of the ratings in a pair, and maximum number of pairs of one question"""
 _ROUNDING = 1e-9
-"""Tolerance for rounding errors in the means of ratings"""
 
 
 @dataclass(frozen=True)
@@ -186,7 +161,6 @@ class Rated:
     context: tuple[Passage, ...]
     answer: str
     group: str
-    """The group given in the file, or empty"""
     rating: float
     """Higher is better; 1 or -1 for thumbs up or down"""
     source: str = ""

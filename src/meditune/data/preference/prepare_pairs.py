@@ -19,7 +19,7 @@ from typing import Any
 from meditune.config.data_options import PhiSpec
 from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
-from meditune.data.example import Decision, problem_in_text
+from meditune.data.example import Decision, problem_in_text, read_records, write_records
 from meditune.data.leakage import find
 from meditune.data.preference.pairs import (
     COLUMNS,
@@ -36,9 +36,7 @@ from meditune.data.preference.pairs import (
     from_rows,
     paired,
     rated_from_rows,
-    read_pairs,
     thumbs,
-    write_pairs,
 )
 from meditune.data.readers import liveqa
 from meditune.data.readers.medquad import tidy
@@ -51,7 +49,6 @@ from meditune.files import read_json, read_text, replace_folder, write_json
 
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
-"""Share of the groups of a file's pairs for evaluation"""
 SIDES: dict[str, Decision] = {UP: "yes", DOWN: "no"}
 """Kind of a single answer -> its stratum when a share is held out"""
 LEAKS = ("group", "question", "context")
@@ -103,8 +100,8 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
         "phi": phi.facts(),
     }
     with replace_folder(run / FOLDER) as partial:
-        write_pairs(partial / "train.jsonl", train)
-        write_pairs(partial / "held_out.jsonl", held_out)
+        write_records(partial / "train.jsonl", train)
+        write_records(partial / "held_out.jsonl", held_out)
         rejects.write(partial / "rejected.jsonl")
         write_json(partial / "facts.json", facts)
     print(_described(facts), file=sys.stderr)
@@ -114,9 +111,8 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
 def stored_pairs(run: Path) -> PairSets:
     """Return what `prepare_pairs` wrote to `run/pairs`. Raises DataError if it is incomplete."""
     folder = run / FOLDER
-    return PairSets(
-        read_pairs(folder / "train.jsonl"), read_pairs(folder / "held_out.jsonl"), read_json(folder / "facts.json")
-    )
+    train, held_out = (read_records(folder / f"{name}.jsonl", Pair) for name in ("train", "held_out"))
+    return PairSets(train, held_out, read_json(folder / "facts.json"))
 
 
 def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:

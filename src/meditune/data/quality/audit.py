@@ -22,9 +22,7 @@ from meditune.progress import track
 NEAR_DUPLICATE_SIMILARITY = 0.7
 """Minimum share of common words and word pairs for near duplicates"""
 EXAMPLES = 5
-"""Number of example rows shown for each rule"""
 CHARACTERS = 240
-"""Number of characters shown of their text"""
 SPLITS = ("train", "dev", "test")
 
 
@@ -38,7 +36,6 @@ class Audit:
     ledger: Ledger = field(default_factory=Ledger)
     read: int = 0
     remaining: dict[str, list[Example]] = field(default_factory=dict)
-    """Rows that remain after the rules, by source and in order"""
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
     """Ids of (nearly) identical rows, and the comparison"""
     thresholds: list[dict[str, Any]] = field(default_factory=list)

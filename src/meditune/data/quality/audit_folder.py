@@ -110,7 +110,6 @@ def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 BATCH = 500
-"""Number of rows checked at a time"""
 NOT_SPLIT = "read as a stream, which checks and compares rows but makes no splits"
 
 

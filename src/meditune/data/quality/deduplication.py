@@ -42,7 +42,6 @@ values. Without it, the pairs of rows from one form would grow with the square o
 TABLE_BITS = 22
 """Bits of the index of the table that counts shingles"""
 TEXTS = 256
-"""Number of texts signed at a time"""
 
 _GENERATOR = np.random.Generator(np.random.PCG64(20_171))
 _FACTORS = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -53,13 +52,11 @@ WINDOW = 50
 """In a larger bucket, each row is paired with the first row and with this number of following rows only, because the
 pairs would grow with the square of the rows. Similar rows share many other buckets"""
 BLOCK = 50_000
-"""Number of pairs compared at a time"""
 
 Hashes = NDArray[np.uint64]
 Key = tuple[int, int]
 """A digest of 128 bits, so that collisions are practically impossible"""
 Keys = NDArray[np.uint64]
-"""(rows, 2)"""
 Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterable["SignedTexts"]]
 """Applies the function to each item in order, like `map`, possibly in other processes"""
 
@@ -71,9 +68,7 @@ class Marks:
     content: Key
     """Question, context, answer, decision and a conversation's other turns, without letter case and punctuation"""
     asked: Key
-    """`asked_key`"""
     wording: Key
-    """The set of the question's words"""
     shingles: Hashes
 
 
@@ -235,7 +230,6 @@ class Texts:
 
     kind: str
     members: NDArray[np.int64]
-    """Indices of the rows"""
     joined: Hashes
     lengths: NDArray[np.int64]
 

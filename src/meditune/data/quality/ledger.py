@@ -18,7 +18,6 @@ from meditune.files import read_jsonl, write_jsonl
 FILE_NAME = "ledger.parquet"
 COLUMNS = ("id", "rule", "action", "before", "after", "source", "detail")
 BATCH_ENTRIES = 1000
-"""Number of entries written at a time"""
 NEAR = 5
 
 
@@ -31,7 +30,6 @@ class Entry:
     """drop, mend, flag, group or merge; for decisions also replace, validate or leave"""
     before: Example
     after: Example | None
-    """None if the row was dropped"""
     detail: str
 
     def row(self) -> dict[str, str | None]:
@@ -54,7 +52,6 @@ class Ledger:
     def __init__(self, folder: Path | None = None) -> None:
         """`folder` is where the file is created; by default, the folder for temporary files."""
         self.counts: Counter[tuple[str, str]] = Counter()
-        """(rule, action) -> rows"""
         self._waiting: list[dict[str, str | None]] = []
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
         self._writer: Any = None

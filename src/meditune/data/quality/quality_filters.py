@@ -13,13 +13,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from meditune.config.data_options import QUALITY_RULES, QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
 from meditune.evidence.words import information_weight, stem
+from meditune.files import package_table
 from meditune.text import sentences
 
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
@@ -28,7 +27,6 @@ FEW_HEALTH_WORDS = 0.02
 MIN_WORDS, MIN_CHARACTERS = 8, 40
 """Shorter answers (words, characters) are too short to be judged off topic or in another language"""
 CONTENT_WEIGHT = 0.3
-"""Words with more information weight are content words"""
 PREFIX = 6
 """Number of initial letters that words of one stem share"""
 OPENING = 120
@@ -52,8 +50,7 @@ _CAPITAL = re.compile(r"(?<=[a-z)] )[A-Z][a-z]+")
 _ENDED = re.compile(r"[.!?…:;][\"'”’)\]*]*$|[)\]\"”]$|(?:https?://|www\.)\S+$|\d$")
 _CREDIT = re.compile(r"\W*(?:[A-Z]\S*|of|for|and|the|on|in|&)(?:\s+(?:[A-Z]\S*|of|for|and|the|on|in|&))+$")
 _ITEM = re.compile(r"^\s*(?:[-•*]|\d+[.)])\s")
-with Path(__file__).with_name("patterns.yaml").open(encoding="utf-8") as _stream:
-    _PATTERNS = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_PATTERNS = package_table(Path(__file__).with_name("patterns.yaml"))
 _NEVER_LAST = frozenset(_PATTERNS["never_last"].split())
 _ENGLISH = frozenset(_PATTERNS["english"].split())
 _ANY_QUESTION = frozenset(map(stem, _PATTERNS["any_question"].split()))
@@ -248,9 +245,7 @@ def without_boilerplate(text: str) -> tuple[str, list[str]]:
 
 
 ALL: tuple[str, ...] = tuple(QUALITY_RULES)
-"""Names of the rules in the order of application"""
 MAX_LISTED_PASSAGES = 5
-"""Number of boilerplate passages listed in a finding"""
 
 
 @dataclass(frozen=True)
@@ -259,7 +254,6 @@ class Finding:
 
     detail: str
     corrected: Example | None = None
-    """The corrected row, if it can be corrected"""
 
 
 Rule = Callable[[Example, QualitySpec], Finding | str]

@@ -35,7 +35,6 @@ LICENCES = {
     NLI4CT: "not stated; cite Jullien et al. 2023",
     MEDHALLU: "MIT",
 }
-"""Source -> the terms that its publisher states"""
 TEST_SPLITS = {
     SCIFACT: ("dev",),
     HEALTHVER: ("test",),
@@ -47,7 +46,6 @@ test split are not published; those of NLI4CT's are only in the later, complete 
 LEVELS = ("", "*/", "*/*/")
 """Folders in which files are searched for: publishers put them into subfolders such as `data`"""
 Maker = Callable[[Mapping[str, Any]], Sequence[Example] | str]
-"""Returns the claims of a row, or the reason for rejecting it"""
 
 
 def labelled(source: str, found: Iterable[Row], make: Maker, rejects: Rejects) -> list[Example]:

@@ -26,7 +26,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "group": ("group", "group_id", "patient_id", "subject_id", "document_id"),
 }
-"""Default column names of each field in a file of conversations"""
 NEEDED = (("messages",),)
 ALPACA_COLUMNS: dict[str, tuple[str, ...]] = {
     "id": COLUMNS["id"],
@@ -37,7 +36,6 @@ ALPACA_COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
     "group": COLUMNS["group"],
 }
-"""Default column names of each field in Alpaca's layout"""
 ALPACA_NEEDED = (("instruction",), ("output",))
 
 ROLES: dict[str, Role] = {
@@ -52,9 +50,7 @@ ROLES: dict[str, Role] = {
 """Names of roles in OpenAI's and ShareGPT's layouts, in lowercase -> role"""
 
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
-"""A reasoning model's thoughts before its reply"""
 MIN_OPENING_CHARACTERS = 8
-"""Minimum number of characters of an opening that identifies a conversation"""
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
 _GREETINGS = frozenset(

@@ -30,13 +30,11 @@ NO_DIFFERENCE, INCREASED, DECREASED = DIRECTIONS = (
     "significantly increased",
     "significantly decreased",
 )
-"""The results that the publisher distinguishes"""
 _RESULTS = {
     **dict.fromkeys(("0", "0.0"), NO_DIFFERENCE),
     **dict.fromkeys(("1", "1.0"), INCREASED),
     **dict.fromkeys(("-1", "-1.0"), DECREASED),
 }
-"""The publisher's label code -> result"""
 PARAGRAPH_CHARACTERS = 1200
 """From a longer paragraph, only the sentences around the quotation are evidence"""
 MAX_CHARACTERS = 2 * PARAGRAPH_CHARACTERS

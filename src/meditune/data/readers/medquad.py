@@ -24,7 +24,6 @@ from meditune.progress import track
 FILE_BYTES = 2**24
 """Limit for one XML file; the largest published file has about two million bytes. The tree takes several times that"""
 ALL_BYTES = 2**29
-"""Limit for all XML files in a zip, unpacked"""
 XML_DEPTH = 100
 
 

@@ -17,12 +17,10 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-import yaml
-
 from meditune.data.example import Example, Passage, problem_in_text
 from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, open_unchanging
 from meditune.errors import DataError
-from meditune.files import bounded_lines
+from meditune.files import bounded_lines, package_table
 from meditune.phi.spans import placeholders
 from meditune.progress import Progress
 
@@ -36,8 +34,7 @@ NOTICE = (
 )
 
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
-with Path(__file__).with_name("mimic_sections.yaml").open(encoding="utf-8") as _stream:
-    _SECTIONS = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_SECTIONS = package_table(Path(__file__).with_name("mimic_sections.yaml"))
 _ANY_HEADING = "|".join(
     f"(?P<{name.replace('-', '_')}>{'|'.join(patterns)})" for name, patterns in _SECTIONS["headings"].items()
 )

@@ -49,7 +49,6 @@ CLAIM_GUESSES: dict[str, tuple[str, ...]] = {
     "label": ("label", "verdict", "gold_label"),
     "group": ("group", "group_id", "document_id", "doc_id", "pmid"),
 }
-"""Default column names of each field in a file of claims"""
 CLAIM_NEEDED = (("claim",), ("evidence",), ("label",))
 LABEL_WORDS: dict[str, Label] = {
     **dict.fromkeys(("supported", "supports", "support", "entailment", "entailed", "true"), "supported"),

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from meditune.config.recipe import Recipe, SuiteName, SuiteSpec
 from meditune.data import leakage
-from meditune.data.example import Example, read_examples, write_examples
+from meditune.data.example import Example, read_examples, write_records
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects, Row
 from meditune.data.readers.user_files import hub_rows
@@ -171,7 +171,7 @@ def prepare_suites(recipe: Recipe, folder: Path) -> Suites:
             continue
         suite, rejects = SUITES[spec.name], Rejects()
         examples, origin = read_suite(spec, recipe.seed, rejects)
-        write_examples(path, examples)
+        write_records(path, examples)
         labels = read_labels(suite, origin, recipe.seed, rejects)
         if labels:
             write_jsonl(place / f"{spec.name}-labels.jsonl", labels)

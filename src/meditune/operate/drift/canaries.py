@@ -2,9 +2,8 @@
 
 Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
 spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
-MAX_LOOKS on the level stays fixed, so that changes can still be detected in a model that is served for long. A run in
-which exactly the same canaries are right as in the previous one isn't a look. A failed `critical` canary raises an
-alert at once.
+MAX_LOOKS on it stays fixed, so that changes of a long-served model can still be detected. A run in which exactly the
+same canaries are right as in the previous one isn't a look. A failed `critical` canary raises an alert at once.
 """
 
 from __future__ import annotations
@@ -125,11 +124,9 @@ def append_run(run: dict[str, Any], path: Path) -> None:
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """Compare the last run with the first: `alert`, `message`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`,
-    and `since`, the time since which all canaries that fail now have been failing.
+    """Compare the last run with the first; `since` is when all canaries that fail now began to fail.
 
-    With a registry's `version`, only answers of that version in the last run count. Raises DataError if there is no
-    run.
+    With a registry's `version`, only answers of that version in the last run count. Raises DataError without runs.
     """
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):

@@ -144,10 +144,7 @@ def advance(
     batch: int = BATCH,
     rest: Callable[[float], None] = lambda _: None,
 ) -> CheckResult:
-    """Add the requests that are new since the last check, and gather evidence for alerts.
-
-    After each batch, `rest` receives the seconds it took. Raises DataError if a file has become shorter.
-    """
+    """Add the new requests, and gather evidence for alerts; after each batch, `rest` receives the seconds it took."""
     reference, began = monitor.reference, monitor.count
     same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0

@@ -1,7 +1,6 @@
-"""The drift watcher of a running server: checks new requests in its store repeatedly.
+"""The drift watcher of a running server: checks new requests in its store repeatedly, in its own thread.
 
-It runs in its own thread and rests three times as long as it works, so it barely slows down answers. Its state is saved
-like that of a check, so a restarted server resumes from it; another process with the same state file waits.
+It rests three times as long as it works, so it barely slows down answers. Its state is saved like that of a check.
 """
 
 from __future__ import annotations
@@ -134,8 +133,8 @@ class DriftWatcher:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
-                busy = f"Another server or check is using {self._state}. This one will start checking when it ends."
-                raise DataError(busy) from error
+                busy = f"Another server or check is using {self._state}"
+                raise DataError(f"{busy}. This one will start checking when the other one ends.") from error
             exists = self._state.exists()
             self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
         return self._monitor

@@ -96,8 +96,7 @@ def threshold(false_alarms: float, requests: int, signals: int) -> float:
 
 
 def delta(p: Floats) -> float:
-    """Return Cliff's delta of the values behind p-values (n,) against their pool, in [-1, 1]; 0: no difference, 1: all
-    larger.
+    """Return Cliff's delta of the values behind p-values (n,) against their pool, in [-1, 1]; 1: all larger.
 
     If the ends changed more than the sides differ, return the size of that change, scaled to the same random spread.
     """
@@ -174,9 +173,8 @@ def kernel(vectors: Vectors, rng: np.random.Generator) -> Kernel:
 def block_test(pool: Vectors, block: Vectors, rng: np.random.Generator) -> tuple[float, float]:
     """Return the p-value of a block's features (b, FEATURES) and its squared maximum mean discrepancy (MMD).
 
-    The p-value is the block's rank among random blocks of pool and block: exact under exchangeability, and independent
-    of the p-values of earlier blocks. The mean over the random blocks is subtracted from the squared MMD, so that it is
-    about 0 without drift.
+    The p-value is the block's rank among random blocks of pool and block: exact under exchangeability. The mean over
+    the random blocks is subtracted from the squared MMD, so that it is about 0 without drift.
     """
     everything = np.concatenate([pool, block])
     centre = everything.mean(axis=0)

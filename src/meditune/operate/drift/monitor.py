@@ -213,10 +213,7 @@ class Monitor:
         return changed
 
     def add_outcome(self, request: Request) -> list[Alert]:
-        """Add the outcome of an earlier request: its ratings, or that it has none.
-
-        Call it in the order of the requests. A request that had its outcome added, or is too old, is ignored.
-        """
+        """Add the ratings of an earlier request, in the order of the requests; late or repeated ones are ignored."""
         number = self.number_of(request.id)
         if number is None or number <= self.outcomes:
             return []

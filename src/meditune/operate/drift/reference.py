@@ -1,7 +1,4 @@
-"""The reference of drift checks: what requests were like in a period without problems, fitted once.
-
-It is a file of arrays with a description, written atomically and protected by a hash.
-"""
+"""The reference of drift checks, fitted once to a period without problems: a file of arrays, protected by a hash."""
 
 from __future__ import annotations
 
@@ -101,7 +98,7 @@ class Reference:
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:
     """Fit a reference: half of the requests are learned from, the other half is ranked against.
 
-    `embedding` is the identity of the model that made their vectors. Raises DataError if there are too few requests.
+    `embedding` identifies the model that made their vectors. Raises DataError if there are too few requests.
     """
     if len(requests) < MIN_REQUESTS:
         raise DataError(

@@ -1,7 +1,6 @@
 """The signals of drift detection, by name: the part of a request that each one reads, and its title.
 
-A number is ranked; a category is one of several values. Signals of a question's meaning need its vector and what the
-reference learned (`Shape`: words, topics, directions) from its first half. Missing values are skipped.
+Signals of a question's meaning need its vector and what the reference learned (`Shape`). Missing values are skipped.
 """
 
 from __future__ import annotations

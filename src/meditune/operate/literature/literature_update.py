@@ -144,10 +144,7 @@ class Report:
 
 
 def update(folder: Path, options: UpdateOptions) -> Report:
-    """Update the library in a folder. The report lists steps that failed.
-
-    Raises DataError before any change if the request is invalid or another update is running.
-    """
+    """Update the library in a folder. The report lists steps that failed; an invalid request raises DataError."""
     _contact(options)
     if not (options.queries or options.files or options.index or (folder / FILE).is_file()):
         raise DataError(

@@ -168,8 +168,7 @@ class UpdateFileImport:
     def all(self, begin: str | None = None) -> list[str]:
         """Apply every file that isn't applied yet, starting at `begin` if given; return their names.
 
-        Raises DataError if a file is damaged or a number is missing. Files applied before the error stay applied, and
-        the same call resumes after them.
+        Raises DataError if a file is damaged or a number is missing; the same call resumes after the applied files.
         """
         applied = self.library.files()
         names = sorted(name for name in set(self.place.names()) if _NAME.fullmatch(name))

@@ -259,8 +259,7 @@ class LibrarySearch:
     def query(self, term: str, since: str | None) -> int:
         """Import the articles that the query finds; return how many.
 
-        The first update reads all, or those changed since `since` (ISO 8601); later ones read what changed since the
-        last. Raises DataError, after which the same call resumes.
+        The first update reads all, or those changed since `since` (ISO 8601); later ones what changed since the last.
         """
         name = f"query: {term}"
         cursor = self.library.cursor(name)

@@ -33,7 +33,6 @@ from meditune.store import exists, open_store
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
 
-TRUST_ALL = "all"
 PASSAGES = 3
 """Maximum number of an answer's passages in the prompt of its correction"""
 
@@ -46,9 +45,7 @@ class TrainingDataSources:
     trust: tuple[str, ...] = ()
     """Ids of keys whose corrections are used, in addition to experts' keys; `all` means everyone"""
     labels: tuple[Path, ...] = ()
-    """Files of questions with answers or decisions by experts. A row with an `answer_id` is about an answer in the
-    store
-    """
+    """Files of questions with experts' answers or decisions; `answer_id` in a row names an answer in the store"""
     queues: tuple[Path, ...] = ()
     literature: tuple[Path, ...] = ()
     """Libraries of `meditune update`, or files of pairs"""
@@ -76,10 +73,12 @@ class NewTrainingData:
 
 def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
     """Write the available data to `folder`, one file for each kind. Raises DataError if a source cannot be read."""
-    found = NewTrainingData()
+    store, found = sources.store, NewTrainingData()
+    if store and not exists(store):
+        raise DataError(f"{store} is not a server's store: {FILE} is missing. Give the --store of `meditune serve`.")
+    answers = Answers(open_store(store)) if store else None
     index = Index.open(sources.index) if sources.index else None
     found.index = index.manifest.content if index else ""
-    answers = _answers(sources.store)
     kinds = {
         "feedback": _corrections(answers, sources.trust, index, found.left_out) if answers else (),
         "labels": _labelled(sources.labels, answers, found.left_out),
@@ -95,14 +94,6 @@ def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
     return found
 
 
-def _answers(store: str | None) -> Answers | None:
-    if store is None:
-        return None
-    if not exists(store):
-        raise DataError(f"{store} is not a server's store: {FILE} is missing. Give the --store of `meditune serve`.")
-    return Answers(open_store(store))
-
-
 def _corrections(
     answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
@@ -113,7 +104,7 @@ def _corrections(
         corrections = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
         if not corrections:
             continue
-        trusted = [each for each in corrections if each["expert"] or TRUST_ALL in named or each["who"] in named]
+        trusted = [each for each in corrections if each["expert"] or "all" in named or each["who"] in named]
         if not trusted:
             left_out["corrections by untrusted callers (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:
@@ -146,11 +137,8 @@ def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]
     """Return the passages of these ids that the index still holds."""
     if index is None:
         return []
-    found = []
-    for id in ids[:PASSAGES]:
-        document = id.rpartition("#")[0]
-        found += [row["text"] for row in index.passages(document) if row["id"] == id]
-    return [{"text": text, "label": ""} for text in found]
+    rows = (row for id in ids[:PASSAGES] for row in index.passages(id.rpartition("#")[0]) if row["id"] == id)
+    return [{"text": row["text"], "label": ""} for row in rows]
 
 
 def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -251,8 +239,7 @@ def deal(
 ) -> DealtRows:
     """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
 
-    Rows that are similar to a held-out item aren't trained on; rows similar to a trained row aren't held out. Raises
-    TooFewError if fewer than `min_rows` rows are new, or none is left to train on or to evaluate on.
+    Rows similar to a held-out item aren't trained on, and the other way round. Raises TooFewError.
     """
     left_out: Counter[str] = Counter()
     seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}

@@ -32,9 +32,8 @@ def judge(
 ) -> dict[str, Any]:
     """Compare the base and the tuned model of a finished run on its old and its new test items.
 
-    `policies` are the user's own ones for old and new items; None: the default policy of `usual`.
-    Return `passed`, and `on`: for old and new items their number, `figures` of both models, `comparison` and `checks`.
-    If too little was measured for a decision, `unjudged` says so in a sentence, and the version does not pass.
+    `policies` are the user's own ones for old and new items, or None. Return `passed`, and `on`: for old and new items
+    their number, `figures`, `comparison` and `checks`, and in `unjudged` why too little was measured for a decision.
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
@@ -62,10 +61,7 @@ def judge(
 
 
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
-    """Return why the policy cannot be applied, in a sentence, or "" if it can.
-
-    `groups` counts the groups of items that decide about improvement. A user's own policy only needs to have a rule.
-    """
+    """Return why the policy cannot be applied, or ""; `groups` of items decide about an improvement."""
     if not any(policy.model_dump().values()):
         return f"The policy has no rule for the {items} items, so they cannot be judged."
     if is_own or items == OLD:

@@ -1,8 +1,7 @@
 """One retraining: gather data, split it, train from the current version, judge the result, add and promote it.
 
-The recipe is derived from that of the current version, with a lower learning rate and the new data. Unfinished work is
-in the registry's `work/` until its version was promoted, tried or stored, so the same command resumes it. The gathered
-data stays in `rows/`.
+The recipe is derived from that of the current version. Unfinished work is in the registry's `work/` until its version
+was promoted, tried or stored, so the same command resumes it. The gathered data stays in `rows/`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from meditune import model_registry, pipeline
 from meditune.config.load_recipe import load_recipe, save
-from meditune.config.recipe import Recipe, plain
+from meditune.config.recipe import Recipe
 from meditune.config.training_options import MixSpec
 from meditune.data import leakage
 from meditune.data.balance import mark_plain_style
@@ -51,7 +50,7 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
     Long answers are measured on the same share of test items as before. `synthetic`: the old rows are the sample.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
-    keys = plain(before)
+    keys = before.model_dump(mode="json")
     keys["model"] |= {"base": str((parent / "model").resolve()), "prune": {"method": "none"}}
     sources = [source for source in keys["data"]["sources"] if source["name"] != OWN]
     # New rows use the plain style only if all old rows do.
@@ -84,17 +83,6 @@ def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recip
 FILE = "retrain.json"
 
 
-@dataclass(frozen=True)
-class UnfinishedRetraining:
-    """The content of `work/retrain.json`."""
-
-    id: str
-    """A unique id; the run's folder has this name, which records the origin of its version."""
-    started: str
-    parent: str
-    options: dict[str, Any]
-
-
 class Work:
     """The work folder of a registry, used by one process at a time."""
 
@@ -104,32 +92,31 @@ class Work:
         self.facts = self.folder / "gathered.json"
         """Describes the gathered data, once the run's data is prepared"""
 
-    def read(self) -> UnfinishedRetraining | None:
-        """Return the unfinished retraining, or None."""
+    def read(self) -> dict[str, Any] | None:
+        """Return `id`, `started`, `parent` and `options` of the unfinished retraining, or None."""
         path = self.folder / FILE
-        return UnfinishedRetraining(**read_json(path)) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.folder / self._unfinished.id
+        return self.folder / self._id
 
     @property
     def rows(self) -> Path:
         """The folder that keeps the gathered rows, which the version's recipe names."""
-        return (self.registry.folder / "rows" / self._unfinished.id).resolve()
+        return (self.registry.folder / "rows" / self._id).resolve()
 
     def made(self) -> Version | None:
         """Return the version that the unfinished work already produced, if the command was stopped right after."""
         begun = self.read()
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
-        return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
+        return next((each for each in known if begun and Path(each.came_from).name == begun["id"]), None)
 
     def claim(self, parent: str, options: Mapping[str, Any], restart_if_changed: bool = False) -> None:
-        """Resume the unfinished retraining, or start a new one.
+        """Resume the unfinished retraining with the sources gathered then, or start a new one.
 
-        Sources that were added since then are used in the next retraining. Raises MedituneError if the options differ
-        from those of the unfinished retraining, unless `restart_if_changed` allows a new start.
+        Raises MedituneError if the options differ, unless `restart_if_changed` allows a new start.
         """
         before = self.read()
         if before and self.facts.is_file() and _can_resume(before, parent, options, restart_if_changed):
@@ -137,7 +124,8 @@ class Work:
         self.drop()
         begun = model_registry.utc_now()
         id = f"{begun.partition('+')[0].replace(':', '')}-{secrets.token_hex(3)}"
-        write_json(self.folder / FILE, asdict(UnfinishedRetraining(id, begun, parent, dict(options))))
+        unfinished = {"id": id, "started": begun, "parent": parent, "options": dict(options)}
+        write_json(self.folder / FILE, unfinished)
 
     def drop(self) -> None:
         """Delete the work and its gathered rows, which no version uses."""
@@ -151,20 +139,19 @@ class Work:
             shutil.rmtree(self.folder)
 
     @property
-    def _unfinished(self) -> UnfinishedRetraining:
+    def _id(self) -> str:
+        """A unique id; the run's folder has this name, which records the origin of its version."""
         begun = self.read()
         assert begun is not None, "the caller has claimed the work"
-        return begun
+        return str(begun["id"])
 
 
-def _can_resume(
-    before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
-) -> bool:
-    started = f"The retraining started at {before.started}"
-    differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
-    if before.parent != parent:
+def _can_resume(before: Mapping[str, Any], parent: str, options: Mapping[str, Any], restart_if_changed: bool) -> bool:
+    started = f"The retraining started at {before['started']}"
+    differing = [name for name in options if name != "sources" and before["options"].get(name) != options[name]]
+    if before["parent"] != parent:
         _say(
-            f"{started} continues from {before.parent}, but {parent} is served now. It is dropped, and a "
+            f"{started} continues from {before['parent']}, but {parent} is served now. It is dropped, and a "
             "new one starts."
         )
         return False
@@ -176,8 +163,8 @@ def _can_resume(
     if differing:
         _say(f"{started} had other options ({', '.join(differing)}). It is dropped, and a new one starts.")
         return False
-    _say(f"Resuming the retraining started at {before.started}.")
-    if before.options.get("sources") != options.get("sources"):
+    _say(f"Resuming the retraining started at {before['started']}.")
+    if before["options"].get("sources") != options.get("sources"):
         _say("It uses the data gathered then; other sources wait for the next retraining.")
     return True
 

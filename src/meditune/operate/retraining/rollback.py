@@ -1,8 +1,7 @@
 """Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
 
-A change in the questions is not a version's fault. A trial's answers are compared with those of the current version to
-the same share of questions at the same time. Alerts about inputs never cause a rollback. A version that a rollback
-restored isn't rolled back.
+A change in the questions is not a version's fault, and alerts about inputs never cause a rollback. A trial's answers
+are compared with the current version's at the same time. A version that a rollback restored isn't rolled back.
 """
 
 from __future__ import annotations
@@ -49,16 +48,12 @@ class VersionCheck:
 
 
 def guard(
-    folder: Path,
-    store: StoreLocation | None = None,
-    reference: Path | None = None,
-    canary: Path | None = None,
+    folder: Path, store: StoreLocation | None = None, reference: Path | None = None, canary: Path | None = None
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    `store` is a server's store, and `reference` the reference of the drift checks, whose state is beside it. `canary`
-    holds the results of `meditune drift canary`. An alert counts only if the store still has the answer that opened it,
-    which identifies the version.
+    The state of the drift checks is beside their `reference`; `canary` is a file of results. An alert counts only if
+    the store still has the answer that opened it, which identifies the version.
     """
     registry = Registry(folder)
     state = registry.state()
@@ -68,10 +63,14 @@ def guard(
     if state.trial and answers and (why := list(_evidence_against_trial(answers, state.trial, state.current))):
         registry.end_trial("; ".join(why), expected=state.trial.version, withdraw=True)
         return VersionCheck(state.trial.version, state.current, why)
-    why = [
-        *(_against(_open_alerts(reference), answers, state) if reference and answers else ()),
-        *(_canaries(canary, state) if canary else ()),
-    ]
+    why = []
+    if answers and reference and (place := state_of(reference)).is_file():
+        why += _against(Monitor.load(place, load(reference)).alerts(), answers, state)
+    begun, runs = state.latest_promotion(), read_jsonl(canary) if canary else []
+    if canary and runs and begun and str(runs[-1].get("time", "")) >= begun.when:
+        # Only runs since the current version is served say something about it.
+        verdict = canaries.verdict(canary, state.current)
+        why += [f"canaries: {verdict['message']}"] if verdict["alert"] else []
     return _rolled_back(registry, state, why)
 
 
@@ -147,12 +146,6 @@ def _evidence_against_trial(answers: Answers, trial: Trial, current: str) -> Ite
             yield f"{text.format(counts, trial.version)} and {text.format(beside, current)}"
 
 
-def _open_alerts(reference: Path) -> list[Alert]:
-    """Return the open alerts of the last drift check."""
-    place = state_of(reference)
-    return Monitor.load(place, load(reference)).alerts() if place.is_file() else []
-
-
 def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterator[str]:
     """Yield alerts that indicate worse answers and opened with an answer of the current version."""
     for alert in alerts:
@@ -168,13 +161,3 @@ def is_rated_worse(alert: Alert) -> bool:
     if (alert.signal, alert.what) in FEWER_IS_WORSE:
         return alert.after < alert.before
     return alert.signal in LESS_IS_WORSE and not alert.what and alert.effect < 0
-
-
-def _canaries(path: Path, state: State) -> Iterator[str]:
-    """Yield canaries that the current version answers worse since it is served."""
-    runs: Sequence[dict[str, Any]] = read_jsonl(path)
-    begun = state.latest_promotion()
-    if runs and begun and str(runs[-1].get("time", "")) >= begun.when:
-        verdict = canaries.verdict(path, state.current)
-        if verdict["alert"]:
-            yield f"canaries: {verdict['message']}"

@@ -5,8 +5,6 @@ Both pages load nothing from other servers.
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,11 @@ DOCS_PAGES = Path(__file__).parents[1] / "docs"
 @router.get("/docs")
 def docs(request: Request) -> HTMLResponse:
     """Return a page that describes every route and schema."""
-    return HTMLResponse(_page(json.dumps(request.app.openapi())))
+    from jinja2 import Environment, FileSystemLoader
+
+    templates = Environment(loader=FileSystemLoader(DOCS_PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["kind"] = kind_of
+    return HTMLResponse(templates.get_template("docs.html").render(spec=request.app.openapi()))
 
 
 @router.get("/docs/docs.css")
@@ -62,43 +64,10 @@ def style() -> Response:
     return Response((DOCS_PAGES / "docs.css").read_bytes(), media_type="text/css")
 
 
-@cache
-def _page(document: str) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    spec = json.loads(document)
-    templates = Environment(loader=FileSystemLoader(DOCS_PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["kind"] = kind_of
-    return templates.get_template("docs.html").render(
-        spec=spec, routes=_routes(spec), models=spec["components"]["schemas"]
-    )
-
-
-def _routes(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a flat description of each route, with the name of its body's schema."""
-    found = []
-    for path, methods in spec["paths"].items():
-        for method, route in methods.items():
-            body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            answers = []
-            for status, reply in route["responses"].items():
-                schemas = [_named(content.get("schema", {})) for content in reply.get("content", {}).values()]
-                answers.append({"status": status, "why": reply["description"], "schemas": schemas})
-            name = f"{method}-{path}".replace("/", "-").replace("{", "").replace("}", "")
-            found.append(
-                {"path": path, "method": method.upper(), "body": _named(body), "answers": answers, "id": name} | route
-            )
-    return found
-
-
-def _named(schema: dict[str, Any]) -> str:
-    return str(schema.get("$ref", "")).rpartition("/")[2]
-
-
 def kind_of(schema: dict[str, Any]) -> str:
     """Return a property's type in a few words; other schemas by their name."""
     if "$ref" in schema:
-        return _named(schema)
+        return str(schema["$ref"]).rpartition("/")[2]
     for several in ("anyOf", "oneOf"):
         if several in schema:
             return " or ".join(dict.fromkeys(kind_of(each) for each in schema[several]))
